@@ -1,0 +1,3 @@
+"""RaySwift: a Ray-native trainer for language models."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,3 @@
+from rayswift.cli import main
+
+main()

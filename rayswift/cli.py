@@ -1,0 +1,65 @@
+"""`rayswift <verb> ...`: verb -> module. Imports neither torch nor ray, so `--help` answers at once."""
+
+import importlib
+import sys
+
+from rayswift import __version__
+from rayswift.log import UserError, logger, setup_driver
+
+VERBS = {
+    "sft": "supervised fine-tuning: rows -> checkpoint",
+    "infer": "ask a run, a checkpoint or a model",
+    "export": "checkpoint -> model folder (merge a LoRA adapter)",
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one verb; exit code 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    sys.exit(_run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: list[str]) -> int:
+    setup_driver()
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())  # noqa: T201
+        return 0 if argv else 2
+    verb, rest = argv[0], argv[1:]
+    if verb in ("-V", "--version", "version"):
+        print(f"rayswift {__version__}")  # noqa: T201
+        return 0
+    if verb not in VERBS:
+        logger.error("error: `%s` is not a verb; verbs are %s", verb, ", ".join(VERBS))
+        return 2
+    from rayswift.config import load, show
+
+    if rest and rest[0] in ("-h", "--help"):
+        print(show.help_page(verb, VERBS[verb], full=rest[1:] == ["all"]))  # noqa: T201
+        return 0
+    try:
+        invocation = load.load(verb, rest)
+    except UserError as error:
+        return _complain(error, 2)
+    try:
+        importlib.import_module(f"rayswift.{verb}").run(invocation)
+    except UserError as error:
+        return _complain(error, error.exit_code)
+    except KeyboardInterrupt:
+        logger.error("interrupted")
+        return 130
+    return 0
+
+
+def _complain(error: UserError, exit_code: int) -> int:
+    for line in str(error).splitlines():
+        logger.error("error: %s" if not line.startswith(" ") else "%s", line)
+    return exit_code
+
+
+def usage() -> str:
+    """The first help page."""
+    verbs = "\n".join(f"  {name:<8} {what}" for name, what in VERBS.items())
+    return (
+        f"rayswift {__version__}: a Ray-native trainer for language models\n\n"
+        f"usage: rayswift <verb> [--config run.yaml] [--section.field value ...]\n\n{verbs}\n\n"
+        "rayswift <verb> --help shows the fields people set first, --help all every field."
+    )

@@ -1,0 +1,1 @@
+"""argv + YAML -> one resolved, frozen config. Imports neither torch nor ray."""

@@ -1,0 +1,230 @@
+"""Every field a user can set: a precise type, a default, and one sentence.
+
+A field lives in the section that owns it; its dotted path (`data.max_length`) is the YAML path, the flag and the name in
+every error. `train` also takes every other field of the task's TRL config under its TRL name (see `trl_fields.py`).
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+TruncationMode = Literal["drop", "left", "right"]
+LossOn = Literal["assistant", "last_turn", "all"]
+Strategy = Literal["no", "steps", "epoch"]
+# A list that may be written as its only item.
+Strings = Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, no unknown keys, docstrings under fields become their help."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """What is trained."""
+
+    path: str
+    """Folder or hub id of the model (`--model` for short)."""
+    tuner: Literal["full", "lora"] = "full"
+    """Train all weights, or a LoRA adapter on the frozen ones."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of weights and activations; auto: bfloat16 on GPUs that have it, else float32."""
+    attn_implementation: str | None = None
+    """Attention kernel as `transformers` names it (sdpa, eager, flash_attention_2, ...); null: its own choice."""
+    lora_rank: int = Field(8, ge=1)
+    """Rank of the LoRA matrices."""
+    lora_alpha: float = 32
+    """LoRA scale: the update is multiplied by alpha / rank."""
+    lora_dropout: float = Field(0.05, ge=0, lt=1)
+    """Dropout on the LoRA input."""
+    target_modules: Strings = ["all-linear"]
+    """Modules that get an adapter: names, or all-linear for every linear layer but the head."""
+    modules_to_save: Strings = []
+    """Modules trained in full beside the adapter."""
+    chat_template: str | None = None
+    """Jinja file that replaces the tokenizer's chat template; null: the tokenizer's own."""
+    random_init: bool = False
+    """Initialise the weights from `config.json` and the seed instead of loading them."""
+    revision: str | None = None
+    """Hub revision; null: the default branch."""
+    trust_remote_code: bool = False
+    """Run model code shipped with the checkpoint."""
+
+
+class DataConfig(Section):
+    """Rows, and how they become packed token rows."""
+
+    dataset: Strings
+    """Files, folders, globs or hub ids to train on: jsonl, json, csv, parquet, text."""
+    eval: Strings = []
+    """Files or hub ids to evaluate on."""
+    eval_fraction: float = Field(0.0, ge=0, lt=1)
+    """Share of the training rows held out for evaluation, chosen by the seed."""
+    columns: dict[str, str] = {}
+    """Your column name -> ours (messages, system, query, response, history, text, ...)."""
+    system: str | None = None
+    """System prompt for rows that bring none."""
+    max_length: int = Field(2048, ge=2)
+    """Tokens in a packed row, and the longest row that is trained."""
+    truncation: TruncationMode = "drop"
+    """A longer row is dropped (and counted), or loses its left or right end."""
+    packing: bool = True
+    """Put several rows into one of `max_length` tokens; attention never crosses their borders."""
+    loss_on: LossOn = "assistant"
+    """Which tokens are trained: all assistant turns, the last one, or every token."""
+    shuffle: bool = True
+    """New order each epoch, a function of seed and epoch alone."""
+    window_rows: int = Field(2000, ge=1)
+    """Rows that are packed together; the unit of streaming."""
+    max_bad_fraction: float = Field(0.01, ge=0, le=1)
+    """Share of quarantined rows, judged from 1,000 rows on and at the end of the data, that stops the run."""
+
+
+class TrainConfig(Section):
+    """Optimiser, schedule, logging, saving, evaluation: names and values of TRL's `SFTConfig`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    output_dir: str = "runs/sft"
+    """Run folder: resolved config, logs, metrics, checkpoints, row accounting."""
+    resume: str = "never"
+    """auto: continue the newest complete checkpoint of the run folder, if any; a path: that one; never: start anew."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate; null: 2e-5 for full training, 1e-4 for LoRA."""
+    num_train_epochs: float = Field(3.0, gt=0)
+    """Passes over the data; schedule and end follow the rows consumed."""
+    max_steps: int = -1
+    """Optimizer steps; if positive it replaces `num_train_epochs`, and the data repeats as needed."""
+    per_device_train_batch_size: int = Field(8, ge=1)
+    """Packed rows per worker and micro-batch."""
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    """Micro-batches per optimizer step."""
+    per_device_eval_batch_size: int = Field(8, ge=1)
+    """Packed rows per worker and evaluation batch."""
+    lr_scheduler_type: str = "linear"
+    """Schedule, as `transformers` names it."""
+    warmup_steps: float = Field(0, ge=0)
+    """Warm-up steps, or below 1 their share of the training."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Clip gradients to this norm; 0: never."""
+    optim: str = "adamw_torch"
+    """Optimizer, as `transformers` names it."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass to save memory."""
+    loss_type: Literal["nll", "dft"] = "nll"
+    """Cross-entropy, or TRL's dynamic fine-tuning loss."""
+    seed: int = 42
+    """Seeds weights, order and dropout."""
+    logging_steps: float = Field(10, gt=0)
+    """Steps between log lines."""
+    eval_strategy: Strategy = "no"
+    """When to evaluate."""
+    eval_steps: int | None = Field(None, ge=1)
+    """Steps between evaluations; null: as `logging_steps`."""
+    eval_on_start: bool = False
+    """Evaluate once before training."""
+    save_strategy: Strategy = "steps"
+    """When to save; the end of the training is always saved."""
+    save_steps: int = Field(500, ge=1)
+    """Steps between checkpoints."""
+    save_total_limit: int | None = Field(None, ge=1)
+    """Checkpoints kept besides the best; null: all."""
+    save_only_model: bool = False
+    """Leave out optimizer and data position: smaller, but not resumable."""
+    load_best_model_at_end: bool = False
+    """The run's model is the best checkpoint, not the last."""
+    metric_for_best_model: str = "loss"
+    """Evaluation metric that decides which checkpoint is best."""
+    greater_is_better: bool = False
+    """Whether a higher value of that metric is better."""
+    early_stopping_patience: int | None = Field(None, ge=1)
+    """Stop after so many evaluations without improvement; null: never."""
+    report_to: Strings = ["tensorboard"]
+    """Trackers, as `transformers` names them; none: only `metrics.jsonl`."""
+
+    @property
+    def trl_extra(self) -> dict[str, Any]:
+        """Fields given under their TRL name that have no line of their own above."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class ClusterConfig(Section):
+    """Where it runs."""
+
+    num_workers: int | None = Field(None, ge=0)
+    """Training workers; 0: in this process; null: one per GPU, else 1."""
+    zero_stage: int | None = Field(None, ge=0, le=3)
+    """DeepSpeed ZeRO stage; null: the smallest that fits by the memory estimate."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """Keep optimizer states (ZeRO 1-3), or also weights (ZeRO 3), in host memory."""
+    deepspeed: str | None = None
+    """A DeepSpeed JSON of your own, used whole in place of `zero_stage` and `offload`."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where workers compute; auto: GPUs if there are any."""
+    threads_per_worker: int | None = Field(None, ge=1)
+    """CPU threads of a worker; null: cores divided by the workers of this machine."""
+    address: str | None = None
+    """Ray cluster to join; null: RAY_ADDRESS if set, else one started for this run."""
+    num_data_cpus: int = Field(2, ge=1)
+    """Tokenising tasks at a time when Ray is started for this run."""
+    max_failures: int = Field(3, ge=0)
+    """Restarts of the training workers after a death."""
+    timeout_s: int = Field(600, ge=1)
+    """Longest wait for a collective, a batch or an actor before the run ends with an error."""
+
+
+class SftConfig(Section):
+    """`rayswift sft`: supervised fine-tuning."""
+
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig = TrainConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+
+class InferSection(Section):
+    """Ask a model."""
+
+    model: str
+    """Run folder, checkpoint, model folder or hub id."""
+    prompt: Strings
+    """Questions, each answered on its own."""
+    system: str | None = None
+    """System prompt."""
+    backend: Literal["auto", "vllm", "transformers"] = "auto"
+    """Engine; auto: vLLM if it is installed."""
+    max_new_tokens: int = Field(512, ge=1)
+    """Longest answer, in tokens."""
+    temperature: float = Field(0.0, ge=0)
+    """Sampling temperature; 0: greedy."""
+    seed: int = 0
+    """Seeds sampling."""
+
+
+class InferConfig(Section):
+    """`rayswift infer`: answers from a trained model."""
+
+    infer: InferSection
+
+
+class ExportSection(Section):
+    """Turn a checkpoint into a model folder."""
+
+    model: str
+    """Run folder or checkpoint with a LoRA adapter."""
+    merge_lora: bool = False
+    """Merge the adapter into its base model."""
+    output_dir: str | None = None
+    """Folder to write; null: beside the checkpoint, with `-merged` behind its name."""
+
+
+class ExportConfig(Section):
+    """`rayswift export`: a model folder from a checkpoint."""
+
+    export: ExportSection
+
+
+VERB_CONFIGS: dict[str, type[Section]] = {"sft": SftConfig, "infer": InferConfig, "export": ExportConfig}

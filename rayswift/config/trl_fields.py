@@ -1,0 +1,129 @@
+"""The fields of TRL's config classes, read from their source: importing them would load torch into the driver.
+
+`train` accepts each of them under its TRL name, except those whose work Ray or another section does (`OWNED`).
+"""
+
+import ast
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+_SOURCES = (
+    ("transformers", "training_args.py", "TrainingArguments"),
+    ("trl", "trainer/base_config.py", "_BaseConfig"),
+    ("trl", "trainer/sft_config.py", "SFTConfig"),
+)
+
+# TRL fields that another section owns under the same meaning and values: they are moved there.
+MOVED = {
+    "max_length": "data.max_length",
+    "packing": "data.packing",
+    "trust_remote_code": "model.trust_remote_code",
+}
+
+# TRL name (a trailing * matches a prefix) -> what to use instead.
+OWNED = {
+    "eval_packing": "data.packing",
+    "truncation_mode": "data.truncation",
+    "shuffle_dataset": "data.shuffle",
+    "assistant_only_loss": "data.loss_on",
+    "completion_only_loss": "data.loss_on",
+    "chat_template_path": "model.chat_template",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+    "bf16_full_eval": "model.dtype",
+    "fp16_full_eval": "model.dtype",
+    "model_init_kwargs": "the fields of `model`",
+    "deepspeed": "cluster.deepspeed",
+    "fsdp*": "cluster.zero_stage",
+    "ddp_*": "cluster (Ray Train starts the workers)",
+    "local_rank": "cluster (Ray Train starts the workers)",
+    "use_cpu": "cluster.device",
+    "resume_from_checkpoint": "train.resume",
+    "ignore_data_skip": "train.resume (the data position is part of every checkpoint)",
+    "dataloader_*": "data and cluster.num_data_cpus (Ray Data feeds the workers)",
+    "dataset_*": "data (Ray Data reads and encodes the rows)",
+    "train_sampling_strategy": "data.packing and data.shuffle",
+    "data_seed": "train.seed",
+    "length_column_name": "data.packing",
+    "remove_unused_columns": "data.columns",
+    "padding_free": "data.packing",
+    "pad_to_multiple_of": "data.packing",
+    "auto_find_batch_size": "train.per_device_train_batch_size (the global batch is fixed at the first launch)",
+    "accelerator_config": "cluster",
+    "parallelism_config": "cluster",
+    "use_vllm": "the rollout section of `rayswift rlhf`",
+    "vllm_*": "the rollout section of `rayswift rlhf`",
+    "logging_strategy": "train.logging_steps",
+    "logging_nan_inf_filter": "nothing: a NaN loss is always shown",
+    "disable_tqdm": "nothing: the driver draws the progress bar",
+    "do_train": "the verb",
+    "do_eval": "train.eval_strategy",
+    "do_predict": "`rayswift infer`",
+    "batch_eval_metrics": "nothing: evaluation sums its loss as it goes",
+    "include_for_metrics": "nothing: evaluation sums its loss as it goes",
+    "eval_accumulation_steps": "nothing: evaluation sums its loss as it goes",
+    "save_on_each_node": "nothing: all ranks share the run folder",
+    "restore_callback_states_from_checkpoint": "train.resume",
+}
+
+
+@dataclass(frozen=True)
+class TrlField:
+    """One field of a TRL config: its annotation as written, its default's source and its help."""
+
+    annotation: str
+    default: str
+    help: str
+
+
+@cache
+def read_fields() -> dict[str, TrlField]:
+    """All fields of `SFTConfig` and its bases by name; a subclass's word replaces its base's."""
+    fields: dict[str, TrlField] = {}
+    for package, file, class_name in _SOURCES:
+        spec = importlib.util.find_spec(package)
+        assert spec is not None and spec.submodule_search_locations, f"{package} is a dependency"
+        tree = ast.parse((Path(spec.submodule_search_locations[0]) / file).read_text(encoding="utf-8"))
+        body = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == class_name).body
+        for node in body:
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                fields[node.target.id] = _field(node)
+    return fields
+
+
+def _field(node: ast.AnnAssign) -> TrlField:
+    default, help_text = "", ""
+    if isinstance(node.value, ast.Call):
+        for keyword in node.value.keywords:
+            if keyword.arg == "default":
+                default = ast.unparse(keyword.value)
+            if keyword.arg == "metadata" and isinstance(keyword.value, ast.Dict):
+                for value in keyword.value.values:
+                    if isinstance(value, ast.Constant):
+                        help_text = str(value.value)
+    elif node.value is not None:
+        default = ast.unparse(node.value)
+    return TrlField(ast.unparse(node.annotation), default, " ".join(help_text.split()))
+
+
+def owner_of(name: str) -> str | None:
+    """What replaces a TRL field that RaySwift sets itself; None if the field is the user's."""
+    for pattern, owner in (MOVED | OWNED).items():
+        if name == pattern or (pattern.endswith("*") and name.startswith(pattern[:-1])):
+            return owner
+    return None
+
+
+@cache
+def type_of(annotation: str) -> TypeAdapter[Any]:
+    """A validator for an annotation; a type that needs `transformers` to name it is left to `transformers` to check."""
+    names = {"str": str, "int": int, "float": float, "bool": bool, "dict": dict, "list": list, "Any": Any}
+    parsed = ast.parse(annotation, mode="eval")
+    if any(isinstance(node, ast.Name) and node.id not in names for node in ast.walk(parsed)):
+        return TypeAdapter(Any)
+    return TypeAdapter(eval(compile(parsed, "<annotation>", "eval"), {"__builtins__": {}}, names))

@@ -1,0 +1,1 @@
+"""rows -> canonical rows -> token ids + loss mask -> packed rows -> batches."""

@@ -1,0 +1,66 @@
+"""Packed rows -> the tensors a model takes; pure.
+
+Two layouts keep attention inside each document: `rows` ([B, T], position ids restarting at each document, for SDPA and eager, which
+build the block-diagonal mask from them) and `flat` ([1, sum T] with cumulative lengths, for variable-length flash attention).
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from rayswift.data.windows import PackedRow
+
+IGNORED = -100
+Layout = Literal["rows", "flat"]
+
+
+def collate(rows: Sequence[PackedRow], num_rows: int, pad_token_id: int, layout: Layout) -> dict[str, Any]:
+    """Tensors of one micro-batch.
+
+    Args:
+        rows: At most `num_rows` packed rows; missing ones become rows of one padding token without loss.
+        num_rows: Rows of the micro-batch, B.
+        pad_token_id: Fills the ends of shorter rows.
+        layout: See the module.
+
+    Returns:
+        input_ids, labels (-100 where not trained) and position_ids, int64 [B, T] or [1, sum T]; for `flat` also the cumulative
+        document lengths as `transformers`' flash-attention path takes them.
+    """
+    ids = [row.input_ids for row in rows]
+    labels = [np.where(row.trained, row.input_ids, IGNORED) for row in rows]
+    positions = [np.concatenate([np.arange(n) for n in row.lengths]) for row in rows]
+    if layout == "flat":
+        if not rows:
+            ids, labels, positions = [np.array([pad_token_id])], [np.array([IGNORED])], [np.array([0])]
+        lengths = [n for row in rows for n in row.lengths] or [1]
+        borders = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+        flat = {"input_ids": ids, "labels": labels, "position_ids": positions}
+        return {
+            **{k: torch.from_numpy(np.concatenate(v).astype(np.int64))[None] for k, v in flat.items()},
+            "cu_seq_lens_q": borders,
+            "cu_seq_lens_k": borders,
+            "max_length_q": max(lengths),
+            "max_length_k": max(lengths),
+        }
+    width = max((len(row) for row in ids), default=1)
+    return {
+        "input_ids": _padded(ids, num_rows, width, pad_token_id),
+        "labels": _padded(labels, num_rows, width, IGNORED),
+        # Position 0 throughout the padding: each padding token is a document of its own and attends only to itself.
+        "position_ids": _padded(positions, num_rows, width, 0),
+    }
+
+
+def _padded(arrays: Sequence[Any], num_rows: int, width: int, fill: int) -> torch.Tensor:
+    out = np.full((num_rows, width), fill, dtype=np.int64)
+    for row, array in zip(out, arrays, strict=False):
+        row[: len(array)] = array
+    return torch.from_numpy(out)
+
+
+def cut(rows: Sequence[PackedRow], micro_batch: int, num_batches: int) -> list[Sequence[PackedRow]]:
+    """A rank's rows as exactly `num_batches` micro-batches; the last may be short or empty."""
+    return [rows[i * micro_batch : (i + 1) * micro_batch] for i in range(num_batches)]

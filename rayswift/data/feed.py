@@ -1,0 +1,170 @@
+"""The feed: one ordered stream of global batches, served by (step, data-parallel rank, data-parallel size).
+
+It lives in an actor without CPUs that the driver owns, or as a plain object in the process of `cluster.num_workers: 0`. A restarted
+trainer calls `begin` with its checkpoint's position; a restarted feed is rebuilt from the ranks' own.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rayswift.data.global_batches import FeedPlan, GlobalBatch, Position, global_batches
+from rayswift.data.windows import PackedRow, Window, WindowPlan
+from rayswift.log import UserError
+
+_AHEAD_STEPS = 8
+Stream = Callable[[WindowPlan, int, int], Iterator[Window]]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What one rank trains in one step; `rows` may be fewer than its share, or none, at the end of the data."""
+
+    step: int
+    rows: tuple[PackedRow, ...]
+    epochs: float
+    position: Position
+    last: bool
+
+
+class Feed:
+    """Produces global batches ahead of the ranks and hands each its slice.
+
+    Args:
+        windows: How to make a window of training rows.
+        eval_windows: The same for evaluation rows, or None.
+        plan: How the sequence is cut and where it ends.
+        data_dir: Folder for `quarantine.jsonl`.
+        stream: Windows of an epoch from a number on.
+    """
+
+    def __init__(
+        self, windows: WindowPlan, eval_windows: WindowPlan | None, plan: FeedPlan, data_dir: str, stream: Stream
+    ):
+        self._windows, self._eval_windows, self._plan, self._stream = windows, eval_windows, plan, stream
+        self._quarantine = _QuarantineFile(Path(data_dir) / "quarantine.jsonl")
+        self._changed = threading.Condition()
+        self._generation = 0
+        self._attempt = ""
+        self._start: Position | None = None
+        self._ready: dict[int, GlobalBatch] = {}
+        self._wanted: dict[int, int] = {}
+        self._ended_at: int | None = None
+        self._error: BaseException | None = None
+        self._eval_rows: list[PackedRow] | None = None
+        self._eval_lock = threading.Lock()
+
+    def begin(self, attempt: str, position: Position) -> None:
+        """Serve from `position` on; all ranks of an attempt may call it, and the earliest position counts."""
+        with self._changed:
+            running = self._start is not None and self._error is None
+            if running and self._start == position and not self._wanted:
+                self._attempt = attempt  # as warmed up by the driver
+                return
+            if running and attempt == self._attempt and self._start and position.step >= self._start.step:
+                return
+            self._generation += 1
+            self._attempt, self._start, self._error, self._ended_at = attempt, position, None, None
+            self._ready.clear()
+            self._wanted.clear()
+            self._changed.notify_all()
+            producer = threading.Thread(target=self._produce, args=(self._generation, position), daemon=True)
+        producer.start()
+
+    def next(self, step: int, rank: int, size: int, timeout_s: float) -> Slice:
+        """The slice of `rank` among `size` for a step.
+
+        Raises:
+            UserError: the data ran out of trainable rows, or too many are bad.
+            TimeoutError: no batch came in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            self._wanted[rank] = step
+            if len(self._wanted) >= size:
+                for done in [s for s in self._ready if s < min(self._wanted.values())]:
+                    del self._ready[done]
+            self._changed.notify_all()
+            while step not in self._ready:
+                if self._error is not None:
+                    raise self._error
+                if self._ended_at is not None and step >= self._ended_at:
+                    raise UserError(f"the data ended before step {step}", exit_code=1)
+                if not self._changed.wait(max(0.0, min(1.0, deadline - time.monotonic()))):
+                    if time.monotonic() >= deadline:
+                        raise TimeoutError(f"the data feed had no batch for step {step} within {timeout_s:.0f} s")
+            batch = self._ready[step]
+        share = self._plan.global_batch // size
+        rows = batch.rows[rank * share : (rank + 1) * share]
+        return Slice(step, rows, batch.epochs, batch.position, batch.last)
+
+    def evaluation(self, rank: int, size: int) -> tuple[tuple[PackedRow, ...], int]:
+        """This rank's evaluation rows, and the largest number that any rank has; encoded once."""
+        with self._eval_lock:
+            if self._eval_rows is None:
+                self._eval_rows = []
+                assert self._eval_windows is not None, "evaluation without evaluation rows"
+                for window in self._stream(self._eval_windows, 0, 0):
+                    self._eval_rows += window.rows
+                    self._quarantine.add(window)
+                if not self._eval_rows:
+                    raise UserError("no evaluation row can be used; see data/quarantine.jsonl", exit_code=1)
+        rows = self._eval_rows
+        return tuple(rows[rank::size]), -(-len(rows) // size)
+
+    def _produce(self, generation: int, start: Position) -> None:
+        def source(epoch: int, first: int) -> Iterator[Window]:
+            return self._stream(self._windows, epoch, first)
+
+        def on_window(epoch: int, number: int, window: Window) -> None:
+            if epoch == 0 and generation == self._generation:
+                self._quarantine.add(window)
+
+        try:
+            step = start.step
+            for batch in global_batches(self._plan, source, start, on_window):
+                with self._changed:
+                    self._changed.wait_for(
+                        lambda: len(self._ready) < _AHEAD_STEPS or generation != self._generation
+                    )
+                    if generation != self._generation:
+                        return
+                    self._ready[batch.step] = batch
+                    step = batch.step + 1
+                    self._changed.notify_all()
+            with self._changed:
+                if generation == self._generation:
+                    self._ended_at = step
+                    self._changed.notify_all()
+        except BaseException as error:  # every waiting rank must hear of it
+            with self._changed:
+                if generation == self._generation:
+                    self._error = error
+                    self._changed.notify_all()
+
+
+class _QuarantineFile:
+    """Quarantined rows, each once, also after a restart."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._seen: set[str] = set()
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    self._seen.add(json.loads(line)["id"])
+                except json.JSONDecodeError:
+                    continue  # a line cut off by a kill; its row is written again
+
+    def add(self, window: Window) -> None:
+        new = [row for row in window.quarantined if row.id not in self._seen]
+        if not new:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._path, "a", encoding="utf-8") as file:
+            for row in new:
+                file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
+                self._seen.add(row.id)

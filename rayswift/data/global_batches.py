@@ -1,0 +1,157 @@
+"""Windows -> global batches, with the position that continues behind each; pure.
+
+Step k takes packed rows [k * G, (k + 1) * G) of the global sequence (G: the global batch), across window and epoch borders.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rayswift.data.windows import PackedRow, Window
+from rayswift.log import UserError
+
+_JUDGED_FROM_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class Position:
+    """A point in the global sequence: the next step and the next packed row.
+
+    counts: where every raw row before it went (`trained`, `filtered: ...`, `quarantined: ...`), over all epochs.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    window: int = 0
+    row: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values, for a checkpoint."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """The rows of one optimizer step.
+
+    rows: up to G packed rows; fewer only at the end of the data.
+    epochs: passes over the data once this step is done, from raw rows consumed.
+    position: where the next step begins.
+    last: no step follows.
+    """
+
+    step: int
+    rows: tuple[PackedRow, ...]
+    epochs: float
+    position: Position
+    last: bool
+
+
+@dataclass(frozen=True)
+class FeedPlan:
+    """How the global sequence is cut: G, and where it ends (after `max_steps`, or after `num_epochs` passes)."""
+
+    global_batch: int
+    num_rows: int
+    num_windows: int
+    window_rows: int
+    num_epochs: float
+    max_steps: int
+    max_bad_fraction: float
+
+    @property
+    def ends_by_steps(self) -> bool:
+        """Whether `max_steps` decides the end."""
+        return self.max_steps > 0
+
+
+WindowSource = Callable[[int, int], Iterator[Window]]
+"""(epoch, first window) -> the windows of that epoch from there on, in order."""
+
+
+def global_batches(
+    plan: FeedPlan, source: WindowSource, start: Position, on_window: Callable[[int, int, Window], None]
+) -> Iterator[GlobalBatch]:
+    """Cut windows into global batches, from `start` on.
+
+    Args:
+        plan: Batch size and end.
+        source: Where windows come from.
+        start: The position to continue at.
+        on_window: Called with (epoch, window number, window) when a window is opened for the first time.
+
+    Raises:
+        UserError: too many rows are bad, or an epoch leaves no row to train.
+    """
+    step, held = start.step, None
+    pending: list[PackedRow] = []
+    for row, epochs, position in _sequence(plan, source, start, on_window):
+        pending.append(row)
+        if len(pending) == plan.global_batch:
+            if held is not None:
+                yield held
+            last = plan.ends_by_steps and step + 1 >= plan.max_steps
+            held = GlobalBatch(step, tuple(pending), epochs, _at(position, step + 1), last)
+            pending, step = [], step + 1
+            if plan.ends_by_steps:  # its end is known, so nothing need be held back
+                yield held
+                held = None
+                if last:
+                    return
+        end = (epochs, position)
+    if pending:
+        if held is not None:
+            yield held
+        held = GlobalBatch(step, tuple(pending), end[0], _at(end[1], step + 1), True)
+    if held is not None:
+        yield GlobalBatch(held.step, held.rows, held.epochs, held.position, True)
+
+
+def _at(position: Position, step: int) -> Position:
+    return Position(step, position.epoch, position.window, position.row, position.counts)
+
+
+def _sequence(
+    plan: FeedPlan, source: WindowSource, start: Position, on_window: Callable[[int, int, Window], None]
+) -> Iterator[tuple[PackedRow, float, Position]]:
+    """Packed rows from `start` on, each with the epochs done and the position behind it."""
+    counts = Counter(start.counts)
+    epoch, first, skip = start.epoch, start.window, start.row
+    while plan.ends_by_steps or epoch < plan.num_epochs:
+        trained_before = counts["trained"] if first == 0 and skip == 0 else -1
+        for number, window in enumerate(source(epoch, first), first):
+            if skip == 0:
+                on_window(epoch, number, window)
+                counts.update({k: v for k, v in window.counts.items() if k != "trained"})
+                _judge(counts, plan.max_bad_fraction, _JUDGED_FROM_ROWS)
+            done = number * plan.window_rows + sum(row.num_source_rows for row in window.rows[:skip])
+            for index, row in enumerate(window.rows[skip:], skip):
+                if not plan.ends_by_steps and epoch + done / plan.num_rows >= plan.num_epochs:
+                    return
+                done += row.num_source_rows
+                counts["trained"] += len(row.lengths)
+                behind = (number, index + 1) if index + 1 < len(window.rows) else (number + 1, 0)
+                yield row, epoch + done / plan.num_rows, Position(0, epoch, *behind, dict(counts))
+            skip = 0
+        if counts["trained"] == trained_before:
+            raise UserError("no row is left to train:\n" + table(counts), exit_code=1)
+        _judge(counts, plan.max_bad_fraction, 1)
+        epoch, first = epoch + 1, 0
+
+
+def _judge(counts: Counter[str], max_bad_fraction: float, from_rows: int) -> None:
+    seen, bad = counts.total(), sum(v for k, v in counts.items() if k.startswith("quarantined"))
+    if seen >= from_rows and bad > max_bad_fraction * seen:
+        raise UserError(
+            f"{bad} of {seen} rows are bad, more than data.max_bad_fraction = {max_bad_fraction} allows; "
+            f"see data/quarantine.jsonl in the run folder:\n" + table(counts),
+            exit_code=1,
+        )
+
+
+def table(counts: dict[str, int] | Counter[str]) -> str:
+    """The row accounting, a line per outcome."""
+    lines = [("rows seen", sum(counts.values())), *sorted(counts.items(), key=lambda kv: -kv[1])]
+    return "\n".join(f"  {name:<48} {count:>10,}" for name, count in lines)

@@ -1,0 +1,45 @@
+"""One logger for every process, and the one exception that is meant for the user's eyes.
+
+The driver's lines go to stderr; a worker's lines go to `<run>/logs/<name>.log`, with its name in front.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+logger = logging.getLogger("rayswift")
+
+
+class UserError(Exception):
+    """Bad input or a broken surrounding: what, the value, and what to do. Shown without a traceback.
+
+    Args:
+        message: One problem a line; a line that begins with a space continues the one above.
+        exit_code: 2 for bad input found before any work began, 1 for a run that failed.
+    """
+
+    def __init__(self, message: str, exit_code: int = 2):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple[type["UserError"], tuple[str, int]]:
+        return UserError, (str(self), self.exit_code)
+
+
+def setup_driver() -> None:
+    """Send this process's lines to stderr, bare."""
+    _setup(logging.StreamHandler(sys.stderr), "%(message)s")
+
+
+def setup_worker(log_dir: Path, name: str) -> None:
+    """Append this process's lines to `log_dir/name.log`, each with time and name."""
+    log_dir.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(log_dir / f"{name}.log", encoding="utf-8")
+    _setup(handler, f"%(asctime)s {name} %(levelname)s %(message)s")
+
+
+def _setup(handler: logging.Handler, fmt: str) -> None:
+    handler.setFormatter(logging.Formatter(fmt, datefmt="%H:%M:%S"))
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

@@ -1,0 +1,137 @@
+"""What this machine and the Ray cluster have, and whether a run fits them."""
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from rayswift.config.schema import ClusterConfig
+from rayswift.log import UserError
+
+if TYPE_CHECKING:
+    import ray
+
+TRAINER = "rayswift_trainer"
+"""Custom resource of a Ray started here: train workers hold it, so that all CPUs stay with the data tasks."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the training runs: workers, device of each, CPU threads of each; `local`: Ray is started for this run."""
+
+    num_workers: int
+    device: str  # cpu | cuda
+    threads_per_worker: int
+    local: bool
+
+    @property
+    def world_size(self) -> int:
+        """Data-parallel size; the in-process worker counts as one."""
+        return max(1, self.num_workers)
+
+
+def lay_out(cluster: ClusterConfig) -> Layout:
+    """Resolve workers, device and threads without starting Ray.
+
+    Raises:
+        UserError: this machine, if it is the whole cluster, lacks the GPUs or cores asked for.
+    """
+    local = cluster.address is None and not os.environ.get("RAY_ADDRESS")
+    num_gpus, num_cores = count_gpus(), os.cpu_count() or 1
+    device = cluster.device
+    if device == "auto":
+        device = "cuda" if num_gpus else "cpu"
+    num_workers = cluster.num_workers
+    if num_workers is None:
+        num_workers = max(1, num_gpus) if device == "cuda" and local else 1
+    if local and device == "cuda" and max(1, num_workers) > num_gpus:
+        raise UserError(
+            f"cluster.num_workers = {num_workers} on cuda needs as many GPUs; this machine shows {num_gpus}; lower it, "
+            "set cluster.device cpu, or join a cluster with cluster.address"
+        )
+    if local and device == "cpu" and num_workers > num_cores:
+        raise UserError(
+            f"cluster.num_workers = {num_workers} is more than the {num_cores} CPU cores of this machine; lower it, or "
+            "join a cluster with cluster.address"
+        )
+    here = max(1, min(num_workers, num_cores))
+    return Layout(num_workers, device, cluster.threads_per_worker or max(1, num_cores // here), local)
+
+
+def count_gpus() -> int:
+    """NVIDIA GPUs that a process started here would see."""
+    devices = [d for d in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", d.name)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return len(devices)
+    return min(len(devices), len([d for d in visible.split(",") if d.strip() not in ("", "-1")]))
+
+
+def memory_per_worker_bytes(layout: Layout) -> int:
+    """Memory that a worker's training may take: its GPU's, or its share of this machine's."""
+    if layout.device == "cuda" and shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+        out = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False).stdout.split()
+        if out:
+            return int(out[0]) << 20
+    return int(psutil.virtual_memory().total * 0.8) // layout.world_size
+
+
+def connect(cluster: ClusterConfig, layout: Layout) -> None:
+    """Start Ray for this run, or join the cluster that is there, and make sure that workers and data tasks both fit.
+
+    Raises:
+        UserError: the cluster cannot be reached, or has too little.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return _preflight(ray, cluster, layout)
+    # A slow poll would leave a finished or dead worker unseen for seconds.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
+    if layout.local:
+        num_gpus = layout.world_size if layout.device == "cuda" else 0
+        ray.init(
+            num_cpus=cluster.num_data_cpus,
+            num_gpus=num_gpus,
+            resources={TRAINER: float(layout.world_size)},
+            **common,
+        )
+        return
+    del common["include_dashboard"]
+    try:
+        ray.init(address=cluster.address or "auto", **common)
+    except (ConnectionError, RuntimeError) as error:
+        where = cluster.address or os.environ.get("RAY_ADDRESS")
+        reason = str(error).splitlines()[0]
+        raise UserError(f"no Ray cluster answers at {where}: {reason}; check cluster.address") from error
+    _preflight(ray, cluster, layout)
+
+
+def worker_resources(layout: Layout) -> dict[str, float]:
+    """What a train worker holds while it lives."""
+    held = {"GPU": 1.0} if layout.device == "cuda" else {}
+    if layout.local:
+        return {TRAINER: 1.0, "CPU": 0.0, **held}
+    return {"CPU": 1.0, **held}
+
+
+def _preflight(ray: Any, cluster: ClusterConfig, layout: Layout) -> None:
+    if layout.local:
+        return
+    total = ray.cluster_resources()
+    lacking = []
+    if total.get("CPU", 0) < layout.num_workers + 1:
+        lacking.append(
+            f"{layout.num_workers + 1} CPUs (one per worker, and at least one for Ray Data), it has {total.get('CPU', 0):.0f}"
+        )
+    if layout.device == "cuda" and total.get("GPU", 0) < layout.num_workers:
+        lacking.append(f"{layout.num_workers} GPUs, it has {total.get('GPU', 0):.0f}")
+    if lacking:
+        raise UserError(f"the Ray cluster lacks {' and '.join(lacking)}; lower cluster.num_workers or add nodes")

@@ -1,0 +1,1 @@
+"""batches -> optimizer steps -> checkpoints."""

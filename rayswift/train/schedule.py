@@ -1,0 +1,34 @@
+"""Learning-rate schedules over a stream whose number of steps is not known: progress is counted in raw rows, not steps."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_scheduler
+
+_TICKS = 1_000_000
+
+
+def progress_schedule(
+    name: str, optimizer: Optimizer, warmup: float, kwargs: dict[str, Any], progress: Callable[[], float]
+) -> LambdaLR:
+    """One of `transformers`' schedules, stretched over `progress` from 0 to 1.
+
+    Args:
+        name: As `transformers` names it; it must be a function of the step (a LambdaLR).
+        optimizer: Its learning rates are scheduled.
+        warmup: Below 1 the share of the training, else steps: then the ramp caps the schedule.
+        kwargs: The schedule's own arguments.
+        progress: Share of the training that is done once the current step is.
+    """
+    ramp_ticks = int(warmup * _TICKS) if warmup < 1 else 0
+    stretched = get_scheduler(name, optimizer, ramp_ticks, _TICKS, kwargs)
+    assert isinstance(stretched, LambdaLR), f"{name} is checked when the config is resolved"
+    (factor,) = set(stretched.lr_lambdas)
+
+    def scaled(step: int) -> float:
+        value = float(factor(int(min(1.0, progress() if step else 0.0) * _TICKS)))
+        return min(value, step / warmup) if warmup >= 1 else value
+
+    return LambdaLR(optimizer, scaled)

@@ -1,0 +1,51 @@
+"""`cluster.zero_stage` and `cluster.offload` -> the DeepSpeed config that HF's Trainer completes ("auto")."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rayswift.config.schema import ClusterConfig
+from rayswift.log import UserError
+
+
+def deepspeed_config(cluster: ClusterConfig, device: str, dtype: str) -> dict[str, Any]:
+    """The DeepSpeed config of a run.
+
+    Args:
+        cluster: With `zero_stage` resolved, or with a file of the user's own.
+        device: cpu or cuda.
+        dtype: float32, bfloat16 or float16.
+
+    Raises:
+        UserError: the user's file cannot be read.
+    """
+    if cluster.deepspeed:
+        return _read(Path(cluster.deepspeed))
+    stage = cluster.zero_stage or 0
+    zero: dict[str, Any] = {"stage": stage}
+    if stage == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    if cluster.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device == "cuda"}
+    if cluster.offload == "all":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": device == "cuda"}
+    return {
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        # The optimizer is the one that train.optim names, on whatever device its states lie.
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "fp16": {"enabled": dtype == "float16"},
+        "steps_per_print": 1 << 30,
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"cluster.deepspeed = {str(path)!r}: {error}") from error
+    return config
