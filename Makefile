@@ -1,0 +1,36 @@
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.NOTPARALLEL:
+.PHONY: help setup demo test unit style bars clean
+
+help:  ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+setup: $(INSTALLED)  ## install everything into .venv (a second run does nothing)
+
+$(INSTALLED): pyproject.toml .ci/setup
+	@.ci/setup
+	@touch $@
+
+demo: setup  ## teach a tiny model to add, and measure it
+	@$(BIN)/python examples/demo.py
+
+test: style unit  ## style and all tests: what CI runs
+	$(BIN)/python -m pytest tests/ray
+
+unit: setup  ## the tests that need no Ray
+	$(BIN)/python -m pytest tests/unit
+
+style: setup  ## lint, format, types, spelling
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/codespell
+
+bars: setup  ## the large matrices, by hand
+	$(BIN)/python -m pytest tests/bars
+
+clean:  ## remove .venv, runs and caches
+	rm -rf .venv runs build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

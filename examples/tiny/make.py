@@ -1,0 +1,87 @@
+"""A model folder without weights: a 0.6 M parameter Qwen3 and its 512-token byte-level BPE tokenizer.
+
+The tokenizer learns from the example data; every digit stays a token of its own, so that sums can be learnt.
+head_dim is 32 because vLLM's attention on CPU needs at least that.
+
+Run: python examples/tiny/make.py (after examples/sums/make.py)
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config
+
+HERE = Path(__file__).parent
+VOCAB_SIZE = 512
+PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{ '<|im_start|>assistant\\n' }}
+{%- endif -%}
+"""
+
+
+def corpus() -> Iterator[str]:
+    """The text of all example rows, each with the role that says it."""
+    for line in (HERE / "../sums/train.jsonl").read_text().splitlines():
+        for message in json.loads(line)["messages"]:
+            yield f"{message['role']}\n{message['content']}"
+    for line in (HERE / "../gsm8k/train.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        yield f"system\nuser\n{row['question']}"
+        yield f"tool\nassistant\n{row['answer']}"
+
+
+def train_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE: any text makes the round trip, and digits are never merged."""
+    bpe = Tokenizer(models.BPE())
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=[PAD, TURN_START, TURN_END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(corpus(), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        pad_token=PAD,
+        eos_token=TURN_END,
+        additional_special_tokens=[TURN_START],
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=2048,
+    )
+
+
+def main() -> None:
+    """Write tokenizer, model config and generation config into this folder."""
+    tokenizer = train_tokenizer()
+    tokenizer.save_pretrained(HERE)
+    token_ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    Qwen3Config(
+        architectures=["Qwen3ForCausalLM"],
+        vocab_size=VOCAB_SIZE,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        dtype="float32",
+        **token_ids,
+    ).save_pretrained(HERE)
+    GenerationConfig(**token_ids).save_pretrained(HERE)
+
+
+if __name__ == "__main__":
+    main()
