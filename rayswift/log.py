@@ -4,7 +4,9 @@ The driver's lines go to stderr; a worker's lines go to `<run>/logs/<name>.log`,
 """
 
 import logging
+import os
 import sys
+import warnings
 from pathlib import Path
 
 logger = logging.getLogger("rayswift")
@@ -38,8 +40,18 @@ def setup_worker(log_dir: Path, name: str) -> None:
     _setup(handler, f"%(asctime)s {name} %(levelname)s %(message)s")
 
 
+def quiet_libraries() -> None:
+    """Leave progress bars and remarks of libraries out of this process's output; warnings stay."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for name in ("ray.data", "ray.train", "DeepSpeed", "deepspeed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=UserWarning, module="accelerate")
+
+
 def _setup(handler: logging.Handler, fmt: str) -> None:
     handler.setFormatter(logging.Formatter(fmt, datefmt="%H:%M:%S"))
+    quiet_libraries()
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False

@@ -1,1 +1,140 @@
-def run(i): print(i)
+"""`rayswift sft`: supervised fine-tuning. The driver's half is `run`, each worker's half is `train_loop`."""
+
+from pathlib import Path
+
+import psutil
+
+from rayswift.config.load import Invocation, to_yaml
+from rayswift.config.schema import SftConfig
+from rayswift.data import prepare
+from rayswift.data.global_batches import FeedPlan, Position, table
+from rayswift.data.windows import WindowPlan
+from rayswift.log import UserError, logger
+from rayswift.resources import connect, lay_out
+from rayswift.train import plan as planning
+from rayswift.train import run_folder
+from rayswift.train.clock import Clock
+from rayswift.train.launch import RunSpec, Worker, fit, join_process_group
+from rayswift.train.stream_client import Stream
+
+
+def run(invocation: Invocation) -> None:
+    """Train a model on rows: from a resolved config to a checkpoint.
+
+    Raises:
+        UserError: bad input (exit code 2) or a run that failed (exit code 1).
+    """
+    clock = Clock(psutil.Process().create_time())
+    config: SftConfig = invocation.config
+    if invocation.dry_run:
+        return _dry_run(config)
+    run_dir = Path(config.train.output_dir).resolve()
+
+    # 1. What runs where, and what an earlier launch of this run left.
+    layout = lay_out(config.cluster)
+    resume = run_folder.open_run(config)
+    plan = planning.resolve(config, layout, resume.zero_stage if resume else None)
+    config = plan.config
+
+    # 2. Rows: tokenizer, sources, a look at the first of them.
+    tokenizer_dir = prepare.prepare_tokenizer(config.model, run_dir / "tokenizer")
+    windows, eval_windows = prepare.plan_windows(config.data, tokenizer_dir, config.train.seed, run_dir / "data")
+    found = run_folder.fingerprint(config, windows.encode.tokenizer_hash, windows.row_set.num_rows)
+    if resume:
+        run_folder.check_unchanged(resume, config, found, layout.world_size)
+        logger.info("continuing %s at step %d", resume.saved.path, resume.saved.step)
+    run_folder.write_record(run_dir, config, found)
+    logger.info("%s", planning.describe(plan, windows.row_set.num_rows, []))
+
+    # 3. Ray, workers, the training itself.
+    clock.lap("data")
+    connect(config.cluster, layout)
+    clock.lap("Ray")
+    spec = RunSpec(
+        config=config,
+        layout=layout,
+        run_dir=run_dir,
+        tokenizer_dir=tokenizer_dir,
+        feed_plan=_feed_plan(plan, windows),
+        clock=clock,
+        resume_from=resume.saved.path.resolve() if resume else None,
+        work_dir=Path.cwd(),
+    )
+    fit(spec, train_loop, windows, eval_windows, resume.position if resume else Position())
+
+    # 4. What came of it.
+    model, counts = run_folder.write_result(run_dir, config)
+    logger.info("rows\n%s", table(counts))
+    logger.info("done in %.0f s; model: %s; report: %s", clock.total(), model, run_dir / run_folder.REPORT)
+
+
+def train_loop(spec: RunSpec, worker: Worker) -> None:
+    """Train on this rank until the data ends."""
+    clock = spec.clock
+    clock.lap("worker process")
+    join_process_group(spec, worker)
+    from rayswift.train import model as models
+    from rayswift.train.arguments import sft_arguments
+    from rayswift.train.restart import agree_on_checkpoint, initial_weights
+    from rayswift.train.trainer import StreamedSFTTrainer, callbacks_of, placeholder_rows
+
+    clock.lap("imports")
+    config = spec.config
+    dtype = models.resolve_dtype(config.model.dtype, spec.layout.device)
+    args = sft_arguments(spec, dtype, tracks=worker.rank == 0)  # before the model: ZeRO-3 cuts it while it loads
+    resume, attempt = agree_on_checkpoint(spec, worker)
+    worker.feed.begin(attempt, resume.position if resume else Position())
+    # Without DeepSpeed, which keeps float32 masters itself, weights stay float32 and autocast computes in `dtype`.
+    weights_dtype = dtype if config.cluster.uses_deepspeed else "float32"
+    model = models.load_model(config.model, initial_weights(spec, worker), weights_dtype)
+    tokenizer = models.load_tokenizer(str(spec.tokenizer_dir), config.model.trust_remote_code)
+    stream = Stream(
+        worker.feed,
+        resume.position if resume else Position(),
+        resume.epochs if resume else 0.0,
+        micro_batch=config.train.per_device_train_batch_size,
+        accumulation=config.train.gradient_accumulation_steps,
+        max_length=config.data.max_length,
+        pad_token_id=tokenizer.pad_token_id,
+        layout=models.layout_of(model),
+    )
+    trainer = StreamedSFTTrainer(
+        stream=stream,
+        num_epochs=None if spec.feed_plan.ends_by_steps else spec.feed_plan.num_epochs,
+        model=model,
+        args=args,
+        train_dataset=placeholder_rows(),
+        eval_dataset=placeholder_rows() if config.train.eval_strategy != "no" else None,
+        processing_class=tokenizer,
+        peft_config=models.lora_config(config.model),
+        callbacks=callbacks_of(spec, worker, stream, clock, resume),
+    )
+    clock.lap("model")
+    trainer.train(resume_from_checkpoint=str(resume.saved.path) if resume else None)
+
+
+def _feed_plan(plan: planning.Plan, windows: WindowPlan) -> FeedPlan:
+    train, data = plan.config.train, plan.config.data
+    return FeedPlan(
+        global_batch=plan.global_batch,
+        num_rows=windows.row_set.num_rows,
+        num_windows=windows.num_windows,
+        window_rows=data.window_rows,
+        num_epochs=train.num_train_epochs,
+        max_steps=train.max_steps,
+        max_bad_fraction=data.max_bad_fraction,
+    )
+
+
+def _dry_run(config: SftConfig) -> None:
+    """Print the resolved config and the placement plan; touch neither Ray nor the run folder."""
+    unchecked = []
+    layout = lay_out(config.cluster)
+    plan = planning.resolve(config, layout, None)
+    if plan.estimates is None:
+        unchecked.append(f"the model: no {config.model.path}/config.json here, so sizes and memory are unknown")
+    for source in [*config.data.dataset, *config.data.eval]:
+        if not Path(source).exists():
+            unchecked.append(f"the rows of {source}: not a file here")
+    print(to_yaml(plan.config))  # noqa: T201
+    print(planning.describe(plan, None, unchecked))  # noqa: T201

@@ -120,10 +120,10 @@ class TrainConfig(Section):
     """Seeds weights, order and dropout."""
     logging_steps: float = Field(10, gt=0)
     """Steps between log lines."""
-    eval_strategy: Strategy = "no"
-    """When to evaluate."""
+    eval_strategy: Strategy | None = None
+    """When to evaluate; null: steps if there are evaluation rows, else no."""
     eval_steps: int | None = Field(None, ge=1)
-    """Steps between evaluations; null: as `logging_steps`."""
+    """Steps between evaluations; null: as `save_steps`."""
     eval_on_start: bool = False
     """Evaluate once before training."""
     save_strategy: Strategy = "steps"
@@ -157,7 +157,7 @@ class ClusterConfig(Section):
     num_workers: int | None = Field(None, ge=0)
     """Training workers; 0: in this process; null: one per GPU, else 1."""
     zero_stage: int | None = Field(None, ge=0, le=3)
-    """DeepSpeed ZeRO stage; null: the smallest that fits by the memory estimate."""
+    """ZeRO stage: 0 is plain data parallelism, 1 to 3 are DeepSpeed's; null: the smallest that fits by the memory estimate."""
     offload: Literal["none", "optimizer", "all"] = "none"
     """Keep optimizer states (ZeRO 1-3), or also weights (ZeRO 3), in host memory."""
     deepspeed: str | None = None
@@ -174,6 +174,11 @@ class ClusterConfig(Section):
     """Restarts of the training workers after a death."""
     timeout_s: int = Field(600, ge=1)
     """Longest wait for a collective, a batch or an actor before the run ends with an error."""
+
+    @property
+    def uses_deepspeed(self) -> bool:
+        """Whether DeepSpeed's engine trains; else it is PyTorch's DistributedDataParallel."""
+        return bool(self.zero_stage) or self.deepspeed is not None
 
 
 class SftConfig(Section):

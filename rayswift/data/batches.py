@@ -16,12 +16,11 @@ IGNORED = -100
 Layout = Literal["rows", "flat"]
 
 
-def collate(rows: Sequence[PackedRow], num_rows: int, pad_token_id: int, layout: Layout) -> dict[str, Any]:
+def collate(rows: Sequence[PackedRow], pad_token_id: int, layout: Layout) -> dict[str, Any]:
     """Tensors of one micro-batch.
 
     Args:
-        rows: At most `num_rows` packed rows; missing ones become rows of one padding token without loss.
-        num_rows: Rows of the micro-batch, B.
+        rows: Packed rows, B of them; none make a batch of one padding token without loss.
         pad_token_id: Fills the ends of shorter rows.
         layout: See the module.
 
@@ -29,13 +28,13 @@ def collate(rows: Sequence[PackedRow], num_rows: int, pad_token_id: int, layout:
         input_ids, labels (-100 where not trained) and position_ids, int64 [B, T] or [1, sum T]; for `flat` also the cumulative
         document lengths as `transformers`' flash-attention path takes them.
     """
+    if not rows:
+        rows = [PackedRow(np.array([pad_token_id], np.int32), np.array([False]), (1,), 0)]
     ids = [row.input_ids for row in rows]
     labels = [np.where(row.trained, row.input_ids, IGNORED) for row in rows]
     positions = [np.concatenate([np.arange(n) for n in row.lengths]) for row in rows]
     if layout == "flat":
-        if not rows:
-            ids, labels, positions = [np.array([pad_token_id])], [np.array([IGNORED])], [np.array([0])]
-        lengths = [n for row in rows for n in row.lengths] or [1]
+        lengths = [n for row in rows for n in row.lengths]
         borders = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
         flat = {"input_ids": ids, "labels": labels, "position_ids": positions}
         return {
@@ -45,18 +44,17 @@ def collate(rows: Sequence[PackedRow], num_rows: int, pad_token_id: int, layout:
             "max_length_q": max(lengths),
             "max_length_k": max(lengths),
         }
-    width = max((len(row) for row in ids), default=1)
     return {
-        "input_ids": _padded(ids, num_rows, width, pad_token_id),
-        "labels": _padded(labels, num_rows, width, IGNORED),
+        "input_ids": _padded(ids, pad_token_id),
+        "labels": _padded(labels, IGNORED),
         # Position 0 throughout the padding: each padding token is a document of its own and attends only to itself.
-        "position_ids": _padded(positions, num_rows, width, 0),
+        "position_ids": _padded(positions, 0),
     }
 
 
-def _padded(arrays: Sequence[Any], num_rows: int, width: int, fill: int) -> torch.Tensor:
-    out = np.full((num_rows, width), fill, dtype=np.int64)
-    for row, array in zip(out, arrays, strict=False):
+def _padded(arrays: Sequence[Any], fill: int) -> torch.Tensor:
+    out = np.full((len(arrays), max(map(len, arrays))), fill, dtype=np.int64)
+    for row, array in zip(out, arrays, strict=True):
         row[: len(array)] = array
     return torch.from_numpy(out)
 

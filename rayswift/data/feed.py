@@ -101,6 +101,19 @@ class Feed:
         rows = batch.rows[rank * share : (rank + 1) * share]
         return Slice(step, rows, batch.epochs, batch.position, batch.last)
 
+    def close(self) -> None:
+        """Produce nothing more."""
+        with self._changed:
+            self._generation += 1
+            self._changed.notify_all()
+
+    def progress(self) -> tuple[int, float]:
+        """The step that is being trained, and the passes over the data done before it; for display."""
+        with self._changed:
+            step = min(self._wanted.values(), default=0)
+            batch = self._ready.get(step)
+            return step, batch.epochs if batch else 0.0
+
     def evaluation(self, rank: int, size: int) -> tuple[tuple[PackedRow, ...], int]:
         """This rank's evaluation rows, and the largest number that any rank has; encoded once."""
         with self._eval_lock:

@@ -4,6 +4,7 @@ Ray Data's block borders play no part in what a window holds, and `preserve_orde
 changes the speed of the stream and nothing else.
 """
 
+import logging
 import pickle
 from collections.abc import Iterator
 from typing import Any
@@ -35,6 +36,7 @@ def stream_windows(plan: WindowPlan, epoch: int, first: int) -> Iterator[Window]
     if remaining <= 0:
         return
     context = ray.data.DataContext.get_current()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # what fails is raised
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rayswift.data.batches import Layout, collate, cut
@@ -117,7 +117,8 @@ class Tally:
     capacity: int = 0
     wait_s: float = 0.0
     steps: int = 0
-    since: float = 0.0
+    since: float = field(default_factory=time.monotonic)
+    elapsed_s: float = 0.0
 
 
 class Stream:
@@ -126,6 +127,7 @@ class Stream:
     Args:
         client: The feed.
         position: Where to begin.
+        epochs: Passes over the data before it.
         micro_batch: Rows of a micro-batch.
         accumulation: Micro-batches of a step.
         max_length: Capacity of a row, for the fill.
@@ -137,6 +139,7 @@ class Stream:
         self,
         client: FeedClient,
         position: Position,
+        epochs: float = 0.0,
         *,
         micro_batch: int,
         accumulation: int,
@@ -147,32 +150,34 @@ class Stream:
         self._client, self._micro_batch, self._accumulation = client, micro_batch, accumulation
         self._max_length, self._pad_token_id, self._layout = max_length, pad_token_id, layout
         self.position = position
-        self.epochs = 0.0
+        self.epochs = epochs
         self.last = False
-        self.tally = Tally(since=time.monotonic())
+        self._tally = Tally()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         while not self.last:
             started = time.monotonic()
             received = self._client.next(self.position.step)
-            self.tally.wait_s += time.monotonic() - started
+            self._tally.wait_s += time.monotonic() - started
             self._count(received.rows)
             self.position, self.epochs, self.last = received.position, received.epochs, received.last
             for rows in cut(received.rows, self._micro_batch, self._accumulation):
-                yield self._collate(rows)
+                yield collate(rows, self._pad_token_id, self._layout)
 
     def evaluation_batches(self, batch_size: int) -> Iterator[dict[str, Any]]:
         """This rank's evaluation batches, as many as every other rank has."""
         rows, most = self._client.evaluation()
         for begin in range(0, most, batch_size):
-            part = rows[begin : begin + batch_size]
-            yield collate(part, max(1, len(part)), self._pad_token_id, self._layout)
+            yield collate(rows[begin : begin + batch_size], self._pad_token_id, self._layout)
 
-    def _collate(self, rows: Any) -> dict[str, Any]:
-        return collate(rows, max(1, len(rows)), self._pad_token_id, self._layout)
+    def start_tally(self) -> Tally:
+        """What was counted so far; counting starts again."""
+        tally, self._tally = self._tally, Tally()
+        tally.elapsed_s = self._tally.since - tally.since
+        return tally
 
     def _count(self, rows: tuple[PackedRow, ...]) -> None:
-        self.tally.steps += 1
-        self.tally.tokens += sum(len(row.input_ids) for row in rows)
-        self.tally.trained_tokens += sum(int(row.trained.sum()) for row in rows)
-        self.tally.capacity += self._micro_batch * self._accumulation * self._max_length
+        self._tally.steps += 1
+        self._tally.tokens += sum(len(row.input_ids) for row in rows)
+        self._tally.trained_tokens += sum(int(row.trained.sum()) for row in rows)
+        self._tally.capacity += self._micro_batch * self._accumulation * self._max_length

@@ -1,0 +1,64 @@
+"""The resolved config as TRL's `SFTConfig`, built in the worker: constructing one touches devices and global state."""
+
+import math
+import sys
+from typing import Any
+
+from trl import SFTConfig
+
+from rayswift.config.schema import TrainConfig
+from rayswift.log import UserError
+from rayswift.train.launch import RunSpec
+from rayswift.train.zero import deepspeed_config
+
+# Ours alone, or passed under another name below.
+_NOT_TRL = ("resume", "early_stopping_patience", "load_best_model_at_end", "output_dir")
+
+
+def sft_arguments(spec: RunSpec, dtype: str, tracks: bool) -> SFTConfig:
+    """TRL's arguments of this rank.
+
+    Args:
+        spec: The run.
+        dtype: float32, bfloat16 or float16.
+        tracks: Whether this rank reports to trackers.
+
+    Raises:
+        UserError: TRL or HF refuses a value.
+    """
+    config = spec.config
+    names = [name for name in TrainConfig.model_fields if name not in _NOT_TRL]
+    values: dict[str, Any] = {name: getattr(config.train, name) for name in names} | config.train.trl_extra
+    values |= {
+        "output_dir": str(spec.run_dir),
+        "report_to": config.train.report_to if tracks else "none",
+        # Epochs end with the data, at a step that is not known yet: this only bounds it.
+        "max_steps": config.train.max_steps if spec.feed_plan.ends_by_steps else _most_steps(spec),
+        "save_total_limit": None,  # retention counts complete checkpoints only, so it is ours
+        "max_length": config.data.max_length,
+        "packing": False,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "remove_unused_columns": False,
+        "ignore_data_skip": True,
+        "restore_callback_states_from_checkpoint": True,
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": True,
+        "use_cpu": spec.layout.device == "cpu",
+        "bf16": dtype == "bfloat16",
+        "fp16": dtype == "float16",
+        "ddp_find_unused_parameters": False,
+        "ddp_timeout": config.cluster.timeout_s,
+    }
+    if spec.layout.world_size > 1:
+        values["ddp_backend"] = "gloo" if spec.layout.device == "cpu" else "nccl"
+    if config.cluster.uses_deepspeed:
+        values["deepspeed"] = deepspeed_config(config.cluster, spec.layout.device, dtype)
+    try:
+        return SFTConfig(**values)
+    except (ValueError, TypeError, ImportError, AssertionError) as error:
+        raise UserError(f"the train section is refused by TRL: {error}", exit_code=1) from error
+
+
+def _most_steps(spec: RunSpec) -> int:
+    rows = math.ceil(spec.feed_plan.num_epochs) * spec.feed_plan.num_rows
+    return min(rows, sys.maxsize) + 1

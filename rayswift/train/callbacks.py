@@ -1,0 +1,142 @@
+"""What happens around the steps: seeding, epochs, checkpoints, metrics, the first step's log line."""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rayswift.log import logger
+from rayswift.train import checkpoint
+from rayswift.train.clock import Clock
+from rayswift.train.launch import RunSpec
+from rayswift.train.run_folder import CONFIG, METRICS
+from rayswift.train.stream_client import Stream
+
+
+class StreamFlow(TrainerCallback):
+    """Epochs, the end and random states, as the stream says. Must stand behind HF's own flow callback."""
+
+    def __init__(self, stream: Stream, rank: int, clock: Clock):
+        self._stream, self._rank, self._clock = stream, rank, clock
+        self._epochs_before = stream.epochs
+        self._saved_step = -1
+        self._first = True
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Random states come from (seed, step, rank): a resumed step draws what it would have drawn."""
+        words = np.random.SeedSequence([args.seed, state.global_step, self._rank]).generate_state(1, np.uint64)
+        torch.manual_seed(int(words[0]))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Say where in the data the step ended, and what is due there."""
+        if self._first:
+            self._clock.lap("first step")
+            logger.info("%s", self._clock.line())
+            self._first = False
+        epochs = self._stream.epochs
+        state.epoch = epochs
+        ends = self._stream.last or state.global_step >= state.max_steps
+        new_epoch = int(epochs + 1e-9) > int(self._epochs_before + 1e-9)
+        self._epochs_before = epochs
+        control.should_training_stop |= ends
+        control.should_log |= ends or state.global_step == 1
+        control.should_evaluate |= (ends and args.eval_strategy != "no") or (new_epoch and args.eval_strategy == "epoch")
+        control.should_save |= ends or (new_epoch and args.save_strategy == "epoch")
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """HF's only epoch ends with the training: all was done at the step, unless early stopping came between."""
+        control.should_log = control.should_evaluate = False
+        control.should_save = self._saved_step != state.global_step
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remember what is saved."""
+        self._saved_step = state.global_step
+
+
+class Checkpoints(TrainerCallback):
+    """Makes what HF saved a complete checkpoint: data position, manifest, retention."""
+
+    def __init__(self, spec: RunSpec, stream: Stream):
+        self._run_dir, self._stream = spec.run_dir, stream
+        self._zero_stage = spec.config.cluster.zero_stage or 0
+        self._limit = spec.config.train.save_total_limit
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called on every rank, behind its last written file."""
+        folder = self._run_dir / f"checkpoint-{state.global_step}"
+        if args.world_size > 1:
+            dist.barrier()
+        if args.should_save:
+            data_state = json.dumps({"position": dataclasses.asdict(self._stream.position), "epochs": self._stream.epochs})
+            (folder / checkpoint.DATA_STATE).write_text(data_state, encoding="utf-8")
+            shutil.copyfile(self._run_dir / CONFIG, folder / CONFIG)
+            checkpoint.seal(folder, state.global_step, args.world_size, self._zero_stage)
+            checkpoint.retain(self._run_dir, self._limit, state.best_global_step)
+            logger.info("saved %s", folder)
+
+
+class Metrics(TrainerCallback):
+    """Every log entry as a line of `metrics.jsonl` and of the log; on rank 0."""
+
+    def __init__(self, run_dir: Path, resumed_step: int):
+        self._path = run_dir / METRICS
+        _keep_until(self._path, resumed_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Append one entry."""
+        entry = {"step": state.global_step, **(logs or {})}
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        shown = {k: entry[k] for k in _SHOWN if k in entry}
+        if shown:
+            logger.info("step %d  %s", state.global_step, "  ".join(f"{k} {_short(v)}" for k, v in shown.items()))
+
+
+_SHOWN = ("epoch", "loss", "grad_norm", "learning_rate", "mean_token_accuracy", "tokens_per_s", "fill", "data_wait")
+_SHOWN += ("eval_loss",)
+
+
+def _short(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Drop entries of steps that are trained again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError):
+            continue  # cut off by a kill
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,72 @@
+"""What a person sees while a run goes on: rank 0's log lines, and on a terminal a progress bar below them."""
+
+import contextlib
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+from rayswift.data.global_batches import FeedPlan
+
+_POLL_S = 0.3
+
+
+class Console:
+    """Follows `<run>/logs/rank-0.log` from its current end, in a thread, while its block runs.
+
+    Args:
+        run_dir: The run folder.
+        progress: The step that is being trained and the passes over the data before it.
+        plan: When the run ends.
+    """
+
+    def __init__(self, run_dir: Path, progress: Callable[[], tuple[int, float]], plan: FeedPlan):
+        self._log = run_dir / "logs" / "rank-0.log"
+        self._progress, self._plan = progress, plan
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._offset = self._log.stat().st_size if self._log.exists() else 0
+
+    def __enter__(self) -> "Console":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        bar = tqdm(total=100, bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed}", leave=False, delay=1e-3)
+        bar.disable = bar.disable or not sys.stderr.isatty()
+        with bar:
+            while not self._done.wait(_POLL_S):
+                self._copy_lines(bar)
+                if not bar.disable:
+                    self._draw(bar)
+            self._copy_lines(bar)
+
+    def _draw(self, bar: Any) -> None:
+        with contextlib.suppress(Exception):  # a display must not end a run, whatever the feed is going through
+            step, epochs = self._progress()
+            share = step / self._plan.max_steps if self._plan.ends_by_steps else epochs / self._plan.num_epochs
+            bar.n = min(100.0, 100 * share)
+            bar.set_description(f"step {step}", refresh=True)
+
+    def _copy_lines(self, bar: Any) -> None:
+        if not self._log.exists():
+            return
+        with open(self._log, encoding="utf-8") as file:
+            file.seek(self._offset)
+            text = file.read()
+            complete, newline, _ = text.rpartition("\n")
+            self._offset += len((complete + newline).encode())
+        for line in complete.splitlines():
+            _, mark, message = line.partition(" rank-0 INFO ")
+            if mark:
+                tqdm.write(message, file=sys.stderr)

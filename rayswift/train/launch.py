@@ -1,0 +1,236 @@
+"""Start the feed and the workers, and see them to the end.
+
+The driver owns the feed; Ray Train's controller owns the workers and restarts them after a death. With `num_workers` 0 both run in
+this process, with the same code below them.
+"""
+
+import os
+import socket
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rayswift.config.schema import SftConfig
+from rayswift.data.feed import Feed
+from rayswift.data.global_batches import FeedPlan, Position
+from rayswift.data.stream import stream_windows, user_error_in
+from rayswift.data.windows import WindowPlan
+from rayswift.log import UserError, logger, setup_worker
+from rayswift.resources import Layout, worker_resources
+from rayswift.train.clock import Clock
+from rayswift.train.console import Console
+from rayswift.train.stream_client import ActorFeed, FeedClient, LocalFeed
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """All a worker needs, as plain values.
+
+    clock: where the time since the command went so far. resume_from: the checkpoint to continue, unless the run folder holds a
+    newer one. work_dir: where relative paths of the config begin.
+    """
+
+    config: SftConfig
+    layout: Layout
+    run_dir: Path
+    tokenizer_dir: Path
+    feed_plan: FeedPlan
+    clock: Clock
+    resume_from: Path | None
+    work_dir: Path
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Who a training process is, and how it reaches the others."""
+
+    rank: int
+    size: int
+    feed: FeedClient
+
+
+TrainLoop = Callable[[RunSpec, Worker], None]
+
+
+def fit(
+    spec: RunSpec, train_loop: TrainLoop, windows: WindowPlan, eval_windows: WindowPlan | None, start: Position
+) -> None:
+    """Run `train_loop` on every worker until the data ends.
+
+    Raises:
+        UserError: what stopped the run; exit code 1.
+    """
+    if spec.layout.num_workers == 0:
+        return _fit_here(spec, train_loop, windows, eval_windows, start)
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+
+    # Not `TorchTrainer`: its config makes driver and controller import torch, seconds before the first worker starts.
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    feed_name = f"rayswift-feed-{uuid.uuid4().hex[:8]}"
+    feed = (
+        ray.remote(Feed)
+        .options(name=feed_name, num_cpus=0, max_restarts=3, max_concurrency=2 * spec.layout.num_workers + 4)
+        .remote(windows, eval_windows, spec.feed_plan, str(spec.run_dir / "data"), stream_windows)
+    )
+    feed.begin.remote("driver", start)  # the first window is encoded while the workers start
+    storage = spec.run_dir / "ray"
+    trainer = DataParallelTrainer(
+        partial(_worker_main, spec, train_loop, feed_name),
+        scaling_config=ScalingConfig(
+            num_workers=spec.layout.num_workers,
+            use_gpu=spec.layout.device == "cuda",
+            resources_per_worker=worker_resources(spec.layout),
+        ),
+        run_config=RunConfig(
+            name=feed_name,
+            storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=spec.config.cluster.max_failures),
+            callbacks=[_stop_at_user_error()],
+        ),
+    )
+    with Console(spec.run_dir, lambda: ray.get(feed.progress.remote(), timeout=5), spec.feed_plan):
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _explain(error, spec) from error
+        except ray.exceptions.RayActorError as error:
+            raise UserError(
+                f"Ray Train's controller died: {_first_line(error)}; continue with --resume auto", exit_code=1
+            ) from error
+
+
+def _fit_here(
+    spec: RunSpec, train_loop: TrainLoop, windows: WindowPlan, eval_windows: WindowPlan | None, start: Position
+) -> None:
+    feed = Feed(windows, eval_windows, spec.feed_plan, str(spec.run_dir / "data"), stream_windows)
+    feed.begin("driver", start)
+    if spec.config.cluster.uses_deepspeed:
+        os.environ.update(_rank_environment(0, 1, 0, 1, "127.0.0.1", _free_port()))
+    client = LocalFeed(feed, spec.config.cluster.timeout_s)
+    driver_handlers = logger.handlers
+    setup_worker(spec.run_dir / "logs", "rank-0")
+    try:
+        with Console(spec.run_dir, feed.progress, spec.feed_plan):
+            train_loop(spec, Worker(0, 1, client))
+    except TimeoutError as error:
+        raise UserError(str(error), exit_code=1) from error
+    finally:
+        feed.close()
+        logger.handlers = driver_handlers
+
+
+def _worker_main(spec: RunSpec, train_loop: TrainLoop, feed_name: str) -> None:
+    """A train worker's process: join the group, then train."""
+    import ray.train
+    import ray.train.collective
+
+    if spec.work_dir.is_dir():
+        os.chdir(spec.work_dir)
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    setup_worker(spec.run_dir / "logs", f"rank-{rank}")
+    if size > 1 or spec.config.cluster.uses_deepspeed:
+        address = ray.train.collective.broadcast_from_rank_zero((ray.util.get_node_ip_address(), _free_port()))
+        local_rank, local_size = context.get_local_rank(), context.get_local_world_size()
+        os.environ.update(_rank_environment(rank, size, local_rank, local_size, *address))
+    feed = ActorFeed(feed_name, rank, size, spec.config.cluster.timeout_s)
+    try:
+        train_loop(spec, Worker(rank, size, feed))
+    except Exception as error:
+        logger.exception("rank %d stopped", rank)
+        user_error = user_error_in(error)
+        if user_error:
+            raise user_error from None
+        if _comes_from_a_dead_peer(error):
+            raise  # Ray Train restarts the group
+        log = spec.run_dir / "logs" / f"rank-{rank}.log"
+        raise UserError(f"{type(error).__name__}: {error}\n  traceback in {log}", exit_code=1) from error
+
+
+def join_process_group(spec: RunSpec, worker: Worker) -> None:
+    """Connect this process with the other ranks; a collective that takes longer than the timeout is an error."""
+    import torch
+    import torch.distributed as dist
+
+    layout, timeout = spec.layout, timedelta(seconds=spec.config.cluster.timeout_s)
+    torch.set_num_threads(layout.threads_per_worker)
+    if layout.device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "gloo" if layout.device == "cpu" else "nccl"
+    if spec.config.cluster.uses_deepspeed:
+        import deepspeed
+
+        # Before the arguments and the model: `zero.Init` would see a world of one.
+        deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
+    elif worker.size > 1:
+        dist.init_process_group(backend, timeout=timeout)
+
+
+def _rank_environment(
+    rank: int, size: int, local_rank: int, local_size: int, host: str, port: int
+) -> dict[str, str]:
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_RANK": str(local_rank),
+        "LOCAL_WORLD_SIZE": str(local_size),
+        "MASTER_ADDR": host,
+        "MASTER_PORT": str(port),
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def _comes_from_a_dead_peer(error: Exception) -> bool:
+    text = str(error).lower()
+    marks = ("gloo", "nccl", "connection closed by peer", "connection reset", "socket", "distbackenderror", "timed out")
+    return isinstance(error, RuntimeError) and any(mark in text for mark in marks)
+
+
+def _stop_at_user_error() -> Any:
+    from ray.train import UserCallback
+
+    class StopAtUserError(UserCallback):
+        """An error of the user's would come again after a restart: end the run at once."""
+
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            for error in worker_exceptions.values():
+                found = user_error_in(error)
+                if found:
+                    raise found
+
+    return StopAtUserError()
+
+
+def _explain(error: Exception, spec: RunSpec) -> UserError:
+    for cause in _causes(error):
+        found = user_error_in(cause)
+        if found:
+            return UserError(str(found), exit_code=1)
+    return UserError(
+        f"training failed after cluster.max_failures = {spec.config.cluster.max_failures} restarts: "
+        f"{_first_line(error)}\n  see {spec.run_dir / 'logs'}; continue with --resume auto",
+        exit_code=1,
+    )
+
+
+def _causes(error: Exception) -> list[Exception]:
+    from ray.train import ControllerError, WorkerGroupError
+
+    if isinstance(error, ControllerError):
+        return [error.controller_failure]
+    return list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else [error]
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,189 @@
+"""The run folder: what is in it before a launch, whether it may be continued, and its record of a run."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rayswift.config.load import to_yaml
+from rayswift.config.schema import SftConfig
+from rayswift.data.global_batches import Position
+from rayswift.log import UserError
+from rayswift.train import checkpoint
+
+CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
+FINGERPRINT = "fingerprint.json"
+RESULT = "result.json"
+REPORT = "report.md"
+# What a launch writes beside checkpoints; a new run clears it.
+_OWN = (METRICS, FINGERPRINT, RESULT, REPORT, "logs", "data", "tokenizer", "init", "ray", "runs")
+
+# What may differ when a run is continued, because it changes no step; all else must be as it was.
+_FREE = frozenset(
+    "train.output_dir train.resume train.logging_steps train.eval_strategy train.eval_steps train.eval_on_start "
+    "train.save_strategy train.save_steps train.save_total_limit train.save_only_model train.load_best_model_at_end "
+    "train.early_stopping_patience train.report_to train.per_device_eval_batch_size data.eval data.max_bad_fraction "
+    "train.per_device_train_batch_size train.gradient_accumulation_steps cluster.num_workers "
+    "cluster.address cluster.num_data_cpus cluster.threads_per_worker cluster.max_failures cluster.timeout_s "
+    "cluster.device".split()
+)
+
+
+@dataclass(frozen=True)
+class Resume:
+    """The checkpoint a launch continues."""
+
+    saved: checkpoint.Saved
+    position: Position
+    epochs: float
+    config: dict[str, Any]
+
+    @property
+    def zero_stage(self) -> int:
+        """The stage its optimizer states were cut for."""
+        return self.saved.zero_stage
+
+
+def open_run(config: SftConfig) -> Resume | None:
+    """Make the run folder usable, and find what to continue.
+
+    Raises:
+        UserError: it cannot be written, holds a run that was not to be continued, or the checkpoint is not complete.
+    """
+    run_dir, resume = Path(config.train.output_dir), config.train.resume
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        probe = run_dir / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"train.output_dir = {str(run_dir)!r} cannot be written: {error.strerror}") from error
+    saved = checkpoint.newest(run_dir)
+    if resume == "never" and saved:
+        raise UserError(
+            f"train.output_dir = {str(run_dir)!r} holds {saved.path.name} of an earlier run; continue it with "
+            "--resume auto, or choose another --train.output_dir"
+        )
+    if resume not in ("never", "auto"):
+        saved = checkpoint.read_complete(Path(resume))
+        if saved is None:
+            raise UserError(f"train.resume = {resume!r} is no complete checkpoint (its manifest must verify)")
+    checkpoint.sweep(run_dir)
+    if saved is None or saved.path.parent.resolve() != run_dir.resolve():
+        _clear(run_dir)
+    return load_resume(saved) if saved else None
+
+
+def load_resume(saved: checkpoint.Saved) -> Resume:
+    """Read what a checkpoint says of its run.
+
+    Raises:
+        UserError: it was saved without what continuing needs.
+    """
+    data_state = saved.path / checkpoint.DATA_STATE
+    if not list(saved.path.glob("global_step*")) and not (saved.path / "optimizer.pt").exists():
+        raise UserError(f"{saved.path} was saved with train.save_only_model and cannot be continued")
+    state = json.loads(data_state.read_text(encoding="utf-8"))
+    config = yaml.safe_load((saved.path / CONFIG).read_text(encoding="utf-8"))
+    return Resume(saved, Position(**state["position"]), state["epochs"], config)
+
+
+def _clear(run_dir: Path) -> None:
+    for name in _OWN:
+        path = run_dir / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def fingerprint(config: SftConfig, tokenizer_hash: str, num_rows: int) -> dict[str, Any]:
+    """What a continued run must find unchanged beside its config: model, tokenizer, data."""
+    folder = Path(config.model.path)
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    described = "".join(f"{path.name} {path.stat().st_size}\n" for path in files)
+    model_config = folder / "config.json"
+    if model_config.exists():
+        described += model_config.read_text(encoding="utf-8")
+    model_hash = hashlib.sha256(described.encode()).hexdigest()[:16]
+    return {"model": model_hash, "tokenizer": tokenizer_hash, "rows": num_rows}
+
+
+def check_unchanged(resume: Resume, config: SftConfig, found: dict[str, Any], world_size: int) -> None:
+    """Refuse to continue with anything that would change a step.
+
+    Raises:
+        UserError: a line for each difference: field, saved value, value now.
+    """
+    now = config.model_dump(mode="json")
+    lines = []
+    for section, fields in now.items():
+        was_fields = resume.config.get(section, {})
+        for name in sorted({*fields, *was_fields}):
+            was, is_now = was_fields.get(name), fields.get(name)
+            if was != is_now and f"{section}.{name}" not in _FREE:
+                lines.append(f"  {section}.{name}: was {was!r}, is {is_now!r}")
+    if resume.saved.world_size != world_size and resume.saved.zero_stage:
+        lines.append(f"  cluster.num_workers under ZeRO: was {resume.saved.world_size}, is {world_size}")
+    was_batch, is_batch = (
+        _rows_per_worker(tree["train"]) * size
+        for tree, size in ((resume.config, resume.saved.world_size), (now, world_size))
+    )
+    if was_batch != is_batch:
+        lines.append(f"  global batch (per device x accumulation x workers): was {was_batch}, is {is_batch}")
+    file = resume.saved.path.parent / FINGERPRINT
+    saved = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    for name, was in saved.items():
+        if found.get(name) != was:
+            lines.append(f"  content of the {name}: was {was}, is {found.get(name)}")
+    if lines:
+        raise UserError(
+            f"{resume.saved.path} cannot be continued with what changes its steps:\n"
+            + "\n".join(lines)
+            + "\n  set these back, or begin a new run with another --train.output_dir"
+        )
+
+
+def _rows_per_worker(train: dict[str, Any]) -> int:
+    return int(train["per_device_train_batch_size"] * train["gradient_accumulation_steps"])
+
+
+def write_record(run_dir: Path, config: SftConfig, found: dict[str, Any]) -> None:
+    """Write the resolved config and the fingerprint."""
+    (run_dir / CONFIG).write_text(to_yaml(config), encoding="utf-8")
+    (run_dir / FINGERPRINT).write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def write_result(run_dir: Path, config: SftConfig) -> tuple[Path, dict[str, int]]:
+    """Name the run's model (the best checkpoint or the last), write the row accounting, and return both.
+
+    Raises:
+        UserError: no checkpoint is there.
+    """
+    saved = checkpoint.newest(run_dir)
+    if saved is None:
+        raise UserError(f"{run_dir} holds no complete checkpoint", exit_code=1)
+    model = saved.path
+    state = json.loads((saved.path / "trainer_state.json").read_text(encoding="utf-8"))
+    best = run_dir / f"checkpoint-{state.get('best_global_step')}"
+    if config.train.load_best_model_at_end and checkpoint.read_complete(best):
+        model = best
+    counts = json.loads((saved.path / checkpoint.DATA_STATE).read_text(encoding="utf-8"))["position"]["counts"]
+    result = {"model": model.name, "last": saved.path.name, "best_metric": state.get("best_metric")}
+    (run_dir / RESULT).write_text(json.dumps(result, indent=1), encoding="utf-8")
+    accounting = {"rows seen": sum(counts.values()), **counts}
+    (run_dir / "data").mkdir(exist_ok=True)
+    (run_dir / "data" / "accounting.json").write_text(json.dumps(accounting, indent=1), encoding="utf-8")
+    return model, counts
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """All entries of `metrics.jsonl`."""
+    path = run_dir / METRICS
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+

@@ -1,0 +1,165 @@
+"""TRL's trainer, fed from the stream: the few methods of HF's Trainer that a stream must answer for itself."""
+
+import errno
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from datasets import Dataset
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+from trl import SFTTrainer
+
+from rayswift.log import UserError
+from rayswift.train.callbacks import Checkpoints, Metrics, StreamFlow
+from rayswift.train.checkpoint import discard
+from rayswift.train.clock import Clock
+from rayswift.train.launch import RunSpec, Worker
+from rayswift.train.run_folder import Resume
+from rayswift.train.schedule import progress_schedule
+from rayswift.train.stream_client import Stream
+
+
+class _Batches:
+    """An iterable without a length, which is how HF's Trainer recognises a stream."""
+
+    def __init__(self, make: Any):
+        self._make = make
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self._make())
+
+
+class StreamedSFTTrainer(SFTTrainer):
+    """`SFTTrainer` whose batches, progress and checkpoints are RaySwift's.
+
+    Args:
+        stream: This rank's batches.
+        num_epochs: Passes over the data, or None where `max_steps` decides.
+        kwargs: As for `SFTTrainer`.
+    """
+
+    def __init__(self, *, stream: Stream, num_epochs: float | None, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.remove_callback(PrinterCallback)  # `Metrics` writes the log
+        self.stream = stream
+        self._num_epochs = num_epochs
+
+    def get_train_dataloader(self) -> Any:
+        """The stream: order, sharding and position are the feed's."""
+        return _Batches(lambda: self.stream)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """The evaluation rows, encoded once."""
+        return _Batches(lambda: self.stream.evaluation_batches(self.args.per_device_eval_batch_size))
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """HF's schedule over steps, or, over epochs, the same schedule over the rows consumed."""
+        if self._num_epochs is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        if self.lr_scheduler is None:
+            num_epochs, args = self._num_epochs, self.args
+            self.lr_scheduler = progress_schedule(
+                str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+                optimizer or self.optimizer,
+                args.warmup_steps,
+                dict(args.lr_scheduler_kwargs or {}),
+                lambda: self.stream.epochs / num_epochs,
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """The mean loss over every trained token, whatever the number of workers and rows in a batch."""
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        # Under DeepSpeed and DDP alike, what training wrapped is what evaluates.
+        model = self.model_wrapped if self.is_in_train else self._wrap_model(self.model, training=False)
+        model.eval()
+        totals = torch.zeros(2, dtype=torch.float64)
+        for batch in dataloader:
+            inputs = self._prepare_inputs(batch)
+            num_tokens = int((inputs["labels"][..., 1:] != -100).sum())
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss = self.compute_loss(model, inputs)
+            totals += torch.tensor([float(loss) * num_tokens, num_tokens], dtype=torch.float64)
+        totals = self.sum_over_ranks(totals)
+        metrics = {f"{prefix}_loss": float(totals[0] / totals[1].clamp(min=1))}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=int(totals[1]))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what the stream knows: throughput, fill, waiting."""
+        if "loss" in logs:
+            logs.update(self._throughput())
+        for metrics in self._metrics.values():
+            metrics.pop("num_tokens", None)  # TRL's count takes batches for flat and restarts on resume
+        super().log(logs, start_time)
+
+    def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        """All ranks' sum of a float64 CPU tensor."""
+        if self.args.world_size > 1:
+            values = values.to(self.args.device)
+            dist.all_reduce(values)
+        return values.cpu()
+
+    def _throughput(self) -> dict[str, float]:
+        tally = self.stream.start_tally()
+        sums = torch.tensor([tally.tokens, tally.trained_tokens, tally.capacity, tally.wait_s], dtype=torch.float64)
+        tokens, trained, capacity, wait_s = self.sum_over_ranks(sums).tolist()
+        elapsed_s = max(1e-9, tally.elapsed_s)
+        return {
+            "tokens_per_s": tokens / elapsed_s,
+            "trained_tokens_per_s": trained / elapsed_s,
+            "fill": tokens / max(1.0, capacity),
+            "data_wait": wait_s / self.args.world_size / elapsed_s,
+            "step_s": elapsed_s / max(1, tally.steps),
+        }
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            discard(folder)  # an older life's, or half of one
+        if self.args.world_size > 1:
+            dist.barrier()
+        try:
+            super()._save_checkpoint(model, trial)
+        except Exception as error:
+            if not _disk_is_full(error, folder):
+                raise
+            discard(folder)
+            raise UserError(
+                f"the disk is full: {folder} could not be saved ({error}); older checkpoints stay as they were; "
+                "free some space and continue with --resume auto",
+                exit_code=1,
+            ) from error
+
+
+def placeholder_rows() -> Dataset:
+    """What TRL's constructor looks at: one tokenised row. Real rows come from the stream."""
+    return Dataset.from_dict({"input_ids": [[0, 0]], "labels": [[0, 0]]})
+
+
+def callbacks_of(
+    spec: RunSpec, worker: Worker, stream: Stream, clock: Clock, resume: Resume | None
+) -> list[TrainerCallback]:
+    """A rank's callbacks, in the order they must be called."""
+    train = spec.config.train
+    callbacks: list[TrainerCallback] = [
+        StreamFlow(stream, worker.rank, clock),
+        Checkpoints(spec, stream),
+    ]
+    if worker.rank == 0:
+        callbacks.append(Metrics(spec.run_dir, resume.saved.step if resume else 0))
+    if train.early_stopping_patience:
+        callbacks.append(EarlyStoppingCallback(train.early_stopping_patience))
+    return callbacks
+
+
+def _disk_is_full(error: BaseException, folder: Path) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    # torch and safetensors wrap the system's error in their own.
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    return "os error 28" in str(error) or shutil.disk_usage(existing).free < (1 << 20)
