@@ -1,0 +1,162 @@
+"""The shape of the source: who imports whom, how long things are, what a help page costs. Read from the syntax trees."""
+
+import ast
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+PACKAGE = REPO / "rayswift"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+# Top first: a module imports from its own layer or from those behind it.
+LAYERS = ("__main__", "cli", "verbs", "train", "rollout", "data", "resources", "config", "log", "__init__")
+VERBS = {"sft", "pt", "rlhf", "infer", "deploy", "eval", "export", "sample", "submit"}
+
+HEAVY = {"ray", "torch", "vllm"}
+PURE = [
+    *(f"rayswift.data.{n}" for n in "packing order rows template encode global_batches windows".split()),
+    "rayswift.train.memory",
+    "rayswift.train.checkpoint",
+]
+
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
+# "path" or "path:function" -> why it is longer than the limit.
+LONGER: dict[str, str] = {}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(REPO).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
+
+
+def imports_of(module: str) -> set[str]:
+    """Full names of all modules a module imports, also inside functions."""
+    found = set()
+    for node in ast.walk(MODULES[module]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                found.add(full if full in MODULES else str(node.module))
+    return found
+
+
+def layer_of(module: str) -> str:
+    first = module.split(".")[1] if "." in module else "__init__"
+    return "verbs" if first in VERBS else first
+
+
+def ours(module: str) -> set[str]:
+    return {name for name in imports_of(module) if name.split(".")[0] == "rayswift"}
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {layer_of(module) for module in MODULES} <= set(LAYERS)
+
+
+def test_imports_point_one_way() -> None:
+    wrong = [
+        f"{module} -> {target}"
+        for module in MODULES
+        for target in ours(module)
+        if LAYERS.index(layer_of(target)) < LAYERS.index(layer_of(module))
+    ]
+    assert not wrong
+
+
+def test_verbs_do_not_import_verbs() -> None:
+    verbs = [module for module in MODULES if layer_of(module) == "verbs"]
+    assert "rayswift.sft" in verbs
+    assert not [f"{v} -> {t}" for v in verbs for t in ours(v) if layer_of(t) == "verbs" and t != v]
+
+
+def test_rollout_does_not_import_train() -> None:
+    rollout = [module for module in MODULES if layer_of(module) == "rollout"]
+    assert not [f"{m} -> {t}" for m in rollout for t in ours(m) if layer_of(t) == "train"]
+
+
+def test_vllm_is_imported_in_one_module() -> None:
+    importers = [m for m in MODULES if any(name.split(".")[0] == "vllm" for name in imports_of(m))]
+    assert len(importers) <= 1, importers
+
+
+def reach(module: str) -> dict[str, str]:
+    """Heavy packages that a module's imports end at, with the module that names them."""
+    seen, todo, heavy = set(), [module], {}
+    while todo:
+        current = todo.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        for name in imports_of(current):
+            if name.split(".")[0] in HEAVY:
+                heavy[name.split(".")[0]] = current
+        # Importing a module runs the packages above it.
+        parents = [current.rsplit(".", n)[0] for n in range(1, current.count(".") + 1)]
+        todo += [name for name in (*ours(current), *parents) if name in MODULES]
+    return heavy
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_modules_reach_neither_ray_nor_torch_nor_vllm(module: str) -> None:
+    assert reach(module) == {}
+
+
+def test_batches_reach_torch_only() -> None:
+    assert set(reach("rayswift.data.batches")) == {"torch"}
+
+
+def loaded_by(code: str) -> tuple[set[str], float]:
+    """Top-level packages in sys.modules once `code` has run, and the best wall time of up to three runs."""
+    report = "\nimport sys, json; sys.stderr.write('\\n' + json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
+    best = float("inf")
+    for _ in range(3):
+        began = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", code + report], capture_output=True, text=True, check=True)
+        best = min(best, time.monotonic() - began)
+        if best < 1:
+            break
+    return set(json.loads(done.stderr.splitlines()[-1])), best
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["sft", "--help"], ["sft", "--help", "all"]])
+def test_help_is_light(argv: list[str]) -> None:
+    loaded, seconds = loaded_by(f"from rayswift import cli; assert cli._run({argv!r}) == 0")
+    assert not loaded & {*HEAVY, "transformers", "trl", "numpy", "pyarrow"}
+    assert seconds < 1
+
+
+def test_pure_modules_load_neither_ray_nor_torch() -> None:
+    loaded, _ = loaded_by("import " + ", ".join(PURE))
+    assert "rayswift" in loaded
+    assert not loaded & {*HEAVY, "transformers"}
+
+
+def test_no_catch_all_modules() -> None:
+    assert not [p for p in SOURCES if p.stem.strip("_") in {"utils", "util", "common", "misc", "helpers"}]
+
+
+def test_files_and_functions_are_short() -> None:
+    lengths: dict[str, tuple[int, int]] = {}
+    for path in SOURCES:
+        name = path.relative_to(REPO).as_posix()
+        text = path.read_text(encoding="utf-8")
+        lengths[name] = (len(text.splitlines()), MAX_FILE_LINES)
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                key = f"{name}:{node.name}"
+                longest = max(node.end_lineno - node.lineno + 1, lengths.get(key, (0, 0))[0])
+                lengths[key] = (longest, MAX_FUNCTION_LINES)
+    too_long = {name for name, (lines, limit) in lengths.items() if lines > limit}
+    assert too_long == set(LONGER), "shorten it, or list it in LONGER with a reason; and take out what is short now"
