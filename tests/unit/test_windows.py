@@ -1,0 +1,136 @@
+"""Windows: what they hold depends on data, seed and epoch alone, and every raw row is in one of them."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from streams import MAX_LENGTH, good, line, numbers, window_plan
+
+from rayswift.data.sources import open_sources
+from rayswift.data.windows import RowSet
+
+KINDS = st.text("gggggbul", min_size=1, max_size=40)
+
+
+@settings(max_examples=60)
+@given(KINDS, st.integers(1, 15), st.booleans(), st.booleans(), st.integers(0, 3))
+def test_every_row_is_in_one_window_and_counted_once(
+    tmp_path_factory: pytest.TempPathFactory, kinds: str, window_rows: int, packing: bool, shuffle: bool, epoch: int
+) -> None:
+    plan = window_plan(tmp_path_factory.mktemp("w"), kinds, window_rows, packing, shuffle=shuffle)
+    windows = [plan.make(epoch, number) for number in range(plan.num_windows)]
+    assert sorted(n for window in windows for n in numbers(window.rows)) == good(kinds)
+    counts: Counter[str] = sum((window.counts for window in windows), Counter())
+    expected = {
+        "trained": kinds.count("g"),
+        "filtered: longer than data.max_length": kinds.count("l"),
+        "quarantined: malformed JSON": kinds.count("b"),
+        "quarantined: no known columns": kinds.count("u"),
+    }
+    assert counts == Counter({k: v for k, v in expected.items() if v})
+    quarantined = sorted(int(row.id.split(":")[1]) for window in windows for row in window.quarantined)
+    assert quarantined == [i + 1 for i, kind in enumerate(kinds) if kind in "bu"]
+
+
+@settings(max_examples=60)
+@given(KINDS, st.integers(1, 15), st.booleans())
+def test_packed_rows_fit_and_account_for_the_rows_left_out(
+    tmp_path_factory: pytest.TempPathFactory, kinds: str, window_rows: int, packing: bool
+) -> None:
+    plan = window_plan(tmp_path_factory.mktemp("w"), kinds, window_rows, packing)
+    for number in range(plan.num_windows):
+        window = plan.make(0, number)
+        for row in window.rows:
+            assert sum(row.lengths) == len(row.input_ids) <= MAX_LENGTH
+            assert packing or len(row.lengths) == 1
+            for begin in np.cumsum([0, *row.lengths[:-1]]):
+                assert not row.trained[begin]
+        if window.rows:
+            assert sum(row.num_source_rows for row in window.rows) == window.counts.total()
+
+
+def test_a_window_is_the_same_whenever_and_wherever_it_is_made(tmp_path: Path) -> None:
+    kinds = "g" * 50
+    one, two = (window_plan(tmp_path / n, kinds, 8) for n in "ab")
+    first = [numbers(one.make(1, w).rows) for w in range(one.num_windows)]
+    again = [numbers(two.make(1, w).rows) for w in reversed(range(two.num_windows))]
+    assert first == again[::-1]
+
+
+def test_epochs_and_seeds_have_other_orders_and_no_shuffle_has_the_files(tmp_path: Path) -> None:
+    kinds = "g" * 30
+    order = {
+        (seed, epoch): tuple(window_plan(tmp_path, kinds, 30, seed=seed).row_set.rows_at(0, 30, epoch).tolist())
+        for seed in (1, 2)
+        for epoch in (0, 1)
+    }
+    assert len(set(order.values())) == 4
+    unshuffled = window_plan(tmp_path, kinds, 7, shuffle=False)
+    for epoch in (0, 1):
+        read = [n for w in range(unshuffled.num_windows) for n in sorted(numbers(unshuffled.make(epoch, w).rows))]
+        assert read == list(range(30))
+
+
+def test_quarantined_rows_say_where_and_why(tmp_path: Path) -> None:
+    plan = window_plan(tmp_path, "gbu", 3, shuffle=False)
+    malformed, unknown = plan.make(0, 0).quarantined
+    assert (malformed.id, malformed.reason, malformed.row) == ("rows.jsonl:2", "malformed JSON", '{"text": ')
+    assert (unknown.id, unknown.reason) == ("rows.jsonl:3", "no known columns")
+    assert "columns are n" in unknown.detail
+    assert json.loads(unknown.row) == {"n": 2}
+
+
+# ---- several stores, held-out rows ----
+
+
+def test_rows_of_several_stores_are_numbered_through(tmp_path: Path) -> None:
+    sizes = (3, 1, 6)
+    paths = []
+    for index, size in enumerate(sizes):
+        path = tmp_path / f"{index}.jsonl"
+        path.write_text("".join(f'"{index}-{row}"\n' for row in range(size)), encoding="utf-8")
+        paths.append(str(path))
+    row_set = RowSet(open_sources(paths, tmp_path / "w"), seed=0)
+    assert row_set.num_rows == sum(sizes)
+    asked = np.array([9, 0, 3, 2, 4, 3])
+    assert [raw.value for raw in row_set.read(asked)] == ["2-5", "0-0", "1-0", "0-2", "2-0", "1-0"]
+    assert sorted(row_set.rows_at(0, 10, 0).tolist()) == list(range(10))
+    assert row_set.rows_at(8, 99, 0).tolist() == row_set.rows_at(0, 10, 0).tolist()[8:]
+
+
+@given(st.integers(2, 200), st.floats(0, 0.99), st.booleans(), st.integers(0, 5), st.integers(0, 100))
+def test_held_out_rows_are_disjoint_and_nothing_is_lost(
+    tmp_path_factory: pytest.TempPathFactory, num_rows: int, fraction: float, shuffle: bool, epoch: int, seed: int
+) -> None:
+    (store,) = _store(tmp_path_factory, num_rows)
+    train = RowSet((store,), seed, shuffle, "train", fraction)
+    held_out = RowSet((store,), seed, False, "held_out", fraction)
+    assert held_out.num_rows == round(num_rows * fraction)
+    both = [*train.rows_at(0, num_rows, epoch).tolist(), *held_out.rows_at(0, num_rows, 0).tolist()]
+    assert sorted(both) == list(range(num_rows))
+
+
+def test_held_out_rows_are_chosen_by_the_seed_not_by_the_epoch(tmp_path_factory: pytest.TempPathFactory) -> None:
+    (store,) = _store(tmp_path_factory, 200)
+    chosen = [
+        sorted(RowSet((store,), seed, False, "held_out", 0.2).rows_at(0, 40, epoch).tolist())
+        for seed, epoch in ((1, 0), (1, 3), (2, 0))
+    ]
+    assert chosen[0] == chosen[1] != chosen[2]
+    assert chosen[0] != list(range(40))
+
+
+_STORES: dict[int, tuple] = {}
+
+
+def _store(tmp_path_factory: pytest.TempPathFactory, num_rows: int) -> tuple:
+    if num_rows not in _STORES:
+        folder = tmp_path_factory.mktemp("store")
+        path = folder / "x.jsonl"
+        path.write_text("".join(line(i, "g") + "\n" for i in range(num_rows)), encoding="utf-8")
+        _STORES[num_rows] = open_sources([str(path)], folder / "w")
+    return _STORES[num_rows]
