@@ -80,13 +80,14 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
 
     clock.lap("imports")
     config = spec.config
+    weights = initial_weights(spec, worker)  # before the arguments: ZeRO-3 cuts whatever is built from then on
     dtype = models.resolve_dtype(config.model.dtype, spec.layout.device)
-    args = sft_arguments(spec, dtype, tracks=worker.rank == 0)  # before the model: ZeRO-3 cuts it while it loads
+    args = sft_arguments(spec, dtype, tracks=worker.rank == 0)
     resume, attempt = agree_on_checkpoint(spec, worker)
     worker.feed.begin(attempt, resume.position if resume else Position())
     # Without DeepSpeed, which keeps float32 masters itself, weights stay float32 and autocast computes in `dtype`.
     weights_dtype = dtype if config.cluster.uses_deepspeed else "float32"
-    model = models.load_model(config.model, initial_weights(spec, worker), weights_dtype)
+    model = models.load_model(config.model, weights, weights_dtype)
     tokenizer = models.load_tokenizer(str(spec.tokenizer_dir), config.model.trust_remote_code)
     stream = Stream(
         worker.feed,

@@ -1,0 +1,104 @@
+"""Runs of the real command line, each in processes of its own, as a user starts them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 240
+
+
+@dataclass
+class Run:
+    """A command that is running, and the run folder it writes."""
+
+    process: subprocess.Popen[str]
+    run_dir: Path
+
+    def wait(self, timeout_s: float = TIMEOUT_S) -> tuple[int, str]:
+        """Exit code and everything it printed."""
+        out, _ = self.process.communicate(timeout=timeout_s)
+        return self.process.returncode, out
+
+    def wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float = 120) -> None:
+        """Wait until something is so while the command runs."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert self.process.poll() is None, f"ended before {what}: {self.process.communicate()[0]}"
+            assert time.monotonic() < deadline, f"no {what} within {timeout_s} s"
+            time.sleep(0.02)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL the first process below the command whose title begins with `name`."""
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            if " ".join(child.cmdline()).startswith(name):
+                child.send_signal(signal.SIGKILL)
+                return
+        raise AssertionError(f"no process {name}")
+
+    def kill_driver(self) -> None:
+        """SIGKILL the command itself, and wait for the Ray it started to go down with it."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()
+        self.process.wait()
+        _, alive = psutil.wait_procs(children, timeout=60)
+        assert not alive, f"left behind: {alive}"
+
+
+def start(verb: str, run_dir: Path, *flags: str) -> Run:
+    """Start `rayswift <verb>`; `run_dir` becomes `train.output_dir` where the verb has one."""
+    command = [sys.executable, "-m", "rayswift", verb, *flags]
+    if verb == "sft":
+        command += ["--train.output_dir", str(run_dir)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    return Run(process, run_dir)
+
+
+def sft(run_dir: Path, *flags: str, code: int = 0) -> str:
+    """Run `rayswift sft` to its end and check the exit code; returns what it printed."""
+    exit_code, out = start("sft", run_dir, *flags).wait()
+    assert exit_code == code, out
+    return out
+
+
+def curve(run_dir: Path, key: str = "loss") -> dict[int, float]:
+    """A metric by step."""
+    entries = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return {entry["step"]: entry[key] for entry in entries if key in entry}
+
+
+def assert_same_curve(run_dir: Path, reference: Path, tolerance: float, keys: tuple[str, ...] = ("loss", "grad_norm")) -> None:
+    """Every step of the reference is there, with the same values."""
+    for key in keys:
+        ours, theirs = curve(run_dir, key), curve(reference, key)
+        assert ours.keys() == theirs.keys()
+        assert ours == pytest.approx(theirs, abs=tolerance), key
+
+
+@pytest.fixture(scope="session")
+def tiny() -> tuple[str, ...]:
+    """Flags of a small, fast, deterministic run with dropout in it (through LoRA, where that is on)."""
+    return (
+        "--model", "examples/tiny", "--random_init", "--data.dataset", "examples/gsm8k/train.jsonl",
+        "--max_length", "256", "--window_rows", "64", "--learning_rate", "1e-3", "--logging_steps", "1",
+        "--save_strategy", "no", "--gradient_checkpointing", "false", "--report_to", "none", "--timeout_s", "60",
+        "--data.max_bad_fraction", "1",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Iterator[Path]:
+    """A run folder that does not exist yet."""
+    yield tmp_path / "run"

@@ -1,0 +1,87 @@
+"""Plain TRL, in a process of its own, on the packed rows of a run in their order: the reference that RaySwift must equal.
+
+    python tests/ray/oracle_trl.py RUN_DIR OUT_DIR STEPS PER_DEVICE ACCUMULATION
+
+RUN_DIR is a finished run with the same global batch: its initial weights, tokenizer, rows and settings are taken.
+"""
+
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+
+from rayswift.config.schema import SftConfig
+from rayswift.data.batches import collate
+from rayswift.data.global_batches import FeedPlan, Position, global_batches
+from rayswift.data.prepare import plan_windows
+from rayswift.data.windows import PackedRow
+from rayswift.train.model import lora_config
+
+
+def rows_of(run_dir: Path, config: SftConfig, steps: int, global_batch: int, work_dir: Path) -> list[PackedRow]:
+    """The first packed rows of the run, read and packed anew without Ray."""
+    windows, _ = plan_windows(config.data, run_dir / "tokenizer", config.train.seed, work_dir)
+    plan = FeedPlan(
+        global_batch, windows.row_set.num_rows, windows.num_windows, windows.window_rows, 1e9, steps, 1.0
+    )
+
+    def source(epoch: int, first: int) -> Any:
+        return (windows.make(epoch, number) for number in range(first, windows.num_windows))
+
+    batches = global_batches(plan, source, Position(), lambda *_: None)
+    return [row for batch in itertools.islice(batches, steps) for row in batch.rows]
+
+
+def main() -> None:
+    """Train and write metrics.jsonl as a run does."""
+    run_dir, out_dir = Path(sys.argv[1]), Path(sys.argv[2])
+    steps, per_device, accumulation = map(int, sys.argv[3:6])
+    config = SftConfig.model_validate(yaml.safe_load((run_dir / "config.yaml").read_text()))
+    rows = rows_of(run_dir, config, steps, per_device * accumulation, out_dir / "data")
+    dataset = Dataset.from_dict({"input_ids": [[i, i] for i in range(len(rows))]})
+    tokenizer = AutoTokenizer.from_pretrained(run_dir / "tokenizer")
+    model = AutoModelForCausalLM.from_pretrained(run_dir / "init", dtype="float32")
+
+    def collator(examples: list[dict[str, Any]]) -> dict[str, Any]:
+        picked = [rows[example["input_ids"][0]] for example in examples]
+        return collate(picked, tokenizer.pad_token_id, "rows")
+
+    args = SFTConfig(
+        output_dir=str(out_dir),
+        max_steps=steps,
+        per_device_train_batch_size=per_device,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=config.train.learning_rate,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        gradient_checkpointing=config.train.gradient_checkpointing,
+        bf16=False,
+        use_cpu=True,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        train_sampling_strategy="sequential",
+        seed=config.train.seed,
+        disable_tqdm=True,
+    )
+    trainer = SFTTrainer(
+        model=model,
+        args=args,
+        train_dataset=dataset,
+        data_collator=collator,
+        processing_class=tokenizer,
+        peft_config=lora_config(config.model),
+    )
+    trainer.train()
+    lines = [json.dumps(entry) for entry in trainer.state.log_history if "loss" in entry]
+    (out_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+
+
+main()

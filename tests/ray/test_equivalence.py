@@ -1,0 +1,60 @@
+"""Plain TRL = in-process = one worker = two workers = ZeRO 1, 2, 3: loss and gradient norm of every step, in float32."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.ray.conftest import ROOT, assert_same_curve, sft
+
+STEPS, ROWS = 5, 8
+TOLERANCE = 1e-4
+# LoRA's dropout draws per rank, so across worker counts it is off.
+TUNERS = {
+    "full": ("--tuner", "full"),
+    "lora": ("--tuner", "lora", "--lora_dropout", "0", "--learning_rate", "1e-2"),
+}
+
+
+def layout(workers: int, stage: int, per_device: int = 2) -> tuple[str, ...]:
+    accumulation = ROWS // (per_device * max(1, workers))
+    return (
+        "--num_workers", str(workers), "--zero_stage", str(stage), "--max_steps", str(STEPS),
+        "--per_device_train_batch_size", str(per_device), "--gradient_accumulation_steps", str(accumulation),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory, tiny: tuple[str, ...]) -> Callable[[str], Path]:
+    """The in-process run of a tuner, made once."""
+    made: dict[str, Path] = {}
+
+    def run(tuner: str) -> Path:
+        if tuner not in made:
+            made[tuner] = tmp_path_factory.mktemp(tuner) / "run"
+            sft(made[tuner], *tiny, *TUNERS[tuner], *layout(0, 0))
+        return made[tuner]
+
+    return run
+
+
+@pytest.mark.parametrize("tuner", TUNERS)
+def test_in_process_equals_plain_trl(tuner: str, reference: Callable[[str], Path], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.ray.oracle_trl", str(reference(tuner)), str(tmp_path), str(STEPS), "2", "4"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert_same_curve(reference(tuner), tmp_path, TOLERANCE)
+
+
+# A pairwise subset of tuner x workers x stage; tests/bars/test_equivalence_matrix.py runs the whole.
+@pytest.mark.parametrize(
+    ("tuner", "workers", "stage"),
+    [("full", 1, 2), ("full", 2, 0), ("full", 2, 3), ("lora", 1, 0), ("lora", 2, 1), ("lora", 2, 3)],
+)
+def test_workers_and_stages_agree(
+    tuner: str, workers: int, stage: int, reference: Callable[[str], Path], run_dir: Path, tiny: tuple[str, ...]
+) -> None:
+    sft(run_dir, *tiny, *TUNERS[tuner], *layout(workers, stage))
+    assert_same_curve(run_dir, reference(tuner), TOLERANCE)

@@ -1,0 +1,103 @@
+"""SIGKILL of a train worker, of Ray Train's controller and of the driver, also during a save: the losses go on as if nothing was."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rayswift.train import checkpoint
+from tests.ray.conftest import Run, assert_same_curve, curve, sft, start
+
+STEPS, SAVE_EVERY = 14, 4
+# LoRA with dropout: random states must come back too. Adam's states, schedule and data position in any case.
+RUN = (
+    "--num_workers", "2", "--zero_stage", "2", "--max_steps", str(STEPS), "--per_device_train_batch_size", "2",
+    "--save_strategy", "steps", "--save_steps", str(SAVE_EVERY), "--lr_scheduler_type", "cosine",
+    "--tuner", "lora", "--lora_dropout", "0.1", "--learning_rate", "1e-2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny: tuple[str, ...]) -> Path:
+    run_dir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    sft(run_dir, *tiny, *RUN)
+    return run_dir
+
+
+@pytest.fixture
+def killed(run_dir: Path, tiny: tuple[str, ...]) -> Callable[[int], Run]:
+    """Start the run and return once it has logged a step."""
+
+    def begin(step: int) -> Run:
+        run = start("sft", run_dir, *tiny, *RUN)
+        run.wait_for(lambda: (run_dir / "metrics.jsonl").exists() and max(curve(run_dir), default=0) >= step, f"step {step}")
+        return run
+
+    return begin
+
+
+def test_a_killed_worker_is_replaced(killed: Callable[[int], Run], run_dir: Path, uninterrupted: Path) -> None:
+    run = killed(6)
+    run.kill("ray::RayTrainWorker")
+    code, out = run.wait()
+    assert code == 0, out
+    assert_same_curve(run_dir, uninterrupted, 1e-5)
+
+
+def test_a_killed_controller_ends_the_run_with_a_named_error(
+    killed: Callable[[int], Run], run_dir: Path, tiny: tuple[str, ...], uninterrupted: Path
+) -> None:
+    run = killed(5)
+    run.kill("ray::TrainController")
+    code, out = run.wait()
+    assert code == 1
+    assert "controller died" in out
+    assert "--resume auto" in out
+    out = sft(run_dir, *tiny, *RUN, "--resume", "auto")
+    assert "continuing" in out
+    assert_same_curve(run_dir, uninterrupted, 1e-5)
+
+
+def test_a_killed_driver_continues_exactly(
+    killed: Callable[[int], Run], run_dir: Path, tiny: tuple[str, ...], uninterrupted: Path
+) -> None:
+    killed(9).kill_driver()
+    sft(run_dir, *tiny, *RUN, "--resume", "auto")
+    assert_same_curve(run_dir, uninterrupted, 1e-5)
+
+
+def test_a_kill_during_a_save_leaves_the_checkpoint_before(
+    killed: Callable[[int], Run], run_dir: Path, tiny: tuple[str, ...], uninterrupted: Path
+) -> None:
+    run = killed(6)
+    half = run_dir / f"checkpoint-{2 * SAVE_EVERY}"
+    run.wait_for(half.exists, "the second save")
+    run.kill_driver()
+    if (half / checkpoint.MANIFEST).exists():  # the save was faster: make it the half that a kill would leave
+        (half / checkpoint.MANIFEST).unlink()
+    saved = checkpoint.newest(run_dir)
+    assert saved is not None
+    assert saved.step == SAVE_EVERY
+    sft(run_dir, *tiny, *RUN, "--resume", "auto")
+    assert_same_curve(run_dir, uninterrupted, 1e-5)
+
+
+def test_a_killed_feed_is_rebuilt(killed: Callable[[int], Run], run_dir: Path, uninterrupted: Path) -> None:
+    run = killed(3)
+    run.kill("ray::Feed")
+    started = time.monotonic()
+    code, out = run.wait()
+    assert code == 0, f"{out} after {time.monotonic() - started:.0f} s"
+    assert_same_curve(run_dir, uninterrupted, 1e-5)
+
+
+def test_what_changes_a_step_is_refused(run_dir: Path, tiny: tuple[str, ...], uninterrupted: Path) -> None:
+    """Continuing with other settings names them; a run folder that holds a run is not overwritten."""
+    out = sft(uninterrupted, *tiny, *RUN, "--resume", "auto", "--seed", "1", "--lora_rank", "4", code=2)
+    assert "train.seed: was 42, is 1" in out
+    assert "model.lora_rank: was 8, is 4" in out
+    out = sft(uninterrupted, *tiny, *RUN, code=2)
+    assert "--resume auto" in out
+    out = sft(run_dir, *tiny, *RUN, "--resume", str(run_dir / "checkpoint-3"), code=2)
+    assert "no complete checkpoint" in out
