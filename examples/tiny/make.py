@@ -1,4 +1,4 @@
-"""A model folder without weights: a 0.6 M parameter Qwen3 and its 512-token byte-level BPE tokenizer.
+"""A model folder without weights: a 0.7 M parameter Qwen3 and its 512-token byte-level BPE tokenizer.
 
 The tokenizer learns from the example data; every digit stays a token of its own, so that sums can be learnt.
 head_dim is 32 because vLLM's attention on CPU needs at least that.
@@ -73,7 +73,7 @@ def main() -> None:
         intermediate_size=384,
         num_hidden_layers=3,
         num_attention_heads=4,
-        num_key_value_heads=2,
+        num_key_value_heads=4,
         head_dim=32,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
