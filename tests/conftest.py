@@ -1,4 +1,4 @@
-"""Fixtures of all tests: the example rows, and a tiny model built once a session from the files of examples/tiny."""
+"""Fixtures of all tests: the example rows, and a tiny model built once a session from examples/tiny."""
 
 import json
 import shutil

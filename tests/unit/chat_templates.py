@@ -1,4 +1,4 @@
-"""Chat templates in the style of well-known families, each with what a trained assistant turn must decode to."""
+"""Chat templates in the style of well-known families, each with what a trained turn must decode to."""
 
 import json
 from collections.abc import Callable
@@ -53,7 +53,7 @@ MISTRAL = """\
 """
 
 GEMMA = """\
-{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
+{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}
 {% for message in messages %}{% if (message['role'] == 'assistant') %}{% set role = 'model' %}
 {% else %}{% set role = message['role'] %}{% endif %}
 {{ '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}
@@ -137,7 +137,9 @@ def write_tokenizer(folder: Path, family: Family) -> Path:
     tokenizer = Tokenizer.from_file(str(TINY / "tokenizer.json"))
     tokenizer.add_special_tokens([token for token in (*named.values(), *family.special) if token])
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = {name: token for name, token in named.items() if token} | {"tokenizer_class": "TokenizersBackend"}
+    config = {name: token for name, token in named.items() if token} | {
+        "tokenizer_class": "TokenizersBackend"
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(family.template, encoding="utf-8")
     return folder

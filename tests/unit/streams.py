@@ -89,5 +89,8 @@ def good(kinds: str) -> list[int]:
 
 def shape(batch: GlobalBatch) -> tuple[Any, ...]:
     """A batch as values that compare."""
-    rows = tuple((row.input_ids.tobytes(), row.trained.tobytes(), row.lengths, row.num_source_rows) for row in batch.rows)
+    rows = tuple(
+        (row.input_ids.tobytes(), row.trained.tobytes(), row.lengths, row.num_source_rows)
+        for row in batch.rows
+    )
     return batch.step, rows, batch.epochs, batch.position, batch.last

@@ -58,7 +58,9 @@ def chat(*contents: str, **last: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    folders = {name: write_tokenizer(tmp_path_factory.mktemp(name), family) for name, family in FAMILIES.items()}
+    folders = {
+        name: write_tokenizer(tmp_path_factory.mktemp(name), family) for name, family in FAMILIES.items()
+    }
     return lambda name: folders[name]
 
 
@@ -177,7 +179,8 @@ def test_turns_without_an_end_token(tmp_path: Path) -> None:
 
 
 @pytest.mark.xfail(
-    strict=True, reason="encode._token_after: of a last character made of several tokens only the first is trained"
+    strict=True,
+    reason="encode._token_after: of a last character made of several tokens only the first is trained",
 )
 def test_a_last_character_of_several_tokens_is_trained_whole(tmp_path: Path) -> None:
     folder = write_tokenizer(tmp_path, PLAIN)
@@ -186,7 +189,12 @@ def test_a_last_character_of_several_tokens_is_trained_whole(tmp_path: Path) -> 
 
 def test_a_token_across_the_border_belongs_to_the_prompt(tmp_path: Path) -> None:
     # "[assistant] " and "the" meet in the token " the".
-    spaced = Family(PLAIN.template.replace("[{{ m['role'] }}]", "[{{ m['role'] }}] ").replace("[assistant]{%", "[assistant] {%"), str)
+    spaced = Family(
+        PLAIN.template.replace("[{{ m['role'] }}]", "[{{ m['role'] }}] ").replace(
+            "[assistant]{%", "[assistant] {%"
+        ),
+        str,
+    )
     folder = write_tokenizer(tmp_path, spaced)
     encoded = good(chat("q", "the sum"), folder=folder)
     tokens = [decode([i], folder) for i in encoded.input_ids]
@@ -257,7 +265,14 @@ def test_templates_that_rewrite_earlier_turns(tmp_path: Path) -> None:
 
 
 def test_a_batch_keeps_its_order() -> None:
-    rows: list[Any] = [chat("q", "one"), "no row", chat("q", "two"), {"messages": []}, {"text": "three"}, chat("q")]
+    rows: list[Any] = [
+        chat("q", "one"),
+        "no row",
+        chat("q", "two"),
+        {"messages": []},
+        {"text": "three"},
+        chat("q"),
+    ]
     results = encoder().encode(rows)
     shown = [trained_text(r) if isinstance(r, EncodedRow) else r.reason for r in results]
     assert shown[:4] == ["one<|im_end|>", "not an object", "two<|im_end|>", "no messages"]
@@ -267,7 +282,9 @@ def test_a_batch_keeps_its_order() -> None:
 
 def test_columns_and_system_apply() -> None:
     encoded = good({"q": "1", "a": "2"}, columns={"q": "query", "a": "response"}, system="Sys.")
-    assert decode(encoded.input_ids).startswith("<|im_start|>system\nSys.<|im_end|>\n<|im_start|>user\n1<|im_end|>")
+    assert decode(encoded.input_ids).startswith(
+        "<|im_start|>system\nSys.<|im_end|>\n<|im_start|>user\n1<|im_end|>"
+    )
 
 
 def test_no_chat_template(tmp_path: Path) -> None:
@@ -277,7 +294,9 @@ def test_no_chat_template(tmp_path: Path) -> None:
     assert isinstance(encode({"text": "abc abc"}, folder=tmp_path), EncodedRow)
 
 
-@pytest.mark.xfail(strict=True, reason="encode.Encoder: a template with a syntax error ends in jinja2's traceback")
+@pytest.mark.xfail(
+    strict=True, reason="encode.Encoder: a template with a syntax error ends in jinja2's traceback"
+)
 def test_a_template_with_a_syntax_error_is_the_users(tmp_path: Path) -> None:
     folder = write_tokenizer(tmp_path, Family("{% for m in messages %}{{ m['content'] ", str))
     with pytest.raises(UserError, match="chat_template"):

@@ -14,7 +14,12 @@ from rayswift.data.windows import WindowPlan
 from rayswift.log import UserError
 
 KINDS = st.text("ggggggbul", min_size=1, max_size=40)
-SIZES = {"kinds": KINDS, "window_rows": st.integers(1, 15), "global_batch": st.integers(1, 9), "packing": st.booleans()}
+SIZES = {
+    "kinds": KINDS,
+    "window_rows": st.integers(1, 15),
+    "global_batch": st.integers(1, 9),
+    "packing": st.booleans(),
+}
 
 
 def last_window_is_wholly_bad(windows: WindowPlan, epoch: int) -> bool:
@@ -40,7 +45,9 @@ def test_every_good_row_once_an_epoch(
     windows = window_plan(tmp_path_factory.mktemp("b"), kinds, window_rows, packing)
     sequence = batches(windows, feed_plan(windows, global_batch, num_epochs=num_epochs))
     seen, per_epoch = all_numbers(sequence), kinds.count("g")
-    assert [sorted(seen[e * per_epoch : (e + 1) * per_epoch]) for e in range(num_epochs)] == [good(kinds)] * num_epochs
+    assert [sorted(seen[e * per_epoch : (e + 1) * per_epoch]) for e in range(num_epochs)] == [
+        good(kinds)
+    ] * num_epochs
     assert len(seen) == num_epochs * per_epoch
 
     assert [batch.step for batch in sequence] == list(range(len(sequence)))
@@ -68,7 +75,7 @@ def test_the_accounting_sums_to_the_rows_seen(
 
 @pytest.mark.xfail(
     strict=True,
-    reason="global_batches: the last position is taken before trailing windows without a good row are counted",
+    reason="global_batches: the last position leaves out trailing windows without a good row",
 )
 def test_a_last_window_of_bad_rows_is_accounted_for(tmp_path: Path) -> None:
     windows = window_plan(tmp_path, "gggbb", 3, shuffle=False)
@@ -77,8 +84,10 @@ def test_a_last_window_of_bad_rows_is_accounted_for(tmp_path: Path) -> None:
     assert last.epochs == 1
 
 
-@settings(max_examples=40)
-@given(**SIZES, epochs=st.sampled_from([0.5, 1.0, 1.7, 2.0]), max_steps=st.sampled_from([-1, 7]), data=st.data())
+@settings(max_examples=25)
+@given(
+    **SIZES, epochs=st.sampled_from([0.5, 1.0, 1.7, 2.0]), max_steps=st.sampled_from([-1, 7]), data=st.data()
+)
 def test_any_position_continues_with_the_same_tail(
     tmp_path_factory: Any,
     kinds: str,
@@ -96,7 +105,9 @@ def test_any_position_continues_with_the_same_tail(
     assume(len(whole) > 1)
     at = data.draw(st.integers(0, len(whole) - 2))
     position = Position(**json.loads(json.dumps(whole[at].position.to_json())))
-    assert [shape(batch) for batch in batches(windows, plan, position)] == [shape(batch) for batch in whole[at + 1 :]]
+    assert [shape(batch) for batch in batches(windows, plan, position)] == [
+        shape(batch) for batch in whole[at + 1 :]
+    ]
 
 
 @pytest.mark.parametrize("num_epochs", [0.5, 1, 1.5, 2])
@@ -106,7 +117,9 @@ def test_behind_the_last_step_nothing_follows(tmp_path: Path, num_epochs: float)
     assert batches(windows, plan, batches(windows, plan)[-1].position) == []
 
 
-@pytest.mark.xfail(strict=True, reason="global_batches: with max_steps a finished run, continued, trains one more step")
+@pytest.mark.xfail(
+    strict=True, reason="global_batches: with max_steps a finished run, continued, trains one more step"
+)
 def test_behind_the_last_of_max_steps_nothing_follows(tmp_path: Path) -> None:
     windows = window_plan(tmp_path, "g" * 30, 7)
     plan = feed_plan(windows, 2, max_steps=3)
@@ -162,7 +175,7 @@ def test_fractional_epochs_end_at_the_first_row_that_reaches_them(
     rows = all_numbers(sequence)
     assert rows == all_numbers(longer)[: len(rows)]
     num_packed = sum(len(batch.rows) for batch in sequence)
-    # Each packed row of `longer` is a step, so its progress is known: the last one reached the end, none before it did.
+    # Each packed row of `longer` is a step, so its progress is known: only the last one reached the end.
     reached = [batch.epochs for batch in longer[:num_packed]]
     assert sequence[-1].epochs == reached[-1]
     assert reached[-1] >= num_epochs
@@ -179,7 +192,9 @@ def test_bad_rows_are_judged_at_the_end_of_the_data(tmp_path: Path) -> None:
         batches(windows, feed_plan(windows, 4, max_bad_fraction=0.09))
     assert caught.value.exit_code == 1
     first, *rest = str(caught.value).splitlines()
-    assert first.startswith("10 of 100 rows are bad, more than data.max_bad_fraction = 0.09 allows; see data/quarantine")
+    assert first.startswith(
+        "10 of 100 rows are bad, more than data.max_bad_fraction = 0.09 allows; see data/quarantine"
+    )
     assert rest[0].split() == ["rows", "seen", "100"]
 
 
@@ -188,7 +203,9 @@ def test_from_1000_rows_on_bad_rows_stop_the_run_at_once(tmp_path: Path) -> None
     plan = feed_plan(windows, 1, max_bad_fraction=0.05)
     trained = 0
     with pytest.raises(UserError, match="100 of 1000 rows are bad"):
-        for batch in global_batches(plan, lambda e, f: in_process(windows, e, f), Position(), lambda *_: None):
+        for batch in global_batches(
+            plan, lambda e, f: in_process(windows, e, f), Position(), lambda *_: None
+        ):
             trained += len(numbers(batch.rows))
     assert trained > 800
 
@@ -207,7 +224,9 @@ def test_data_without_a_good_row_is_an_error(tmp_path: Path, options: dict[str, 
 
 
 def test_the_table_is_sorted_and_summed() -> None:
-    lines = [line.split() for line in table({"trained": 5, "quarantined: x": 2000, "filtered: y": 30}).splitlines()]
+    lines = [
+        line.split() for line in table({"trained": 5, "quarantined: x": 2000, "filtered: y": 30}).splitlines()
+    ]
     assert [(" ".join(words[:-1]), words[-1]) for words in lines] == [
         ("rows seen", "2,035"),
         ("quarantined: x", "2,000"),

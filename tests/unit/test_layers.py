@@ -1,4 +1,4 @@
-"""The shape of the source: who imports whom, how long things are, what a help page costs. Read from the syntax trees."""
+"""The shape of the source: who imports whom, how long things are, what a help page costs."""
 
 import ast
 import json
@@ -19,7 +19,10 @@ VERBS = {"sft", "pt", "rlhf", "infer", "deploy", "eval", "export", "sample", "su
 
 HEAVY = {"ray", "torch", "vllm"}
 PURE = [
-    *(f"rayswift.data.{n}" for n in "packing order rows template encode global_batches windows".split()),
+    *(
+        f"rayswift.data.{n}"
+        for n in ["packing", "order", "rows", "template", "encode", "global_batches", "windows"]
+    ),
     "rayswift.train.memory",
     "rayswift.train.checkpoint",
 ]
@@ -118,11 +121,14 @@ def test_batches_reach_torch_only() -> None:
 
 def loaded_by(code: str) -> tuple[set[str], float]:
     """Top-level packages in sys.modules once `code` has run, and the best wall time of up to three runs."""
-    report = "\nimport sys, json; sys.stderr.write('\\n' + json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
+    report = "\nimport sys, json"
+    report += "\nsys.stderr.write('\\n' + json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
     best = float("inf")
     for _ in range(3):
         began = time.monotonic()
-        done = subprocess.run([sys.executable, "-c", code + report], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code + report], capture_output=True, text=True, check=True
+        )
         best = min(best, time.monotonic() - began)
         if best < 1:
             break
@@ -159,4 +165,6 @@ def test_files_and_functions_are_short() -> None:
                 longest = max(node.end_lineno - node.lineno + 1, lengths.get(key, (0, 0))[0])
                 lengths[key] = (longest, MAX_FUNCTION_LINES)
     too_long = {name for name, (lines, limit) in lengths.items() if lines > limit}
-    assert too_long == set(LONGER), "shorten it, or list it in LONGER with a reason; and take out what is short now"
+    assert too_long == set(LONGER), (
+        "shorten it, or list it in LONGER with a reason; and take out what is short now"
+    )

@@ -8,7 +8,9 @@ import pytest
 from rayswift.data.rows import BadRow, Sample, to_sample
 
 
-def turns(row: Any, columns: dict[str, str] | None = None, system: str | None = None) -> list[tuple[str, str]]:
+def turns(
+    row: Any, columns: dict[str, str] | None = None, system: str | None = None
+) -> list[tuple[str, str]]:
     return [(m["role"], m["content"]) for m in to_sample(row, columns or {}, system).messages]
 
 
@@ -79,7 +81,9 @@ def test_columns_rename() -> None:
     assert turns({"chat": chat}, {"chat": "messages"}) == ASKED
 
 
-@pytest.mark.parametrize("row", [{"query": "x", "q": "q", "response": "a"}, {"q": "q", "query": "x", "response": "a"}])
+@pytest.mark.parametrize(
+    "row", [{"query": "x", "q": "q", "response": "a"}, {"q": "q", "query": "x", "response": "a"}]
+)
 def test_a_mapped_column_wins_over_one_that_has_the_name(row: dict[str, Any]) -> None:
     assert turns(row, {"q": "query"}) == ASKED
 
@@ -100,12 +104,17 @@ def test_ambiguous_responses() -> None:
 @pytest.mark.parametrize(
     "row",
     [
-        {"messages": [{"role": "user", "content": "q"}], "conversations": [{"from": "human", "value": "other"}]},
+        {
+            "messages": [{"role": "user", "content": "q"}],
+            "conversations": [{"from": "human", "value": "other"}],
+        },
         {"instruction": "q", "output": "a", "query": "q2", "response": "a2"},
         {"query": "q", "response": "a", "text": "t"},
     ],
 )
-@pytest.mark.xfail(strict=True, reason="rows.py promises an error for a row that fits two formats; the first one wins")
+@pytest.mark.xfail(
+    strict=True, reason="rows.py promises an error for a row that fits two formats; the first one wins"
+)
 def test_a_row_that_fits_two_formats_is_an_error(row: dict[str, Any]) -> None:
     refused(row)
 
@@ -125,7 +134,9 @@ def test_system_prompts() -> None:
 
 
 def test_an_inserted_system_prompt_keeps_losses_aligned() -> None:
-    row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "loss": False}]}
+    row = {
+        "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "loss": False}]
+    }
     assert to_sample(row, {}, "S").loss == (None, None, False)
 
 
@@ -180,7 +191,9 @@ def test_zero_is_text_too() -> None:
     assert turns({"query": "1-1", "response": 0})[1] == ("assistant", "0")
 
 
-@pytest.mark.xfail(strict=True, reason="rows._message: `content or ''` lets False, {} and () through as empty texts")
+@pytest.mark.xfail(
+    strict=True, reason="rows._message: `content or ''` lets False, {} and () through as empty texts"
+)
 @pytest.mark.parametrize("content", [False, {}])
 def test_empty_values_of_other_types_are_refused(content: Any) -> None:
     assert refused({"query": "q", "response": content}).reason == "wrong type"
@@ -238,6 +251,8 @@ def test_a_refusal_names_the_columns_and_the_way_out() -> None:
     assert detail.endswith("map yours with data.columns")
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="rows._message: an unhashable role stops the whole run")
+@pytest.mark.xfail(
+    strict=True, raises=TypeError, reason="rows._message: an unhashable role stops the whole run"
+)
 def test_a_role_that_is_no_text_is_refused() -> None:
     assert refused({"messages": [{"role": ["user"], "content": "x"}]}).reason == "unknown role"

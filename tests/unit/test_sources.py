@@ -62,14 +62,21 @@ def test_ids_hold_the_number_of_the_line(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", b'\n{"a": 1}\r\n\n\xff\n{"a": }\n{"a": 2}')
     rows = rows_of(path, tmp_path)
     assert [row.id for row in rows] == ["x.jsonl:2", "x.jsonl:4", "x.jsonl:5", "x.jsonl:6"]
-    assert [row.error.reason if row.error else None for row in rows] == [None, "invalid UTF-8", "malformed JSON", None]
+    assert [row.error.reason if row.error else None for row in rows] == [
+        None,
+        "invalid UTF-8",
+        "malformed JSON",
+        None,
+    ]
     assert rows[1].text == "\ufffd"
     assert rows[2].text == '{"a": }'
     assert rows[3].value == {"a": 2}
 
 
 def test_rows_come_in_the_order_asked_for(tmp_path: Path) -> None:
-    (store,) = open_sources([str(write(tmp_path / "x.jsonl", "".join(f"{i}\n" for i in range(50))))], tmp_path / "w")
+    (store,) = open_sources(
+        [str(write(tmp_path / "x.jsonl", "".join(f"{i}\n" for i in range(50))))], tmp_path / "w"
+    )
     asked = [7, 0, 49, 7]
     assert [row.value for row in store.read(asked)] == asked
     assert [row.value for row in store.read(np.array(asked))] == asked
@@ -90,14 +97,18 @@ def test_a_file_written_anew_is_read_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="sources._parse: json.loads' ValueError for a long number stops the run"
+    strict=True,
+    raises=ValueError,
+    reason="sources._parse: json.loads' ValueError for a long number stops the run",
 )
 def test_a_number_that_python_refuses_makes_a_bad_row(tmp_path: Path) -> None:
     (row,) = rows_of(write(tmp_path / "x.jsonl", '{"a": %s}\n' % ("1" * 5000)), tmp_path)
     assert row.error is not None
 
 
-@pytest.mark.xfail(strict=True, reason="sources._line_index: only lines of up to two bytes are looked at for being blank")
+@pytest.mark.xfail(
+    strict=True, reason="sources._line_index: only lines of up to two bytes are looked at for being blank"
+)
 def test_a_line_of_many_blanks_is_blank(tmp_path: Path) -> None:
     assert values(write(tmp_path / "x.jsonl", '{"a": 1}\n     \n'), tmp_path) == [{"a": 1}]
 
@@ -110,7 +121,9 @@ def test_text(tmp_path: Path) -> None:
     assert values(path, tmp_path) == [{"text": "one"}, {"text": '{"two"} é'}, {"text": "three"}]
 
 
-@pytest.mark.xfail(strict=True, reason="sources._parse: a text line keeps its carriage return, and it is trained")
+@pytest.mark.xfail(
+    strict=True, reason="sources._parse: a text line keeps its carriage return, and it is trained"
+)
 def test_text_with_crlf(tmp_path: Path) -> None:
     assert values(write(tmp_path / "x.txt", "one\r\ntwo\r\n"), tmp_path) == [{"text": "one"}, {"text": "two"}]
 
@@ -128,7 +141,10 @@ def test_tsv(tmp_path: Path) -> None:
 
 
 def test_csv_with_a_very_long_field(tmp_path: Path) -> None:
-    assert len(values(write(tmp_path / "x.csv", "text\n" + "y" * 200_000 + "\n"), tmp_path)[0]["text"]) == 200_000
+    assert (
+        len(values(write(tmp_path / "x.csv", "text\n" + "y" * 200_000 + "\n"), tmp_path)[0]["text"])
+        == 200_000
+    )
 
 
 @pytest.mark.parametrize("start", ["", " \n\t", "\ufeff"])
@@ -142,7 +158,9 @@ def test_a_broken_json_array(tmp_path: Path) -> None:
 
 
 @pytest.mark.xfail(
-    strict=True, raises=UnicodeEncodeError, reason="sources._copy_to_jsonl: a lone surrogate ends in a traceback"
+    strict=True,
+    raises=UnicodeEncodeError,
+    reason="sources._copy_to_jsonl: a lone surrogate ends in a traceback",
 )
 def test_a_json_array_with_a_lone_surrogate(tmp_path: Path) -> None:
     path = write(tmp_path / "x.json", '[{"text": "\\ud83d"}, {"text": "a"}]')
@@ -200,7 +218,9 @@ def test_several_sources_and_one_twice(tmp_path: Path) -> None:
     assert [store.read([0])[0].value for store in stores] == [{"text": "two"}, 1, {"text": "two"}]
 
 
-@pytest.mark.xfail(strict=True, reason="sources: ids hold the file's name only, so rows of two folders share them")
+@pytest.mark.xfail(
+    strict=True, reason="sources: ids hold the file's name only, so rows of two folders share them"
+)
 def test_ids_are_unique_over_all_sources(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         write(tmp_path / folder / "train.jsonl", "1\n")
@@ -212,7 +232,9 @@ def test_an_empty_file(tmp_path: Path) -> None:
     assert refusal(write(tmp_path / "x.jsonl", ""), tmp_path).endswith("is empty")
 
 
-@pytest.mark.parametrize(("name", "content"), [("x.jsonl", "\n\n \r\n"), ("x.csv", "a,b\n"), ("x.json", "[]")])
+@pytest.mark.parametrize(
+    ("name", "content"), [("x.jsonl", "\n\n \r\n"), ("x.csv", "a,b\n"), ("x.json", "[]")]
+)
 def test_files_without_rows(name: str, content: str, tmp_path: Path) -> None:
     path = write(tmp_path / name, content)
     with pytest.raises(UserError, match=f"{name} holds no row"):

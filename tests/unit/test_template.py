@@ -1,4 +1,4 @@
-"""`ChatTemplate` gives the bytes that `transformers` gives, for templates in the style of well-known families."""
+"""`ChatTemplate` gives the bytes that `transformers` gives, for templates of well-known families' style."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +19,11 @@ TOOLS = [
         "type": "function",
         "function": {
             "name": "wetter",
-            "description": "Wie wird's in <München> & \"Köln\"?",
-            "parameters": {"type": "object", "properties": {"x": {"type": "number", "enum": [1, 2.5, None, True]}}},
+            "description": 'Wie wird\'s in <München> & "Köln"?',
+            "parameters": {
+                "type": "object",
+                "properties": {"x": {"type": "number", "enum": [1, 2.5, None, True]}},
+            },
         },
     }
 ]
@@ -71,7 +74,9 @@ def test_same_bytes_with_tools_and_tool_calls(pair: Any, generate: bool) -> None
         {"role": "tool", "content": "3 °C"},
         {"role": "assistant", "content": "a"},
     ]
-    expected = theirs.apply_chat_template(messages, tools=TOOLS, tokenize=False, add_generation_prompt=generate)
+    expected = theirs.apply_chat_template(
+        messages, tools=TOOLS, tokenize=False, add_generation_prompt=generate
+    )
     rendered = ours.render(messages, TOOLS, generate)
     assert rendered == expected
     assert "München" in rendered
@@ -100,7 +105,9 @@ def test_a_template_that_fails_on_a_row_makes_it_a_bad_row(source: str) -> None:
         ChatTemplate(source, {}).render([{"role": "user", "content": "q"}])
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="template.render: a ValueError in a template ends the run")
+@pytest.mark.xfail(
+    strict=True, raises=ValueError, reason="template.render: a ValueError in a template ends the run"
+)
 @pytest.mark.parametrize("source", ["{{ 'abc'.index('z') }}", "{{ ['a'].index('z') }}"])
 def test_a_value_error_in_a_template_makes_a_bad_row(source: str) -> None:
     with pytest.raises(BadRow):
@@ -122,7 +129,9 @@ def test_rendering_leaves_the_messages_alone() -> None:
 
 
 def test_the_jinja_file_wins_over_the_config(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "old", "eos_token": {"content": "</s>"}}')
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"chat_template": "old", "eos_token": {"content": "</s>"}}'
+    )
     assert read_chat_template(tmp_path) == ("old", {"eos_token": "</s>"})
     (tmp_path / "chat_template.jinja").write_text("new")
     assert read_chat_template(tmp_path)[0] == "new"
@@ -130,7 +139,7 @@ def test_the_jinja_file_wins_over_the_config(tmp_path: Path) -> None:
 
 def test_of_several_named_templates_the_default_counts(tmp_path: Path) -> None:
     named = '[{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]'
-    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": %s, "add_bos_token": true}' % named)
+    (tmp_path / "tokenizer_config.json").write_text(f'{{"chat_template": {named}, "add_bos_token": true}}')
     assert read_chat_template(tmp_path) == ("d", {})
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": [{"name": "x", "template": "t"}]}')
     assert read_chat_template(tmp_path)[0] is None

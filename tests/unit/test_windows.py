@@ -19,7 +19,12 @@ KINDS = st.text("gggggbul", min_size=1, max_size=40)
 @settings(max_examples=60)
 @given(KINDS, st.integers(1, 15), st.booleans(), st.booleans(), st.integers(0, 3))
 def test_every_row_is_in_one_window_and_counted_once(
-    tmp_path_factory: pytest.TempPathFactory, kinds: str, window_rows: int, packing: bool, shuffle: bool, epoch: int
+    tmp_path_factory: pytest.TempPathFactory,
+    kinds: str,
+    window_rows: int,
+    packing: bool,
+    shuffle: bool,
+    epoch: int,
 ) -> None:
     plan = window_plan(tmp_path_factory.mktemp("w"), kinds, window_rows, packing, shuffle=shuffle)
     windows = [plan.make(epoch, number) for number in range(plan.num_windows)]
@@ -64,14 +69,18 @@ def test_a_window_is_the_same_whenever_and_wherever_it_is_made(tmp_path: Path) -
 def test_epochs_and_seeds_have_other_orders_and_no_shuffle_has_the_files(tmp_path: Path) -> None:
     kinds = "g" * 30
     order = {
-        (seed, epoch): tuple(window_plan(tmp_path, kinds, 30, seed=seed).row_set.rows_at(0, 30, epoch).tolist())
+        (seed, epoch): tuple(
+            window_plan(tmp_path, kinds, 30, seed=seed).row_set.rows_at(0, 30, epoch).tolist()
+        )
         for seed in (1, 2)
         for epoch in (0, 1)
     }
     assert len(set(order.values())) == 4
     unshuffled = window_plan(tmp_path, kinds, 7, shuffle=False)
     for epoch in (0, 1):
-        read = [n for w in range(unshuffled.num_windows) for n in sorted(numbers(unshuffled.make(epoch, w).rows))]
+        read = [
+            n for w in range(unshuffled.num_windows) for n in sorted(numbers(unshuffled.make(epoch, w).rows))
+        ]
         assert read == list(range(30))
 
 
@@ -104,7 +113,12 @@ def test_rows_of_several_stores_are_numbered_through(tmp_path: Path) -> None:
 
 @given(st.integers(2, 200), st.floats(0, 0.99), st.booleans(), st.integers(0, 5), st.integers(0, 100))
 def test_held_out_rows_are_disjoint_and_nothing_is_lost(
-    tmp_path_factory: pytest.TempPathFactory, num_rows: int, fraction: float, shuffle: bool, epoch: int, seed: int
+    tmp_path_factory: pytest.TempPathFactory,
+    num_rows: int,
+    fraction: float,
+    shuffle: bool,
+    epoch: int,
+    seed: int,
 ) -> None:
     (store,) = _store(tmp_path_factory, num_rows)
     train = RowSet((store,), seed, shuffle, "train", fraction)
@@ -114,7 +128,9 @@ def test_held_out_rows_are_disjoint_and_nothing_is_lost(
     assert sorted(both) == list(range(num_rows))
 
 
-def test_held_out_rows_are_chosen_by_the_seed_not_by_the_epoch(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_held_out_rows_are_chosen_by_the_seed_not_by_the_epoch(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     (store,) = _store(tmp_path_factory, 200)
     chosen = [
         sorted(RowSet((store,), seed, False, "held_out", 0.2).rows_at(0, 40, epoch).tolist())

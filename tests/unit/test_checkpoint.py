@@ -1,0 +1,171 @@
+"""Checkpoint folders: complete or nothing, which is newest, which are kept."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rayswift.log import UserError
+from rayswift.train import checkpoint
+from rayswift.train.checkpoint import Saved
+
+
+def save(run_dir: Path, step: int, sealed: bool = True) -> Path:
+    folder = run_dir / f"checkpoint-{step}"
+    (folder / f"global_step{step}").mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights" * step)
+    (folder / "config.json").write_text("{}")
+    (folder / f"global_step{step}" / "optim.pt").write_bytes(b"states")
+    if sealed:
+        checkpoint.seal(folder, step, world_size=2, zero_stage=1)
+    return folder
+
+
+def steps(run_dir: Path) -> list[int]:
+    return [saved.step for saved in checkpoint.find_all(run_dir)]
+
+
+def test_seal_and_read(tmp_path: Path) -> None:
+    folder = save(tmp_path, 20)
+    assert checkpoint.read_complete(folder) == Saved(folder, 20, 2, 1)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["files"] == {"model.safetensors": 140, "config.json": 2, "global_step20/optim.pt": 6}
+    assert not list(folder.glob("*.partial"))
+
+
+def test_sealing_again_takes_in_what_is_new(tmp_path: Path) -> None:
+    folder = save(tmp_path, 1)
+    (folder / "late.bin").write_bytes(b"x")
+    checkpoint.seal(folder, 1, 2, 1)
+    (folder / "late.bin").unlink()
+    assert checkpoint.read_complete(folder) is None
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "global_step20/optim.pt"])
+@pytest.mark.parametrize("harm", ["missing", "short", "long", "a folder"])
+def test_a_file_that_is_not_as_it_was_saved(tmp_path: Path, name: str, harm: str) -> None:
+    folder = save(tmp_path, 20)
+    file = folder / name
+    content = file.read_bytes()
+    file.unlink()
+    if harm == "short":
+        file.write_bytes(content[:-1])
+    if harm == "long":
+        file.write_bytes(content + b"x")
+    if harm == "a folder":
+        file.mkdir()
+    assert checkpoint.read_complete(folder) is None
+    assert checkpoint.newest(tmp_path) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"step": 1}', '{"files": {"none": 3}}'])
+def test_a_broken_manifest(tmp_path: Path, text: str) -> None:
+    folder = save(tmp_path, 1)
+    (folder / "manifest.json").write_text(text)
+    assert checkpoint.read_complete(folder) is None
+
+
+@pytest.mark.xfail(
+    strict=True, reason="checkpoint.read_complete: step, world_size and zero_stage are read outside its try"
+)
+@pytest.mark.parametrize("text", ['{"files": {}}', "[]", '{"files": []}'])
+def test_a_manifest_of_another_shape(tmp_path: Path, text: str) -> None:
+    folder = save(tmp_path, 1)
+    (folder / "manifest.json").write_text(text)
+    assert checkpoint.read_complete(folder) is None
+
+
+def test_newest_is_by_step_and_complete(tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path) is None
+    for step in (9, 100, 20):
+        save(tmp_path, step)
+    save(tmp_path, 200, sealed=False)
+    assert steps(tmp_path) == [9, 20, 100]
+    newest = checkpoint.newest(tmp_path)
+    assert newest is not None
+    assert newest.path.name == "checkpoint-100"
+
+
+def test_sweep_removes_what_is_incomplete(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2, sealed=False)
+    (save(tmp_path, 3) / "model.safetensors").write_bytes(b"")
+    (tmp_path / "logs").mkdir()
+    checkpoint.sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "logs"]
+
+
+@pytest.mark.xfail(
+    strict=True, raises=NotADirectoryError, reason="checkpoint.sweep: takes any name for a folder"
+)
+def test_sweep_leaves_files_alone(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-notes.txt").write_text("mine")
+    checkpoint.sweep(tmp_path)
+    assert (tmp_path / "checkpoint-notes.txt").exists()
+
+
+def test_discard_removes_all(tmp_path: Path) -> None:
+    folder = save(tmp_path, 1)
+    checkpoint.discard(folder)
+    assert not folder.exists()
+    checkpoint.discard(folder)  # nothing there is nothing to do
+
+
+@pytest.mark.parametrize(
+    ("limit", "best", "kept"),
+    [
+        (None, None, [1, 2, 3, 4]),
+        (1, None, [4]),
+        (2, None, [3, 4]),
+        (9, None, [1, 2, 3, 4]),
+        (1, 2, [2, 4]),
+        (2, 3, [3, 4]),
+        (2, 1, [1, 3, 4]),
+        (1, 99, [4]),
+    ],
+)
+def test_retain_keeps_the_newest_and_the_best(
+    tmp_path: Path, limit: int | None, best: int | None, kept: list[int]
+) -> None:
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step)
+    checkpoint.retain(tmp_path, limit, best)
+    assert steps(tmp_path) == kept
+    assert len(list(tmp_path.iterdir())) == len(kept)
+
+
+def test_retain_does_not_count_what_is_incomplete(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2, sealed=False)
+    checkpoint.retain(tmp_path, 1, None)
+    assert steps(tmp_path) == [1]
+
+
+# ---- model_folder ----
+
+
+def test_a_model_or_adapter_folder_is_itself(tmp_path: Path) -> None:
+    for name in ("config.json", "adapter_config.json"):
+        folder = tmp_path / name.split("_")[0]
+        folder.mkdir()
+        (folder / name).write_text("{}")
+        assert checkpoint.model_folder(folder) == folder
+    assert checkpoint.model_folder(save(tmp_path, 3)) == tmp_path / "checkpoint-3"
+
+
+def test_a_run_folder_is_its_result(tmp_path: Path) -> None:
+    for step in (1, 2):
+        save(tmp_path, step)
+    assert checkpoint.model_folder(tmp_path) == tmp_path / "checkpoint-2"
+    (tmp_path / "result.json").write_text('{"model": "checkpoint-1"}')
+    assert checkpoint.model_folder(tmp_path) == tmp_path / "checkpoint-1"
+    checkpoint.discard(tmp_path / "checkpoint-1")
+    assert checkpoint.model_folder(tmp_path) == tmp_path / "checkpoint-2"
+
+
+def test_folders_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no folder .*nowhere; give a run folder"):
+        checkpoint.model_folder(tmp_path / "nowhere")
+    save(tmp_path, 1, sealed=False)
+    with pytest.raises(UserError, match="holds no complete checkpoint"):
+        checkpoint.model_folder(tmp_path)

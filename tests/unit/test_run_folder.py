@@ -1,0 +1,364 @@
+"""What a launch finds in its run folder, what may change when a run is continued, and its record."""
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayswift.config.load import load, to_yaml
+from rayswift.config.schema import SftConfig
+from rayswift.data.global_batches import Position
+from rayswift.log import UserError
+from rayswift.train import checkpoint, run_folder
+from rayswift.train.run_folder import Resume, check_unchanged, open_run
+
+POSITION = Position(
+    step=20, epoch=1, window=3, row=2, counts={"trained": 90, "quarantined: malformed JSON": 10}
+)
+FOUND = {"model": "m1", "tokenizer": "t1", "rows": 100}
+
+
+def config_of(run_dir: Path, *argv: str) -> SftConfig:
+    given = ["--model", "m", "--dataset", "d.jsonl", "--output_dir", str(run_dir), "--zero_stage", "0"]
+    config = load("sft", [*given, "--num_workers", "1", *argv]).config
+    assert isinstance(config, SftConfig)
+    return config
+
+
+def save(
+    run_dir: Path,
+    step: int = 20,
+    only_model: bool = False,
+    sealed: bool = True,
+    zero_stage: int = 0,
+    **state: Any,
+) -> Path:
+    """A checkpoint as training leaves it, weights aside."""
+    folder = run_dir / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    if not only_model:
+        (folder / "optimizer.pt").write_bytes(b"states")
+    (folder / "config.yaml").write_text(to_yaml(config_of(run_dir)), encoding="utf-8")
+    data_state = {"position": dataclasses.asdict(dataclasses.replace(POSITION, step=step)), "epochs": 1.5}
+    (folder / "data_state.json").write_text(json.dumps(data_state))
+    (folder / "trainer_state.json").write_text(
+        json.dumps({"best_global_step": None, "best_metric": None} | state)
+    )
+    if sealed:
+        checkpoint.seal(folder, step, 1, zero_stage)
+    return folder
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ---- open_run ----
+
+
+@pytest.mark.parametrize("resume", ["never", "auto"])
+def test_a_new_folder(tmp_path: Path, resume: str) -> None:
+    run_dir = tmp_path / "deep" / "run"
+    assert open_run(config_of(run_dir, "--resume", resume)) is None
+    assert names(run_dir) == []
+
+
+def test_never_refuses_a_folder_with_a_checkpoint_and_touches_nothing(tmp_path: Path) -> None:
+    save(tmp_path)
+    save(tmp_path, 30, sealed=False)
+    with pytest.raises(
+        UserError, match=r"checkpoint-20 of an earlier run; continue it with --resume auto"
+    ) as caught:
+        open_run(config_of(tmp_path))
+    assert caught.value.exit_code == 2
+    assert names(tmp_path) == ["checkpoint-20", "checkpoint-30"]
+
+
+def test_never_clears_what_a_run_without_a_checkpoint_left(tmp_path: Path) -> None:
+    run_folder.write_record(tmp_path, config_of(tmp_path), FOUND)
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    (tmp_path / "logs").mkdir()
+    save(tmp_path, 5, sealed=False)
+    (tmp_path / "notes.md").write_text("mine")
+    assert open_run(config_of(tmp_path)) is None
+    assert not {"metrics.jsonl", "logs", "checkpoint-5", "fingerprint.json"} & set(names(tmp_path))
+    assert "notes.md" in names(tmp_path)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="run_folder.open_run: clears data/, logs/, ... of a folder that no run of ours ever wrote to",
+)
+def test_folders_of_the_users_own_are_left_alone(tmp_path: Path) -> None:
+    # --output_dir may name a project folder, with the training data in data/.
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text("{}\n")
+    open_run(config_of(tmp_path))
+    assert (tmp_path / "data" / "train.jsonl").exists()
+
+
+@pytest.mark.xfail(
+    strict=True, reason="run_folder.open_run: sweeps checkpoints of other trainers, which have no manifest"
+)
+def test_checkpoints_of_another_trainer_are_left_alone(tmp_path: Path) -> None:
+    save(tmp_path, 500, sealed=False)
+    with contextlib.suppress(UserError):  # to refuse would be as good
+        open_run(config_of(tmp_path))
+    assert (tmp_path / "checkpoint-500" / "optimizer.pt").exists()
+
+
+def test_auto_continues_the_newest_complete_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    save(tmp_path, 20)
+    save(tmp_path, 30, sealed=False)
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    resume = open_run(config_of(tmp_path, "--resume", "auto"))
+    assert resume is not None
+    assert (resume.saved.step, resume.epochs, resume.zero_stage) == (20, 1.5, 0)
+    assert resume.position == POSITION
+    assert resume.config["data"]["dataset"] == ["d.jsonl"]
+    assert names(tmp_path) == ["checkpoint-10", "checkpoint-20", "metrics.jsonl"]
+
+
+def test_a_path_is_continued_into_another_folder(tmp_path: Path) -> None:
+    folder = save(tmp_path / "old")
+    resume = open_run(config_of(tmp_path / "new", "--resume", str(folder)))
+    assert resume is not None
+    assert resume.saved.path == folder
+    assert names(tmp_path / "old") == ["checkpoint-20"]
+
+
+@pytest.mark.parametrize("harm", ["missing", "incomplete"])
+def test_a_path_must_be_a_complete_checkpoint(tmp_path: Path, harm: str) -> None:
+    folder = tmp_path / "old" / "checkpoint-20"
+    if harm == "incomplete":
+        save(tmp_path / "old", sealed=False)
+    with pytest.raises(UserError, match=r"is no complete checkpoint"):
+        open_run(config_of(tmp_path / "new", "--resume", str(folder)))
+    assert folder.exists() == (harm == "incomplete")
+
+
+def test_a_model_alone_cannot_be_continued(tmp_path: Path) -> None:
+    save(tmp_path, only_model=True)
+    with pytest.raises(UserError, match=r"saved with train\.save_only_model"):
+        open_run(config_of(tmp_path, "--resume", "auto"))
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"train\.output_dir = .*run' cannot be written: Not a directory"):
+        open_run(config_of(tmp_path / "file" / "run"))
+    with pytest.raises(UserError, match="cannot be written: File exists"):
+        open_run(config_of(tmp_path / "file"))
+
+
+# ---- check_unchanged ----
+
+
+def resumed(run_dir: Path, zero_stage: int = 0) -> Resume:
+    save(run_dir, zero_stage=zero_stage)
+    run_folder.write_record(run_dir, config_of(run_dir), FOUND)
+    resume = open_run(config_of(run_dir, "--resume", "auto"))
+    assert resume is not None
+    return resume
+
+
+def test_the_same_again_may_continue(tmp_path: Path) -> None:
+    check_unchanged(resumed(tmp_path), config_of(tmp_path, "--resume", "auto"), FOUND, 1)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--logging_steps", "3", "--save_steps", "7", "--save_total_limit", "2", "--report_to", "none"],
+        ["--max_failures", "9", "--timeout_s", "5", "--num_data_cpus", "1", "--threads_per_worker", "1"],
+        ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2"],
+        ["--max_bad_fraction", "0.5", "--early_stopping_patience", "3", "--eval_strategy", "steps"],
+    ],
+)
+def test_what_changes_no_step_may_change(tmp_path: Path, argv: list[str]) -> None:
+    check_unchanged(resumed(tmp_path), config_of(tmp_path, *argv), FOUND, 1)
+
+
+def test_another_number_of_workers_with_the_same_global_batch(tmp_path: Path) -> None:
+    argv = ["--num_workers", "2", "--per_device_train_batch_size", "4"]
+    check_unchanged(resumed(tmp_path), config_of(tmp_path, *argv), FOUND, 2)
+
+
+def refusal(
+    resume: Resume, config: SftConfig, found: dict[str, Any] | None = None, world_size: int = 1
+) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        check_unchanged(resume, config, found or FOUND, world_size)
+    first, *lines, last = str(caught.value).splitlines()
+    assert "cannot be continued" in first
+    assert "another --train.output_dir" in last
+    return [line.strip() for line in lines]
+
+
+def test_every_difference_is_listed(tmp_path: Path) -> None:
+    argv = [
+        "--seed",
+        "1",
+        "--max_length",
+        "64",
+        "--adam_beta2",
+        "0.9",
+        "--dataset",
+        "e.jsonl",
+        "--lora_rank",
+        "4",
+    ]
+    assert sorted(refusal(resumed(tmp_path), config_of(tmp_path, *argv))) == [
+        "data.dataset: was ['d.jsonl'], is ['e.jsonl']",
+        "data.max_length: was 2048, is 64",
+        "model.lora_rank: was 8, is 4",
+        "train.adam_beta2: was None, is 0.9",
+        "train.seed: was 42, is 1",
+    ]
+
+
+def test_another_global_batch(tmp_path: Path) -> None:
+    lines = refusal(resumed(tmp_path), config_of(tmp_path, "--gradient_accumulation_steps", "2"))
+    assert lines == ["global batch (per device x accumulation x workers): was 8, is 16"]
+
+
+def test_another_number_of_workers_under_zero(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "--num_workers", "2", "--per_device_train_batch_size", "4")
+    assert refusal(resumed(tmp_path, zero_stage=1), config, world_size=2) == [
+        "cluster.num_workers under ZeRO: was 1, is 2"
+    ]
+
+
+def test_other_contents(tmp_path: Path) -> None:
+    lines = refusal(resumed(tmp_path), config_of(tmp_path), {"model": "m2", "tokenizer": "t2", "rows": 99})
+    assert lines == [
+        "content of the model: was m1, is m2",
+        "content of the tokenizer: was t1, is t2",
+        "content of the rows: was 100, is 99",
+    ]
+
+
+def test_free_fields_exist_and_change_no_step() -> None:
+    known = {f"{s}.{f}" for s, fields in config_of(Path("x")).model_dump().items() for f in fields}
+    assert known >= run_folder._FREE
+    steps = ["seed", "num_train_epochs", "max_steps", "learning_rate", "warmup_steps", "optim"]
+    assert not run_folder._FREE & {f"train.{name}" for name in steps}
+    assert not {field for field in run_folder._FREE if field.startswith("model.")}
+    assert {field for field in run_folder._FREE if field.startswith("data.")} == {
+        "data.eval",
+        "data.max_bad_fraction",
+    }
+
+
+def test_the_fingerprint_sees_the_model(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    seen = set()
+    for name, content in (
+        ("config.json", "{}"),
+        ("config.json", '{"a": 1}'),
+        ("a.safetensors", "x"),
+        ("a.safetensors", "xy"),
+    ):
+        (model / name).write_text(content)
+        seen.add(run_folder.fingerprint(config_of(tmp_path, "--model", str(model)), "t", 3)["model"])
+    assert len(seen) == 4
+    assert run_folder.fingerprint(config_of(tmp_path), "t", 3) | {"model": ""} == {
+        "model": "",
+        "tokenizer": "t",
+        "rows": 3,
+    }
+
+
+# ---- what the workers take ----
+
+
+def agreed(run_dir: Path, resume: str) -> Path | None:
+    """The checkpoint that a worker continues after the driver has opened the run."""
+    from rayswift.data.global_batches import FeedPlan
+    from rayswift.resources import lay_out
+    from rayswift.train.clock import Clock
+    from rayswift.train.launch import RunSpec, Worker
+    from rayswift.train.restart import agree_on_checkpoint
+    from rayswift.train.stream_client import LocalFeed
+
+    config = config_of(run_dir, "--resume", resume, "--device", "cpu", "--num_workers", "0")
+    opened = open_run(config)
+    plan = FeedPlan(8, 100, 1, 2000, 1, -1, 0.01)
+    resume_from = opened.saved.path if opened else None
+    spec = RunSpec(config, lay_out(config.cluster), run_dir, run_dir, plan, Clock(0), resume_from, run_dir)
+    found, _ = agree_on_checkpoint(spec, Worker(0, 1, LocalFeed(None, 1)))  # type: ignore[arg-type]
+    return found.saved.path if found else None
+
+
+def test_workers_take_what_the_launch_chose(tmp_path: Path) -> None:
+    assert agreed(tmp_path / "new", "auto") is None
+    old = save(tmp_path / "old")
+    assert agreed(tmp_path / "old", "auto") == old
+    assert agreed(tmp_path / "another", str(old)) == old
+
+
+_NEWEST_WINS = (
+    "restart.agree_on_checkpoint: the newest checkpoint of the run folder wins over the one --resume names"
+)
+
+
+@pytest.mark.xfail(strict=True, reason=_NEWEST_WINS)
+def test_an_older_checkpoint_of_the_same_run_can_be_chosen(tmp_path: Path) -> None:
+    older = save(tmp_path, 10)
+    save(tmp_path, 20)
+    assert agreed(tmp_path, str(older)) == older
+
+
+@pytest.mark.xfail(strict=True, reason=_NEWEST_WINS)
+def test_a_checkpoint_of_another_run_can_be_chosen_over_those_of_this_folder(tmp_path: Path) -> None:
+    other = save(tmp_path / "other", 10)
+    save(tmp_path / "run", 20)
+    try:
+        chosen = agreed(tmp_path / "run", str(other))
+    except UserError:
+        return  # to refuse would be as good
+    assert chosen == other
+
+
+# ---- records ----
+
+
+def test_the_record_reloads(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "--adam_beta2", "0.9")
+    run_folder.write_record(tmp_path, config, FOUND)
+    assert load("sft", ["--config", str(tmp_path / "config.yaml")]).config == config
+    assert json.loads((tmp_path / "fingerprint.json").read_text()) == FOUND
+
+
+def test_the_result_is_the_last_checkpoint_or_the_best(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    save(tmp_path, 20, best_global_step=10, best_metric=0.5)
+    model, counts = run_folder.write_result(tmp_path, config_of(tmp_path))
+    assert model == tmp_path / "checkpoint-20"
+    assert counts == POSITION.counts
+    accounting = json.loads((tmp_path / "data" / "accounting.json").read_text())
+    assert accounting == {"rows seen": 100, **POSITION.counts}
+
+    best, _ = run_folder.write_result(tmp_path, config_of(tmp_path, "--load_best_model_at_end"))
+    assert best == tmp_path / "checkpoint-10"
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result == {"model": "checkpoint-10", "last": "checkpoint-20", "best_metric": 0.5}
+    assert checkpoint.model_folder(tmp_path) == best
+
+
+def test_a_run_without_a_checkpoint_has_no_result(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no complete checkpoint") as caught:
+        run_folder.write_result(tmp_path, config_of(tmp_path))
+    assert caught.value.exit_code == 1
+
+
+def test_metrics_are_read_line_by_line(tmp_path: Path) -> None:
+    assert run_folder.read_metrics(tmp_path) == []
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n{"step": 2}\n')
+    assert run_folder.read_metrics(tmp_path) == [{"step": 1, "loss": 2.5}, {"step": 2}]
