@@ -223,7 +223,7 @@ class ExportSection(Section):
     merge_lora: bool = False
     """Merge the adapter into its base model."""
     output_dir: str | None = None
-    """Folder to write; null: beside the checkpoint, with `-merged` behind its name."""
+    """Folder to write; null: beside the checkpoint, with `merged-` before its name."""
 
 
 class ExportConfig(Section):

@@ -1,0 +1,67 @@
+"""`rayswift export`: a LoRA checkpoint -> a model folder that transformers and vLLM load as it is.
+
+    rayswift export --model runs/lora --merge_lora
+
+Merging is done on the CPU, in the base model's own number format, and needs memory for its weights once.
+The folder appears under its name only when it is whole.
+"""
+
+import shutil
+from pathlib import Path
+
+from transformers.utils import logging as transformers_logging
+
+from rayswift.config.load import Invocation, to_yaml
+from rayswift.config.schema import ExportSection
+from rayswift.log import UserError, logger
+from rayswift.models_on_disk import FoundModel, find_model, load_tokenizer, stop_token_ids
+from rayswift.train.checkpoint import model_folder
+
+
+def run(invocation: Invocation) -> None:
+    """Write the model folder.
+
+    Raises:
+        UserError: nothing to do, no adapter, no base model, or the output folder is taken.
+    """
+    section: ExportSection = invocation.config.export
+    if not section.merge_lora:
+        raise UserError("export.merge_lora = False: nothing to do; give --merge_lora")
+    folder = model_folder(Path(section.model)).resolve()
+    if not (folder / "adapter_config.json").exists():
+        raise UserError(f"export.model = {section.model!r}: {folder} has no LoRA adapter to merge")
+    # Not `checkpoint-7-merged`: a run sweeps `checkpoint-*` without a manifest as what a killed save left.
+    beside = folder.with_name(f"merged-{folder.name}")
+    output = Path(section.output_dir).absolute() if section.output_dir else beside
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise UserError(f"export.output_dir = {str(output)!r} is not empty; choose another with --output_dir")
+    model = find_model(str(folder), "export.model", fetch=not invocation.dry_run)
+    if invocation.dry_run:
+        print(to_yaml(invocation.config))  # noqa: T201
+        print(f"would merge {model} into {output}")  # noqa: T201
+        return
+    transformers_logging.disable_progress_bar()
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        merge(model, partial)
+        partial.replace(output)
+    except OSError as error:
+        raise UserError(f"merging {model} into {output} failed: {error}", exit_code=1) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    logger.info("merged model: %s", output)
+
+
+def merge(model: FoundModel, folder: Path) -> None:
+    """Add an adapter to its base weights; save weights, tokenizer, chat template, generation config."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(model.weights, dtype="auto")
+    merged = PeftModel.from_pretrained(base, model.folder).merge_and_unload(safe_merge=True)
+    tokenizer = load_tokenizer(model)
+    merged.generation_config.eos_token_id = stop_token_ids(model, tokenizer) or None
+    merged.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
