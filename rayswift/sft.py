@@ -46,6 +46,9 @@ def run(invocation: Invocation) -> None:
     run_folder.write_record(run_dir, config, found)
     logger.info("%s", planning.describe(plan, windows.row_set.num_rows, []))
 
+    if resume and resume.is_end_of(plan.config.train):
+        return _finish(run_dir, config, clock)
+
     # 3. Ray, workers, the training itself.
     clock.lap("data")
     connect(config.cluster, layout)
@@ -62,8 +65,13 @@ def run(invocation: Invocation) -> None:
     )
     fit(spec, train_loop, windows, eval_windows, resume.position if resume else Position())
 
-    # 4. What came of it.
+    _finish(run_dir, config, clock)
+
+
+def _finish(run_dir: Path, config: SftConfig, clock: Clock) -> None:
+    """Say what came of the run."""
     model, counts = run_folder.write_result(run_dir, config)
+    run_folder.write_report(run_dir, model, counts, clock.total())
     logger.info("rows\n%s", table(counts))
     logger.info("done in %.0f s; model: %s; report: %s", clock.total(), model, run_dir / run_folder.REPORT)
 

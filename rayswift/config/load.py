@@ -49,8 +49,8 @@ def load(verb: str, argv: list[str]) -> Invocation:
     """
     schema = VERB_CONFIGS[verb]
     problems = _Problems()
-    dry_run = "--dry_run" in argv
-    files, flags = _split(schema, [a for a in argv if a != "--dry_run"], problems)
+    switches = ("--dry_run", "--dry-run")
+    files, flags = _split(schema, [a for a in argv if a not in switches], problems)
     tree: Tree = {}
     for file in files:
         _merge(tree, _read_yaml(Path(file), problems))
@@ -59,7 +59,7 @@ def load(verb: str, argv: list[str]) -> Invocation:
     _check_keys(schema, tree, problems)
     config = _validate(schema, tree, problems)
     problems.raise_if_any()
-    return Invocation(config, dry_run)
+    return Invocation(config, dry_run=any(a in switches for a in argv))
 
 
 def paths_of(schema: type[Section]) -> list[str]:
@@ -77,7 +77,7 @@ def paths_of(schema: type[Section]) -> list[str]:
 
 def to_yaml(config: BaseModel) -> str:
     """The resolved config as YAML that `--config` reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=False)
 
 
 # ---- argv ----
@@ -90,6 +90,8 @@ def _split(
     flags: list[tuple[str, Any]] = []
     for flag, words in _flags(argv, problems):
         if flag == "config":
+            if not words:
+                problems.add("--config names no file")
             files += words
             continue
         path = _resolve_name(schema, flag, problems)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateSyntaxError
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
@@ -65,7 +66,10 @@ class Encoder:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         source, special_tokens = read_chat_template(folder)
-        self._template = ChatTemplate(source, special_tokens) if source else None
+        try:
+            self._template = ChatTemplate(source, special_tokens) if source else None
+        except TemplateSyntaxError as error:
+            raise UserError(f"the chat template does not compile, line {error.lineno}: {error}; see model.chat_template") from error
         self._eos = special_tokens.get("eos_token", "")
         added = self._tokenizer.get_added_tokens_decoder().values()
         self._turn_ends = tuple(token.content for token in added if token.special)
@@ -79,6 +83,10 @@ class Encoder:
         for position, row in enumerate(rows):
             try:
                 text, trained = self.render(to_sample(row, self.config.columns, self.config.system))
+                text.encode()
+            except UnicodeEncodeError as error:
+                results[position] = BadRow("invalid UTF-8", f"half of a surrogate pair: {error}")
+                continue
             except BadRow as bad:
                 results[position] = bad
                 continue
@@ -169,7 +177,12 @@ def _token_after(encoding: Encoding, start: int, end: int) -> int:
     for position in range(end - 1, start - 1, -1):
         token = encoding.char_to_token(position)
         if token is not None:
-            return int(token) + 1
+            # One character may be several tokens, all with its span; `char_to_token` names the first.
+            span = encoding.token_to_chars(token)
+            after = int(token) + 1
+            while after < len(encoding.ids) and encoding.token_to_chars(after) == span:
+                after += 1
+            return after
     return 0
 
 

@@ -118,13 +118,14 @@ class Feed:
         """This rank's evaluation rows, and the largest number that any rank has; encoded once."""
         with self._eval_lock:
             if self._eval_rows is None:
-                self._eval_rows = []
                 assert self._eval_windows is not None, "evaluation without evaluation rows"
+                encoded: list[PackedRow] = []
                 for window in self._stream(self._eval_windows, 0, 0):
-                    self._eval_rows += window.rows
+                    encoded += window.rows
                     self._quarantine.add(window)
-                if not self._eval_rows:
+                if not encoded:
                     raise UserError("no evaluation row can be used; see data/quarantine.jsonl", exit_code=1)
+                self._eval_rows = encoded
         rows = self._eval_rows
         return tuple(rows[rank::size]), -(-len(rows) // size)
 
@@ -165,8 +166,11 @@ class _QuarantineFile:
     def __init__(self, path: Path):
         self._path = path
         self._seen: set[str] = set()
+        self._cut_off = False
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            text = path.read_text(encoding="utf-8", errors="replace")
+            self._cut_off = bool(text) and not text.endswith("\n")
+            for line in text.split("\n"):
                 try:
                     self._seen.add(json.loads(line)["id"])
                 except json.JSONDecodeError:
@@ -178,6 +182,9 @@ class _QuarantineFile:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with open(self._path, "a", encoding="utf-8") as file:
+            if self._cut_off:
+                file.write("\n")
+                self._cut_off = False
             for row in new:
                 file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
                 self._seen.add(row.id)

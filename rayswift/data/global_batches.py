@@ -86,6 +86,8 @@ def global_batches(
         UserError: too many rows are bad, or an epoch leaves no row to train.
     """
     step, held = start.step, None
+    if plan.ends_by_steps and step >= plan.max_steps:
+        return
     pending: list[PackedRow] = []
     for row, epochs, position in _sequence(plan, source, start, on_window):
         pending.append(row)
@@ -121,6 +123,8 @@ def _sequence(
     epoch, first, skip = start.epoch, start.window, start.row
     while plan.ends_by_steps or epoch < plan.num_epochs:
         trained_before = counts["trained"] if first == 0 and skip == 0 else -1
+        # One row is held back: what follows the last good row of an epoch is accounted with it.
+        held: tuple[PackedRow, float, Position] | None = None
         for number, window in enumerate(source(epoch, first), first):
             if skip == 0:
                 on_window(epoch, number, window)
@@ -128,15 +132,19 @@ def _sequence(
                 _judge(counts, plan.max_bad_fraction, _JUDGED_FROM_ROWS)
             done = number * plan.window_rows + sum(row.num_source_rows for row in window.rows[:skip])
             for index, row in enumerate(window.rows[skip:], skip):
+                if held:
+                    yield held
                 if not plan.ends_by_steps and epoch + done / plan.num_rows >= plan.num_epochs:
                     return
                 done += row.num_source_rows
                 counts["trained"] += len(row.lengths)
                 behind = (number, index + 1) if index + 1 < len(window.rows) else (number + 1, 0)
-                yield row, epoch + done / plan.num_rows, Position(0, epoch, *behind, dict(counts))
+                held = row, epoch + done / plan.num_rows, Position(0, epoch, *behind, dict(counts))
             skip = 0
         if counts["trained"] == trained_before:
             raise UserError("no row is left to train:\n" + table(counts), exit_code=1)
+        if held:
+            yield held[0], epoch + 1.0, Position(0, epoch + 1, 0, 0, dict(counts))
         _judge(counts, plan.max_bad_fraction, 1)
         epoch, first = epoch + 1, 0
 

@@ -1,8 +1,8 @@
 """One row of any supported format -> one canonical `Sample`.
 
 Formats, by column: messages | conversations (ShareGPT) | prompt + completion (TRL) | instruction (+ input) + output (Alpaca) |
-query + response (+ history) | text. `columns` renames a user's columns first. A row that fits none, or two at once, is an
-error that names its columns: never a guess.
+query + response (+ history) | text. `columns` renames a user's columns first. The first of these that a row has all columns of is
+its format; a row that fits none, or has two columns for one part of its format, is an error that names them: never a guess.
 """
 
 from collections.abc import Mapping
@@ -122,7 +122,7 @@ def _conversation(messages: Any, row: Mapping[str, Any], system: str | None) -> 
 def _message(message: Mapping[str, Any], position: int) -> Message:
     role = message.get("role", message.get("from"))
     role = _ROLES.get(role, role) if isinstance(role, str) else role
-    if role not in _KNOWN_ROLES:
+    if not isinstance(role, str) or role not in _KNOWN_ROLES:
         raise BadRow("unknown role", f"message {position} has role {role!r}; known: {', '.join(sorted(_KNOWN_ROLES))}")
     content = message.get("content", message.get("value"))
     if isinstance(content, list):
@@ -130,7 +130,7 @@ def _message(message: Mapping[str, Any], position: int) -> Message:
     if content is None and not message.get("tool_calls"):
         raise BadRow("no content", f"message {position} ({role}) has no content")
     extra = {k: v for k, v in message.items() if k in ("name", "tool_calls", "tool_call_id", "reasoning_content") and v}
-    return {"role": role, "content": _string(content or "", f"content of message {position}"), **extra}
+    return {"role": role, "content": _string("" if content is None else content, f"content of message {position}"), **extra}
 
 
 def _text_block(block: Any, position: int) -> str:
@@ -141,6 +141,8 @@ def _text_block(block: Any, position: int) -> str:
 
 def _loss(message: Mapping[str, Any], position: int) -> bool | None:
     loss = message.get("loss")
+    if loss not in (None, True, False):
+        raise BadRow("bad loss", f"message {position} has loss {loss!r}; it is true or false")
     if message.get("loss_scale") not in (None, 0, 1):
         raise BadRow("unsupported loss_scale", f"message {position}: weights other than 0 and 1 are not trained by sft")
     if loss is None:

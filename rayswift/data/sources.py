@@ -62,11 +62,11 @@ class LineStore:
     def _parse(self, line: bytes, row_id: str) -> RawRow:
         text = line.decode("utf-8", errors="replace")
         try:
-            text = line.decode("utf-8").lstrip("\ufeff")
+            text = line.decode("utf-8").lstrip("\ufeff").rstrip("\r")
             return RawRow(row_id, {"text": text} if self.kind == "text" else json.loads(text), text=text)
         except UnicodeDecodeError as error:
             return RawRow(row_id, error=BadRow("invalid UTF-8", str(error)), text=text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # JSONDecodeError, or an integer of thousands of digits
             return RawRow(row_id, error=BadRow("malformed JSON", str(error)), text=text)
 
 
@@ -136,13 +136,13 @@ def _open_file(path: Path, work: Path) -> Store:
             raise UserError(f"data.dataset: {path} is empty")
         if suffix == ".parquet":
             file = pq.ParquetFile(path)
-            return _copy_to_arrow(path.name, file.schema_arrow, file.iter_batches(4096), work.with_suffix(".arrow"))
+            return _copy_to_arrow(str(path), file.schema_arrow, file.iter_batches(4096), work.with_suffix(".arrow"))
         if suffix in (".csv", ".tsv"):
-            return _copy_to_jsonl(path.name, _csv_rows(path, "\t" if suffix == ".tsv" else ","), work)
+            return _copy_to_jsonl(str(path), _csv_rows(path, "\t" if suffix == ".tsv" else ","), work)
         if suffix == ".json" and _first_byte(path) == b"[":
-            return _copy_to_jsonl(path.name, _array_rows(path), work)
+            return _copy_to_jsonl(str(path), _array_rows(path), work)
         if suffix in (".jsonl", ".json", ".txt"):
-            return _index_lines(path.name, path, work, "text" if suffix == ".txt" else "jsonl")
+            return _index_lines(str(path), path, work, "text" if suffix == ".txt" else "jsonl")
     except (OSError, pa.ArrowException, csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"data.dataset: cannot read {path}: {error}") from error
     raise UserError(f"data.dataset: {path}: unknown kind of file; known are {', '.join(_SUFFIXES)}")
@@ -173,7 +173,7 @@ def _line_index(path: Path) -> NDArray[np.int64]:
     ends = np.concatenate([*newlines, np.array([] if last == b"\n" else [offset], np.int64)])
     begins = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)
     index = np.stack([begins, ends, np.arange(1, len(ends) + 1)], axis=1).astype(np.int64)
-    short = np.flatnonzero(ends - begins <= 2)  # maybe only a carriage return or a space
+    short = np.flatnonzero(ends - begins <= 80)  # maybe only white space
     with open(path, "rb") as file:
         blank = [i for i in short if not _line(file, begins[i], ends[i]).strip()]
     return np.delete(index, blank, axis=0)
@@ -202,7 +202,7 @@ def _copy_to_jsonl(name: str, rows: Iterable[Any], work: Path) -> LineStore:
     copy = work.with_suffix(".jsonl")
     with open(copy, "w", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(json.dumps(row) + "\n")
     if copy.stat().st_size == 0:
         raise UserError(f"data.dataset: {name} holds no row")
     return _index_lines(name, copy, work, "jsonl")

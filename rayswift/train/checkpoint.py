@@ -52,9 +52,9 @@ def read_complete(folder: Path) -> Saved | None:
         for name, size in manifest["files"].items():
             if (folder / name).stat().st_size != size:
                 return None
-    except (OSError, json.JSONDecodeError, KeyError):
+        return Saved(folder, int(manifest["step"]), int(manifest["world_size"]), int(manifest["zero_stage"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return Saved(folder, manifest["step"], manifest["world_size"], manifest["zero_stage"])
 
 
 def find_all(run_dir: Path) -> list[Saved]:
@@ -78,7 +78,7 @@ def discard(folder: Path) -> None:
 def sweep(run_dir: Path) -> None:
     """Remove what a killed save left behind."""
     for folder in run_dir.glob("checkpoint-*"):
-        if read_complete(folder) is None:
+        if folder.is_dir() and read_complete(folder) is None:
             discard(folder)
 
 

@@ -72,7 +72,8 @@ def _count_from_config(config: dict[str, Any]) -> int:
     inner = int(config.get("intermediate_size", 4 * hidden))
     experts = int(config.get("num_experts") or config.get("num_local_experts") or 1)
     attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
-    block = attention + experts * 3 * hidden * inner + 2 * hidden
+    query_key_norms = 2 * head_dim if str(config.get("model_type", "")).startswith("qwen3") else 0
+    block = attention + query_key_norms + experts * 3 * hidden * inner + 2 * hidden
     embeddings = vocab * hidden * (1 if config.get("tie_word_embeddings") else 2)
     return layers * block + embeddings + hidden
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from rayswift.config.load import to_yaml
-from rayswift.config.schema import SftConfig
+from rayswift.config.schema import SftConfig, TrainConfig
 from rayswift.data.global_batches import Position
 from rayswift.log import UserError
 from rayswift.train import checkpoint
@@ -20,13 +20,16 @@ METRICS = "metrics.jsonl"
 FINGERPRINT = "fingerprint.json"
 RESULT = "result.json"
 REPORT = "report.md"
-# What a launch writes beside checkpoints; a new run clears it.
+# What a launch writes beside checkpoints; a new run clears it where the fingerprint says that a run wrote it.
 _OWN = (METRICS, FINGERPRINT, RESULT, REPORT, "logs", "data", "tokenizer", "init", "ray", "runs")
+
+_REPORT_LINES = 40
 
 # What may differ when a run is continued, because it changes no step; all else must be as it was.
 _FREE = frozenset(
     "train.output_dir train.resume train.logging_steps train.eval_strategy train.eval_steps train.eval_on_start "
     "train.save_strategy train.save_steps train.save_total_limit train.save_only_model train.load_best_model_at_end "
+    "train.metric_for_best_model train.greater_is_better "
     "train.early_stopping_patience train.report_to train.per_device_eval_batch_size data.eval data.max_bad_fraction "
     "train.per_device_train_batch_size train.gradient_accumulation_steps cluster.num_workers "
     "cluster.address cluster.num_data_cpus cluster.threads_per_worker cluster.max_failures cluster.timeout_s "
@@ -42,6 +45,12 @@ class Resume:
     position: Position
     epochs: float
     config: dict[str, Any]
+
+    def is_end_of(self, train: TrainConfig) -> bool:
+        """Whether nothing is left to train."""
+        if train.max_steps > 0:
+            return self.saved.step >= train.max_steps
+        return self.epochs >= train.num_train_epochs - 1e-9
 
     @property
     def zero_stage(self) -> int:
@@ -63,6 +72,12 @@ def open_run(config: SftConfig) -> Resume | None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"train.output_dir = {str(run_dir)!r} cannot be written: {error.strerror}") from error
+    foreign = [p.name for p in run_dir.iterdir() if p.name in _OWN or p.name.startswith("checkpoint-")]
+    if foreign and not (run_dir / FINGERPRINT).exists():
+        raise UserError(
+            f"train.output_dir = {str(run_dir)!r} holds {', '.join(sorted(foreign))} that no run of ours wrote; choose "
+            "another --train.output_dir"
+        )
     saved = checkpoint.newest(run_dir)
     if resume == "never" and saved:
         raise UserError(
@@ -70,13 +85,26 @@ def open_run(config: SftConfig) -> Resume | None:
             "--resume auto, or choose another --train.output_dir"
         )
     if resume not in ("never", "auto"):
-        saved = checkpoint.read_complete(Path(resume))
-        if saved is None:
-            raise UserError(f"train.resume = {resume!r} is no complete checkpoint (its manifest must verify)")
-    checkpoint.sweep(run_dir)
-    if saved is None or saved.path.parent.resolve() != run_dir.resolve():
-        _clear(run_dir)
+        saved = _named(Path(resume), saved)
+    if (run_dir / FINGERPRINT).exists():
+        checkpoint.sweep(run_dir)
+        if saved is None or saved.path.parent.resolve() != run_dir.resolve():
+            _clear(run_dir)
+    if not (run_dir / FINGERPRINT).exists():
+        (run_dir / FINGERPRINT).write_text("{}", encoding="utf-8")
     return load_resume(saved) if saved else None
+
+
+def _named(path: Path, newest: checkpoint.Saved | None) -> checkpoint.Saved:
+    saved = checkpoint.read_complete(path)
+    if saved is None:
+        raise UserError(f"train.resume = {str(path)!r} is no complete checkpoint (its manifest must verify)")
+    if newest and newest.path.resolve() != path.resolve():
+        raise UserError(
+            f"train.resume = {str(path)!r}, but the run folder holds {newest.path}; continue that with --resume auto, or "
+            "begin a new folder with another --train.output_dir"
+        )
+    return saved
 
 
 def load_resume(saved: checkpoint.Saved) -> Resume:
@@ -180,6 +208,24 @@ def write_result(run_dir: Path, config: SftConfig) -> tuple[Path, dict[str, int]
     (run_dir / "data").mkdir(exist_ok=True)
     (run_dir / "data" / "accounting.json").write_text(json.dumps(accounting, indent=1), encoding="utf-8")
     return model, counts
+
+
+def write_report(run_dir: Path, model: Path, counts: dict[str, int], seconds: float) -> None:
+    """A page of the run in Markdown: model, curve, rows."""
+    curve = [entry for entry in read_metrics(run_dir) if "loss" in entry or "eval_loss" in entry]
+    stride = max(1, len(curve) // _REPORT_LINES)
+    shown = curve[::stride] + ([curve[-1]] if curve and (len(curve) - 1) % stride else [])
+    columns = ("step", "epoch", "loss", "eval_loss", "grad_norm", "learning_rate", "tokens_per_s", "fill", "data_wait")
+    lines = [f"# {run_dir.name}", "", f"Model: `{model}`, after {seconds:.0f} s.", ""]
+    lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(_cell(entry.get(name)) for name in columns) + " |" for entry in shown]
+    lines += ["", "| rows | count |", "| --- | ---: |"]
+    lines += [f"| {name} | {count:,} |" for name, count in {"seen": sum(counts.values()), **counts}.items()]
+    (run_dir / REPORT).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

