@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from rayswift.config.load import Invocation, to_yaml
 from rayswift.config.schema import InferSection
 from rayswift.log import UserError, logger
-from rayswift.models_on_disk import FoundModel, find_model, load_tokenizer, prompt_ids, stop_token_ids
+from rayswift.train.models_on_disk import FoundModel, find_model, load_tokenizer, prompt_ids, stop_token_ids
 from rayswift.train.model import resolve_dtype
 
 _PACKAGES = {"vllm": "rayswift[gpu]' (with no GPU: 'rayswift[cpu]')", "transformers": "transformers"}

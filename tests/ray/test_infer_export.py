@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_
 from rayswift import export, infer
 from rayswift.config.load import load
 from rayswift.log import UserError
-from rayswift.models_on_disk import FoundModel, find_model, load_tokenizer, stop_token_ids
+from rayswift.train.models_on_disk import FoundModel, find_model, load_tokenizer, stop_token_ids
 from rayswift.train import checkpoint
 
 TINY = Path(__file__).parents[2] / "examples/tiny"

@@ -300,9 +300,6 @@ def test_quarantined_rows_are_written_once(tmp_path: Path) -> None:
     assert quarantined(tmp_path) == ids
 
 
-@pytest.mark.xfail(
-    strict=True, reason="feed._QuarantineFile: appends to a line cut off by a kill, so both are lost"
-)
 def test_a_quarantine_line_cut_off_by_a_kill_is_written_again(tmp_path: Path) -> None:
     kinds = "gbgggugggg"
     run_ranks(make(tmp_path, kinds), "a", Position(), 1)
@@ -346,9 +343,6 @@ def test_evaluation_and_training_at_once(tmp_path: Path) -> None:
         assert sorted(n for s in training.result(PATIENCE_S) for n in numbers(s.rows)) == list(range(10))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="feed.evaluation: after a failure the next rank gets no rows instead of the error"
-)
 def test_every_rank_hears_that_no_evaluation_row_can_be_used(tmp_path: Path) -> None:
     feed = evaluating(tmp_path, "bul")
     for rank in range(2):

@@ -73,10 +73,6 @@ def test_the_accounting_sums_to_the_rows_seen(
     assert last.epochs == num_epochs
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="global_batches: the last position leaves out trailing windows without a good row",
-)
 def test_a_last_window_of_bad_rows_is_accounted_for(tmp_path: Path) -> None:
     windows = window_plan(tmp_path, "gggbb", 3, shuffle=False)
     last = batches(windows, feed_plan(windows, 2))[-1]
@@ -117,9 +113,6 @@ def test_behind_the_last_step_nothing_follows(tmp_path: Path, num_epochs: float)
     assert batches(windows, plan, batches(windows, plan)[-1].position) == []
 
 
-@pytest.mark.xfail(
-    strict=True, reason="global_batches: with max_steps a finished run, continued, trains one more step"
-)
 def test_behind_the_last_of_max_steps_nothing_follows(tmp_path: Path) -> None:
     windows = window_plan(tmp_path, "g" * 30, 7)
     plan = feed_plan(windows, 2, max_steps=3)

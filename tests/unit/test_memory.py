@@ -29,9 +29,6 @@ def test_parameters_from_safetensors(tiny_model_dir: Path, tiny: Any) -> None:
     assert (size.hidden_size, size.num_layers, size.vocab_size) == (128, 3, 512)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="memory._count_from_config: Qwen3's norms of queries and keys are not counted"
-)
 def test_parameters_from_the_config(tokenizer_dir: Path, tiny: Any) -> None:
     assert model_size(tokenizer_dir, "full", 8).num_parameters == parameters(tiny)
 

@@ -112,9 +112,6 @@ def test_ambiguous_responses() -> None:
         {"query": "q", "response": "a", "text": "t"},
     ],
 )
-@pytest.mark.xfail(
-    strict=True, reason="rows.py promises an error for a row that fits two formats; the first one wins"
-)
 def test_a_row_that_fits_two_formats_is_an_error(row: dict[str, Any]) -> None:
     refused(row)
 
@@ -166,7 +163,6 @@ def test_a_loss_scale_between_0_and_1_is_refused() -> None:
     assert bad.reason == "unsupported loss_scale"
 
 
-@pytest.mark.xfail(strict=True, reason="rows._loss: bool('false') is True")
 def test_a_loss_that_is_no_number_is_refused() -> None:
     refused({"messages": [{"role": "assistant", "content": "a", "loss": "false"}]})
 
@@ -186,14 +182,10 @@ def test_numbers_are_text() -> None:
     assert turns({"query": "1/2", "response": 0.5})[1] == ("assistant", "0.5")
 
 
-@pytest.mark.xfail(strict=True, reason="rows._message: `content or ''` makes the number 0 an empty text")
 def test_zero_is_text_too() -> None:
     assert turns({"query": "1-1", "response": 0})[1] == ("assistant", "0")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="rows._message: `content or ''` lets False, {} and () through as empty texts"
-)
 @pytest.mark.parametrize("content", [False, {}])
 def test_empty_values_of_other_types_are_refused(content: Any) -> None:
     assert refused({"query": "q", "response": content}).reason == "wrong type"
@@ -251,8 +243,5 @@ def test_a_refusal_names_the_columns_and_the_way_out() -> None:
     assert detail.endswith("map yours with data.columns")
 
 
-@pytest.mark.xfail(
-    strict=True, raises=TypeError, reason="rows._message: an unhashable role stops the whole run"
-)
 def test_a_role_that_is_no_text_is_refused() -> None:
     assert refused({"messages": [{"role": ["user"], "content": "x"}]}).reason == "unknown role"

@@ -89,10 +89,6 @@ def test_never_clears_what_a_run_without_a_checkpoint_left(tmp_path: Path) -> No
     assert "notes.md" in names(tmp_path)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="run_folder.open_run: clears data/, logs/, ... of a folder that no run of ours ever wrote to",
-)
 def test_folders_of_the_users_own_are_left_alone(tmp_path: Path) -> None:
     # --output_dir may name a project folder, with the training data in data/.
     (tmp_path / "data").mkdir()
@@ -101,9 +97,6 @@ def test_folders_of_the_users_own_are_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "data" / "train.jsonl").exists()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="run_folder.open_run: sweeps checkpoints of other trainers, which have no manifest"
-)
 def test_checkpoints_of_another_trainer_are_left_alone(tmp_path: Path) -> None:
     save(tmp_path, 500, sealed=False)
     with contextlib.suppress(UserError):  # to refuse would be as good
@@ -308,14 +301,12 @@ _NEWEST_WINS = (
 )
 
 
-@pytest.mark.xfail(strict=True, reason=_NEWEST_WINS)
 def test_an_older_checkpoint_of_the_same_run_can_be_chosen(tmp_path: Path) -> None:
     older = save(tmp_path, 10)
     save(tmp_path, 20)
     assert agreed(tmp_path, str(older)) == older
 
 
-@pytest.mark.xfail(strict=True, reason=_NEWEST_WINS)
 def test_a_checkpoint_of_another_run_can_be_chosen_over_those_of_this_folder(tmp_path: Path) -> None:
     other = save(tmp_path / "other", 10)
     save(tmp_path / "run", 20)

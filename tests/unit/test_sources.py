@@ -96,19 +96,11 @@ def test_a_file_written_anew_is_read_anew(tmp_path: Path) -> None:
     assert values(write(tmp_path / "x.jsonl", "333\n4\n5\n"), tmp_path) == [333, 4, 5]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=ValueError,
-    reason="sources._parse: json.loads' ValueError for a long number stops the run",
-)
 def test_a_number_that_python_refuses_makes_a_bad_row(tmp_path: Path) -> None:
     (row,) = rows_of(write(tmp_path / "x.jsonl", '{"a": %s}\n' % ("1" * 5000)), tmp_path)
     assert row.error is not None
 
 
-@pytest.mark.xfail(
-    strict=True, reason="sources._line_index: only lines of up to two bytes are looked at for being blank"
-)
 def test_a_line_of_many_blanks_is_blank(tmp_path: Path) -> None:
     assert values(write(tmp_path / "x.jsonl", '{"a": 1}\n     \n'), tmp_path) == [{"a": 1}]
 
@@ -121,9 +113,6 @@ def test_text(tmp_path: Path) -> None:
     assert values(path, tmp_path) == [{"text": "one"}, {"text": '{"two"} é'}, {"text": "three"}]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="sources._parse: a text line keeps its carriage return, and it is trained"
-)
 def test_text_with_crlf(tmp_path: Path) -> None:
     assert values(write(tmp_path / "x.txt", "one\r\ntwo\r\n"), tmp_path) == [{"text": "one"}, {"text": "two"}]
 
@@ -157,11 +146,6 @@ def test_a_broken_json_array(tmp_path: Path) -> None:
     assert "not valid JSON" in refusal(write(tmp_path / "x.json", '[{"a": 1},'), tmp_path)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=UnicodeEncodeError,
-    reason="sources._copy_to_jsonl: a lone surrogate ends in a traceback",
-)
 def test_a_json_array_with_a_lone_surrogate(tmp_path: Path) -> None:
     path = write(tmp_path / "x.json", '[{"text": "\\ud83d"}, {"text": "a"}]')
     assert values(path, tmp_path)[1] == {"text": "a"}
@@ -218,9 +202,6 @@ def test_several_sources_and_one_twice(tmp_path: Path) -> None:
     assert [store.read([0])[0].value for store in stores] == [{"text": "two"}, 1, {"text": "two"}]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="sources: ids hold the file's name only, so rows of two folders share them"
-)
 def test_ids_are_unique_over_all_sources(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         write(tmp_path / folder / "train.jsonl", "1\n")
