@@ -137,9 +137,7 @@ def write_tokenizer(folder: Path, family: Family) -> Path:
     tokenizer = Tokenizer.from_file(str(TINY / "tokenizer.json"))
     tokenizer.add_special_tokens([token for token in (*named.values(), *family.special) if token])
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = {name: token for name, token in named.items() if token} | {
-        "tokenizer_class": "TokenizersBackend"
-    }
+    config = {name: token for name, token in named.items() if token} | {"tokenizer_class": "TokenizersBackend"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(family.template, encoding="utf-8")
     return folder

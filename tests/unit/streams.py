@@ -28,9 +28,7 @@ def line(number: int, kind: str) -> str:
     }[kind]
 
 
-def window_plan(
-    folder: Path, kinds: str, window_rows: int, packing: bool = True, **row_set: Any
-) -> WindowPlan:
+def window_plan(folder: Path, kinds: str, window_rows: int, packing: bool = True, **row_set: Any) -> WindowPlan:
     """A plan over one jsonl file with a row per letter of `kinds`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "rows.jsonl"
@@ -90,7 +88,6 @@ def good(kinds: str) -> list[int]:
 def shape(batch: GlobalBatch) -> tuple[Any, ...]:
     """A batch as values that compare."""
     rows = tuple(
-        (row.input_ids.tobytes(), row.trained.tobytes(), row.lengths, row.num_source_rows)
-        for row in batch.rows
+        (row.input_ids.tobytes(), row.trained.tobytes(), row.lengths, row.num_source_rows) for row in batch.rows
     )
     return batch.step, rows, batch.epochs, batch.position, batch.last

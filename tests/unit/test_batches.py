@@ -71,9 +71,7 @@ def test_the_padding_token_may_be_trained_inside_a_document() -> None:
     assert collate([row, ONE], PAD, "rows")["labels"].tolist()[0] == [-100, PAD, -100, -100]
 
 
-@pytest.mark.parametrize(
-    ("num_rows", "num_batches", "sizes"), [(6, 3, [2, 2, 2]), (3, 3, [2, 1, 0]), (0, 2, [0, 0])]
-)
+@pytest.mark.parametrize(("num_rows", "num_batches", "sizes"), [(6, 3, [2, 2, 2]), (3, 3, [2, 1, 0]), (0, 2, [0, 0])])
 def test_cut(num_rows: int, num_batches: int, sizes: list[int]) -> None:
     from rayswift.data.batches import cut
 
@@ -104,9 +102,7 @@ def logits_and_losses(model: Any, rows: list[PackedRow]) -> tuple[list[Any], lis
 
     batch = collate(rows, PAD, "rows")
     with torch.no_grad():
-        logits = model(
-            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
-        ).logits
+        logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
     all_logits, losses = [], []
     for number, row in enumerate(rows):
         begin = 0

@@ -241,9 +241,9 @@ def test_trl_fields_pass_with_their_type() -> None:
 
 def test_trl_fields_from_yaml_in_scientific_notation(tmp_path: Path) -> None:
     # YAML 1.1 reads 1e-7 as a string.
-    assert sft(
-        "--config", write_yaml(tmp_path / "a.yaml", "train: {adam_epsilon: 1e-7}")
-    ).train.trl_extra == {"adam_epsilon": 1e-7}
+    assert sft("--config", write_yaml(tmp_path / "a.yaml", "train: {adam_epsilon: 1e-7}")).train.trl_extra == {
+        "adam_epsilon": 1e-7
+    }
 
 
 @pytest.mark.parametrize(("name", "field"), sorted(trl_fields.MOVED.items()))
@@ -259,11 +259,7 @@ def test_moved_fields_move(name: str, field: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pattern", sorted(trl_fields.OWNED))
 def test_owned_fields_are_refused_with_their_replacement(pattern: str, tmp_path: Path) -> None:
-    known = [
-        n
-        for n in trl_fields.read_fields()
-        if n == pattern or (pattern[-1] == "*" and n.startswith(pattern[:-1]))
-    ]
+    known = [n for n in trl_fields.read_fields() if n == pattern or (pattern[-1] == "*" and n.startswith(pattern[:-1]))]
     name = known[0] if known else pattern.replace("*", "x")
     replacement = trl_fields.OWNED[pattern]
     (line,) = problems("--config", write_yaml(tmp_path / "a.yaml", {"train": {name: 1}}))
@@ -275,9 +271,7 @@ def test_owned_fields_are_refused_with_their_replacement(pattern: str, tmp_path:
 def test_replacements_name_fields_that_exist() -> None:
     known = set(paths_of(SftConfig))
     for name, owner in (trl_fields.MOVED | trl_fields.OWNED).items():
-        named = {
-            w.strip("(),:`") for w in owner.split() if w.split(".")[0] in SftConfig.model_fields and "." in w
-        }
+        named = {w.strip("(),:`") for w in owner.split() if w.split(".")[0] in SftConfig.model_fields and "." in w}
         assert named <= known, name
 
 
@@ -316,9 +310,7 @@ def test_fields_read_from_source_match_the_real_class() -> None:
 # ---- round trips, examples, help ----
 
 # PyYAML itself loses U+0085 and its kind when it may write Unicode.
-TEXT = st.text(
-    st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp"), exclude_characters="\ufeff"), max_size=12
-)
+TEXT = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp"), exclude_characters="\ufeff"), max_size=12)
 
 CONFIGS = st.fixed_dictionaries(
     {},
@@ -351,9 +343,7 @@ CONFIGS = st.fixed_dictionaries(
 
 @settings(max_examples=40)
 @given(CONFIGS)
-def test_the_resolved_yaml_reloads_to_the_same_config(
-    tmp_path_factory: pytest.TempPathFactory, tree: dict
-) -> None:
+def test_the_resolved_yaml_reloads_to_the_same_config(tmp_path_factory: pytest.TempPathFactory, tree: dict) -> None:
     folder = tmp_path_factory.getbasetemp()
     tree = {"model": {"path": "m"}, "data": {"dataset": ["d"]}} | tree
     first = load("sft", ["--config", write_yaml(folder / "in.yaml", tree)]).config
@@ -450,9 +440,14 @@ def test_main_exits_with_the_code() -> None:
 def test_a_dry_run_prints_yaml_that_loads(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPO)
     run_dir = tmp_path / "run"
+    tree = {
+        "model": {"path": "examples/tiny", "random_init": True},
+        "data": {"dataset": "examples/sums/train.jsonl", "max_length": 128},
+        "train": {"per_device_train_batch_size": 8, "adam_beta2": 0.99},
+    }
     argv = [
         "--config",
-        "examples/sums_sft.yaml",
+        write_yaml(tmp_path / "run.yaml", tree),
         "--output_dir",
         str(run_dir),
         "--seed",

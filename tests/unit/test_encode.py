@@ -58,9 +58,7 @@ def chat(*contents: str, **last: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    folders = {
-        name: write_tokenizer(tmp_path_factory.mktemp(name), family) for name, family in FAMILIES.items()
-    }
+    folders = {name: write_tokenizer(tmp_path_factory.mktemp(name), family) for name, family in FAMILIES.items()}
     return lambda name: folders[name]
 
 
@@ -186,9 +184,7 @@ def test_a_last_character_of_several_tokens_is_trained_whole(tmp_path: Path) -> 
 def test_a_token_across_the_border_belongs_to_the_prompt(tmp_path: Path) -> None:
     # "[assistant] " and "the" meet in the token " the".
     spaced = Family(
-        PLAIN.template.replace("[{{ m['role'] }}]", "[{{ m['role'] }}] ").replace(
-            "[assistant]{%", "[assistant] {%"
-        ),
+        PLAIN.template.replace("[{{ m['role'] }}]", "[{{ m['role'] }}] ").replace("[assistant]{%", "[assistant] {%"),
         str,
     )
     folder = write_tokenizer(tmp_path, spaced)
@@ -278,9 +274,7 @@ def test_a_batch_keeps_its_order() -> None:
 
 def test_columns_and_system_apply() -> None:
     encoded = good({"q": "1", "a": "2"}, columns={"q": "query", "a": "response"}, system="Sys.")
-    assert decode(encoded.input_ids).startswith(
-        "<|im_start|>system\nSys.<|im_end|>\n<|im_start|>user\n1<|im_end|>"
-    )
+    assert decode(encoded.input_ids).startswith("<|im_start|>system\nSys.<|im_end|>\n<|im_start|>user\n1<|im_end|>")
 
 
 def test_no_chat_template(tmp_path: Path) -> None:

@@ -35,9 +35,7 @@ class Recorder:
             yield window
 
 
-def rank_loop(
-    feed: Feed, attempt: str, start: Position, rank: int, size: int, steps: int = 10**9
-) -> list[Slice]:
+def rank_loop(feed: Feed, attempt: str, start: Position, rank: int, size: int, steps: int = 10**9) -> list[Slice]:
     """What a rank does: begin, then ask for step after step."""
     feed.begin(attempt, start)
     received: list[Slice] = []
@@ -66,9 +64,7 @@ def uninterrupted(windows: WindowPlan, plan: FeedPlan) -> list[tuple[int, list[i
     return [(b.step, numbers(b.rows), b.position, b.last) for b in batches(windows, plan)]
 
 
-def make(
-    folder: Path, kinds: str = "g" * 60, batch: int = 4, stream: Any = in_process, **options: Any
-) -> Feed:
+def make(folder: Path, kinds: str = "g" * 60, batch: int = 4, stream: Any = in_process, **options: Any) -> Feed:
     windows = window_plan(folder, kinds, 7, packing=False)
     return Feed(windows, None, feed_plan(windows, batch, **options), str(folder / "data"), stream)
 
@@ -93,9 +89,7 @@ def test_the_ranks_together_train_every_good_row_once_an_epoch(
     steps = merged(ranks)
     assert steps == uninterrupted(windows, plan)
     seen, per_epoch = [n for _, rows, _, _ in steps for n in rows], kinds.count("g")
-    assert [sorted(seen[i : i + per_epoch]) for i in range(0, len(seen), per_epoch)] == [
-        good(kinds)
-    ] * num_epochs
+    assert [sorted(seen[i : i + per_epoch]) for i in range(0, len(seen), per_epoch)] == [good(kinds)] * num_epochs
     for slices in ranks:
         assert all(len(s.rows) == share for s in slices[:-1])
         assert len(slices[-1].rows) <= share
@@ -107,13 +101,9 @@ def test_a_new_life_continues_with_another_number_of_ranks(tmp_path: Path, befor
     plan = feed_plan(windows, 12, num_epochs=3)
     whole = uninterrupted(windows, plan)
     assert len(whole) >= 4
-    first = merged(
-        run_ranks(Feed(windows, None, plan, str(tmp_path / "1"), in_process), "a", Position(), before, 3)
-    )
+    first = merged(run_ranks(Feed(windows, None, plan, str(tmp_path / "1"), in_process), "a", Position(), before, 3))
     position = Position(**json.loads(json.dumps(first[1][2].to_json())))  # the checkpoint is a step behind
-    second = merged(
-        run_ranks(Feed(windows, None, plan, str(tmp_path / "2"), in_process), "b", position, after)
-    )
+    second = merged(run_ranks(Feed(windows, None, plan, str(tmp_path / "2"), in_process), "b", position, after))
     assert first == whole[:3]
     assert second == whole[2:]
 
@@ -290,8 +280,12 @@ def quarantined(folder: Path) -> list[str]:
     return sorted(json.loads(line)["id"] for line in lines)
 
 
+def ids_of(folder: Path, *line_numbers: int) -> list[str]:
+    return sorted(f"{folder / 'rows.jsonl'}:{number}" for number in line_numbers)
+
+
 def test_quarantined_rows_are_written_once(tmp_path: Path) -> None:
-    kinds, ids = "gbgggugggg" * 2, ["rows.jsonl:12", "rows.jsonl:16", "rows.jsonl:2", "rows.jsonl:6"]
+    kinds, ids = "gbgggugggg" * 2, ids_of(tmp_path, 2, 6, 12, 16)
     feed = make(tmp_path, kinds, num_epochs=3)
     run_ranks(feed, "a", Position(), 1)
     assert quarantined(tmp_path) == ids
@@ -313,7 +307,7 @@ def test_a_quarantine_line_cut_off_by_a_kill_is_written_again(tmp_path: Path) ->
             readable.append(json.loads(line)["id"])
         except json.JSONDecodeError:
             continue
-    assert sorted(readable) == ["rows.jsonl:2", "rows.jsonl:6"]
+    assert sorted(readable) == ids_of(tmp_path, 2, 6)
 
 
 def evaluating(folder: Path, kinds: str, stream: Any = in_process) -> Feed:
@@ -331,7 +325,7 @@ def test_evaluation_rows_are_divided_among_the_ranks(tmp_path: Path, size: int) 
     assert sorted(n for rows, _ in shares for n in numbers(rows)) == good(kinds)
     assert {most for _, most in shares} == {max(len(rows) for rows, _ in shares)}
     assert stream.begun == [(0, 0)]
-    assert quarantined(tmp_path) == ["rows.jsonl:3"]
+    assert quarantined(tmp_path) == ids_of(tmp_path / "eval", 3)
 
 
 def test_evaluation_and_training_at_once(tmp_path: Path) -> None:

@@ -45,9 +45,7 @@ def test_every_good_row_once_an_epoch(
     windows = window_plan(tmp_path_factory.mktemp("b"), kinds, window_rows, packing)
     sequence = batches(windows, feed_plan(windows, global_batch, num_epochs=num_epochs))
     seen, per_epoch = all_numbers(sequence), kinds.count("g")
-    assert [sorted(seen[e * per_epoch : (e + 1) * per_epoch]) for e in range(num_epochs)] == [
-        good(kinds)
-    ] * num_epochs
+    assert [sorted(seen[e * per_epoch : (e + 1) * per_epoch]) for e in range(num_epochs)] == [good(kinds)] * num_epochs
     assert len(seen) == num_epochs * per_epoch
 
     assert [batch.step for batch in sequence] == list(range(len(sequence)))
@@ -81,9 +79,7 @@ def test_a_last_window_of_bad_rows_is_accounted_for(tmp_path: Path) -> None:
 
 
 @settings(max_examples=25)
-@given(
-    **SIZES, epochs=st.sampled_from([0.5, 1.0, 1.7, 2.0]), max_steps=st.sampled_from([-1, 7]), data=st.data()
-)
+@given(**SIZES, epochs=st.sampled_from([0.5, 1.0, 1.7, 2.0]), max_steps=st.sampled_from([-1, 7]), data=st.data())
 def test_any_position_continues_with_the_same_tail(
     tmp_path_factory: Any,
     kinds: str,
@@ -101,9 +97,7 @@ def test_any_position_continues_with_the_same_tail(
     assume(len(whole) > 1)
     at = data.draw(st.integers(0, len(whole) - 2))
     position = Position(**json.loads(json.dumps(whole[at].position.to_json())))
-    assert [shape(batch) for batch in batches(windows, plan, position)] == [
-        shape(batch) for batch in whole[at + 1 :]
-    ]
+    assert [shape(batch) for batch in batches(windows, plan, position)] == [shape(batch) for batch in whole[at + 1 :]]
 
 
 @pytest.mark.parametrize("num_epochs", [0.5, 1, 1.5, 2])
@@ -196,9 +190,7 @@ def test_from_1000_rows_on_bad_rows_stop_the_run_at_once(tmp_path: Path) -> None
     plan = feed_plan(windows, 1, max_bad_fraction=0.05)
     trained = 0
     with pytest.raises(UserError, match="100 of 1000 rows are bad"):
-        for batch in global_batches(
-            plan, lambda e, f: in_process(windows, e, f), Position(), lambda *_: None
-        ):
+        for batch in global_batches(plan, lambda e, f: in_process(windows, e, f), Position(), lambda *_: None):
             trained += len(numbers(batch.rows))
     assert trained > 800
 
@@ -217,9 +209,7 @@ def test_data_without_a_good_row_is_an_error(tmp_path: Path, options: dict[str, 
 
 
 def test_the_table_is_sorted_and_summed() -> None:
-    lines = [
-        line.split() for line in table({"trained": 5, "quarantined: x": 2000, "filtered: y": 30}).splitlines()
-    ]
+    lines = [line.split() for line in table({"trained": 5, "quarantined: x": 2000, "filtered: y": 30}).splitlines()]
     assert [(" ".join(words[:-1]), words[-1]) for words in lines] == [
         ("rows seen", "2,035"),
         ("quarantined: x", "2,000"),

@@ -19,10 +19,7 @@ VERBS = {"sft", "pt", "rlhf", "infer", "deploy", "eval", "export", "sample", "su
 
 HEAVY = {"ray", "torch", "vllm"}
 PURE = [
-    *(
-        f"rayswift.data.{n}"
-        for n in ["packing", "order", "rows", "template", "encode", "global_batches", "windows"]
-    ),
+    *(f"rayswift.data.{n}" for n in ["packing", "order", "rows", "template", "encode", "global_batches", "windows"]),
     "rayswift.train.memory",
     "rayswift.train.checkpoint",
 ]
@@ -126,9 +123,7 @@ def loaded_by(code: str) -> tuple[set[str], float]:
     best = float("inf")
     for _ in range(3):
         began = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-c", code + report], capture_output=True, text=True, check=True
-        )
+        done = subprocess.run([sys.executable, "-c", code + report], capture_output=True, text=True, check=True)
         best = min(best, time.monotonic() - began)
         if best < 1:
             break
@@ -165,6 +160,4 @@ def test_files_and_functions_are_short() -> None:
                 longest = max(node.end_lineno - node.lineno + 1, lengths.get(key, (0, 0))[0])
                 lengths[key] = (longest, MAX_FUNCTION_LINES)
     too_long = {name for name, (lines, limit) in lengths.items() if lines > limit}
-    assert too_long == set(LONGER), (
-        "shorten it, or list it in LONGER with a reason; and take out what is short now"
-    )
+    assert too_long == set(LONGER), "shorten it, or list it in LONGER with a reason; and take out what is short now"

@@ -122,9 +122,7 @@ def test_a_higher_stage_never_takes_more(size: ModelSize, options: dict[str, Any
 
 
 @given(SIZES, OPTIONS, st.integers(0, 3))
-def test_offload_and_checkpointing_never_take_more(
-    size: ModelSize, options: dict[str, Any], stage: int
-) -> None:
+def test_offload_and_checkpointing_never_take_more(size: ModelSize, options: dict[str, Any], stage: int) -> None:
     def total(**changes: Any) -> int:
         return estimate(size, zero_stage=stage, **(options | changes)).total
 

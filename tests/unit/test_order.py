@@ -51,9 +51,7 @@ def test_positions_are_left_alone() -> None:
 @pytest.mark.parametrize("num_rows", [2, 3, 10, 100])
 def test_every_row_is_as_likely_first_as_any(num_rows: int) -> None:
     tries = 200 * num_rows
-    first = np.array(
-        [int(shuffled(np.array([0]), num_rows, (seed, 0))[0]) for seed in range(min(tries, 4000))]
-    )
+    first = np.array([int(shuffled(np.array([0]), num_rows, (seed, 0))[0]) for seed in range(min(tries, 4000))])
     counts = np.bincount(first, minlength=num_rows)
     expected = len(first) / num_rows
     chi_square = float(((counts - expected) ** 2 / expected).sum())

@@ -1,5 +1,6 @@
 """Every row format, and every way a row is refused."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,7 @@ import pytest
 from rayswift.data.rows import BadRow, Sample, to_sample
 
 
-def turns(
-    row: Any, columns: dict[str, str] | None = None, system: str | None = None
-) -> list[tuple[str, str]]:
+def turns(row: Any, columns: dict[str, str] | None = None, system: str | None = None) -> list[tuple[str, str]]:
     return [(m["role"], m["content"]) for m in to_sample(row, columns or {}, system).messages]
 
 
@@ -81,9 +80,7 @@ def test_columns_rename() -> None:
     assert turns({"chat": chat}, {"chat": "messages"}) == ASKED
 
 
-@pytest.mark.parametrize(
-    "row", [{"query": "x", "q": "q", "response": "a"}, {"q": "q", "query": "x", "response": "a"}]
-)
+@pytest.mark.parametrize("row", [{"query": "x", "q": "q", "response": "a"}, {"q": "q", "query": "x", "response": "a"}])
 def test_a_mapped_column_wins_over_one_that_has_the_name(row: dict[str, Any]) -> None:
     assert turns(row, {"q": "query"}) == ASKED
 
@@ -101,19 +98,27 @@ def test_ambiguous_responses() -> None:
     assert refused({"query": "q", "answer": "a", "solution": "b"}).reason == "ambiguous columns"
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        {
-            "messages": [{"role": "user", "content": "q"}],
-            "conversations": [{"from": "human", "value": "other"}],
-        },
-        {"instruction": "q", "output": "a", "query": "q2", "response": "a2"},
-        {"query": "q", "response": "a", "text": "t"},
-    ],
-)
-def test_a_row_that_fits_two_formats_is_an_error(row: dict[str, Any]) -> None:
-    refused(row)
+# One row of each format, in the documented order; the content names the format.
+FORMATS: list[dict[str, Any]] = [
+    {"messages": [{"role": "user", "content": "messages"}]},
+    {"conversations": [{"from": "human", "value": "conversations"}]},
+    {"prompt": [{"role": "user", "content": "prompt"}], "completion": [{"role": "assistant", "content": "a"}]},
+    {"instruction": "instruction", "output": "a"},
+    {"query": "query", "response": "a"},
+    {"text": "text"},
+]
+_PROMPT_LAST = pytest.mark.xfail(strict=True, reason="rows.to_sample: instruction + output before prompt + completion")
+PAIRS = [
+    pytest.param(*pair, marks=[_PROMPT_LAST] if pair == (2, 3) else [])
+    for pair in itertools.combinations(range(len(FORMATS)), 2)
+]
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_of_two_formats_that_a_row_fits_the_first_of_the_documented_order_counts(first: int, second: int) -> None:
+    # Whatever the order of its columns.
+    for row in (FORMATS[first] | FORMATS[second], FORMATS[second] | FORMATS[first]):
+        assert to_sample(row, {}) == to_sample(FORMATS[first], {})
 
 
 # ---- system ----
@@ -131,9 +136,7 @@ def test_system_prompts() -> None:
 
 
 def test_an_inserted_system_prompt_keeps_losses_aligned() -> None:
-    row = {
-        "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "loss": False}]
-    }
+    row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "loss": False}]}
     assert to_sample(row, {}, "S").loss == (None, None, False)
 
 

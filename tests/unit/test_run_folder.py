@@ -1,6 +1,5 @@
 """What a launch finds in its run folder, what may change when a run is continued, and its record."""
 
-import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -15,9 +14,7 @@ from rayswift.log import UserError
 from rayswift.train import checkpoint, run_folder
 from rayswift.train.run_folder import Resume, check_unchanged, open_run
 
-POSITION = Position(
-    step=20, epoch=1, window=3, row=2, counts={"trained": 90, "quarantined: malformed JSON": 10}
-)
+POSITION = Position(step=20, epoch=1, window=3, row=2, counts={"trained": 90, "quarantined: malformed JSON": 10})
 FOUND = {"model": "m1", "tokenizer": "t1", "rows": 100}
 
 
@@ -36,18 +33,18 @@ def save(
     zero_stage: int = 0,
     **state: Any,
 ) -> Path:
-    """A checkpoint as training leaves it, weights aside."""
+    """A checkpoint as training leaves it, weights aside, in a folder that a run has made its own."""
     folder = run_dir / f"checkpoint-{step}"
     folder.mkdir(parents=True)
+    if not (run_dir / "fingerprint.json").exists():
+        (run_dir / "fingerprint.json").write_text("{}")
     (folder / "config.json").write_text("{}")
     if not only_model:
         (folder / "optimizer.pt").write_bytes(b"states")
     (folder / "config.yaml").write_text(to_yaml(config_of(run_dir)), encoding="utf-8")
     data_state = {"position": dataclasses.asdict(dataclasses.replace(POSITION, step=step)), "epochs": 1.5}
     (folder / "data_state.json").write_text(json.dumps(data_state))
-    (folder / "trainer_state.json").write_text(
-        json.dumps({"best_global_step": None, "best_metric": None} | state)
-    )
+    (folder / "trainer_state.json").write_text(json.dumps({"best_global_step": None, "best_metric": None} | state))
     if sealed:
         checkpoint.seal(folder, step, 1, zero_stage)
     return folder
@@ -64,18 +61,20 @@ def names(folder: Path) -> list[str]:
 def test_a_new_folder(tmp_path: Path, resume: str) -> None:
     run_dir = tmp_path / "deep" / "run"
     assert open_run(config_of(run_dir, "--resume", resume)) is None
-    assert names(run_dir) == []
+    # Its mark of ownership, and nothing else.
+    assert names(run_dir) == ["fingerprint.json"]
+    assert (run_dir / "fingerprint.json").read_text() == "{}"
+    # A launch that failed before it wrote anything more does not lock the folder.
+    assert open_run(config_of(run_dir, "--resume", resume)) is None
 
 
 def test_never_refuses_a_folder_with_a_checkpoint_and_touches_nothing(tmp_path: Path) -> None:
     save(tmp_path)
     save(tmp_path, 30, sealed=False)
-    with pytest.raises(
-        UserError, match=r"checkpoint-20 of an earlier run; continue it with --resume auto"
-    ) as caught:
+    with pytest.raises(UserError, match=r"checkpoint-20 of an earlier run; continue it with --resume auto") as caught:
         open_run(config_of(tmp_path))
     assert caught.value.exit_code == 2
-    assert names(tmp_path) == ["checkpoint-20", "checkpoint-30"]
+    assert names(tmp_path) == ["checkpoint-20", "checkpoint-30", "fingerprint.json"]
 
 
 def test_never_clears_what_a_run_without_a_checkpoint_left(tmp_path: Path) -> None:
@@ -85,23 +84,37 @@ def test_never_clears_what_a_run_without_a_checkpoint_left(tmp_path: Path) -> No
     save(tmp_path, 5, sealed=False)
     (tmp_path / "notes.md").write_text("mine")
     assert open_run(config_of(tmp_path)) is None
-    assert not {"metrics.jsonl", "logs", "checkpoint-5", "fingerprint.json"} & set(names(tmp_path))
+    assert not {"metrics.jsonl", "logs", "checkpoint-5"} & set(names(tmp_path))
     assert "notes.md" in names(tmp_path)
+    # The mark is the new run's: nothing of the old one's content is compared with it.
+    assert (tmp_path / "fingerprint.json").read_text() == "{}"
 
 
-def test_folders_of_the_users_own_are_left_alone(tmp_path: Path) -> None:
-    # --output_dir may name a project folder, with the training data in data/.
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "train.jsonl").write_text("{}\n")
-    open_run(config_of(tmp_path))
-    assert (tmp_path / "data" / "train.jsonl").exists()
+@pytest.mark.parametrize("resume", ["never", "auto", "path"])
+@pytest.mark.parametrize(
+    "name", ["data", "logs", "tokenizer", "init", "ray", "runs", "checkpoint-500", "metrics.jsonl", "result.json"]
+)
+def test_a_folder_of_the_users_own_is_refused_and_left_alone(tmp_path: Path, name: str, resume: str) -> None:
+    # --output_dir may name a project folder, with the training data in data/, or another trainer's run.
+    project = tmp_path / "project"
+    file = project / name if "." in name else project / name / "train.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text("{}\n")
+    if resume == "path":
+        resume = str(save(tmp_path / "old"))
+    message = f"holds {name} that no run of ours wrote; choose another --train.output_dir"
+    for _ in range(2):  # the first try leaves no mark that would let the second one in
+        with pytest.raises(UserError, match=message):
+            open_run(config_of(project, "--resume", resume))
+    assert file.read_text() == "{}\n"
+    assert names(project) == [name]
 
 
-def test_checkpoints_of_another_trainer_are_left_alone(tmp_path: Path) -> None:
-    save(tmp_path, 500, sealed=False)
-    with contextlib.suppress(UserError):  # to refuse would be as good
-        open_run(config_of(tmp_path))
-    assert (tmp_path / "checkpoint-500" / "optimizer.pt").exists()
+def test_other_files_do_not_keep_a_run_out(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("mine")
+    (tmp_path / "src").mkdir()
+    assert open_run(config_of(tmp_path)) is None
+    assert names(tmp_path) == ["fingerprint.json", "notes.md", "src"]
 
 
 def test_auto_continues_the_newest_complete_checkpoint(tmp_path: Path) -> None:
@@ -114,7 +127,7 @@ def test_auto_continues_the_newest_complete_checkpoint(tmp_path: Path) -> None:
     assert (resume.saved.step, resume.epochs, resume.zero_stage) == (20, 1.5, 0)
     assert resume.position == POSITION
     assert resume.config["data"]["dataset"] == ["d.jsonl"]
-    assert names(tmp_path) == ["checkpoint-10", "checkpoint-20", "metrics.jsonl"]
+    assert names(tmp_path) == ["checkpoint-10", "checkpoint-20", "fingerprint.json", "metrics.jsonl"]
 
 
 def test_a_path_is_continued_into_another_folder(tmp_path: Path) -> None:
@@ -122,7 +135,8 @@ def test_a_path_is_continued_into_another_folder(tmp_path: Path) -> None:
     resume = open_run(config_of(tmp_path / "new", "--resume", str(folder)))
     assert resume is not None
     assert resume.saved.path == folder
-    assert names(tmp_path / "old") == ["checkpoint-20"]
+    assert names(tmp_path / "old") == ["checkpoint-20", "fingerprint.json"]
+    assert names(tmp_path / "new") == ["fingerprint.json"]
 
 
 @pytest.mark.parametrize("harm", ["missing", "incomplete"])
@@ -182,9 +196,7 @@ def test_another_number_of_workers_with_the_same_global_batch(tmp_path: Path) ->
     check_unchanged(resumed(tmp_path), config_of(tmp_path, *argv), FOUND, 2)
 
 
-def refusal(
-    resume: Resume, config: SftConfig, found: dict[str, Any] | None = None, world_size: int = 1
-) -> list[str]:
+def refusal(resume: Resume, config: SftConfig, found: dict[str, Any] | None = None, world_size: int = 1) -> list[str]:
     with pytest.raises(UserError) as caught:
         check_unchanged(resume, config, found or FOUND, world_size)
     first, *lines, last = str(caught.value).splitlines()
@@ -296,25 +308,31 @@ def test_workers_take_what_the_launch_chose(tmp_path: Path) -> None:
     assert agreed(tmp_path / "another", str(old)) == old
 
 
-_NEWEST_WINS = (
-    "restart.agree_on_checkpoint: the newest checkpoint of the run folder wins over the one --resume names"
-)
+def test_the_newest_checkpoint_of_the_run_folder_can_be_named(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    newest = save(tmp_path, 20)
+    assert agreed(tmp_path, str(newest)) == newest
 
 
-def test_an_older_checkpoint_of_the_same_run_can_be_chosen(tmp_path: Path) -> None:
-    older = save(tmp_path, 10)
-    save(tmp_path, 20)
-    assert agreed(tmp_path, str(older)) == older
+@pytest.mark.parametrize("folder", ["run", "other"])
+def test_no_other_checkpoint_is_continued_where_the_run_folder_holds_one(tmp_path: Path, folder: str) -> None:
+    # Workers take the newest of the run folder after a restart, so a launch may begin with no other.
+    named = save(tmp_path / folder, 10)
+    newest = save(tmp_path / "run", 20)
+    with pytest.raises(UserError, match=r"train\.resume = .*checkpoint-10'.*--resume auto") as caught:
+        agreed(tmp_path / "run", str(named))
+    assert f"the run folder holds {newest}" in str(caught.value)
+    assert "another --train.output_dir" in str(caught.value)
+    assert caught.value.exit_code == 2
+    assert named.exists() and newest.exists()
 
 
-def test_a_checkpoint_of_another_run_can_be_chosen_over_those_of_this_folder(tmp_path: Path) -> None:
+def test_another_runs_checkpoint_is_continued_where_a_run_left_none(tmp_path: Path) -> None:
     other = save(tmp_path / "other", 10)
-    save(tmp_path / "run", 20)
-    try:
-        chosen = agreed(tmp_path / "run", str(other))
-    except UserError:
-        return  # to refuse would be as good
-    assert chosen == other
+    save(tmp_path / "run", 5, sealed=False)
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 5}\n')
+    assert agreed(tmp_path / "run", str(other)) == other
+    assert names(tmp_path / "run") == ["fingerprint.json"]
 
 
 # ---- records ----

@@ -61,7 +61,7 @@ def test_jsonl(content: bytes, suffix: str, tmp_path: Path) -> None:
 def test_ids_hold_the_number_of_the_line(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", b'\n{"a": 1}\r\n\n\xff\n{"a": }\n{"a": 2}')
     rows = rows_of(path, tmp_path)
-    assert [row.id for row in rows] == ["x.jsonl:2", "x.jsonl:4", "x.jsonl:5", "x.jsonl:6"]
+    assert [row.id for row in rows] == [f"{path}:{line}" for line in (2, 4, 5, 6)]
     assert [row.error.reason if row.error else None for row in rows] == [
         None,
         "invalid UTF-8",
@@ -74,9 +74,7 @@ def test_ids_hold_the_number_of_the_line(tmp_path: Path) -> None:
 
 
 def test_rows_come_in_the_order_asked_for(tmp_path: Path) -> None:
-    (store,) = open_sources(
-        [str(write(tmp_path / "x.jsonl", "".join(f"{i}\n" for i in range(50))))], tmp_path / "w"
-    )
+    (store,) = open_sources([str(write(tmp_path / "x.jsonl", "".join(f"{i}\n" for i in range(50))))], tmp_path / "w")
     asked = [7, 0, 49, 7]
     assert [row.value for row in store.read(asked)] == asked
     assert [row.value for row in store.read(np.array(asked))] == asked
@@ -121,7 +119,7 @@ def test_csv_with_quotes_newlines_and_bom(tmp_path: Path) -> None:
     path = write(tmp_path / "x.csv", '\ufeffquery,response\r\n"a, b","line 1\nline ""2"""\r\né,\r\n')
     expected = [{"query": "a, b", "response": 'line 1\nline "2"'}, {"query": "é", "response": ""}]
     assert values(path, tmp_path) == expected
-    assert [row.id for row in rows_of(path, tmp_path)] == ["x.csv:1", "x.csv:2"]
+    assert [row.id for row in rows_of(path, tmp_path)] == [f"{path}:1", f"{path}:2"]
 
 
 def test_tsv(tmp_path: Path) -> None:
@@ -130,10 +128,7 @@ def test_tsv(tmp_path: Path) -> None:
 
 
 def test_csv_with_a_very_long_field(tmp_path: Path) -> None:
-    assert (
-        len(values(write(tmp_path / "x.csv", "text\n" + "y" * 200_000 + "\n"), tmp_path)[0]["text"])
-        == 200_000
-    )
+    assert len(values(write(tmp_path / "x.csv", "text\n" + "y" * 200_000 + "\n"), tmp_path)[0]["text"]) == 200_000
 
 
 @pytest.mark.parametrize("start", ["", " \n\t", "\ufeff"])
@@ -162,7 +157,7 @@ def test_parquet_with_nested_messages(tmp_path: Path) -> None:
     assert store.num_rows == 10
     read = store.read([9, 0, 4])
     assert [row.value for row in read] == [rows[9], rows[0], rows[4]]
-    assert [row.id for row in read] == ["x.parquet:9", "x.parquet:0", "x.parquet:4"]
+    assert [row.id for row in read] == [f"{path}:{number}" for number in (9, 0, 4)]
 
 
 def test_parquet_without_rows(tmp_path: Path) -> None:
@@ -213,9 +208,7 @@ def test_an_empty_file(tmp_path: Path) -> None:
     assert refusal(write(tmp_path / "x.jsonl", ""), tmp_path).endswith("is empty")
 
 
-@pytest.mark.parametrize(
-    ("name", "content"), [("x.jsonl", "\n\n \r\n"), ("x.csv", "a,b\n"), ("x.json", "[]")]
-)
+@pytest.mark.parametrize(("name", "content"), [("x.jsonl", "\n\n \r\n"), ("x.csv", "a,b\n"), ("x.json", "[]")])
 def test_files_without_rows(name: str, content: str, tmp_path: Path) -> None:
     path = write(tmp_path / name, content)
     with pytest.raises(UserError, match=f"{name} holds no row"):

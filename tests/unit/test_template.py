@@ -74,9 +74,7 @@ def test_same_bytes_with_tools_and_tool_calls(pair: Any, generate: bool) -> None
         {"role": "tool", "content": "3 °C"},
         {"role": "assistant", "content": "a"},
     ]
-    expected = theirs.apply_chat_template(
-        messages, tools=TOOLS, tokenize=False, add_generation_prompt=generate
-    )
+    expected = theirs.apply_chat_template(messages, tools=TOOLS, tokenize=False, add_generation_prompt=generate)
     rendered = ours.render(messages, TOOLS, generate)
     assert rendered == expected
     assert "München" in rendered
@@ -126,9 +124,7 @@ def test_rendering_leaves_the_messages_alone() -> None:
 
 
 def test_the_jinja_file_wins_over_the_config(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer_config.json").write_text(
-        '{"chat_template": "old", "eos_token": {"content": "</s>"}}'
-    )
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "old", "eos_token": {"content": "</s>"}}')
     assert read_chat_template(tmp_path) == ("old", {"eos_token": "</s>"})
     (tmp_path / "chat_template.jinja").write_text("new")
     assert read_chat_template(tmp_path)[0] == "new"

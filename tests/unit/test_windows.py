@@ -69,26 +69,23 @@ def test_a_window_is_the_same_whenever_and_wherever_it_is_made(tmp_path: Path) -
 def test_epochs_and_seeds_have_other_orders_and_no_shuffle_has_the_files(tmp_path: Path) -> None:
     kinds = "g" * 30
     order = {
-        (seed, epoch): tuple(
-            window_plan(tmp_path, kinds, 30, seed=seed).row_set.rows_at(0, 30, epoch).tolist()
-        )
+        (seed, epoch): tuple(window_plan(tmp_path, kinds, 30, seed=seed).row_set.rows_at(0, 30, epoch).tolist())
         for seed in (1, 2)
         for epoch in (0, 1)
     }
     assert len(set(order.values())) == 4
     unshuffled = window_plan(tmp_path, kinds, 7, shuffle=False)
     for epoch in (0, 1):
-        read = [
-            n for w in range(unshuffled.num_windows) for n in sorted(numbers(unshuffled.make(epoch, w).rows))
-        ]
+        read = [n for w in range(unshuffled.num_windows) for n in sorted(numbers(unshuffled.make(epoch, w).rows))]
         assert read == list(range(30))
 
 
 def test_quarantined_rows_say_where_and_why(tmp_path: Path) -> None:
     plan = window_plan(tmp_path, "gbu", 3, shuffle=False)
     malformed, unknown = plan.make(0, 0).quarantined
-    assert (malformed.id, malformed.reason, malformed.row) == ("rows.jsonl:2", "malformed JSON", '{"text": ')
-    assert (unknown.id, unknown.reason) == ("rows.jsonl:3", "no known columns")
+    path = tmp_path / "rows.jsonl"
+    assert (malformed.id, malformed.reason, malformed.row) == (f"{path}:2", "malformed JSON", '{"text": ')
+    assert (unknown.id, unknown.reason) == (f"{path}:3", "no known columns")
     assert "columns are n" in unknown.detail
     assert json.loads(unknown.row) == {"n": 2}
 
