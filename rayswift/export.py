@@ -14,8 +14,8 @@ from transformers.utils import logging as transformers_logging
 from rayswift.config.load import Invocation, to_yaml
 from rayswift.config.schema import ExportSection
 from rayswift.log import UserError, logger
-from rayswift.train.models_on_disk import FoundModel, find_model, load_tokenizer, stop_token_ids
 from rayswift.train.checkpoint import model_folder
+from rayswift.train.models_on_disk import FoundModel, find_model, load_tokenizer, stop_token_ids
 
 
 def run(invocation: Invocation) -> None:

@@ -20,8 +20,8 @@ from transformers.utils import logging as transformers_logging
 from rayswift.config.load import Invocation, to_yaml
 from rayswift.config.schema import InferSection
 from rayswift.log import UserError, logger
-from rayswift.train.models_on_disk import FoundModel, find_model, load_tokenizer, prompt_ids, stop_token_ids
 from rayswift.train.model import resolve_dtype
+from rayswift.train.models_on_disk import FoundModel, find_model, load_tokenizer, prompt_ids, stop_token_ids
 
 _PACKAGES = {"vllm": "rayswift[gpu]' (with no GPU: 'rayswift[cpu]')", "transformers": "transformers"}
 # Settings of an adapter that vLLM refuses, or ignores without a word.

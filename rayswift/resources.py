@@ -6,15 +6,12 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 
 from rayswift.config.schema import ClusterConfig
 from rayswift.log import UserError
-
-if TYPE_CHECKING:
-    import ray
 
 TRAINER = "rayswift_trainer"
 """Custom resource of a Ray started here: train workers hold it, so that all CPUs stay with the data tasks."""
@@ -129,7 +126,8 @@ def _preflight(ray: Any, cluster: ClusterConfig, layout: Layout) -> None:
     lacking = []
     if total.get("CPU", 0) < layout.num_workers + 1:
         lacking.append(
-            f"{layout.num_workers + 1} CPUs (one per worker, and at least one for Ray Data), it has {total.get('CPU', 0):.0f}"
+            f"{layout.num_workers + 1} CPUs (one per worker, and at least one for Ray Data), "
+            f"it has {total.get('CPU', 0):.0f}"
         )
     if layout.device == "cuda" and total.get("GPU", 0) < layout.num_workers:
         lacking.append(f"{layout.num_workers} GPUs, it has {total.get('GPU', 0):.0f}")

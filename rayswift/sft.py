@@ -9,7 +9,7 @@ from rayswift.config.schema import SftConfig
 from rayswift.data import prepare
 from rayswift.data.global_batches import FeedPlan, Position, table
 from rayswift.data.windows import WindowPlan
-from rayswift.log import UserError, logger
+from rayswift.log import logger
 from rayswift.resources import connect, lay_out
 from rayswift.train import plan as planning
 from rayswift.train import run_folder

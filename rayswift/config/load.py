@@ -1,6 +1,6 @@
 """argv -> config: field default < `--config file.yaml` < flag; every problem is found before any is reported.
 
-    load("sft", ["--config", "run.yaml", "--learning_rate", "1e-4"])
+load("sft", ["--config", "run.yaml", "--learning_rate", "1e-4"])
 """
 
 import difflib
@@ -83,9 +83,7 @@ def to_yaml(config: BaseModel) -> str:
 # ---- argv ----
 
 
-def _split(
-    schema: type[Section], argv: list[str], problems: _Problems
-) -> tuple[list[str], list[tuple[str, Any]]]:
+def _split(schema: type[Section], argv: list[str], problems: _Problems) -> tuple[list[str], list[tuple[str, Any]]]:
     files: list[str] = []
     flags: list[tuple[str, Any]] = []
     for flag, words in _flags(argv, problems):

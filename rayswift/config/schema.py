@@ -1,7 +1,8 @@
 """Every field a user can set: a precise type, a default, and one sentence.
 
-A field lives in the section that owns it; its dotted path (`data.max_length`) is the YAML path, the flag and the name in
-every error. `train` also takes every other field of the task's TRL config under its TRL name (see `trl_fields.py`).
+A field lives in the section that owns it; its dotted path (`data.max_length`) is the YAML path, the flag and the name
+in every error. `train` also takes every other field of the task's TRL config under its TRL name (see
+`trl_fields.py`).
 """
 
 from typing import Annotated, Any, Literal
@@ -157,7 +158,7 @@ class ClusterConfig(Section):
     num_workers: int | None = Field(None, ge=0)
     """Training workers; 0: in this process; null: one per GPU, else 1."""
     zero_stage: int | None = Field(None, ge=0, le=3)
-    """ZeRO stage: 0 is plain data parallelism, 1 to 3 are DeepSpeed's; null: the smallest that fits by the memory estimate."""
+    """ZeRO stage: 0 is plain data parallelism, 1 to 3 are DeepSpeed's; null: the smallest that is estimated to fit."""
     offload: Literal["none", "optimizer", "all"] = "none"
     """Keep optimizer states (ZeRO 1-3), or also weights (ZeRO 3), in host memory."""
     deepspeed: str | None = None

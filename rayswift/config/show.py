@@ -11,10 +11,23 @@ _FIRST = {
     "model": ("path", "tuner", "dtype", "lora_rank", "lora_alpha", "target_modules", "random_init"),
     "data": ("dataset", "eval", "eval_fraction", "columns", "max_length", "truncation", "packing", "loss_on"),
     "train": (
-        "output_dir resume learning_rate num_train_epochs max_steps per_device_train_batch_size "
-        "gradient_accumulation_steps lr_scheduler_type warmup_steps eval_strategy eval_steps save_steps "
-        "save_total_limit logging_steps report_to seed"
-    ).split(),
+        "output_dir",
+        "resume",
+        "learning_rate",
+        "num_train_epochs",
+        "max_steps",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "lr_scheduler_type",
+        "warmup_steps",
+        "eval_strategy",
+        "eval_steps",
+        "save_steps",
+        "save_total_limit",
+        "logging_steps",
+        "report_to",
+        "seed",
+    ),
     "cluster": ("num_workers", "zero_stage", "offload", "device", "address"),
 }
 

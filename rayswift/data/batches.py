@@ -1,7 +1,8 @@
 """Packed rows -> the tensors a model takes; pure.
 
-Two layouts keep attention inside each document: `rows` ([B, T], position ids restarting at each document, for SDPA and eager, which
-build the block-diagonal mask from them) and `flat` ([1, sum T] with cumulative lengths, for variable-length flash attention).
+Two layouts keep attention inside each document: `rows` ([B, T], position ids restarting at each document, for SDPA
+and eager, which build the block-diagonal mask from them) and `flat` ([1, sum T] with cumulative lengths, for
+variable-length flash attention).
 """
 
 from collections.abc import Sequence
@@ -25,8 +26,8 @@ def collate(rows: Sequence[PackedRow], pad_token_id: int, layout: Layout) -> dic
         layout: See the module.
 
     Returns:
-        input_ids, labels (-100 where not trained) and position_ids, int64 [B, T] or [1, sum T]; for `flat` also the cumulative
-        document lengths as `transformers`' flash-attention path takes them.
+        input_ids, labels (-100 where not trained) and position_ids, int64 [B, T] or [1, sum T]; for `flat` also the
+        cumulative document lengths as `transformers`' flash-attention path takes them.
     """
     if not rows:
         rows = [PackedRow(np.array([pad_token_id], np.int32), np.array([False]), (1,), 0)]

@@ -1,7 +1,7 @@
 """Canonical rows -> token ids and the mask of trained tokens; pure, and in batches for speed.
 
-What is trained is byte-equal to what `apply_chat_template` renders: a row is rendered once, tokenised once, and the loss mask
-is the character spans of its trained turns, mapped through the tokenizer's offsets.
+What is trained is byte-equal to what `apply_chat_template` renders: a row is rendered once, tokenised once, and the
+loss mask is the character spans of its trained turns, mapped through the tokenizer's offsets.
 """
 
 import json
@@ -69,7 +69,9 @@ class Encoder:
         try:
             self._template = ChatTemplate(source, special_tokens) if source else None
         except TemplateSyntaxError as error:
-            raise UserError(f"the chat template does not compile, line {error.lineno}: {error}; see model.chat_template") from error
+            raise UserError(
+                f"the chat template does not compile, line {error.lineno}: {error}; see model.chat_template"
+            ) from error
         self._eos = special_tokens.get("eos_token", "")
         added = self._tokenizer.get_added_tokens_decoder().values()
         self._turn_ends = tuple(token.content for token in added if token.special)

@@ -1,7 +1,7 @@
 """The feed: one ordered stream of global batches, served by (step, data-parallel rank, data-parallel size).
 
-It lives in an actor without CPUs that the driver owns, or as a plain object in the process of `cluster.num_workers: 0`. A restarted
-trainer calls `begin` with its checkpoint's position; a restarted feed is rebuilt from the ranks' own.
+It lives in an actor without CPUs that the driver owns, or as a plain object in the process of `cluster.num_workers:
+0`. A restarted trainer calls `begin` with its checkpoint's position; a restarted feed is rebuilt from the ranks' own.
 """
 
 import json
@@ -63,8 +63,8 @@ class Feed:
             running = self._start is not None and self._error is None
             if running and self._start == position and not self._wanted:
                 self._attempt = attempt  # as warmed up by the driver
-                return
-            if running and attempt == self._attempt and self._start and position.step >= self._start.step:
+            same = running and attempt == self._attempt
+            if same and self._start is not None and position.step >= self._start.step:
                 return
             self._generation += 1
             self._attempt, self._start, self._error, self._ended_at = attempt, position, None, None
@@ -93,9 +93,9 @@ class Feed:
                     raise self._error
                 if self._ended_at is not None and step >= self._ended_at:
                     raise UserError(f"the data ended before step {step}", exit_code=1)
-                if not self._changed.wait(max(0.0, min(1.0, deadline - time.monotonic()))):
-                    if time.monotonic() >= deadline:
-                        raise TimeoutError(f"the data feed had no batch for step {step} within {timeout_s:.0f} s")
+                if time.monotonic() >= deadline:
+                    raise TimeoutError(f"the data feed had no batch for step {step} within {timeout_s:.0f} s")
+                self._changed.wait(min(1.0, timeout_s))
             batch = self._ready[step]
         share = self._plan.global_batch // size
         rows = batch.rows[rank * share : (rank + 1) * share]
@@ -141,9 +141,7 @@ class Feed:
             step = start.step
             for batch in global_batches(self._plan, source, start, on_window):
                 with self._changed:
-                    self._changed.wait_for(
-                        lambda: len(self._ready) < _AHEAD_STEPS or generation != self._generation
-                    )
+                    self._changed.wait_for(lambda: len(self._ready) < _AHEAD_STEPS or generation != self._generation)
                     if generation != self._generation:
                         return
                     self._ready[batch.step] = batch

@@ -1,6 +1,7 @@
 """Windows -> global batches, with the position that continues behind each; pure.
 
-Step k takes packed rows [k * G, (k + 1) * G) of the global sequence (G: the global batch), across window and epoch borders.
+Step k takes packed rows [k * G, (k + 1) * G) of the global sequence (G: the global batch), across window and epoch
+borders.
 """
 
 from collections import Counter

@@ -1,7 +1,7 @@
 """A shuffled order without a stored permutation: position -> row, in constant memory.
 
-A Feistel network over [0, 2^2b) is a bijection whatever its round function; walking a cycle until the value is below n restricts
-it to [0, n) (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
+A Feistel network over [0, 2^2b) is a bijection whatever its round function; walking a cycle until the value is below
+n restricts it to [0, n) (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
 """
 
 import numpy as np
@@ -15,7 +15,8 @@ def shuffled(positions: NDArray[np.int64], num_rows: int, key: tuple[int, ...]) 
     if num_rows <= 1:
         return positions.copy()
     half_bits = max(1, (int(num_rows - 1).bit_length() + 1) // 2)
-    round_keys = np.random.SeedSequence([k & 0xFFFFFFFF for k in key]).generate_state(_ROUNDS, np.uint64)
+    words = np.random.SeedSequence([k & 0xFFFFFFFF for k in key]).generate_state(_ROUNDS, np.uint64)
+    round_keys = words.astype(np.uint64)
     values = _permute(positions.astype(np.uint64), half_bits, round_keys)
     while (outside := values >= num_rows).any():
         values[outside] = _permute(values[outside], half_bits, round_keys)

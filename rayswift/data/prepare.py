@@ -1,4 +1,4 @@
-"""What the driver makes ready before data tasks start: tokenizer files, opened sources, and a look at the first rows."""
+"""What the driver makes ready before data tasks start: tokenizer files, open sources, a look at the first rows."""
 
 import hashlib
 import shutil
@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rayswift.config.schema import DataConfig, ModelConfig
-from rayswift.data.encode import EncodeConfig, Encoder, EncodedRow
+from rayswift.data.encode import EncodeConfig, EncodedRow, Encoder
 from rayswift.data.rows import BadRow
 from rayswift.data.sources import open_sources
 from rayswift.data.windows import RowSet, WindowPlan
@@ -117,7 +117,15 @@ def _from_hub(model: ModelConfig) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        patterns = ["tokenizer*", "special_tokens_map.json", "chat_template*", "*config.json", "*.model", "vocab*", "merges*"]
+        patterns = [
+            "tokenizer*",
+            "special_tokens_map.json",
+            "chat_template*",
+            "*config.json",
+            "*.model",
+            "vocab*",
+            "merges*",
+        ]
         return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=patterns))
     except Exception as error:  # whatever the hub's client raises, the user asked for this id
         first_line = (str(error).splitlines() or [""])[0]

@@ -1,8 +1,9 @@
 """One row of any supported format -> one canonical `Sample`.
 
-Formats, by column: messages | conversations (ShareGPT) | prompt + completion (TRL) | instruction (+ input) + output (Alpaca) |
-query + response (+ history) | text. `columns` renames a user's columns first. The first of these that a row has all columns of is
-its format; a row that fits none, or has two columns for one part of its format, is an error that names them: never a guess.
+Formats, by column: messages | conversations (ShareGPT) | prompt + completion (TRL) | instruction (+ input) + output
+(Alpaca) | query + response (+ history) | text. `columns` renames a user's columns first. The first of these that a
+row has all columns of is its format; a row that fits none, or has two columns for one part of its format, is an error
+that names them: never a guess.
 """
 
 from collections.abc import Mapping
@@ -35,8 +36,8 @@ class BadRow(Exception):
 class Sample:
     """A canonical row for causal language modelling.
 
-    Either `messages` (each with role and content, as chat templates take them) or `text` is set. `loss` holds, per message,
-    whether its author asked for it to be trained (True), left out (False), or said nothing (None).
+    Either `messages` (each with role and content, as chat templates take them) or `text` is set. `loss` holds, per
+    message, whether its author asked for it to be trained (True), left out (False), or said nothing (None).
     """
 
     messages: tuple[Message, ...] = ()
@@ -75,10 +76,9 @@ def _rename(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     renamed: dict[str, Any] = {}
     for key, value in row.items():
         name = columns.get(key, key)
-        if name in renamed and (key in columns or name in columns.values()):
-            if key not in columns:  # the user's own mapping wins over a column that has the name by chance
-                continue
-        renamed[name] = value
+        # The user's own mapping wins over a column that has the name by chance.
+        if name not in renamed or key in columns:
+            renamed[name] = value
     return renamed
 
 
@@ -130,7 +130,11 @@ def _message(message: Mapping[str, Any], position: int) -> Message:
     if content is None and not message.get("tool_calls"):
         raise BadRow("no content", f"message {position} ({role}) has no content")
     extra = {k: v for k, v in message.items() if k in ("name", "tool_calls", "tool_call_id", "reasoning_content") and v}
-    return {"role": role, "content": _string("" if content is None else content, f"content of message {position}"), **extra}
+    return {
+        "role": role,
+        "content": _string("" if content is None else content, f"content of message {position}"),
+        **extra,
+    }
 
 
 def _text_block(block: Any, position: int) -> str:

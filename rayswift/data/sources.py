@@ -1,8 +1,8 @@
 """Source strings -> stores that read any row by its number.
 
-jsonl and text are read where they lie, through an index of line offsets. csv and JSON arrays are copied to jsonl, Parquet and hub
-datasets to a memory-mapped Arrow file, once, under the run folder: random access is what makes order, sharding and resume exact.
-Nothing here is tokenised.
+jsonl and text are read where they lie, through an index of line offsets. csv and JSON arrays are copied to jsonl,
+Parquet and hub datasets to a memory-mapped Arrow file, once, under the run folder: random access is what makes order,
+sharding and resume exact. Nothing here is tokenised.
 """
 
 import csv
@@ -30,7 +30,7 @@ _CHUNK_BYTES = 1 << 24
 
 @dataclass(frozen=True)
 class RawRow:
-    """A row as it stands in its source: `value`, or the `error` that keeps it from being read; `id` is `source:line`."""
+    """A row as it stands in its source: its `value` or the `error` of reading it; `id` is `source:line`."""
 
     id: str
     value: Any = None

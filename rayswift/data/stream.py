@@ -1,7 +1,7 @@
 """The Ray Data pipeline: a range over window numbers, each read, encoded and packed by one task, in order.
 
-Ray Data's block borders play no part in what a window holds, and `preserve_order` keeps the windows in sequence, so parallelism
-changes the speed of the stream and nothing else.
+Ray Data's block borders play no part in what a window holds, and `preserve_order` keeps the windows in sequence, so
+parallelism changes the speed of the stream and nothing else.
 """
 
 import logging

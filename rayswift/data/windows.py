@@ -1,7 +1,7 @@
 """A window: the raw rows that are read, encoded and packed together, the unit of streaming, order and resume.
 
-Window w of an epoch takes positions [w * W, (w + 1) * W) of that epoch's order, so what it holds depends on (data, seed, epoch)
-alone, never on timing, parallelism or the number of workers.
+Window w of an epoch takes positions [w * W, (w + 1) * W) of that epoch's order, so what it holds depends on (data,
+seed, epoch) alone, never on timing, parallelism or the number of workers.
 """
 
 import json
@@ -26,8 +26,8 @@ _SPLIT_KEY = 0x5EED  # the order that divides training rows from held-out ones; 
 class PackedRow:
     """One row of a batch: several documents end to end.
 
-    input_ids [T] int32 and trained [T] bool of all documents; lengths: tokens of each; num_source_rows: raw rows it accounts
-    for, documents and rows that were left out alike, so that progress counts every raw row once.
+    input_ids [T] int32 and trained [T] bool of all documents; lengths: tokens of each; num_source_rows: raw rows it
+    accounts for, documents and rows that were left out alike, so that progress counts every raw row once.
     """
 
     input_ids: NDArray[np.int32]
@@ -48,7 +48,7 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class Window:
-    """A packed window: `counts` says where each raw row went (`trained`, `filtered: ...`, `quarantined: ...`)."""
+    """A packed window; `counts` says where raw rows went (`trained`, `filtered: ...`, `quarantined: ...`)."""
 
     rows: tuple[PackedRow, ...]
     counts: Counter[str]
@@ -57,7 +57,7 @@ class Window:
 
 @dataclass(frozen=True)
 class RowSet:
-    """Rows of all stores, one after the other; `part` selects the training rows or those held out by `eval_fraction`."""
+    """Rows of all stores, one after the other; `part` selects those to train or those that are held out."""
 
     stores: tuple[Store, ...]
     seed: int

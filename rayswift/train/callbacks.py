@@ -36,9 +36,7 @@ class StreamFlow(TrainerCallback):
         words = np.random.SeedSequence([args.seed, state.global_step, self._rank]).generate_state(1, np.uint64)
         torch.manual_seed(int(words[0]))
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Say where in the data the step ended, and what is due there."""
         if self._first:
             self._clock.lap("first step")
@@ -51,7 +49,9 @@ class StreamFlow(TrainerCallback):
         self._epochs_before = epochs
         control.should_training_stop |= ends
         control.should_log |= ends or state.global_step == 1
-        control.should_evaluate |= (ends and args.eval_strategy != "no") or (new_epoch and args.eval_strategy == "epoch")
+        control.should_evaluate |= (ends and args.eval_strategy != "no") or (
+            new_epoch and args.eval_strategy == "epoch"
+        )
         control.should_save |= ends or (new_epoch and args.save_strategy == "epoch")
 
     def on_epoch_end(
@@ -61,9 +61,7 @@ class StreamFlow(TrainerCallback):
         control.should_log = control.should_evaluate = False
         control.should_save = self._saved_step != state.global_step
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Remember what is saved."""
         self._saved_step = state.global_step
 
@@ -76,15 +74,15 @@ class Checkpoints(TrainerCallback):
         self._zero_stage = spec.config.cluster.zero_stage or 0
         self._limit = spec.config.train.save_total_limit
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Called on every rank, behind its last written file."""
         folder = self._run_dir / f"checkpoint-{state.global_step}"
         if args.world_size > 1:
             dist.barrier()
         if args.should_save:
-            data_state = json.dumps({"position": dataclasses.asdict(self._stream.position), "epochs": self._stream.epochs})
+            data_state = json.dumps(
+                {"position": dataclasses.asdict(self._stream.position), "epochs": self._stream.epochs}
+            )
             (folder / checkpoint.DATA_STATE).write_text(data_state, encoding="utf-8")
             shutil.copyfile(self._run_dir / CONFIG, folder / CONFIG)
             checkpoint.seal(folder, state.global_step, args.world_size, self._zero_stage)
@@ -112,12 +110,21 @@ class Metrics(TrainerCallback):
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         shown = {k: entry[k] for k in _SHOWN if k in entry}
-        if shown:
+        if "loss" in entry or "eval_loss" in entry:
             logger.info("step %d  %s", state.global_step, "  ".join(f"{k} {_short(v)}" for k, v in shown.items()))
 
 
-_SHOWN = ("epoch", "loss", "grad_norm", "learning_rate", "mean_token_accuracy", "tokens_per_s", "fill", "data_wait")
-_SHOWN += ("eval_loss",)
+_SHOWN = (
+    "epoch",
+    "loss",
+    "eval_loss",
+    "grad_norm",
+    "learning_rate",
+    "mean_token_accuracy",
+    "tokens_per_s",
+    "fill",
+    "data_wait",
+)
 
 
 def _short(value: Any) -> str:

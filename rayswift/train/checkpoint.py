@@ -1,9 +1,9 @@
 """Checkpoint folders: complete means that the manifest, written last, verifies; pure file work.
 
-    checkpoint-20/  model.safetensors, tokenizer, ...   loads in transformers and vLLM as it is
-                    global_step20/, scheduler.pt, ...   optimizer, schedule, random states, of every rank
-                    trainer_state.json, data_state.json what HF's Trainer and the data feed continue from
-                    manifest.json                       every file above and its size
+checkpoint-20/  model.safetensors, tokenizer, ...   loads in transformers and vLLM as it is
+                global_step20/, scheduler.pt, ...   optimizer, schedule, random states, of every rank
+                trainer_state.json, data_state.json what HF's Trainer and the data feed continue from
+                manifest.json                       every file above and its size
 """
 
 import json

@@ -1,7 +1,7 @@
 """Start the feed and the workers, and see them to the end.
 
-The driver owns the feed; Ray Train's controller owns the workers and restarts them after a death. With `num_workers` 0 both run in
-this process, with the same code below them.
+The driver owns the feed; Ray Train's controller owns the workers and restarts them after a death. With `num_workers`
+0 both run in this process, with the same code below them.
 """
 
 import os
@@ -30,7 +30,8 @@ from rayswift.train.stream_client import ActorFeed, FeedClient, LocalFeed
 class RunSpec:
     """All a worker needs, as plain values.
 
-    clock: where the time since the command went so far. resume_from: the checkpoint to continue, unless the run folder holds a
+    clock: where the time since the command went so far. resume_from: the checkpoint to continue, unless the run
+    folder holds a
     newer one. work_dir: where relative paths of the config begin.
     """
 
@@ -172,9 +173,7 @@ def join_process_group(spec: RunSpec, worker: Worker) -> None:
         dist.init_process_group(backend, timeout=timeout)
 
 
-def _rank_environment(
-    rank: int, size: int, local_rank: int, local_size: int, host: str, port: int
-) -> dict[str, str]:
+def _rank_environment(rank: int, size: int, local_rank: int, local_size: int, host: str, port: int) -> dict[str, str]:
     return {
         "RANK": str(rank),
         "WORLD_SIZE": str(size),

@@ -58,7 +58,7 @@ def lora_config(config: ModelConfig) -> LoraConfig | None:
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_rank,
-        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # peft takes any number
+        lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=targets,
         modules_to_save=config.modules_to_save or None,

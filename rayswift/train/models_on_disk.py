@@ -62,9 +62,7 @@ def find_model(name: str, setting: str, fetch: bool = True) -> FoundModel:
     folder = _from_hub(name, what, fetch) if _is_hub_id(name) else model_folder(Path(name))
     if (folder / _ADAPTER).exists():
         adapter = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))
-        return FoundModel(
-            folder, _base_model(folder, str(adapter["base_model_name_or_path"]), fetch), adapter
-        )
+        return FoundModel(folder, _base_model(folder, str(adapter["base_model_name_or_path"]), fetch), adapter)
     if folder.exists():
         _check_weights(folder, what)
     return FoundModel(folder, folder, {})

@@ -81,7 +81,9 @@ def _problems(config: SftConfig, has_eval: bool) -> list[str]:
         found.append(f"train.lr_scheduler_type = {train.lr_scheduler_type} counts steps; set train.max_steps")
     folder = Path(config.model.path)
     if folder.is_dir() and not config.model.random_init and not _has_weights(folder):
-        found.append(f"model.path = {str(folder)!r} holds no weights (*.safetensors); set model.random_init to begin anew")
+        found.append(
+            f"model.path = {str(folder)!r} holds no weights (*.safetensors); set model.random_init to begin anew"
+        )
     positions = _config_value(config.model.path, "max_position_embeddings")
     if positions and data.max_length > positions:
         found.append(f"data.max_length = {data.max_length}, but the model has {positions} positions; lower it")

@@ -27,13 +27,35 @@ _REPORT_LINES = 40
 
 # What may differ when a run is continued, because it changes no step; all else must be as it was.
 _FREE = frozenset(
-    "train.output_dir train.resume train.logging_steps train.eval_strategy train.eval_steps train.eval_on_start "
-    "train.save_strategy train.save_steps train.save_total_limit train.save_only_model train.load_best_model_at_end "
-    "train.metric_for_best_model train.greater_is_better "
-    "train.early_stopping_patience train.report_to train.per_device_eval_batch_size data.eval data.max_bad_fraction "
-    "train.per_device_train_batch_size train.gradient_accumulation_steps cluster.num_workers "
-    "cluster.address cluster.num_data_cpus cluster.threads_per_worker cluster.max_failures cluster.timeout_s "
-    "cluster.device".split()
+    (
+        "cluster.address",
+        "cluster.device",
+        "cluster.max_failures",
+        "cluster.num_data_cpus",
+        "cluster.num_workers",
+        "cluster.threads_per_worker",
+        "cluster.timeout_s",
+        "data.eval",
+        "data.max_bad_fraction",
+        "train.early_stopping_patience",
+        "train.eval_on_start",
+        "train.eval_steps",
+        "train.eval_strategy",
+        "train.gradient_accumulation_steps",
+        "train.greater_is_better",
+        "train.load_best_model_at_end",
+        "train.logging_steps",
+        "train.metric_for_best_model",
+        "train.output_dir",
+        "train.per_device_eval_batch_size",
+        "train.per_device_train_batch_size",
+        "train.report_to",
+        "train.resume",
+        "train.save_only_model",
+        "train.save_steps",
+        "train.save_strategy",
+        "train.save_total_limit",
+    )
 )
 
 
@@ -75,8 +97,8 @@ def open_run(config: SftConfig) -> Resume | None:
     foreign = [p.name for p in run_dir.iterdir() if p.name in _OWN or p.name.startswith("checkpoint-")]
     if foreign and not (run_dir / FINGERPRINT).exists():
         raise UserError(
-            f"train.output_dir = {str(run_dir)!r} holds {', '.join(sorted(foreign))} that no run of ours wrote; choose "
-            "another --train.output_dir"
+            f"train.output_dir = {str(run_dir)!r} holds {', '.join(sorted(foreign))} that no run of ours "
+            "wrote; choose another --train.output_dir"
         )
     saved = checkpoint.newest(run_dir)
     if resume == "never" and saved:
@@ -101,8 +123,8 @@ def _named(path: Path, newest: checkpoint.Saved | None) -> checkpoint.Saved:
         raise UserError(f"train.resume = {str(path)!r} is no complete checkpoint (its manifest must verify)")
     if newest and newest.path.resolve() != path.resolve():
         raise UserError(
-            f"train.resume = {str(path)!r}, but the run folder holds {newest.path}; continue that with --resume auto, or "
-            "begin a new folder with another --train.output_dir"
+            f"train.resume = {str(path)!r}, but the run folder holds {newest.path}; continue that with --resume auto, "
+            "or begin a new folder with another --train.output_dir"
         )
     return saved
 
@@ -232,4 +254,3 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """All entries of `metrics.jsonl`."""
     path = run_dir / METRICS
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-

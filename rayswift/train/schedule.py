@@ -1,4 +1,4 @@
-"""Learning-rate schedules over a stream whose number of steps is not known: progress is counted in raw rows, not steps."""
+"""Learning-rate schedules over a stream of unknown length: progress is counted in raw rows, not steps."""
 
 from collections.abc import Callable
 from typing import Any

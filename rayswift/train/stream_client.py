@@ -1,4 +1,4 @@
-"""A rank's side of the data feed: slices asked for ahead of time, cut into micro-batches, and what they cost counted."""
+"""A rank's side of the data feed: slices asked for ahead of time, cut into micro-batches, their cost counted."""
 
 import time
 from collections.abc import Iterator

@@ -42,6 +42,8 @@ class StreamedSFTTrainer(SFTTrainer):
         kwargs: As for `SFTTrainer`.
     """
 
+    lr_scheduler: Any
+
     def __init__(self, *, stream: Stream, num_epochs: float | None, **kwargs: Any):
         super().__init__(**kwargs)
         self.remove_callback(PrinterCallback)  # `Metrics` writes the log
@@ -60,17 +62,18 @@ class StreamedSFTTrainer(SFTTrainer):
         """HF's schedule over steps, or, over epochs, the same schedule over the rows consumed."""
         if self._num_epochs is None:
             return super().create_scheduler(num_training_steps, optimizer)
-        if self.lr_scheduler is None:
+        scheduler = self.lr_scheduler
+        if scheduler is None:
             num_epochs, args = self._num_epochs, self.args
-            self.lr_scheduler = progress_schedule(
+            scheduler = progress_schedule(
                 str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
                 optimizer or self.optimizer,
                 args.warmup_steps,
                 dict(args.lr_scheduler_kwargs or {}),
                 lambda: self.stream.epochs / num_epochs,
             )
-            self._created_lr_scheduler = True
-        return self.lr_scheduler
+            self.lr_scheduler, self._created_lr_scheduler = scheduler, True
+        return scheduler
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """The mean loss over every trained token, whatever the number of workers and rows in a batch."""

@@ -87,7 +87,9 @@ def curve(run_dir: Path, key: str = "loss") -> dict[int, float]:
     return {entry["step"]: entry[key] for entry in entries if key in entry}
 
 
-def assert_same_curve(run_dir: Path, reference: Path, tolerance: float, keys: tuple[str, ...] = ("loss", "grad_norm")) -> None:
+def assert_same_curve(
+    run_dir: Path, reference: Path, tolerance: float, keys: tuple[str, ...] = ("loss", "grad_norm")
+) -> None:
     """Every step of the reference is there, with the same values."""
     for key in keys:
         ours, theirs = curve(run_dir, key), curve(reference, key)

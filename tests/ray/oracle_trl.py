@@ -1,4 +1,5 @@
-"""Plain TRL, in a process of its own, on the packed rows of a run in their order: the reference that RaySwift must equal.
+"""Plain TRL, in a process of its own, on the packed rows of a run in their order: the reference that RaySwift must
+equal.
 
     python tests/ray/oracle_trl.py RUN_DIR OUT_DIR STEPS PER_DEVICE ACCUMULATION
 
@@ -8,12 +9,13 @@ RUN_DIR is a finished run with the same global batch: its initial weights, token
 import itertools
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import yaml
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from rayswift.config.schema import SftConfig
@@ -27,15 +29,26 @@ from rayswift.train.model import lora_config
 def rows_of(run_dir: Path, config: SftConfig, steps: int, global_batch: int, work_dir: Path) -> list[PackedRow]:
     """The first packed rows of the run, read and packed anew without Ray."""
     windows, _ = plan_windows(config.data, run_dir / "tokenizer", config.train.seed, work_dir)
-    plan = FeedPlan(
-        global_batch, windows.row_set.num_rows, windows.num_windows, windows.window_rows, 1e9, steps, 1.0
-    )
+    plan = FeedPlan(global_batch, windows.row_set.num_rows, windows.num_windows, windows.window_rows, 1e9, steps, 1.0)
 
     def source(epoch: int, first: int) -> Any:
         return (windows.make(epoch, number) for number in range(first, windows.num_windows))
 
     batches = global_batches(plan, source, Position(), lambda *_: None)
     return [row for batch in itertools.islice(batches, steps) for row in batch.rows]
+
+
+class StepTimes(TrainerCallback):
+    """Seconds of each step, as `step_s` of its log entry."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Called once a step: `logging_steps` is 1."""
+        now = time.monotonic()
+        state.log_history[-1]["step_s"] = now - self._last
+        self._last = now
 
 
 def main() -> None:
@@ -79,6 +92,7 @@ def main() -> None:
         processing_class=tokenizer,
         peft_config=lora_config(config.model),
     )
+    trainer.add_callback(StepTimes())
     trainer.train()
     lines = [json.dumps(entry) for entry in trainer.state.log_history if "loss" in entry]
     (out_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""Plain TRL = in-process = one worker = two workers = ZeRO 1, 2, 3: loss and gradient norm of every step, in float32."""
+"""Plain TRL = in-process = 1 worker = 2 workers = ZeRO 1, 2, 3: loss and gradient norm of every step, float32."""
 
 import subprocess
 import sys

@@ -17,8 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_
 from rayswift import export, infer
 from rayswift.config.load import load
 from rayswift.log import UserError
-from rayswift.train.models_on_disk import FoundModel, find_model, load_tokenizer, stop_token_ids
 from rayswift.train import checkpoint
+from rayswift.train.models_on_disk import FoundModel, find_model, load_tokenizer, stop_token_ids
 
 TINY = Path(__file__).parents[2] / "examples/tiny"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -44,9 +44,7 @@ def save_base(folder: Path, seed: int) -> PreTrainedModel:
 
 
 def save_adapter(base: PreTrainedModel, folder: Path, modules_to_save: list[str] | None = None) -> None:
-    config = LoraConfig(
-        task_type="CAUSAL_LM", r=4, target_modules="all-linear", modules_to_save=modules_to_save
-    )
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", modules_to_save=modules_to_save)
     model = get_peft_model(base, config)
     spread_out(model, "lora_B")
     spread_out(model, "modules_to_save")
@@ -187,9 +185,7 @@ def test_prompt_is_a_chat_where_there_is_a_template(base, tmp_path):
 
 
 def test_sampling_follows_the_seed(base):
-    first, again, other = (
-        ask(base, "transformers", "--temperature", "5", "--seed", seed) for seed in ("1", "1", "2")
-    )
+    first, again, other = (ask(base, "transformers", "--temperature", "5", "--seed", seed) for seed in ("1", "1", "2"))
     assert first == again != other
 
 

@@ -1,4 +1,4 @@
-"""SIGKILL of a train worker, of Ray Train's controller and of the driver, also during a save: the losses go on as if nothing was."""
+"""SIGKILL of a worker, of Ray Train's controller, of the driver, during a save: losses go on as if nothing was."""
 
 import time
 from collections.abc import Callable
@@ -31,7 +31,9 @@ def killed(run_dir: Path, tiny: tuple[str, ...]) -> Callable[[int], Run]:
 
     def begin(step: int) -> Run:
         run = start("sft", run_dir, *tiny, *RUN)
-        run.wait_for(lambda: (run_dir / "metrics.jsonl").exists() and max(curve(run_dir), default=0) >= step, f"step {step}")
+        run.wait_for(
+            lambda: (run_dir / "metrics.jsonl").exists() and max(curve(run_dir), default=0) >= step, f"step {step}"
+        )
         return run
 
     return begin

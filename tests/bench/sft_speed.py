@@ -1,0 +1,130 @@
+"""Speed of `rayswift sft` beside plain TRL `SFTTrainer` on the same packed batches, in one run, at equal thread counts.
+
+    python -m tests.bench.sft_speed [--steps 60] [--rounds 2]
+
+Prints one table: median step time and tokens/s once running, their ratio to plain TRL, seconds to the end of the
+first step, and wall time of the whole command. Rounds alternate the two sides, so that a noisy machine hurts both.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PER_DEVICE, MAX_LENGTH, WARM_STEPS = 4, 512, 10
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table; plain TRL has no workers."""
+
+    name: str
+    workers: int | None
+    stage: int = 0
+
+
+CASES = [
+    Case("plain TRL SFTTrainer", None),
+    Case("in-process, ZeRO 0", 0),
+    Case("1 worker, ZeRO 0", 1),
+    *(Case(f"1 worker, ZeRO {stage}", 1, stage) for stage in (1, 2, 3)),
+    *(Case(f"2 workers, ZeRO {stage}", 2, stage) for stage in (0, 1, 2, 3)),
+]
+REPEATED = 3  # these first cases run in every round
+
+
+def write_model(folder: Path) -> None:
+    """A model of about 6 M parameters beside the tokenizer of examples/tiny."""
+    folder.mkdir()
+    for file in (ROOT / "examples" / "tiny").glob("*"):
+        if file.suffix in (".json", ".jinja"):
+            (folder / file.name).write_text(file.read_text())
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 4}
+    config |= {"num_key_value_heads": 4, "head_dim": 64, "max_position_embeddings": 1024}
+    for key in ("layer_types", "max_window_layers"):
+        config.pop(key, None)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def rayswift(case: Case, model: Path, run_dir: Path, steps: int) -> tuple[float, str]:
+    """Run a case from the command line: wall seconds and output."""
+    assert case.workers is not None
+    flags = {
+        "model": model, "random_init": "true", "data.dataset": "examples/gsm8k/train.jsonl", "max_length": MAX_LENGTH,
+        "num_workers": case.workers, "zero_stage": case.stage, "max_steps": steps, "logging_steps": 1,
+        "per_device_train_batch_size": PER_DEVICE // max(1, case.workers), "gradient_checkpointing": "false",
+        "save_strategy": "no", "report_to": "none", "train.output_dir": run_dir,
+    }  # fmt: skip
+    return run([sys.executable, "-m", "rayswift", "sft", *(str(x) for k, v in flags.items() for x in (f"--{k}", v))])
+
+
+def run(command: list[str]) -> tuple[float, str]:
+    """Wall seconds and output of a command."""
+    began = time.monotonic()
+    environment = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count())}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    return time.monotonic() - began, done.stdout + done.stderr
+
+
+def step_seconds(run_dir: Path) -> list[float]:
+    """Step times once running."""
+    entries = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [entry["step_s"] for entry in entries if "loss" in entry][WARM_STEPS:]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=2)
+    options = parser.parse_args()
+    times: dict[str, list[float]] = defaultdict(list)
+    walls: dict[str, list[float]] = defaultdict(list)
+    first: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        write_model(work / "model")
+        reference = work / "reference"
+        rayswift(Case("", 0), work / "model", reference, 2)  # initial weights and tokenizer for plain TRL
+        for number in range(options.rounds):
+            for case in CASES if number == 0 else CASES[:REPEATED]:
+                run_dir = work / f"{number}-{case.name.replace(' ', '-')}"
+                if case.workers is None:
+                    run_dir.mkdir()
+                    command = [sys.executable, "-m", "tests.ray.oracle_trl", str(reference), str(run_dir)]
+                    wall, _ = run([*command, str(options.steps), str(PER_DEVICE), "1"])
+                else:
+                    wall, out = rayswift(case, work / "model", run_dir, options.steps)
+                    first[case.name] = "".join(re.findall(r"first step after ([\d.]+) s", out)[:1])
+                times[case.name] += step_seconds(run_dir)
+                walls[case.name].append(wall)
+                print(f"  {case.name}: {wall:.1f} s", file=sys.stderr)  # noqa: T201
+    show(times, walls, first, options.steps)
+
+
+def show(times: dict[str, list[float]], walls: dict[str, list[float]], first: dict[str, str], steps: int) -> None:
+    """The table."""
+    base = statistics.median(times[CASES[0].name])
+    print(f"| case | ms a step | tokens/s | of plain TRL | first step, s | {steps} steps from the command line, s |")  # noqa: T201
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")  # noqa: T201
+    for case in CASES:
+        median = statistics.median(times[case.name])
+        tokens = PER_DEVICE * MAX_LENGTH / median
+        cells = [f"{median * 1000:.0f}", f"{tokens:,.0f}", f"{base / median:.2f}", first.get(case.name, "")]
+        print(f"| {case.name} | {' | '.join(cells)} | {statistics.median(walls[case.name]):.1f} |")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
