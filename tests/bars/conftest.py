@@ -1,0 +1,6 @@
+"""The fixtures of tests/ray, for the long checks."""
+
+from tests.ray.conftest import run_dir, tiny
+from tests.ray.test_equivalence import reference
+
+__all__ = ["reference", "run_dir", "tiny"]
