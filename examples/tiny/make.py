@@ -15,27 +15,28 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config
 
 HERE = Path(__file__).parent
 VOCAB_SIZE = 512
-PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+PAD, TURN_END = "<|endoftext|>", "<|im_end|>"
+ROLES = [f"<|{role}|>" for role in ("system", "user", "assistant", "tool")]
 
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
-{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}
+{{ '<|' + message['role'] + '|>' + message['content'] + '<|im_end|>' }}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
-{{ '<|im_start|>assistant\\n' }}
+{{ '<|assistant|>' }}
 {%- endif -%}
 """
 
 
 def corpus() -> Iterator[str]:
-    """The text of all example rows, each with the role that says it."""
+    """The text of all example rows."""
     for line in (HERE / "../sums/train.jsonl").read_text().splitlines():
         for message in json.loads(line)["messages"]:
-            yield f"{message['role']}\n{message['content']}"
+            yield message["content"]
     for line in (HERE / "../gsm8k/train.jsonl").read_text().splitlines():
         row = json.loads(line)
-        yield f"system\nuser\n{row['question']}"
-        yield f"tool\nassistant\n{row['answer']}"
+        yield row["question"]
+        yield row["answer"]
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
@@ -46,7 +47,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE,
-        special_tokens=[PAD, TURN_START, TURN_END],
+        special_tokens=[PAD, TURN_END, *ROLES],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -55,7 +56,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=bpe,
         pad_token=PAD,
         eos_token=TURN_END,
-        additional_special_tokens=[TURN_START],
+        additional_special_tokens=ROLES,
         chat_template=CHAT_TEMPLATE,
         model_max_length=2048,
     )

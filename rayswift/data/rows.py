@@ -1,6 +1,6 @@
 """One row of any supported format -> one canonical `Sample`.
 
-Formats, by column: messages | conversations (ShareGPT) | prompt + completion (TRL) | instruction (+ input) + output
+Formats, by column: messages | conversations or conversation (ShareGPT) | prompt + completion (TRL) | instruction (+ input) + output
 (Alpaca) | query + response (+ history) | text. `columns` renames a user's columns first. The first of these that a
 row has all columns of is its format; a row that fits none, or has two columns for one part of its format, is an error
 that names them: never a guess.
@@ -58,11 +58,13 @@ def to_sample(row: Row, columns: Mapping[str, str], system: str | None = None) -
     for key in ("messages", "conversations", "conversation"):
         if key in row:
             return _conversation(row[key], row, system)
+    if "prompt" in row and "completion" in row:
+        if isinstance(row["prompt"], list):
+            return _conversation([*row["prompt"], *_as_list(row["completion"])], row, system)
+        return _dialogue(row, row["prompt"], row["completion"], system)
     if "instruction" in row and "output" in row:
         question = "\n".join(str(row[k]) for k in ("instruction", "input") if row.get(k))
         return _dialogue(row, question, row["output"], system)
-    if "prompt" in row and "completion" in row and isinstance(row["prompt"], list):
-        return _conversation([*_as_list(row["prompt"]), *_as_list(row["completion"])], row, system)
     query, response = _one_of(row, _QUERY, "query"), _one_of(row, _RESPONSE, "response")
     if query and response:
         return _dialogue(row, row[query], row[response], system)

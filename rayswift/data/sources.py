@@ -133,7 +133,7 @@ def _open_file(path: Path, work: Path) -> Store:
     suffix = path.suffix.lower()
     try:
         if path.stat().st_size == 0:
-            raise UserError(f"data.dataset: {path} is empty")
+            raise UserError(f"data.dataset: {path} is empty; give a file with rows, or leave it out")
         if suffix == ".parquet":
             file = pq.ParquetFile(path)
             return _copy_to_arrow(str(path), file.schema_arrow, file.iter_batches(4096), work.with_suffix(".arrow"))
@@ -156,9 +156,12 @@ def _first_byte(path: Path) -> bytes:
 def _index_lines(name: str, path: Path, work: Path, kind: str) -> LineStore:
     index = _line_index(path)
     if not len(index):
-        raise UserError(f"data.dataset: {path} holds no row, only blank lines")
+        raise UserError(f"data.dataset: {path} holds no row, only blank lines; leave it out")
     index_path = work.with_suffix(".index.npy")
-    np.save(index_path, index)
+    # Never truncated in place: a data task of a killed run may still have it mapped.
+    partial = work.with_suffix(".partial.npy")
+    np.save(partial, index)
+    partial.replace(index_path)
     return LineStore(name, str(path.resolve()), str(index_path), kind, len(index))
 
 
@@ -209,13 +212,14 @@ def _copy_to_jsonl(name: str, rows: Iterable[Any], work: Path) -> LineStore:
 
 
 def _copy_to_arrow(name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], path: Path) -> ArrowStore:
-    num_rows = 0
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    num_rows, partial = 0, path.with_suffix(".partial")
+    with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
             num_rows += batch.num_rows
     if not num_rows:
-        raise UserError(f"data.dataset: {name} holds no row")
+        raise UserError(f"data.dataset: {name} holds no row; leave it out")
+    partial.replace(path)
     return ArrowStore(name, str(path), num_rows)
 
 

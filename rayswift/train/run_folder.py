@@ -21,7 +21,7 @@ FINGERPRINT = "fingerprint.json"
 RESULT = "result.json"
 REPORT = "report.md"
 # What a launch writes beside checkpoints; a new run clears it where the fingerprint says that a run wrote it.
-_OWN = (METRICS, FINGERPRINT, RESULT, REPORT, "logs", "data", "tokenizer", "init", "ray", "runs")
+_OWN = (CONFIG, METRICS, FINGERPRINT, RESULT, REPORT, "logs", "data", "tokenizer", "init", "ray", "runs")
 
 _REPORT_LINES = 40
 

@@ -144,8 +144,13 @@ def test_an_empty_answer_trains_the_end_of_turn() -> None:
     assert trained_text(good(chat("q", ""))) == "<|im_end|>"
 
 
-def test_the_end_of_turn_is_trained_and_the_newline_behind_it_is_not() -> None:
-    encoded = good(chat("q", "a"))
+def test_the_end_of_turn_is_trained_and_the_newline_behind_it_is_not(tmp_path: Path) -> None:
+    lines = Family(
+        "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}",
+        str,
+    )
+    encoded = good(chat("q", "a"), folder=write_tokenizer(tmp_path, lines))
     assert decode(encoded.input_ids).endswith("a<|im_end|>\n")
     assert encoded.trained.tolist()[-2:] == [True, False]
 
@@ -274,7 +279,7 @@ def test_a_batch_keeps_its_order() -> None:
 
 def test_columns_and_system_apply() -> None:
     encoded = good({"q": "1", "a": "2"}, columns={"q": "query", "a": "response"}, system="Sys.")
-    assert decode(encoded.input_ids).startswith("<|im_start|>system\nSys.<|im_end|>\n<|im_start|>user\n1<|im_end|>")
+    assert decode(encoded.input_ids).startswith("<|system|>Sys.<|im_end|><|user|>1<|im_end|>")
 
 
 def test_no_chat_template(tmp_path: Path) -> None:

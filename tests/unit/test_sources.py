@@ -205,7 +205,7 @@ def test_ids_are_unique_over_all_sources(tmp_path: Path) -> None:
 
 
 def test_an_empty_file(tmp_path: Path) -> None:
-    assert refusal(write(tmp_path / "x.jsonl", ""), tmp_path).endswith("is empty")
+    assert "x.jsonl is empty; " in refusal(write(tmp_path / "x.jsonl", ""), tmp_path)
 
 
 @pytest.mark.parametrize(("name", "content"), [("x.jsonl", "\n\n \r\n"), ("x.csv", "a,b\n"), ("x.json", "[]")])

@@ -81,11 +81,11 @@ def test_same_bytes_with_tools_and_tool_calls(pair: Any, generate: bool) -> None
     assert "'s in <" in rendered  # not escaped for HTML, as jinja's own tojson would
 
 
-def test_the_examples_template_is_chatml(tokenizer_dir: Path) -> None:
+def test_the_examples_template(tokenizer_dir: Path) -> None:
     source, special_tokens = read_chat_template(tokenizer_dir)
     assert source is not None
-    messages = conversation(["s", "q", "a"], with_system=True)
-    assert ChatTemplate(source, special_tokens).render(messages) == ChatTemplate(CHATML, {}).render(messages)
+    rendered = ChatTemplate(source, special_tokens).render(conversation(["s", "q", "a"], with_system=True))
+    assert rendered == "<|system|>s<|im_end|><|user|>q<|im_end|><|assistant|>a<|im_end|>"
 
 
 def test_a_template_may_refuse() -> None:
