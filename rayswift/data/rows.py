@@ -1,9 +1,9 @@
 """One row of any supported format -> one canonical `Sample`.
 
-Formats, by column: messages | conversations or conversation (ShareGPT) | prompt + completion (TRL) | instruction (+ input) + output
-(Alpaca) | query + response (+ history) | text. `columns` renames a user's columns first. The first of these that a
-row has all columns of is its format; a row that fits none, or has two columns for one part of its format, is an error
-that names them: never a guess.
+Formats, by column: messages | conversations or conversation (ShareGPT) | prompt + completion (TRL) | instruction (+
+input) + output (Alpaca) | query + response (+ history) | text. `columns` renames a user's columns first. The first
+of these that a row has all columns of is its format; a row that fits none, or has two columns for one part of its
+format, is an error that names them: never a guess.
 """
 
 from collections.abc import Mapping

@@ -19,6 +19,7 @@ from rayswift.data.packing import pack
 from rayswift.data.rows import BadRow
 from rayswift.data.sources import RawRow, Store
 
+_BIN_KEY = 0xB145
 _SPLIT_KEY = 0x5EED  # the order that divides training rows from held-out ones; no epoch number
 
 
@@ -136,11 +137,15 @@ class WindowPlan:
             else:
                 counts[f"quarantined: {result.reason}"] += 1
                 quarantined.append(_quarantine(row, result))
-        return Window(tuple(self._pack(encoded, len(raw))), counts, tuple(quarantined))
+        rows = self._pack(encoded, len(raw), (self.row_set.seed, epoch, window, _BIN_KEY))
+        return Window(tuple(rows), counts, tuple(quarantined))
 
-    def _pack(self, encoded: Sequence[EncodedRow], num_raw: int) -> list[PackedRow]:
+    def _pack(self, encoded: Sequence[EncodedRow], num_raw: int, key: tuple[int, ...]) -> list[PackedRow]:
         lengths = [len(row.input_ids) for row in encoded]
         bins = pack(lengths, self.encode.max_length) if self.packing else [[i] for i in range(len(encoded))]
+        if self.packing and self.row_set.shuffle:
+            # Best-fit puts rows of a length together; in its own order whole batches would be of one length.
+            bins = [bins[i] for i in shuffled(np.arange(len(bins)), len(bins), key)]
         rows = []
         for number, members in enumerate(bins):
             left_out = num_raw - len(encoded) if number == len(bins) - 1 else 0

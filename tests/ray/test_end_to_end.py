@@ -29,7 +29,7 @@ def ask(run_dir: Path, backend: str, question: str) -> str:
 
 
 def test_gsm8k_on_two_workers(run_dir: Path) -> None:
-    """Two workers, ZeRO-2, packing, one command: the evaluation loss falls, and vLLM and transformers serve the same model."""
+    """Two workers, ZeRO-2, packing, one command: the evaluation loss falls, vLLM and transformers agree."""
     sft(
         run_dir,
         *("--config", "examples/gsm8k_sft.yaml", "--num_workers", "2", "--zero_stage", "2"),
