@@ -33,7 +33,7 @@ def test_gsm8k_on_two_workers(run_dir: Path) -> None:
     sft(
         run_dir,
         *("--config", "examples/gsm8k_sft.yaml", "--num_workers", "2", "--zero_stage", "2"),
-        *("--max_steps", "24", "--eval_steps", "8", "--save_steps", "24"),
+        *("--max_steps", "24", "--eval_strategy", "steps", "--eval_steps", "8", "--save_steps", "24"),
     )
     evals = curve(run_dir, "eval_loss")
     assert sorted(evals) == [8, 16, 24]
