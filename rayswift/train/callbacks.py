@@ -1,6 +1,5 @@
 """What happens around the steps: seeding, epochs, checkpoints, metrics, the first step's log line."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -80,9 +79,7 @@ class Checkpoints(TrainerCallback):
         if args.world_size > 1:
             dist.barrier()
         if args.should_save:
-            data_state = json.dumps(
-                {"position": dataclasses.asdict(self._stream.position), "epochs": self._stream.epochs}
-            )
+            data_state = json.dumps({"position": self._stream.position.to_json(), "epochs": self._stream.epochs})
             (folder / checkpoint.DATA_STATE).write_text(data_state, encoding="utf-8")
             shutil.copyfile(self._run_dir / CONFIG, folder / CONFIG)
             checkpoint.seal(folder, state.global_step, args.world_size, self._zero_stage)
