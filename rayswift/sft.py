@@ -15,7 +15,6 @@ from rayswift.train import plan as planning
 from rayswift.train import run_folder
 from rayswift.train.clock import Clock
 from rayswift.train.launch import RunSpec, Worker, fit, join_process_group
-from rayswift.train.stream_client import Stream
 
 
 def run(invocation: Invocation) -> None:
@@ -84,6 +83,7 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     from rayswift.train import model as models
     from rayswift.train.arguments import sft_arguments
     from rayswift.train.restart import agree_on_checkpoint, initial_weights
+    from rayswift.train.stream import Stream
     from rayswift.train.trainer import StreamedSFTTrainer, callbacks_of, placeholder_rows
 
     clock.lap("imports")
@@ -127,7 +127,6 @@ def _feed_plan(plan: planning.Plan, windows: WindowPlan) -> FeedPlan:
     return FeedPlan(
         global_batch=plan.global_batch,
         num_rows=windows.row_set.num_rows,
-        num_windows=windows.num_windows,
         window_rows=data.window_rows,
         num_epochs=train.num_train_epochs,
         max_steps=train.max_steps,

@@ -56,7 +56,6 @@ class FeedPlan:
 
     global_batch: int
     num_rows: int
-    num_windows: int
     window_rows: int
     num_epochs: float
     max_steps: int

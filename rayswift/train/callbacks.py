@@ -16,7 +16,7 @@ from rayswift.train import checkpoint
 from rayswift.train.clock import Clock
 from rayswift.train.launch import RunSpec
 from rayswift.train.run_folder import CONFIG, METRICS
-from rayswift.train.stream_client import Stream
+from rayswift.train.stream import Stream
 
 
 class StreamFlow(TrainerCallback):

@@ -23,16 +23,15 @@ from rayswift.log import UserError, logger, setup_worker
 from rayswift.resources import Layout, worker_resources
 from rayswift.train.clock import Clock
 from rayswift.train.console import Console
-from rayswift.train.stream_client import ActorFeed, FeedClient, LocalFeed
+from rayswift.train.feed_client import ActorFeed, FeedClient, LocalFeed
 
 
 @dataclass(frozen=True)
 class RunSpec:
     """All a worker needs, as plain values.
 
-    clock: where the time since the command went so far. resume_from: the checkpoint to continue, unless the run
-    folder holds a
-    newer one. work_dir: where relative paths of the config begin.
+    clock: where the time since the command went so far. resume_from: the checkpoint to continue, unless the
+    run folder holds a newer one. work_dir: where relative paths of the config begin.
     """
 
     config: SftConfig

@@ -20,7 +20,7 @@ from rayswift.train.clock import Clock
 from rayswift.train.launch import RunSpec, Worker
 from rayswift.train.run_folder import Resume
 from rayswift.train.schedule import progress_schedule
-from rayswift.train.stream_client import Stream
+from rayswift.train.stream import Stream
 
 
 class _Batches:

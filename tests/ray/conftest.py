@@ -45,6 +45,13 @@ class Run:
                 return
         raise AssertionError(f"no process {name}")
 
+    def kill_all(self) -> None:
+        """SIGKILL the train workers and at once the command itself, as a machine that goes down."""
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            if _name(child).startswith("ray::RayTrainWorker"[:15]):
+                child.kill()
+        self.kill_driver()
+
     def kill_driver(self) -> None:
         """SIGKILL the command itself, and wait for the Ray it started to go down with it."""
         children = psutil.Process(self.process.pid).children(recursive=True)

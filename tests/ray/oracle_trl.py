@@ -29,7 +29,7 @@ from rayswift.train.model import lora_config
 def rows_of(run_dir: Path, config: SftConfig, steps: int, global_batch: int, work_dir: Path) -> list[PackedRow]:
     """The first packed rows of the run, read and packed anew without Ray."""
     windows, _ = plan_windows(config.data, run_dir / "tokenizer", config.train.seed, work_dir)
-    plan = FeedPlan(global_batch, windows.row_set.num_rows, windows.num_windows, windows.window_rows, 1e9, steps, 1.0)
+    plan = FeedPlan(global_batch, windows.row_set.num_rows, windows.window_rows, 1e9, steps, 1.0)
 
     def source(epoch: int, first: int) -> Any:
         return (windows.make(epoch, number) for number in range(first, windows.num_windows))

@@ -42,7 +42,6 @@ def feed_plan(windows: WindowPlan, global_batch: int, **options: Any) -> FeedPla
     return FeedPlan(
         global_batch=global_batch,
         num_rows=windows.row_set.num_rows,
-        num_windows=windows.num_windows,
         window_rows=windows.window_rows,
         **({"num_epochs": 1, "max_steps": -1, "max_bad_fraction": 1.0} | options),
     )

@@ -137,6 +137,12 @@ def test_help_is_light(argv: list[str]) -> None:
     assert seconds < 1
 
 
+def test_the_driver_loads_no_torch() -> None:
+    """Driver, controller and data workers start seconds sooner."""
+    loaded, _ = loaded_by("import rayswift.sft")
+    assert not loaded & {"torch", "transformers", "trl", "deepspeed", "vllm"}
+
+
 def test_pure_modules_load_neither_ray_nor_torch() -> None:
     loaded, _ = loaded_by("import " + ", ".join(PURE))
     assert "rayswift" in loaded

@@ -290,11 +290,11 @@ def agreed(run_dir: Path, resume: str) -> Path | None:
     from rayswift.train.clock import Clock
     from rayswift.train.launch import RunSpec, Worker
     from rayswift.train.restart import agree_on_checkpoint
-    from rayswift.train.stream_client import LocalFeed
+    from rayswift.train.feed_client import LocalFeed
 
     config = config_of(run_dir, "--resume", resume, "--device", "cpu", "--num_workers", "0")
     opened = open_run(config)
-    plan = FeedPlan(8, 100, 1, 2000, 1, -1, 0.01)
+    plan = FeedPlan(8, 100, 2000, 1, -1, 0.01)
     resume_from = opened.saved.path if opened else None
     spec = RunSpec(config, lay_out(config.cluster), run_dir, run_dir, plan, Clock(0), resume_from, run_dir)
     found, _ = agree_on_checkpoint(spec, Worker(0, 1, LocalFeed(None, 1)))  # type: ignore[arg-type]

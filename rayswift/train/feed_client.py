@@ -1,11 +1,9 @@
-"""A rank's side of the data feed: slices asked for ahead of time, cut into micro-batches, their cost counted."""
+"""How a rank reaches the data feed: a plain object in its process, or an actor asked ahead of time."""
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rayswift.data.batches import Layout, collate, cut
 from rayswift.data.feed import Feed, Slice
 from rayswift.data.global_batches import Position
 from rayswift.data.stream import user_error_in
@@ -106,78 +104,3 @@ class ActorFeed:
             self._ray.get(self._actor.begin.remote(self._attempt, self._position), timeout=self._timeout_s)
         except self._ray.exceptions.RayActorError:
             return  # still restarting; `_get` comes back here until its deadline
-
-
-@dataclass
-class Tally:
-    """What a rank's steps held since the last log line."""
-
-    tokens: int = 0
-    trained_tokens: int = 0
-    capacity: int = 0
-    wait_s: float = 0.0
-    steps: int = 0
-    since: float = field(default_factory=time.monotonic)
-    elapsed_s: float = 0.0
-
-
-class Stream:
-    """Micro-batches of one rank, step after step, in the order of the global sequence.
-
-    Args:
-        client: The feed.
-        position: Where to begin.
-        epochs: Passes over the data before it.
-        micro_batch: Rows of a micro-batch.
-        accumulation: Micro-batches of a step.
-        max_length: Capacity of a row, for the fill.
-        pad_token_id: See `collate`.
-        layout: See `collate`.
-    """
-
-    def __init__(
-        self,
-        client: FeedClient,
-        position: Position,
-        epochs: float = 0.0,
-        *,
-        micro_batch: int,
-        accumulation: int,
-        max_length: int,
-        pad_token_id: int,
-        layout: Layout,
-    ):
-        self._client, self._micro_batch, self._accumulation = client, micro_batch, accumulation
-        self._max_length, self._pad_token_id, self._layout = max_length, pad_token_id, layout
-        self.position = position
-        self.epochs = epochs
-        self.last = False
-        self._tally = Tally()
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        while not self.last:
-            started = time.monotonic()
-            received = self._client.next(self.position.step)
-            self._tally.wait_s += time.monotonic() - started
-            self._count(received.rows)
-            self.position, self.epochs, self.last = received.position, received.epochs, received.last
-            for rows in cut(received.rows, self._micro_batch, self._accumulation):
-                yield collate(rows, self._pad_token_id, self._layout)
-
-    def evaluation_batches(self, batch_size: int) -> Iterator[dict[str, Any]]:
-        """This rank's evaluation batches, as many as every other rank has."""
-        rows, most = self._client.evaluation()
-        for begin in range(0, most, batch_size):
-            yield collate(rows[begin : begin + batch_size], self._pad_token_id, self._layout)
-
-    def start_tally(self) -> Tally:
-        """What was counted so far; counting starts again."""
-        tally, self._tally = self._tally, Tally()
-        tally.elapsed_s = self._tally.since - tally.since
-        return tally
-
-    def _count(self, rows: tuple[PackedRow, ...]) -> None:
-        self._tally.steps += 1
-        self._tally.tokens += sum(len(row.input_ids) for row in rows)
-        self._tally.trained_tokens += sum(int(row.trained.sum()) for row in rows)
-        self._tally.capacity += self._micro_batch * self._accumulation * self._max_length
