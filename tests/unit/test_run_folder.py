@@ -288,9 +288,9 @@ def agreed(run_dir: Path, resume: str) -> Path | None:
     from rayswift.data.global_batches import FeedPlan
     from rayswift.resources import lay_out
     from rayswift.train.clock import Clock
+    from rayswift.train.feed_client import LocalFeed
     from rayswift.train.launch import RunSpec, Worker
     from rayswift.train.restart import agree_on_checkpoint
-    from rayswift.train.feed_client import LocalFeed
 
     config = config_of(run_dir, "--resume", resume, "--device", "cpu", "--num_workers", "0")
     opened = open_run(config)
