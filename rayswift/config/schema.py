@@ -111,7 +111,7 @@ class TrainConfig(Section):
     """Decoupled weight decay."""
     max_grad_norm: float = 1.0
     """Clip gradients to this norm; 0: never."""
-    optim: str = "adamw_torch"
+    optim: str = "adamw_torch_fused"
     """Optimizer, as `transformers` names it."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass to save memory."""
