@@ -2,11 +2,14 @@
 
     python -m tests.bench.sft_speed [--steps 60] [--rounds 2] [--cases 10]
 
-Prints one table: median step time and tokens/s once running, their ratio to plain TRL, seconds to the end of the
-first step, and wall time of the whole command. Rounds alternate the two sides, so that a noisy machine hurts both.
+Plain TRL is also measured beside a Ray that does nothing but hold as many actors as a run of one worker does: what
+Ray's own processes take from the cores, whatever the trainer. Prints one table: median step time and tokens/s once
+running, their ratio to plain TRL, seconds to the end of the first step, and wall time of the whole command. Rounds
+alternate the sides, so that a noisy machine hurts all.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -16,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,16 +34,45 @@ class Case:
     name: str
     workers: int | None
     stage: int = 0
+    beside_idle_ray: bool = False
 
 
 CASES = [
     Case("plain TRL SFTTrainer", None),
+    Case("plain TRL beside an idle Ray", None, beside_idle_ray=True),
     Case("in-process, ZeRO 0", 0),
     Case("1 worker, ZeRO 0", 1),
     *(Case(f"1 worker, ZeRO {stage}", 1, stage) for stage in (1, 2, 3)),
     *(Case(f"2 workers, ZeRO {stage}", 2, stage) for stage in (0, 1, 2, 3)),
 ]
-REPEATED = 3  # these first cases run in every round
+REPEATED = 4  # these first cases run in every round
+
+
+# Feed, controller, synchronisation, and Ray Data's statistics and autoscaling.
+IDLE_RAY = """
+import ray
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+class Idle:
+    def answer(self): pass
+actors = [ray.remote(num_cpus=0)(Idle).remote() for _ in range(5)]
+ray.get([actor.answer.remote() for actor in actors])
+print("up", flush=True)
+input()
+"""
+
+
+@contextlib.contextmanager
+def idle_ray(wanted: bool) -> Iterator[None]:
+    """Hold a Ray with five actors that nobody calls, if wanted."""
+    if not wanted:
+        yield
+        return
+    command = [sys.executable, "-c", IDLE_RAY]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as ray:
+        assert ray.stdout
+        ray.stdout.readline()
+        yield
+        ray.communicate(b"\n", timeout=60)
 
 
 def write_model(folder: Path) -> None:
@@ -105,7 +138,8 @@ def main() -> None:
                 if case.workers is None:
                     run_dir.mkdir()
                     command = [sys.executable, "-m", "tests.ray.oracle_trl", str(reference), str(run_dir)]
-                    wall, _ = run([*command, str(options.steps), str(PER_DEVICE), "1"])
+                    with idle_ray(case.beside_idle_ray):
+                        wall, _ = run([*command, str(options.steps), str(PER_DEVICE), "1"])
                 else:
                     wall, out = rayswift(case, work / "model", run_dir, options.steps)
                     first[case.name] = "".join(re.findall(r"first step after ([\d.]+) s", out)[:1])
