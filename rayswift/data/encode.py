@@ -42,10 +42,16 @@ class EncodeConfig:
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """Token ids [T] int32 and whether each is trained [T] bool; the first token never is: nothing predicts it."""
+    """One document of a raw row, which may have several (see `Encoder.encode`).
+
+    input_ids [T] int32; trained [T] bool: whether each is trained, the first never is as nothing predicts it; weights
+    [T] float32: the loss weight of each trained token, None if all are 1; cut: its raw row lost tokens to `max_length`.
+    """
 
     input_ids: NDArray[np.int32]
     trained: NDArray[np.bool_]
+    weights: NDArray[np.float32] | None = None
+    cut: bool = False
 
 
 class TooLong(BadRow):
@@ -76,9 +82,9 @@ class Encoder:
         added = self._tokenizer.get_added_tokens_decoder().values()
         self._turn_ends = tuple(token.content for token in added if token.special)
 
-    def encode(self, rows: Sequence[Row]) -> list[EncodedRow | BadRow]:
-        """One result per row, in order: its tokens, or why it has none."""
-        results: list[EncodedRow | BadRow | None] = [None] * len(rows)
+    def encode(self, rows: Sequence[Row]) -> list[list[EncodedRow] | BadRow]:
+        """One result per row, in order: its documents (one, or the pieces of a split row), or why it has none."""
+        results: list[list[EncodedRow] | BadRow | None] = [None] * len(rows)
         texts: list[str] = []
         spans: list[list[Span]] = []
         rendered: list[int] = []
@@ -98,7 +104,7 @@ class Encoder:
         encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
         for position, encoding, trained in zip(rendered, encodings, spans, strict=True):
             try:
-                results[position] = self._finish(encoding, trained)
+                results[position] = [self._finish(encoding, trained)]
             except BadRow as bad:
                 results[position] = bad
         return [result for result in results if result is not None]
@@ -151,7 +157,8 @@ class Encoder:
             trained[_token_at(encoding, start, end, len(ids)) : _token_after(encoding, start, end)] = True
         trained[:1] = False
         limit = self.config.max_length
-        if len(ids) > limit:
+        cut = len(ids) > limit
+        if cut:
             if self.config.truncation == "drop":
                 raise TooLong("longer than data.max_length", f"{len(ids)} tokens, the limit is {limit}")
             keep = slice(-limit, None) if self.config.truncation == "left" else slice(0, limit)
@@ -159,7 +166,7 @@ class Encoder:
             trained[:1] = False
         if not trained.any():
             raise BadRow("no trainable token", f"none of its {len(ids)} tokens is trained")
-        return EncodedRow(ids, trained)
+        return EncodedRow(ids, trained, cut=cut)
 
 
 def _token_at(encoding: Encoding, start: int, end: int, none: int) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rayswift.data.windows import PackedRow, Window
+from rayswift.data.windows import TRAINED, PackedRow, Window
 from rayswift.log import UserError
 
 _JUDGED_FROM_ROWS = 1000
@@ -19,7 +19,7 @@ _JUDGED_FROM_ROWS = 1000
 class Position:
     """A point in the global sequence: the next step and the next packed row.
 
-    counts: where every raw row before it went (`trained`, `filtered: ...`, `quarantined: ...`), over all epochs.
+    counts: where every raw row before it went (`trained...`, `filtered: ...`, `quarantined: ...`), over all epochs.
     """
 
     step: int = 0
@@ -122,13 +122,13 @@ def _sequence(
     counts = Counter(start.counts)
     epoch, first, skip = start.epoch, start.window, start.row
     while plan.ends_by_steps or epoch < plan.num_epochs:
-        trained_before = counts["trained"] if first == 0 and skip == 0 else -1
+        trained_before = _trained(counts) if first == 0 and skip == 0 else -1
         # One row is held back: what follows the last good row of an epoch is accounted with it.
         held: tuple[PackedRow, float, Position] | None = None
         for number, window in enumerate(source(epoch, first), first):
             if skip == 0:
                 on_window(epoch, number, window)
-                counts.update({k: v for k, v in window.counts.items() if k != "trained"})
+                counts.update({k: v for k, v in window.counts.items() if not k.startswith(TRAINED)})
                 _judge(counts, plan.max_bad_fraction, _JUDGED_FROM_ROWS)
             done = number * plan.window_rows + sum(row.num_source_rows for row in window.rows[:skip])
             for index, row in enumerate(window.rows[skip:], skip):
@@ -137,16 +137,20 @@ def _sequence(
                 if not plan.ends_by_steps and epoch + done / plan.num_rows >= plan.num_epochs:
                     return
                 done += row.num_source_rows
-                counts["trained"] += len(row.lengths)
+                counts.update(row.counts)
                 behind = (number, index + 1) if index + 1 < len(window.rows) else (number + 1, 0)
                 held = row, epoch + done / plan.num_rows, Position(0, epoch, *behind, dict(counts))
             skip = 0
-        if counts["trained"] == trained_before:
+        if _trained(counts) == trained_before:
             raise UserError("no row is left to train:\n" + table(counts), exit_code=1)
         if held:
             yield held[0], epoch + 1.0, Position(0, epoch + 1, 0, 0, dict(counts))
         _judge(counts, plan.max_bad_fraction, 1)
         epoch, first = epoch + 1, 0
+
+
+def _trained(counts: Counter[str]) -> int:
+    return sum(number for outcome, number in counts.items() if outcome.startswith(TRAINED))
 
 
 def _judge(counts: Counter[str], max_bad_fraction: float, from_rows: int) -> None:

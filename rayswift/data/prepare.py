@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rayswift.config.schema import DataConfig, ModelConfig
-from rayswift.data.encode import EncodeConfig, EncodedRow, Encoder
+from rayswift.data.encode import EncodeConfig, Encoder
 from rayswift.data.rows import BadRow
 from rayswift.data.sources import open_sources
 from rayswift.data.windows import RowSet, WindowPlan
@@ -100,10 +100,9 @@ def probe(plan: WindowPlan) -> None:
     """
     raw = plan.row_set.read(plan.row_set.rows_at(0, _PROBED_ROWS, 0))
     readable = [row.value for row in raw if row.error is None]
-    results: list[EncodedRow | BadRow] = [row.error for row in raw if row.error is not None]
-    results += Encoder(plan.encode).encode(readable)
-    bad = [result for result in results if isinstance(result, BadRow)]
-    if len(bad) < len(results):
+    bad = [row.error for row in raw if row.error is not None]
+    bad += [result for result in Encoder(plan.encode).encode(readable) if isinstance(result, BadRow)]
+    if len(bad) < len(raw):
         return
     reasons = Counter(result.reason for result in bad)
     examples = {result.reason: result.detail for result in bad}

@@ -19,6 +19,8 @@ from rayswift.data.packing import pack
 from rayswift.data.rows import BadRow
 from rayswift.data.sources import RawRow, Store
 
+TRAINED = "trained"
+TRAINED_CUT = "trained, cut to data.max_length"
 _BIN_KEY = 0xB145
 _SPLIT_KEY = 0x5EED  # the order that divides training rows from held-out ones; no epoch number
 
@@ -28,13 +30,24 @@ class PackedRow:
     """One row of a batch: several documents end to end.
 
     input_ids [T] int32 and trained [T] bool of all documents; lengths: tokens of each; num_source_rows: raw rows it
-    accounts for, documents and rows that were left out alike, so that progress counts every raw row once.
+    accounts for, documents and rows that were left out alike, so that progress counts every raw row once; weights [T]
+    float32: the loss weight of each trained token, None if all are 1; num_continued: documents that are a further
+    piece of a raw row counted with its first; num_cut: documents whose raw row lost tokens to `data.max_length`.
     """
 
     input_ids: NDArray[np.int32]
     trained: NDArray[np.bool_]
     lengths: tuple[int, ...]
     num_source_rows: int
+    weights: NDArray[np.float32] | None = None
+    num_continued: int = 0
+    num_cut: int = 0
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Raw rows that are trained with it, by outcome."""
+        whole = len(self.lengths) - self.num_continued - self.num_cut
+        return +Counter({TRAINED: whole, TRAINED_CUT: self.num_cut})
 
 
 @dataclass(frozen=True)
@@ -49,7 +62,7 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class Window:
-    """A packed window; `counts` says where raw rows went (`trained`, `filtered: ...`, `quarantined: ...`)."""
+    """A packed window; `counts` says where raw rows went (`trained...`, `filtered: ...`, `quarantined: ...`)."""
 
     rows: tuple[PackedRow, ...]
     counts: Counter[str]
@@ -125,39 +138,54 @@ class WindowPlan:
         encoder = cached_encoder(json.dumps(asdict(self.encode)))
         results = iter(encoder.encode([row.value for row in readable]))
         counts: Counter[str] = Counter()
-        encoded: list[EncodedRow] = []
+        documents: list[EncodedRow] = []
+        continued: list[bool] = []
         quarantined: list[Quarantined] = []
         for row in raw:
             result = row.error if row.error is not None else next(results)
-            if isinstance(result, EncodedRow):
-                counts["trained"] += 1
-                encoded.append(result)
-            elif isinstance(result, TooLong):
+            if isinstance(result, TooLong):
                 counts[f"filtered: {result.reason}"] += 1
-            else:
+            elif isinstance(result, BadRow):
                 counts[f"quarantined: {result.reason}"] += 1
                 quarantined.append(_quarantine(row, result))
-        rows = self._pack(encoded, len(raw), (self.row_set.seed, epoch, window, _BIN_KEY))
+            else:
+                documents += result
+                continued += [False] + [True] * (len(result) - 1)
+        rows = self._pack(documents, continued, counts.total(), (self.row_set.seed, epoch, window, _BIN_KEY))
+        counts.update(sum((row.counts for row in rows), Counter()))
         return Window(tuple(rows), counts, tuple(quarantined))
 
-    def _pack(self, encoded: Sequence[EncodedRow], num_raw: int, key: tuple[int, ...]) -> list[PackedRow]:
-        lengths = [len(row.input_ids) for row in encoded]
-        bins = pack(lengths, self.encode.max_length) if self.packing else [[i] for i in range(len(encoded))]
+    def _pack(
+        self, documents: Sequence[EncodedRow], continued: Sequence[bool], num_left_out: int, key: tuple[int, ...]
+    ) -> list[PackedRow]:
+        lengths = [len(document.input_ids) for document in documents]
+        bins = pack(lengths, self.encode.max_length) if self.packing else [[i] for i in range(len(documents))]
         if self.packing and self.row_set.shuffle:
             # Best-fit puts rows of a length together; in its own order whole batches would be of one length.
             bins = [bins[i] for i in shuffled(np.arange(len(bins)), len(bins), key)]
         rows = []
         for number, members in enumerate(bins):
-            left_out = num_raw - len(encoded) if number == len(bins) - 1 else 0
+            num_continued = sum(continued[i] for i in members)
+            left_out = num_left_out if number == len(bins) - 1 else 0
             rows.append(
                 PackedRow(
-                    np.concatenate([encoded[i].input_ids for i in members]),
-                    np.concatenate([encoded[i].trained for i in members]),
+                    np.concatenate([documents[i].input_ids for i in members]),
+                    np.concatenate([documents[i].trained for i in members]),
                     tuple(lengths[i] for i in members),
-                    len(members) + left_out,
+                    len(members) - num_continued + left_out,
+                    _weights([documents[i] for i in members]),
+                    num_continued,
+                    sum(documents[i].cut for i in members),
                 )
             )
         return rows
+
+
+def _weights(documents: Sequence[EncodedRow]) -> NDArray[np.float32] | None:
+    if all(document.weights is None for document in documents):
+        return None
+    ones = [np.ones(len(document.input_ids), np.float32) for document in documents]
+    return np.concatenate([one if d.weights is None else d.weights for one, d in zip(ones, documents, strict=True)])
 
 
 def _quarantine(row: RawRow, bad: BadRow) -> Quarantined:
