@@ -94,6 +94,7 @@ def connect(cluster: ClusterConfig, layout: Layout) -> None:
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
     if layout.local:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine's only node
+        os.environ.setdefault("RAY_WARN_BLOCKING_GET_INSIDE_ASYNC", "0")  # Ray Train's controller does so
         num_gpus = layout.world_size if layout.device == "cuda" else 0
         ray.init(
             num_cpus=cluster.num_data_cpus,

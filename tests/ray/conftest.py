@@ -1,4 +1,4 @@
-"""Runs of the real command line, each in processes of its own, as a user starts them."""
+"""Runs of the real command line, each in processes of its own."""
 
 import json
 import os
@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.ray.forked import Forked
+
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 240
 
@@ -21,12 +23,13 @@ TIMEOUT_S = 240
 class Run:
     """A command that is running, and the run folder it writes."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | Forked
     run_dir: Path
 
     def wait(self, timeout_s: float = TIMEOUT_S) -> tuple[int, str]:
         """Exit code and everything it printed."""
         out, _ = self.process.communicate(timeout=timeout_s)
+        assert self.process.returncode is not None
         return self.process.returncode, out
 
     def wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float = 120) -> None:
@@ -69,16 +72,23 @@ def _name(process: psutil.Process) -> str:
         return ""
 
 
-def start(verb: str, run_dir: Path, *flags: str) -> Run:
-    """Start `rayswift <verb>`; `run_dir` becomes `train.output_dir` where the verb has one."""
-    command = [sys.executable, "-m", "rayswift", verb, *flags]
+def start(verb: str, run_dir: Path, *flags: str, as_a_user: bool = False) -> Run:
+    """Start `rayswift <verb>`; `run_dir` becomes `train.output_dir` where the verb has one.
+
+    as_a_user: a Python of its own in place of a fork of one that has done the imports.
+    """
+    argv = [verb, *flags]
     if verb == "sft":
-        command += ["--train.output_dir", str(run_dir)]
+        argv += ["--train.output_dir", str(run_dir)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    return Run(process, run_dir)
+    if as_a_user:
+        command = [sys.executable, "-m", "rayswift", *argv]
+        pipe = subprocess.PIPE
+        return Run(
+            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True),
+            run_dir,
+        )
+    return Run(Forked(argv, environment, ROOT), run_dir)
 
 
 def sft(run_dir: Path, *flags: str, code: int = 0) -> str:

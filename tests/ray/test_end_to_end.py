@@ -48,7 +48,7 @@ def test_the_commands_of_the_readme_are_understood(command: str, tmp_path: Path)
     if verb.startswith("--"):
         flags, verb = [], verb
     dry = ["--dry_run"] if verb in ("sft", "infer", "export") and "--help" not in flags else []
-    code, out = start(verb, tmp_path, *flags, *dry).wait()
+    code, out = start(verb, tmp_path, *flags, *dry, as_a_user=True).wait()
     assert code == 0 or "runs/" in command, out  # a run folder that only a real run would have made
     assert "Traceback" not in out
 

@@ -1,0 +1,13 @@
+"""What the process that commands are forked from has imported: all that the driver and the in-process worker want."""
+
+import deepspeed  # noqa: F401
+import peft  # noqa: F401
+import ray.data
+import ray.train
+import ray.train.v2.api.data_parallel_trainer  # noqa: F401
+import torch  # noqa: F401
+import transformers  # noqa: F401
+import trl.trainer.sft_trainer  # noqa: F401
+
+import rayswift.sft
+import rayswift.train.trainer  # noqa: F401
