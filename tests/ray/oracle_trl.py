@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -57,6 +58,7 @@ def main() -> None:
     steps, per_device, accumulation = map(int, sys.argv[3:6])
     config = SftConfig.model_validate(yaml.safe_load((run_dir / "config.yaml").read_text()))
     rows = rows_of(run_dir, config, steps, per_device * accumulation, out_dir / "data")
+    on_gpu = config.cluster.device != "cpu" and torch.cuda.is_available()
     dataset = Dataset.from_dict({"input_ids": [[i, i] for i in range(len(rows))]})
     tokenizer = AutoTokenizer.from_pretrained(run_dir / "tokenizer")
     model = AutoModelForCausalLM.from_pretrained(run_dir / "init", dtype="float32")
@@ -75,8 +77,8 @@ def main() -> None:
         save_strategy="no",
         report_to="none",
         gradient_checkpointing=config.train.gradient_checkpointing,
-        bf16=False,
-        use_cpu=True,
+        bf16=on_gpu and config.model.dtype in ("auto", "bfloat16"),
+        use_cpu=not on_gpu,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
