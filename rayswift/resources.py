@@ -19,17 +19,26 @@ TRAINER = "rayswift_trainer"
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the training runs: workers, device of each, CPU threads of each; `local`: Ray is started for this run."""
+    """Where the training runs: workers, device of each, CPU threads of each; `local`: Ray is started for this run.
+
+    num_workers: the most there can be. min_workers: the fewest; None where their number is fixed.
+    """
 
     num_workers: int
     device: str  # cpu | cuda
     threads_per_worker: int
     local: bool
+    min_workers: int | None = None
 
     @property
     def world_size(self) -> int:
-        """Data-parallel size; the in-process worker counts as one."""
+        """Data-parallel size, the largest; the in-process worker counts as one."""
         return max(1, self.num_workers)
+
+    @property
+    def min_world_size(self) -> int:
+        """Data-parallel size, the smallest."""
+        return self.min_workers or self.world_size
 
 
 def lay_out(cluster: ClusterConfig) -> Layout:
@@ -43,7 +52,11 @@ def lay_out(cluster: ClusterConfig) -> Layout:
     device = cluster.device
     if device == "auto":
         device = "cuda" if num_gpus else "cpu"
-    num_workers = cluster.num_workers
+    num_workers, min_workers = cluster.num_workers, None
+    if isinstance(num_workers, list):
+        min_workers, num_workers = num_workers
+        if local:  # this machine does not grow
+            num_workers = max(min_workers, min(num_workers, num_gpus if device == "cuda" else num_cores))
     if num_workers is None:
         num_workers = max(1, num_gpus) if device == "cuda" and local else 1
     if local and device == "cuda" and max(1, num_workers) > num_gpus:
@@ -57,7 +70,8 @@ def lay_out(cluster: ClusterConfig) -> Layout:
             "join a cluster with cluster.address"
         )
     here = max(1, min(num_workers, num_cores))
-    return Layout(num_workers, device, cluster.threads_per_worker or max(1, num_cores // here), local)
+    threads = cluster.threads_per_worker or max(1, num_cores // here)
+    return Layout(num_workers, device, threads, local, min_workers)
 
 
 def count_gpus() -> int:
@@ -124,14 +138,13 @@ def worker_resources(layout: Layout) -> dict[str, float]:
 def _preflight(ray: Any, cluster: ClusterConfig, layout: Layout) -> None:
     if layout.local:
         return
-    total = ray.cluster_resources()
+    total, needed = ray.cluster_resources(), layout.min_world_size
     lacking = []
-    if total.get("CPU", 0) < layout.num_workers + 1:
+    if total.get("CPU", 0) < needed + 1:
         lacking.append(
-            f"{layout.num_workers + 1} CPUs (one per worker, and at least one for Ray Data), "
-            f"it has {total.get('CPU', 0):.0f}"
+            f"{needed + 1} CPUs (one per worker, and at least one for Ray Data), it has {total.get('CPU', 0):.0f}"
         )
-    if layout.device == "cuda" and total.get("GPU", 0) < layout.num_workers:
-        lacking.append(f"{layout.num_workers} GPUs, it has {total.get('GPU', 0):.0f}")
+    if layout.device == "cuda" and total.get("GPU", 0) < needed:
+        lacking.append(f"{needed} GPUs, it has {total.get('GPU', 0):.0f}")
     if lacking:
         raise UserError(f"the Ray cluster lacks {' and '.join(lacking)}; lower cluster.num_workers or add nodes")

@@ -32,7 +32,7 @@ def run(invocation: Invocation) -> None:
     # 1. What runs where, and what an earlier launch of this run left.
     layout = lay_out(config.cluster)
     resume = run_folder.open_run(config)
-    plan = planning.resolve(config, layout, resume.zero_stage if resume else None)
+    plan = planning.resolve(config, layout, resume)
     config = plan.config
 
     # 2. Rows: tokenizer, sources, a look at the first of them.
@@ -40,7 +40,7 @@ def run(invocation: Invocation) -> None:
     windows, eval_windows = prepare.plan_windows(config.data, tokenizer_dir, config.train.seed, run_dir / "data")
     found = run_folder.fingerprint(config, windows.encode.tokenizer_hash, windows.row_set.num_rows)
     if resume:
-        run_folder.check_unchanged(resume, config, found, layout.world_size)
+        run_folder.check_unchanged(resume, config, found)
         logger.info("continuing %s at step %d", resume.saved.path, resume.saved.step)
     run_folder.write_record(run_dir, config, found)
     logger.info("%s", planning.describe(plan, windows.row_set.num_rows, []))
@@ -82,7 +82,7 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     join_process_group(spec, worker)
     from rayswift.train import model as models
     from rayswift.train.arguments import sft_arguments
-    from rayswift.train.restart import agree_on_checkpoint, initial_weights
+    from rayswift.train.restart import agree_on_checkpoint, initial_weights, prepare_checkpoint
     from rayswift.train.stream import Stream
     from rayswift.train.trainer import StreamedSFTTrainer, callbacks_of, placeholder_rows
 
@@ -90,8 +90,9 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     config = spec.config
     weights = initial_weights(spec, worker)  # before the arguments: ZeRO-3 cuts whatever is built from then on
     dtype = models.resolve_dtype(config.model.dtype, spec.layout.device)
-    args = sft_arguments(spec, dtype, tracks=worker.rank == 0)
     resume, attempt = agree_on_checkpoint(spec, worker)
+    universal = prepare_checkpoint(resume, worker)
+    args = sft_arguments(spec, dtype, worker.rank == 0, universal)
     worker.feed.begin(attempt, resume.position if resume else Position())
     # Without DeepSpeed, which keeps float32 masters itself, weights stay float32 and autocast computes in `dtype`.
     weights_dtype = dtype if config.cluster.uses_deepspeed else "float32"

@@ -157,7 +157,7 @@ def _annotation(schema: type[Section], path: str) -> Any:
 
 
 def _value(annotation: Any, path: str, words: list[str], problems: _Problems) -> Any:
-    if _takes(annotation, list):
+    if _takes(annotation, list) and not (len(words) == 1 and words[0][:1] != "[" and _takes(annotation, int)):
         if len(words) == 1 and words[0].startswith("["):
             return _structured(words[0], path, problems)
         return words

@@ -7,13 +7,34 @@ in every error. `train` also takes every other field of the task's TRL config un
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 TruncationMode = Literal["drop", "left", "right"]
 LossOn = Literal["assistant", "last_turn", "all"]
 Strategy = Literal["no", "steps", "epoch"]
 # A list that may be written as its only item.
 Strings = Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
+
+
+def _worker_count(value: Any) -> Any:
+    """[2] is 2; a range is two ascending counts."""
+    if not isinstance(value, list | tuple):
+        return value
+    if len(value) == 1:
+        return value[0]
+    if len(value) != 2:
+        raise ValueError("give one count, or the least and the most")
+    return value
+
+
+def _ascending(value: list[int]) -> list[int]:
+    if not 1 <= value[0] <= value[1]:
+        raise ValueError("the least comes first and is at least 1")
+    return value
+
+
+# The least and the most.
+WorkerRange = Annotated[list[int], AfterValidator(_ascending)]
 
 
 class Section(BaseModel):
@@ -100,7 +121,10 @@ class TrainConfig(Section):
     per_device_train_batch_size: int = Field(8, ge=1)
     """Packed rows per worker and micro-batch."""
     gradient_accumulation_steps: int = Field(1, ge=1)
-    """Micro-batches per optimizer step."""
+    """Micro-batches per optimizer step, where `global_batch_size` is null."""
+    global_batch_size: int | None = Field(None, ge=1)
+    """Packed rows per optimizer step, whatever the number of workers; null: batch size x accumulation x workers (the
+    most, of a range) at first launch, kept from then on."""
     per_device_eval_batch_size: int = Field(8, ge=1)
     """Packed rows per worker and evaluation batch."""
     lr_scheduler_type: str = "linear"
@@ -155,8 +179,9 @@ class TrainConfig(Section):
 class ClusterConfig(Section):
     """Where it runs."""
 
-    num_workers: int | None = Field(None, ge=0)
-    """Training workers; 0: in this process; null: one per GPU, else 1."""
+    num_workers: Annotated[Annotated[int, Field(ge=0)] | WorkerRange | None, BeforeValidator(_worker_count)] = None
+    """Training workers; a list [least, most]: as many as the cluster has room for, also while the run goes on;
+    0: in this process; null: one per GPU, else 1."""
     zero_stage: int | None = Field(None, ge=0, le=3)
     """ZeRO stage: 0 is plain data parallelism, 1 to 3 are DeepSpeed's; null: the smallest that is estimated to fit."""
     offload: Literal["none", "optimizer", "all"] = "none"

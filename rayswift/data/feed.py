@@ -2,6 +2,8 @@
 
 It lives in an actor without CPUs that the driver owns, or as a plain object in the process of `cluster.num_workers:
 0`. A restarted trainer calls `begin` with its checkpoint's position; a restarted feed is rebuilt from the ranks' own.
+Each worker group has an attempt number, later groups higher ones, and every call carries it: ranks of an older group
+that are not dead yet are refused, and move nothing.
 """
 
 import json
@@ -11,23 +13,33 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rayswift.data.global_batches import FeedPlan, GlobalBatch, Position, global_batches
+from rayswift.data.global_batches import FeedPlan, GlobalBatch, Position, global_batches, share
 from rayswift.data.windows import PackedRow, Window, WindowPlan
 from rayswift.log import UserError
 
+DRIVERS_ATTEMPT = 0
+"""The driver's, which warms the feed up before there are workers."""
 _AHEAD_STEPS = 8
 Stream = Callable[[WindowPlan, int, int], Iterator[Window]]
 
 
 @dataclass(frozen=True)
 class Slice:
-    """What one rank trains in one step; `rows` may be fewer than its share, or none, at the end of the data."""
+    """What one rank trains in one step; `rows` may be fewer than its share, or none, at the end of the data.
+
+    save: a checkpoint is wanted behind this step.
+    """
 
     step: int
     rows: tuple[PackedRow, ...]
     epochs: float
     position: Position
     last: bool
+    save: bool = False
+
+
+class StaleAttempt(Exception):
+    """A rank of an older worker group called."""
 
 
 class Feed:
@@ -48,7 +60,10 @@ class Feed:
         self._quarantine = _QuarantineFile(Path(data_dir) / "quarantine.jsonl")
         self._changed = threading.Condition()
         self._generation = 0
-        self._attempt = ""
+        self._attempt = self._named_attempt = DRIVERS_ATTEMPT
+        self._newest_served = -1
+        self._save_request: int | None = None
+        self._save_at: int | None = None
         self._start: Position | None = None
         self._ready: dict[int, GlobalBatch] = {}
         self._wanted: dict[int, int] = {}
@@ -57,49 +72,86 @@ class Feed:
         self._eval_rows: list[PackedRow] | None = None
         self._eval_lock = threading.Lock()
 
-    def begin(self, attempt: str, position: Position) -> None:
-        """Serve from `position` on; all ranks of an attempt may call it, and the earliest position counts."""
+    def new_attempt(self) -> int:
+        """A number for a worker group that starts: higher than any before, also than those of a feed that died."""
         with self._changed:
+            self._named_attempt = max(self._named_attempt + 1, time.time_ns())
+            return self._named_attempt
+
+    def begin(self, attempt: int, position: Position) -> None:
+        """Serve from `position` on; all ranks of an attempt may call it, and the earliest position counts.
+
+        Args:
+            attempt: From `new_attempt`, or `DRIVERS_ATTEMPT`.
+            position: Where the ranks' checkpoint stands.
+
+        Raises:
+            StaleAttempt: a newer attempt has begun.
+        """
+        with self._changed:
+            self._refuse_older(attempt)
             running = self._start is not None and self._error is None
             if running and self._start == position and not self._wanted:
                 self._attempt = attempt  # as warmed up by the driver
+                self._changed.notify_all()
             same = running and attempt == self._attempt
             if same and self._start is not None and position.step >= self._start.step:
                 return
             self._generation += 1
             self._attempt, self._start, self._error, self._ended_at = attempt, position, None, None
+            self._newest_served, self._save_request, self._save_at = position.step - 1, None, None
             self._ready.clear()
             self._wanted.clear()
             self._changed.notify_all()
             producer = threading.Thread(target=self._produce, args=(self._generation, position), daemon=True)
         producer.start()
 
-    def next(self, step: int, rank: int, size: int, timeout_s: float) -> Slice:
+    def next(self, attempt: int, step: int, rank: int, size: int, timeout_s: float) -> Slice:
         """The slice of `rank` among `size` for a step.
 
         Raises:
+            StaleAttempt: a newer attempt has begun.
             UserError: the data ran out of trainable rows, or too many are bad.
             TimeoutError: no batch came in time.
         """
         deadline = time.monotonic() + timeout_s
         with self._changed:
-            self._wanted[rank] = step
-            if len(self._wanted) >= size:
-                for done in [s for s in self._ready if s < min(self._wanted.values())]:
-                    del self._ready[done]
-            self._changed.notify_all()
-            while step not in self._ready:
-                if self._error is not None:
-                    raise self._error
-                if self._ended_at is not None and step >= self._ended_at:
-                    raise UserError(f"the data ended before step {step}", exit_code=1)
+            while not self._is_ready(attempt, step, rank, size):
                 if time.monotonic() >= deadline:
                     raise TimeoutError(f"the data feed had no batch for step {step} within {timeout_s:.0f} s")
                 self._changed.wait(min(1.0, timeout_s))
             batch = self._ready[step]
-        share = self._plan.global_batch // size
-        rows = batch.rows[rank * share : (rank + 1) * share]
-        return Slice(step, rows, batch.epochs, batch.position, batch.last)
+            self._newest_served = max(self._newest_served, step)
+            rows = batch.rows[share(self._plan.global_batch, rank, size)]
+            return Slice(step, rows, batch.epochs, batch.position, batch.last, step == self._save_at)
+
+    def ask_for_save(self, request: int) -> None:
+        """Have a checkpoint saved behind the first step of which no rank has its slice yet; once for each request."""
+        with self._changed:
+            if request != self._save_request:
+                self._save_request, self._save_at = request, self._newest_served + 1
+
+    def _is_ready(self, attempt: int, step: int, rank: int, size: int) -> bool:
+        """Whether the batch is there; notes that `rank` wants it, and forgets what no rank wants any more."""
+        self._refuse_older(attempt)
+        if attempt > self._attempt:
+            return False  # its `begin` is under way
+        self._wanted[rank] = step
+        if len(self._wanted) >= size:
+            for done in [s for s in self._ready if s < min(self._wanted.values())]:
+                del self._ready[done]
+                self._changed.notify_all()
+        if step in self._ready:
+            return True
+        if self._error is not None:
+            raise self._error
+        if self._ended_at is not None and step >= self._ended_at:
+            raise UserError(f"the data ended before step {step}", exit_code=1)
+        return False
+
+    def _refuse_older(self, attempt: int) -> None:
+        if attempt < self._attempt:
+            raise StaleAttempt(f"attempt {attempt} is over, attempt {self._attempt} has begun")
 
     def close(self) -> None:
         """Produce nothing more."""

@@ -67,6 +67,21 @@ class FeedPlan:
         return self.max_steps > 0
 
 
+def share(global_batch: int, rank: int, size: int) -> slice:
+    """The rows of a global batch that a rank trains; the shares of `size` ranks differ by one row at most."""
+    return slice(rank * global_batch // size, (rank + 1) * global_batch // size)
+
+
+def micro_batches(global_batch: int, most_rows: int, size: int) -> tuple[int, int]:
+    """How each of `size` ranks cuts its share: rows of a micro-batch (up to `most_rows`), and their number.
+
+    The number is the same on every rank; where the shares differ, some rank's last micro-batch has a row less.
+    """
+    largest_share = -(-global_batch // size)
+    accumulation = -(-largest_share // most_rows)
+    return -(-largest_share // accumulation), accumulation
+
+
 WindowSource = Callable[[int, int], Iterator[Window]]
 """(epoch, first window) -> the windows of that epoch from there on, in order."""
 

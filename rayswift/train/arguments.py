@@ -12,16 +12,17 @@ from rayswift.train.launch import RunSpec
 from rayswift.train.zero import deepspeed_config
 
 # Ours alone, or passed under another name below.
-_NOT_TRL = ("resume", "early_stopping_patience", "load_best_model_at_end", "output_dir")
+_NOT_TRL = ("resume", "global_batch_size", "early_stopping_patience", "load_best_model_at_end", "output_dir")
 
 
-def sft_arguments(spec: RunSpec, dtype: str, tracks: bool) -> SFTConfig:
+def sft_arguments(spec: RunSpec, dtype: str, tracks: bool, universal: bool) -> SFTConfig:
     """TRL's arguments of this rank.
 
     Args:
         spec: The run.
         dtype: float32, bfloat16 or float16.
         tracks: Whether this rank reports to trackers.
+        universal: Whether the checkpoint to continue is in DeepSpeed's universal format.
 
     Raises:
         UserError: TRL or HF refuses a value.
@@ -52,7 +53,7 @@ def sft_arguments(spec: RunSpec, dtype: str, tracks: bool) -> SFTConfig:
     if spec.layout.world_size > 1:
         values["ddp_backend"] = "gloo" if spec.layout.device == "cpu" else "nccl"
     if config.cluster.uses_deepspeed:
-        values["deepspeed"] = deepspeed_config(config.cluster, spec.layout.device, dtype)
+        values["deepspeed"] = deepspeed_config(config.cluster, spec.layout.device, dtype, universal)
     try:
         return SFTConfig(**values)
     except (ValueError, TypeError, ImportError, AssertionError) as error:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rayswift.log import logger
-from rayswift.train import checkpoint
+from rayswift.train import checkpoint, universal
 from rayswift.train.clock import Clock
 from rayswift.train.launch import RunSpec
 from rayswift.train.run_folder import CONFIG, METRICS
@@ -51,7 +51,7 @@ class StreamFlow(TrainerCallback):
         control.should_evaluate |= (ends and args.eval_strategy != "no") or (
             new_epoch and args.eval_strategy == "epoch"
         )
-        control.should_save |= ends or (new_epoch and args.save_strategy == "epoch")
+        control.should_save |= ends or self._stream.save or (new_epoch and args.save_strategy == "epoch")
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -83,6 +83,7 @@ class Checkpoints(TrainerCallback):
             (folder / checkpoint.DATA_STATE).write_text(data_state, encoding="utf-8")
             shutil.copyfile(self._run_dir / CONFIG, folder / CONFIG)
             checkpoint.seal(folder, state.global_step, args.world_size, self._zero_stage)
+            universal.discard(self._run_dir)
             checkpoint.retain(self._run_dir, self._limit, state.best_global_step)
             logger.info("saved %s", folder)
 

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rayswift.data.feed import Feed, Slice
+from rayswift.data.feed import Feed, Slice, StaleAttempt
 from rayswift.data.global_batches import Position
 from rayswift.data.stream import user_error_in
 from rayswift.data.windows import PackedRow
@@ -14,7 +14,10 @@ from rayswift.log import UserError, logger
 class FeedClient(Protocol):
     """How a rank reaches the feed."""
 
-    def begin(self, attempt: str, position: Position) -> None:
+    def new_attempt(self) -> int:
+        """A number for this worker group, higher than those of all groups before."""
+
+    def begin(self, attempt: int, position: Position) -> None:
         """Serve from here on."""
 
     def next(self, step: int) -> Slice:
@@ -30,14 +33,20 @@ class LocalFeed:
 
     feed: Feed
     timeout_s: float
+    _attempt: int = 0
 
-    def begin(self, attempt: str, position: Position) -> None:
+    def new_attempt(self) -> int:
         """See FeedClient."""
+        return self.feed.new_attempt()
+
+    def begin(self, attempt: int, position: Position) -> None:
+        """See FeedClient."""
+        self._attempt = attempt
         self.feed.begin(attempt, position)
 
     def next(self, step: int) -> Slice:
         """See FeedClient."""
-        return self.feed.next(step, 0, 1, self.timeout_s)
+        return self.feed.next(self._attempt, step, 0, 1, self.timeout_s)
 
     def evaluation(self) -> tuple[tuple[PackedRow, ...], int]:
         """See FeedClient."""
@@ -57,9 +66,14 @@ class ActorFeed:
         self._name, self._rank, self._size, self._timeout_s = name, rank, size, timeout_s
         self._actor = ray.get_actor(name)
         self._ahead: tuple[int, Any] | None = None
-        self._attempt, self._position = "", Position()
+        self._attempt, self._position = 0, Position()
 
-    def begin(self, attempt: str, position: Position) -> None:
+    def new_attempt(self) -> int:
+        """See FeedClient."""
+        attempt: int = self._get(lambda: self._actor.new_attempt.remote())
+        return attempt
+
+    def begin(self, attempt: int, position: Position) -> None:
         """See FeedClient."""
         self._attempt, self._position, self._ahead = attempt, position, None
         self._get(lambda: self._actor.begin.remote(attempt, position))
@@ -80,7 +94,7 @@ class ActorFeed:
         return rows
 
     def _ask(self, step: int) -> Any:
-        return self._actor.next.remote(step, self._rank, self._size, self._timeout_s)
+        return self._actor.next.remote(self._attempt, step, self._rank, self._size, self._timeout_s)
 
     def _get(self, ask: Any, under_way: Any = None) -> Any:
         deadline = time.monotonic() + self._timeout_s
@@ -97,10 +111,18 @@ class ActorFeed:
                 time.sleep(1)
                 self._rebuild()
             except self._ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, StaleAttempt):
+                    raise error.cause from error
                 raise (user_error_in(error) or error) from error
 
     def _rebuild(self) -> None:
+        if not self._attempt:
+            return  # nothing was served to this rank yet
         try:
             self._ray.get(self._actor.begin.remote(self._attempt, self._position), timeout=self._timeout_s)
         except self._ray.exceptions.RayActorError:
             return  # still restarting; `_get` comes back here until its deadline
+        except self._ray.exceptions.RayTaskError as error:
+            if not isinstance(error.cause, StaleAttempt):
+                raise
+            raise error.cause from error

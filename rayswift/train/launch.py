@@ -6,22 +6,21 @@ The driver owns the feed; Ray Train's controller owns the workers and restarts t
 
 import os
 import socket
-import threading
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rayswift.config.schema import SftConfig
-from rayswift.data.feed import Feed
-from rayswift.data.global_batches import FeedPlan, Position
+from rayswift.data.feed import DRIVERS_ATTEMPT, Feed, StaleAttempt
+from rayswift.data.global_batches import FeedPlan, Position, micro_batches
 from rayswift.data.stream import stream_windows, user_error_in
 from rayswift.data.windows import WindowPlan
 from rayswift.log import UserError, logger, setup_worker
-from rayswift.resources import Layout, worker_resources
+from rayswift.resources import Layout
 from rayswift.train.clock import Clock
 from rayswift.train.console import Console
 from rayswift.train.feed_client import ActorFeed, FeedClient, LocalFeed
@@ -43,6 +42,15 @@ class RunSpec:
     clock: Clock
     resume_from: Path | None
     work_dir: Path
+
+    def as_seen_by(self, size: int) -> "RunSpec":
+        """The run for a group of `size` workers: micro-batches that share the global batch."""
+        train = self.config.train
+        rows, accumulation = micro_batches(self.feed_plan.global_batch, train.per_device_train_batch_size, size)
+        cut = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulation}
+        config = self.config.model_copy(update={"train": train.model_copy(update=cut)})
+        num_workers = size if self.layout.num_workers else 0
+        return replace(self, config=config, layout=replace(self.layout, num_workers=num_workers, min_workers=None))
 
 
 @dataclass(frozen=True)
@@ -68,23 +76,26 @@ def fit(
     if spec.layout.num_workers == 0:
         return _fit_here(spec, train_loop, windows, eval_windows, start)
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from rayswift.train.group import scaling, trainer_class
 
     feed_name = f"rayswift-feed-{uuid.uuid4().hex[:8]}"
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    num_threads = 2 * spec.layout.num_workers + 4
     feed = (
         ray.remote(Feed)
-        .options(name=feed_name, num_cpus=0, max_restarts=3, max_concurrency=2 * spec.layout.num_workers + 4)
+        .options(
+            name=feed_name, num_cpus=0, max_restarts=3, max_concurrency=num_threads, scheduling_strategy=here
+        )  # beside the driver, whose end is the run's anyway
         .remote(windows, eval_windows, spec.feed_plan, str(spec.run_dir / "data"), stream_windows)
     )
-    feed.begin.remote("driver", start)  # the first window is encoded while the workers start
+    feed.begin.remote(DRIVERS_ATTEMPT, start)  # the first window is encoded while the workers start
     storage = spec.run_dir / "ray"
-    trainer = _trainer_class(spec.layout.local)(
+    trainer = trainer_class(spec.layout, spec.run_dir, feed_name)(
         partial(_worker_main, spec, train_loop, feed_name),
-        scaling_config=ScalingConfig(
-            num_workers=spec.layout.num_workers,
-            use_gpu=spec.layout.device == "cuda",
-            resources_per_worker=worker_resources(spec.layout),
-        ),
+        scaling_config=scaling(spec.layout),
         run_config=RunConfig(
             name=feed_name,
             storage_path=str(storage),
@@ -107,7 +118,7 @@ def _fit_here(
     spec: RunSpec, train_loop: TrainLoop, windows: WindowPlan, eval_windows: WindowPlan | None, start: Position
 ) -> None:
     feed = Feed(windows, eval_windows, spec.feed_plan, str(spec.run_dir / "data"), stream_windows)
-    feed.begin("driver", start)
+    feed.begin(DRIVERS_ATTEMPT, start)
     if spec.config.cluster.uses_deepspeed:
         os.environ.update(_rank_environment(0, 1, 0, 1, "127.0.0.1", _free_port()))
     client = LocalFeed(feed, spec.config.cluster.timeout_s)
@@ -115,45 +126,12 @@ def _fit_here(
     setup_worker(spec.run_dir / "logs", "rank-0")
     try:
         with Console(spec.run_dir, feed.progress, spec.feed_plan):
-            train_loop(spec, Worker(0, 1, client))
+            train_loop(spec.as_seen_by(1), Worker(0, 1, client))
     except TimeoutError as error:
         raise UserError(str(error), exit_code=1) from error
     finally:
         feed.close()
         logger.handlers = driver_handlers
-
-
-def _trainer_class(local: bool) -> Any:
-    """Ray Train's trainer without the helper actors that a run of ours has no use for.
-
-    Each takes seconds of CPU to start and wakes a hundred times a second: with two cores, training feels it.
-    """
-    # Not `TorchTrainer`: its config makes driver and controller import torch, seconds before the first worker starts.
-    import ray
-    from ray.train.v2._internal.callbacks import DatasetsCallback
-    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-    from ray.train.v2._internal.execution.controller import TrainController
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-
-    # The feed hands out the rows, and a Ray started for one run ends with its driver, placement groups and all.
-    unused = (DatasetsCallback, PlacementGroupCleanerCallback) if local else (DatasetsCallback,)
-
-    class LeanTrainer(DataParallelTrainer):
-        def _create_default_callbacks(self) -> list[Any]:
-            return [each for each in super()._create_default_callbacks() if not isinstance(each, unused)]
-
-        def _initialize_and_run_controller(self, **controller: Any) -> Any:
-            if not local:
-                return super()._initialize_and_run_controller(**controller)
-            # Without a runtime environment, which a Ray of our own needs none of: the actor then starts in a process
-            # that is already there, two seconds sooner.
-            actor = ray.remote(num_cpus=0)(TrainController).remote(**controller)
-            if threading.current_thread() is threading.main_thread():
-                self._register_sigint_handler(actor)
-            ray.get(actor.run.remote())
-            return ray.get(actor.get_result.remote())
-
-    return LeanTrainer
 
 
 def _worker_main(spec: RunSpec, train_loop: TrainLoop, feed_name: str) -> None:
@@ -172,13 +150,13 @@ def _worker_main(spec: RunSpec, train_loop: TrainLoop, feed_name: str) -> None:
         os.environ.update(_rank_environment(rank, size, local_rank, local_size, *address))
     feed = ActorFeed(feed_name, rank, size, spec.config.cluster.timeout_s)
     try:
-        train_loop(spec, Worker(rank, size, feed))
+        train_loop(spec.as_seen_by(size), Worker(rank, size, feed))
     except Exception as error:
         logger.exception("rank %d stopped", rank)
         user_error = user_error_in(error)
         if user_error:
             raise user_error from None
-        if _comes_from_a_dead_peer(error):
+        if isinstance(error, StaleAttempt) or _comes_from_a_dead_peer(error):
             raise  # Ray Train restarts the group
         log = spec.run_dir / "logs" / f"rank-{rank}.log"
         raise UserError(f"{type(error).__name__}: {error}\n  traceback in {log}", exit_code=1) from error

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rayswift.config.schema import SftConfig
+from rayswift.data.global_batches import micro_batches
 from rayswift.log import UserError
 from rayswift.resources import Layout, memory_per_worker_bytes
 from rayswift.train import memory
+from rayswift.train.run_folder import Resume
 
 _NOT_STRETCHABLE = ("reduce_lr_on_plateau", "greedy", "warmup_stable_decay")
 
@@ -24,43 +26,73 @@ class Plan:
     @property
     def global_batch(self) -> int:
         """Packed rows of one optimizer step."""
-        train = self.config.train
-        return train.per_device_train_batch_size * train.gradient_accumulation_steps * self.layout.world_size
+        batch = self.config.train.global_batch_size
+        assert batch is not None, "resolve sets it"
+        return batch
 
 
-def resolve(config: SftConfig, layout: Layout, zero_stage: int | None) -> Plan:
+def resolve(config: SftConfig, layout: Layout, resume: Resume | None) -> Plan:
     """Fill in every default that depends on something else.
 
     Args:
         config: As loaded.
         layout: Workers and device.
-        zero_stage: The stage frozen by an earlier launch of the same run, if there was one.
+        resume: What is continued: it keeps its ZeRO stage and its global batch.
 
     Raises:
         UserError: fields that do not go together, one line each.
     """
     estimates = _estimates(config, layout)
     available = memory_per_worker_bytes(layout)
-    stage = config.cluster.zero_stage if config.cluster.zero_stage is not None else zero_stage
+    stage = config.cluster.zero_stage
+    if stage is None and resume:
+        stage = resume.zero_stage
     if stage is None:
         lowest = {"none": 0, "optimizer": 1, "all": 3}[config.cluster.offload]
-        fitting = memory.smallest_stage(available, layout.world_size, estimates) if estimates else 0
+        fitting = memory.smallest_stage(available, layout.min_world_size, estimates) if estimates else 0
         stage = max(lowest, fitting)
     has_eval = bool(config.data.eval or config.data.eval_fraction)
     learning_rate = config.train.learning_rate or (2e-5 if config.model.tuner == "full" else 1e-4)
     train = config.train.model_copy(
         update={
             "learning_rate": learning_rate,
+            "global_batch_size": _global_batch(config, layout, resume),
             "eval_strategy": config.train.eval_strategy or ("steps" if has_eval else "no"),
             "eval_steps": config.train.eval_steps or config.train.save_steps,
         }
     )
-    cluster = config.cluster.model_copy(update={"num_workers": layout.num_workers, "zero_stage": stage})
+    num_workers = config.cluster.num_workers if layout.min_workers else layout.num_workers
+    cluster = config.cluster.model_copy(update={"num_workers": num_workers, "zero_stage": stage})
     resolved = config.model_copy(update={"train": train, "cluster": cluster})
-    problems = _problems(resolved, has_eval)
+    problems = [*_problems(resolved, has_eval), *_worker_problems(resolved, layout)]
     if problems:
         raise UserError("\n".join(problems))
     return Plan(resolved, layout, estimates, available)
+
+
+def _global_batch(config: SftConfig, layout: Layout, resume: Resume | None) -> int:
+    train = config.train
+    if train.global_batch_size:
+        return train.global_batch_size
+    per_worker = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    if resume:
+        was = resume.config["train"]
+        if was["per_device_train_batch_size"] * was["gradient_accumulation_steps"] == per_worker:
+            return int(was["global_batch_size"])  # whatever the number of workers
+    return per_worker * layout.world_size
+
+
+def _worker_problems(config: SftConfig, layout: Layout) -> list[str]:
+    found = []
+    batch = config.train.global_batch_size or 0
+    if layout.world_size > batch:
+        found.append(
+            f"cluster.num_workers = {layout.world_size} leaves workers without a row of a global batch of {batch}; "
+            "lower it, or raise train.global_batch_size"
+        )
+    if layout.min_workers and config.train.save_only_model:
+        found.append("train.save_only_model leaves nothing that a changing number of workers can continue; unset it")
+    return found
 
 
 def _problems(config: SftConfig, has_eval: bool) -> list[str]:
@@ -114,7 +146,7 @@ def _estimates(config: SftConfig, layout: Layout) -> list[memory.MemoryEstimate]
             size,
             zero_stage=stage,
             offload=config.cluster.offload,
-            world_size=layout.world_size,
+            world_size=layout.min_world_size,
             half=half,
             tokens_per_micro_batch=config.train.per_device_train_batch_size * config.data.max_length,
             gradient_checkpointing=config.train.gradient_checkpointing,
@@ -127,14 +159,15 @@ def describe(plan: Plan, num_rows: int | None, unchecked: list[str]) -> str:
     """The placement plan, for `--dry_run` and the log."""
     config, layout = plan.config, plan.layout
     where = "in this process" if layout.num_workers == 0 else f"{layout.num_workers} worker(s)"
-    per_step = (
-        f"{config.train.per_device_train_batch_size} x {config.train.gradient_accumulation_steps} "
-        f"x {layout.world_size} = {plan.global_batch}"
-    )
+    sizes = [layout.world_size]
+    if layout.min_workers:
+        where = f"{layout.min_workers} to {layout.num_workers} workers, as many as the cluster has room for,"
+        sizes = sorted({layout.min_workers, layout.num_workers})
     lines = [
         f"  training      {where} on {layout.device}, {layout.threads_per_worker} CPU thread(s) each, "
         f"ZeRO {config.cluster.zero_stage}, offload {config.cluster.offload}",
-        f"  global batch  {per_step} packed rows of up to {config.data.max_length} tokens",
+        f"  global batch  {plan.global_batch} packed rows of up to {config.data.max_length} tokens: "
+        + "; ".join(_cut(plan, size) for size in sizes),
         f"  Ray           {'started for this run' if layout.local else 'the cluster that is there'}",
     ]
     if num_rows is not None:
@@ -149,6 +182,13 @@ def describe(plan: Plan, num_rows: int | None, unchecked: list[str]) -> str:
             )
     lines += [f"  not checked   {what}" for what in unchecked]
     return "\n".join(["plan", *lines])
+
+
+def _cut(plan: Plan, size: int) -> str:
+    """How `size` workers share the global batch."""
+    rows, accumulation = micro_batches(plan.global_batch, plan.config.train.per_device_train_batch_size, size)
+    up_to = "" if rows * accumulation * size == plan.global_batch else "up to "
+    return f"{up_to}{rows} x {accumulation} on each of {size} worker(s)"
 
 
 def _gib(num_bytes: int) -> str:

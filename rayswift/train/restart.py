@@ -1,36 +1,50 @@
 """What a worker group agrees on before it trains: the checkpoint to continue, and the weights to begin with."""
 
-import uuid
 from pathlib import Path
 
 import torch.distributed as dist
 
-from rayswift.train import checkpoint
+from rayswift.train import checkpoint, universal
 from rayswift.train.launch import RunSpec, Worker
 from rayswift.train.model import write_initial_weights
 from rayswift.train.run_folder import Resume, load_resume
 
 
-def agree_on_checkpoint(spec: RunSpec, worker: Worker) -> tuple[Resume | None, str]:
+def agree_on_checkpoint(spec: RunSpec, worker: Worker) -> tuple[Resume | None, int]:
     """Rank 0 looks, all follow: the newest complete checkpoint of the run, else the one the launch named.
 
     Ray Train's own record is not asked: it learns of a checkpoint only at the controller's next poll.
 
     Returns:
-        The checkpoint, and a name for this attempt that no other has.
+        The checkpoint, and this attempt's number, which fences off the groups before.
     """
-    decided: list[str | None] = [None, None]
+    decided: list[str | int | None] = [None, None]
     if worker.rank == 0:
         checkpoint.sweep(spec.run_dir)
         newest = checkpoint.newest(spec.run_dir)
         path = newest.path if newest else spec.resume_from
-        decided = [str(path) if path else None, uuid.uuid4().hex]
+        decided = [str(path) if path else None, worker.feed.new_attempt()]
     if worker.size > 1:
         dist.broadcast_object_list(decided)
     path_name, attempt = decided
-    saved = checkpoint.read_complete(Path(path_name)) if path_name else None
-    assert attempt is not None
+    saved = checkpoint.read_complete(Path(path_name)) if isinstance(path_name, str) else None
+    assert isinstance(attempt, int)
     return (load_resume(saved) if saved else None), attempt
+
+
+def prepare_checkpoint(resume: Resume | None, worker: Worker) -> bool:
+    """Make the checkpoint loadable by this number of workers; rank 0 works, the others wait for it.
+
+    Returns:
+        Whether its universal form must be loaded, in place of the ranks' own files.
+    """
+    if resume is None or not universal.is_needed(resume.saved, worker.size):
+        return False
+    if worker.rank == 0:
+        universal.convert(resume.saved)
+    if worker.size > 1:
+        dist.barrier()
+    return True
 
 
 def initial_weights(spec: RunSpec, worker: Worker) -> str:

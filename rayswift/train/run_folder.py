@@ -164,7 +164,7 @@ def fingerprint(config: SftConfig, tokenizer_hash: str, num_rows: int) -> dict[s
     return {"model": model_hash, "tokenizer": tokenizer_hash, "rows": num_rows}
 
 
-def check_unchanged(resume: Resume, config: SftConfig, found: dict[str, Any], world_size: int) -> None:
+def check_unchanged(resume: Resume, config: SftConfig, found: dict[str, Any]) -> None:
     """Refuse to continue with anything that would change a step.
 
     Raises:
@@ -178,14 +178,6 @@ def check_unchanged(resume: Resume, config: SftConfig, found: dict[str, Any], wo
             was, is_now = was_fields.get(name), fields.get(name)
             if was != is_now and f"{section}.{name}" not in _FREE:
                 lines.append(f"  {section}.{name}: was {was!r}, is {is_now!r}")
-    if resume.saved.world_size != world_size and resume.saved.zero_stage:
-        lines.append(f"  cluster.num_workers under ZeRO: was {resume.saved.world_size}, is {world_size}")
-    was_batch, is_batch = (
-        _rows_per_worker(tree["train"]) * size
-        for tree, size in ((resume.config, resume.saved.world_size), (now, world_size))
-    )
-    if was_batch != is_batch:
-        lines.append(f"  global batch (per device x accumulation x workers): was {was_batch}, is {is_batch}")
     file = resume.saved.path.parent / FINGERPRINT
     saved = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     for name, was in saved.items():
@@ -197,10 +189,6 @@ def check_unchanged(resume: Resume, config: SftConfig, found: dict[str, Any], wo
             + "\n".join(lines)
             + "\n  set these back, or begin a new run with another --train.output_dir"
         )
-
-
-def _rows_per_worker(train: dict[str, Any]) -> int:
-    return int(train["per_device_train_batch_size"] * train["gradient_accumulation_steps"])
 
 
 def write_record(run_dir: Path, config: SftConfig, found: dict[str, Any]) -> None:

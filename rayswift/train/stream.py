@@ -55,6 +55,7 @@ class Stream:
         self.position = position
         self.epochs = epochs
         self.last = False
+        self.save = False
         self._tally = Tally()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -64,6 +65,7 @@ class Stream:
             self._tally.wait_s += time.monotonic() - started
             self._count(received.rows)
             self.position, self.epochs, self.last = received.position, received.epochs, received.last
+            self.save = received.save
             for rows in cut(received.rows, self._micro_batch, self._accumulation):
                 yield collate(rows, self._pad_token_id, self._layout)
 
@@ -83,4 +85,4 @@ class Stream:
         self._tally.steps += 1
         self._tally.tokens += sum(len(row.input_ids) for row in rows)
         self._tally.trained_tokens += sum(int(row.trained.sum()) for row in rows)
-        self._tally.capacity += self._micro_batch * self._accumulation * self._max_length
+        self._tally.capacity += len(rows) * self._max_length

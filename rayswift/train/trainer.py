@@ -21,6 +21,7 @@ from rayswift.train.launch import RunSpec, Worker
 from rayswift.train.run_folder import Resume
 from rayswift.train.schedule import progress_schedule
 from rayswift.train.stream import Stream
+from rayswift.train.universal import complete_load
 
 
 class _Batches:
@@ -49,6 +50,7 @@ class StreamedSFTTrainer(SFTTrainer):
         self.remove_callback(PrinterCallback)  # `Metrics` writes the log
         self.stream = stream
         self._num_epochs = num_epochs
+        self._group_settings: list[dict[str, Any]] = []
 
     def get_train_dataloader(self) -> Any:
         """The stream: order, sharding and position are the feed's."""
@@ -57,6 +59,14 @@ class StreamedSFTTrainer(SFTTrainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """The evaluation rows, encoded once."""
         return _Batches(lambda: self.stream.evaluation_batches(self.args.per_device_eval_batch_size))
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """HF's, without the parameter groups that hold nothing: DeepSpeed drops them, and checkpoints count groups."""
+        optimizer = super().create_optimizer(model)
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        kept = ("params", "lr")  # what the checkpoint brings back
+        self._group_settings = [{k: v for k, v in g.items() if k not in kept} for g in optimizer.param_groups]
+        return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """HF's schedule over steps, or, over epochs, the same schedule over the rows consumed."""
@@ -74,6 +84,11 @@ class StreamedSFTTrainer(SFTTrainer):
             )
             self.lr_scheduler, self._created_lr_scheduler = scheduler, True
         return scheduler
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint and self.is_deepspeed_enabled:
+            complete_load(self.model_wrapped, self._group_settings)
+        super()._load_optimizer_and_scheduler(checkpoint)
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """The mean loss over every trained token, whatever the number of workers and rows in a batch."""
@@ -96,6 +111,7 @@ class StreamedSFTTrainer(SFTTrainer):
         """Add what the stream knows: throughput, fill, waiting."""
         if "loss" in logs:
             logs.update(self._throughput())
+            logs["workers"] = self.args.world_size
         for metrics in self._metrics.values():
             metrics.pop("num_tokens", None)  # TRL's count takes batches for flat and restarts on resume
         super().log(logs, start_time)

@@ -8,19 +8,21 @@ from rayswift.config.schema import ClusterConfig
 from rayswift.log import UserError
 
 
-def deepspeed_config(cluster: ClusterConfig, device: str, dtype: str) -> dict[str, Any]:
+def deepspeed_config(cluster: ClusterConfig, device: str, dtype: str, universal: bool) -> dict[str, Any]:
     """The DeepSpeed config of a run.
 
     Args:
         cluster: With `zero_stage` resolved, or with a file of the user's own.
         device: cpu or cuda.
         dtype: float32, bfloat16 or float16.
+        universal: Whether a checkpoint in the universal format will be loaded.
 
     Raises:
         UserError: the user's file cannot be read.
     """
     if cluster.deepspeed:
-        return _read(Path(cluster.deepspeed))
+        config = _read(Path(cluster.deepspeed))
+        return config | {"checkpoint": config.get("checkpoint", {}) | {"load_universal": universal}}
     stage = cluster.zero_stage or 0
     zero: dict[str, Any] = {"stage": stage}
     if stage == 3:
@@ -39,6 +41,7 @@ def deepspeed_config(cluster: ClusterConfig, device: str, dtype: str) -> dict[st
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": dtype == "bfloat16"},
         "fp16": {"enabled": dtype == "float16"},
+        "checkpoint": {"load_universal": universal},
         "steps_per_print": 1 << 30,
     }
 

@@ -1,0 +1,128 @@
+"""The worker group: how many workers, on what, and how their number follows the cluster.
+
+Ray Train starts the group anew for every other number of workers, from the newest checkpoint. A larger group is worth
+that only behind a fresh one: before it grows, one is asked for and waited for, so that no step is trained twice.
+"""
+
+import itertools
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import ScalingConfig
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
+
+# Not `TorchTrainer`: its config makes driver and controller import torch, seconds before the first worker starts.
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from rayswift.resources import Layout, worker_resources
+from rayswift.train import checkpoint
+
+_LOOK_EVERY_S = 1.0
+_ANSWER_WITHIN_S = 5.0
+
+
+def scaling(layout: Layout) -> ScalingConfig:
+    """What Ray Train is asked for."""
+    fixed = layout.min_workers is None
+    return ScalingConfig(
+        num_workers=layout.num_workers if fixed else (layout.min_workers, layout.num_workers),
+        use_gpu=layout.device == "cuda",
+        resources_per_worker=worker_resources(layout),
+    )
+
+
+def trainer_class(layout: Layout, run_dir: Path, feed_name: str) -> type[DataParallelTrainer]:
+    """Ray Train's trainer with our policy of changing the group, and without helper actors that a run has no use for.
+
+    Each helper takes seconds of CPU to start and wakes a hundred times a second: with two cores, training feels it.
+    """
+    # The feed hands out the rows, and a Ray started for one run ends with its driver, placement groups and all.
+    unused = (DatasetsCallback, PlacementGroupCleanerCallback) if layout.local else (DatasetsCallback,)
+
+    class LeanTrainer(DataParallelTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            return [each for each in super()._create_default_callbacks() if not isinstance(each, unused)]
+
+        def _initialize_and_run_controller(self, **controller: Any) -> Any:
+            if self.scaling_config.elasticity_enabled:
+                controller["scaling_policy"] = FollowCluster(self.scaling_config, run_dir, feed_name)
+            if not layout.local:
+                return super()._initialize_and_run_controller(**controller)
+            # Without a runtime environment, which a Ray of our own needs none of: the actor then starts in a process
+            # that is already there, two seconds sooner.
+            actor = ray.remote(num_cpus=0)(TrainController).remote(**controller)
+            if threading.current_thread() is threading.main_thread():
+                self._register_sigint_handler(actor)
+            ray.get(actor.run.remote())
+            return ray.get(actor.get_result.remote())
+
+    return LeanTrainer
+
+
+class FollowCluster(ElasticScalingPolicy):
+    """As many workers as the cluster has room for; lives in Ray Train's controller.
+
+    Args:
+        scaling_config: Fewest and most workers, what each holds.
+        run_dir: Where checkpoints appear.
+        feed_name: The feed's actor, which passes the wish for a checkpoint on to all ranks alike.
+    """
+
+    def __init__(self, scaling_config: ScalingConfig, run_dir: Path, feed_name: str):
+        super().__init__(scaling_config)
+        self._run_dir, self._feed_name = run_dir, feed_name
+        self._requests = itertools.count(1)
+        self._looked_at, self._seen = float("-inf"), None
+        self._growth: tuple[int, int] | None = None  # request, and the newest checkpoint's step when it was made
+
+    def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
+        """Shrink at once; grow once a checkpoint is there that was saved for it."""
+        self._maybe_send_resource_request()
+        reserved = self._get_reserved_resources()
+        if reserved is None:
+            return NoopDecision()
+        now, possible = worker_group_state.num_workers, self._count_possible_workers(reserved)
+        if possible == now or possible < self.scaling_config.min_workers:
+            self._growth = None  # room that was there is gone again
+            return NoopDecision()
+        if possible > now and not self._is_saved_for_growth():
+            return NoopDecision()
+        self._growth = None
+        return self._get_resize_decision(possible)
+
+    def _is_saved_for_growth(self) -> bool:
+        newest = checkpoint.newest(self._run_dir)
+        step = newest.step if newest else -1
+        if self._growth is None:
+            self._growth = next(self._requests), step
+        request, before = self._growth
+        if step > before:
+            return True
+        ray.get_actor(self._feed_name).ask_for_save.remote(request)  # again and again: a feed may die with the wish
+        return False
+
+    def _count_possible_workers(self, reserved_resources: Any) -> int:
+        """Ray's count, less what would leave Ray Data no CPU: then no batch would ever come."""
+        possible: int = super()._count_possible_workers(reserved_resources)
+        cpus_each = self.scaling_config._resources_per_worker_not_none.get("CPU", 0)
+        if cpus_each:
+            possible = min(possible, int((ray.cluster_resources().get("CPU", 0) - 1) // cpus_each))
+        return possible
+
+    def _get_reserved_resources(self) -> Any:
+        """As the cluster is now: Ray's own policy sees a node that came or went 20 seconds late."""
+        if time.monotonic() - self._looked_at < _LOOK_EVERY_S:
+            return self._seen
+        self._looked_at = time.monotonic()
+        answer = self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True)
+        try:
+            self._seen = ray.get(answer, timeout=_ANSWER_WITHIN_S)
+        except ray.exceptions.RayError:
+            self._seen = None  # no decision now; asked again at the next look
+        return self._seen
