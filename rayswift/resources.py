@@ -15,6 +15,7 @@ from rayswift.log import UserError
 
 TRAINER = "rayswift_trainer"
 """Custom resource of a Ray started here: train workers hold it, so that all CPUs stay with the data tasks."""
+_WORKERS_PER_CORE = 2
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,11 @@ def lay_out(cluster: ClusterConfig) -> Layout:
             f"cluster.num_workers = {num_workers} on cuda needs as many GPUs; this machine shows {num_gpus}; lower it, "
             "set cluster.device cpu, or join a cluster with cluster.address"
         )
-    if local and device == "cpu" and num_workers > num_cores:
+    # A few workers more than cores are slow, but right: a run may have to go on with the count that it needs.
+    if local and device == "cpu" and num_workers > _WORKERS_PER_CORE * num_cores:
         raise UserError(
-            f"cluster.num_workers = {num_workers} is more than the {num_cores} CPU cores of this machine; lower it, or "
-            "join a cluster with cluster.address"
+            f"cluster.num_workers = {num_workers} is more than the {num_cores} CPU cores of this machine can serve "
+            f"({_WORKERS_PER_CORE} each at most); lower it, or join a cluster with cluster.address"
         )
     here = max(1, min(num_workers, num_cores))
     threads = cluster.threads_per_worker or max(1, num_cores // here)

@@ -9,7 +9,7 @@ import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -184,6 +184,8 @@ def _structured(word: str, path: str, problems: _Problems) -> Any:
 def _takes(annotation: Any, kind: type) -> bool:
     if isinstance(annotation, str):  # a TRL field, as its source writes it
         return ("None" if kind is type(None) else kind.__name__) in annotation
+    if get_origin(annotation) is Annotated:
+        return _takes(get_args(annotation)[0], kind)
     if get_origin(annotation) in (Union, types.UnionType):
         return any(_takes(a, kind) for a in get_args(annotation))
     return annotation is kind or get_origin(annotation) is kind

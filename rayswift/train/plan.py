@@ -166,8 +166,8 @@ def describe(plan: Plan, num_rows: int | None, unchecked: list[str]) -> str:
     lines = [
         f"  training      {where} on {layout.device}, {layout.threads_per_worker} CPU thread(s) each, "
         f"ZeRO {config.cluster.zero_stage}, offload {config.cluster.offload}",
-        f"  global batch  {plan.global_batch} packed rows of up to {config.data.max_length} tokens: "
-        + "; ".join(_cut(plan, size) for size in sizes),
+        f"  global batch  {' or '.join(_cut(plan, size) for size in sizes)} = {plan.global_batch} packed rows of up to "
+        f"{config.data.max_length} tokens",
         f"  Ray           {'started for this run' if layout.local else 'the cluster that is there'}",
     ]
     if num_rows is not None:
@@ -185,10 +185,10 @@ def describe(plan: Plan, num_rows: int | None, unchecked: list[str]) -> str:
 
 
 def _cut(plan: Plan, size: int) -> str:
-    """How `size` workers share the global batch."""
+    """How `size` workers share the global batch: rows x micro-batches x workers."""
     rows, accumulation = micro_batches(plan.global_batch, plan.config.train.per_device_train_batch_size, size)
     up_to = "" if rows * accumulation * size == plan.global_batch else "up to "
-    return f"{up_to}{rows} x {accumulation} on each of {size} worker(s)"
+    return f"{up_to}{rows} x {accumulation} x {size}"
 
 
 def _gib(num_bytes: int) -> str:

@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from streams import batches, feed_plan, good, in_process, numbers, window_plan
 
-from rayswift.data.feed import Feed, Slice
+from rayswift.data.feed import DRIVERS_ATTEMPT, Feed, Slice, StaleAttempt
 from rayswift.data.global_batches import FeedPlan, Position
 from rayswift.data.windows import Window, WindowPlan
 from rayswift.log import UserError
@@ -35,16 +35,16 @@ class Recorder:
             yield window
 
 
-def rank_loop(feed: Feed, attempt: str, start: Position, rank: int, size: int, steps: int = 10**9) -> list[Slice]:
+def rank_loop(feed: Feed, attempt: int, start: Position, rank: int, size: int, steps: int = 10**9) -> list[Slice]:
     """What a rank does: begin, then ask for step after step."""
     feed.begin(attempt, start)
     received: list[Slice] = []
     while len(received) < steps and not (received and received[-1].last):
-        received.append(feed.next(start.step + len(received), rank, size, PATIENCE_S))
+        received.append(feed.next(attempt, start.step + len(received), rank, size, PATIENCE_S))
     return received
 
 
-def run_ranks(feed: Feed, attempt: str, start: Position, size: int, steps: int = 10**9) -> list[list[Slice]]:
+def run_ranks(feed: Feed, attempt: int, start: Position, size: int, steps: int = 10**9) -> list[list[Slice]]:
     with ThreadPoolExecutor(size) as pool:
         ranks = [pool.submit(rank_loop, feed, attempt, start, rank, size, steps) for rank in range(size)]
         return [rank.result(PATIENCE_S * 2) for rank in ranks]
@@ -85,7 +85,7 @@ def test_the_ranks_together_train_every_good_row_once_an_epoch(
     windows = window_plan(folder, kinds, window_rows)
     plan = feed_plan(windows, size * share, num_epochs=num_epochs)
     feed = Feed(windows, None, plan, str(folder / "data"), in_process)
-    ranks = run_ranks(feed, "a", Position(), size)
+    ranks = run_ranks(feed, 1, Position(), size)
     steps = merged(ranks)
     assert steps == uninterrupted(windows, plan)
     seen, per_epoch = [n for _, rows, _, _ in steps for n in rows], kinds.count("g")
@@ -95,15 +95,15 @@ def test_the_ranks_together_train_every_good_row_once_an_epoch(
         assert len(slices[-1].rows) <= share
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 4), (4, 2), (2, 3), (3, 1)])
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 4), (4, 2), (2, 3), (3, 1), (5, 7), (8, 5)])
 def test_a_new_life_continues_with_another_number_of_ranks(tmp_path: Path, before: int, after: int) -> None:
     windows = window_plan(tmp_path, "ggbgglgggu" * 6, 7)
     plan = feed_plan(windows, 12, num_epochs=3)
     whole = uninterrupted(windows, plan)
     assert len(whole) >= 4
-    first = merged(run_ranks(Feed(windows, None, plan, str(tmp_path / "1"), in_process), "a", Position(), before, 3))
+    first = merged(run_ranks(Feed(windows, None, plan, str(tmp_path / "1"), in_process), 1, Position(), before, 3))
     position = Position(**json.loads(json.dumps(first[1][2].to_json())))  # the checkpoint is a step behind
-    second = merged(run_ranks(Feed(windows, None, plan, str(tmp_path / "2"), in_process), "b", position, after))
+    second = merged(run_ranks(Feed(windows, None, plan, str(tmp_path / "2"), in_process), 2, position, after))
     assert first == whole[:3]
     assert second == whole[2:]
 
@@ -114,8 +114,8 @@ def test_a_new_life_continues_with_another_number_of_ranks(tmp_path: Path, befor
 def test_what_the_driver_warmed_up_is_adopted(tmp_path: Path) -> None:
     stream = Recorder()
     feed = make(tmp_path, stream=stream)
-    feed.begin("driver", Position())
-    steps = merged(run_ranks(feed, "a", Position(), 2))
+    feed.begin(DRIVERS_ATTEMPT, Position())
+    steps = merged(run_ranks(feed, 1, Position(), 2))
     assert len(steps) == 15
     assert stream.begun == [(0, 0)]
 
@@ -123,8 +123,8 @@ def test_what_the_driver_warmed_up_is_adopted(tmp_path: Path) -> None:
 def test_ranks_of_one_attempt_do_not_restart_each_other(tmp_path: Path) -> None:
     stream = Recorder()
     feed = make(tmp_path, stream=stream)
-    first = rank_loop(feed, "a", Position(), 0, 2, steps=1)  # rank 0 is ahead before rank 1 says it is there
-    second = rank_loop(feed, "a", Position(), 1, 2, steps=1)
+    first = rank_loop(feed, 1, Position(), 0, 2, steps=1)  # rank 0 is ahead before rank 1 says it is there
+    second = rank_loop(feed, 1, Position(), 1, 2, steps=1)
     assert stream.begun == [(0, 0)]
     assert not set(numbers(first[0].rows)) & set(numbers(second[0].rows))
 
@@ -132,8 +132,8 @@ def test_ranks_of_one_attempt_do_not_restart_each_other(tmp_path: Path) -> None:
 def test_a_new_attempt_starts_again_from_its_earlier_step(tmp_path: Path) -> None:
     stream = Recorder()
     feed = make(tmp_path, stream=stream)
-    first = merged(run_ranks(feed, "a", Position(), 2, steps=6))
-    again = merged(run_ranks(feed, "b", first[2][2], 2))
+    first = merged(run_ranks(feed, 1, Position(), 2, steps=6))
+    again = merged(run_ranks(feed, 2, first[2][2], 2))
     assert again[:3] == first[3:]
     assert len(again) == 15 - 3
     assert len(stream.begun) == 2
@@ -141,8 +141,8 @@ def test_a_new_attempt_starts_again_from_its_earlier_step(tmp_path: Path) -> Non
 
 def test_a_new_attempt_at_the_same_place_as_one_that_trained(tmp_path: Path) -> None:
     feed = make(tmp_path)
-    first = merged(run_ranks(feed, "a", Position(), 2, steps=6))
-    assert merged(run_ranks(feed, "b", Position(), 2))[:6] == first
+    first = merged(run_ranks(feed, 1, Position(), 2, steps=6))
+    assert merged(run_ranks(feed, 2, Position(), 2))[:6] == first
 
 
 def test_the_earliest_position_of_an_attempt_counts(tmp_path: Path) -> None:
@@ -150,8 +150,8 @@ def test_the_earliest_position_of_an_attempt_counts(tmp_path: Path) -> None:
     for order in ((3, 1), (1, 3)):
         feed = make(tmp_path)
         for index in order:
-            feed.begin("a", positions[index])
-        assert feed.next(2, 0, 1, PATIENCE_S).position == positions[2]
+            feed.begin(1, positions[index])
+        assert feed.next(1, 2, 0, 1, PATIENCE_S).position == positions[2]
 
 
 def _plans(folder: Path) -> tuple[WindowPlan, FeedPlan]:
@@ -161,9 +161,89 @@ def _plans(folder: Path) -> tuple[WindowPlan, FeedPlan]:
 
 def test_a_finished_feed_serves_a_new_attempt(tmp_path: Path) -> None:
     feed = make(tmp_path)
-    whole = merged(run_ranks(feed, "a", Position(), 1))
+    whole = merged(run_ranks(feed, 1, Position(), 1))
     assert whole[-1][3]
-    assert merged(run_ranks(feed, "b", whole[9][2], 2)) == whole[10:]
+    assert merged(run_ranks(feed, 2, whole[9][2], 2)) == whole[10:]
+
+
+# ---- older groups ----
+
+
+def test_attempts_rise_also_over_a_feed_that_died(tmp_path: Path) -> None:
+    feed = make(tmp_path)
+    before = [feed.new_attempt() for _ in range(3)]
+    after = make(tmp_path).new_attempt()
+    assert DRIVERS_ATTEMPT < before[0] < before[1] < before[2] < after
+
+
+def test_an_older_group_is_refused_and_moves_nothing(tmp_path: Path) -> None:
+    feed = make(tmp_path)
+    first = merged(run_ranks(feed, 1, Position(), 2, steps=6))
+    feed.begin(2, first[2][2])
+    for step in (3, 6, 9):
+        with pytest.raises(StaleAttempt, match="attempt 1 is over, attempt 2 has begun"):
+            feed.next(1, step, 0, 2, PATIENCE_S)
+    with pytest.raises(StaleAttempt):
+        feed.begin(1, first[4][2])
+    windows, plan = _plans(tmp_path)
+    assert merged(run_ranks(feed, 2, first[2][2], 3)) == uninterrupted(windows, plan)[3:]
+
+
+def test_a_rank_that_waits_hears_that_its_group_is_over(tmp_path: Path) -> None:
+    released = threading.Event()
+
+    def stream(plan: WindowPlan, epoch: int, first: int) -> Iterator[Window]:
+        released.wait(PATIENCE_S)
+        yield from in_process(plan, epoch, first)
+
+    feed = make(tmp_path, stream=stream)
+    with ThreadPoolExecutor(1) as pool:
+        old = pool.submit(rank_loop, feed, 1, Position(), 0, 1)
+        while feed.progress() != (0, 0.0) or not feed._wanted:
+            time.sleep(0.01)
+        feed.begin(2, Position())
+        with pytest.raises(StaleAttempt):
+            old.result(PATIENCE_S)
+    released.set()
+    assert feed.next(2, 0, 0, 1, PATIENCE_S).step == 0
+
+
+def test_a_rank_may_ask_before_another_says_that_the_group_begins(tmp_path: Path) -> None:
+    feed = make(tmp_path)
+    feed.begin(1, Position())
+    with ThreadPoolExecutor(1) as pool:
+        early = pool.submit(feed.next, 2, 4, 1, 2, PATIENCE_S)
+        position = [batch.position for batch in batches(*_plans(tmp_path))][3]
+        feed.begin(2, position)
+        assert early.result(PATIENCE_S).step == 4
+
+
+# ---- a wish for a checkpoint ----
+
+
+def test_all_ranks_hear_of_one_step_to_save_behind(tmp_path: Path) -> None:
+    feed = make(tmp_path)
+    feed.begin(1, Position())
+    served = [feed.next(1, step, 0, 2, PATIENCE_S) for step in range(3)]  # rank 0 is ahead
+    feed.ask_for_save(1)
+    served += [feed.next(1, 3, 0, 2, PATIENCE_S)]
+    feed.ask_for_save(1)  # the same wish, heard twice
+    served += [feed.next(1, step, 0, 2, PATIENCE_S) for step in range(4, 6)]
+    assert [s.save for s in served] == [False] * 3 + [True] + [False] * 2
+    assert [feed.next(1, step, 1, 2, PATIENCE_S).save for step in range(6)] == [s.save for s in served]
+    feed.ask_for_save(2)
+    assert [feed.next(1, step, 0, 2, PATIENCE_S).save for step in range(5, 8)] == [False, True, False]
+
+
+def test_a_wish_is_over_with_its_group(tmp_path: Path) -> None:
+    feed = make(tmp_path)
+    positions = [s[2] for s in merged(run_ranks(feed, 1, Position(), 1, steps=4))]
+    feed.ask_for_save(1)
+    feed.begin(2, positions[1])
+    assert not any(feed.next(2, step, 0, 1, PATIENCE_S).save for step in range(2, 7))
+    feed.begin(3, positions[2])
+    feed.ask_for_save(1)
+    assert feed.next(3, 3, 0, 1, PATIENCE_S).save
 
 
 # ---- pace, ends, errors ----
@@ -173,15 +253,15 @@ def test_only_a_few_steps_are_made_ahead(tmp_path: Path) -> None:
     stream = Recorder()
     windows = window_plan(tmp_path, "g" * 400, 4, packing=False)
     feed = Feed(windows, None, feed_plan(windows, 4), str(tmp_path / "data"), stream)
-    feed.begin("a", Position())
-    feed.next(0, 0, 1, PATIENCE_S)
+    feed.begin(1, Position())
+    feed.next(1, 0, 0, 1, PATIENCE_S)
     made = -1
     while made != stream.made:
         made = stream.made
         time.sleep(0.2)
     assert 8 <= made <= 12
     for step in range(1, 6):
-        feed.next(step, 0, 1, PATIENCE_S)
+        feed.next(1, step, 0, 1, PATIENCE_S)
     while stream.made < made + 4:
         time.sleep(0.05)
     feed.close()
@@ -189,8 +269,8 @@ def test_only_a_few_steps_are_made_ahead(tmp_path: Path) -> None:
 
 def test_the_slowest_rank_keeps_its_batches(tmp_path: Path) -> None:
     feed = make(tmp_path)
-    fast = rank_loop(feed, "a", Position(), 0, 2, steps=5)
-    slow = rank_loop(feed, "a", Position(), 1, 2, steps=5)
+    fast = rank_loop(feed, 1, Position(), 0, 2, steps=5)
+    slow = rank_loop(feed, 1, Position(), 1, 2, steps=5)
     windows, plan = _plans(tmp_path)
     assert [n for _, rows, _, _ in merged([fast, slow]) for n in rows] == [
         n for _, rows, _, _ in uninterrupted(windows, plan)[:5] for n in rows
@@ -199,9 +279,9 @@ def test_the_slowest_rank_keeps_its_batches(tmp_path: Path) -> None:
 
 def test_a_step_behind_the_end(tmp_path: Path) -> None:
     feed = make(tmp_path)
-    run_ranks(feed, "a", Position(), 1)
+    run_ranks(feed, 1, Position(), 1)
     with pytest.raises(UserError, match="the data ended before step 15"):
-        feed.next(15, 0, 1, PATIENCE_S)
+        feed.next(1, 15, 0, 1, PATIENCE_S)
 
 
 def test_an_error_reaches_every_rank_and_a_new_attempt_recovers(tmp_path: Path) -> None:
@@ -216,23 +296,23 @@ def test_an_error_reaches_every_rank_and_a_new_attempt_recovers(tmp_path: Path) 
 
     feed = make(tmp_path, stream=stream)
     with ThreadPoolExecutor(3) as pool:
-        ranks = [pool.submit(rank_loop, feed, "a", Position(), rank, 3) for rank in range(3)]
+        ranks = [pool.submit(rank_loop, feed, 1, Position(), rank, 3) for rank in range(3)]
         for rank in ranks:
             with pytest.raises(OSError, match="the disk is gone"):
                 rank.result(PATIENCE_S)
     broken.clear()
     windows = window_plan(tmp_path, "g" * 60, 7, packing=False)
     plan = feed_plan(windows, 4)
-    assert merged(run_ranks(feed, "b", Position(), 2)) == uninterrupted(windows, plan)
+    assert merged(run_ranks(feed, 2, Position(), 2)) == uninterrupted(windows, plan)
 
 
 def test_bad_data_is_a_user_error_on_every_rank(tmp_path: Path) -> None:
     feed = make(tmp_path, "gb" * 20, max_bad_fraction=0.1)
-    feed.begin("a", Position())
+    feed.begin(1, Position())
     for rank in range(2):
         with pytest.raises(UserError, match="20 of 40 rows are bad"):
             for step in range(99):
-                feed.next(step, rank, 2, PATIENCE_S)
+                feed.next(1, step, rank, 2, PATIENCE_S)
 
 
 def test_a_stuck_stream_is_a_timeout(tmp_path: Path) -> None:
@@ -243,31 +323,31 @@ def test_a_stuck_stream_is_a_timeout(tmp_path: Path) -> None:
         yield from in_process(plan, epoch, first)
 
     feed = make(tmp_path, stream=stream)
-    feed.begin("a", Position())
+    feed.begin(1, Position())
     began = time.monotonic()
     with pytest.raises(TimeoutError, match="no batch for step 0"):
-        feed.next(0, 0, 1, 0.2)
+        feed.next(1, 0, 0, 1, 0.2)
     assert 0.15 < time.monotonic() - began < 5
     released.set()
-    assert feed.next(0, 0, 1, PATIENCE_S).step == 0
+    assert feed.next(1, 0, 0, 1, PATIENCE_S).step == 0
 
 
 def test_a_closed_feed_produces_nothing_more(tmp_path: Path) -> None:
     feed = make(tmp_path, "g" * 200, batch=1)
-    feed.begin("a", Position())
-    feed.next(0, 0, 1, PATIENCE_S)
+    feed.begin(1, Position())
+    feed.next(1, 0, 0, 1, PATIENCE_S)
     feed.close()
     with pytest.raises(TimeoutError):
         for step in range(1, 200):
-            feed.next(step, 0, 1, 0.1)
+            feed.next(1, step, 0, 1, 0.1)
 
 
 def test_progress(tmp_path: Path) -> None:
     feed = make(tmp_path)
     assert feed.progress() == (0, 0.0)
-    feed.begin("a", Position())
+    feed.begin(1, Position())
     for step in range(3):
-        slice_ = feed.next(step, 0, 1, PATIENCE_S)
+        slice_ = feed.next(1, step, 0, 1, PATIENCE_S)
     assert feed.progress() == (2, slice_.epochs)
     assert slice_.epochs == pytest.approx(12 / 60)
 
@@ -287,20 +367,20 @@ def ids_of(folder: Path, *line_numbers: int) -> list[str]:
 def test_quarantined_rows_are_written_once(tmp_path: Path) -> None:
     kinds, ids = "gbgggugggg" * 2, ids_of(tmp_path, 2, 6, 12, 16)
     feed = make(tmp_path, kinds, num_epochs=3)
-    run_ranks(feed, "a", Position(), 1)
+    run_ranks(feed, 1, Position(), 1)
     assert quarantined(tmp_path) == ids
-    run_ranks(feed, "b", Position(), 1)
-    run_ranks(make(tmp_path, kinds), "c", Position(), 1)  # the feed's process died
+    run_ranks(feed, 2, Position(), 1)
+    run_ranks(make(tmp_path, kinds), 3, Position(), 1)  # the feed's process died
     assert quarantined(tmp_path) == ids
 
 
 def test_a_quarantine_line_cut_off_by_a_kill_is_written_again(tmp_path: Path) -> None:
     kinds = "gbgggugggg"
-    run_ranks(make(tmp_path, kinds), "a", Position(), 1)
+    run_ranks(make(tmp_path, kinds), 1, Position(), 1)
     file = tmp_path / "data" / "quarantine.jsonl"
     whole = file.read_text(encoding="utf-8")
     file.write_text(whole[:-20], encoding="utf-8")
-    run_ranks(make(tmp_path, kinds), "b", Position(), 1)
+    run_ranks(make(tmp_path, kinds), 2, Position(), 1)
     readable = []
     for line in file.read_text(encoding="utf-8").splitlines():
         try:
@@ -332,7 +412,7 @@ def test_evaluation_and_training_at_once(tmp_path: Path) -> None:
     feed = evaluating(tmp_path, "g" * 20)
     with ThreadPoolExecutor(2) as pool:
         evaluation = pool.submit(feed.evaluation, 0, 1)
-        training = pool.submit(rank_loop, feed, "a", Position(), 0, 1)
+        training = pool.submit(rank_loop, feed, 1, Position(), 0, 1)
         assert numbers(evaluation.result(PATIENCE_S)[0]) == list(range(20))
         assert sorted(n for s in training.result(PATIENCE_S) for n in numbers(s.rows)) == list(range(10))
 
