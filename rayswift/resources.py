@@ -107,6 +107,9 @@ def connect(cluster: ClusterConfig, layout: Layout) -> None:
         return _preflight(ray, cluster, layout)
     # A slow poll would leave a finished or dead worker unseen for seconds.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    if layout.min_workers:
+        # A group planned just before a node died waits in vain for its place; then it is planned anew.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
     if layout.local:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine's only node

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from rayswift.log import logger
 from rayswift.train import checkpoint, universal
 from rayswift.train.launch import RunSpec, Worker
 from rayswift.train.model import write_initial_weights
@@ -24,6 +25,7 @@ def agree_on_checkpoint(spec: RunSpec, worker: Worker) -> tuple[Resume | None, i
         newest = checkpoint.newest(spec.run_dir)
         path = newest.path if newest else spec.resume_from
         decided = [str(path) if path else None, worker.feed.new_attempt()]
+        logger.info("%d worker(s) begin at %s", worker.size, path.name if path else "the first step")
     if worker.size > 1:
         dist.broadcast_object_list(decided)
     path_name, attempt = decided

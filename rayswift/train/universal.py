@@ -12,6 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
 from rayswift.log import logger
 from rayswift.train.checkpoint import Saved
 
@@ -67,7 +69,7 @@ def complete_load(engine: Any, group_settings: list[dict[str, Any]]) -> None:
     zero = engine.optimizer
     # All states were given one step counter, so that every sub-group's step would advance all of them.
     for state in zero.optimizer.state.values():
-        if hasattr(state.get("step"), "clone"):
+        if isinstance(state.get("step"), torch.Tensor):
             state["step"] = state["step"].clone()
     # All groups were given the settings of the first, its weight decay too.
     for group, settings in zip(zero.optimizer.param_groups, group_settings, strict=True):
