@@ -8,6 +8,7 @@ from rayswift.config.load import Invocation, to_yaml
 from rayswift.config.schema import SftConfig
 from rayswift.data import prepare
 from rayswift.data.global_batches import FeedPlan, Position, table
+from rayswift.data.sources.find import parse_source
 from rayswift.data.windows import WindowPlan
 from rayswift.log import logger
 from rayswift.resources import connect, lay_out
@@ -37,7 +38,11 @@ def run(invocation: Invocation) -> None:
 
     # 2. Rows: tokenizer, sources, a look at the first of them.
     tokenizer_dir = prepare.prepare_tokenizer(config.model, run_dir / "tokenizer")
-    windows, eval_windows = prepare.plan_windows(config.data, tokenizer_dir, config.train.seed, run_dir / "data")
+    if resume and config.data.window_rows is None:
+        plan = planning.with_window_rows(plan, resume.window_rows)
+    windows, eval_windows = prepare.plan_windows(plan.config.data, tokenizer_dir, config.train.seed, run_dir / "data")
+    plan = planning.with_window_rows(plan, windows.window_rows)
+    config = plan.config
     found = run_folder.fingerprint(config, windows.encode.tokenizer_hash, windows.row_set.num_rows)
     if resume:
         run_folder.check_unchanged(resume, config, found)
@@ -128,7 +133,7 @@ def _feed_plan(plan: planning.Plan, windows: WindowPlan) -> FeedPlan:
     return FeedPlan(
         global_batch=plan.global_batch,
         num_rows=windows.row_set.num_rows,
-        window_rows=data.window_rows,
+        window_rows=windows.window_rows,
         num_epochs=train.num_train_epochs,
         max_steps=train.max_steps,
         max_bad_fraction=data.max_bad_fraction,
@@ -143,7 +148,7 @@ def _dry_run(config: SftConfig) -> None:
     if plan.estimates is None:
         unchecked.append(f"the model: no {config.model.path}/config.json here, so sizes and memory are unknown")
     for source in [*config.data.dataset, *config.data.eval]:
-        if not Path(source).exists():
+        if not Path(parse_source(source).path).exists():
             unchecked.append(f"the rows of {source}: not a file here")
     print(to_yaml(plan.config))  # noqa: T201
     print(planning.describe(plan, None, unchecked))  # noqa: T201

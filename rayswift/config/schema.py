@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 TruncationMode = Literal["drop", "left", "right"]
 LossOn = Literal["assistant", "last_turn", "all"]
+MixUntil = Literal["first_exhausted", "all_exhausted"]
 Strategy = Literal["no", "steps", "epoch"]
 # A list that may be written as its only item.
 Strings = Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
@@ -78,9 +79,13 @@ class DataConfig(Section):
     """Rows, and how they become packed token rows."""
 
     dataset: Strings
-    """Files, folders, globs or hub ids to train on: jsonl, json, csv, parquet, text."""
+    """Files, folders, globs, URLs or hub ids (org/name:subset) to train on, one after the other; #N takes N rows."""
+    mix: dict[str, float] = {}
+    """Share of each source in the training rows, by its name in `dataset`; empty: every row of every source once."""
+    mix_until: MixUntil = "first_exhausted"
+    """A mixed epoch ends before the first source would repeat, or once all rows of all sources have come."""
     eval: Strings = []
-    """Files or hub ids to evaluate on."""
+    """What to evaluate on, as in `dataset`."""
     eval_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of the training rows held out for evaluation, chosen by the seed."""
     columns: dict[str, str] = {}
@@ -97,8 +102,8 @@ class DataConfig(Section):
     """Which tokens are trained: all assistant turns, the last one, or every token."""
     shuffle: bool = True
     """New order each epoch, a function of seed and epoch alone."""
-    window_rows: int = Field(2000, ge=1)
-    """Rows that are packed together; the unit of streaming."""
+    window_rows: int | None = Field(None, ge=1)
+    """Rows that are packed together, the unit of streaming; null: about 200 packed rows' worth, 2,000 to 50,000."""
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
     """Share of quarantined rows, judged from 1,000 rows on and at the end of the data, that stops the run."""
 

@@ -37,3 +37,16 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
+
+
+def repeated(positions: NDArray[np.int64], num_rows: int, key: tuple[int, ...]) -> NDArray[np.int64]:
+    """Rows at `positions` of an endless sequence: one pass over [0, num_rows) after the other, each in its own order.
+
+    No row comes again before every other one has come.
+    """
+    passes, within = np.divmod(positions, num_rows)
+    rows = np.empty_like(positions)
+    for number in np.unique(passes):
+        where = passes == number
+        rows[where] = shuffled(within[where], num_rows, (*key, int(number)))
+    return rows

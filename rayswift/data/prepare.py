@@ -8,10 +8,11 @@ from pathlib import Path
 
 from rayswift.config.schema import DataConfig, ModelConfig
 from rayswift.data.encode import EncodeConfig, Encoder
+from rayswift.data.mixing import Mix, mix, weights_of
 from rayswift.data.rows import BadRow
-from rayswift.data.sources import open_sources
+from rayswift.data.sources import Store, hold_out, open_sources
 from rayswift.data.windows import RowSet, WindowPlan
-from rayswift.log import UserError
+from rayswift.log import UserError, logger
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -21,6 +22,8 @@ _TOKENIZER_FILES = (
     "generation_config.json",
 )
 _PROBED_ROWS = 64
+_PACKED_ROWS_OF_A_WINDOW = 200
+_LEAST_ROWS, _MOST_ROWS = 2000, 50_000
 
 
 def prepare_tokenizer(model: ModelConfig, folder: Path) -> Path:
@@ -71,39 +74,73 @@ def plan_windows(
         dict(data.columns),
         data.system,
     )
-    stores = open_sources(data.dataset, work_dir / "train")
-    part = "train" if data.eval_fraction else "all"
-    rows = RowSet(stores, seed, data.shuffle, part, data.eval_fraction)
-    train = WindowPlan(rows, encode, data.packing, data.window_rows)
-    held_out: RowSet | None = None
+    stores = open_sources(data.dataset, work_dir / "train", seed)
+    held_out: tuple[Store, ...] = ()
     if data.eval:
-        held_out = RowSet(open_sources(data.eval, work_dir / "eval"), seed, shuffle=False)
+        held_out = open_sources(data.eval, work_dir / "eval", seed)
     elif data.eval_fraction:
-        held_out = replace(rows, part="held_out", shuffle=False)
-        if not rows.num_rows or not held_out.num_rows:
-            raise UserError(
-                f"data.eval_fraction = {data.eval_fraction} of {rows.num_rows + held_out.num_rows} rows leaves "
-                f"{rows.num_rows} to train and {held_out.num_rows} to evaluate"
-            )
-    evaluation = replace(train, row_set=held_out) if held_out else None
-    for plan in (train, evaluation):
-        if plan:
-            probe(plan)
-    return train, evaluation
+        stores, held_out = _hold_out(data, stores, seed)
+    rows = RowSet(stores, seed, data.shuffle, _mix(data, stores))
+    mean_length = probe(rows, encode)
+    window_rows = data.window_rows or derived_window_rows(data.max_length, mean_length)
+    train = WindowPlan(rows, encode, data.packing, window_rows)
+    if not held_out:
+        return train, None
+    evaluation = RowSet(held_out, seed, shuffle=False)
+    probe(evaluation, encode)
+    return train, replace(train, row_set=evaluation)
 
 
-def probe(plan: WindowPlan) -> None:
+def derived_window_rows(max_length: int, mean_length: float) -> int:
+    """Rows of a window whose last, partly filled packed row costs little: so many that about 200 are packed."""
+    return round(min(max(_PACKED_ROWS_OF_A_WINDOW * max_length / mean_length, _LEAST_ROWS), _MOST_ROWS))
+
+
+def _hold_out(
+    data: DataConfig, stores: tuple[Store, ...], seed: int
+) -> tuple[tuple[Store, ...], tuple[Store, ...]]:
+    train, held_out = hold_out(stores, data.eval_fraction, seed)
+    num_train, num_held_out = (sum(store.num_rows for store in part) for part in (train, held_out))
+    if not num_train or not num_held_out:
+        raise UserError(
+            f"data.eval_fraction = {data.eval_fraction} of {num_train + num_held_out} rows leaves "
+            f"{num_train} to train and {num_held_out} to evaluate"
+        )
+    return train, held_out
+
+
+def _mix(data: DataConfig, stores: tuple[Store, ...]) -> Mix | None:
+    if not data.mix:
+        return None
+    empty = [source for source, store in zip(data.dataset, stores, strict=True) if not store.num_rows]
+    if empty:
+        raise UserError(f"data.mix: data.eval_fraction leaves no row of {', '.join(empty)} to train")
+    mixed = mix([store.num_rows for store in stores], weights_of(data.dataset, data.mix), data.mix_until)
+    for source, store, draws in zip(data.dataset, stores, mixed.draws, strict=True):
+        logger.info("mix: an epoch draws %d of the %d rows of %s", draws, store.num_rows, source)
+    return mixed
+
+
+def probe(rows: RowSet, encode: EncodeConfig) -> float:
     """Encode the first rows of an epoch here, so that data that cannot work at all is refused at once.
+
+    Returns:
+        Their mean length in tokens.
 
     Raises:
         UserError: not one of them can be trained; it says why.
     """
-    raw = plan.row_set.read(plan.row_set.rows_at(0, _PROBED_ROWS, 0))
+    raw = rows.read(rows.rows_at(0, _PROBED_ROWS, 0))
     readable = [row.value for row in raw if row.error is None]
     bad = [row.error for row in raw if row.error is not None]
-    bad += [result for result in Encoder(plan.encode).encode(readable) if isinstance(result, BadRow)]
-    if len(bad) < len(raw):
-        return
+    lengths = []
+    for result in Encoder(encode).encode(readable):
+        if isinstance(result, BadRow):
+            bad.append(result)
+        else:
+            lengths += [len(document.input_ids) for document in result]
+    if lengths:
+        return sum(lengths) / len(lengths)
     reasons = Counter(result.reason for result in bad)
     examples = {result.reason: result.detail for result in bad}
     raise UserError(

@@ -14,15 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayswift.data.encode import EncodeConfig, EncodedRow, TooLong, cached_encoder
-from rayswift.data.order import shuffled
+from rayswift.data.mixing import Mix
+from rayswift.data.order import repeated, shuffled
 from rayswift.data.packing import pack
 from rayswift.data.rows import BadRow
 from rayswift.data.sources import RawRow, Store
+from rayswift.data.sources.store import Concatenated
 
 TRAINED = "trained"
 TRAINED_CUT = "trained, cut to data.max_length"
 _BIN_KEY = 0xB145
-_SPLIT_KEY = 0x5EED  # the order that divides training rows from held-out ones; no epoch number
+_MIX_KEY = 0x3A1C
 
 
 @dataclass(frozen=True)
@@ -71,49 +73,50 @@ class Window:
 
 @dataclass(frozen=True)
 class RowSet:
-    """Rows of all stores, one after the other; `part` selects those to train or those that are held out."""
+    """Rows of all stores, numbered through, and the order in which an epoch takes them.
+
+    With a mix an epoch takes `mix.draws` rows of each store; where it left off, the next epoch goes on, and no row
+    comes again before every other of its store has come.
+    """
 
     stores: tuple[Store, ...]
     seed: int
     shuffle: bool = True
-    part: str = "all"  # all | train | held_out
-    eval_fraction: float = 0.0
+    mix: Mix | None = None
 
     @property
     def num_rows(self) -> int:
-        """Raw rows in the part."""
-        if self.part == "all":
-            return self._total
-        return self._held_out if self.part == "held_out" else self._total - self._held_out
+        """Raw rows of an epoch."""
+        return self.mix.num_rows if self.mix else self._all.num_rows
 
     @property
-    def _total(self) -> int:
-        return sum(store.num_rows for store in self.stores)
-
-    @property
-    def _held_out(self) -> int:
-        return round(self._total * self.eval_fraction)
+    def _all(self) -> Concatenated:
+        return Concatenated(self.stores)
 
     def rows_at(self, begin: int, end: int, epoch: int) -> NDArray[np.int64]:
         """Row numbers at positions [begin, end) of an epoch's order."""
-        positions = np.arange(begin, min(end, self.num_rows), dtype=np.int64)
-        if self.shuffle:
-            positions = shuffled(positions, self.num_rows, (self.seed, epoch))
-        if self.part == "all":
-            return positions
-        offset = self._held_out if self.part == "train" else 0
-        return shuffled(positions + offset, self._total, (self.seed, _SPLIT_KEY))
+        end = min(end, self.num_rows)
+        if self.mix:
+            return self._mixed(self.mix, begin, end, epoch)
+        positions = np.arange(begin, end, dtype=np.int64)
+        return shuffled(positions, self.num_rows, (self.seed, epoch)) if self.shuffle else positions
+
+    def _mixed(self, mix: Mix, begin: int, end: int, epoch: int) -> NDArray[np.int64]:
+        owners, draws = mix.at(begin, end)
+        rows = np.empty_like(owners)
+        start = 0
+        for owner, store in enumerate(self.stores):
+            where = owners == owner
+            positions = draws[where] + epoch * mix.draws[owner]
+            key = (self.seed, _MIX_KEY, owner)
+            within = repeated(positions, store.num_rows, key) if self.shuffle else positions % store.num_rows
+            rows[where] = start + within
+            start += store.num_rows
+        return rows
 
     def read(self, rows: NDArray[np.int64]) -> list[RawRow]:
         """Raw rows by number, in the order asked for."""
-        starts = np.cumsum([0, *(store.num_rows for store in self.stores)])
-        owner = np.searchsorted(starts, rows, side="right") - 1
-        raw: list[RawRow | None] = [None] * len(rows)
-        for index in np.unique(owner):
-            where = np.flatnonzero(owner == index)
-            for position, row in zip(where, self.stores[index].read(rows[where] - starts[index]), strict=True):
-                raw[position] = row
-        return [row for row in raw if row is not None]
+        return self._all.read(rows)
 
 
 @dataclass(frozen=True)

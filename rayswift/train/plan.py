@@ -1,11 +1,12 @@
 """From what the user set to what will run: derived values, checks across fields, memory, and the plan as text."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rayswift.config.schema import SftConfig
 from rayswift.data.global_batches import micro_batches
+from rayswift.data.mixing import weights_of
 from rayswift.log import UserError
 from rayswift.resources import Layout, memory_per_worker_bytes
 from rayswift.train import memory
@@ -95,6 +96,12 @@ def _worker_problems(config: SftConfig, layout: Layout) -> list[str]:
     return found
 
 
+def with_window_rows(plan: Plan, window_rows: int) -> Plan:
+    """The plan with the window's size, which the first rows decide, frozen in its config."""
+    data = plan.config.data.model_copy(update={"window_rows": window_rows})
+    return replace(plan, config=plan.config.model_copy(update={"data": data}))
+
+
 def _problems(config: SftConfig, has_eval: bool) -> list[str]:
     train, cluster, data = config.train, config.cluster, config.data
     found = []
@@ -105,6 +112,11 @@ def _problems(config: SftConfig, has_eval: bool) -> list[str]:
             found.append(f"train.{name} needs evaluations; set data.eval or data.eval_fraction")
     if data.eval and data.eval_fraction:
         found.append("data.eval and data.eval_fraction both name evaluation rows; keep one")
+    if data.mix:
+        try:
+            weights_of(data.dataset, data.mix)
+        except UserError as error:
+            found.append(str(error))
     if cluster.offload == "all" and cluster.zero_stage != 3:
         found.append(f"cluster.offload = all needs cluster.zero_stage 3, it is {cluster.zero_stage}")
     if cluster.offload == "optimizer" and not cluster.zero_stage:

@@ -75,6 +75,11 @@ class Resume:
         return self.epochs >= train.num_train_epochs - 1e-9
 
     @property
+    def window_rows(self) -> int:
+        """The rows of a window that its first launch decided on."""
+        return int(self.config["data"]["window_rows"])
+
+    @property
     def zero_stage(self) -> int:
         """The stage its optimizer states were cut for."""
         return self.saved.zero_stage

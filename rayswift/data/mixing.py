@@ -1,0 +1,87 @@
+"""Several sources mixed by weights: which source gives the row at each position of an epoch; pure.
+
+Draw j of the c rows that a source gives in an epoch stands at time (j + 1/2) / c, and the epoch is all draws by time.
+So every stretch of it holds the sources in their proportions, to within a row or two, and any stretch is computed by
+itself: nothing is stored.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, floor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayswift.config.schema import MixUntil
+from rayswift.data.sources.find import parse_source
+from rayswift.log import UserError
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How many rows an epoch draws from each source; more than it has means that its rows come again."""
+
+    draws: tuple[int, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of an epoch."""
+        return sum(self.draws)
+
+    def at(self, begin: int, end: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Source, and number of the draw from it, at positions [begin, end)."""
+        slack = len(self.draws) + 1  # so many rows, at most, is a stretch off its proportions
+        low, high = (begin - slack) / self.num_rows, (end + slack) / self.num_rows
+        first = [self._draws_before(source, low) for source in range(len(self.draws))]
+        after = [self._draws_before(source, high) for source in range(len(self.draws))]
+        sources = np.repeat(np.arange(len(self.draws)), np.subtract(after, first))
+        numbers = np.concatenate([np.arange(a, b) for a, b in zip(first, after, strict=True)])
+        times = (2 * numbers + 1) / (2 * np.asarray(self.draws)[sources])
+        order = np.lexsort((sources, times))[begin - sum(first) : end - sum(first)]
+        return sources[order].astype(np.int64), numbers[order].astype(np.int64)
+
+    def _draws_before(self, source: int, time: float) -> int:
+        """How many draws from a source stand before a time."""
+        draws = self.draws[source]
+        return min(max(ceil(time * draws - 0.5), 0), draws)
+
+
+def mix(sizes: Sequence[int], weights: Sequence[float], until: MixUntil) -> Mix:
+    """The mix of sources of these sizes.
+
+    An epoch ends just before the first source would have to repeat (`first_exhausted`), or as soon as every row of
+    every source was drawn (`all_exhausted`).
+    """
+    exact = [Fraction(repr(weight)) for weight in weights]
+    shares = [weight / sum(exact) for weight in exact]
+    lengths = [size / share for size, share in zip(sizes, shares, strict=True)]
+    total = floor(min(lengths)) if until == "first_exhausted" else ceil(max(lengths))
+    draws = [floor(total * share) for share in shares]
+    by_remainder = sorted(range(len(draws)), key=lambda i: draws[i] - total * shares[i])
+    for source in by_remainder[: total - sum(draws)]:
+        draws[source] += 1
+    return Mix(tuple(draws))
+
+
+def weights_of(sources: Sequence[str], weights: Mapping[str, float]) -> tuple[float, ...]:
+    """The weight of each source: `data.mix` calls it as `data.dataset` does, or by its last part without suffixes.
+
+    Raises:
+        UserError: a name fits no source or several, or a source has no weight or one that is not positive.
+    """
+    found: dict[int, float] = {}
+    for name, weight in weights.items():
+        fitting = [i for i, source in enumerate(sources) if source == name]
+        fitting = fitting or [i for i, source in enumerate(sources) if parse_source(source).short == name]
+        if len(fitting) != 1 or fitting[0] in found:
+            what = "fits no source" if not fitting else "names a source that is named already"
+            what = f"fits {len(fitting)} sources" if len(fitting) > 1 else what
+            raise UserError(f"data.mix: {name} {what}; write each as in data.dataset: {', '.join(sources)}")
+        if weight <= 0:
+            raise UserError(f"data.mix: {name} has the weight {weight}; a weight is above 0")
+        found[fitting[0]] = weight
+    missing = [source for i, source in enumerate(sources) if i not in found]
+    if missing:
+        raise UserError(f"data.mix: {', '.join(missing)} has no weight; give one, or leave it out of data.dataset")
+    return tuple(found[i] for i in range(len(sources)))

@@ -1,0 +1,153 @@
+"""Parquet and Arrow: rows of memory-mapped Arrow record batches.
+
+An uncompressed Arrow file is read where it lies; everything else is copied once, a few thousand rows at a time, so
+that memory does not depend on the size of row groups and any row is a few page reads away.
+"""
+
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rayswift.data.rows import BadRow
+from rayswift.data.sources.lines import OPEN_MAPS
+from rayswift.data.sources.store import MAX_ROW_BYTES, RawRow, Rows, too_large
+from rayswift.log import UserError
+
+_BATCH_ROWS = 4096
+_STREAM_BUFFER_BYTES = 1 << 20
+_FILE_MAGIC = b"ARROW1"
+
+
+@dataclass(frozen=True)
+class ArrowStore:
+    """Rows of an Arrow IPC file or stream. Ids hold the row number, from 0."""
+
+    name: str
+    path: str
+    num_rows: int
+
+    def read(self, rows: Rows) -> list[RawRow]:
+        """See Store."""
+        batches, starts = _mapped_batches(self.path, os.stat(self.path).st_mtime_ns)
+        numbers = np.asarray(rows, np.int64)
+        owner = np.searchsorted(starts, numbers, side="right") - 1
+        order = np.argsort(owner, kind="stable")
+        parts = []
+        for index in np.unique(owner):
+            within = numbers[order][owner[order] == index] - starts[index]
+            parts.append(batches[index].take(pa.array(within)))
+        raw: list[RawRow | None] = [None] * len(numbers)
+        ids = (f"{self.name}:{row}" for row in numbers[order].tolist())
+        for position, row in zip(order, itertools.chain.from_iterable(_raw_rows(p, ids) for p in parts), strict=True):
+            raw[position] = row
+        return [row for row in raw if row is not None]
+
+
+def _raw_rows(batch: pa.RecordBatch, ids: Iterator[str]) -> Iterator[RawRow]:
+    try:
+        if batch.nbytes <= MAX_ROW_BYTES:
+            for value, row_id in zip(batch.to_pylist(), itertools.islice(ids, batch.num_rows), strict=True):
+                yield RawRow(row_id, value)
+            return
+    except (ValueError, OverflowError):  # some value is no UTF-8, or a time that Python cannot hold
+        pass
+    for index, row_id in enumerate(itertools.islice(ids, batch.num_rows)):
+        yield _raw_row(batch.slice(index, 1), row_id)
+
+
+def _raw_row(batch: pa.RecordBatch, row_id: str) -> RawRow:
+    if batch.nbytes > MAX_ROW_BYTES:
+        return too_large(row_id, batch.nbytes, str(batch.schema.names).encode())
+    try:
+        return RawRow(row_id, batch.to_pylist()[0])
+    except UnicodeDecodeError as error:
+        return RawRow(row_id, error=BadRow("invalid UTF-8", str(error)), text=_excerpt(batch))
+    except (ValueError, OverflowError) as error:
+        return RawRow(row_id, error=BadRow("unreadable value", str(error)), text=_excerpt(batch))
+
+
+def _excerpt(batch: pa.RecordBatch) -> str:
+    """A row as JSON, its unreadable columns as Arrow prints or escapes them."""
+    values: dict[str, Any] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            values[name] = column.to_pylist()[0]
+        except (ValueError, OverflowError):
+            is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+            binary = pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary()
+            raw = column.view(binary).to_pylist()[0] if is_text else None
+            values[name] = raw.decode("utf-8", errors="replace") if raw is not None else f"<{column.type}>"
+    return json.dumps(values, ensure_ascii=False, default=str)
+
+
+def open_parquet(name: str, path: Path, work: Path) -> ArrowStore:
+    """Copy a local Parquet file."""
+    # Page by page: a row group may be the whole file.
+    with pq.ParquetFile(path, buffer_size=_STREAM_BUFFER_BYTES, pre_buffer=False) as file:
+        return copy_to_arrow(name, file.schema_arrow, file.iter_batches(_BATCH_ROWS), work)
+
+
+def open_arrow(name: str, path: Path, work: Path) -> ArrowStore:
+    """Use a local Arrow file or stream where it lies, or copy it if its buffers are compressed."""
+    with pa.memory_map(str(path)) as source:
+        content = source.read_buffer(source.size())
+        schema, batches = _batches(source)
+        first = next(batches, None)
+        if first is not None and not _lies_in(content, first):
+            return copy_to_arrow(name, schema, itertools.chain([first], batches), work)
+        num_rows = (first.num_rows if first is not None else 0) + sum(batch.num_rows for batch in batches)
+    if not num_rows:
+        raise UserError(f"data.dataset: {name} holds no row; leave it out")
+    return ArrowStore(name, str(path.resolve()), num_rows)
+
+
+def copy_to_arrow(name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], work: Path) -> ArrowStore:
+    """Write batches, one at a time, to a local Arrow file.
+
+    Raises:
+        UserError: there is no row in them.
+    """
+    path, partial, num_rows = work.with_suffix(".arrow"), work.with_suffix(".partial"), 0
+    with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+            num_rows += batch.num_rows
+    if not num_rows:
+        raise UserError(f"data.dataset: {name} holds no row; leave it out")
+    partial.replace(path)
+    return ArrowStore(name, str(path), num_rows)
+
+
+def _batches(source: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """Schema and batches of an Arrow file or stream."""
+    source.seek(0)
+    if source.read(len(_FILE_MAGIC)) == _FILE_MAGIC:
+        file = pa.ipc.open_file(source)
+        return file.schema, (file.get_batch(i) for i in range(file.num_record_batches))
+    source.seek(0)
+    stream = pa.ipc.open_stream(source)
+    return stream.schema, iter(stream)
+
+
+def _lies_in(content: pa.Buffer, batch: pa.RecordBatch) -> bool:
+    """Whether a batch's buffers are parts of a file's memory map rather than decompressed copies."""
+    buffers = [b for column in batch.columns for b in column.buffers() if b is not None and b.size]
+    return all(content.address <= b.address < content.address + content.size for b in buffers)
+
+
+# Keyed by the file's time too: a data task outlives a run folder that is written anew.
+@lru_cache(OPEN_MAPS)
+def _mapped_batches(path: str, mtime_ns: int) -> tuple[list[pa.RecordBatch], NDArray[np.int64]]:
+    """All batches of a file, their values left on disk, and the row number at which each begins."""
+    batches = [batch for batch in _batches(pa.memory_map(path))[1] if batch.num_rows]
+    return batches, np.cumsum([0, *(batch.num_rows for batch in batches[:-1])])

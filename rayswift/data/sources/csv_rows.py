@@ -1,0 +1,71 @@
+"""csv and tsv: records copied once as jsonl lists of fields, since a record may span lines; the header names them."""
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rayswift.data.rows import BadRow
+from rayswift.data.sources.lines import LineStore, open_lines
+from rayswift.data.sources.store import MAX_ROW_BYTES, RawRow, Rows
+from rayswift.log import UserError
+
+
+@dataclass(frozen=True)
+class CsvStore:
+    """Records under a header; `records` holds each as a JSON list of its fields."""
+
+    header: tuple[str, ...]
+    records: LineStore
+
+    @property
+    def num_rows(self) -> int:
+        """See Store."""
+        return self.records.num_rows
+
+    def read(self, rows: Rows) -> list[RawRow]:
+        """See Store."""
+        return [self._named(row) for row in self.records.read(rows)]
+
+    def _named(self, row: RawRow) -> RawRow:
+        if row.error is not None:
+            return row
+        if len(row.value) != len(self.header):
+            detail = f"the header has {len(self.header)}, the row {len(row.value)}"
+            return RawRow(row.id, error=BadRow("wrong number of fields", detail), text=row.text)
+        return RawRow(row.id, dict(zip(self.header, row.value, strict=True)), text=row.text)
+
+
+def open_csv(name: str, path: Path, work: Path, delimiter: str) -> CsvStore:
+    """Copy a local file's records.
+
+    Raises:
+        UserError: it has no record, or no header of distinct names.
+        csv.Error: a field is larger than a row may be.
+    """
+    copy, partial = work.with_suffix(".records.jsonl"), work.with_suffix(".records.partial")
+    records = _records(path, delimiter)
+    header = next(records, [])
+    twice = sorted({column for column in header if header.count(column) > 1})
+    if twice:
+        raise UserError(f"data.dataset: the header of {name} names {', '.join(twice)} more than once; rename one")
+    num_rows = 0
+    with open(partial, "w", encoding="utf-8") as file:
+        for num_rows, record in enumerate(records, 1):  # noqa: B007
+            file.write(json.dumps(record) + "\n")
+    if not num_rows:
+        raise UserError(f"data.dataset: {name} holds no row; leave it out")
+    partial.replace(copy)
+    return CsvStore(tuple(header), open_lines(name, copy, work, "jsonl"))
+
+
+def _records(path: Path, delimiter: str) -> Iterator[list[str]]:
+    csv.field_size_limit(MAX_ROW_BYTES)
+    # A byte that is no UTF-8 becomes half of a surrogate pair, for which its row alone is quarantined.
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter)
+        try:
+            yield from (record for record in reader if record)
+        except csv.Error as error:
+            raise csv.Error(f"{error} at line {reader.line_num}; is a quote left open before it?") from error

@@ -1,0 +1,139 @@
+"""What every source becomes: a store of numbered rows, read in any order; and views of stores.
+
+Stores are small frozen values: a data task gets them with its plan and maps files and indices itself.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayswift.data.order import repeated
+from rayswift.data.rows import BadRow
+
+# A longer row would fill a data task's memory once it is parsed and tokenised; it is quarantined unread.
+MAX_ROW_BYTES = 1 << 24
+_EXCERPT_BYTES = 2000
+_SPLIT_KEY = 0x5EED  # the order that divides training rows from held-out ones; no epoch number
+
+Rows = Sequence[int] | NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """A row as it stands in its source: its `value` or the `error` of reading it; `id` is `source:line`."""
+
+    id: str
+    value: Any = None
+    error: BadRow | None = None
+    text: str = ""
+
+
+class Store(Protocol):
+    """Numbered rows of one source."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows from 0 to this."""
+
+    def read(self, rows: Rows) -> list[RawRow]:
+        """Read rows by number, in the order asked for."""
+
+
+@dataclass(frozen=True)
+class Concatenated:
+    """Rows of all stores, one store after the other."""
+
+    stores: tuple[Store, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """See Store."""
+        return sum(store.num_rows for store in self.stores)
+
+    def read(self, rows: Rows) -> list[RawRow]:
+        """See Store."""
+        numbers = np.asarray(rows, np.int64)
+        starts = np.cumsum([0, *(store.num_rows for store in self.stores)])
+        owner = np.searchsorted(starts, numbers, side="right") - 1
+        raw: list[RawRow | None] = [None] * len(numbers)
+        for index in np.unique(owner):
+            where = np.flatnonzero(owner == index)
+            for position, row in zip(where, self.stores[index].read(numbers[where] - starts[index]), strict=True):
+                raw[position] = row
+        return [row for row in raw if row is not None]
+
+
+@dataclass(frozen=True)
+class View:
+    """`num_rows` rows of a store from position `begin` on in a shuffled order of it that `key` names.
+
+    Beyond the store's size its rows come again, each pass in an order of its own.
+    """
+
+    store: Store
+    key: tuple[int, ...]
+    begin: int
+    num_rows: int
+
+    def read(self, rows: Rows) -> list[RawRow]:
+        """See Store."""
+        positions = self.begin + np.asarray(rows, np.int64)
+        return self.store.read(repeated(positions, self.store.num_rows, self.key))
+
+
+def hold_out(
+    stores: Sequence[Store], fraction: float, seed: int
+) -> tuple[tuple[Store, ...], tuple[Store, ...]]:
+    """Divide stores, by the seed, into rows to train and `round(fraction x all rows)` rows held out.
+
+    Each store gives its share, so that both parts hold the sources in the same proportions.
+
+    Returns:
+        (stores to train, stores held out), one of each for each store; either may be empty.
+    """
+    sizes = np.array([store.num_rows for store in stores])
+    shares = sizes * fraction
+    held_out = np.floor(shares).astype(int)
+    for index in np.argsort(held_out - shares, kind="stable")[: round(sizes.sum() * fraction) - held_out.sum()]:
+        held_out[index] += 1
+    parts = [
+        (View(store, (seed, _SPLIT_KEY, i), int(n), int(size - n)), View(store, (seed, _SPLIT_KEY, i), 0, int(n)))
+        for i, (store, size, n) in enumerate(zip(stores, sizes, held_out, strict=True))
+    ]
+    return tuple(train for train, _ in parts), tuple(held for _, held in parts)
+
+
+def parse_json(line: bytes, row_id: str) -> RawRow:
+    """The row that a JSON text holds, or why it holds none."""
+    text = line.decode("utf-8", errors="replace")
+    try:
+        text = line.decode("utf-8").lstrip("\ufeff").rstrip("\r")
+        return RawRow(row_id, json.loads(text, object_pairs_hook=_unique), text=text)
+    except UnicodeDecodeError as error:
+        return RawRow(row_id, error=BadRow("invalid UTF-8", str(error)), text=text)
+    except BadRow as error:
+        return RawRow(row_id, error=error, text=text)
+    except (ValueError, RecursionError) as error:  # JSONDecodeError, or an integer of thousands of digits
+        return RawRow(row_id, error=BadRow("malformed JSON", str(error)), text=text)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadRow("duplicate keys", f"an object has the key {twice!r} more than once")
+    return value
+
+
+def too_large(row_id: str, num_bytes: int, start: bytes) -> RawRow:
+    """A row beyond `MAX_ROW_BYTES`, with only its beginning as text."""
+    text = start[:_EXCERPT_BYTES].decode("utf-8", errors="replace")
+    limit = f"row over {MAX_ROW_BYTES >> 20} MiB"
+    return RawRow(row_id, error=BadRow(limit, f"{num_bytes:,} bytes; its beginning is kept here"), text=f"{text}...")
+
+
