@@ -231,7 +231,8 @@ class _QuarantineFile:
         if not new:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._path, "a", encoding="utf-8") as file:
+        # Half of a surrogate pair is no UTF-8; with a backslash it is the JSON escape of itself.
+        with open(self._path, "a", encoding="utf-8", errors="backslashreplace") as file:
             if self._cut_off:
                 file.write("\n")
                 self._cut_off = False

@@ -96,9 +96,7 @@ def derived_window_rows(max_length: int, mean_length: float) -> int:
     return round(min(max(_PACKED_ROWS_OF_A_WINDOW * max_length / mean_length, _LEAST_ROWS), _MOST_ROWS))
 
 
-def _hold_out(
-    data: DataConfig, stores: tuple[Store, ...], seed: int
-) -> tuple[tuple[Store, ...], tuple[Store, ...]]:
+def _hold_out(data: DataConfig, stores: tuple[Store, ...], seed: int) -> tuple[tuple[Store, ...], tuple[Store, ...]]:
     train, held_out = hold_out(stores, data.eval_fraction, seed)
     num_train, num_held_out = (sum(store.num_rows for store in part) for part in (train, held_out))
     if not num_train or not num_held_out:

@@ -1,5 +1,6 @@
 """Files of every kind -> rows by number, with ids that say where a row stands."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayswift.data import sources
-from rayswift.data.sources import RawRow, open_sources
+from rayswift.data.sources import RawRow, json_values, lines, open_sources, store
 from rayswift.log import UserError
 
 
 def rows_of(path: Path | str, work: Path) -> list[RawRow]:
-    rows: list[RawRow] = []
-    for store in open_sources([str(path)], work / "work"):
-        rows += store.read(range(store.num_rows))
-    return rows
+    (source,) = open_sources([str(path)], work / "work")
+    return source.read(range(source.num_rows))
 
 
 def write(path: Path, content: bytes | str) -> Path:
@@ -85,7 +83,7 @@ def test_lines_across_the_borders_of_reads(tmp_path: Path, monkeypatch: pytest.M
     path = write(tmp_path / "x.jsonl", "".join(f'{{"n": "{"x" * (i % 7)}"}}\n' for i in range(40)))
     expected = values(path, tmp_path / "whole")
     for size in (1, 2, 3, 10, 11):
-        monkeypatch.setattr(sources, "_CHUNK_BYTES", size)
+        monkeypatch.setattr(lines, "_CHUNK_BYTES", size)
         assert values(path, tmp_path / str(size)) == expected
 
 
@@ -168,7 +166,7 @@ def test_parquet_without_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("x.parquet", b"not parquet"), ("x.csv", b"text\n\xff\n"), ("x.json", b'["\xff"]')],
+    [("x.parquet", b"not parquet"), ("x.jsonl.gz", b"not gzip"), ("x.arrow", b"not arrow")],
 )
 def test_unreadable_files(name: str, content: bytes, tmp_path: Path) -> None:
     assert "cannot read" in refusal(write(tmp_path / name, content), tmp_path)
@@ -232,3 +230,254 @@ def test_an_unknown_kind_of_file(tmp_path: Path) -> None:
 def test_a_folder_without_rows(tmp_path: Path) -> None:
     write(tmp_path / "d" / "x.md", "a")
     assert "holds no file ending in .jsonl" in refusal(tmp_path / "d", tmp_path)
+
+
+# ---- rows that are bad by themselves ----
+
+
+def reasons(rows: list[RawRow]) -> list[str | None]:
+    return [row.error.reason if row.error else None for row in rows]
+
+
+def test_bytes_that_are_no_utf8_cost_only_their_row(tmp_path: Path) -> None:
+    table = rows_of(write(tmp_path / "x.csv", b"a,b\n1,\xff\n3,4\n"), tmp_path)
+    assert reasons(table) == ["invalid UTF-8", None]
+    assert table[0].text == '["1", "\ufffd"]'
+    assert reasons(rows_of(write(tmp_path / "x.json", b'["\xff", {"a": 1}]'), tmp_path)) == ["invalid UTF-8", None]
+    assert reasons(rows_of(write(tmp_path / "x.txt", b"\xff\nfine\n"), tmp_path)) == ["invalid UTF-8", None]
+
+
+def test_a_key_twice_is_a_bad_row(tmp_path: Path) -> None:
+    rows = rows_of(
+        write(tmp_path / "x.jsonl", '{"a": 1, "a": 2}\n{"a": {"b": 1, "c": 2, "b": 3}}\n{"a": 1}\n'), tmp_path
+    )
+    assert reasons(rows) == ["duplicate keys", "duplicate keys", None]
+    assert "'b' more than once" in str(rows[1].error)
+
+
+def test_a_row_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "MAX_ROW_BYTES", 100)
+    rows = rows_of(write(tmp_path / "x.jsonl", '{"a": "%s"}\n{"a": 1}\n' % ("x" * 5000)), tmp_path)
+    assert reasons(rows) == [f"row over {store.MAX_ROW_BYTES >> 20} MiB", None]
+    assert rows[0].text.startswith('{"a": "xxx') and rows[0].text.endswith("x...")
+
+
+def test_csv_records_that_do_not_fit_the_header(tmp_path: Path) -> None:
+    rows = rows_of(write(tmp_path / "x.csv", "a,b\n1\n1,2\n1,2,3\n"), tmp_path)
+    assert reasons(rows) == ["wrong number of fields", None, "wrong number of fields"]
+    assert "names a more than once" in refusal(write(tmp_path / "y.csv", "a,b,a\n1,2,3\n"), tmp_path)
+
+
+def test_a_quote_left_open_in_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rayswift.data.sources.csv_rows.MAX_ROW_BYTES", 100)
+    path = write(tmp_path / "x.csv", 'a,b\n1,"2\n' + "3,4\n" * 100)
+    assert "is a quote left open before it?" in refusal(path, tmp_path)
+
+
+def test_a_file_that_shrinks_is_an_error_not_other_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", "1\n22\n333\n")
+    (source,) = open_sources([str(path)], tmp_path / "w")
+    write(path, "1\n2")
+    with pytest.raises(UserError, match="became shorter"):
+        source.read([2])
+
+
+# ---- json: arrays and objects over several lines ----
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1 << 20])
+def test_json_values_across_the_borders_of_reads(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_values, "_CHUNK_BYTES", size)
+    rows = [{"a": 'q"]},{[\\', "b": [1, [2, {"c": "\\\\"}]]}, "\\", [], {}, 10**60, "é\ud83d"]
+    for indent in (None, 2):
+        assert values(write(tmp_path / "x.json", json.dumps(rows, indent=indent)), tmp_path / str(indent)) == rows
+    objects = [row for row in rows if isinstance(row, dict)]
+    stream = "\n".join(json.dumps(row, indent=1) for row in [{"first": [1]}, *objects])
+    assert values(write(tmp_path / "y.json", "\n " + stream + " \n"), tmp_path) == [{"first": [1]}, *objects]
+
+
+def test_one_bad_element_costs_only_itself(tmp_path: Path) -> None:
+    rows = rows_of(write(tmp_path / "x.json", '[{"a": 1}, {"a" 2}, {"a": 3}]'), tmp_path)
+    assert reasons(rows) == [None, "malformed JSON", None]
+    assert [row.id for row in rows] == [f"{tmp_path / 'x.json'}:{n}" for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ('[{"a": 1}, {"b"', "it ends inside a value"),
+        ('[{"a": 1}', "it ends inside a value"),
+        ('[{"a": "1}]', "it ends inside a value"),
+        ('[{"a": 1}] [2]', "text follows its array"),
+        ('[{"a": 1}]]', "closes a bracket that none opened"),
+        ("[]", "holds no row"),
+        ("[\n \n]\n", "holds no row"),
+    ],
+)
+def test_json_that_is_no_array(content: str, why: str, tmp_path: Path) -> None:
+    assert why in refusal(write(tmp_path / "x.json", content), tmp_path)
+
+
+def test_a_bad_first_line_does_not_make_jsonl_a_stream(tmp_path: Path) -> None:
+    rows = rows_of(write(tmp_path / "x.json", 'junk\n{"a": 1}\n'), tmp_path)
+    assert reasons(rows) == ["malformed JSON", None]
+
+
+# ---- arrow ----
+
+TABLE = pa.table({"text": [f"row {i}" for i in range(5000)], "n": range(5000)})
+
+
+def arrow_file(path: Path, kind: str, compression: str | None = None) -> Path:
+    new = pa.ipc.new_file if kind == "file" else pa.ipc.new_stream
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.OSFile(str(path), "wb") as sink, new(sink, TABLE.schema, options=options) as writer:
+        writer.write_table(TABLE, max_chunksize=700)
+    return path
+
+
+@pytest.mark.parametrize("compression", [None, "lz4"])
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_arrow(kind: str, compression: str | None, tmp_path: Path) -> None:
+    path = arrow_file(tmp_path / "x.ARROW", kind, compression)
+    (source,) = open_sources([str(path)], tmp_path / "w")
+    read = source.read([4999, 0, 699, 700, 0])
+    assert [row.value["n"] for row in read] == [4999, 0, 699, 700, 0]
+    assert read[0].id == f"{path}:4999"
+    assert bool(list((tmp_path / "w").iterdir())) == (compression is not None)  # read in place, or copied
+
+
+def test_parquet_with_one_large_row_group(tmp_path: Path) -> None:
+    pq.write_table(TABLE, tmp_path / "x.parquet", row_group_size=5000)
+    (source,) = open_sources([str(tmp_path / "x.parquet")], tmp_path / "w")
+    assert [row.value for row in source.read([4999, 4096, 4095])] == [
+        {"text": f"row {i}", "n": i} for i in (4999, 4096, 4095)
+    ]
+
+
+def test_values_in_arrow_that_python_cannot_hold_cost_only_their_row(tmp_path: Path) -> None:
+    words = pa.array([b"good", b"\xff\xfe", b"fine"], pa.binary()).view(pa.string())
+    times = pa.array([0, 0, 2**62], pa.timestamp("ms"))
+    pq.write_table(pa.table({"text": words, "at": times}), tmp_path / "x.parquet")
+    rows = rows_of(tmp_path / "x.parquet", tmp_path)
+    assert reasons(rows) == [None, "invalid UTF-8", "unreadable value"]
+    assert json.loads(rows[1].text)["text"] == "\ufffd\ufffd"
+
+
+def test_a_folder_that_datasets_saved(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        folder = tmp_path / "saved" / split
+        folder.mkdir(parents=True)
+        arrow_file(folder / "data-00000-of-00001.arrow", "stream")
+        write(folder / "state.json", json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
+        write(folder / "dataset_info.json", "{}")
+    write(tmp_path / "saved" / "dataset_dict.json", json.dumps({"splits": ["train", "test"]}))
+    assert len(rows_of(tmp_path / "saved", tmp_path)) == len(rows_of(tmp_path / "saved" / "test", tmp_path)) == 5000
+
+
+# ---- compressed, behind a URL ----
+
+
+def zstd(content: bytes) -> bytes:
+    return pa.Codec("zstd").compress(content, asbytes=True)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".GZ", ".zst"])
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [(".jsonl", '{"a": 1}\n{"a": 2}\n'), (".json", '[{"a": 1}, {"a": 2}]'), (".csv", "a\n1\n2\n"), (".txt", "1\n2\n")],
+)
+def test_compressed_files(kind: str, content: str, suffix: str, tmp_path: Path) -> None:
+    pack = zstd if suffix == ".zst" else gzip.compress
+    path = write(tmp_path / f"x{kind}{suffix}", pack(content.encode()))
+    assert values(path, tmp_path) == values(write(tmp_path / f"y{kind}", content), tmp_path / "plain")
+    assert rows_of(path, tmp_path)[0].id.startswith(f"{path}:")
+
+
+def test_gzip_of_several_members(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl.gz", gzip.compress(b'{"a": 1}\n') + gzip.compress(b'{"a": 2}\n'))
+    assert values(path, tmp_path) == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_compressed_files_that_are_cut_off(suffix: str, tmp_path: Path) -> None:
+    pack = zstd if suffix == ".zst" else gzip.compress
+    content = pack("".join(f'{{"a": {i}}}\n' for i in range(5000)).encode())
+    path = write(tmp_path / f"x.jsonl{suffix}", content[: len(content) // 2])
+    assert "cannot read" in refusal(path, tmp_path)
+
+
+def test_urls(tmp_path: Path) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/bucket/rows/a.jsonl", b'{"a": 1}\n')
+    memory.pipe("/bucket/rows/deep/b.jsonl.gz", gzip.compress(b'{"a": 2}\n'))
+    memory.pipe("/bucket/rows/notes.md", b"no")
+    for url in ("memory://bucket/rows", "memory://bucket/rows/*.jsonl*"):
+        assert values(url, tmp_path) == [{"a": 1}, {"a": 2}]
+    (row,) = rows_of("memory://bucket/rows/a.jsonl", tmp_path)
+    assert row.id == "memory://bucket/rows/a.jsonl:1"
+    assert "nothing is at memory://bucket/none" in refusal("memory://bucket/none", tmp_path)
+    assert "cannot reach" in refusal("nowhere://bucket/none", tmp_path)
+
+
+# ---- hub data sets ----
+
+
+def test_a_local_folder_laid_out_like_a_hub_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (
+        "---\nconfigs:\n- config_name: one\n  data_files: one.jsonl\n- config_name: two\n  data_files: two.jsonl\n---\n"
+    )
+    write(tmp_path / "set" / "README.md", readme)
+    write(tmp_path / "set" / "one.jsonl", '{"text": "1"}\n')
+    write(tmp_path / "set" / "two.jsonl", '{"text": "2"}\n')
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    assert values(f"{tmp_path / 'set'}:two", tmp_path) == [{"text": "2"}]
+
+
+def test_a_hub_id_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "could not be had from the hub" in refusal("org/no-such-set", tmp_path)
+
+
+# ---- samples and held-out rows ----
+
+
+def numbered(tmp_path: Path, num_rows: int) -> Path:
+    return write(tmp_path / "x.jsonl", "".join(f"{i}\n" for i in range(num_rows)))
+
+
+def test_a_sample_of_a_source(tmp_path: Path) -> None:
+    path = numbered(tmp_path, 50)
+    (taken,) = open_sources([f"{path}#20"], tmp_path / "w", seed=1)
+    (other,) = open_sources([f"{path}#20"], tmp_path / "w", seed=2)
+    rows = [row.value for row in taken.read(range(20))]
+    assert taken.num_rows == len(set(rows)) == 20
+    assert rows != sorted(rows) and rows != [row.value for row in other.read(range(20))]
+
+
+def test_a_sample_beyond_the_size_repeats_evenly(tmp_path: Path) -> None:
+    path = numbered(tmp_path, 7)
+    (taken,) = open_sources([f"{path}#17"], tmp_path / "w")
+    rows = [row.value for row in taken.read(range(17))]
+    assert sorted(rows[:7]) == sorted(rows[7:14]) == list(range(7))
+    assert len(set(rows[14:])) == 3
+    assert "asks for no row" in refusal(f"{path}#0", tmp_path)
+
+
+def test_samples_of_folders_and_their_ids(tmp_path: Path) -> None:
+    for name in "ab":
+        write(tmp_path / "d" / f"{name}.jsonl", "1\n2\n")
+    (taken,) = open_sources([f"{tmp_path / 'd'}#4"], tmp_path / "w")
+    ids = sorted(row.id for row in taken.read(range(4)))
+    assert ids == [f"{tmp_path / 'd' / f'{name}.jsonl'}:{line}" for name in "ab" for line in (1, 2)]
+
+
+def test_stores_are_light(tmp_path: Path) -> None:
+    """A data task gets its plan with every window."""
+    import pickle
+
+    (source,) = open_sources([str(numbered(tmp_path, 20_000))], tmp_path / "w")
+    assert len(pickle.dumps(source)) < 1000

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import MAX_LENGTH, good, line, numbers, window_plan
 
-from rayswift.data.sources import open_sources
+from rayswift.data.sources import hold_out, open_sources
 from rayswift.data.windows import RowSet
 
 KINDS = st.text("gggggbul", min_size=1, max_size=40)
@@ -108,33 +108,26 @@ def test_rows_of_several_stores_are_numbered_through(tmp_path: Path) -> None:
     assert row_set.rows_at(8, 99, 0).tolist() == row_set.rows_at(0, 10, 0).tolist()[8:]
 
 
-@given(st.integers(2, 200), st.floats(0, 0.99), st.booleans(), st.integers(0, 5), st.integers(0, 100))
+@given(st.integers(2, 200), st.floats(0, 0.99), st.integers(1, 3), st.integers(0, 100))
 def test_held_out_rows_are_disjoint_and_nothing_is_lost(
-    tmp_path_factory: pytest.TempPathFactory,
-    num_rows: int,
-    fraction: float,
-    shuffle: bool,
-    epoch: int,
-    seed: int,
+    tmp_path_factory: pytest.TempPathFactory, num_rows: int, fraction: float, num_stores: int, seed: int
 ) -> None:
     (store,) = _store(tmp_path_factory, num_rows)
-    train = RowSet((store,), seed, shuffle, "train", fraction)
-    held_out = RowSet((store,), seed, False, "held_out", fraction)
-    assert held_out.num_rows == round(num_rows * fraction)
-    both = [*train.rows_at(0, num_rows, epoch).tolist(), *held_out.rows_at(0, num_rows, 0).tolist()]
-    assert sorted(both) == list(range(num_rows))
+    train, held_out = hold_out([store] * num_stores, fraction, seed)
+    assert sum(part.num_rows for part in held_out) == round(num_rows * num_stores * fraction)
+    for one, other in zip(train, held_out, strict=True):
+        ids = [row.id for part in (one, other) for row in part.read(range(part.num_rows))]
+        assert sorted(ids) == sorted(row.id for row in store.read(range(num_rows)))
 
 
-def test_held_out_rows_are_chosen_by_the_seed_not_by_the_epoch(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
+def test_held_out_rows_are_chosen_by_the_seed(tmp_path_factory: pytest.TempPathFactory) -> None:
     (store,) = _store(tmp_path_factory, 200)
-    chosen = [
-        sorted(RowSet((store,), seed, False, "held_out", 0.2).rows_at(0, 40, epoch).tolist())
-        for seed, epoch in ((1, 0), (1, 3), (2, 0))
-    ]
+    chosen = []
+    for seed in (1, 1, 2):
+        _, (held_out,) = hold_out([store], 0.2, seed)
+        chosen.append(sorted(row.id for row in held_out.read(range(40))))
     assert chosen[0] == chosen[1] != chosen[2]
-    assert chosen[0] != list(range(40))
+    assert chosen[0] != sorted(row.id for row in store.read(range(40)))
 
 
 _STORES: dict[int, tuple] = {}

@@ -34,6 +34,11 @@ class CsvStore:
         if len(row.value) != len(self.header):
             detail = f"the header has {len(self.header)}, the row {len(row.value)}"
             return RawRow(row.id, error=BadRow("wrong number of fields", detail), text=row.text)
+        try:
+            "".join(row.value).encode()
+        except UnicodeEncodeError:
+            text = json.dumps(row.value, ensure_ascii=False).encode(errors="surrogateescape").decode(errors="replace")
+            return RawRow(row.id, error=BadRow("invalid UTF-8", "a field holds bytes that are no UTF-8"), text=text)
         return RawRow(row.id, dict(zip(self.header, row.value, strict=True)), text=row.text)
 
 

@@ -1,6 +1,6 @@
 """What a source string names: files here, files behind a URL, or a hub id; and how many of its rows to take.
 
-    rows.jsonl   data/   'data/*.parquet'   rows.jsonl.gz   s3://bucket/rows/   org/name:subset   any of them#500
+rows.jsonl   data/   'data/*.parquet'   rows.jsonl.gz   s3://bucket/rows/   org/name:subset   any of them#500
 """
 
 import fnmatch

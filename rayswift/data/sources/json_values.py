@@ -151,7 +151,9 @@ def _spans(name: str, file: BinaryIO) -> Iterator[NDArray[np.int64]]:
         elif is_array and closed_at >= 0:
             ends = ends[:0]
         if closed_at >= 0 and chunk[max(0, closed_at + 1 - offset) :].strip():
-            raise UserError(f"data.dataset: {name} is not valid JSON: text follows its array, which ends at byte {closed_at}")
+            raise UserError(
+                f"data.dataset: {name} is not valid JSON: text follows its array, which ends at byte {closed_at}"
+            )
         if len(ends):
             begins = np.concatenate([[begin], ends[:-1] + 1])
             yield np.stack([begins, ends + (not is_array)], axis=1)

@@ -110,9 +110,7 @@ def _blank_lines(chunk: bytes, ends: NDArray[np.int64]) -> NDArray[np.bool_]:
     return blank
 
 
-def read_spans(
-    path: str, spans: Iterable[tuple[int, int]], ids: Iterable[str]
-) -> Iterable[tuple[bytes | RawRow, str]]:
+def read_spans(path: str, spans: Iterable[tuple[int, int]], ids: Iterable[str]) -> Iterable[tuple[bytes | RawRow, str]]:
     """The bytes of each span of a file with its id; a span that is too large is a bad row.
 
     Raises:

@@ -85,9 +85,7 @@ class View:
         return self.store.read(repeated(positions, self.store.num_rows, self.key))
 
 
-def hold_out(
-    stores: Sequence[Store], fraction: float, seed: int
-) -> tuple[tuple[Store, ...], tuple[Store, ...]]:
+def hold_out(stores: Sequence[Store], fraction: float, seed: int) -> tuple[tuple[Store, ...], tuple[Store, ...]]:
     """Divide stores, by the seed, into rows to train and `round(fraction x all rows)` rows held out.
 
     Each store gives its share, so that both parts hold the sources in the same proportions.
@@ -135,5 +133,3 @@ def too_large(row_id: str, num_bytes: int, start: bytes) -> RawRow:
     text = start[:_EXCERPT_BYTES].decode("utf-8", errors="replace")
     limit = f"row over {MAX_ROW_BYTES >> 20} MiB"
     return RawRow(row_id, error=BadRow(limit, f"{num_bytes:,} bytes; its beginning is kept here"), text=f"{text}...")
-
-
