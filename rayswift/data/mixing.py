@@ -8,7 +8,7 @@ itself: nothing is stored.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil, floor
+from math import ceil, floor, inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,8 +78,8 @@ def weights_of(sources: Sequence[str], weights: Mapping[str, float]) -> tuple[fl
             what = "fits no source" if not fitting else "names a source that is named already"
             what = f"fits {len(fitting)} sources" if len(fitting) > 1 else what
             raise UserError(f"data.mix: {name} {what}; write each as in data.dataset: {', '.join(sources)}")
-        if weight <= 0:
-            raise UserError(f"data.mix: {name} has the weight {weight}; a weight is above 0")
+        if not 0 < weight < inf:
+            raise UserError(f"data.mix: {name} has the weight {weight}; a weight is above 0 and finite")
         found[fitting[0]] = weight
     missing = [source for i, source in enumerate(sources) if i not in found]
     if missing:

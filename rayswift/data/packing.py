@@ -14,9 +14,9 @@ import numpy as np
 # A gap is filled by a subset sum once so few of the longest rows that fit would fill it.
 _ROWS_OF_A_GAP = 4
 # Lengths that a subset sum tries: the longest that fit, then others spread over all shorter ones.
-_LONGEST_TRIED = 24
-_SPREAD_TRIED = 24
-_COPIES_TRIED = 3
+_LONGEST_TRIED = 12
+_SPREAD_TRIED = 12
+_COPIES_TRIED = 2
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
