@@ -1,6 +1,7 @@
 """`rayswift <verb> ...`: verb -> module. Imports neither torch nor ray, so `--help` answers at once."""
 
 import importlib
+import os
 import sys
 
 from rayswift import __version__
@@ -15,7 +16,10 @@ VERBS = {
 
 def main(argv: list[str] | None = None) -> None:
     """Run one verb; exit code 0 done, 1 failed, 2 bad input, 130 interrupted."""
-    sys.exit(_run(sys.argv[1:] if argv is None else argv))
+    code = _run(sys.argv[1:] if argv is None else argv)
+    if code:
+        _leave_ray_quietly()
+    sys.exit(code)
 
 
 def _run(argv: list[str]) -> int:
@@ -53,6 +57,20 @@ def _complain(error: UserError, exit_code: int) -> int:
     for line in str(error).splitlines():
         logger.error("error: %s" if not line.startswith(" ") else "%s", line)
     return exit_code
+
+
+def _leave_ray_quietly() -> None:
+    """The error is the last thing on the screen: what Ray's processes say of their own end goes nowhere."""
+    if "ray" not in sys.modules:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+    import ray
+
+    ray.shutdown()
 
 
 def usage() -> str:

@@ -6,10 +6,10 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
+from rayswift import preflight
 from rayswift.config.schema import ClusterConfig
 from rayswift.log import UserError
 
@@ -42,14 +42,51 @@ class Layout:
         return self.min_workers or self.world_size
 
 
-def lay_out(cluster: ClusterConfig) -> Layout:
-    """Resolve workers, device and threads without starting Ray.
+def is_local(cluster: ClusterConfig) -> bool:
+    """Whether Ray is started for this run, on this machine."""
+    return cluster.address is None and not os.environ.get("RAY_ADDRESS")
+
+
+def join(cluster: ClusterConfig) -> dict[str, float] | None:
+    """Join the cluster that the run goes to, if there is one.
+
+    Returns:
+        Its resources in all; None: Ray will be started here, by `connect`.
+
+    Raises:
+        UserError: the cluster cannot be reached.
+    """
+    if is_local(cluster):
+        return None
+    address = cluster.address or os.environ["RAY_ADDRESS"]
+    preflight.check_head_answers(address)
+    import ray
+
+    if not ray.is_initialized():
+        _set_up_ray_train(cluster)
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"no Ray cluster answers at {address} (cluster.address, or RAY_ADDRESS): {reason}"
+            ) from error
+    resources: dict[str, float] = ray.cluster_resources()
+    return resources
+
+
+def lay_out(cluster: ClusterConfig, joined: dict[str, float] | None = None) -> Layout:
+    """Resolve workers, device and threads.
+
+    Args:
+        cluster: As loaded.
+        joined: What the cluster has, see `join`; None: judge by this machine.
 
     Raises:
         UserError: this machine, if it is the whole cluster, lacks the GPUs or cores asked for.
     """
-    local = cluster.address is None and not os.environ.get("RAY_ADDRESS")
-    num_gpus, num_cores = count_gpus(), os.cpu_count() or 1
+    local = is_local(cluster)
+    num_gpus, num_cores = int(joined.get("GPU", 0)) if joined else count_gpus(), os.cpu_count() or 1
     device = cluster.device
     if device == "auto":
         device = "cuda" if num_gpus else "cpu"
@@ -59,7 +96,7 @@ def lay_out(cluster: ClusterConfig) -> Layout:
         if local:  # this machine does not grow
             num_workers = max(min_workers, min(num_workers, num_gpus if device == "cuda" else num_cores))
     if num_workers is None:
-        num_workers = max(1, num_gpus) if device == "cuda" and local else 1
+        num_workers = max(1, num_gpus) if device == "cuda" and (local or joined) else 1
     if local and device == "cuda" and max(1, num_workers) > num_gpus:
         raise UserError(
             f"cluster.num_workers = {num_workers} on cuda needs as many GPUs; this machine shows {num_gpus}; lower it, "
@@ -95,41 +132,33 @@ def memory_per_worker_bytes(layout: Layout) -> int:
     return int(psutil.virtual_memory().total * 0.8) // layout.world_size
 
 
-def connect(cluster: ClusterConfig, layout: Layout) -> None:
-    """Start Ray for this run, or join the cluster that is there, and make sure that workers and data tasks both fit.
+def connect(cluster: ClusterConfig, layout: Layout, run_dir: Path) -> None:
+    """Start Ray for this run, or make sure that workers and data tasks fit the cluster that was joined.
 
     Raises:
-        UserError: the cluster cannot be reached, or has too little.
+        UserError: the cluster has too little, or its nodes do not share the run folder.
     """
     import ray
 
-    if ray.is_initialized():
-        return _preflight(ray, cluster, layout)
-    # A slow poll would leave a finished or dead worker unseen for seconds.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    if layout.min_workers:
-        # A group planned just before a node died waits in vain for its place; then it is planned anew.
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
-    if layout.local:
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine's only node
-        os.environ.setdefault("RAY_WARN_BLOCKING_GET_INSIDE_ASYNC", "0")  # Ray Train's controller does so
-        num_gpus = layout.world_size if layout.device == "cuda" else 0
-        ray.init(
-            num_cpus=cluster.num_data_cpus,
-            num_gpus=num_gpus,
-            resources={TRAINER: float(layout.world_size)},
-            **common,
-        )
+    if not layout.local:
+        join(cluster)
+        fewest = layout.min_workers or layout.num_workers
+        preflight.wait_until_it_fits(preflight.Ask(fewest, worker_resources(layout)), cluster.wait_for_nodes_s)
+        preflight.check_shared(run_dir)
         return
-    del common["include_dashboard"]
-    try:
-        ray.init(address=cluster.address or "auto", **common)
-    except (ConnectionError, RuntimeError) as error:
-        where = cluster.address or os.environ.get("RAY_ADDRESS")
-        reason = str(error).splitlines()[0]
-        raise UserError(f"no Ray cluster answers at {where}: {reason}; check cluster.address") from error
-    _preflight(ray, cluster, layout)
+    if ray.is_initialized():
+        return
+    _set_up_ray_train(cluster)
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine's only node
+    os.environ.setdefault("RAY_WARN_BLOCKING_GET_INSIDE_ASYNC", "0")  # Ray Train's controller does so
+    ray.init(
+        num_cpus=cluster.num_data_cpus,
+        num_gpus=layout.world_size if layout.device == "cuda" else 0,
+        resources={TRAINER: float(layout.world_size)},
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
 
 
 def worker_resources(layout: Layout) -> dict[str, float]:
@@ -140,16 +169,9 @@ def worker_resources(layout: Layout) -> dict[str, float]:
     return {"CPU": 1.0, **held}
 
 
-def _preflight(ray: Any, cluster: ClusterConfig, layout: Layout) -> None:
-    if layout.local:
-        return
-    total, needed = ray.cluster_resources(), layout.min_world_size
-    lacking = []
-    if total.get("CPU", 0) < needed + 1:
-        lacking.append(
-            f"{needed + 1} CPUs (one per worker, and at least one for Ray Data), it has {total.get('CPU', 0):.0f}"
-        )
-    if layout.device == "cuda" and total.get("GPU", 0) < needed:
-        lacking.append(f"{needed} GPUs, it has {total.get('GPU', 0):.0f}")
-    if lacking:
-        raise UserError(f"the Ray cluster lacks {' and '.join(lacking)}; lower cluster.num_workers or add nodes")
+def _set_up_ray_train(cluster: ClusterConfig) -> None:
+    # A slow poll would leave a finished or dead worker unseen for seconds.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    if isinstance(cluster.num_workers, list):
+        # A group planned just before a node died waits in vain for its place; then it is planned anew.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")

@@ -11,9 +11,9 @@ from rayswift.data.global_batches import FeedPlan, Position, table
 from rayswift.data.sources.find import parse_source
 from rayswift.data.windows import WindowPlan
 from rayswift.log import logger
-from rayswift.resources import connect, lay_out
+from rayswift.resources import connect, join, lay_out
 from rayswift.train import plan as planning
-from rayswift.train import run_folder
+from rayswift.train import run_folder, storage
 from rayswift.train.clock import Clock
 from rayswift.train.launch import RunSpec, Worker, fit, join_process_group
 
@@ -28,11 +28,15 @@ def run(invocation: Invocation) -> None:
     config: SftConfig = invocation.config
     if invocation.dry_run:
         return _dry_run(config)
-    run_dir = Path(config.train.output_dir).resolve()
+    train = config.train
+    with storage.working_copy(train.output_dir, train.resume, config.cluster.scratch_dir) as run_dir:
+        _train(config, run_dir, clock)
 
+
+def _train(config: SftConfig, run_dir: Path, clock: Clock) -> None:
     # 1. What runs where, and what an earlier launch of this run left.
-    layout = lay_out(config.cluster)
-    resume = run_folder.open_run(config)
+    layout = lay_out(config.cluster, join(config.cluster))
+    resume = run_folder.open_run(config, run_dir)
     plan = planning.resolve(config, layout, resume)
     config = plan.config
 
@@ -55,7 +59,7 @@ def run(invocation: Invocation) -> None:
 
     # 3. Ray, workers, the training itself.
     clock.lap("data")
-    connect(config.cluster, layout)
+    connect(config.cluster, layout, run_dir)
     clock.lap("Ray")
     spec = RunSpec(
         config=config,
@@ -77,7 +81,8 @@ def _finish(run_dir: Path, config: SftConfig, clock: Clock) -> None:
     model, counts = run_folder.write_result(run_dir, config)
     run_folder.write_report(run_dir, model, counts, clock.total())
     logger.info("rows\n%s", table(counts))
-    logger.info("done in %.0f s; model: %s; report: %s", clock.total(), model, run_dir / run_folder.REPORT)
+    home = config.train.output_dir if storage.is_url(config.train.output_dir) else run_dir
+    logger.info("done in %.0f s; model: %s/%s; report: %s/%s", clock.total(), home, model.name, home, run_folder.REPORT)
 
 
 def train_loop(spec: RunSpec, worker: Worker) -> None:

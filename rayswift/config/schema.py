@@ -114,7 +114,7 @@ class TrainConfig(Section):
     model_config = ConfigDict(extra="allow")
 
     output_dir: str = "runs/sft"
-    """Run folder: resolved config, logs, metrics, checkpoints, row accounting."""
+    """Run folder: resolved config, logs, metrics, checkpoints, row accounting; a folder, or a URL (s3://bucket/run)."""
     resume: str = "never"
     """auto: continue the newest complete checkpoint of the run folder, if any; a path: that one; never: start anew."""
     learning_rate: float | None = Field(None, gt=0)
@@ -203,6 +203,10 @@ class ClusterConfig(Section):
     """Tokenising tasks at a time when Ray is started for this run."""
     max_failures: int = Field(3, ge=0)
     """Restarts of the training workers after a death."""
+    wait_for_nodes_s: int = Field(600, ge=0)
+    """Longest wait for nodes that an autoscaler can add, or that other work holds, before the training begins."""
+    scratch_dir: str | None = None
+    """Where a run whose `train.output_dir` is a URL keeps its working copy; null: the system's temporary folder."""
     timeout_s: int = Field(600, ge=1)
     """Longest wait for a collective, a batch or an actor before the run ends with an error."""
 

@@ -20,6 +20,7 @@ from rayswift.log import UserError
 DRIVERS_ATTEMPT = 0
 """The driver's, which warms the feed up before there are workers."""
 _AHEAD_STEPS = 8
+_CLOSE_S = 30
 Stream = Callable[[WindowPlan, int, int], Iterator[Window]]
 
 
@@ -64,6 +65,7 @@ class Feed:
         self._newest_served = -1
         self._save_request: int | None = None
         self._save_at: int | None = None
+        self._producers: list[threading.Thread] = []
         self._start: Position | None = None
         self._ready: dict[int, GlobalBatch] = {}
         self._wanted: dict[int, int] = {}
@@ -104,7 +106,8 @@ class Feed:
             self._wanted.clear()
             self._changed.notify_all()
             producer = threading.Thread(target=self._produce, args=(self._generation, position), daemon=True)
-        producer.start()
+            self._producers = [*(each for each in self._producers if each.is_alive()), producer]
+            producer.start()
 
     def next(self, attempt: int, step: int, rank: int, size: int, timeout_s: float) -> Slice:
         """The slice of `rank` among `size` for a step.
@@ -154,10 +157,14 @@ class Feed:
             raise StaleAttempt(f"attempt {attempt} is over, attempt {self._attempt} has begun")
 
     def close(self) -> None:
-        """Produce nothing more."""
+        """Produce nothing more, and leave no thread in Ray: one that is there at Ray's shutdown kills the process."""
         with self._changed:
             self._generation += 1
             self._changed.notify_all()
+            producers = list(self._producers)
+        deadline = time.monotonic() + _CLOSE_S
+        for producer in producers:
+            producer.join(max(0.0, deadline - time.monotonic()))
 
     def progress(self) -> tuple[int, float]:
         """The step that is being trained, and the passes over the data done before it; for display."""

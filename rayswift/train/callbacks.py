@@ -16,6 +16,7 @@ from rayswift.train import checkpoint, universal
 from rayswift.train.clock import Clock
 from rayswift.train.launch import RunSpec
 from rayswift.train.run_folder import CONFIG, METRICS
+from rayswift.train.storage import Uploads
 from rayswift.train.stream import Stream
 
 
@@ -66,12 +67,14 @@ class StreamFlow(TrainerCallback):
 
 
 class Checkpoints(TrainerCallback):
-    """Makes what HF saved a complete checkpoint: data position, manifest, retention."""
+    """Makes what HF saved a complete checkpoint: data position, manifest, retention, and a copy behind a run's URL."""
 
     def __init__(self, spec: RunSpec, stream: Stream):
         self._run_dir, self._stream = spec.run_dir, stream
         self._zero_stage = spec.config.cluster.zero_stage or 0
         self._limit = spec.config.train.save_total_limit
+        output_dir, timeout_s = spec.config.train.output_dir, spec.config.cluster.timeout_s
+        self._uploads = Uploads(output_dir, self._run_dir, self._limit, timeout_s)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Called on every rank, behind its last written file."""
@@ -79,6 +82,7 @@ class Checkpoints(TrainerCallback):
         if args.world_size > 1:
             dist.barrier()
         if args.should_save:
+            self._uploads.wait()  # a slow storage slows the training down, rather than lose checkpoints
             data_state = json.dumps({"position": self._stream.position.to_json(), "epochs": self._stream.epochs})
             (folder / checkpoint.DATA_STATE).write_text(data_state, encoding="utf-8")
             shutil.copyfile(self._run_dir / CONFIG, folder / CONFIG)
@@ -86,6 +90,13 @@ class Checkpoints(TrainerCallback):
             universal.discard(self._run_dir)
             checkpoint.retain(self._run_dir, self._limit, state.best_global_step)
             logger.info("saved %s", folder)
+            self._uploads.start(state.best_global_step)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The run is over when its last checkpoint is where it shall last."""
+        self._uploads.wait()
 
 
 class Metrics(TrainerCallback):

@@ -33,8 +33,10 @@ _FREE = frozenset(
         "cluster.max_failures",
         "cluster.num_data_cpus",
         "cluster.num_workers",
+        "cluster.scratch_dir",
         "cluster.threads_per_worker",
         "cluster.timeout_s",
+        "cluster.wait_for_nodes_s",
         "data.eval",
         "data.max_bad_fraction",
         "train.early_stopping_patience",
@@ -85,13 +87,17 @@ class Resume:
         return self.saved.zero_stage
 
 
-def open_run(config: SftConfig) -> Resume | None:
+def open_run(config: SftConfig, run_dir: Path) -> Resume | None:
     """Make the run folder usable, and find what to continue.
+
+    Args:
+        config: As loaded.
+        run_dir: `train.output_dir`, or the scratch folder if that is a URL.
 
     Raises:
         UserError: it cannot be written, holds a run that was not to be continued, or the checkpoint is not complete.
     """
-    run_dir, resume = Path(config.train.output_dir), config.train.resume
+    resume = config.train.resume
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         probe = run_dir / ".writable"
@@ -99,12 +105,7 @@ def open_run(config: SftConfig) -> Resume | None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"train.output_dir = {str(run_dir)!r} cannot be written: {error.strerror}") from error
-    foreign = [p.name for p in run_dir.iterdir() if p.name in _OWN or p.name.startswith("checkpoint-")]
-    if foreign and not (run_dir / FINGERPRINT).exists():
-        raise UserError(
-            f"train.output_dir = {str(run_dir)!r} holds {', '.join(sorted(foreign))} that no run of ours "
-            "wrote; choose another --train.output_dir"
-        )
+    check_ownership({p.name for p in run_dir.iterdir()}, (run_dir / FINGERPRINT).exists(), str(run_dir))
     saved = checkpoint.newest(run_dir)
     if resume == "never" and saved:
         raise UserError(
@@ -120,6 +121,20 @@ def open_run(config: SftConfig) -> Resume | None:
     if not (run_dir / FINGERPRINT).exists():
         (run_dir / FINGERPRINT).write_text("{}", encoding="utf-8")
     return load_resume(saved) if saved else None
+
+
+def check_ownership(names: set[str], owned: bool, where: str) -> None:
+    """Refuse a folder in which another's files have names of ours.
+
+    Raises:
+        UserError: with those names.
+    """
+    foreign = sorted(name for name in names if name in _OWN or name.startswith("checkpoint-"))
+    if foreign and not owned:
+        raise UserError(
+            f"train.output_dir = {where!r} holds {', '.join(foreign)} that no run of ours wrote; choose another "
+            "--train.output_dir"
+        )
 
 
 def _named(path: Path, newest: checkpoint.Saved | None) -> checkpoint.Saved:

@@ -60,19 +60,19 @@ def names(folder: Path) -> list[str]:
 @pytest.mark.parametrize("resume", ["never", "auto"])
 def test_a_new_folder(tmp_path: Path, resume: str) -> None:
     run_dir = tmp_path / "deep" / "run"
-    assert open_run(config_of(run_dir, "--resume", resume)) is None
+    assert open_run(config_of(run_dir, "--resume", resume), run_dir) is None
     # Its mark of ownership, and nothing else.
     assert names(run_dir) == ["fingerprint.json"]
     assert (run_dir / "fingerprint.json").read_text() == "{}"
     # A launch that failed before it wrote anything more does not lock the folder.
-    assert open_run(config_of(run_dir, "--resume", resume)) is None
+    assert open_run(config_of(run_dir, "--resume", resume), run_dir) is None
 
 
 def test_never_refuses_a_folder_with_a_checkpoint_and_touches_nothing(tmp_path: Path) -> None:
     save(tmp_path)
     save(tmp_path, 30, sealed=False)
     with pytest.raises(UserError, match=r"checkpoint-20 of an earlier run; continue it with --resume auto") as caught:
-        open_run(config_of(tmp_path))
+        open_run(config_of(tmp_path), tmp_path)
     assert caught.value.exit_code == 2
     assert names(tmp_path) == ["checkpoint-20", "checkpoint-30", "fingerprint.json"]
 
@@ -83,7 +83,7 @@ def test_never_clears_what_a_run_without_a_checkpoint_left(tmp_path: Path) -> No
     (tmp_path / "logs").mkdir()
     save(tmp_path, 5, sealed=False)
     (tmp_path / "notes.md").write_text("mine")
-    assert open_run(config_of(tmp_path)) is None
+    assert open_run(config_of(tmp_path), tmp_path) is None
     assert not {"metrics.jsonl", "logs", "checkpoint-5"} & set(names(tmp_path))
     assert "notes.md" in names(tmp_path)
     # The mark is the new run's: nothing of the old one's content is compared with it.
@@ -105,7 +105,7 @@ def test_a_folder_of_the_users_own_is_refused_and_left_alone(tmp_path: Path, nam
     message = f"holds {name} that no run of ours wrote; choose another --train.output_dir"
     for _ in range(2):  # the first try leaves no mark that would let the second one in
         with pytest.raises(UserError, match=message):
-            open_run(config_of(project, "--resume", resume))
+            open_run(config_of(project, "--resume", resume), project)
     assert file.read_text() == "{}\n"
     assert names(project) == [name]
 
@@ -113,7 +113,7 @@ def test_a_folder_of_the_users_own_is_refused_and_left_alone(tmp_path: Path, nam
 def test_other_files_do_not_keep_a_run_out(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("mine")
     (tmp_path / "src").mkdir()
-    assert open_run(config_of(tmp_path)) is None
+    assert open_run(config_of(tmp_path), tmp_path) is None
     assert names(tmp_path) == ["fingerprint.json", "notes.md", "src"]
 
 
@@ -122,7 +122,7 @@ def test_auto_continues_the_newest_complete_checkpoint(tmp_path: Path) -> None:
     save(tmp_path, 20)
     save(tmp_path, 30, sealed=False)
     (tmp_path / "metrics.jsonl").write_text("{}\n")
-    resume = open_run(config_of(tmp_path, "--resume", "auto"))
+    resume = open_run(config_of(tmp_path, "--resume", "auto"), tmp_path)
     assert resume is not None
     assert (resume.saved.step, resume.epochs, resume.zero_stage) == (20, 1.5, 0)
     assert resume.position == POSITION
@@ -132,7 +132,7 @@ def test_auto_continues_the_newest_complete_checkpoint(tmp_path: Path) -> None:
 
 def test_a_path_is_continued_into_another_folder(tmp_path: Path) -> None:
     folder = save(tmp_path / "old")
-    resume = open_run(config_of(tmp_path / "new", "--resume", str(folder)))
+    resume = open_run(config_of(tmp_path / "new", "--resume", str(folder)), tmp_path / "new")
     assert resume is not None
     assert resume.saved.path == folder
     assert names(tmp_path / "old") == ["checkpoint-20", "fingerprint.json"]
@@ -145,22 +145,22 @@ def test_a_path_must_be_a_complete_checkpoint(tmp_path: Path, harm: str) -> None
     if harm == "incomplete":
         save(tmp_path / "old", sealed=False)
     with pytest.raises(UserError, match=r"is no complete checkpoint"):
-        open_run(config_of(tmp_path / "new", "--resume", str(folder)))
+        open_run(config_of(tmp_path / "new", "--resume", str(folder)), tmp_path / "new")
     assert folder.exists() == (harm == "incomplete")
 
 
 def test_a_model_alone_cannot_be_continued(tmp_path: Path) -> None:
     save(tmp_path, only_model=True)
     with pytest.raises(UserError, match=r"saved with train\.save_only_model"):
-        open_run(config_of(tmp_path, "--resume", "auto"))
+        open_run(config_of(tmp_path, "--resume", "auto"), tmp_path)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"train\.output_dir = .*run' cannot be written: Not a directory"):
-        open_run(config_of(tmp_path / "file" / "run"))
+        open_run(config_of(tmp_path / "file" / "run"), tmp_path / "file" / "run")
     with pytest.raises(UserError, match="cannot be written: File exists"):
-        open_run(config_of(tmp_path / "file"))
+        open_run(config_of(tmp_path / "file"), tmp_path / "file")
 
 
 # ---- check_unchanged ----
@@ -169,7 +169,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 def resumed(run_dir: Path, zero_stage: int = 0) -> Resume:
     save(run_dir, zero_stage=zero_stage)
     run_folder.write_record(run_dir, config_of(run_dir), FOUND)
-    resume = open_run(config_of(run_dir, "--resume", "auto"))
+    resume = open_run(config_of(run_dir, "--resume", "auto"), run_dir)
     assert resume is not None
     return resume
 
@@ -288,7 +288,7 @@ def agreed(run_dir: Path, resume: str) -> Path | None:
     from rayswift.train.restart import agree_on_checkpoint
 
     config = config_of(run_dir, "--resume", resume, "--device", "cpu", "--num_workers", "0")
-    opened = open_run(config)
+    opened = open_run(config, run_dir)
     plan = FeedPlan(8, 100, 2000, 1, -1, 0.01)
     resume_from = opened.saved.path if opened else None
     spec = RunSpec(config, lay_out(config.cluster), run_dir, run_dir, plan, Clock(0), resume_from, run_dir)

@@ -1,0 +1,176 @@
+"""A Ray cluster of one head and n nodes, each a process of this machine: to try things out, and for tests.
+
+    python cluster/local_cluster.py --nodes 2 --cpus 2
+    ray job submit --address http://127.0.0.1:8265 --working-dir . -- rayswift sft --config run.yaml
+
+It runs until interrupted, and ends what it started and nothing else. Nobody is asked for a token, so it listens on
+this machine only.
+"""
+
+import argparse
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+_START_S = 60
+_STOP_S = 3
+_HOST = "127.0.0.1"
+# In the environment of every process of a cluster, with the cluster's folder as value.
+_MARK = "RAYSWIFT_LOCAL_CLUSTER"
+
+
+class LocalCluster:
+    """Starts the head when entered; `add_node` adds nodes; leaving it ends all of them.
+
+    Args:
+        num_cpus: CPUs of the head.
+        dashboard: Whether the head takes jobs (`ray job submit`).
+        environment: Variables for all nodes, beside this process's own.
+        head_flags: More flags for `ray start --head`.
+    """
+
+    def __init__(
+        self,
+        num_cpus: int = 1,
+        dashboard: bool = True,
+        environment: dict[str, str] | None = None,
+        head_flags: tuple[str, ...] = (),
+    ):
+        # Unix sockets live below it, and their paths may have 107 bytes.
+        self._folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+        self.address = f"{_HOST}:{free_port()}"
+        self.dashboard_url = f"http://{_HOST}:{free_port()}"
+        self.environment = {
+            **os.environ,
+            _MARK: str(self._folder),
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # A job finds `rayswift` as this Python does.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            **(environment or {}),
+        }
+        self._num_cpus, self._dashboard, self._head_flags = num_cpus, dashboard, head_flags
+        self._nodes: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> "LocalCluster":
+        host, port = self.address.split(":")
+        dashboard_port = self.dashboard_url.rpartition(":")[2]
+        flags = ["--head", f"--node-ip-address={host}", f"--port={port}", f"--num-cpus={self._num_cpus}"]
+        flags += [f"--temp-dir={self._folder}", f"--ray-client-server-port={free_port()}"]
+        flags += [f"--include-dashboard={str(self._dashboard).lower()}", f"--dashboard-port={dashboard_port}"]
+        try:
+            self._start([*flags, "--dashboard-host=127.0.0.1", *self._head_flags])
+            self._wait_for_last_node()
+            if self._dashboard:
+                _wait_for_port(self.dashboard_url.removeprefix("http://"))
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def add_node(self, num_cpus: int = 1, prefix: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+        """Start one more node and wait until the head knows it.
+
+        Args:
+            num_cpus: Its CPUs.
+            prefix: A command to start it through, such as `unshare --mount`.
+        """
+        flags = [f"--address={self.address}", f"--num-cpus={num_cpus}", f"--node-ip-address={_HOST}"]
+        process = self._start(flags, prefix)
+        self._wait_for_last_node()
+        return process
+
+    def _start(self, flags: list[str], prefix: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+        command = [*prefix, sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *flags]
+        with open(self._folder / f"node-{len(self._nodes)}.log", "wb") as log:
+            process = subprocess.Popen(
+                command, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        self._nodes.append(process)
+        return process
+
+    def _wait_for_last_node(self) -> None:
+        number, node = len(self._nodes) - 1, self._nodes[-1]
+        log, deadline = self._folder / f"node-{number}.log", time.monotonic() + _START_S
+        while "Ray runtime started" not in (text := log.read_text(encoding="utf-8", errors="replace")):
+            if node.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"node {number} did not come up within {_START_S} s:\n{text[-3000:]}")
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """End every process that belongs to this cluster, and remove its folder."""
+        # Raylets and the drivers of jobs outlive the `ray start` above them.
+        doomed = [process for process in psutil.process_iter() if self._owns(process)]
+        for process in doomed:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGTERM)
+        _, alive = psutil.wait_procs(doomed, timeout=_STOP_S)
+        for process in {*alive, *(each for each in psutil.process_iter() if self._owns(each))}:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        for node in self._nodes:
+            node.wait()
+        self._nodes.clear()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _owns(self, process: psutil.Process) -> bool:
+        try:
+            return process.environ().get(_MARK) == str(self._folder)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            return False
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for_port(address: str) -> None:
+    host, _, port = address.partition(":")
+    deadline = time.monotonic() + _START_S
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+def main() -> None:
+    """Start a cluster and hold it until interrupted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nodes", type=int, default=1, help="nodes beside the head")
+    parser.add_argument("--cpus", type=int, default=2, help="CPUs of each")
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with LocalCluster(args.cpus) as cluster:
+        for _ in range(args.nodes):
+            cluster.add_node(args.cpus)
+        print(f"export RAY_ADDRESS={cluster.address} RAY_AUTH_MODE=disabled")
+        print(f"ray job submit --address {cluster.dashboard_url} --working-dir . -- rayswift sft --config run.yaml")
+        print("interrupt to end it", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.pause()
+
+
+if __name__ == "__main__":
+    main()

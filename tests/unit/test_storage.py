@@ -1,0 +1,231 @@
+"""A run folder behind a URL: what goes up and in which order, what comes back, what is refused."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from rayswift.log import UserError
+from rayswift.train import checkpoint, storage
+from rayswift.train.storage import Remote, Uploads, complete_checkpoints, pull, push, working_copy
+
+
+@pytest.fixture(params=["pyarrow", "fsspec"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty place behind a URL."""
+    if request.param == "pyarrow":
+        yield f"file://{tmp_path}/bucket/run"
+        return
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    yield "memory://bucket/run"
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+
+
+def write(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def save(run_dir: Path, step: int, sealed: bool = True, best: int | None = None) -> None:
+    folder = run_dir / f"checkpoint-{step}"
+    state = json.dumps({"best_global_step": best})
+    write(folder, {"model.safetensors": "w" * step, "optim/rank-0.pt": "o", "trainer_state.json": state})
+    if sealed:
+        checkpoint.seal(folder, step, 1, 0)
+
+
+RECORD = {"fingerprint.json": "{}", "config.yaml": "a: 1", "logs/rank-0.log": "x", "data/quarantine.jsonl": "q"}
+LEFT_HERE = {"ray/state": "r", "data/train/0.index.npy": "i", "result.json.partial": "p", ".shared-1": ""}
+
+
+def names_of(remote: Remote) -> set[str]:
+    return {name for name in remote.sizes() if not name.endswith("/")}
+
+
+def test_a_run_goes_up_and_comes_back(url: str, tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    write(here, RECORD | LEFT_HERE)
+    save(here, 10)
+    save(here, 20, best=10)
+    save(here, 30, sealed=False)
+    remote = Remote(url)
+    push(remote, here)
+    saved = {f"checkpoint-{n}/{f}" for n in (10, 20) for f in checkpoint_files()}
+    assert names_of(remote) == {*RECORD, *saved}
+    pull(remote, there, "auto")
+    assert checkpoint.newest(there) == dataclasses.replace(
+        checkpoint.newest(here) or pytest.fail(), path=there / "checkpoint-20"
+    )
+    assert checkpoint.read_complete(there / "checkpoint-10")  # the best
+    assert all((there / name).read_text() == text for name, text in RECORD.items())
+
+
+def checkpoint_files() -> set[str]:
+    return {"model.safetensors", "optim/rank-0.pt", "trainer_state.json", "manifest.json"}
+
+
+def test_only_the_newest_comes_back(url: str, tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    write(here, RECORD)
+    for step in (10, 9, 100):
+        save(here, step)
+    push(Remote(url), here)
+    pull(Remote(url), there, "auto")
+    assert [saved.step for saved in checkpoint.find_all(there)] == [100]
+
+
+def test_retention(url: str, tmp_path: Path) -> None:
+    write(tmp_path / "here", RECORD)
+    for step in (1, 2, 3, 4):
+        save(tmp_path / "here", step)
+    remote = Remote(url)
+    push(remote, tmp_path / "here", limit=2, best_step=1)
+    assert list(complete_checkpoints(remote, remote.sizes())) == [1, 3, 4]
+    assert not [name for name in names_of(remote) if name.startswith("checkpoint-2/")]
+
+
+def test_the_manifest_goes_up_last(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "here", RECORD)
+    save(tmp_path / "here", 7)
+    remote, order = Remote(url), []
+    put = remote.put
+
+    def noted(folder: Path, names: list[str]) -> None:
+        order.append(sorted(names))
+        put(folder, names)
+
+    monkeypatch.setattr(remote, "put", noted)
+    push(remote, tmp_path / "here")
+    assert order[0] == ["fingerprint.json"]
+    assert order[-1] == ["checkpoint-7/manifest.json"]
+
+
+def test_an_upload_that_was_killed_does_not_count(url: str, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    write(here, RECORD)
+    save(here, 5)
+    save(here, 6)
+    remote = Remote(url)
+    push(remote, here)
+    cut = f"checkpoint-6/{checkpoint.MANIFEST}"
+    remote._fs.delete_file(f"{remote._root}/{cut}")
+    assert list(complete_checkpoints(remote, remote.sizes())) == [5]
+    pull(remote, tmp_path / "there", "auto")
+    assert [saved.step for saved in checkpoint.find_all(tmp_path / "there")] == [5]
+    assert not [name for name in names_of(remote) if name.startswith("checkpoint-6/")]
+    push(remote, here)
+    assert list(complete_checkpoints(remote, remote.sizes())) == [5, 6]
+
+
+def test_an_earlier_run_is_not_overwritten(url: str, tmp_path: Path) -> None:
+    write(tmp_path / "here", RECORD)
+    save(tmp_path / "here", 5)
+    push(Remote(url), tmp_path / "here")
+    with pytest.raises(UserError, match=r"holds checkpoint-5 of an earlier run; continue it with --resume auto"):
+        pull(Remote(url), tmp_path / "there", "never")
+
+
+def test_files_of_the_users_own_are_refused(url: str, tmp_path: Path) -> None:
+    write(tmp_path / "mine", {"data/train.jsonl": "{}", "notes.md": "-"})
+    Remote(url).put(tmp_path / "mine", ["data/train.jsonl", "notes.md"])
+    with pytest.raises(UserError, match=r"holds data that no run of ours wrote; choose another --train.output_dir"):
+        pull(Remote(url), tmp_path / "there", "auto")
+
+
+# ---- the scratch folder ----
+
+
+def test_the_scratch_folder_lives_as_long_as_the_run(url: str, tmp_path: Path) -> None:
+    with working_copy(url, "never", str(tmp_path / "scratch")) as run_dir:
+        assert run_dir.name == "run"
+        write(run_dir, RECORD)
+        save(run_dir, 3)
+    assert not list((tmp_path / "scratch").iterdir())
+    assert list(complete_checkpoints(Remote(url), Remote(url).sizes())) == [3]
+    with working_copy(url, "auto", str(tmp_path / "scratch")) as run_dir:
+        assert checkpoint.newest(run_dir)
+
+
+def test_an_error_names_the_url_and_its_logs_go_up(url: str, tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match=f"see {url}/logs") as caught,
+        working_copy(url, "never", str(tmp_path / "scratch")) as run_dir,
+    ):
+        write(run_dir, RECORD)
+        raise UserError(f"it broke; see {run_dir}/logs", exit_code=1)
+    assert caught.value.exit_code == 1
+    assert not list((tmp_path / "scratch").iterdir())
+    assert "logs/rank-0.log" in names_of(Remote(url))
+
+
+def test_a_launch_that_wrote_nothing_leaves_nothing(url: str) -> None:
+    with pytest.raises(UserError), working_copy(url, "never", None):
+        raise UserError("bad input")
+    assert names_of(Remote(url)) == set()
+
+
+def test_a_plain_folder_is_worked_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with working_copy("runs/a", "never", None) as run_dir:
+        assert run_dir == tmp_path / "runs" / "a"
+    assert not run_dir.exists()
+
+
+# ---- what cannot be used ----
+
+
+def _below_a_file(tmp_path: Path) -> str:
+    (tmp_path / "file").write_text("")
+    return f"file://{tmp_path}/file/run"
+
+
+REFUSED: dict[str, tuple[Callable[[Path], str], str]] = {
+    "unknown scheme": (lambda folder: "nowhere://bucket/run", "Protocol not known: nowhere"),
+    "below a file": (_below_a_file, "cannot be written: .*Not a directory"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_place_that_cannot_be_used(case: str, tmp_path: Path) -> None:
+    make, reason = REFUSED[case]
+    place = make(tmp_path)
+    with pytest.raises(UserError, match=reason) as caught, working_copy(place, "never", None):
+        pytest.fail("entered")
+    assert str(caught.value).startswith(f"train.output_dir = {place!r} cannot be ")
+    assert caught.value.exit_code == 2
+
+
+# ---- uploads beside the training ----
+
+
+def test_uploads_raise_at_the_next_call(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "here", RECORD)
+    save(tmp_path / "here", 1)
+    uploads = Uploads(url, tmp_path / "here", limit=1, timeout_s=20)
+    uploads.wait()
+    uploads.start(best_step=None)
+    uploads.wait()
+    save(tmp_path / "here", 2)
+    uploads.start(best_step=None)
+    uploads.wait()
+    assert list(complete_checkpoints(Remote(url), Remote(url).sizes())) == [2]
+
+    def refuse(*_: object) -> None:
+        raise UserError("denied")
+
+    monkeypatch.setattr(storage, "push", refuse)
+    uploads.start(best_step=None)
+    with pytest.raises(UserError, match="denied") as caught:
+        uploads.wait()
+    assert caught.value.exit_code == 1
+
+
+def test_a_plain_folder_needs_no_upload(tmp_path: Path) -> None:
+    uploads = Uploads("runs/sft", tmp_path, limit=None, timeout_s=1)
+    uploads.start(best_step=None)
+    uploads.wait()
