@@ -8,7 +8,9 @@ from rayswift import __version__
 from rayswift.log import UserError, logger, setup_driver
 
 VERBS = {
+    "pt": "continued pre-training: text -> checkpoint",
     "sft": "supervised fine-tuning: rows -> checkpoint",
+    "rlhf": "preferences, rewards or a teacher -> checkpoint",
     "infer": "ask a run, a checkpoint or a model",
     "export": "checkpoint -> model folder (merge a LoRA adapter)",
 }
@@ -43,6 +45,8 @@ def _run(argv: list[str]) -> int:
         invocation = load.load(verb, rest)
     except UserError as error:
         return _complain(error, 2)
+    for note in invocation.notes:
+        logger.info("%s", note)
     try:
         importlib.import_module(f"rayswift.{verb}").run(invocation)
     except UserError as error:

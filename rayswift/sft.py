@@ -4,17 +4,18 @@ from pathlib import Path
 
 import psutil
 
-from rayswift.config.load import Invocation, to_yaml
+from rayswift.config.built import refuse_unbuilt
+from rayswift.config.load import Invocation
 from rayswift.config.schema import SftConfig
 from rayswift.data import prepare
 from rayswift.data.global_batches import FeedPlan, Position, table
-from rayswift.data.sources.find import parse_source
 from rayswift.data.windows import WindowPlan
 from rayswift.log import logger
 from rayswift.resources import connect, join, lay_out
 from rayswift.train import plan as planning
 from rayswift.train import run_folder, storage
 from rayswift.train.clock import Clock
+from rayswift.train.dry_run import dry_run
 from rayswift.train.launch import RunSpec, Worker, fit, join_process_group
 
 
@@ -27,7 +28,8 @@ def run(invocation: Invocation) -> None:
     clock = Clock(psutil.Process().create_time())
     config: SftConfig = invocation.config
     if invocation.dry_run:
-        return _dry_run(config)
+        return dry_run(config)
+    refuse_unbuilt(config)
     train = config.train
     with storage.working_copy(train.output_dir, train.resume, config.cluster.scratch_dir) as run_dir:
         _train(config, run_dir, clock)
@@ -133,7 +135,7 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     trainer.train(resume_from_checkpoint=str(resume.saved.path) if resume else None)
 
 
-def _feed_plan(plan: planning.Plan, windows: WindowPlan) -> FeedPlan:
+def _feed_plan(plan: planning.Plan[SftConfig], windows: WindowPlan) -> FeedPlan:
     train, data = plan.config.train, plan.config.data
     return FeedPlan(
         global_batch=plan.global_batch,
@@ -143,17 +145,3 @@ def _feed_plan(plan: planning.Plan, windows: WindowPlan) -> FeedPlan:
         max_steps=train.max_steps,
         max_bad_fraction=data.max_bad_fraction,
     )
-
-
-def _dry_run(config: SftConfig) -> None:
-    """Print the resolved config and the placement plan; touch neither Ray nor the run folder."""
-    unchecked = []
-    layout = lay_out(config.cluster)
-    plan = planning.resolve(config, layout, None)
-    if plan.estimates is None:
-        unchecked.append(f"the model: no {config.model.path}/config.json here, so sizes and memory are unknown")
-    for source in [*config.data.dataset, *config.data.eval]:
-        if not Path(parse_source(source).path).exists():
-            unchecked.append(f"the rows of {source}: not a file here")
-    print(to_yaml(plan.config))  # noqa: T201
-    print(planning.describe(plan, None, unchecked))  # noqa: T201

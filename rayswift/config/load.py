@@ -9,13 +9,15 @@ import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rayswift.config import trl_fields
-from rayswift.config.schema import VERB_CONFIGS, Section, TrainConfig
+from rayswift.config import swift, trl_fields
+from rayswift.config.names import annotation_of, owner_in, paths_of, section_of, suggest, tasks_of
+from rayswift.config.schema import VERB_CONFIGS
+from rayswift.config.section import Section
 from rayswift.log import UserError
 
 Tree = dict[str, Any]
@@ -27,6 +29,8 @@ class Invocation:
 
     config: Any
     dry_run: bool = False
+    notes: tuple[str, ...] = ()
+    """What was translated from ms-swift's spelling, and which of its flags change nothing; one line each."""
 
 
 @dataclass
@@ -50,29 +54,21 @@ def load(verb: str, argv: list[str]) -> Invocation:
     schema = VERB_CONFIGS[verb]
     problems = _Problems()
     switches = ("--dry_run", "--dry-run")
-    files, flags = _split(schema, [a for a in argv if a not in switches], problems)
+    files, flags = _split([a for a in argv if a not in switches], problems)
+    read = [_flat(schema, _read_yaml(Path(file), problems)) for file in files]
+    task = _task_of(schema, read, flags)
+    notes: list[str] = []
     tree: Tree = {}
-    for file in files:
-        _merge(tree, _read_yaml(Path(file), problems))
-    for path, value in flags:
-        _put(tree, path, value)
-    _check_keys(schema, tree, problems)
-    config = _validate(schema, tree, problems)
+    for sections, flat in [*read, ({}, flags)]:
+        _merge(tree, sections)
+        for name, words in _ours(verb, task, flat, notes, problems):
+            path = _resolve_name(schema, name, problems)
+            if path:
+                _put(tree, path, _value(annotation_of(schema, task, path), path, words, problems))
+    _check_keys(schema, task, tree, problems)
+    config = _validate(schema, task, tree, problems)
     problems.raise_if_any()
-    return Invocation(config, dry_run=any(a in switches for a in argv))
-
-
-def paths_of(schema: type[Section]) -> list[str]:
-    """The dotted path of every field, TRL's included."""
-    paths = []
-    for name, info in schema.model_fields.items():
-        section = info.annotation
-        assert isinstance(section, type) and issubclass(section, Section)
-        names = list(section.model_fields)
-        if section is TrainConfig:
-            names += [n for n in trl_fields.read_fields() if n not in names and not trl_fields.owner_of(n)]
-        paths += [f"{name}.{n}" for n in names]
-    return paths
+    return Invocation(config, dry_run=any(a in switches for a in argv), notes=tuple(notes))
 
 
 def to_yaml(config: BaseModel) -> str:
@@ -83,19 +79,48 @@ def to_yaml(config: BaseModel) -> str:
 # ---- argv ----
 
 
-def _split(schema: type[Section], argv: list[str], problems: _Problems) -> tuple[list[str], list[tuple[str, Any]]]:
+def _split(argv: list[str], problems: _Problems) -> tuple[list[str], list[swift.Flag]]:
+    """Config files (`--config a.yaml`, or `a.yaml` as the first word) and the other flags."""
+    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
+        argv = ["--config", *argv]
     files: list[str] = []
-    flags: list[tuple[str, Any]] = []
-    for flag, words in _flags(argv, problems):
-        if flag == "config":
-            if not words:
-                problems.add("--config names no file")
-            files += words
+    flags: list[swift.Flag] = []
+    for name, words in _flags(argv, problems):
+        if name != "config":
+            flags.append((name, words))
             continue
-        path = _resolve_name(schema, flag, problems)
-        if path:
-            flags.append((path, _value(_annotation(schema, path), path, words, problems)))
+        if not words:
+            problems.add("--config names no file")
+        files += words
     return files, flags
+
+
+def _task_of(schema: type[Section], files: list[tuple[Tree, list[swift.Flag]]], flags: list[swift.Flag]) -> str:
+    """The task a verb trains, as far as it can be known before anything is checked."""
+    tasks = tasks_of(schema)
+    if not tasks:
+        return ""
+    task = tasks[0]
+    for sections, flat in [*files, ({}, flags)]:
+        train = sections.get("train")
+        named = [train["task"]] if isinstance(train, dict) and "task" in train else []
+        named += [
+            words[0] for name, words in flat if name in ("rlhf_type", "task_type", "task", "train.task") and words
+        ]
+        task = named[-1] if named else task
+    return task if task in tasks else tasks[0]
+
+
+def _ours(verb: str, task: str, flags: list[swift.Flag], notes: list[str], problems: _Problems) -> list[swift.Flag]:
+    """Flags with ms-swift's among them translated, if the verb trains."""
+    if not task:
+        return flags
+    translation = swift.translate(flags, verb, task)
+    if translation.renamed:
+        notes.append(f"ms-swift's spelling: {'; '.join(translation.renamed)}")
+    notes += translation.notes
+    problems.lines += translation.problems
+    return translation.flags
 
 
 def _flags(argv: list[str], problems: _Problems) -> Iterator[tuple[str, list[str]]]:
@@ -129,31 +154,14 @@ def _resolve_name(schema: type[Section], flag: str, problems: _Problems) -> str 
         return None
     if "train" in schema.model_fields:
         owned_name = flag.removeprefix("train.")
-        owner = trl_fields.owner_of(owned_name)
+        owner = owner_in(schema, owned_name)
         if owner and "." not in owned_name:
             if owned_name in trl_fields.MOVED:
                 return owner
             problems.add(f"--{flag} is not a field here", f"use {owner}")
             return None
-    problems.add(f"--{flag} is unknown", _suggest(flag, known, "--") or "see --help all")
+    problems.add(f"--{flag} is unknown", suggest(flag, known, "--") or "see --help all")
     return None
-
-
-def _suggest(name: str, known: list[str], prefix: str = "") -> str:
-    bare = {p.split(".")[1]: p for p in known} | {p.split(".")[0]: p for p in known if p.endswith(".path")}
-    close = difflib.get_close_matches(name, known, 1, 0.75) or [
-        bare[b] for b in difflib.get_close_matches(name.split(".")[-1], list(bare), 1, 0.75)
-    ]
-    return f"did you mean {prefix}{close[0]}?" if close else ""
-
-
-def _annotation(schema: type[Section], path: str) -> Any:
-    section_name, name = path.split(".")
-    section = schema.model_fields[section_name].annotation
-    assert isinstance(section, type) and issubclass(section, Section)
-    if name in section.model_fields:
-        return section.model_fields[name].annotation
-    return trl_fields.read_fields()[name].annotation
 
 
 def _value(annotation: Any, path: str, words: list[str], problems: _Problems) -> Any:
@@ -211,6 +219,22 @@ def _read_yaml(path: Path, problems: _Problems) -> Tree:
     return tree
 
 
+def _flat(schema: type[Section], tree: Tree) -> tuple[Tree, list[swift.Flag]]:
+    """Sections, and the flags of a file that is written flat as ms-swift's are (`model: org/name`)."""
+    sections: Tree = {}
+    flags: list[swift.Flag] = []
+    bare = {path.split(".")[1] for path in paths_of(schema)}
+    for key, value in tree.items():
+        scalar = not isinstance(value, dict) and value is not None
+        is_section = key in schema.model_fields and not (scalar and f"{key}.path" in paths_of(schema))
+        if not is_section and (scalar or key in bare):
+            words = value if isinstance(value, list) else [value]
+            flags.append((str(key), [word if isinstance(word, str) else json.dumps(word) for word in words]))
+        else:
+            sections[key] = value
+    return sections, flags
+
+
 def _merge(tree: Tree, other: Tree) -> None:
     for key, value in other.items():
         if isinstance(value, dict) and isinstance(tree.get(key), dict):
@@ -226,7 +250,7 @@ def _put(tree: Tree, path: str, value: Any) -> None:
     tree[section][name] = value
 
 
-def _check_keys(schema: type[Section], tree: Tree, problems: _Problems) -> None:
+def _check_keys(schema: type[Section], task: str, tree: Tree, problems: _Problems) -> None:
     """Report unknown keys and move TRL names that belong to another section; `tree` is changed in place."""
     known = paths_of(schema)
     for section_name in list(tree):
@@ -243,28 +267,41 @@ def _check_keys(schema: type[Section], tree: Tree, problems: _Problems) -> None:
         else:
             for name in list(section):
                 if f"{section_name}.{name}" not in known:
-                    _misplaced(section_name, str(name), section.pop(name), tree, known, problems)
+                    _misplaced(schema, f"{section_name}.{name}", section.pop(name), tree, problems)
+            if section_name == "train":
+                _check_task(schema, task, section, problems)
 
 
-def _misplaced(section: str, name: str, value: Any, tree: Tree, known: list[str], problems: _Problems) -> None:
-    owner = trl_fields.owner_of(name) if section == "train" else None
+def _check_task(schema: type[Section], task: str, train: Tree, problems: _Problems) -> None:
+    """Report TRL fields that belong to another task of the verb."""
+    section = section_of(schema, "train")
+    for name in [n for n in train if n not in section.model_fields and n not in trl_fields.read_fields(task)]:
+        tasks = [t for t in tasks_of(schema) if t in trl_fields.tasks_with(name)]
+        problems.add(f"train.{name} is not a field of task {task}", f"it belongs to {', '.join(tasks)}")
+        del train[name]
+
+
+def _misplaced(schema: type[Section], path: str, value: Any, tree: Tree, problems: _Problems) -> None:
+    section, name = path.split(".", 1)
+    owner = owner_in(schema, name) if section == "train" else None
     if owner and name in trl_fields.MOVED:
         _put(tree, owner, value)
     elif owner:
         problems.add(f"train.{name} is not a field here", f"use {owner}")
     else:
-        problems.add(f"{section}.{name} is unknown", _suggest(f"{section}.{name}", known) or "see --help all")
+        problems.add(f"{path} is unknown", suggest(path, paths_of(schema)) or "see --help all")
 
 
 # ---- types ----
 
 
-def _validate(schema: type[Section], tree: Tree, problems: _Problems) -> Section | None:
+def _validate(schema: type[Section], task: str, tree: Tree, problems: _Problems) -> Section | None:
     train = tree.get("train")
     if "train" in schema.model_fields and isinstance(train, dict):
-        for name in [n for n in train if n not in TrainConfig.model_fields]:
+        section = section_of(schema, "train")
+        for name in [n for n in train if n not in section.model_fields]:
             try:
-                trl_field = trl_fields.read_fields()[name]
+                trl_field = trl_fields.read_fields(task)[name]
                 train[name] = trl_fields.type_of(trl_field.annotation).validate_python(train[name])
             except ValidationError as error:
                 _explain(error, f"train.{name}", problems)
@@ -288,8 +325,3 @@ def _explain(error: ValidationError, prefix: str, problems: _Problems) -> None:
         if where not in seen:  # a union reports each of its members
             seen.add(where)
             problems.add(line)
-
-
-def literal_values(annotation: Any) -> list[str]:
-    """The values of a `Literal`, for help texts."""
-    return [str(v) for v in get_args(annotation)] if get_origin(annotation) is Literal else []

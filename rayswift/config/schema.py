@@ -7,14 +7,22 @@ in every error. `train` also takes every other field of the task's TRL config un
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
+from rayswift.config.model import ModelConfig, RlhfModelConfig
+from rayswift.config.rollout import RolloutConfig
+from rayswift.config.section import Section, Strings, one_or_many
+
+SftTask = Literal["causal_lm", "seq_cls", "embedding", "reranker", "generative_reranker"]
+RlhfTask = Literal["dpo", "orpo", "cpo", "simpo", "kto", "rm", "ppo", "grpo", "gkd"]
+SftLoss = Literal[
+    "nll", "dft", "infonce", "cosine_similarity", "contrastive", "online_contrastive", "pointwise", "listwise"
+]
+LossScale = Literal["ignore_empty_think", "ignore_think_prefix", "react", "hermes", "qwen", "agentflan", "alpha_umi"]
 TruncationMode = Literal["drop", "left", "right"]
 LossOn = Literal["assistant", "last_turn", "all"]
 MixUntil = Literal["first_exhausted", "all_exhausted"]
 Strategy = Literal["no", "steps", "epoch"]
-# A list that may be written as its only item.
-Strings = Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
 
 
 def _worker_count(value: Any) -> Any:
@@ -36,43 +44,6 @@ def _ascending(value: list[int]) -> list[int]:
 
 # The least and the most.
 WorkerRange = Annotated[list[int], AfterValidator(_ascending)]
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, no unknown keys, docstrings under fields become their help."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
-
-
-class ModelConfig(Section):
-    """What is trained."""
-
-    path: str
-    """Folder or hub id of the model (`--model` for short)."""
-    tuner: Literal["full", "lora"] = "full"
-    """Train all weights, or a LoRA adapter on the frozen ones."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of weights and activations; auto: bfloat16 on GPUs that have it, else float32."""
-    attn_implementation: str | None = None
-    """Attention kernel as `transformers` names it (sdpa, eager, flash_attention_2, ...); null: its own choice."""
-    lora_rank: int = Field(8, ge=1)
-    """Rank of the LoRA matrices."""
-    lora_alpha: float = 32
-    """LoRA scale: the update is multiplied by alpha / rank."""
-    lora_dropout: float = Field(0.05, ge=0, lt=1)
-    """Dropout on the LoRA input."""
-    target_modules: Strings = ["all-linear"]
-    """Modules that get an adapter: names, or all-linear for every linear layer but the head."""
-    modules_to_save: Strings = []
-    """Modules trained in full beside the adapter."""
-    chat_template: str | None = None
-    """Jinja file that replaces the tokenizer's chat template; null: the tokenizer's own."""
-    random_init: bool = False
-    """Initialise the weights from `config.json` and the seed instead of loading them."""
-    revision: str | None = None
-    """Hub revision; null: the default branch."""
-    trust_remote_code: bool = False
-    """Run model code shipped with the checkpoint."""
 
 
 class DataConfig(Section):
@@ -100,6 +71,10 @@ class DataConfig(Section):
     """Put several rows into one of `max_length` tokens; attention never crosses their borders."""
     loss_on: LossOn = "assistant"
     """Which tokens are trained: all assistant turns, the last one, or every token."""
+    loss_scale: Annotated[list[LossScale], BeforeValidator(one_or_many)] = []
+    """Changes to the loss weight of parts of assistant turns, applied in this order, under ms-swift's names."""
+    use_chat_template: bool = True
+    """Render messages with the chat template; false: their contents alone, one after the other."""
     shuffle: bool = True
     """New order each epoch, a function of seed and epoch alone."""
     window_rows: int | None = Field(None, ge=1)
@@ -108,8 +83,17 @@ class DataConfig(Section):
     """Share of quarantined rows, judged from 1,000 rows on and at the end of the data, that stops the run."""
 
 
+class PtDataConfig(DataConfig):
+    """Rows, and how they become packed token rows."""
+
+    loss_on: LossOn = "all"
+    """Which tokens are trained: every token, all assistant turns, or the last one."""
+    use_chat_template: bool = False
+    """Render messages with the chat template; false: their contents alone, one after the other."""
+
+
 class TrainConfig(Section):
-    """Optimiser, schedule, logging, saving, evaluation: names and values of TRL's `SFTConfig`."""
+    """Optimiser, schedule, logging, saving, evaluation: names and values of the task's TRL config."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -144,8 +128,6 @@ class TrainConfig(Section):
     """Optimizer, as `transformers` names it."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass to save memory."""
-    loss_type: Literal["nll", "dft"] = "nll"
-    """Cross-entropy, or TRL's dynamic fine-tuning loss."""
     seed: int = 42
     """Seeds weights, order and dropout."""
     logging_steps: float = Field(10, gt=0)
@@ -181,6 +163,39 @@ class TrainConfig(Section):
         return dict(self.__pydantic_extra__ or {})
 
 
+class PtTrainConfig(TrainConfig):
+    """Optimiser, schedule, logging, saving, evaluation: names and values of TRL's `SFTConfig`."""
+
+    task: Literal["causal_lm"] = "causal_lm"
+    """What the model learns: the next token."""
+    loss_type: Literal["nll", "dft"] = "nll"
+    """Cross-entropy, or TRL's dynamic fine-tuning loss."""
+    output_dir: str = "runs/pt"
+    """Run folder: resolved config, logs, metrics, checkpoints, row accounting."""
+
+
+class SftTrainConfig(TrainConfig):
+    """Optimiser, schedule, logging, saving, evaluation: names and values of TRL's `SFTConfig`."""
+
+    task: SftTask = "causal_lm"
+    """What the model learns: answers, classes, an embedding, or an order of documents."""
+    loss_type: SftLoss | None = None
+    """Loss; null: nll (cross-entropy) for causal_lm, infonce for embedding, pointwise for rerankers."""
+    matryoshka_dims: dict[int, float] = {}
+    """Task embedding: lengths at which a cut embedding is trained too, each with the weight of its loss."""
+
+
+class RlhfTrainConfig(TrainConfig):
+    """Optimiser, schedule, logging, saving, evaluation: names and values of the task's TRL config."""
+
+    task: RlhfTask = "dpo"
+    """How the model learns from preferences, rewards or a teacher."""
+    output_dir: str = "runs/rlhf"
+    """Run folder: resolved config, logs, metrics, checkpoints, row accounting."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate; null: 1e-6 for full training, 1e-5 for LoRA."""
+
+
 class ClusterConfig(Section):
     """Where it runs."""
 
@@ -191,6 +206,8 @@ class ClusterConfig(Section):
     """ZeRO stage: 0 is plain data parallelism, 1 to 3 are DeepSpeed's; null: the smallest that is estimated to fit."""
     offload: Literal["none", "optimizer", "all"] = "none"
     """Keep optimizer states (ZeRO 1-3), or also weights (ZeRO 3), in host memory."""
+    sequence_parallel_size: int = Field(1, ge=1)
+    """Workers that share each packed row (Ulysses sequence parallelism of DeepSpeed)."""
     deepspeed: str | None = None
     """A DeepSpeed JSON of your own, used whole in place of `zero_stage` and `offload`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -216,13 +233,34 @@ class ClusterConfig(Section):
         return bool(self.zero_stage) or self.deepspeed is not None
 
 
-class SftConfig(Section):
-    """`rayswift sft`: supervised fine-tuning."""
+class TrainingConfig(Section):
+    """What all training verbs share."""
 
     model: ModelConfig
     data: DataConfig
-    train: TrainConfig = TrainConfig()
+    train: TrainConfig
     cluster: ClusterConfig = ClusterConfig()
+
+
+class PtConfig(TrainingConfig):
+    """`rayswift pt`: continued pre-training on text."""
+
+    data: PtDataConfig
+    train: PtTrainConfig = PtTrainConfig()
+
+
+class SftConfig(TrainingConfig):
+    """`rayswift sft`: supervised fine-tuning."""
+
+    train: SftTrainConfig = SftTrainConfig()
+
+
+class RlhfConfig(TrainingConfig):
+    """`rayswift rlhf`: preference optimisation, reward models, reinforcement learning, distillation."""
+
+    model: RlhfModelConfig
+    rollout: RolloutConfig = RolloutConfig()
+    train: RlhfTrainConfig = RlhfTrainConfig()
 
 
 class InferSection(Section):
@@ -267,4 +305,10 @@ class ExportConfig(Section):
     export: ExportSection
 
 
-VERB_CONFIGS: dict[str, type[Section]] = {"sft": SftConfig, "infer": InferConfig, "export": ExportConfig}
+VERB_CONFIGS: dict[str, type[Section]] = {
+    "pt": PtConfig,
+    "sft": SftConfig,
+    "rlhf": RlhfConfig,
+    "infer": InferConfig,
+    "export": ExportConfig,
+}

@@ -3,8 +3,9 @@
 from typing import Any
 
 from rayswift.config import trl_fields
-from rayswift.config.load import literal_values
-from rayswift.config.schema import VERB_CONFIGS, Section, TrainConfig
+from rayswift.config.names import literal_values, section_of, trl_names
+from rayswift.config.schema import VERB_CONFIGS, TrainConfig
+from rayswift.config.section import Section
 
 # The fields people set first, by section; `--help all` shows every one.
 _FIRST = {
@@ -37,22 +38,27 @@ def help_page(verb: str, what: str, full: bool) -> str:
     schema = VERB_CONFIGS[verb]
     lines = [f"rayswift {verb}: {what}", "", f"usage: rayswift {verb} --config run.yaml [--section.field value ...]"]
     lines.append("A field that is unique can go without its section: --learning_rate 1e-4. --dry_run shows the plan.")
-    for name, info in schema.model_fields.items():
-        section = info.annotation
-        assert isinstance(section, type) and issubclass(section, Section)
+    for name in schema.model_fields:
+        section = section_of(schema, name)
         lines += ["", f"{name}: {(section.__doc__ or '').strip()}"]
         for key, field in section.model_fields.items():
             if full or key in _FIRST.get(name, (key,)):
                 default = "required" if field.is_required() else _plain(field.default)
                 lines.append(_line(f"--{name}.{key}", default, field.description or "", field.annotation))
-        if full and section is TrainConfig:
-            lines += ["", "train, further fields of TRL's SFTConfig:"]
-            for key, trl_field in trl_fields.read_fields().items():
-                if key not in section.model_fields and not trl_fields.owner_of(key):
-                    lines.append(_line(f"--train.{key}", trl_field.default, trl_field.help, None))
+        if full and issubclass(section, TrainConfig):
+            lines += ["", f"{name}, further fields of the tasks' TRL configs:"]
+            for key, trl_field in trl_names(section).items():
+                lines.append(_line(f"--train.{key}", trl_field.default, _with_tasks(section, key, trl_field), None))
     if not full:
         lines += ["", f"rayswift {verb} --help all shows every field."]
     return "\n".join(lines)
+
+
+def _with_tasks(section: type[Section], name: str, trl_field: trl_fields.TrlField) -> str:
+    """A TRL field's help, with the tasks that have it where not all of the verb do."""
+    tasks = literal_values(section.model_fields["task"].annotation)
+    those = [task for task in tasks if task in trl_fields.tasks_with(name)]
+    return trl_field.help if those == tasks else f"{trl_field.help} (task {', '.join(those)})"
 
 
 def _line(flag: str, default: str, help_text: str, annotation: Any) -> str:

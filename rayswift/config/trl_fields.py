@@ -8,21 +8,64 @@ import importlib.util
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-_SOURCES = (
+_BASES = (
     ("transformers", "training_args.py", "TrainingArguments"),
     ("trl", "trainer/base_config.py", "_BaseConfig"),
-    ("trl", "trainer/sft_config.py", "SFTConfig"),
 )
+_SFT = ("trl", "trainer/sft_config.py", "SFTConfig")
+_CPO = ("trl", "experimental/cpo/cpo_config.py", "CPOConfig")
+_HF_ONLY = _BASES[:1]
+
+# task -> the classes whose fields it takes, bases first.
+_SOURCES = {
+    "causal_lm": (*_BASES, _SFT),
+    "seq_cls": _HF_ONLY,
+    "embedding": _HF_ONLY,
+    "reranker": _HF_ONLY,
+    "generative_reranker": _HF_ONLY,
+    "dpo": (*_BASES, ("trl", "trainer/dpo_config.py", "DPOConfig")),
+    "orpo": (*_BASES, ("trl", "experimental/orpo/orpo_config.py", "ORPOConfig")),
+    "cpo": (*_BASES, _CPO),
+    "simpo": (*_BASES, _CPO),
+    "kto": (*_BASES, ("trl", "trainer/kto_config.py", "KTOConfig")),
+    "rm": (*_BASES, ("trl", "trainer/reward_config.py", "RewardConfig")),
+    "ppo": (*_BASES, ("rayswift", "config/task_fields.py", "PpoFields")),
+    "grpo": (
+        *_BASES,
+        ("trl", "trainer/grpo_config.py", "GRPOConfig"),
+        ("rayswift", "config/task_fields.py", "GrpoFields"),
+    ),
+    "gkd": (
+        *_BASES,
+        _SFT,
+        ("trl", "experimental/gkd/gkd_config.py", "GKDConfig"),
+        ("rayswift", "config/task_fields.py", "GkdFields"),
+    ),
+}
+
+TASKS = tuple(_SOURCES)
 
 # TRL fields that another section owns under the same meaning and values: they are moved there.
 MOVED = {
     "max_length": "data.max_length",
     "packing": "data.packing",
     "trust_remote_code": "model.trust_remote_code",
+    "max_completion_length": "rollout.max_completion_length",
+    "max_new_tokens": "rollout.max_completion_length",
+    "num_generations": "rollout.num_generations",
+    "num_generations_eval": "rollout.num_generations_eval",
+    "temperature": "rollout.temperature",
+    "top_p": "rollout.top_p",
+    "top_k": "rollout.top_k",
+    "min_p": "rollout.min_p",
+    "repetition_penalty": "rollout.repetition_penalty",
+    "chat_template_kwargs": "rollout.chat_template_kwargs",
+    "reward_weights": "rollout.reward_weights",
+    "teacher_model_name_or_path": "model.teacher",
 }
 
 # TRL name (a trailing * matches a prefix) -> what to use instead.
@@ -56,6 +99,19 @@ OWNED = {
     "auto_find_batch_size": "train.per_device_train_batch_size (the global batch is fixed at the first launch)",
     "accelerator_config": "cluster",
     "parallelism_config": "cluster",
+    "generation_kwargs": "the sampling fields of `rollout`",
+    "cache_implementation": "nothing: vLLM keeps the key-value cache",
+    "use_transformers_*": "nothing: vLLM writes the completions",
+    "transformers_continuous_batching_config": "nothing: vLLM writes the completions",
+    "generate_during_eval": "`rayswift infer`",
+    "ds3_gather_for_generation": "nothing: weights are gathered bucket by bucket",
+    "max_tool_calling_iterations": "nothing: completions are single turns",
+    "log_completions": "nothing: completions are always kept in the run folder",
+    "log_multimodal": "nothing: text only",
+    "is_encoder_decoder": "nothing: decoders only",
+    "padding_value": "data.packing",
+    "teacher_model_init_kwargs": "model.teacher",
+    "seq_kd": "a dataset that the teacher wrote",
     "use_vllm": "the rollout section of `rayswift rlhf`",
     "vllm_*": "the rollout section of `rayswift rlhf`",
     "logging_strategy": "train.logging_steps",
@@ -82,18 +138,31 @@ class TrlField:
 
 
 @cache
-def read_fields() -> dict[str, TrlField]:
-    """All fields of `SFTConfig` and its bases by name; a subclass's word replaces its base's."""
+def read_fields(task: str = "causal_lm") -> dict[str, TrlField]:
+    """All fields of a task's config and its bases by name; a subclass's word replaces its base's."""
     fields: dict[str, TrlField] = {}
-    for package, file, class_name in _SOURCES:
-        spec = importlib.util.find_spec(package)
-        assert spec is not None and spec.submodule_search_locations, f"{package} is a dependency"
-        tree = ast.parse((Path(spec.submodule_search_locations[0]) / file).read_text(encoding="utf-8"))
-        body = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == class_name).body
-        for node in body:
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                fields[node.target.id] = _field(node)
+    for source in _SOURCES[task]:
+        fields |= read_class(*source)
     return fields
+
+
+def tasks_with(name: str) -> list[str]:
+    """The tasks whose config has this field."""
+    return [task for task in _SOURCES if name in read_fields(task)]
+
+
+@cache
+def read_class(package: str, file: str, class_name: str) -> dict[str, TrlField]:
+    """The fields of one dataclass, read from the source of its package."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.submodule_search_locations, f"{package} is a dependency"
+    tree = ast.parse((Path(spec.submodule_search_locations[0]) / file).read_text(encoding="utf-8"))
+    body = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == class_name).body
+    return {
+        node.target.id: _field(node)
+        for node in body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
 
 
 def _field(node: ast.AnnAssign) -> TrlField:
@@ -122,7 +191,16 @@ def owner_of(name: str) -> str | None:
 @cache
 def type_of(annotation: str) -> TypeAdapter[Any]:
     """A validator for an annotation; a type that needs `transformers` to name it is left to `transformers` to check."""
-    names = {"str": str, "int": int, "float": float, "bool": bool, "dict": dict, "list": list, "Any": Any}
+    names = {
+        "str": str,
+        "int": int,
+        "float": float,
+        "bool": bool,
+        "dict": dict,
+        "list": list,
+        "Any": Any,
+        "Literal": Literal,
+    }
     parsed = ast.parse(annotation, mode="eval")
     if any(isinstance(node, ast.Name) and node.id not in names for node in ast.walk(parsed)):
         return TypeAdapter(Any)

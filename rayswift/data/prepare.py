@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from rayswift.config.schema import DataConfig, ModelConfig
+from rayswift.config.model import ModelConfig
+from rayswift.config.schema import DataConfig
 from rayswift.data.encode import EncodeConfig, Encoder
 from rayswift.data.mixing import Mix, mix, weights_of
 from rayswift.data.rows import BadRow

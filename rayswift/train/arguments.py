@@ -6,13 +6,21 @@ from typing import Any
 
 from trl import SFTConfig
 
-from rayswift.config.schema import TrainConfig
+from rayswift.config.schema import SftTrainConfig
 from rayswift.log import UserError
 from rayswift.train.launch import RunSpec
 from rayswift.train.zero import deepspeed_config
 
 # Ours alone, or passed under another name below.
-_NOT_TRL = ("resume", "global_batch_size", "early_stopping_patience", "load_best_model_at_end", "output_dir")
+_NOT_TRL = (
+    "task",
+    "matryoshka_dims",
+    "resume",
+    "global_batch_size",
+    "early_stopping_patience",
+    "load_best_model_at_end",
+    "output_dir",
+)
 
 
 def sft_arguments(spec: RunSpec, dtype: str, tracks: bool, universal: bool) -> SFTConfig:
@@ -28,7 +36,7 @@ def sft_arguments(spec: RunSpec, dtype: str, tracks: bool, universal: bool) -> S
         UserError: TRL or HF refuses a value.
     """
     config = spec.config
-    names = [name for name in TrainConfig.model_fields if name not in _NOT_TRL]
+    names = [name for name in SftTrainConfig.model_fields if name not in _NOT_TRL]
     values: dict[str, Any] = {name: getattr(config.train, name) for name in names} | config.train.trl_extra
     values |= {
         "output_dir": str(spec.run_dir),

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from rayswift.config.schema import ModelConfig
+from rayswift.config.model import ModelConfig
 from rayswift.data.batches import Layout
 
 _FLASH = ("flash_attention", "kernels-community/flash")
@@ -33,6 +33,8 @@ def load_model(config: ModelConfig, path: str, dtype: str) -> PreTrainedModel:
     kwargs: dict[str, Any] = {"dtype": getattr(torch, dtype), "trust_remote_code": config.trust_remote_code}
     if config.attn_implementation:
         kwargs["attn_implementation"] = config.attn_implementation
+    if config.experts_implementation:
+        kwargs["experts_implementation"] = config.experts_implementation
     if config.revision:
         kwargs["revision"] = config.revision
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, **kwargs)
@@ -53,7 +55,9 @@ def lora_config(config: ModelConfig) -> LoraConfig | None:
     if config.tuner == "full":
         return None
     targets: Any = config.target_modules
-    if targets == ["all-linear"]:
+    if config.target_regex:
+        targets = config.target_regex  # PEFT takes a string for a pattern
+    elif targets == ["all-linear"]:
         targets = "all-linear"
     return LoraConfig(
         task_type="CAUSAL_LM",
@@ -62,6 +66,7 @@ def lora_config(config: ModelConfig) -> LoraConfig | None:
         lora_dropout=config.lora_dropout,
         target_modules=targets,
         modules_to_save=config.modules_to_save or None,
+        **config.tuner_kwargs,
     )
 
 

@@ -3,8 +3,10 @@
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
-from rayswift.config.schema import SftConfig
+from rayswift.config.schema import RlhfConfig, SftConfig, TrainingConfig
+from rayswift.config.tuner_fields import tuner_problems
 from rayswift.data.global_batches import micro_batches
 from rayswift.data.mixing import weights_of
 from rayswift.log import UserError
@@ -12,14 +14,21 @@ from rayswift.resources import Layout, memory_per_worker_bytes
 from rayswift.train import memory
 from rayswift.train.run_folder import Resume
 
+_SFT_LOSSES = {
+    "causal_lm": "nll",
+    "embedding": "infonce",
+    "reranker": "pointwise",
+    "generative_reranker": "pointwise",
+}
 _NOT_STRETCHABLE = ("reduce_lr_on_plateau", "greedy", "warmup_stable_decay")
+ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Generic[ConfigT]):
     """A resolved config, where it runs, and the memory each ZeRO stage would take (None where sizes are unknown)."""
 
-    config: SftConfig
+    config: ConfigT
     layout: Layout
     estimates: list[memory.MemoryEstimate] | None
     available_bytes: int
@@ -32,7 +41,7 @@ class Plan:
         return batch
 
 
-def resolve(config: SftConfig, layout: Layout, resume: Resume | None) -> Plan:
+def resolve(config: ConfigT, layout: Layout, resume: Resume | None) -> Plan[ConfigT]:
     """Fill in every default that depends on something else.
 
     Args:
@@ -53,10 +62,9 @@ def resolve(config: SftConfig, layout: Layout, resume: Resume | None) -> Plan:
         fitting = memory.smallest_stage(available, layout.min_world_size, estimates) if estimates else 0
         stage = max(lowest, fitting)
     has_eval = bool(config.data.eval or config.data.eval_fraction)
-    learning_rate = config.train.learning_rate or (2e-5 if config.model.tuner == "full" else 1e-4)
     train = config.train.model_copy(
         update={
-            "learning_rate": learning_rate,
+            **_task_defaults(config),
             "global_batch_size": _global_batch(config, layout, resume),
             "eval_strategy": config.train.eval_strategy or ("steps" if has_eval else "no"),
             "eval_steps": config.train.eval_steps or config.train.save_steps,
@@ -71,7 +79,7 @@ def resolve(config: SftConfig, layout: Layout, resume: Resume | None) -> Plan:
     return Plan(resolved, layout, estimates, available)
 
 
-def _global_batch(config: SftConfig, layout: Layout, resume: Resume | None) -> int:
+def _global_batch(config: TrainingConfig, layout: Layout, resume: Resume | None) -> int:
     train = config.train
     if train.global_batch_size:
         return train.global_batch_size
@@ -83,7 +91,7 @@ def _global_batch(config: SftConfig, layout: Layout, resume: Resume | None) -> i
     return per_worker * layout.world_size
 
 
-def _worker_problems(config: SftConfig, layout: Layout) -> list[str]:
+def _worker_problems(config: TrainingConfig, layout: Layout) -> list[str]:
     found = []
     batch = config.train.global_batch_size or 0
     if layout.world_size > batch:
@@ -96,15 +104,26 @@ def _worker_problems(config: SftConfig, layout: Layout) -> list[str]:
     return found
 
 
-def with_window_rows(plan: Plan, window_rows: int) -> Plan:
+def with_window_rows(plan: Plan[ConfigT], window_rows: int) -> Plan[ConfigT]:
     """The plan with the window's size, which the first rows decide, frozen in its config."""
     data = plan.config.data.model_copy(update={"window_rows": window_rows})
     return replace(plan, config=plan.config.model_copy(update={"data": data}))
 
 
-def _problems(config: SftConfig, has_eval: bool) -> list[str]:
+def _task_defaults(config: TrainingConfig) -> dict[str, Any]:
+    """Values that depend on task and tuner, for the fields of `train` that were left open."""
+    full = config.model.tuner == "full"
+    if isinstance(config, RlhfConfig):
+        return {"learning_rate": config.train.learning_rate or (1e-6 if full else 1e-5)}
+    defaults: dict[str, Any] = {"learning_rate": config.train.learning_rate or (2e-5 if full else 1e-4)}
+    if isinstance(config, SftConfig) and config.train.loss_type is None:
+        defaults["loss_type"] = _SFT_LOSSES.get(config.train.task)
+    return defaults
+
+
+def _problems(config: TrainingConfig, has_eval: bool) -> list[str]:
     train, cluster, data = config.train, config.cluster, config.data
-    found = []
+    found = tuner_problems(config.model)
     if train.eval_strategy != "no" and not has_eval:
         found.append(f"train.eval_strategy = {train.eval_strategy} has no rows; set data.eval or data.eval_fraction")
     for name in ("load_best_model_at_end", "early_stopping_patience"):
@@ -147,7 +166,7 @@ def _config_value(path: str, key: str) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _estimates(config: SftConfig, layout: Layout) -> list[memory.MemoryEstimate] | None:
+def _estimates(config: TrainingConfig, layout: Layout) -> list[memory.MemoryEstimate] | None:
     try:
         size = memory.model_size(Path(config.model.path), config.model.tuner, config.model.lora_rank)
     except OSError:
@@ -167,7 +186,7 @@ def _estimates(config: SftConfig, layout: Layout) -> list[memory.MemoryEstimate]
     ]
 
 
-def describe(plan: Plan, num_rows: int | None, unchecked: list[str]) -> str:
+def describe(plan: Plan[Any], num_rows: int | None, unchecked: list[str]) -> str:
     """The placement plan, for `--dry_run` and the log."""
     config, layout = plan.config, plan.layout
     where = "in this process" if layout.num_workers == 0 else f"{layout.num_workers} worker(s)"
@@ -196,7 +215,7 @@ def describe(plan: Plan, num_rows: int | None, unchecked: list[str]) -> str:
     return "\n".join(["plan", *lines])
 
 
-def _cut(plan: Plan, size: int) -> str:
+def _cut(plan: Plan[Any], size: int) -> str:
     """How `size` workers share the global batch: rows x micro-batches x workers."""
     rows, accumulation = micro_batches(plan.global_batch, plan.config.train.per_device_train_batch_size, size)
     up_to = "" if rows * accumulation * size == plan.global_batch else "up to "

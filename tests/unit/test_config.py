@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from rayswift import cli
 from rayswift.config import show, trl_fields
-from rayswift.config.load import Invocation, load, paths_of, to_yaml
-from rayswift.config.schema import VERB_CONFIGS, SftConfig, TrainConfig
+from rayswift.config.load import Invocation, load, to_yaml
+from rayswift.config.names import paths_of
+from rayswift.config.schema import VERB_CONFIGS, RlhfConfig, SftConfig, SftTrainConfig, TrainConfig
 from rayswift.log import UserError, logger
 
 REPO = Path(__file__).resolve().parents[2]
@@ -61,7 +62,7 @@ def test_later_yaml_files_win_field_by_field(tmp_path: Path) -> None:
 def test_yaml_alone_and_empty_sections(tmp_path: Path) -> None:
     text = "model: {path: m}\ndata:\n  dataset: d.jsonl\ntrain:\n"
     config = load("sft", ["--config", write_yaml(tmp_path / "a.yaml", text)]).config
-    assert (config.model.path, config.data.dataset, config.train) == ("m", ["d.jsonl"], TrainConfig())
+    assert (config.model.path, config.data.dataset, config.train) == ("m", ["d.jsonl"], SftTrainConfig())
 
 
 @pytest.mark.parametrize(
@@ -218,7 +219,7 @@ def test_all_problems_are_reported_together(tmp_path: Path) -> None:
     file = write_yaml(
         tmp_path / "a.yaml", {"dat": {}, "data": {"max_lenght": 3}, "train": {"seed": "x", "adam_beta2": "y"}}
     )
-    lines = problems("--config", file, "--learning_rat", "1", "--truncation", "up", "--ddp_backend", "nccl")
+    lines = problems("--config", file, "--learning_rat", "1", "--truncation", "up", "--train.ddp_backend", "nccl")
     for part in (
         "`dat`",
         "max_lenght",
@@ -249,10 +250,13 @@ def test_trl_fields_from_yaml_in_scientific_notation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "field"), sorted(trl_fields.MOVED.items()))
 def test_moved_fields_move(name: str, field: str, tmp_path: Path) -> None:
     section, key = field.split(".")
-    value = {"max_length": 77, "packing": False, "trust_remote_code": True}[name]
+    verb = "sft" if f"{section}.{key}" in paths_of(SftConfig) else "rlhf"
+    values = {"max_length": 77, "packing": False, "trust_remote_code": True, "teacher_model_name_or_path": "t"}
+    values |= {"chat_template_kwargs": {"a": 1}, "reward_weights": [0.5]}
+    value = values.get(name, 1)
     file = write_yaml(tmp_path / "a.yaml", {"train": {name: value}})
-    for argv in (["--config", file], [f"--train.{name}", str(value)]):
-        config = sft(*argv)
+    for argv in (["--config", file], [f"--train.{name}", value if isinstance(value, str) else json.dumps(value)]):
+        config = load(verb, [*NEEDED, *argv]).config
         assert getattr(getattr(config, section), key) == value
         assert config.train.trl_extra == {}
 
@@ -269,22 +273,20 @@ def test_owned_fields_are_refused_with_their_replacement(pattern: str, tmp_path:
 
 
 def test_replacements_name_fields_that_exist() -> None:
-    known = set(paths_of(SftConfig))
+    known = set(paths_of(SftConfig)) | set(paths_of(RlhfConfig))
     for name, owner in (trl_fields.MOVED | trl_fields.OWNED).items():
-        named = {w.strip("(),:`") for w in owner.split() if w.split(".")[0] in SftConfig.model_fields and "." in w}
+        named = {w.strip("(),:`") for w in owner.split() if w.split(".")[0] in RlhfConfig.model_fields and "." in w}
         assert named <= known, name
 
 
 def test_owned_patterns_still_match_trl() -> None:
-    # rlhf's fields, and one that only TRL's SFT config of other releases has
-    from_elsewhere = {"use_vllm", "vllm_*"}
-    names = trl_fields.read_fields()
+    names = [name for task in trl_fields.TASKS for name in trl_fields.read_fields(task)]
     unmatched = {
         p
         for p in trl_fields.OWNED | trl_fields.MOVED
         if not any(n == p or (p[-1] == "*" and n.startswith(p[:-1])) for n in names)
     }
-    assert unmatched <= from_elsewhere
+    assert not unmatched
 
 
 def test_train_fields_are_trls_or_ours() -> None:
@@ -416,7 +418,7 @@ def test_exit_code_0(run: Any) -> None:
     ("argv", "message"),
     [
         ([], ""),
-        (["train"], "`train` is not a verb; verbs are sft"),
+        (["train"], "`train` is not a verb; verbs are pt, sft, rlhf"),
         (["sft"], "model.path is required"),
         (["sft", *NEEDED, "--learning_rat", "1"], "did you mean --train.learning_rate?"),
         (["sft", *NEEDED, "--config", "nowhere.yaml"], "nowhere.yaml"),

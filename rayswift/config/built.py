@@ -1,0 +1,65 @@
+"""What can be written in a config, and resolves with `--dry_run`, but is not trained by this version yet."""
+
+from rayswift.config.schema import SftConfig, TrainingConfig
+from rayswift.config.tuner_fields import tuner_problems
+from rayswift.log import UserError
+
+# Settings of `model` and `data` that no training reads yet, besides their defaults.
+_MODEL = (
+    "lora_plus_ratio",
+    "adapters",
+    "freeze",
+    "freeze_ratio",
+    "unfreeze",
+    "quantization",
+    "new_special_tokens",
+    "rope_scaling",
+    "max_position_embeddings",
+)
+_DATA = ("loss_scale", "use_chat_template")
+_CLUSTER = ("sequence_parallel_size",)
+# Fields of PEFT's LoraConfig that are known to train, save and resume; an initialisation that changes the base
+# weights (pissa, olora, ...) is not.
+_LORA_KWARGS = (
+    "use_rslora",
+    "use_dora",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "rank_pattern",
+    "alpha_pattern",
+)
+_LORA_INITS = (True, "gaussian")
+
+
+def not_built(config: TrainingConfig) -> list[str]:
+    """The settings that this version cannot train, as `path = value`; empty: all of them work."""
+    if not isinstance(config, SftConfig):
+        return [f"training with task {config.model_dump()['train']['task']}"]
+    found = []
+    if config.train.task != "causal_lm":
+        found.append(f"train.task = {config.train.task}")
+    if config.model.tuner not in ("full", "lora"):
+        found.append(f"model.tuner = {config.model.tuner}")
+    for name, value in config.model.tuner_kwargs.items():
+        if name not in _LORA_KWARGS and not (name == "init_lora_weights" and value in _LORA_INITS):
+            found.append(f"model.tuner_kwargs.{name} = {value}")
+    sections = (("model", config.model, _MODEL), ("data", config.data, _DATA), ("cluster", config.cluster, _CLUSTER))
+    for name, section, fields in sections:
+        values = section.model_dump()
+        for field in fields:
+            if values[field] != type(section).model_fields[field].default:
+                found.append(f"{name}.{field} = {values[field]}")
+    return found
+
+
+def refuse_unbuilt(config: TrainingConfig) -> None:
+    """Stop before anything starts if the config holds something that this version cannot train.
+
+    Raises:
+        UserError: one line for each such setting.
+    """
+    lines = tuner_problems(config.model)
+    lines = lines or [f"{what}: not built yet in this version; --dry_run resolves it" for what in not_built(config)]
+    if lines:
+        raise UserError("\n".join(lines))

@@ -1,0 +1,83 @@
+"""Section `model`: what is trained, and what is trained beside or against it."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from rayswift.config.section import Section, Strings
+
+Tuner = Literal["full", "lora", "adalora", "vera", "boft", "ia3", "fourierft", "loha", "lokr", "miss"]
+
+
+class ModelConfig(Section):
+    """What is trained."""
+
+    path: str
+    """Folder or hub id of the model (`--model` for short)."""
+    tuner: Tuner = "full"
+    """Train all weights, or an adapter on the frozen ones: a LoRA, or another kind that PEFT has under this name."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of weights and activations; auto: bfloat16 on GPUs that have it, else float32."""
+    attn_implementation: str | None = None
+    """Attention kernel as `transformers` names it (sdpa, eager, flash_attention_2, ...); null: its own choice."""
+    experts_implementation: Literal["eager", "grouped_mm", "batched_mm"] | None = None
+    """How the experts of a mixture-of-experts model are computed; null: `transformers`' own choice."""
+    lora_rank: int = Field(8, ge=1)
+    """Rank of the LoRA matrices."""
+    lora_alpha: float = 32
+    """LoRA scale: the update is multiplied by alpha / rank."""
+    lora_dropout: float = Field(0.05, ge=0, lt=1)
+    """Dropout on the LoRA input."""
+    lora_plus_ratio: float | None = Field(None, gt=0)
+    """LoRA+: how many times the learning rate of the A matrices the B matrices learn with; null: both the same."""
+    target_modules: Strings = ["all-linear"]
+    """Modules that get an adapter: names, or all-linear for every linear layer but the head."""
+    target_regex: str | None = None
+    """Regular expression for the full names of modules that get an adapter, in place of `target_modules`."""
+    modules_to_save: Strings = []
+    """Modules trained in full beside the adapter."""
+    tuner_kwargs: dict[str, Any] = {}
+    """Further fields of the tuner's PEFT config, under PEFT's names (`{"use_rslora": true}`)."""
+    adapters: Strings = []
+    """Adapter folders to start from: the last one is trained on, those before it are merged into the weights."""
+    freeze: str | None = None
+    """Full training: regular expression that, found at the start of a parameter's name, freezes it."""
+    freeze_ratio: float = Field(0.0, ge=0, le=1)
+    """Full training: share of the parameters to freeze, from the embedding upwards."""
+    unfreeze: str | None = None
+    """Full training: regular expression for parameters that are trained whatever else freezes them."""
+    quantization: Literal["int8", "nf4", "fp4"] | None = None
+    """Load the frozen weights in 8 or 4 bits through bitsandbytes and train an adapter on them (QLoRA)."""
+    double_quantization: bool = True
+    """Quantize the scales of 4-bit weights too."""
+    new_special_tokens: Strings = []
+    """Special tokens to add to the tokenizer and the embedding: the tokens, or a .txt file with one a line."""
+    rope_scaling: dict[str, Any] | None = None
+    """Rotary scaling as `transformers` writes it (`{"rope_type": "yarn", "factor": 4.0}`); null: the model's own."""
+    max_position_embeddings: int | None = Field(None, ge=1)
+    """Longest position the model is stretched to; null: what its `config.json` says."""
+    num_labels: int | None = Field(None, ge=1)
+    """Outputs of the classification head; needed by task seq_cls."""
+    problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None = None
+    """What the labels of task seq_cls are; null: regression for one label, else a single label of several."""
+    chat_template: str | None = None
+    """Jinja file that replaces the tokenizer's chat template; null: the tokenizer's own."""
+    random_init: bool = False
+    """Initialise the weights from `config.json` and the seed instead of loading them."""
+    revision: str | None = None
+    """Hub revision; null: the default branch."""
+    trust_remote_code: bool = False
+    """Run model code shipped with the checkpoint."""
+
+
+class RlhfModelConfig(ModelConfig):
+    """What is trained, and the models it is held against."""
+
+    reference: str | None = None
+    """Model that the policy is kept close to; null: the model as it was before training."""
+    reference_adapters: Strings = []
+    """Adapter folders that make the reference out of `model.path`."""
+    teacher: str | None = None
+    """Model that task gkd distils from."""
+    teacher_adapters: Strings = []
+    """Adapter folders on the teacher."""

@@ -1,0 +1,19 @@
+"""What every section of a config is made of."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+
+def one_or_many(value: Any) -> Any:
+    """A list, which may be written as its only item."""
+    return [value] if isinstance(value, str) else value
+
+
+Strings = Annotated[list[str], BeforeValidator(one_or_many)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, no unknown keys, docstrings under fields become their help."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())

@@ -1,0 +1,12 @@
+"""ms-swift's spelling, understood at the edge: flags of `swift pt|sft|rlhf` become ours, or are answered for.
+
+    translate([("tuner_type", ["lora"]), ("torch_dtype", ["bfloat16"])], "sft", "causal_lm")
+
+`table_*.py` hold one rule for each flag that means something by itself; `together.py` those that are read together.
+Flags that are ours already (`--learning_rate`) are not in the tables and pass as they are.
+"""
+
+from rayswift.config.swift.rules import Flag, Translation
+from rayswift.config.swift.translate import translate
+
+__all__ = ["Flag", "Translation", "translate"]

@@ -1,0 +1,72 @@
+"""ms-swift's trainer, launch and logging flags."""
+
+from rayswift.config.swift.rules import ByValue, NoEffect, Refused, Rule, To, off_only
+
+_FEED = NoEffect("Ray Data feeds the workers; cluster.num_data_cpus says on how many CPUs")
+_RAY_TRAIN = NoEffect("Ray Train starts and connects the workers")
+_RUN_FOLDER = NoEffect("train.output_dir is the run folder itself; train.resume continues it")
+_BENCHMARK = Refused("benchmarks are not run while training; ask the model with `rayswift infer`")
+_NOT_GENERATED = NoEffect("evaluation computes losses; nothing is generated")
+_OWN_TRACKER = NoEffect("SwanLab reads its own environment variables; train.report_to names it")
+_SAVED = NoEffect("models are saved as safetensors files of transformers' size")
+_LORA_PLUS = {"lorap": NoEffect("model.lora_plus_ratio turns LoRA+ on")}
+
+TRAIN: dict[str, Rule] = {
+    "warmup_ratio": To("train.warmup_steps"),
+    "evaluation_strategy": To("train.eval_strategy"),
+    "early_stop_interval": To("train.early_stopping_patience"),
+    "enable_dft_loss": ByValue(
+        {"true": To("train.loss_type", {"true": "dft"})}, NoEffect("train.loss_type says the loss")
+    ),
+    "enable_channel_loss": NoEffect("the loss is logged over all rows, not by channel"),
+    "mrl_dims": To("train.matryoshka_dims"),
+    "resume_from_checkpoint": To("train.resume", {"true": "auto", "True": "auto"}),
+    "resume_only_model": off_only(
+        "a resumed run goes on", "give the checkpoint's folder as --model to start from its weights alone"
+    ),
+    "ignore_data_skip": NoEffect("the data position is part of every checkpoint"),
+    "optimizer": ByValue(_LORA_PLUS, Refused("name one of transformers' optimizers as train.optim")),
+    "use_muon": Refused("name one of transformers' optimizers as train.optim"),
+    "acc_strategy": NoEffect("accuracy is counted by token"),
+    "use_logits_to_keep": NoEffect("logits are computed where the loss needs them"),
+    "predict_with_generate": _NOT_GENERATED,
+    "num_beams": _NOT_GENERATED,
+    "stream": _NOT_GENERATED,
+    "logprobs": _NOT_GENERATED,
+    "top_logprobs": _NOT_GENERATED,
+    "infer_backend": NoEffect("completions come from vLLM"),
+    # the run folder
+    "logging_dir": _RUN_FOLDER,
+    "add_version": _RUN_FOLDER,
+    "overwrite_output_dir": _RUN_FOLDER,
+    "create_checkpoint_symlink": _RUN_FOLDER,
+    "load_args": NoEffect("a run's config is its config.yaml, read with --config"),
+    "load_data_args": NoEffect("a run's config is its config.yaml, read with --config"),
+    "save_on_each_node": NoEffect("all workers share the run folder"),
+    "safe_serialization": _SAVED,
+    "save_safetensors": _SAVED,
+    "max_shard_size": _SAVED,
+    "use_flash_ckpt": NoEffect("every rank writes its own files of a checkpoint"),
+    "ignore_args_error": NoEffect("an unknown flag is always an error"),
+    "swanlab_token": Refused("secrets do not belong into a saved config; set SWANLAB_API_KEY"),
+    "swanlab_secret": Refused("secrets do not belong into a saved config"),
+    "swanlab_*": _OWN_TRACKER,
+    # what Ray and DeepSpeed own
+    "zero_hpz_partition_size": Refused("write it into a DeepSpeed JSON and give that as cluster.deepspeed"),
+    "deepspeed_autotp_size": off_only("one device holds whole layers", "use cluster.zero_stage 3 to spread a model"),
+    "fsdp": off_only("DeepSpeed's ZeRO shards the model", "use cluster.zero_stage 3, which shards the same"),
+    "fsdp_*": Refused("use cluster.zero_stage 3, which shards the same"),
+    "ddp_timeout": To("cluster.timeout_s"),
+    "ddp_*": _RAY_TRAIN,
+    "local_rank": _RAY_TRAIN,
+    "use_ray": NoEffect("everything here runs on Ray"),
+    "ray_exp_name": NoEffect("train.output_dir names the run"),
+    "device_groups": Refused("use cluster.num_workers and rollout.num_engines"),
+    "dataloader_*": _FEED,
+    # evaluation by benchmarks
+    "eval_use_evalscope": off_only("no benchmark runs while training", _BENCHMARK.why),
+    "eval_dataset": _BENCHMARK,
+    "eval_dataset_args": _BENCHMARK,
+    "eval_limit": _BENCHMARK,
+    "eval_generation_config": _BENCHMARK,
+}

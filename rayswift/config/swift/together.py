@@ -1,0 +1,250 @@
+"""Flags of ms-swift that are read together, or whose value says more than one thing."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rayswift.config.swift.rules import ONLINE_TASKS, Translation, plain
+
+Given = dict[str, list[str]]
+
+_LOSS_ON = {"default": "assistant", "last_round": "last_turn", "all": "all"}
+_BUILT_IN_REWARDS = {"accuracy", "format", "cosine", "repetition", "soft_overlong", "tag_count"}
+_SFT_LOSSES = {"cross_entropy": "nll", "pointwise_reranker": "pointwise", "listwise_reranker": "listwise"}
+_BUILT_IN_CALLBACKS = {
+    "deepspeed_elastic": "cluster.num_workers decides whether a run is elastic",
+    "graceful_exit": "a run that is ended continues with train.resume auto",
+    "perf_log": "throughput is always logged",
+    "adalora": "model.tuner adalora brings its callback",
+    "early_stop": "--early_stop_interval turns it on",
+}
+
+
+def _system(given: Given, result: Translation) -> None:
+    (word, *_) = given["system"]
+    if not word.endswith(".txt"):
+        result.flags.append(("data.system", [word]))
+        return
+    try:
+        text = Path(word).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        result.problems.append(f"--system {word}: {error}; give the system prompt, or a .txt file that holds it")
+        return
+    result.flags.append(("data.system", [text]))
+    result.renamed.append(f"--system {word} -> its text as data.system")
+
+
+def _loss_scale(given: Given, result: Translation) -> None:
+    word = given["loss_scale"][0].replace("last_round_with_ignore_empty_think", "last_round+ignore_empty_think")
+    first, *rest = word.split("+")
+    if first in _LOSS_ON:
+        result.rename("loss_scale", "data.loss_on", [_LOSS_ON[first]])
+    else:
+        rest = [first, *rest]
+    if rest:
+        result.rename("loss_scale", "data.loss_scale", rest)
+
+
+def _deepspeed(given: Given, result: Translation) -> None:
+    word = given["deepspeed"][0]
+    preset = re.fullmatch(r"zero([0-3])(_offload)?", word)
+    if word.startswith("{"):
+        result.refuse("deepspeed", "write the JSON into a file and give its path")
+    elif preset:
+        stage, offload = preset.groups()
+        result.rename("deepspeed", "cluster.zero_stage", [stage])
+        if offload:
+            result.rename("deepspeed", "cluster.offload", ["all" if stage == "3" else "optimizer"])
+    else:
+        result.flags.append(("cluster.deepspeed", [word]))
+
+
+def _quantization(given: Given, result: Translation) -> None:
+    method, bits = given.get("quant_method", ["bnb"])[0], given.get("quant_bits", ["4"])[0]
+    if method.lower() not in ("bnb", "bitsandbytes"):
+        result.refuse("quant_method", f"{method}: weights are quantized by bitsandbytes (bnb) only")
+    elif bits == "8":
+        result.rename("quant_bits", "model.quantization", ["int8"])
+    elif bits == "4":
+        result.rename("quant_bits", "model.quantization", [given.get("bnb_4bit_quant_type", ["nf4"])[0]])
+    else:
+        result.refuse("quant_bits", f"{bits}: bitsandbytes quantizes to 4 or 8 bits")
+
+
+def _rope(given: Given, result: Translation) -> None:
+    word = given["rope_scaling"][0]
+    scaling: Any = plain(word)
+    if isinstance(scaling, dict):
+        if "type" in scaling:
+            scaling["rope_type"] = scaling.pop("type")
+    else:
+        scaling = {"rope_type": word}
+    result.rename("rope_scaling", "model.rope_scaling", [json.dumps(scaling)])
+
+
+def _freeze(names: str, pattern: str, path: str) -> Callable[[Given, Translation], None]:
+    def read(given: Given, result: Translation) -> None:
+        parts = [re.escape(name) for name in given.get(names, [])]
+        parts += [f".*?(?:{word})" for word in given.get(pattern, [])]  # theirs is found anywhere in the name
+        result.rename(" --".join(given), path, ["|".join(parts)])
+
+    return read
+
+
+def _galore(given: Given, result: Translation) -> None:
+    if given.get("use_galore", ["false"])[0].lower() != "true":
+        return result.no_effect(" --".join(given), "use_galore is off")
+    refused = [n for n in given if n.startswith(("galore_quant", "galore_proj_", "galore_cos", "galore_gamma"))]
+    for name in refused:
+        if name != "galore_proj_type" and given[name][0].lower() != "false":
+            result.refuse(name, "Q-GaLore is not one of transformers' optimizers; leave it out")
+    layerwise = given.get("galore_optim_per_parameter", ["false"])[0].lower() == "true"
+    result.rename("use_galore", "train.optim", ["galore_adamw_layerwise" if layerwise else "galore_adamw"])
+    result.rename("use_galore", "train.optim_target_modules", given.get("galore_target_modules", ["attn", "mlp"]))
+    args = {
+        n: given[f"galore_{n}"][0] for n in ("rank", "update_proj_gap", "scale", "proj_type") if f"galore_{n}" in given
+    }
+    if args:
+        result.rename("galore_*", "train.optim_args", [",".join(f"{key}={value}" for key, value in args.items())])
+    if given.get("galore_with_embedding", ["false"])[0].lower() == "true":
+        result.refuse("galore_with_embedding", "add the embedding's name to train.optim_target_modules")
+
+
+def _max_length(given: Given, result: Translation) -> None:
+    if result.task in ONLINE_TASKS:  # where it is the length of a prompt
+        result.rename("max_length", "rollout.max_prompt_length", given["max_length"])
+    else:
+        result.flags.append(("data.max_length", given["max_length"]))
+
+
+def _evaluation_rows(given: Given, result: Translation) -> None:
+    if "val_dataset" in given:
+        result.rename("val_dataset", "data.eval", given["val_dataset"])
+        if "split_dataset_ratio" in given:
+            result.no_effect("split_dataset_ratio", "--val_dataset brings the evaluation rows")
+    else:
+        result.rename("split_dataset_ratio", "data.eval_fraction", given["split_dataset_ratio"])
+
+
+def _mixing(given: Given, result: Translation) -> None:
+    sources = given.get("dataset", [])
+    if "dataset" in given:
+        result.flags.append(("data.dataset", sources))
+    shares = given.get("interleave_prob", [])
+    if len(shares) == 1:
+        shares = [str(share) for share in plain(shares[0])] if shares[0].startswith("[") else shares
+    if not shares:
+        if "stopping_strategy" in given:
+            result.no_effect("stopping_strategy", "without --interleave_prob the sources follow each other")
+    elif len(shares) != len(sources):
+        result.refuse("interleave_prob", f"it has {len(shares)} shares for the {len(sources)} sources of --dataset")
+    else:
+        mix = {source: plain(share) for source, share in zip(sources, shares, strict=True)}
+        result.rename("interleave_prob", "data.mix", [json.dumps(mix)])
+        result.rename("stopping_strategy", "data.mix_until", given.get("stopping_strategy", ["first_exhausted"]))
+
+
+def _length_of_the_run(given: Given, result: Translation) -> None:
+    if "max_steps" in given:
+        result.flags.append(("train.max_steps", given["max_steps"]))
+    if "max_epochs" not in given:
+        return
+    if given.get("max_steps", ["-1"])[0] in ("-1", "0"):
+        result.rename("max_epochs", "train.num_train_epochs", given["max_epochs"])
+    else:
+        result.no_effect("max_epochs", "train.max_steps ends the run")
+
+
+def _rewards(given: Given, result: Translation) -> None:
+    plugins = [*given.get("external_plugins", []), *given.get("custom_register_path", [])]
+    if plugins:
+        result.rename("external_plugins", "train.plugins", plugins)
+    if "reward_funcs" not in given:
+        return
+    # A name that a plugin registers is a function of that file here.
+    functions = [
+        f"{plugins[0]}:{name}" if len(plugins) == 1 and ":" not in name and name not in _BUILT_IN_REWARDS else name
+        for name in given["reward_funcs"]
+    ]
+    result.rename("reward_funcs", "rollout.reward_funcs", functions)
+
+
+def _cached(given: Given, result: Translation) -> None:
+    paths = given["cached_dataset"]
+    if len(paths) > 1:
+        result.refuse("cached_dataset", f"{len(paths)} folders; `rayswift data encode` writes all sources into one")
+    else:
+        result.rename("cached_dataset", "data.cache", paths)
+
+
+def _callbacks(given: Given, result: Translation) -> None:
+    own = [word for word in given["callbacks"] if ":" in word]
+    if own:
+        result.flags.append(("train.callbacks", own))
+    for word in set(given["callbacks"]) - set(own):
+        if word in _BUILT_IN_CALLBACKS:
+            result.no_effect(f"callbacks {word}", _BUILT_IN_CALLBACKS[word])
+        elif word == "activation_cpu_offload":
+            result.rename("callbacks activation_cpu_offload", "train.activation_offloading", ["true"])
+        else:
+            result.refuse(f"callbacks {word}", "give a callback of your own as module:name or file.py:name")
+
+
+def _metrics(given: Given, result: Translation) -> None:
+    own = [word for word in given["eval_metric"] if ":" in word]
+    if own:
+        result.rename("eval_metric", "train.metrics", own)
+    else:
+        result.no_effect("eval_metric", "each task has its metrics; train.metrics adds your own, as file.py:name")
+
+
+def _loss(given: Given, result: Translation) -> None:
+    """Loss types; in DPO the RPO term is the loss `sft` with a weight of its own."""
+    losses = given.get("loss_type", [])
+    alpha = given.get("rpo_alpha", ["none"])[0]
+    if result.task == "grpo" and losses and losses[0] in ("real", "fipo"):
+        return result.refuse("loss_type", f"{losses[0]} is not offered; see TRL's GRPOConfig for those that are")
+    if result.verb != "rlhf" and losses:
+        result.flags.append(("train.loss_type", [_SFT_LOSSES.get(word, word) for word in losses]))
+    elif result.task == "dpo" and alpha.lower() not in ("none", "null", "0", "0.0"):
+        losses = losses or ["sigmoid"]
+        weights = given.get("loss_weights", ["1.0"] * len(losses))
+        result.rename("rpo_alpha", "train.loss_type", [*losses, "sft"])
+        result.rename("rpo_alpha", "train.loss_weights", [json.dumps([plain(w) for w in [*weights, alpha]])])
+        return
+    elif losses:
+        result.flags.append(("train.loss_type", losses))
+    if "loss_weights" in given:
+        result.flags.append(("train.loss_weights", [json.dumps([plain(w) for w in given["loss_weights"]])]))
+    if "rpo_alpha" in given:
+        result.no_effect("rpo_alpha", "it adds no term" if result.task == "dpo" else "it is a term of task dpo")
+
+
+_GALORE = ("target_modules", "rank", "update_proj_gap", "scale", "proj_type", "optim_per_parameter", "with_embedding")
+_Q_GALORE = ("quantization", "proj_quant", "proj_bits", "proj_group_size", "cos_threshold", "gamma_proj", "queue_size")
+
+TOGETHER: dict[tuple[str, ...], Callable[[Given, Translation], None]] = {
+    ("system",): _system,
+    ("loss_scale",): _loss_scale,
+    ("deepspeed",): _deepspeed,
+    ("quant_method", "quant_bits", "bnb_4bit_quant_type"): _quantization,
+    ("rope_scaling",): _rope,
+    ("freeze_parameters", "freeze_parameters_regex"): _freeze(
+        "freeze_parameters", "freeze_parameters_regex", "model.freeze"
+    ),
+    ("trainable_parameters", "trainable_parameters_regex"): _freeze(
+        "trainable_parameters", "trainable_parameters_regex", "model.unfreeze"
+    ),
+    ("use_galore", *(f"galore_{name}" for name in (*_GALORE, *_Q_GALORE))): _galore,
+    ("max_length",): _max_length,
+    ("val_dataset", "split_dataset_ratio"): _evaluation_rows,
+    ("dataset", "interleave_prob", "stopping_strategy"): _mixing,
+    ("max_steps", "max_epochs"): _length_of_the_run,
+    ("external_plugins", "custom_register_path", "reward_funcs"): _rewards,
+    ("cached_dataset",): _cached,
+    ("callbacks",): _callbacks,
+    ("eval_metric",): _metrics,
+    ("loss_type", "rpo_alpha", "loss_weights"): _loss,
+}

@@ -1,0 +1,74 @@
+"""The pass over a command line: flags read together first, then the table, flag by flag."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rayswift.config.rollout import RolloutConfig
+from rayswift.config.swift.rules import ByValue, Flag, Into, NoEffect, Refused, Rule, To, Translation, plain
+from rayswift.config.swift.table_data import DATA
+from rayswift.config.swift.table_model import MODEL
+from rayswift.config.swift.table_rollout import ROLLOUT
+from rayswift.config.swift.table_train import TRAIN
+from rayswift.config.swift.together import TOGETHER
+
+TABLE: dict[str, Rule] = MODEL | DATA | TRAIN | ROLLOUT
+_PATTERNS = {name[:-1]: rule for name, rule in TABLE.items() if name.endswith("*")}
+
+
+def translate(flags: Sequence[Flag], verb: str, task: str) -> Translation:
+    """Flags in ms-swift's spelling, or ours, in ours.
+
+    Args:
+        flags: Names without dashes, each with its words; a name with a dot passes.
+        verb: pt, sft or rlhf.
+        task: The task that is trained, as `train.task` names it.
+    """
+    result = Translation(verb, task)
+    bare: dict[str, list[str]] = {}
+    for name, words in flags:
+        if "." not in name and (rule_of(name) or any(name in names for names in TOGETHER)):
+            bare[name] = words or ["true"]
+        elif name in RolloutConfig.model_fields and not result.samples:
+            result.no_effect(name, f"{task} samples no completions")
+        else:
+            result.flags.append((name, words))
+    for names, read in TOGETHER.items():
+        given = {name: bare.pop(name) for name in names if name in bare}
+        if given:
+            read(given, result)
+    entries: dict[str, Any] = {}
+    for name, words in bare.items():
+        _apply(rule_of(name), name, words, result, entries)
+    for path, value in entries.items():
+        result.flags.append((path, [json.dumps(value)]))
+    return result
+
+
+def rule_of(name: str) -> Rule | None:
+    """The table's word on a flag."""
+    if name in TABLE:
+        return TABLE[name]
+    return next((rule for prefix, rule in _PATTERNS.items() if name.startswith(prefix)), None)
+
+
+def _apply(rule: Rule | None, name: str, words: list[str], result: Translation, entries: dict[str, Any]) -> None:
+    match rule:
+        case ByValue(cases, otherwise):
+            _apply(cases.get(words[0].lower(), otherwise), name, words, result, entries)
+        case To(path, values):
+            by_lower = {word.lower(): ours for word, ours in values.items()}
+            result.rename(name, path, [by_lower.get(word.lower(), word) for word in words])
+        case Into(path) if path.startswith("rollout.") and not result.samples:
+            result.rename(name, path, words)  # which says that it has no effect
+        case Into(path, keys, values, is_list):
+            inner = entries.setdefault(path, {})
+            for key in keys[:-1]:
+                inner = inner.setdefault(key, {})
+            ours = [plain(values.get(word, word)) for word in words]
+            inner[keys[-1]] = ours if is_list else ours[0]
+            result.renamed.append(f"--{name} -> {path}.{'.'.join(keys)} {' '.join(words)}")
+        case NoEffect(why):
+            result.no_effect(name, why)
+        case Refused(why):
+            result.refuse(name, why)

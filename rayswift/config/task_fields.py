@@ -1,0 +1,51 @@
+"""Fields of online tasks for which TRL has none, written as TRL writes its configs: `trl_fields.py` reads both alike.
+
+A field here belongs to section `train` of its task (`train.kl_coef` of task ppo).
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class PpoFields:
+    """Task ppo, under the names of the `PPOConfig` that TRL once had."""
+
+    num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each batch of completions."})
+    num_mini_batches: int = field(default=1, metadata={"help": "Optimizer steps that one pass is cut into."})
+    kl_coef: float = field(default=0.05, metadata={"help": "Weight of the KL penalty in each token's reward."})
+    cliprange: float = field(default=0.2, metadata={"help": "Clip range of the probability ratio."})
+    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
+    cliprange_value: float = field(default=0.2, metadata={"help": "Clip range of the value function."})
+    gamma: float = field(default=1.0, metadata={"help": "Discount factor."})
+    lam: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
+    whiten_rewards: bool = field(default=False, metadata={"help": "Whether to whiten the rewards."})
+    missing_eos_penalty: float | None = field(
+        default=None, metadata={"help": "Taken off the score of a completion without an end-of-sequence token."}
+    )
+
+
+@dataclass
+class GrpoFields:
+    """Task grpo, beyond TRL's `GRPOConfig`."""
+
+    advantage_estimator: Literal["grpo", "rloo", "reinforce_plus_plus"] = field(
+        default="grpo", metadata={"help": "Baseline and scale of the advantages."}
+    )
+    kl_in_reward: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether the KL penalty is taken off the reward, not added to the loss; null: only for rloo and "
+            "reinforce_plus_plus."
+        },
+    )
+
+
+@dataclass
+class GkdFields:
+    """Task gkd, beyond TRL's `GKDConfig`."""
+
+    sft_alpha: float = field(default=0.0, metadata={"help": "Weight of the cross-entropy on rows with answers."})
+    logits_topk: int | None = field(
+        default=None, metadata={"help": "Compare so many most likely tokens of the teacher; null: all."}
+    )

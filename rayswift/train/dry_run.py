@@ -1,0 +1,29 @@
+"""`--dry_run`: what a command line resolves to and what would run where, without touching Ray or the run folder."""
+
+from pathlib import Path
+
+from rayswift.config.built import not_built
+from rayswift.config.load import to_yaml
+from rayswift.config.schema import TrainingConfig
+from rayswift.data.sources.find import parse_source
+from rayswift.resources import lay_out
+from rayswift.train.plan import describe, resolve
+
+
+def dry_run(config: TrainingConfig) -> None:
+    """Print the resolved config and the placement plan.
+
+    Raises:
+        UserError: fields that do not go together.
+    """
+    plan = resolve(config, lay_out(config.cluster), None)
+    unchecked = []
+    if plan.estimates is None:
+        unchecked.append(f"the model: no {config.model.path}/config.json here, so sizes and memory are unknown")
+    for source in [*config.data.dataset, *config.data.eval]:
+        if not Path(parse_source(source).path).exists():
+            unchecked.append(f"the rows of {source}: not a file here")
+    print(to_yaml(plan.config))  # noqa: T201
+    print(describe(plan, None, unchecked))  # noqa: T201
+    for what in not_built(config):
+        print(f"  not built     {what}")  # noqa: T201
