@@ -100,7 +100,7 @@ def main() -> int:
         print(f"  {question}{given}  {'right' if given == right else f'wrong, it is {right}'}")
     print(f"\nAccuracy on {len(sums)} test sums: {before:.1%} -> {after:.1%}")
     print(f"Checkpoint: {checkpoint.relative_to(ROOT)}")
-    print(f"Reports: {RUN}/report.md, {RUN}/metrics.jsonl")
+    print(f"Report: {RUN}/report.html")
     print(f"Time: {time.monotonic() - start:.0f} s")
     print(f'Try next: .venv/bin/rayswift infer --model {RUN} --prompt "23+58="')
     return 0 if after >= WANTED_ACCURACY else 1

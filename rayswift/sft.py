@@ -17,6 +17,7 @@ from rayswift.train import run_folder, storage
 from rayswift.train.clock import Clock
 from rayswift.train.dry_run import dry_run
 from rayswift.train.launch import RunSpec, Worker, fit, join_process_group
+from rayswift.train.report.live import REPORT, LiveReport
 
 
 def run(invocation: Invocation) -> None:
@@ -56,35 +57,35 @@ def _train(config: SftConfig, run_dir: Path, clock: Clock) -> None:
     run_folder.write_record(run_dir, config, found)
     logger.info("%s", planning.describe(plan, windows.row_set.num_rows, []))
 
-    if resume and resume.is_end_of(plan.config.train):
-        return _finish(run_dir, config, clock)
+    with LiveReport(run_dir, config, layout.local, resume.saved if resume else None):
+        if resume and resume.is_end_of(plan.config.train):
+            return _finish(run_dir, config, clock)
 
-    # 3. Ray, workers, the training itself.
-    clock.lap("data")
-    connect(config.cluster, layout, run_dir)
-    clock.lap("Ray")
-    spec = RunSpec(
-        config=config,
-        layout=layout,
-        run_dir=run_dir,
-        tokenizer_dir=tokenizer_dir,
-        feed_plan=_feed_plan(plan, windows),
-        clock=clock,
-        resume_from=resume.saved.path.resolve() if resume else None,
-        work_dir=Path.cwd(),
-    )
-    fit(spec, train_loop, windows, eval_windows, resume.position if resume else Position())
+        # 3. Ray, workers, the training itself.
+        clock.lap("data")
+        connect(config.cluster, layout, run_dir)
+        clock.lap("Ray")
+        spec = RunSpec(
+            config=config,
+            layout=layout,
+            run_dir=run_dir,
+            tokenizer_dir=tokenizer_dir,
+            feed_plan=_feed_plan(plan, windows),
+            clock=clock,
+            resume_from=resume.saved.path.resolve() if resume else None,
+            work_dir=Path.cwd(),
+        )
+        fit(spec, train_loop, windows, eval_windows, resume.position if resume else Position())
 
-    _finish(run_dir, config, clock)
+        _finish(run_dir, config, clock)
 
 
 def _finish(run_dir: Path, config: SftConfig, clock: Clock) -> None:
     """Say what came of the run."""
     model, counts = run_folder.write_result(run_dir, config)
-    run_folder.write_report(run_dir, model, counts, clock.total())
     logger.info("rows\n%s", table(counts))
     home = config.train.output_dir if storage.is_url(config.train.output_dir) else run_dir
-    logger.info("done in %.0f s; model: %s/%s; report: %s/%s", clock.total(), home, model.name, home, run_folder.REPORT)
+    logger.info("done in %.0f s; model: %s/%s; report: %s/%s", clock.total(), home, model.name, home, REPORT)
 
 
 def train_loop(spec: RunSpec, worker: Worker) -> None:

@@ -15,6 +15,17 @@ from rayswift.log import UserError
 _JUDGED_FROM_ROWS = 1000
 
 
+class UnusableRows(UserError):
+    """The rows themselves end the run; `counts` says where each went."""
+
+    def __init__(self, message: str, counts: dict[str, int]):
+        super().__init__(f"{message}\n{table(counts)}", exit_code=1)
+        self._message, self.counts = message, counts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return UnusableRows, (self._message, self.counts)
+
+
 @dataclass(frozen=True)
 class Position:
     """A point in the global sequence: the next step and the next packed row.
@@ -98,7 +109,7 @@ def global_batches(
         on_window: Called with (epoch, window number, window) when a window is opened for the first time.
 
     Raises:
-        UserError: too many rows are bad, or an epoch leaves no row to train.
+        UnusableRows: too many rows are bad, or an epoch leaves no row to train.
     """
     step, held = start.step, None
     if plan.ends_by_steps and step >= plan.max_steps:
@@ -157,7 +168,7 @@ def _sequence(
                 held = row, epoch + done / plan.num_rows, Position(0, epoch, *behind, dict(counts))
             skip = 0
         if _trained(counts) == trained_before:
-            raise UserError("no row is left to train:\n" + table(counts), exit_code=1)
+            raise UnusableRows("no row is left to train:", dict(counts))
         if held:
             yield held[0], epoch + 1.0, Position(0, epoch + 1, 0, 0, dict(counts))
         _judge(counts, plan.max_bad_fraction, 1)
@@ -171,10 +182,10 @@ def _trained(counts: Counter[str]) -> int:
 def _judge(counts: Counter[str], max_bad_fraction: float, from_rows: int) -> None:
     seen, bad = counts.total(), sum(v for k, v in counts.items() if k.startswith("quarantined"))
     if seen >= from_rows and bad > max_bad_fraction * seen:
-        raise UserError(
+        raise UnusableRows(
             f"{bad} of {seen} rows are bad, more than data.max_bad_fraction = {max_bad_fraction} allows; "
-            f"see data/quarantine.jsonl in the run folder:\n" + table(counts),
-            exit_code=1,
+            "see data/quarantine.jsonl in the run folder:",
+            dict(counts),
         )
 
 

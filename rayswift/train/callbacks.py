@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from rayswift.log import logger
 from rayswift.train import checkpoint, universal
+from rayswift.train.accounting import write_accounting
 from rayswift.train.clock import Clock
 from rayswift.train.launch import RunSpec
-from rayswift.train.run_folder import CONFIG, METRICS
+from rayswift.train.report.curves import METRICS
+from rayswift.train.run_folder import CONFIG
 from rayswift.train.storage import Uploads
 from rayswift.train.stream import Stream
 
@@ -100,10 +103,12 @@ class Checkpoints(TrainerCallback):
 
 
 class Metrics(TrainerCallback):
-    """Every log entry as a line of `metrics.jsonl` and of the log; on rank 0."""
+    """Every log entry as a line of `metrics.jsonl` and of the log, and the row accounting; on rank 0."""
 
-    def __init__(self, run_dir: Path, resumed_step: int):
+    def __init__(self, run_dir: Path, stream: Stream, resumed_step: int):
+        self._run_dir, self._stream = run_dir, stream
         self._path = run_dir / METRICS
+        self._counted_s = 0.0
         _keep_until(self._path, resumed_step)
 
     def on_log(
@@ -118,11 +123,15 @@ class Metrics(TrainerCallback):
         entry = {"step": state.global_step, **(logs or {})}
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
+        if time.monotonic() - self._counted_s > _COUNT_EVERY_S:
+            self._counted_s = time.monotonic()
+            write_accounting(self._run_dir, self._stream.position.counts)
         shown = {k: entry[k] for k in _SHOWN if k in entry}
         if "loss" in entry or "eval_loss" in entry:
             logger.info("step %d  %s", state.global_step, "  ".join(f"{k} {_short(v)}" for k, v in shown.items()))
 
 
+_COUNT_EVERY_S = 2.0
 _SHOWN = (
     "epoch",
     "loss",

@@ -21,6 +21,7 @@ from rayswift.data.stream import stream_windows, user_error_in
 from rayswift.data.windows import WindowPlan
 from rayswift.log import UserError, logger, setup_worker
 from rayswift.resources import Layout
+from rayswift.train import events
 from rayswift.train.clock import Clock
 from rayswift.train.console import Console
 from rayswift.train.feed_client import ActorFeed, FeedClient, LocalFeed
@@ -100,7 +101,7 @@ def fit(
             name=feed_name,
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=spec.config.cluster.max_failures),
-            callbacks=[_stop_at_user_error()],
+            callbacks=[_on_failure(spec.run_dir)],
         ),
     )
     with Console(spec.run_dir, lambda: ray.get(feed.progress.remote(), timeout=5), spec.feed_plan):
@@ -207,26 +208,29 @@ def _comes_from_a_dead_peer(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(mark in text for mark in marks)
 
 
-def _stop_at_user_error() -> Any:
+def _on_failure(run_dir: Path) -> Any:
     from ray.train import UserCallback
 
-    class StopAtUserError(UserCallback):
-        """An error of the user's would come again after a restart: end the run at once."""
+    class OnFailure(UserCallback):
+        """An error of the user's would come again after a restart: end the run at once. Any other is recorded."""
 
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             for error in worker_exceptions.values():
                 found = user_error_in(error)
                 if found:
                     raise found
+            rank, first = min(worker_exceptions.items())
+            events.record(run_dir, "failure", text=f"worker {rank}: {_first_line(first)}")
 
-    return StopAtUserError()
+    return OnFailure()
 
 
 def _explain(error: Exception, spec: RunSpec) -> UserError:
     for cause in _causes(error):
         found = user_error_in(cause)
         if found:
-            return UserError(str(found), exit_code=1)
+            found.exit_code = 1
+            return found
     return UserError(
         f"training failed after cluster.max_failures = {spec.config.cluster.max_failures} restarts: "
         f"{_first_line(error)}\n  see {spec.run_dir / 'logs'}; continue with --resume auto",

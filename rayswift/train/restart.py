@@ -5,7 +5,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from rayswift.log import logger
-from rayswift.train import checkpoint, universal
+from rayswift.train import checkpoint, events, universal
 from rayswift.train.launch import RunSpec, Worker
 from rayswift.train.model import write_initial_weights
 from rayswift.train.run_folder import Resume, load_resume
@@ -31,6 +31,8 @@ def agree_on_checkpoint(spec: RunSpec, worker: Worker) -> tuple[Resume | None, i
     path_name, attempt = decided
     saved = checkpoint.read_complete(Path(path_name)) if isinstance(path_name, str) else None
     assert isinstance(attempt, int)
+    if worker.rank == 0:
+        events.record(spec.run_dir, "start", step=saved.step if saved else 0, workers=worker.size)
     return (load_resume(saved) if saved else None), attempt
 
 

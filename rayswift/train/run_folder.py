@@ -14,16 +14,16 @@ from rayswift.config.schema import SftConfig, TrainConfig
 from rayswift.data.global_batches import Position
 from rayswift.log import UserError
 from rayswift.train import checkpoint
+from rayswift.train.accounting import write_accounting
+from rayswift.train.events import EVENTS
+from rayswift.train.report.curves import METRICS
+from rayswift.train.report.live import REPORT
 
 CONFIG = "config.yaml"
-METRICS = "metrics.jsonl"
 FINGERPRINT = "fingerprint.json"
 RESULT = "result.json"
-REPORT = "report.md"
 # What a launch writes beside checkpoints; a new run clears it where the fingerprint says that a run wrote it.
-_OWN = (CONFIG, METRICS, FINGERPRINT, RESULT, REPORT, "logs", "data", "tokenizer", "init", "ray", "runs")
-
-_REPORT_LINES = 40
+_OWN = (CONFIG, METRICS, FINGERPRINT, RESULT, REPORT, EVENTS, "logs", "data", "tokenizer", "init", "ray", "runs")
 
 # What may differ when a run is continued, because it changes no step; all else must be as it was.
 _FREE = frozenset(
@@ -234,31 +234,5 @@ def write_result(run_dir: Path, config: SftConfig) -> tuple[Path, dict[str, int]
     counts = json.loads((saved.path / checkpoint.DATA_STATE).read_text(encoding="utf-8"))["position"]["counts"]
     result = {"model": model.name, "last": saved.path.name, "best_metric": state.get("best_metric")}
     (run_dir / RESULT).write_text(json.dumps(result, indent=1), encoding="utf-8")
-    accounting = {"rows seen": sum(counts.values()), **counts}
-    (run_dir / "data").mkdir(exist_ok=True)
-    (run_dir / "data" / "accounting.json").write_text(json.dumps(accounting, indent=1), encoding="utf-8")
+    write_accounting(run_dir, counts)
     return model, counts
-
-
-def write_report(run_dir: Path, model: Path, counts: dict[str, int], seconds: float) -> None:
-    """A page of the run in Markdown: model, curve, rows."""
-    curve = [entry for entry in read_metrics(run_dir) if "loss" in entry or "eval_loss" in entry]
-    stride = max(1, len(curve) // _REPORT_LINES)
-    shown = curve[::stride] + ([curve[-1]] if curve and (len(curve) - 1) % stride else [])
-    columns = ("step", "epoch", "loss", "eval_loss", "grad_norm", "learning_rate", "tokens_per_s", "fill", "data_wait")
-    lines = [f"# {run_dir.name}", "", f"Model: `{model}`, after {seconds:.0f} s.", ""]
-    lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(_cell(entry.get(name)) for name in columns) + " |" for entry in shown]
-    lines += ["", "| rows | count |", "| --- | ---: |"]
-    lines += [f"| {name} | {count:,} |" for name, count in {"seen": sum(counts.values()), **counts}.items()]
-    (run_dir / REPORT).write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else "" if value is None else str(value)
-
-
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """All entries of `metrics.jsonl`."""
-    path = run_dir / METRICS
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []

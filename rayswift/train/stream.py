@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,6 +81,15 @@ class Stream:
         tally, self._tally = self._tally, Tally()
         tally.elapsed_s = self._tally.since - tally.since
         return tally
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave the time of a block, an evaluation or a save, out of the tally."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._tally.since += time.monotonic() - began
 
     def _count(self, rows: tuple[PackedRow, ...]) -> None:
         self._tally.steps += 1

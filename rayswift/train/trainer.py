@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from datasets import Dataset
@@ -90,6 +91,12 @@ class StreamedSFTTrainer(SFTTrainer):
             complete_load(self.model_wrapped, self._group_settings)
         super()._load_optimizer_and_scheduler(checkpoint)
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """HF's, its time left out of the throughput."""
+        with self.stream.pause():
+            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+            return metrics
+
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """The mean loss over every trained token, whatever the number of workers and rows in a batch."""
         prefix = kwargs.get("metric_key_prefix", "eval")
@@ -108,7 +115,7 @@ class StreamedSFTTrainer(SFTTrainer):
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=int(totals[1]))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add what the stream knows: throughput, fill, waiting."""
+        """Add what the stream knows: throughput, fill, waiting; and the memory it takes."""
         if "loss" in logs:
             logs.update(self._throughput())
             logs["workers"] = self.args.world_size
@@ -126,7 +133,12 @@ class StreamedSFTTrainer(SFTTrainer):
     def _throughput(self) -> dict[str, float]:
         tally = self.stream.start_tally()
         sums = torch.tensor([tally.tokens, tally.trained_tokens, tally.capacity, tally.wait_s], dtype=torch.float64)
-        tokens, trained, capacity, wait_s = self.sum_over_ranks(sums).tolist()
+        memory = torch.zeros(self.args.world_size, 2, dtype=torch.float64)
+        memory[self.args.process_index] = torch.tensor(_memory_gib(), dtype=torch.float64)
+        # One sum for all: each rank's memory has a place of its own.
+        sums = self.sum_over_ranks(torch.cat([sums, memory.flatten()]))
+        tokens, trained, capacity, wait_s = sums[:4].tolist()
+        host_gib, gpu_gib = sums[4:].view(-1, 2).max(dim=0).values.tolist()
         elapsed_s = max(1e-9, tally.elapsed_s)
         return {
             "tokens_per_s": tokens / elapsed_s,
@@ -134,6 +146,8 @@ class StreamedSFTTrainer(SFTTrainer):
             "fill": tokens / max(1.0, capacity),
             "data_wait": wait_s / self.args.world_size / elapsed_s,
             "step_s": elapsed_s / max(1, tally.steps),
+            "host_memory_gib": host_gib,
+            **({"gpu_memory_gib": gpu_gib} if torch.cuda.is_available() else {}),
         }
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -143,7 +157,8 @@ class StreamedSFTTrainer(SFTTrainer):
         if self.args.world_size > 1:
             dist.barrier()
         try:
-            super()._save_checkpoint(model, trial)
+            with self.stream.pause():
+                super()._save_checkpoint(model, trial)
         except Exception as error:
             if not _disk_is_full(error, folder):
                 raise
@@ -153,6 +168,15 @@ class StreamedSFTTrainer(SFTTrainer):
                 "free some space and continue with --resume auto",
                 exit_code=1,
             ) from error
+
+
+def _memory_gib() -> tuple[float, float]:
+    """This process's resident memory, and the most its GPU held since the last call, in GiB."""
+    gpu_bytes = 0
+    if torch.cuda.is_available():
+        gpu_bytes = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+    return psutil.Process().memory_info().rss / 2**30, gpu_bytes / 2**30
 
 
 def placeholder_rows() -> Dataset:
@@ -170,7 +194,7 @@ def callbacks_of(
         Checkpoints(spec, stream),
     ]
     if worker.rank == 0:
-        callbacks.append(Metrics(spec.run_dir, resume.saved.step if resume else 0))
+        callbacks.append(Metrics(spec.run_dir, stream, resume.saved.step if resume else 0))
     if train.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(train.early_stopping_patience))
     return callbacks

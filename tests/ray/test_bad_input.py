@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from rayswift.train import checkpoint
+from tests.html_page import Page
 from tests.ray.conftest import ROOT, curve, sft, start
 
 # Far above the few seconds that a refusal takes; starting Ray and training would not fit.
@@ -180,6 +181,11 @@ def test_too_many_bad_rows_end_the_run(tmp_path: Path, run_dir: Path, tiny: tupl
     assert "Traceback" not in out
     ids = [json.loads(line)["id"] for line in (run_dir / "data" / "quarantine.jsonl").read_text().splitlines()]
     assert sorted(ids) == [f"{rows}:2", f"{rows}:4"]
+    assert json.loads((run_dir / "data" / "accounting.json").read_text()) == table
+    page = Page((run_dir / "report.html").read_text(encoding="utf-8"))
+    assert ("data-state", "failed") in page.attributes
+    assert "quarantined: malformed JSON" in page.text
+    assert "2 of 6 rows are bad" in page.text
 
 
 # ---- the disk ----

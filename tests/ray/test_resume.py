@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rayswift.train import checkpoint
+from tests.html_page import Page
 from tests.ray.conftest import Run, assert_same_curve, curve, sft, start
 
 STEPS, SAVE_EVERY = 14, 4
@@ -39,12 +40,20 @@ def killed(run_dir: Path, tiny: tuple[str, ...]) -> Callable[[int], Run]:
     return begin
 
 
+def report_of(run_dir: Path) -> Page:
+    """The run's page, which must be whole whenever it is looked at."""
+    return Page((run_dir / "report.html").read_text(encoding="utf-8"))
+
+
 def test_a_killed_worker_is_replaced(killed: Callable[[int], Run], run_dir: Path, uninterrupted: Path) -> None:
     run = killed(6)
     run.kill("ray::RayTrainWorker")
     code, out = run.wait()
     assert code == 0, out
     assert_same_curve(run_dir, uninterrupted, 1e-5)
+    page = report_of(run_dir)
+    assert "lost a worker" in page.text
+    assert "restarted after: worker" in page.text
 
 
 def test_a_killed_controller_ends_the_run_with_a_named_error(
@@ -65,8 +74,13 @@ def test_a_killed_driver_continues_exactly(
     killed: Callable[[int], Run], run_dir: Path, tiny: tuple[str, ...], uninterrupted: Path
 ) -> None:
     killed(9).kill_driver()
+    assert ("data-state", "running") in report_of(run_dir).attributes  # it could not say more
     sft(run_dir, *tiny, *RUN, "--resume", "auto")
     assert_same_curve(run_dir, uninterrupted, 1e-5)
+    page = report_of(run_dir)
+    assert ("data-state", "finished") in page.attributes
+    assert "continued from checkpoint-8" in page.text
+    assert "killed" in page.text
 
 
 def test_a_kill_during_a_save_leaves_the_checkpoint_before(

@@ -22,6 +22,8 @@ PURE = [
     *(f"rayswift.data.{n}" for n in ["packing", "order", "rows", "template", "encode", "global_batches", "windows"]),
     "rayswift.train.memory",
     "rayswift.train.checkpoint",
+    "rayswift.train.events",
+    *(f"rayswift.train.report.{n}" for n in ["curves", "charts", "advice", "page"]),
 ]
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60

@@ -328,7 +328,7 @@ def test_another_runs_checkpoint_is_continued_where_a_run_left_none(tmp_path: Pa
     save(tmp_path / "run", 5, sealed=False)
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 5}\n')
     assert agreed(tmp_path / "run", str(other)) == other
-    assert names(tmp_path / "run") == ["fingerprint.json"]
+    assert names(tmp_path / "run") == ["events.jsonl", "fingerprint.json"]
 
 
 # ---- records ----
@@ -361,9 +361,3 @@ def test_a_run_without_a_checkpoint_has_no_result(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no complete checkpoint") as caught:
         run_folder.write_result(tmp_path, config_of(tmp_path))
     assert caught.value.exit_code == 1
-
-
-def test_metrics_are_read_line_by_line(tmp_path: Path) -> None:
-    assert run_folder.read_metrics(tmp_path) == []
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n{"step": 2}\n')
-    assert run_folder.read_metrics(tmp_path) == [{"step": 1, "loss": 2.5}, {"step": 2}]

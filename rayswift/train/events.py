@@ -1,0 +1,108 @@
+"""`events.jsonl`: when a run was launched, when its workers started and died, how it ended.
+
+A launch without an `end` line behind it was killed. Lines come from the driver (`launch`, `end`), from rank 0 (`start`)
+and from Ray Train's controller (`failure`), each in one small append.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Literal
+
+EVENTS = "events.jsonl"
+State = Literal["running", "finished", "failed", "interrupted", "killed"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line. time_s: since the epoch; step: steps done before it; workers: data-parallel size; text: see `kind`.
+
+    kind: launch (text: the checkpoint it continues), start (of a worker group), failure (text: the error), end (text:
+    the error, if there was one).
+    """
+
+    kind: Literal["launch", "start", "failure", "end"]
+    time_s: float
+    step: int | None = None
+    workers: int | None = None
+    state: State | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A worker group: when, at which step, with how many workers, why it was started, and how it ended."""
+
+    time_s: float
+    step: int
+    workers: int | None
+    why: str
+    ended: str
+
+
+def record(run_dir: Path, kind: str, **facts: Any) -> None:
+    """Append an event that happens now; `facts` are the fields of `Event`."""
+    line = json.dumps({"kind": kind, "time_s": time.time(), **facts}, ensure_ascii=False)
+    path = run_dir / EVENTS
+    whole = not path.exists() or path.stat().st_size == 0 or path.read_bytes()[-1:] == b"\n"
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(line + "\n" if whole else f"\n{line}\n")
+
+
+def read(run_dir: Path) -> list[Event]:
+    """All events, oldest first; a line that a kill cut off is left out."""
+    path = run_dir / EVENTS
+    events = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            events.append(Event(**json.loads(line)))
+        except (json.JSONDecodeError, TypeError):
+            continue
+    return events
+
+
+def starts(events: list[Event]) -> list[Start]:
+    """Every start of the workers, and every launch that got to none."""
+    found: list[Start] = []
+    launch: Event | None = None
+    before: Event | None = None  # the start before, in the same launch
+    failure = ""
+    for event, following in zip_longest(events, events[1:]):
+        if event.kind == "launch":
+            launch, before, failure = event, None, ""
+            if following is None or following.kind in ("launch", "end"):
+                found.append(Start(event.time_s, event.step or 0, None, _why_launched(event), _how_ended(following)))
+        elif event.kind == "failure":
+            failure = event.text
+        elif event.kind == "start":
+            why = _why_restarted(before, event, failure) if before else _why_launched(launch)
+            found.append(Start(event.time_s, event.step or 0, event.workers, why, _how_ended(following)))
+            before, failure = event, ""
+    return found
+
+
+def state(events: list[Event]) -> State:
+    """How the run's last launch stands, as far as it could say."""
+    last = events[-1] if events else None
+    return last.state or "running" if last and last.kind == "end" else "running"
+
+
+def _why_launched(launch: Event | None) -> str:
+    return f"continued from {launch.text}" if launch and launch.text else "new run"
+
+
+def _why_restarted(before: Event, now: Event, failure: str) -> str:
+    resized = f"from {before.workers} to {now.workers} workers" if before.workers != now.workers else ""
+    if failure:
+        return f"restarted {resized} after: {failure}".replace("  ", " ")
+    return f"resized {resized}" if resized else "restarted"
+
+
+def _how_ended(following: Event | None) -> str:
+    if following is None:
+        return "running"
+    if following.kind == "end":
+        return following.state or "ended"
+    return {"launch": "killed", "failure": "lost a worker", "start": "stopped"}[following.kind]

@@ -1,0 +1,165 @@
+"""What a run lacks, in one plain sentence each, with the field to change."""
+
+from dataclasses import dataclass
+
+from rayswift.config.schema import SftConfig
+from rayswift.train.events import Event
+from rayswift.train.report.charts import show
+from rayswift.train.report.curves import Curve
+
+_MUCH_WAITING = 0.1
+_POOR_FILL = 0.75
+_MANY_ROWS = 0.05
+_FEW_TRAINED_TOKENS = 0.05
+_EVALS_WITHOUT_GAIN = 3
+_MANY_FAILURES = 2
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A sentence, and whether what it is about spoils the training (bad) or slows it down."""
+
+    text: str
+    bad: bool = False
+
+
+def advise(
+    config: SftConfig, curves: dict[str, Curve], counts: dict[str, int], events: list[Event], local: bool
+) -> list[Advice]:
+    """Sentences on what starves or goes wrong, the gravest first.
+
+    Args:
+        config: As resolved.
+        curves: Metrics by name.
+        counts: Raw rows by outcome.
+        events: The run's events.
+        local: Whether Ray was started for this run.
+    """
+    found = [*_diverging(config, curves), *_failing(events), *_rows(config, counts)]
+    found += [*_waiting(config, curves, local), *_filling(config, curves), *_training(curves), *_overfitting(curves)]
+    return found
+
+
+def verdict(curves: dict[str, Curve]) -> str:
+    """The sentence of a run that lacks nothing."""
+    fill, wait = _recent(curves, "fill"), _recent(curves, "data_wait")
+    if fill is None or wait is None:
+        return "No step has been logged yet."
+    return f"Nothing starves: workers wait for data {show(wait, '%')} of the time, rows are {show(fill, '%')} full."
+
+
+def _diverging(config: SftConfig, curves: dict[str, Curve]) -> list[Advice]:
+    for name in ("loss", "grad_norm", "eval_loss"):
+        curve = curves.get(name)
+        if curve and curve.first_broken is not None:
+            rate = show(config.train.learning_rate)
+            return [
+                Advice(
+                    f"The {name.replace('_', ' ')} was no finite number {_times(curve.broken)}, first at step "
+                    f"{curve.first_broken:,}: lower train.learning_rate (now {rate}), warm up longer, or compute in "
+                    f"another model.dtype (now {config.model.dtype}).",
+                    bad=True,
+                )
+            ]
+    return []
+
+
+def _failing(events: list[Event]) -> list[Advice]:
+    failures = [event for event in events if event.kind == "failure"]
+    if len(failures) < _MANY_FAILURES:
+        return []
+    return [
+        Advice(
+            f"Workers were lost {len(failures)} times; the last error: {failures[-1].text or 'unknown'}. What was "
+            "trained since the checkpoint before is trained again: find the cause in logs/, or save more often.",
+            bad=True,
+        )
+    ]
+
+
+def _rows(config: SftConfig, counts: dict[str, int]) -> list[Advice]:
+    seen = sum(counts.values())
+    if not seen:
+        return []
+    found = []
+    bad = sum(count for outcome, count in counts.items() if outcome.startswith("quarantined"))
+    if bad:
+        found.append(
+            Advice(
+                f"{bad:,} of {seen:,} rows ({show(bad / seen, '%')}) are bad and were left out: data/quarantine.jsonl "
+                "names each with its reason.",
+                bad=bad > config.data.max_bad_fraction * seen,
+            )
+        )
+    long = sum(count for outcome, count in counts.items() if "data.max_length" in outcome)
+    if long > _MANY_ROWS * seen:
+        done = "left out" if config.data.truncation == "drop" else "cut"
+        instead = " or set data.truncation to cut them instead" if done == "left out" else ""
+        found.append(
+            Advice(
+                f"{show(long / seen, '%')} of the rows are longer than data.max_length = {config.data.max_length:,} "
+                f"and were {done}: raise it{instead}."
+            )
+        )
+    return found
+
+
+def _waiting(config: SftConfig, curves: dict[str, Curve], local: bool) -> list[Advice]:
+    wait = _recent(curves, "data_wait")
+    if wait is None or wait <= _MUCH_WAITING:
+        return []
+    if local:
+        what = f"raise cluster.num_data_cpus (now {config.cluster.num_data_cpus}) if the machine has idle cores"
+    else:
+        what = "give the cluster more CPUs beside those of the workers"
+    return [Advice(f"Workers wait for data {show(wait, '%')} of the time: {what}.")]
+
+
+def _filling(config: SftConfig, curves: dict[str, Curve]) -> list[Advice]:
+    fill = _recent(curves, "fill")
+    if fill is None or fill >= _POOR_FILL:
+        return []
+    if config.data.packing:
+        what = (
+            f"pack more rows together with a larger data.window_rows (now {show(config.data.window_rows)}), or choose "
+            f"a data.max_length (now {config.data.max_length:,}) that fits the rows better"
+        )
+    else:
+        what = "set data.packing true, or lower data.max_length"
+    return [Advice(f"Rows are only {show(fill, '%')} full, so the rest is computed for nothing: {what}.")]
+
+
+def _training(curves: dict[str, Curve]) -> list[Advice]:
+    tokens, trained = _recent(curves, "tokens_per_s"), _recent(curves, "trained_tokens_per_s")
+    if not tokens or trained is None or trained / tokens >= _FEW_TRAINED_TOKENS:
+        return []
+    return [
+        Advice(
+            f"Only {show(trained / tokens, '%')} of the tokens are trained; the others are prompts. If that is not "
+            "meant, look at data.loss_on."
+        )
+    ]
+
+
+def _overfitting(curves: dict[str, Curve]) -> list[Advice]:
+    curve = curves.get("eval_loss")
+    if curve is None or len(curve.buckets) <= _EVALS_WITHOUT_GAIN:
+        return []
+    best = min(curve.buckets, key=lambda bucket: bucket.low)
+    later = [bucket for bucket in curve.buckets if bucket.step > best.step]
+    if len(later) < _EVALS_WITHOUT_GAIN:
+        return []
+    return [
+        Advice(
+            f"The evaluation loss was best at step {best.step:,} ({show(best.low)}) and has not improved since: stop "
+            "earlier (train.early_stopping_patience), or keep the best with train.load_best_model_at_end."
+        )
+    ]
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number:,} times"
+
+
+def _recent(curves: dict[str, Curve], name: str) -> float | None:
+    return curves[name].recent_mean if name in curves else None

@@ -1,0 +1,101 @@
+"""Keeps `report.html` and the run's events current while the driver works."""
+
+import contextlib
+import threading
+import time
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+from rayswift.config.schema import SftConfig
+from rayswift.data.global_batches import UnusableRows
+from rayswift.log import UserError, logger
+from rayswift.train import events
+from rayswift.train.accounting import read_accounting, write_accounting
+from rayswift.train.checkpoint import Saved
+from rayswift.train.report.curves import METRICS, MetricsFile
+from rayswift.train.report.environment import environment
+from rayswift.train.report.page import View, render
+
+REPORT = "report.html"
+_EVERY_S = 4.0
+_SHARE_OF_TIME = 0.005  # at most this much of a core
+
+
+class LiveReport:
+    """While its block runs, `report.html` follows the run, in a thread; when the block ends it says how.
+
+    Each version replaces the one before whole, so that a page is there whenever the driver is killed.
+
+    Args:
+        run_dir: The run folder.
+        config: As resolved.
+        local: Whether Ray is started for this run.
+        continued: The checkpoint that the launch continues.
+    """
+
+    def __init__(self, run_dir: Path, config: SftConfig, local: bool, continued: Saved | None):
+        self._run_dir, self._config, self._local = run_dir, config, local
+        self._continued = continued
+        self._metrics = MetricsFile(run_dir / METRICS)
+        self._environment: dict[str, str] = {}
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> "LiveReport":
+        step, name = (self._continued.step, self._continued.path.name) if self._continued else (0, "")
+        events.record(self._run_dir, "launch", step=step, text=name)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join(timeout=30)
+        if isinstance(error, UnusableRows):
+            write_accounting(self._run_dir, error.counts)
+        state, text = _outcome(error)
+        with contextlib.suppress(OSError):  # a full disk must not hide the error that ended the run
+            events.record(self._run_dir, "end", state=state, text=text, step=self._metrics.step)
+            self.write(state, text)
+
+    def write(self, state: events.State, error: str = "") -> None:
+        """Write the page as things stand now."""
+        self._metrics.read()
+        view = View(
+            name=self._config.train.output_dir,
+            state=state,
+            updated_s=time.time(),
+            config=self._config,
+            step=self._metrics.step,
+            curves=self._metrics.curves,
+            counts=read_accounting(self._run_dir),
+            events=events.read(self._run_dir),
+            environment=self._environment,
+            local=self._local,
+            error=error,
+        )
+        partial = self._run_dir / f"{REPORT}.partial"
+        partial.write_text(render(view), encoding="utf-8")
+        partial.replace(self._run_dir / REPORT)
+
+    def _run(self) -> None:
+        try:
+            self._environment = environment()
+            wait_s = 0.0
+            while not self._done.wait(wait_s):
+                began = time.thread_time()
+                with contextlib.suppress(OSError):
+                    self.write("running")
+                wait_s = max(_EVERY_S, (time.thread_time() - began) / _SHARE_OF_TIME)
+        except Exception:  # a page must not end a run
+            logger.warning("report.html is no longer written:\n%s", traceback.format_exc())
+
+
+def _outcome(error: BaseException | None) -> tuple[events.State, str]:
+    if error is None:
+        return "finished", ""
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "interrupted", ""
+    return "failed", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
