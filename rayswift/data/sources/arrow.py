@@ -23,9 +23,10 @@ from rayswift.data.sources.lines import OPEN_MAPS
 from rayswift.data.sources.store import MAX_ROW_BYTES, RawRow, Rows, too_large
 from rayswift.log import UserError
 
-_BATCH_ROWS = 4096
+_BATCH_ROWS, _BATCH_BYTES = 4096, 1 << 25
 _STREAM_BUFFER_BYTES = 1 << 20
 _FILE_MAGIC = b"ARROW1"
+_STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class ArrowStore:
     name: str
     path: str
     num_rows: int
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """See Store."""
+        return (self.path,)
 
     def read(self, rows: Rows) -> list[RawRow]:
         """See Store."""
@@ -94,7 +100,10 @@ def open_parquet(name: str, path: Path, work: Path) -> ArrowStore:
     """Copy a local Parquet file."""
     # Page by page: a row group may be the whole file.
     with pq.ParquetFile(path, buffer_size=_STREAM_BUFFER_BYTES, pre_buffer=False) as file:
-        return copy_to_arrow(name, file.schema_arrow, file.iter_batches(_BATCH_ROWS), work)
+        groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+        row_bytes = sum(group.total_byte_size for group in groups) // max(1, file.metadata.num_rows)
+        batch_rows = min(max(_BATCH_BYTES // max(1, row_bytes), 1), _BATCH_ROWS)
+        return copy_to_arrow(name, file.schema_arrow, file.iter_batches(batch_rows), work)
 
 
 def open_arrow(name: str, path: Path, work: Path) -> ArrowStore:
@@ -134,6 +143,9 @@ def _batches(source: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]
     if source.read(len(_FILE_MAGIC)) == _FILE_MAGIC:
         file = pa.ipc.open_file(source)
         return file.schema, (file.get_batch(i) for i in range(file.num_record_batches))
+    source.seek(max(0, source.size() - len(_STREAM_END)))
+    if source.read() != _STREAM_END:
+        raise pa.ArrowInvalid("it is no Arrow file, or is cut off: it has no end mark")
     source.seek(0)
     stream = pa.ipc.open_stream(source)
     return stream.schema, iter(stream)

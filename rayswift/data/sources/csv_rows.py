@@ -24,6 +24,11 @@ class CsvStore:
         """See Store."""
         return self.records.num_rows
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """See Store."""
+        return self.records.files
+
     def read(self, rows: Rows) -> list[RawRow]:
         """See Store."""
         return [self._named(row) for row in self.records.read(rows)]

@@ -36,6 +36,11 @@ class SpanStore:
     index_path: str
     num_rows: int
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """See Store."""
+        return (self.path, self.index_path)
+
     def read(self, rows: Rows) -> list[RawRow]:
         """See Store.
 

@@ -35,6 +35,11 @@ class LineStore:
     num_lines: int
     num_rows: int
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """See Store."""
+        return (self.path, self.index_path)
+
     def read(self, rows: Rows) -> list[RawRow]:
         """See Store.
 

@@ -4,11 +4,13 @@ Indices and copies go to a work folder that every data task reads.
 """
 
 import csv
+import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
+from rayswift import __version__
 from rayswift.data.sources import json_values
 from rayswift.data.sources.arrow import open_arrow, open_parquet
 from rayswift.data.sources.csv_rows import open_csv
@@ -80,6 +82,10 @@ def _open_file(file: SourceFile, work: Path) -> Store:
         )
     if file.size_bytes == 0:
         raise UserError(f"data.dataset: {file.name} is empty; give a file with rows, or leave it out")
+    record, identity = work.with_suffix(".store"), (__version__, file.name, file.size_bytes, file.modified_ns)
+    kept = _kept(record, identity)
+    if kept is not None:
+        return kept
     try:
         path = file.bring(work.with_suffix(f".brought{file.suffix}"))
         store = _KINDS[file.suffix](file.name, path, work)
@@ -87,4 +93,15 @@ def _open_file(file: SourceFile, work: Path) -> Store:
         raise UserError(f"data.dataset: cannot read {file.name}: {error}") from error
     if not file.lies_here and file.suffix not in _READ_IN_PLACE:
         path.unlink()
+    partial = record.with_suffix(".partial")
+    partial.write_bytes(pickle.dumps((identity, store)))
+    partial.replace(record)
     return store
+
+
+def _kept(record: Path, identity: tuple[object, ...]) -> Store | None:
+    """The store that an earlier launch made of the same file, so that a continued run copies nothing again."""
+    if not record.exists():
+        return None
+    was, store = pickle.loads(record.read_bytes())
+    return store if was == identity and all(Path(path).exists() for path in store.files) else None

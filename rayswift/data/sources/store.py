@@ -39,6 +39,10 @@ class Store(Protocol):
     def num_rows(self) -> int:
         """Rows from 0 to this."""
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The local files it reads."""
+
     def read(self, rows: Rows) -> list[RawRow]:
         """Read rows by number, in the order asked for."""
 
@@ -53,6 +57,11 @@ class Concatenated:
     def num_rows(self) -> int:
         """See Store."""
         return sum(store.num_rows for store in self.stores)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """See Store."""
+        return tuple(file for store in self.stores for file in store.files)
 
     def read(self, rows: Rows) -> list[RawRow]:
         """See Store."""
@@ -78,6 +87,11 @@ class View:
     key: tuple[int, ...]
     begin: int
     num_rows: int
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """See Store."""
+        return self.store.files
 
     def read(self, rows: Rows) -> list[RawRow]:
         """See Store."""
@@ -110,7 +124,7 @@ def parse_json(line: bytes, row_id: str) -> RawRow:
     text = line.decode("utf-8", errors="replace")
     try:
         text = line.decode("utf-8").lstrip("\ufeff").rstrip("\r")
-        return RawRow(row_id, json.loads(text, object_pairs_hook=_unique), text=text)
+        return RawRow(row_id, _DECODER.decode(text), text=text)
     except UnicodeDecodeError as error:
         return RawRow(row_id, error=BadRow("invalid UTF-8", str(error)), text=text)
     except BadRow as error:
@@ -126,6 +140,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise BadRow("duplicate keys", f"an object has the key {twice!r} more than once")
     return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def too_large(row_id: str, num_bytes: int, start: bytes) -> RawRow:
