@@ -4,8 +4,8 @@
 
 Plain TRL is also measured beside a Ray that does nothing but hold as many actors as a run of one worker does: what
 Ray's own processes take from the cores, whatever the trainer. Prints one table: median step time and tokens/s once
-running, their ratio to plain TRL, seconds to the end of the first step, and wall time of the whole command. Rounds
-alternate the sides, so that a noisy machine hurts all.
+running, their ratio to plain TRL (the median of the rounds' ratios: a round takes minutes, the machine's speed drifts
+over more), seconds to the end of the first step, and wall time of the whole command.
 """
 
 import argparse
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--cases", type=int, default=len(CASES), help="only the first so many lines of the table")
     options = parser.parse_args()
-    times: dict[str, list[float]] = defaultdict(list)
+    times: dict[str, list[float]] = defaultdict(list)  # median step time of each round
     walls: dict[str, list[float]] = defaultdict(list)
     first: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -143,21 +143,23 @@ def main() -> None:
                 else:
                     wall, out = rayswift(case, work / "model", run_dir, options.steps)
                     first[case.name] = "".join(re.findall(r"first step after ([\d.]+) s", out)[:1])
-                times[case.name] += step_seconds(run_dir)
+                times[case.name].append(statistics.median(step_seconds(run_dir)))
                 walls[case.name].append(wall)
-                print(f"  {case.name}: {wall:.1f} s", file=sys.stderr)  # noqa: T201
+                step_ms = times[case.name][-1] * 1000
+                print(f"  round {number + 1}, {case.name}: {step_ms:.0f} ms a step", file=sys.stderr)  # noqa: T201
     show(times, walls, first, options.steps)
 
 
 def show(times: dict[str, list[float]], walls: dict[str, list[float]], first: dict[str, str], steps: int) -> None:
     """The table."""
-    base = statistics.median(times[CASES[0].name])
+    plain = times[CASES[0].name]
     print(f"| case | ms a step | tokens/s | of plain TRL | first step, s | {steps} steps from the command line, s |")  # noqa: T201
     print("| --- | ---: | ---: | ---: | ---: | ---: |")  # noqa: T201
     for case in (case for case in CASES if case.name in times):
         median = statistics.median(times[case.name])
         tokens = PER_DEVICE * MAX_LENGTH / median
-        cells = [f"{median * 1000:.0f}", f"{tokens:,.0f}", f"{base / median:.2f}", first.get(case.name, "")]
+        ratio = statistics.median(base / ours for base, ours in zip(plain, times[case.name], strict=False))
+        cells = [f"{median * 1000:.0f}", f"{tokens:,.0f}", f"{ratio:.3f}", first.get(case.name, "")]
         print(f"| {case.name} | {' | '.join(cells)} | {statistics.median(walls[case.name]):.1f} |")  # noqa: T201
 
 
