@@ -13,7 +13,7 @@ from rayswift.data.windows import WindowPlan
 from rayswift.log import logger
 from rayswift.resources import connect, join, lay_out
 from rayswift.train import plan as planning
-from rayswift.train import run_folder, storage
+from rayswift.train import run_folder, storage, user_code
 from rayswift.train.clock import Clock
 from rayswift.train.dry_run import dry_run
 from rayswift.train.launch import RunSpec, Worker, fit, join_process_group
@@ -32,6 +32,7 @@ def run(invocation: Invocation) -> None:
         return dry_run(config)
     refuse_unbuilt(config)
     train = config.train
+    user_code.check(train)
     with storage.working_copy(train.output_dir, train.resume, config.cluster.scratch_dir) as run_dir:
         _train(config, run_dir, clock)
 
@@ -101,6 +102,8 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
 
     clock.lap("imports")
     config = spec.config
+    for plugin in config.train.plugins:
+        user_code.load("train.plugins", plugin)
     weights = initial_weights(spec, worker)  # before the arguments: ZeRO-3 cuts whatever is built from then on
     dtype = models.resolve_dtype(config.model.dtype, spec.layout.device)
     resume, attempt = agree_on_checkpoint(spec, worker)
@@ -122,8 +125,9 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
         layout=models.layout_of(model),
     )
     trainer = StreamedSFTTrainer(
+        spec=spec,
+        rank=worker.rank,
         stream=stream,
-        num_epochs=None if spec.feed_plan.ends_by_steps else spec.feed_plan.num_epochs,
         model=model,
         args=args,
         train_dataset=placeholder_rows(),

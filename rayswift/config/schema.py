@@ -147,7 +147,7 @@ class TrainConfig(Section):
     save_only_model: bool = False
     """Leave out optimizer and data position: smaller, but not resumable."""
     load_best_model_at_end: bool = False
-    """The run's model is the best checkpoint, not the last."""
+    """The run's model is the best checkpoint, not the last; each new best is saved at once."""
     metric_for_best_model: str = "loss"
     """Evaluation metric that decides which checkpoint is best."""
     greater_is_better: bool = False
@@ -156,6 +156,14 @@ class TrainConfig(Section):
     """Stop after so many evaluations without improvement; null: never."""
     report_to: Strings = ["tensorboard"]
     """Trackers, as `transformers` names them; none: only `metrics.jsonl`."""
+    plugins: Strings = []
+    """Modules or `.py` files of your own, imported by every worker before it builds anything."""
+    callbacks: Strings = []
+    """Your own `TrainerCallback`s as module:name or file.py:name: a class, an instance or a function that makes one."""
+    metrics: Strings = []
+    """Your own evaluation metrics as module:name or file.py:name: functions of an `EvalBatch`, see train/README.md."""
+    loss: str | None = None
+    """Your own loss as module:name or file.py:name, called with (outputs, labels, num_items_in_batch=...)."""
 
     @property
     def trl_extra(self) -> dict[str, Any]:

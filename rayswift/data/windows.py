@@ -34,7 +34,8 @@ class PackedRow:
     input_ids [T] int32 and trained [T] bool of all documents; lengths: tokens of each; num_source_rows: raw rows it
     accounts for, documents and rows that were left out alike, so that progress counts every raw row once; weights [T]
     float32: the loss weight of each trained token, None if all are 1; num_continued: documents that are a further
-    piece of a raw row counted with its first; num_cut: documents whose raw row lost tokens to `data.max_length`.
+    piece of a raw row counted with its first; num_cut: documents whose raw row lost tokens to `data.max_length`; ids:
+    `source:line` of each document, so that what goes wrong in a batch can be named.
     """
 
     input_ids: NDArray[np.int32]
@@ -44,6 +45,7 @@ class PackedRow:
     weights: NDArray[np.float32] | None = None
     num_continued: int = 0
     num_cut: int = 0
+    ids: tuple[str, ...] = ()
 
     @property
     def counts(self) -> Counter[str]:
@@ -143,6 +145,7 @@ class WindowPlan:
         counts: Counter[str] = Counter()
         documents: list[EncodedRow] = []
         continued: list[bool] = []
+        ids: list[str] = []
         quarantined: list[Quarantined] = []
         for row in raw:
             result = row.error if row.error is not None else next(results)
@@ -154,12 +157,18 @@ class WindowPlan:
             else:
                 documents += result
                 continued += [False] + [True] * (len(result) - 1)
-        rows = self._pack(documents, continued, counts.total(), (self.row_set.seed, epoch, window, _BIN_KEY))
+                ids += [row.id] * len(result)
+        rows = self._pack(documents, continued, ids, counts.total(), (self.row_set.seed, epoch, window, _BIN_KEY))
         counts.update(sum((row.counts for row in rows), Counter()))
         return Window(tuple(rows), counts, tuple(quarantined))
 
     def _pack(
-        self, documents: Sequence[EncodedRow], continued: Sequence[bool], num_left_out: int, key: tuple[int, ...]
+        self,
+        documents: Sequence[EncodedRow],
+        continued: Sequence[bool],
+        ids: Sequence[str],
+        num_left_out: int,
+        key: tuple[int, ...],
     ) -> list[PackedRow]:
         lengths = [len(document.input_ids) for document in documents]
         bins = pack(lengths, self.encode.max_length) if self.packing else [[i] for i in range(len(documents))]
@@ -179,6 +188,7 @@ class WindowPlan:
                     _weights([documents[i] for i in members]),
                     num_continued,
                     sum(documents[i].cut for i in members),
+                    tuple(ids[i] for i in members),
                 )
             )
         return rows

@@ -20,6 +20,10 @@ _NOT_TRL = (
     "early_stopping_patience",
     "load_best_model_at_end",
     "output_dir",
+    "plugins",
+    "callbacks",
+    "metrics",
+    "loss",
 )
 
 

@@ -12,9 +12,11 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from rayswift.config.schema import TrainConfig
 from rayswift.log import logger
 from rayswift.train import checkpoint, universal
 from rayswift.train.accounting import write_accounting
+from rayswift.train.best import best_of, evaluations, num_without_improvement
 from rayswift.train.clock import Clock
 from rayswift.train.launch import RunSpec
 from rayswift.train.report.curves import METRICS
@@ -69,15 +71,46 @@ class StreamFlow(TrainerCallback):
         self._saved_step = state.global_step
 
 
+class EarlyStopping(TrainerCallback):
+    """Ends the training after `train.early_stopping_patience` evaluations without a better one.
+
+    It counts in the log history, which every checkpoint carries: a resume counts on, with its own patience.
+    """
+
+    def __init__(self, train: TrainConfig):
+        self._train = train
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The evaluation is in the history by now."""
+        train = self._train
+        assert train.early_stopping_patience is not None
+        values = evaluations(state.log_history, train.metric_for_best_model)
+        if num_without_improvement(values, train.greater_is_better) >= train.early_stopping_patience:
+            best = best_of(values, train.greater_is_better)
+            logger.info("step %d  stopping early; the best evaluation: step %s", state.global_step, best and best[0])
+            control.should_training_stop = True
+
+
 class Checkpoints(TrainerCallback):
     """Makes what HF saved a complete checkpoint: data position, manifest, retention, and a copy behind a run's URL."""
 
     def __init__(self, spec: RunSpec, stream: Stream):
-        self._run_dir, self._stream = spec.run_dir, stream
+        self._run_dir, self._stream, self._train = spec.run_dir, stream, spec.config.train
         self._zero_stage = spec.config.cluster.zero_stage or 0
         self._limit = spec.config.train.save_total_limit
         output_dir, timeout_s = spec.config.train.output_dir, spec.config.cluster.timeout_s
         self._uploads = Uploads(output_dir, self._run_dir, self._limit, timeout_s)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The best checkpoint is one that is there, by the metric of now: a resume may name another."""
+        saved = [[each.step for each in checkpoint.find_all(self._run_dir)]]
+        if args.world_size > 1:  # whether a step is saved as the best must be one decision
+            dist.broadcast_object_list(saved)
+        values = evaluations(state.log_history, self._train.metric_for_best_model)
+        best = best_of([pair for pair in values if pair[0] in saved[0]], self._train.greater_is_better)
+        state.best_global_step, state.best_metric = best or (None, None)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Called on every rank, behind its last written file."""

@@ -21,7 +21,7 @@ from rayswift.data.stream import stream_windows, user_error_in
 from rayswift.data.windows import WindowPlan
 from rayswift.log import UserError, logger, setup_worker
 from rayswift.resources import Layout
-from rayswift.train import events
+from rayswift.train import events, user_code
 from rayswift.train.clock import Clock
 from rayswift.train.console import Console
 from rayswift.train.feed_client import ActorFeed, FeedClient, LocalFeed
@@ -128,8 +128,8 @@ def _fit_here(
     try:
         with Console(spec.run_dir, feed.progress, spec.feed_plan):
             train_loop(spec.as_seen_by(1), Worker(0, 1, client))
-    except TimeoutError as error:
-        raise UserError(str(error), exit_code=1) from error
+    except Exception as error:
+        raise _as_user_error(error, spec, 0) from error
     finally:
         feed.close()
         logger.handlers = driver_handlers
@@ -153,14 +153,22 @@ def _worker_main(spec: RunSpec, train_loop: TrainLoop, feed_name: str) -> None:
     try:
         train_loop(spec.as_seen_by(size), Worker(rank, size, feed))
     except Exception as error:
-        logger.exception("rank %d stopped", rank)
-        user_error = user_error_in(error)
-        if user_error:
-            raise user_error from None
-        if isinstance(error, StaleAttempt) or _comes_from_a_dead_peer(error):
+        failure = _as_user_error(error, spec, rank)
+        ours = user_error_in(error) or user_code.blame(error, spec.config.train)
+        if not ours and (isinstance(error, StaleAttempt) or _comes_from_a_dead_peer(error)):
             raise  # Ray Train restarts the group
-        log = spec.run_dir / "logs" / f"rank-{rank}.log"
-        raise UserError(f"{type(error).__name__}: {error}\n  traceback in {log}", exit_code=1) from error
+        raise failure from None
+
+
+def _as_user_error(error: Exception, spec: RunSpec, rank: int) -> UserError:
+    """What the user is told of a rank's error; its traceback goes to the rank's log."""
+    logger.exception("rank %d stopped", rank)
+    user_error = user_error_in(error)
+    if user_error:
+        return user_error
+    culprit = user_code.blame(error, spec.config.train)
+    what = f"{culprit} raised {type(error).__name__}" if culprit else type(error).__name__
+    return UserError(f"{what}: {error}\n  traceback in {spec.run_dir / 'logs' / f'rank-{rank}.log'}", exit_code=1)
 
 
 def join_process_group(spec: RunSpec, worker: Worker) -> None:

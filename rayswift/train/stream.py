@@ -1,7 +1,8 @@
 """A rank's batches: its slices of the global sequence, cut into micro-batches, their cost counted."""
 
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,6 +58,8 @@ class Stream:
         self.epochs = epochs
         self.last = False
         self.save = False
+        self.handed_out: deque[Sequence[PackedRow]] = deque()
+        """The rows of each training micro-batch that was handed out, until its consumer takes them."""
         self._tally = Tally()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -68,6 +71,7 @@ class Stream:
             self.position, self.epochs, self.last = received.position, received.epochs, received.last
             self.save = received.save
             for rows in cut(received.rows, self._micro_batch, self._accumulation):
+                self.handed_out.append(rows)
                 yield collate(rows, self._pad_token_id, self._layout)
 
     def evaluation_batches(self, batch_size: int) -> Iterator[dict[str, Any]]:

@@ -1,21 +1,25 @@
 """TRL's trainer, fed from the stream: the few methods of HF's Trainer that a stream must answer for itself."""
 
 import errno
+import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
 from datasets import Dataset
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
+from rayswift.data.windows import PackedRow
 from rayswift.log import UserError
-from rayswift.train.callbacks import Checkpoints, Metrics, StreamFlow
+from rayswift.train import evaluation, guard, user_code
+from rayswift.train.callbacks import Checkpoints, EarlyStopping, Metrics, StreamFlow
 from rayswift.train.checkpoint import discard
 from rayswift.train.clock import Clock
 from rayswift.train.launch import RunSpec, Worker
@@ -39,19 +43,28 @@ class StreamedSFTTrainer(SFTTrainer):
     """`SFTTrainer` whose batches, progress and checkpoints are RaySwift's.
 
     Args:
-        stream: This rank's batches.
-        num_epochs: Passes over the data, or None where `max_steps` decides.
+        spec: The run.
+        rank: This rank.
+        stream: Its batches.
         kwargs: As for `SFTTrainer`.
     """
 
     lr_scheduler: Any
 
-    def __init__(self, *, stream: Stream, num_epochs: float | None, **kwargs: Any):
+    def __init__(self, *, spec: RunSpec, rank: int, stream: Stream, **kwargs: Any):
+        train = spec.config.train
+        if train.loss:
+            kwargs["compute_loss_func"] = user_code.load("train.loss", train.loss)
         super().__init__(**kwargs)
         self.remove_callback(PrinterCallback)  # `Metrics` writes the log
         self.stream = stream
-        self._num_epochs = num_epochs
+        self._run_dir, self._rank, self._train = spec.run_dir, rank, train
+        self._num_epochs = None if spec.feed_plan.ends_by_steps else spec.feed_plan.num_epochs
         self._group_settings: list[dict[str, Any]] = []
+        self._eval_metrics = [(name, user_code.load("train.metrics", name)) for name in train.metrics]
+        # What the last forward pass said of each token, and the same of the step's micro-batches with their rows.
+        self._tokens: TokenOutputs | None = None
+        self._step: list[tuple[Sequence[PackedRow], TokenOutputs | None]] = []
 
     def get_train_dataloader(self) -> Any:
         """The stream: order, sharding and position are the feed's."""
@@ -97,22 +110,121 @@ class StreamedSFTTrainer(SFTTrainer):
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
             return metrics
 
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """TRL's loss; where rows carry loss weights, each token's term times its weight.
+
+        The divisor stays the number of trained tokens of the global batch, so a weight of 2 counts as twice the token.
+
+        Raises:
+            UserError: a training loss that is no number, or weights beside what takes none.
+        """
+        inputs = dict(inputs)
+        weights = inputs.pop("loss_weights", None)
+        if weights is not None:
+            self._check_weights_are_taken()
+
+        def forward(**kwargs: Any) -> Any:
+            outputs = model(**kwargs)
+            if "log_probs" in outputs:
+                if weights is not None:
+                    outputs["log_probs"] = outputs["log_probs"] * weights[..., 1:]
+                self._tokens = TokenOutputs(outputs)
+            return outputs
+
+        result = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
+        if self.model.training:
+            self._step.append((self.stream.handed_out.popleft(), self._tokens))
+            loss = float((result[0] if return_outputs else result).detach())
+            if not math.isfinite(loss):
+                raise self._not_a_number(f"the loss is {loss}", self._step[-1:])
+        return result
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """HF's norm, asked for before each optimizer step (under DeepSpeed, behind it).
+
+        Raises:
+            UserError: it is no number; float16 scales its loss until there is none of these, so there they are let be.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        step, self._step = self._step, []
+        if norm is not None and not self.args.fp16 and not math.isfinite(float(norm)):
+            raise self._not_a_number(f"the gradient norm is {float(norm)}", step)
+        return norm
+
+    def _not_a_number(self, what: str, step: Sequence[tuple[Sequence[PackedRow], "TokenOutputs | None"]]) -> UserError:
+        rows = [row for packed, _ in step for row in packed]
+        losses = [loss for packed, tokens in step if tokens for loss in tokens.losses_of(packed)]
+        if len(losses) != len(rows):
+            losses = [np.full(len(row.input_ids), np.nan) for row in rows]
+        found = guard.row_losses(rows, losses, self.processing_class.decode)
+        return guard.stop(self._run_dir, self._rank, self.state.global_step + 1, what, found)
+
+    def _check_weights_are_taken(self) -> None:
+        for field, used in (
+            ("train.loss", self._train.loss),
+            ("train.label_smoothing_factor", self.args.label_smoothing_factor),
+            ("train.loss_type", self.args.loss_type if self.args.loss_type != "nll" else None),
+        ):
+            if used:
+                raise UserError(
+                    f"rows carry loss weights, which {field} = {used!r} does not take; leave one of them out",
+                    exit_code=1,
+                )
+
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """The mean loss over every trained token, whatever the number of workers and rows in a batch."""
+        """Means over every trained token, whatever the number of workers and rows in a batch."""
         prefix = kwargs.get("metric_key_prefix", "eval")
         # Under DeepSpeed and DDP alike, what training wrapped is what evaluates.
         model = self.model_wrapped if self.is_in_train else self._wrap_model(self.model, training=False)
         model.eval()
-        totals = torch.zeros(2, dtype=torch.float64)
+        totals: evaluation.Sums = {}
         for batch in dataloader:
             inputs = self._prepare_inputs(batch)
             num_tokens = int((inputs["labels"][..., 1:] != -100).sum())
             with torch.no_grad(), self.compute_loss_context_manager():
-                loss = self.compute_loss(model, inputs)
-            totals += torch.tensor([float(loss) * num_tokens, num_tokens], dtype=torch.float64)
-        totals = self.sum_over_ranks(totals)
-        metrics = {f"{prefix}_loss": float(totals[0] / totals[1].clamp(min=1))}
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=int(totals[1]))
+                loss = float(self.compute_loss(model, inputs))
+                evaluation.add(totals, {"loss": (loss * num_tokens, num_tokens)})
+                if self._tokens:
+                    evaluation.add(totals, self._tokens.sums())
+                self._measure(model, inputs, num_tokens, totals)
+        self._metrics["eval"].clear()  # TRL's means of batch means
+        totals = self._sum_dicts_over_ranks(totals)
+        metrics = evaluation.values(totals, prefix)
+        num_samples = int(totals["loss"][1])
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_samples)
+
+    def _measure(self, model: Any, inputs: dict[str, Any], num_tokens: int, totals: evaluation.Sums) -> None:
+        """Add what the user's metrics say of a batch; the forward pass is a second one, on every rank alike."""
+        if not self._eval_metrics:
+            return
+        labels = inputs["labels"]
+        model_inputs = {k: v for k, v in inputs.items() if k not in ("labels", "loss_weights")}
+        predictions = torch.full_like(labels, -100)
+        predictions[..., 1:] = model(**model_inputs, use_cache=False).logits[..., :-1, :].argmax(-1)
+        if not num_tokens:
+            return
+        weights = inputs.get("loss_weights", torch.ones(labels.shape))
+        arrays = (each.cpu().numpy() for each in (predictions, labels, weights, inputs["position_ids"]))
+        batch = evaluation.EvalBatch(*arrays)
+        for name, metric in self._eval_metrics:
+            evaluation.add(totals, evaluation.measure(name, metric, batch))
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """HF's, over evaluations that have a checkpoint; the best model of the run is saved at once, to have one."""
+        name = self._train.metric_for_best_model.removeprefix("eval_")
+        if f"eval_{name}" not in metrics:
+            known = ", ".join(key.removeprefix("eval_") for key in metrics if key.startswith("eval_"))
+            raise UserError(
+                f"train.metric_for_best_model = {name!r} is not among the evaluation's metrics: {known}", exit_code=1
+            )
+        keeps_best, control = self._train.load_best_model_at_end, self.control
+        if not (keeps_best or control.should_save or control.should_training_stop):
+            return False
+        is_best = bool(super()._determine_best_metric(metrics, trial))
+        control.should_save |= is_best and keeps_best
+        return is_best
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what the stream knows: throughput, fill, waiting; and the memory it takes."""
@@ -129,6 +241,16 @@ class StreamedSFTTrainer(SFTTrainer):
             values = values.to(self.args.device)
             dist.all_reduce(values)
         return values.cpu()
+
+    def _sum_dicts_over_ranks(self, totals: evaluation.Sums) -> evaluation.Sums:
+        if self.args.world_size == 1:
+            return totals
+        gathered: list[evaluation.Sums] = [{} for _ in range(self.args.world_size)]
+        dist.all_gather_object(gathered, totals)
+        summed: evaluation.Sums = {}
+        for each in gathered:
+            evaluation.add(summed, each)
+        return summed
 
     def _throughput(self) -> dict[str, float]:
         tally = self.stream.start_tally()
@@ -179,6 +301,32 @@ def _memory_gib() -> tuple[float, float]:
     return psutil.Process().memory_info().rss / 2**30, gpu_bytes / 2**30
 
 
+class TokenOutputs:
+    """What a forward pass with TRL's fused head says of each token but the first, [B, T - 1] or [1, sum T - 1]."""
+
+    def __init__(self, outputs: Any):
+        self._log_probs = outputs["log_probs"].detach()
+        self._entropy = outputs["entropy"].detach()
+        self._is_top1, self._mask = outputs["is_top1"], outputs["label_mask"]
+
+    def sums(self) -> evaluation.Sums:
+        """The sums of an evaluation batch."""
+        count = float(self._mask.sum())
+        return {
+            "mean_token_accuracy": (float(self._is_top1.sum()), count),
+            "entropy": (float(self._entropy.sum()), count),
+        }
+
+    def losses_of(self, rows: Sequence[PackedRow]) -> list[guard.TokenLosses]:
+        """The loss of each token of a micro-batch's rows, [T] each."""
+        losses = -self._log_probs.double().cpu().numpy()
+        losses = np.concatenate([np.zeros((len(losses), 1)), losses], axis=1)
+        lengths = [len(row.input_ids) for row in rows]
+        if len(losses) == len(rows):
+            return [row[:length] for row, length in zip(losses, lengths, strict=True)]
+        return np.split(losses[0], np.cumsum(lengths)[:-1])
+
+
 def placeholder_rows() -> Dataset:
     """What TRL's constructor looks at: one tokenised row. Real rows come from the stream."""
     return Dataset.from_dict({"input_ids": [[0, 0]], "labels": [[0, 0]]})
@@ -196,8 +344,8 @@ def callbacks_of(
     if worker.rank == 0:
         callbacks.append(Metrics(spec.run_dir, stream, resume.saved.step if resume else 0))
     if train.early_stopping_patience:
-        callbacks.append(EarlyStoppingCallback(train.early_stopping_patience))
-    return callbacks
+        callbacks.append(EarlyStopping(train))
+    return callbacks + [user_code.make_callback(name) for name in train.callbacks]
 
 
 def _disk_is_full(error: BaseException, folder: Path) -> bool:

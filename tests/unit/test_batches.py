@@ -1,5 +1,6 @@
 """Packed rows -> tensors, and the proof that packing changes nothing for a document."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,15 @@ def test_flat_layout() -> None:
         "max_length_q": 4,
         "max_length_k": 4,
     }
+
+
+def test_loss_weights_go_beside_the_labels_where_a_row_has_them() -> None:
+    weighted = dataclasses.replace(TWO, weights=np.array([1, 0.5, 2, 1, 0], np.float32))
+    rows, flat = (collate([weighted, ONE], PAD, layout)["loss_weights"] for layout in ("rows", "flat"))
+    assert rows.tolist() == [[1, 0.5, 2, 1, 0], [1, 1, 1, 1, 1]]
+    assert flat.tolist() == [[1, 0.5, 2, 1, 0, 1, 1, 1, 1]]
+    assert str(rows.dtype) == str(flat.dtype) == "torch.float32"
+    assert "loss_weights" not in collate([TWO, ONE], PAD, "rows")
 
 
 @pytest.mark.parametrize("layout", ["rows", "flat"])

@@ -29,6 +29,8 @@ def test_every_row_is_in_one_window_and_counted_once(
     plan = window_plan(tmp_path_factory.mktemp("w"), kinds, window_rows, packing, shuffle=shuffle)
     windows = [plan.make(epoch, number) for number in range(plan.num_windows)]
     assert sorted(n for window in windows for n in numbers(window.rows)) == good(kinds)
+    for window in windows:
+        assert [int(name.rpartition(":")[2]) - 1 for row in window.rows for name in row.ids] == numbers(window.rows)
     counts: Counter[str] = sum((window.counts for window in windows), Counter())
     expected = {
         "trained": kinds.count("g"),

@@ -1,0 +1,43 @@
+"""Evaluation metrics as sums and counts over batches and ranks."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayswift.log import UserError
+from rayswift.train.evaluation import EvalBatch, Sums, add, measure, values
+
+BATCH = EvalBatch(np.array([[-100, 2, 3]]), np.array([[-100, 2, 4]]), np.ones((1, 3), np.float32), np.arange(3)[None])
+
+
+def test_means_over_everything_that_was_added() -> None:
+    totals: Sums = {}
+    add(totals, {"loss": (6.0, 3), "mean_token_accuracy": (1, 3)})
+    add(totals, {"loss": (1.0, 1), "exact": (0, 0)})
+    assert values(totals, "eval") == {"eval_loss": 7 / 4, "eval_mean_token_accuracy": 1 / 3}
+
+
+def test_no_trained_token_is_a_loss_of_zero() -> None:
+    totals: Sums = {}
+    add(totals, {"loss": (0.0, 0), "entropy": (0.0, 0)})
+    assert values(totals, "eval") == {"eval_loss": 0.0}
+
+
+def test_a_metric_of_the_users_own() -> None:
+    def accuracy(batch: EvalBatch) -> Any:
+        trained = batch.labels != -100
+        return {"right": ((batch.predictions == batch.labels)[trained].sum(), trained.sum())}
+
+    assert measure("m.py:accuracy", accuracy, BATCH) == {"right": (1.0, 2.0)}
+
+
+@pytest.mark.parametrize("returned", [None, 0.5, {"a": 0.5}, {"a": (1, 2, 3)}, {"a": ("x", 1)}])
+def test_what_is_no_sum_and_count_is_refused(returned: Any) -> None:
+    with pytest.raises(UserError, match=r"train.metrics = 'm.py:f' returned .*, wanted a dict of name: \(sum, count\)"):
+        measure("m.py:f", lambda batch: returned, BATCH)
+
+
+def test_built_in_names_stay() -> None:
+    with pytest.raises(UserError, match="names loss, which is built in"):
+        measure("m.py:f", lambda batch: {"loss": (1, 1)}, BATCH)

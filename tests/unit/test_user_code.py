@@ -1,0 +1,157 @@
+"""The user's own code: found, checked before anything starts, and blamed for what it raises."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rayswift.config.schema import TrainConfig
+from rayswift.log import UserError
+from rayswift.train import user_code
+
+CODE = """
+import types
+
+class Holder:
+    @staticmethod
+    def inner(batch):
+        return {"m": (1, 1)}
+
+def metric(batch):
+    return {"m": (1, 2)}
+
+def two(batch, other):
+    return {}
+
+def loss(outputs, labels, num_items_in_batch=None):
+    return outputs
+
+def loss_without_count(outputs, labels):
+    return outputs
+
+def fails():
+    raise ValueError("no such thing")
+
+number = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def as_it_was() -> Iterator[None]:
+    """Nothing that was imported, nor its folder, stays for the next test."""
+    path, modules = list(sys.path), set(sys.modules)
+    yield
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        if name.startswith(("mine", "broken", "other")):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with `mine.py`."""
+    (tmp_path / "mine.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def message(field: str, name: str) -> str:
+    with pytest.raises(UserError) as caught:
+        user_code._check_kind(field, name, user_code.load(field, name))
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["mine.py:metric", "mine:metric", "mine.py:Holder.inner"])
+def test_a_function_is_found_in_a_file_or_a_module(folder: Path, name: str) -> None:
+    assert set(user_code.load("train.metrics", name)(None)) == {"m"}
+
+
+def test_a_file_is_run_once_and_shadows_no_module(folder: Path) -> None:
+    (folder / "json.py").write_text("import json\nvalue = [json.dumps(1)]\n")
+    first = user_code.load("train.metrics", "json.py:value")
+    assert user_code.load("train.metrics", str(folder / "json.py") + ":value") is first == ["1"]
+    assert sys.modules["json"].__file__ != str(folder / "json.py")
+
+
+def test_a_file_may_import_its_neighbour(folder: Path) -> None:
+    (folder / "deep").mkdir()
+    (folder / "deep" / "other.py").write_text("def helper(batch): return {}\n")
+    (folder / "deep" / "mine2.py").write_text("from other import helper\n")
+    assert user_code.load("train.metrics", "deep/mine2.py:helper")(None) == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "name", "part"),
+    [
+        ("train.metrics", "mine.py", "'mine.py' wants module:name or file.py:name"),
+        ("train.metrics", "mine.py:", "'mine.py:' wants module:name or file.py:name"),
+        ("train.metrics", "nowhere.py:f", "no file nowhere.py in "),
+        ("train.metrics", "no.such.module:f", "cannot be imported: ModuleNotFoundError: No module named 'no'"),
+        ("train.metrics", "mine.py:metrik", "mine.py has no `metrik`; did you mean metric?"),
+        ("train.metrics", "mine.py:number", "is of type int, wanted a function (batch)"),
+        ("train.metrics", "mine.py:two", "cannot be called as (batch): it takes (batch, other)"),
+        ("train.loss", "mine.py:loss_without_count", "cannot be called as (outputs, labels, num_items_in_batch=...)"),
+        ("train.plugins", "gone.py", "no file gone.py in "),
+        ("train.plugins", "broken.py", "cannot be imported: ZeroDivisionError: division by zero (broken.py:2)"),
+        ("train.loss", "broken_syntax.py:f", "cannot be imported: SyntaxError: "),
+        ("train.plugins", "broken_exit.py", "cannot be imported: SystemExit: 3"),
+    ],
+)
+def test_what_cannot_be_used_is_named_with_the_reason(folder: Path, field: str, name: str, part: str) -> None:
+    (folder / "broken.py").write_text("x = 1\nx / 0\n")
+    (folder / "broken_syntax.py").write_text("def f(:\n")
+    (folder / "broken_exit.py").write_text("import sys\nsys.exit(3)\n")
+    text = message(field, name)
+    assert text.startswith(f"{field} = {name!r}")
+    assert part in text
+    assert "\n" not in text
+
+
+def test_good_names_pass(folder: Path) -> None:
+    user_code._check_kind("train.loss", "mine.py:loss", user_code.load("train.loss", "mine.py:loss"))
+    user_code._check_kind("train.callbacks", "mine.py:fails", user_code.load("train.callbacks", "mine.py:fails"))
+    user_code._check_kind("train.plugins", "mine", user_code.load("train.plugins", "mine"))
+
+
+def test_nothing_named_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    user_code.check(TrainConfig())
+
+
+def test_all_problems_come_in_one_error_from_a_process_of_its_own(folder: Path) -> None:
+    (folder / "mine.py").write_text(CODE + "\nprint('loud')\n")
+    train = TrainConfig(metrics=["mine.py:metric", "mine.py:two"], loss="gone.py:f", plugins=["mine.py"])
+    with pytest.raises(UserError) as caught:
+        user_code.check(train)
+    first, second = str(caught.value).splitlines()
+    assert first.startswith("train.metrics = 'mine.py:two' cannot be called")
+    assert second.startswith("train.loss = 'gone.py:f': no file gone.py")
+    assert not [name for name in sys.modules if name.startswith("mine")]
+
+
+def test_code_that_ends_the_process_is_an_error_too(folder: Path) -> None:
+    (folder / "mine.py").write_text("import os\nos._exit(7)\n")
+    with pytest.raises(UserError, match=r"importing mine.py ended the process with exit code 7"):
+        user_code.check(TrainConfig(plugins=["mine.py"]))
+
+
+def test_blame(folder: Path) -> None:
+    train = TrainConfig(callbacks=["mine.py:fails"], metrics=["other:metric"])
+    try:
+        user_code.load("train.callbacks", "mine.py:fails")()
+    except ValueError as error:
+        line = CODE.splitlines().index('    raise ValueError("no such thing")') + 1
+        assert user_code.blame(error, train) == f"train.callbacks = 'mine.py:fails' (mine.py:{line}, in fails)"
+        assert user_code.blame(error, TrainConfig()) is None
+    assert user_code.blame(ValueError("nowhere"), train) is None
+
+
+def test_the_content_of_loss_and_plugins_counts(folder: Path) -> None:
+    train = TrainConfig(loss="mine.py:loss", callbacks=["mine.py:fails"])
+    before, none = user_code.content_hash(train), user_code.content_hash(TrainConfig())
+    assert before != none
+    (folder / "mine.py").write_text(CODE + "# changed\n")
+    assert user_code.content_hash(train) != before
+    assert user_code.content_hash(TrainConfig(callbacks=["mine.py:fails"])) == none
