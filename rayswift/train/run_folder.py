@@ -1,20 +1,24 @@
 """The run folder: what is in it before a launch, whether it may be continued, and its record of a run."""
 
+import ast
+import contextlib
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from rayswift.config import trl_fields
 from rayswift.config.load import to_yaml
-from rayswift.config.schema import SftConfig, TrainConfig
+from rayswift.config.schema import Section, SftConfig, TrainConfig
 from rayswift.data.global_batches import Position
-from rayswift.log import UserError
-from rayswift.train import checkpoint
+from rayswift.log import UserError, logger
+from rayswift.train import checkpoint, guard, user_code
 from rayswift.train.accounting import write_accounting
+from rayswift.train.best import evaluations, num_without_improvement
 from rayswift.train.events import EVENTS
 from rayswift.train.report.curves import METRICS
 from rayswift.train.report.live import REPORT
@@ -23,9 +27,24 @@ CONFIG = "config.yaml"
 FINGERPRINT = "fingerprint.json"
 RESULT = "result.json"
 # What a launch writes beside checkpoints; a new run clears it where the fingerprint says that a run wrote it.
-_OWN = (CONFIG, METRICS, FINGERPRINT, RESULT, REPORT, EVENTS, "logs", "data", "tokenizer", "init", "ray", "runs")
+_OWN = (
+    CONFIG,
+    METRICS,
+    FINGERPRINT,
+    RESULT,
+    REPORT,
+    EVENTS,
+    "logs",
+    "data",
+    "tokenizer",
+    "init",
+    "ray",
+    "runs",
+    guard.FOLDER,
+)
 
-# What may differ when a run is continued, because it changes no step; all else must be as it was.
+# What may differ when a run is continued, because it changes no step; all else, new fields too, must be as it was.
+# Callbacks are the user's own affair.
 _FREE = frozenset(
     (
         "cluster.address",
@@ -51,27 +70,57 @@ _FREE = frozenset(
         "train.output_dir",
         "train.per_device_eval_batch_size",
         "train.per_device_train_batch_size",
+        "train.callbacks",
+        "train.debug",
+        "train.eval_delay",
+        "train.eval_do_concat_batches",
+        "train.eval_use_gather_object",
+        "train.hub_always_push",
+        "train.hub_model_id",
+        "train.hub_private_repo",
+        "train.hub_revision",
+        "train.hub_strategy",
+        "train.hub_token",
+        "train.include_num_input_tokens_seen",
+        "train.log_level",
+        "train.log_level_replica",
+        "train.log_on_each_node",
+        "train.logging_first_step",
+        "train.metrics",
+        "train.project",
+        "train.push_to_hub",
         "train.report_to",
         "train.resume",
+        "train.run_name",
         "train.save_only_model",
         "train.save_steps",
         "train.save_strategy",
         "train.save_total_limit",
+        "train.skip_memory_metrics",
+        "train.torch_empty_cache_steps",
+        "train.trackio_bucket_id",
+        "train.trackio_space_id",
+        "train.trackio_static_space_id",
     )
 )
 
 
 @dataclass(frozen=True)
 class Resume:
-    """The checkpoint a launch continues."""
+    """The checkpoint a launch continues; `history`: the log entries up to it."""
 
     saved: checkpoint.Saved
     position: Position
     epochs: float
     config: dict[str, Any]
+    history: list[dict[str, Any]] = field(default_factory=list)
 
     def is_end_of(self, train: TrainConfig) -> bool:
-        """Whether nothing is left to train."""
+        """Whether nothing is left to train, early stopping included."""
+        if train.early_stopping_patience:
+            values = evaluations(self.history, train.metric_for_best_model)
+            if num_without_improvement(values, train.greater_is_better) >= train.early_stopping_patience:
+                return True
         if train.max_steps > 0:
             return self.saved.step >= train.max_steps
         return self.epochs >= train.num_train_epochs - 1e-9
@@ -160,7 +209,8 @@ def load_resume(saved: checkpoint.Saved) -> Resume:
         raise UserError(f"{saved.path} was saved with train.save_only_model and cannot be continued")
     state = json.loads(data_state.read_text(encoding="utf-8"))
     config = yaml.safe_load((saved.path / CONFIG).read_text(encoding="utf-8"))
-    return Resume(saved, Position(**state["position"]), state["epochs"], config)
+    trainer_state = json.loads((saved.path / "trainer_state.json").read_text(encoding="utf-8"))
+    return Resume(saved, Position(**state["position"]), state["epochs"], config, trainer_state.get("log_history", []))
 
 
 def _clear(run_dir: Path) -> None:
@@ -181,23 +231,23 @@ def fingerprint(config: SftConfig, tokenizer_hash: str, num_rows: int) -> dict[s
     if model_config.exists():
         described += model_config.read_text(encoding="utf-8")
     model_hash = hashlib.sha256(described.encode()).hexdigest()[:16]
-    return {"model": model_hash, "tokenizer": tokenizer_hash, "rows": num_rows}
+    found = {"model": model_hash, "tokenizer": tokenizer_hash, "rows": num_rows}
+    own_code = user_code.content_hash(config.train)
+    return found | ({"loss and plugins": own_code} if own_code else {})
 
 
 def check_unchanged(resume: Resume, config: SftConfig, found: dict[str, Any]) -> None:
-    """Refuse to continue with anything that would change a step.
+    """Refuse to continue with anything that would change a step; other differences are logged.
 
     Raises:
         UserError: a line for each difference: field, saved value, value now.
     """
-    now = config.model_dump(mode="json")
     lines = []
-    for section, fields in now.items():
-        was_fields = resume.config.get(section, {})
-        for name in sorted({*fields, *was_fields}):
-            was, is_now = was_fields.get(name), fields.get(name)
-            if was != is_now and f"{section}.{name}" not in _FREE:
-                lines.append(f"  {section}.{name}: was {was!r}, is {is_now!r}")
+    for path, line in differences(config, resume.config).items():
+        if path in _FREE:
+            logger.info("changed since %s: %s", resume.saved.path.name, line)
+        else:
+            lines.append(f"  {line}")
     file = resume.saved.path.parent / FINGERPRINT
     saved = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     for name, was in saved.items():
@@ -209,6 +259,28 @@ def check_unchanged(resume: Resume, config: SftConfig, found: dict[str, Any]) ->
             + "\n".join(lines)
             + "\n  set these back, or begin a new run with another --train.output_dir"
         )
+
+
+def differences(config: SftConfig, saved: dict[str, Any]) -> dict[str, str]:
+    """Every field that differs from a saved config, with both values; what a config leaves out has its default."""
+    now, found = config.model_dump(mode="json"), {}
+    for section, fields in now.items():
+        was_fields = saved.get(section, {})
+        defaults = _defaults(type(getattr(config, section)))
+        for name in sorted({*fields, *was_fields}):
+            was, is_now = (tree.get(name, defaults.get(name)) for tree in (was_fields, fields))
+            if was != is_now:
+                found[f"{section}.{name}"] = f"{section}.{name}: was {was!r}, is {is_now!r}"
+    return found
+
+
+def _defaults(section: type[Section]) -> dict[str, Any]:
+    """Defaults of a section's fields, TRL's included where they are plain values."""
+    found: dict[str, Any] = {}
+    for name, trl_field in trl_fields.read_fields().items() if section is TrainConfig else ():
+        with contextlib.suppress(ValueError, SyntaxError):
+            found[name] = ast.literal_eval(trl_field.default)
+    return found | {name: info.default for name, info in section.model_fields.items() if not info.is_required()}
 
 
 def write_record(run_dir: Path, config: SftConfig, found: dict[str, Any]) -> None:

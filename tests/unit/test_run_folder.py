@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rayswift.config.load import load, to_yaml
+from rayswift.config.load import load, paths_of, to_yaml
 from rayswift.config.schema import SftConfig
 from rayswift.data.global_batches import Position
 from rayswift.log import UserError
@@ -185,6 +186,8 @@ def test_the_same_again_may_continue(tmp_path: Path) -> None:
         ["--max_failures", "9", "--timeout_s", "5", "--num_data_cpus", "1", "--threads_per_worker", "1"],
         ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2"],
         ["--max_bad_fraction", "0.5", "--early_stopping_patience", "3", "--eval_strategy", "steps"],
+        ["--callbacks", "a.py:B", "--metrics", "a.py:c", "--metric_for_best_model", "c", "--run_name", "again"],
+        ["--adam_beta2", "0.999", "--label_smoothing_factor", "0"],  # as TRL's defaults
     ],
 )
 def test_what_changes_no_step_may_change(tmp_path: Path, argv: list[str]) -> None:
@@ -223,9 +226,75 @@ def test_every_difference_is_listed(tmp_path: Path) -> None:
         "data.dataset: was ['d.jsonl'], is ['e.jsonl']",
         "data.max_length: was 2048, is 64",
         "model.lora_rank: was 8, is 4",
-        "train.adam_beta2: was None, is 0.9",
+        "train.adam_beta2: was 0.999, is 0.9",
         "train.seed: was 42, is 1",
     ]
+
+
+def test_what_may_change_is_shown(tmp_path: Path) -> None:
+    shown: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: shown.append(record.getMessage())  # type: ignore[method-assign]
+    run_folder.logger.addHandler(handler)
+    run_folder.logger.setLevel(logging.INFO)
+    try:
+        check_unchanged(resumed(tmp_path), config_of(tmp_path, "--save_steps", "7"), FOUND)
+    finally:
+        run_folder.logger.removeHandler(handler)
+    assert shown == ["changed since checkpoint-20: train.save_steps: was 500, is 7"]
+
+
+def test_a_checkpoint_of_before_a_field_has_its_default(tmp_path: Path) -> None:
+    resume = resumed(tmp_path)
+    for section, name in (("train", "plugins"), ("train", "loss"), ("data", "loss_on"), ("train", "save_steps")):
+        del resume.config[section][name]
+    check_unchanged(resume, config_of(tmp_path), FOUND)
+    assert refusal(resume, config_of(tmp_path, "--loss_on", "all", "--plugins", "p.py")) == [
+        "data.loss_on: was 'assistant', is 'all'",
+        "train.plugins: was [], is ['p.py']",
+    ]
+
+
+def test_loss_and_plugins_are_part_of_the_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("a")
+    config = config_of(tmp_path, "--plugins", str(tmp_path / "mine.py"))
+    found = run_folder.fingerprint(config, "t", 3)
+    (tmp_path / "mine.py").write_text("b")
+    assert found["loss and plugins"] != run_folder.fingerprint(config, "t", 3)["loss and plugins"]
+
+
+# Beginnings of names that speak of watching, saving and waiting; all of these may change.
+WATCHING = (
+    "callbacks",
+    "eval",
+    "hub",
+    "log",
+    "max_failures",
+    "metric",
+    "report",
+    "resume",
+    "run_name",
+    "save",
+    "timeout",
+)
+STEERING = {"data.eval_fraction"}  # it takes rows from the training
+
+
+def test_fields_that_only_watch_are_free() -> None:
+    fields = [path for path in paths_of(SftConfig) if path.split(".")[1].startswith(WATCHING)]
+    assert {"train.save_steps", "train.callbacks", "cluster.timeout_s", "train.hub_token"} <= set(fields)
+    assert set(fields) - STEERING <= run_folder._FREE, "give it a line in _FREE, or in STEERING here"
+
+
+@pytest.mark.parametrize(("patience", "ended"), [(None, False), (3, False), (2, True), (1, True)])
+def test_a_run_that_stopped_early_has_ended(tmp_path: Path, patience: int | None, ended: bool) -> None:
+    losses = [3.0, 2.0, 2.5, 2.5]
+    history = [{"step": 5 * n, "eval_loss": loss} for n, loss in enumerate(losses, 1)]
+    save(tmp_path, log_history=history)
+    resume = open_run(config_of(tmp_path, "--resume", "auto"), tmp_path)
+    assert resume is not None
+    argv = ["--early_stopping_patience", str(patience)] if patience else []
+    assert resume.is_end_of(config_of(tmp_path, *argv).train) == ended
 
 
 def test_another_global_batch(tmp_path: Path) -> None:
@@ -243,8 +312,7 @@ def test_other_contents(tmp_path: Path) -> None:
 
 
 def test_free_fields_exist_and_change_no_step() -> None:
-    known = {f"{s}.{f}" for s, fields in config_of(Path("x")).model_dump().items() for f in fields}
-    assert known >= run_folder._FREE
+    assert set(paths_of(SftConfig)) >= run_folder._FREE
     steps = ["seed", "num_train_epochs", "max_steps", "learning_rate", "warmup_steps", "optim"]
     assert not run_folder._FREE & {f"train.{name}" for name in steps}
     assert not {field for field in run_folder._FREE if field.startswith("model.")}
