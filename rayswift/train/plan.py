@@ -1,6 +1,5 @@
 """From what the user set to what will run: derived values, checks across fields, memory, and the plan as text."""
 
-import importlib.util
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,16 +19,6 @@ _SFT_LOSSES = {
     "embedding": "infonce",
     "reranker": "pointwise",
     "generative_reranker": "pointwise",
-}
-# Trackers of `transformers`, and the package that each needs.
-_TRACKERS = {
-    "clearml": "clearml",
-    "comet_ml": "comet_ml",
-    "mlflow": "mlflow",
-    "swanlab": "swanlab",
-    "tensorboard": "tensorboard",
-    "trackio": "trackio",
-    "wandb": "wandb",
 }
 _NOT_STRETCHABLE = ("reduce_lr_on_plateau", "greedy", "warmup_stable_decay")
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
@@ -141,18 +130,14 @@ def _problems(config: TrainingConfig, has_eval: bool) -> list[str]:
         if getattr(train, name) and train.eval_strategy == "no":
             found.append(f"train.{name} needs evaluations; set data.eval or data.eval_fraction")
     metric = train.metric_for_best_model.removeprefix("eval_")
-    if not train.metrics and metric not in evaluation.BUILT_IN:
+    is_causal_lm = isinstance(config, SftConfig) and config.train.task == "causal_lm"
+    if is_causal_lm and not train.metrics and metric not in evaluation.BUILT_IN:
         found.append(
             f"train.metric_for_best_model = {metric!r} is no metric of an evaluation; there are "
             f"{', '.join(evaluation.BUILT_IN)}, and those of train.metrics"
         )
     if train.metrics and train.eval_strategy == "no":
         found.append("train.metrics needs evaluations; set data.eval or data.eval_fraction")
-    found += [
-        f"train.report_to = {name}: the package {_TRACKERS[name]} is not installed; install it, or leave {name} out"
-        for name in train.report_to
-        if name in _TRACKERS and importlib.util.find_spec(_TRACKERS[name]) is None
-    ]
     if data.eval and data.eval_fraction:
         found.append("data.eval and data.eval_fraction both name evaluation rows; keep one")
     if data.mix:

@@ -13,7 +13,8 @@ import yaml
 
 from rayswift.config import trl_fields
 from rayswift.config.load import to_yaml
-from rayswift.config.schema import Section, SftConfig, TrainConfig
+from rayswift.config.schema import SftConfig, TrainConfig
+from rayswift.config.section import Section
 from rayswift.data.global_batches import Position
 from rayswift.log import UserError, logger
 from rayswift.train import checkpoint, guard, user_code
@@ -277,7 +278,7 @@ def differences(config: SftConfig, saved: dict[str, Any]) -> dict[str, str]:
 def _defaults(section: type[Section]) -> dict[str, Any]:
     """Defaults of a section's fields, TRL's included where they are plain values."""
     found: dict[str, Any] = {}
-    for name, trl_field in trl_fields.read_fields().items() if section is TrainConfig else ():
+    for name, trl_field in trl_fields.read_fields().items() if issubclass(section, TrainConfig) else ():
         with contextlib.suppress(ValueError, SyntaxError):
             found[name] = ast.literal_eval(trl_field.default)
     return found | {name: info.default for name, info in section.model_fields.items() if not info.is_required()}

@@ -27,6 +27,17 @@ _CALLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "train.loss": (("outputs", "labels"), ("num_items_in_batch",)),
 }
 
+# Trackers of `transformers`, and the package that each needs.
+_TRACKERS = {
+    "clearml": "clearml",
+    "comet_ml": "comet_ml",
+    "mlflow": "mlflow",
+    "swanlab": "swanlab",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "wandb": "wandb",
+}
+
 Named = tuple[str, str]
 """A config field and what the user wrote in it."""
 
@@ -42,11 +53,21 @@ def check(train: TrainConfig) -> None:
     """Import everything that is named, in a process of its own: the driver stays without torch.
 
     Raises:
-        UserError: a line for each name that cannot be used.
+        UserError: a line for each name that cannot be used, and each tracker that is not installed.
     """
+    problems = [
+        f"train.report_to = {name}: the package {_TRACKERS[name]} is not installed; install it, or leave {name} out"
+        for name in train.report_to
+        if name in _TRACKERS and importlib.util.find_spec(_TRACKERS[name]) is None
+    ]
     named = named_in(train)
-    if not named:
-        return
+    if named:
+        problems += _problems_of(named)
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _problems_of(named: list[Named]) -> list[str]:
     code = "from rayswift.train import user_code; user_code.print_problems()"
     try:
         done = subprocess.run(
@@ -60,13 +81,12 @@ def check(train: TrainConfig) -> None:
         names = ", ".join(f"{field} = {name!r}" for field, name in named)
         raise UserError(f"{names}: importing it took more than {_CHECK_TIMEOUT_S} s") from error
     try:
-        problems = json.loads(done.stdout.splitlines()[-1])
+        problems: list[str] = json.loads(done.stdout.splitlines()[-1])
+        return problems
     except (IndexError, json.JSONDecodeError) as error:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         names = ", ".join(name for _, name in named)
         raise UserError(f"importing {names} ended the process with exit code {done.returncode}: {last}") from error
-    if problems:
-        raise UserError("\n".join(problems))
 
 
 def print_problems() -> None:

@@ -137,6 +137,13 @@ def test_code_that_ends_the_process_is_an_error_too(folder: Path) -> None:
         user_code.check(TrainConfig(plugins=["mine.py"]))
 
 
+def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(user_code, "_TRACKERS", {"wandb": "no_such_package", "tensorboard": "json"})
+    user_code.check(TrainConfig(report_to=["tensorboard", "mine"]))
+    with pytest.raises(UserError, match=r"train.report_to = wandb: the package no_such_package is not installed"):
+        user_code.check(TrainConfig(report_to=["wandb"]))
+
+
 def test_blame(folder: Path) -> None:
     train = TrainConfig(callbacks=["mine.py:fails"], metrics=["other:metric"])
     try:
