@@ -11,6 +11,7 @@ VERBS = {
     "pt": "continued pre-training: text -> checkpoint",
     "sft": "supervised fine-tuning: rows -> checkpoint",
     "rlhf": "preferences, rewards or a teacher -> checkpoint",
+    "data encode": "rows -> packed token rows on disk, for runs with data.cache",
     "infer": "ask a run, a checkpoint or a model",
     "export": "checkpoint -> model folder (merge a LoRA adapter)",
 }
@@ -29,7 +30,8 @@ def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())  # noqa: T201
         return 0 if argv else 2
-    verb, rest = argv[0], argv[1:]
+    words = 2 if " ".join(argv[:2]) in VERBS else 1
+    verb, rest = " ".join(argv[:words]), argv[words:]
     if verb in ("-V", "--version", "version"):
         print(f"rayswift {__version__}")  # noqa: T201
         return 0
@@ -48,7 +50,7 @@ def _run(argv: list[str]) -> int:
     for note in invocation.notes:
         logger.info("%s", note)
     try:
-        importlib.import_module(f"rayswift.{verb}").run(invocation)
+        importlib.import_module(f"rayswift.{verb.replace(' ', '_')}").run(invocation)
     except UserError as error:
         return _complain(error, error.exit_code)
     except KeyboardInterrupt:
@@ -79,7 +81,7 @@ def _leave_ray_quietly() -> None:
 
 def usage() -> str:
     """The first help page."""
-    verbs = "\n".join(f"  {name:<8} {what}" for name, what in VERBS.items())
+    verbs = "\n".join(f"  {name:<12} {what}" for name, what in VERBS.items())
     return (
         f"rayswift {__version__}: a Ray-native trainer for language models\n\n"
         f"usage: rayswift <verb> [--config run.yaml] [--section.field value ...]\n\n{verbs}\n\n"

@@ -9,7 +9,7 @@ from rayswift.config.load import Invocation
 from rayswift.config.schema import SftConfig
 from rayswift.data import prepare
 from rayswift.data.global_batches import FeedPlan, Position, table
-from rayswift.data.windows import WindowPlan
+from rayswift.data.windows import Windows
 from rayswift.log import logger
 from rayswift.resources import connect, join, lay_out
 from rayswift.train import plan as planning
@@ -51,12 +51,12 @@ def _train(config: SftConfig, run_dir: Path, clock: Clock) -> None:
     windows, eval_windows = prepare.plan_windows(plan.config.data, tokenizer_dir, config.train.seed, run_dir / "data")
     plan = planning.with_window_rows(plan, windows.window_rows)
     config = plan.config
-    found = run_folder.fingerprint(config, windows.encode.tokenizer_hash, windows.row_set.num_rows)
+    found = run_folder.fingerprint(config, windows.tokenizer_hash, windows.num_rows)
     if resume:
         run_folder.check_unchanged(resume, config, found)
         logger.info("continuing %s at step %d", resume.saved.path, resume.saved.step)
     run_folder.write_record(run_dir, config, found)
-    logger.info("%s", planning.describe(plan, windows.row_set.num_rows, []))
+    logger.info("%s", planning.describe(plan, windows.num_rows, []))
 
     with LiveReport(run_dir, config, layout.local, resume.saved if resume else None):
         if resume and resume.is_end_of(plan.config.train):
@@ -140,11 +140,11 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     trainer.train(resume_from_checkpoint=str(resume.saved.path) if resume else None)
 
 
-def _feed_plan(plan: planning.Plan[SftConfig], windows: WindowPlan) -> FeedPlan:
+def _feed_plan(plan: planning.Plan[SftConfig], windows: Windows) -> FeedPlan:
     train, data = plan.config.train, plan.config.data
     return FeedPlan(
         global_batch=plan.global_batch,
-        num_rows=windows.row_set.num_rows,
+        num_rows=windows.num_rows,
         window_rows=windows.window_rows,
         num_epochs=train.num_train_epochs,
         max_steps=train.max_steps,

@@ -79,6 +79,8 @@ class DataConfig(Section):
     """New order each epoch, a function of seed and epoch alone."""
     window_rows: int | None = Field(None, ge=1)
     """Rows that are packed together, the unit of streaming; null: about 200 packed rows' worth, 2,000 to 50,000."""
+    cache: str | None = None
+    """Folder that `rayswift data encode` wrote from these sources and settings; null: encode while training."""
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
     """Share of quarantined rows, judged from 1,000 rows on and at the end of the data, that stops the run."""
 
@@ -271,6 +273,21 @@ class RlhfConfig(TrainingConfig):
     train: RlhfTrainConfig = RlhfTrainConfig()
 
 
+class EncodeSection(Section):
+    """Write what training would read."""
+
+    to: str
+    """Folder for the cache; what an interrupted start left there is kept."""
+    epochs: int = Field(1, ge=1)
+    """Epochs to write, each in its own order; training beyond them reads them again in a new order."""
+
+
+class DataEncodeConfig(SftConfig):
+    """`rayswift data encode`: the encoded cache of a run's rows."""
+
+    encode: EncodeSection
+
+
 class InferSection(Section):
     """Ask a model."""
 
@@ -317,6 +334,7 @@ VERB_CONFIGS: dict[str, type[Section]] = {
     "pt": PtConfig,
     "sft": SftConfig,
     "rlhf": RlhfConfig,
+    "data encode": DataEncodeConfig,
     "infer": InferConfig,
     "export": ExportConfig,
 }

@@ -14,14 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rayswift.data.global_batches import FeedPlan, GlobalBatch, Position, global_batches, share
-from rayswift.data.windows import PackedRow, Window, WindowPlan
+from rayswift.data.windows import PackedRow, Window, Windows
 from rayswift.log import UserError
 
 DRIVERS_ATTEMPT = 0
 """The driver's, which warms the feed up before there are workers."""
 _AHEAD_STEPS = 8
 _CLOSE_S = 30
-Stream = Callable[[WindowPlan, int, int], Iterator[Window]]
+Stream = Callable[[Windows, int, int], Iterator[Window]]
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,7 @@ class Feed:
         stream: Windows of an epoch from a number on.
     """
 
-    def __init__(
-        self, windows: WindowPlan, eval_windows: WindowPlan | None, plan: FeedPlan, data_dir: str, stream: Stream
-    ):
+    def __init__(self, windows: Windows, eval_windows: Windows | None, plan: FeedPlan, data_dir: str, stream: Stream):
         self._windows, self._eval_windows, self._plan, self._stream = windows, eval_windows, plan, stream
         self._quarantine = _QuarantineFile(Path(data_dir) / "quarantine.jsonl")
         self._changed = threading.Condition()

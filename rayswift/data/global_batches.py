@@ -12,7 +12,8 @@ from typing import Any
 from rayswift.data.windows import TRAINED, PackedRow, Window
 from rayswift.log import UserError
 
-_JUDGED_FROM_ROWS = 1000
+JUDGED_FROM_ROWS = 1000
+_QUARANTINE = "data/quarantine.jsonl in the run folder"
 
 
 class UnusableRows(UserError):
@@ -155,7 +156,7 @@ def _sequence(
             if skip == 0:
                 on_window(epoch, number, window)
                 counts.update({k: v for k, v in window.counts.items() if not k.startswith(TRAINED)})
-                _judge(counts, plan.max_bad_fraction, _JUDGED_FROM_ROWS)
+                judge(counts, plan.max_bad_fraction, JUDGED_FROM_ROWS, _QUARANTINE)
             done = number * plan.window_rows + sum(row.num_source_rows for row in window.rows[:skip])
             for index, row in enumerate(window.rows[skip:], skip):
                 if held:
@@ -171,7 +172,7 @@ def _sequence(
             raise UnusableRows("no row is left to train:", dict(counts))
         if held:
             yield held[0], epoch + 1.0, Position(0, epoch + 1, 0, 0, dict(counts))
-        _judge(counts, plan.max_bad_fraction, 1)
+        judge(counts, plan.max_bad_fraction, 1, _QUARANTINE)
         epoch, first = epoch + 1, 0
 
 
@@ -179,12 +180,17 @@ def _trained(counts: Counter[str]) -> int:
     return sum(number for outcome, number in counts.items() if outcome.startswith(TRAINED))
 
 
-def _judge(counts: Counter[str], max_bad_fraction: float, from_rows: int) -> None:
+def judge(counts: Counter[str], max_bad_fraction: float, from_rows: int, quarantine: str) -> None:
+    """Stop at too many bad rows.
+
+    Raises:
+        UserError: of at least `from_rows` rows more than the fraction are quarantined; it names where they are.
+    """
     seen, bad = counts.total(), sum(v for k, v in counts.items() if k.startswith("quarantined"))
     if seen >= from_rows and bad > max_bad_fraction * seen:
         raise UnusableRows(
             f"{bad} of {seen} rows are bad, more than data.max_bad_fraction = {max_bad_fraction} allows; "
-            "see data/quarantine.jsonl in the run folder:",
+            f"see {quarantine}:",
             dict(counts),
         )
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from rayswift.config.model import ModelConfig
 from rayswift.config.schema import DataConfig
+from rayswift.data.cache_folder import open_cache
 from rayswift.data.encode import EncodeConfig, Encoder
 from rayswift.data.mixing import Mix, mix, weights_of
 from rayswift.data.rows import BadRow
 from rayswift.data.sources import Store, hold_out, open_sources
-from rayswift.data.windows import RowSet, WindowPlan
+from rayswift.data.windows import RowSet, WindowPlan, Windows
 from rayswift.log import UserError, logger
 
 _TOKENIZER_FILES = (
@@ -58,7 +59,18 @@ def hash_files(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def plan_windows(
+def plan_windows(data: DataConfig, tokenizer_dir: Path, seed: int, work_dir: Path) -> tuple[Windows, Windows | None]:
+    """The training windows, and the evaluation windows if there are evaluation rows: cached, or to be encoded.
+
+    Raises:
+        UserError: a source cannot be read, none of the first rows can be trained, or the cache is of something else.
+    """
+    if data.cache:
+        return open_cache(data, tokenizer_dir, hash_files(tokenizer_dir), seed)
+    return plan_encoding(data, tokenizer_dir, seed, work_dir)
+
+
+def plan_encoding(
     data: DataConfig, tokenizer_dir: Path, seed: int, work_dir: Path
 ) -> tuple[WindowPlan, WindowPlan | None]:
     """Open all sources: the training windows, and the evaluation windows if there are evaluation rows.

@@ -1,53 +1,86 @@
-"""The Ray Data pipeline: a range over window numbers, each read, encoded and packed by one task, in order.
+"""The Ray Data pipeline: a range over numbers, each made into something by one task, in order.
 
-Ray Data's block borders play no part in what a window holds, and `preserve_order` keeps the windows in sequence, so
-parallelism changes the speed of the stream and nothing else.
+Windows are the numbers of a training stream: each is read, encoded and packed by one task. Ray Data's block borders
+play no part in what a window holds, and `preserve_order` keeps the windows in sequence, so parallelism changes the
+speed of the stream and nothing else.
 """
 
 import logging
+import os
 import pickle
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import ray
 import ray.data
 from ray.exceptions import RayTaskError
 
-from rayswift.data.windows import Window, WindowPlan
+from rayswift.data.cache import CachedWindows
+from rayswift.data.windows import Window, Windows
 from rayswift.log import UserError
 
+Made = TypeVar("Made")
 
-class _MakeWindow:
-    def __init__(self, plan_ref: Any, epoch: int, first: int):
-        self._plan_ref, self._epoch, self._first = plan_ref, epoch, first
+
+@dataclass(frozen=True)
+class _Make:
+    """What a data task does with its numbers; the function is fetched once a process."""
+
+    function_ref: Any
+    first: int
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        plan: WindowPlan = ray.get(self._plan_ref)
-        return {"window": [pickle.dumps(plan.make(self._epoch, self._first + int(n)), 5) for n in batch["id"]]}
+        # Every core has a task of its own: threads of the tokenizer would only get in each other's way.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        function: Callable[[int], Any] = ray.get(self.function_ref)
+        return {"made": [pickle.dumps(function(self.first + int(n)), 5) for n in batch["id"]]}
 
 
-def stream_windows(plan: WindowPlan, epoch: int, first: int) -> Iterator[Window]:
-    """Windows `first`, `first` + 1, ... of an epoch.
+def make_in_order(function: Callable[[int], Made], numbers: range) -> Iterator[Made]:
+    """function(n) for each number, made by data tasks in parallel, yielded in order.
 
     Raises:
         UserError: as raised by a data task.
     """
-    remaining = plan.num_windows - first
-    if remaining <= 0:
+    if not numbers:
         return
     context = ray.data.DataContext.get_current()
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # what fails is raised
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    make = _MakeWindow(ray.put(plan), epoch, first)
-    windows = ray.data.range(remaining, override_num_blocks=remaining).map_batches(make, batch_size=None)
+    make = _Make(ray.put(function), numbers.start)
+    made = ray.data.range(len(numbers), override_num_blocks=len(numbers)).map_batches(make, batch_size=None)
     try:
-        for batch in windows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
-            for blob in batch["window"]:
+        for batch in made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
+            for blob in batch["made"]:
                 yield pickle.loads(blob.as_buffer())
     except RayTaskError as error:
         raise (user_error_in(error) or error) from error
+
+
+@dataclass(frozen=True)
+class _MakeWindow:
+    windows: Windows
+    epoch: int
+
+    def __call__(self, number: int) -> Window:
+        return self.windows.make(self.epoch, number)
+
+
+def stream_windows(windows: Windows, epoch: int, first: int) -> Iterator[Window]:
+    """Windows `first`, `first` + 1, ... of an epoch.
+
+    Raises:
+        UserError: as raised by a data task.
+    """
+    make, numbers = _MakeWindow(windows, epoch), range(first, windows.num_windows)
+    if isinstance(windows, CachedWindows):
+        # Reading is so much cheaper than a task that the feed does it itself.
+        yield from map(make, numbers)
+    else:
+        yield from make_in_order(make, numbers)
 
 
 def user_error_in(error: BaseException | None) -> UserError | None:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,6 +122,29 @@ class RowSet:
         return self._all.read(rows)
 
 
+class Windows(Protocol):
+    """The windows of every epoch, encoded from rows or read from a cache."""
+
+    @property
+    def num_windows(self) -> int:
+        """Windows in an epoch."""
+
+    @property
+    def window_rows(self) -> int:
+        """Raw rows of a window; the last has what is left."""
+
+    @property
+    def num_rows(self) -> int:
+        """Raw rows of an epoch."""
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """Hash of the files of the tokenizer they are for."""
+
+    def make(self, epoch: int, window: int) -> Window:
+        """One window."""
+
+
 @dataclass(frozen=True)
 class WindowPlan:
     """All that a data task needs to make any window of any epoch."""
@@ -132,8 +156,18 @@ class WindowPlan:
 
     @property
     def num_windows(self) -> int:
-        """Windows in an epoch."""
+        """See Windows."""
         return ceil(self.row_set.num_rows / self.window_rows)
+
+    @property
+    def num_rows(self) -> int:
+        """See Windows."""
+        return self.row_set.num_rows
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """See Windows."""
+        return self.encode.tokenizer_hash
 
     def make(self, epoch: int, window: int) -> Window:
         """Read, encode and pack one window."""

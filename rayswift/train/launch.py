@@ -18,7 +18,7 @@ from rayswift.config.schema import SftConfig
 from rayswift.data.feed import DRIVERS_ATTEMPT, Feed, StaleAttempt
 from rayswift.data.global_batches import FeedPlan, Position, micro_batches
 from rayswift.data.stream import stream_windows, user_error_in
-from rayswift.data.windows import WindowPlan
+from rayswift.data.windows import Windows
 from rayswift.log import UserError, logger, setup_worker
 from rayswift.resources import Layout
 from rayswift.train import events, user_code
@@ -66,9 +66,7 @@ class Worker:
 TrainLoop = Callable[[RunSpec, Worker], None]
 
 
-def fit(
-    spec: RunSpec, train_loop: TrainLoop, windows: WindowPlan, eval_windows: WindowPlan | None, start: Position
-) -> None:
+def fit(spec: RunSpec, train_loop: TrainLoop, windows: Windows, eval_windows: Windows | None, start: Position) -> None:
     """Run `train_loop` on every worker until the data ends.
 
     Raises:
@@ -116,7 +114,7 @@ def fit(
 
 
 def _fit_here(
-    spec: RunSpec, train_loop: TrainLoop, windows: WindowPlan, eval_windows: WindowPlan | None, start: Position
+    spec: RunSpec, train_loop: TrainLoop, windows: Windows, eval_windows: Windows | None, start: Position
 ) -> None:
     feed = Feed(windows, eval_windows, spec.feed_plan, str(spec.run_dir / "data"), stream_windows)
     feed.begin(DRIVERS_ATTEMPT, start)

@@ -41,7 +41,7 @@ def feed_plan(windows: WindowPlan, global_batch: int, **options: Any) -> FeedPla
     """How its sequence is cut; one epoch, and any row may be bad, unless told otherwise."""
     return FeedPlan(
         global_batch=global_batch,
-        num_rows=windows.row_set.num_rows,
+        num_rows=windows.num_rows,
         window_rows=windows.window_rows,
         **({"num_epochs": 1, "max_steps": -1, "max_bad_fraction": 1.0} | options),
     )

@@ -494,7 +494,7 @@ def test_every_verb_has_a_config_and_a_help_line() -> None:
     sorted(cli.VERBS),
 )
 def test_every_verb_has_a_module(verb: str) -> None:
-    assert importlib.util.find_spec(f"rayswift.{verb}") is not None
+    assert importlib.util.find_spec(f"rayswift.{verb.replace(' ', '_')}") is not None
 
 
 def test_json_and_yaml_agree_on_what_a_resolved_config_is() -> None:

@@ -1,0 +1,154 @@
+"""What encoded data was made from, and what of it has changed since.
+
+Ingredients: the contents of every source, the tokenizer, the chat template, and every setting that decides which
+tokens stand where. A file is known by size and SHA-256; one whose size and time of change are as noted is not read
+again. Paths are no ingredient, so a cache moves with its sources.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rayswift.config.schema import DataConfig
+from rayswift.data.encode import read_chat_template
+from rayswift.data.sources.find import SourceFile, find_files, parse_source
+
+# Fields of `data` that are no settings of the encoding: the sources themselves, and what is judged while training.
+_NO_SETTINGS = ("dataset", "eval", "cache", "max_bad_fraction")
+_CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class FileContent:
+    """A source file as it was read; `sha256` is empty for one behind a URL, which is known by size and time."""
+
+    name: str
+    size_bytes: int
+    modified_ns: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SourceContent:
+    """A source: its files, or for a data set of the hub only its `name`; `num_rows` as `#N` asks."""
+
+    name: str
+    num_rows: int | None
+    files: tuple[FileContent, ...]
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """All ingredients; `settings` by dotted path."""
+
+    tokenizer: str
+    template: str
+    settings: dict[str, Any]
+    train: tuple[SourceContent, ...]
+    eval: tuple[SourceContent, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values, for a manifest."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(tree: dict[str, Any]) -> "Fingerprint":
+        """What `to_json` wrote."""
+        parts = {
+            part: tuple(
+                SourceContent(**{**source, "files": tuple(FileContent(**file) for file in source["files"])})
+                for source in tree[part]
+            )
+            for part in ("train", "eval")
+        }
+        return Fingerprint(**{**tree, **parts})
+
+    def differences(self, now: "Fingerprint") -> list[str]:
+        """A line for each ingredient that is another one now."""
+        lines = []
+        for part, field in (("train", "data.dataset"), ("eval", "data.eval")):
+            was, is_now = getattr(self, part), getattr(now, part)
+            if len(was) != len(is_now):
+                lines.append(f"{field}: was {len(was)} sources, is {len(is_now)}")
+            for before, after in zip(was, is_now, strict=False):
+                lines += [f"{field}: {line}" for line in _source_differences(before, after)]
+        if self.tokenizer != now.tokenizer:
+            lines.append(f"tokenizer: was {self.tokenizer}, is {now.tokenizer}")
+        if self.template != now.template:
+            lines.append(f"chat template: was {self.template}, is {now.template}")
+        for name in sorted({*self.settings, *now.settings}):
+            before, after = self.settings.get(name), now.settings.get(name)
+            if before != after:
+                lines.append(f"{name}: was {before!r}, is {after!r}")
+        return lines
+
+
+def take(data: DataConfig, tokenizer_dir: Path, seed: int, known: Fingerprint | None = None) -> Fingerprint:
+    """The fingerprint of what would be encoded now; `known` spares reading files that have not changed since.
+
+    Raises:
+        UserError: a source is not there.
+    """
+    hashes = {(f.size_bytes, f.modified_ns): f for s in (*known.train, *known.eval) for f in s.files} if known else {}
+    template, special_tokens = read_chat_template(tokenizer_dir)
+    tokenizer = (tokenizer_dir / "tokenizer.json").read_bytes() + json.dumps(special_tokens, sort_keys=True).encode()
+    fields = data.model_dump(mode="json")
+    return Fingerprint(
+        tokenizer=_short_hash(tokenizer),
+        template=_short_hash((template or "").encode()),
+        settings={f"data.{k}": v for k, v in fields.items() if k not in _NO_SETTINGS} | {"train.seed": seed},
+        train=_contents(data.dataset, hashes),
+        eval=_contents(data.eval, hashes),
+    )
+
+
+def _contents(sources: Sequence[str], known: dict[tuple[int, int], FileContent]) -> tuple[SourceContent, ...]:
+    contents = []
+    for source in sources:
+        name = parse_source(source)
+        files = tuple(_content(file, known) for file in find_files(name.path))
+        contents.append(SourceContent(name.path, name.num_rows, files))
+    return tuple(contents)
+
+
+def _content(file: SourceFile, known: dict[tuple[int, int], FileContent]) -> FileContent:
+    before = known.get((file.size_bytes, file.modified_ns))
+    if file.filesystem is not None:
+        sha256 = ""
+    elif before is not None and Path(before.name).name == Path(file.name).name:
+        sha256 = before.sha256
+    else:
+        sha256 = hash_file(Path(file.path))
+    return FileContent(file.name, file.size_bytes, file.modified_ns, sha256)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _source_differences(was: SourceContent, now: SourceContent) -> list[str]:
+    lines = []
+    if was.num_rows != now.num_rows:
+        lines.append(f"rows asked of {now.name}: was {was.num_rows}, is {now.num_rows}")
+    if not was.files and not now.files and was.name != now.name:
+        lines.append(f"was {was.name}, is {now.name}")
+    if len(was.files) != len(now.files):
+        lines.append(f"{now.name}: was {len(was.files)} files, is {len(now.files)}")
+    for before, after in zip(was.files, now.files, strict=False):
+        if before.size_bytes != after.size_bytes:
+            lines.append(f"{after.name}: was {before.size_bytes} bytes, is {after.size_bytes}")
+        elif before.sha256 != after.sha256 or (not after.sha256 and before.modified_ns != after.modified_ns):
+            lines.append(f"{after.name}: its content has changed")
+    return lines
+
+
+def _short_hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

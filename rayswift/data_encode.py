@@ -1,0 +1,65 @@
+"""`rayswift data encode`: rows -> packed windows on disk, once, for any number of runs with `data.cache`.
+
+    rayswift data encode --config run.yaml --to caches/mine
+    rayswift sft --config run.yaml --data.cache caches/mine
+
+The same windows in the same order as training would make them, through the same Ray Data tasks. Started again after an
+interruption it goes on behind the parts that are complete.
+"""
+
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from rayswift.config.load import Invocation, to_yaml
+from rayswift.config.schema import DataEncodeConfig
+from rayswift.data import cache_folder, fingerprint, prepare
+from rayswift.data.global_batches import table
+from rayswift.log import logger
+from rayswift.resources import connect, join, lay_out
+
+
+def run(invocation: Invocation) -> None:
+    """Encode all rows of a config.
+
+    Raises:
+        UserError: bad input, a folder that holds something else (exit code 2), or too many bad rows (exit code 1).
+    """
+    config: DataEncodeConfig = invocation.config
+    if invocation.dry_run:
+        print(to_yaml(config))  # noqa: T201
+        return
+    began, folder = time.monotonic(), Path(config.encode.to).resolve()
+    data, seed = config.data.model_copy(update={"cache": None}), config.train.seed
+
+    # 1. What would be encoded, and what the folder holds of it.
+    with tempfile.TemporaryDirectory() as temporary:
+        found = prepare.prepare_tokenizer(config.model, Path(temporary))
+        made_from = fingerprint.take(data, found, seed, cache_folder.known(folder))
+        if not cache_folder.start(folder, made_from, config.encode.epochs):
+            logger.info("%s is complete already", folder)
+            return
+        tokenizer_dir = shutil.copytree(found, folder / "work" / "tokenizer", dirs_exist_ok=True)
+    train, evaluation = prepare.plan_encoding(data, tokenizer_dir, seed, folder / "work")
+    plans = {"train": train} | ({"eval": evaluation} if evaluation else {})
+
+    # 2. Ray, and the parts. Nothing trains meanwhile, so every core encodes.
+    num_cpus = max(config.cluster.num_data_cpus, os.cpu_count() or 1)
+    cluster = config.cluster.model_copy(update={"num_workers": 0, "device": "cpu", "num_data_cpus": num_cpus})
+    connect(cluster, lay_out(cluster, join(cluster)), folder)
+    from rayswift.data.stream import make_in_order
+
+    encoded = cache_folder.write(folder, plans, made_from, config.encode.epochs, data.max_bad_fraction, make_in_order)
+    logger.info("rows\n%s", table(encoded.counts))
+    seconds = time.monotonic() - began
+    logger.info(
+        "%d packed rows of %d tokens (%.1f %% trained) in %.1f MB and %.0f s; train with --data.cache %s",
+        encoded.num_packed_rows,
+        encoded.num_tokens,
+        100 * encoded.num_trained_tokens / max(1, encoded.num_tokens),
+        encoded.num_bytes / 1e6,
+        seconds,
+        config.encode.to,
+    )
