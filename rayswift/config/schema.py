@@ -19,7 +19,7 @@ SftLoss = Literal[
     "nll", "dft", "infonce", "cosine_similarity", "contrastive", "online_contrastive", "pointwise", "listwise"
 ]
 LossScale = Literal["ignore_empty_think", "ignore_think_prefix", "react", "hermes", "qwen", "agentflan", "alpha_umi"]
-TruncationMode = Literal["drop", "left", "right"]
+TruncationMode = Literal["drop", "left", "right", "split"]
 LossOn = Literal["assistant", "last_turn", "all"]
 MixUntil = Literal["first_exhausted", "all_exhausted"]
 Strategy = Literal["no", "steps", "epoch"]
@@ -66,7 +66,7 @@ class DataConfig(Section):
     max_length: int = Field(2048, ge=2)
     """Tokens in a packed row, and the longest row that is trained."""
     truncation: TruncationMode = "drop"
-    """A longer row is dropped (and counted), or loses its left or right end."""
+    """A longer row is dropped (and counted), loses its left or right end, or is split (text, `loss_on: all`)."""
     packing: bool = True
     """Put several rows into one of `max_length` tokens; attention never crosses their borders."""
     loss_on: LossOn = "assistant"

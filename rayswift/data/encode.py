@@ -1,15 +1,14 @@
-"""Canonical rows -> token ids and the mask of trained tokens; pure, and in batches for speed.
+"""Rows -> token ids, the mask of trained tokens and their loss weights; pure, and in batches for speed.
 
-What is trained is byte-equal to what `apply_chat_template` renders: a row is rendered once, tokenised once, and the
-loss mask is the character spans of its trained turns, mapped through the tokenizer's offsets.
+What is trained is byte-equal to what `apply_chat_template` renders: a text is rendered as a whole, tokenised once, and
+the loss mask is the character spans of its trained turns, mapped through the tokenizer's offsets.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jinja2 import TemplateSyntaxError
@@ -17,11 +16,13 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from rayswift.config.schema import LossOn, TruncationMode
-from rayswift.data.rows import BadRow, Row, Sample, to_sample
+from rayswift.data.rows import BadRow, CausalRow, Row, parse_row
 from rayswift.data.template import ChatTemplate
+from rayswift.data.truncation import bound_of, kept
+from rayswift.data.turns import Document, Span, documents
 from rayswift.log import UserError
 
-Span = tuple[int, int]
+_BATCH_CHARS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -81,92 +82,133 @@ class Encoder:
         self._eos = special_tokens.get("eos_token", "")
         added = self._tokenizer.get_added_tokens_decoder().values()
         self._turn_ends = tuple(token.content for token in added if token.special)
+        self._bound = bound_of(self._tokenizer)
 
     def encode(self, rows: Sequence[Row]) -> list[list[EncodedRow] | BadRow]:
-        """One result per row, in order: its documents (one, or the pieces of a split row), or why it has none."""
-        results: list[list[EncodedRow] | BadRow | None] = [None] * len(rows)
-        texts: list[str] = []
-        spans: list[list[Span]] = []
-        rendered: list[int] = []
-        for position, row in enumerate(rows):
-            try:
-                text, trained = self.render(to_sample(row, self.config.columns, self.config.system))
-                text.encode()
-            except UnicodeEncodeError as error:
-                results[position] = BadRow("invalid UTF-8", f"half of a surrogate pair: {error}")
-                continue
-            except BadRow as bad:
-                results[position] = bad
-                continue
-            texts.append(text)
-            spans.append(trained)
-            rendered.append(position)
-        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-        for position, encoding, trained in zip(rendered, encodings, spans, strict=True):
-            try:
-                results[position] = [self._finish(encoding, trained)]
-            except BadRow as bad:
-                results[position] = bad
-        return [result for result in results if result is not None]
+        """One result per row, in order: its documents, or why it has none.
 
-    def render(self, sample: Sample) -> tuple[str, list[Span]]:
-        """A sample's text and the character spans to train.
+        A row has several documents where a template rewrites history (see `turns`) or where it is split.
+        """
+        rendered = [self._documents_or_bad(row) for row in rows]
+        tokens = self._tokenise([d for made in rendered if isinstance(made, list) for d in made])
+        return [made if isinstance(made, BadRow) else self._all_fitted(made, tokens) for made in rendered]
+
+    def _all_fitted(self, made: Sequence[Document], tokens: Iterator[EncodedRow]) -> list[EncodedRow] | BadRow:
+        """The documents of one row, whose tokens come next."""
+        encoded = [next(tokens) for _ in made]
+        try:
+            fitted = [self._fitted(document, row) for document, row in zip(made, encoded, strict=True)]
+        except TooLong as too_long:
+            return too_long
+        rows = [row for parts in fitted for row in parts]
+        if not rows:
+            return BadRow("no trainable token", "no token within data.max_length is trained")
+        cut = any(row.cut for row in rows) or not all(fitted)
+        return [replace(rows[0], cut=cut), *(replace(row, cut=False) for row in rows[1:])] if cut else rows
+
+    def documents(self, row: Row) -> list[Document]:
+        """The texts of a row and what is trained in them.
 
         Raises:
-            BadRow: no turn to train, or a template that rewrites earlier turns.
+            BadRow: the row is bad, has nothing to train, or the chat template cannot be trained on it.
         """
-        if sample.text is not None:
-            text = sample.text + self._eos
-            return text, [(0, len(text))]
+        sample = parse_row(row, "causal", self.config.columns, self.config.system)
+        assert isinstance(sample, CausalRow)
+        if sample.conversation is None:
+            text = f"{sample.text}{self._eos}"
+            return [Document(text, (Span(0, len(text)),))]
         if self._template is None:
             raise UserError(
                 f"the tokenizer in {self.config.tokenizer_dir} has no chat template; give one with model.chat_template"
             )
-        messages, tools = list(sample.messages), list(sample.tools) if sample.tools else None
-        text = self._template.render(messages, tools)
-        if self.config.loss_on == "all":
-            return text, [(0, len(text))]
-        turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
-        if self.config.loss_on == "last_turn":
-            turns = turns[-1:]
-        turns = [i for i in turns if sample.loss[i] is not False]
-        if not turns:
-            raise BadRow("no trainable token", "the conversation has no assistant turn to train")
-        return text, [self._turn_span(text, messages, tools, turn) for turn in turns]
+        return documents(self._template, sample.conversation, self.config.loss_on, self._strip_end)
 
-    def _turn_span(self, text: str, messages: list[Any], tools: list[Any] | None, turn: int) -> Span:
-        assert self._template is not None
-        before = self._template.render(messages[:turn], tools, generate=True)
-        until = text if turn == len(messages) - 1 else self._template.render(messages[: turn + 1], tools)
-        if not text.startswith(before) or not text.startswith(until):
-            raise BadRow(
-                "chat template rewrites earlier turns",
-                f"turn {turn} renders differently once others follow it; train with data.loss_on last_turn",
-            )
+    def _documents_or_bad(self, row: Row) -> list[Document] | BadRow:
+        try:
+            made = self.documents(row)
+            for document in made:
+                document.text.encode()
+                least = self._bound.min_tokens(document.text)
+                if least > self.config.max_length and not self._may_cut(document):
+                    raise self._too_long(f"at least {least}")
+        except UnicodeEncodeError as error:
+            return BadRow("invalid UTF-8", f"half of a surrogate pair at character {error.start}")
+        except BadRow as bad:
+            return bad
+        return made
+
+    def _may_cut(self, document: Document) -> bool:
+        # The second piece of a conversation would answer what it does not hold.
+        return self.config.truncation in ("left", "right") or (self.config.truncation == "split" and document.whole)
+
+    def _too_long(self, num_tokens: str) -> TooLong:
+        hint = "; only rows trained whole are split" if self.config.truncation == "split" else ""
+        return TooLong(
+            "longer than data.max_length", f"{num_tokens} tokens, the limit is {self.config.max_length}{hint}"
+        )
+
+    def _strip_end(self, text: str) -> int:
         # White space behind the end-of-turn token is never generated, so never trained.
-        end = len(until)
-        stripped = until.rstrip()
-        if len(stripped) >= len(before) and stripped.endswith(self._turn_ends):
-            end = len(stripped)
-        return len(before), end
+        stripped = text.rstrip()
+        return len(stripped) if stripped.endswith(self._turn_ends) else len(text)
 
-    def _finish(self, encoding: Encoding, spans: list[Span]) -> EncodedRow:
-        ids = np.asarray(encoding.ids, dtype=np.int32)
-        trained = np.zeros(len(ids), dtype=np.bool_)
-        for start, end in spans:
-            trained[_token_at(encoding, start, end, len(ids)) : _token_after(encoding, start, end)] = True
-        trained[:1] = False
-        limit = self.config.max_length
-        cut = len(ids) > limit
-        if cut:
-            if self.config.truncation == "drop":
-                raise TooLong("longer than data.max_length", f"{len(ids)} tokens, the limit is {limit}")
-            keep = slice(-limit, None) if self.config.truncation == "left" else slice(0, limit)
-            ids, trained = ids[keep], trained[keep].copy()
+    def _tokenise(self, made: Sequence[Document]) -> Iterator[EncodedRow]:
+        """Each document's tokens, in order; of one that is surely too long no more than will be kept."""
+        limit, mode = self.config.max_length, self.config.truncation
+        excerpts = [self._bound.excerpts(document.text, limit, mode) for document in made]
+        pairs = list(zip(made, excerpts, strict=True))
+        # Offsets cost time, and are needed only where not every token is trained alike.
+        masked = self._encodings([text for document, parts in pairs if not document.whole for _, text in parts], False)
+        whole = self._encodings([text for document, parts in pairs if document.whole for _, text in parts], True)
+        for document, parts in pairs:
+            if document.whole:
+                ids = np.concatenate([np.asarray(next(whole).ids, dtype=np.int32) for _ in parts])
+                yield EncodedRow(ids, np.arange(len(ids)) > 0)
+            else:
+                ((begin, _),) = parts
+                yield _masked(
+                    next(masked),
+                    [replace(s, begin=s.begin - begin, end=s.end - begin) for s in document.spans]
+                    if begin
+                    else document.spans,
+                )
+
+    def _encodings(self, texts: Sequence[str], fast: bool) -> Iterator[Encoding]:
+        """Encodings of texts, a bounded number of characters at a time: one takes 100 bytes a token."""
+        encode_batch = self._tokenizer.encode_batch_fast if fast else self._tokenizer.encode_batch
+        ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
+        begin = 0
+        while begin < len(texts):
+            done = ends[begin - 1] if begin else 0
+            end = max(begin + 1, int(np.searchsorted(ends, done + _BATCH_CHARS, side="right")))
+            yield from encode_batch(texts[begin:end], add_special_tokens=False)
+            begin = end
+
+    def _fitted(self, document: Document, row: EncodedRow) -> list[EncodedRow]:
+        """A document's tokens within `max_length`: those parts that hold a trained one."""
+        if len(row.input_ids) <= self.config.max_length:
+            return [row] if row.trained.any() else []
+        if not self._may_cut(document):
+            raise self._too_long(str(len(row.input_ids)))
+        fitted = []
+        for part in kept(len(row.input_ids), self.config.max_length, self.config.truncation):
+            trained = row.trained[part].copy()
             trained[:1] = False
-        if not trained.any():
-            raise BadRow("no trainable token", f"none of its {len(ids)} tokens is trained")
-        return EncodedRow(ids, trained, cut=cut)
+            if trained.any():
+                weights = None if row.weights is None else row.weights[part]
+                fitted.append(EncodedRow(row.input_ids[part], trained, weights, self.config.truncation != "split"))
+        return fitted
+
+
+def _masked(encoding: Encoding, spans: Sequence[Span]) -> EncodedRow:
+    ids = np.asarray(encoding.ids, dtype=np.int32)
+    weights = np.zeros(len(ids), dtype=np.float32)
+    for span in spans:
+        begin = max(span.begin, 0)
+        weights[_token_at(encoding, begin, span.end, len(ids)) : _token_after(encoding, begin, span.end)] = span.weight
+    weights[:1] = 0
+    trained = weights > 0
+    return EncodedRow(ids, trained, None if (weights[trained] == 1).all() else weights)
 
 
 def _token_at(encoding: Encoding, start: int, end: int, none: int) -> int:

@@ -5,6 +5,9 @@ The environment is the one `transformers` documents for chat templates; a test h
 
 import datetime
 import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import jinja2
@@ -12,6 +15,9 @@ import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rayswift.data.rows import BadRow, Message
+
+_DICT_ATTRIBUTES = frozenset(dir(dict))
+_PROBE_CALL = {"type": "function", "id": "call00000", "function": {"name": "f", "arguments": {"a": 1}}}
 
 
 class _Generation(jinja2.ext.Extension):
@@ -22,6 +28,15 @@ class _Generation(jinja2.ext.Extension):
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """The sandbox; `message.role` asks the object first by Python's rules, which for a dict only costs an exception."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if type(obj) is dict and attribute not in _DICT_ATTRIBUTES and attribute in obj:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
 
 
 def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
@@ -41,7 +56,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special_tokens: dict[str, str]):
-        environment = ImmutableSandboxedEnvironment(
+        environment = _Environment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
         )
         environment.filters["tojson"] = _tojson
@@ -49,16 +64,75 @@ class ChatTemplate:
         environment.globals["strftime_now"] = lambda fmt: datetime.datetime.now().strftime(fmt)
         self._template = environment.from_string(source)
         self._special_tokens = special_tokens
+        self._source = source
 
-    def render(self, messages: list[Message], tools: list[Any] | None = None, generate: bool = False) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: list[Any] | None = None,
+        generate: bool = False,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
         """Text of a conversation; `generate` adds the opening of the assistant's next turn.
 
         Raises:
             BadRow: the template refuses the conversation.
         """
+        given = {**self._special_tokens, **(kwargs or {})}
+        given |= {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": generate}
         try:
-            return self._template.render(
-                messages=messages, tools=tools, documents=None, add_generation_prompt=generate, **self._special_tokens
-            )
-        except (jinja2.TemplateError, TypeError, LookupError, AttributeError, ValueError, ArithmeticError) as error:
-            raise BadRow("refused by the chat template", str(error)) from error
+            return self._template.render(given)
+        except Exception as error:  # a template is foreign code: whatever it raises is about this conversation
+            raise BadRow("refused by the chat template", f"{str(error)[:400] or type(error).__name__}") from error
+
+    def adapted(self, messages: Sequence[Message]) -> list[Message]:
+        """Messages with thoughts and tool calls in the spelling that this template reads.
+
+        Raises:
+            BadRow: there are thoughts, and it has no place for them.
+        """
+        return [self._adapt(m) if "reasoning_content" in m or "tool_calls" in m else m for m in messages]
+
+    def _adapt(self, message: Message) -> Message:
+        adapted = dict(message)
+        if "reasoning_content" in message and self._thoughts_key != "reasoning_content":
+            if self._thoughts_key is None:
+                raise BadRow(
+                    "thoughts have no place in the chat template",
+                    "it does not read reasoning_content; write them into the content, or set model.chat_template",
+                )
+            adapted[self._thoughts_key] = adapted.pop("reasoning_content")
+        if "tool_calls" in message and self._arguments_as_text:
+            adapted["tool_calls"] = [_with_text_arguments(call) for call in message["tool_calls"]]
+        return adapted
+
+    @cached_property
+    def _thoughts_key(self) -> str | None:
+        """The key of a message under which the template looks for thoughts."""
+        for key in ("reasoning_content", "reasoning", "thinking"):
+            if re.search(rf"""[.'"]{key}\b""", self._source):
+                return key
+        return None
+
+    @cached_property
+    def _arguments_as_text(self) -> bool:
+        """Whether the template joins arguments of tool calls to text, as DeepSeek's, and does not write JSON."""
+        accepted = []
+        for call in (_PROBE_CALL, _with_text_arguments(_PROBE_CALL)):
+            probe: list[Message] = [
+                {"role": "user", "content": "q"},
+                {"role": "assistant", "content": "", "tool_calls": [call]},
+                {"role": "tool", "content": "r", "tool_call_id": "call00000"},
+                {"role": "assistant", "content": "a"},
+            ]
+            try:
+                self.render(probe)
+                accepted.append(True)
+            except BadRow:
+                accepted.append(False)
+        return accepted == [False, True]
+
+
+def _with_text_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}

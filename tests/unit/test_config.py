@@ -164,7 +164,7 @@ def test_the_config_is_frozen() -> None:
         (["--zzzzzz", "1"], ["--zzzzzz is unknown", "--help all"]),
         (["--max_length", "many"], ["data.max_length = 'many'", "integer"]),
         (["--max_length", "1"], ["data.max_length = '1'", "greater than or equal to 2"]),
-        (["--truncation", "up"], ["data.truncation = 'up'", "'drop', 'left' or 'right'"]),
+        (["--truncation", "up"], ["data.truncation = 'up'", "'drop', 'left', 'right' or 'split'"]),
         (["--seed", "1", "2"], ["--train.seed takes one value", "1 2"]),
         (["--adam_beta2", "high"], ["train.adam_beta2 = 'high'", "number"]),
     ],
@@ -377,7 +377,7 @@ def test_the_short_help_is_a_part_of_the_long_one() -> None:
     short, full = (show.help_page("sft", "x", full).splitlines() for full in (False, True))
     assert {line for line in short if line.startswith("  --")} < set(full)
     assert [line for line in short if "--train.learning_rate" in line]
-    assert any("(drop, left, right) [drop]" in line for line in short)
+    assert any("(drop, left, right, split) [drop]" in line for line in short)
 
 
 @pytest.mark.parametrize("verb", sorted(VERB_CONFIGS))

@@ -32,6 +32,12 @@ def encode(row: Any, **options: Any) -> EncodedRow | BadRow:
     return document
 
 
+def pieces(row: Any, **options: Any) -> list[EncodedRow]:
+    (result,) = encoder(**options).encode([row])
+    assert isinstance(result, list), result
+    return result
+
+
 def good(row: Any, **options: Any) -> EncodedRow:
     result = encode(row, **options)
     assert isinstance(result, EncodedRow), result
@@ -229,7 +235,7 @@ def test_truncation() -> None:
 def test_what_truncation_leaves_must_be_trainable() -> None:
     result = bad(chat("q" * 200, "a"), max_length=16, truncation="right")
     assert (result.reason, type(result)) == ("no trainable token", BadRow)
-    assert "none of its 16 tokens" in result.detail
+    assert "is trained" in result.detail
 
 
 # ---- refusals ----
@@ -253,10 +259,9 @@ FORGETFUL = CHATML.replace(
 def test_templates_that_rewrite_earlier_turns(tmp_path: Path) -> None:
     folder = write_tokenizer(tmp_path, Family(FORGETFUL, str))
     row = chat("q1", "<think>x</think>a1", "q2", "<think>y</think>a2")
-    result = bad(row, folder=folder)
-    assert result.reason == "chat template rewrites earlier turns"
-    assert "turn 1" in result.detail
-    assert "data.loss_on last_turn" in result.detail
+    first, second = pieces(row, folder=folder)
+    assert trained_text(first, folder) == "<think>x</think>a1<|im_end|>"
+    assert trained_text(second, folder) == "<think>y</think>a2<|im_end|>"
     last = good(row, folder=folder, loss_on="last_turn")
     assert trained_text(last, folder) == "<think>y</think>a2<|im_end|>"
     assert "<think>x" not in decode(last.input_ids, folder)

@@ -6,16 +6,28 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayswift.data.rows import BadRow, Sample, to_sample
+from rayswift.data.rows import BadRow, CausalRow, Conversation, MessageLoss, parse_row
+
+
+def causal(row: Any, columns: dict[str, str] | None = None, system: str | None = None) -> CausalRow:
+    made = parse_row(row, "causal", columns or {}, system)
+    assert isinstance(made, CausalRow)
+    return made
+
+
+def chat(row: Any, columns: dict[str, str] | None = None, system: str | None = None) -> Conversation:
+    made = causal(row, columns, system).conversation
+    assert made
+    return made
 
 
 def turns(row: Any, columns: dict[str, str] | None = None, system: str | None = None) -> list[tuple[str, str]]:
-    return [(m["role"], m["content"]) for m in to_sample(row, columns or {}, system).messages]
+    return [(m["role"], m["content"]) for m in chat(row, columns, system).messages]
 
 
 def refused(row: Any, columns: dict[str, str] | None = None) -> BadRow:
     with pytest.raises(BadRow) as caught:
-        to_sample(row, columns or {})
+        causal(row, columns)
     return caught.value
 
 
@@ -57,7 +69,7 @@ def test_history_comes_first() -> None:
 
 
 def test_text() -> None:
-    assert to_sample({"text": "hello", "source": "web"}, {}) == Sample(text="hello")
+    assert causal({"text": "hello", "source": "web"}) == CausalRow(text="hello")
 
 
 @pytest.mark.parametrize(
@@ -113,8 +125,14 @@ PAIRS = list(itertools.combinations(range(len(FORMATS)), 2))
 @pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_of_two_formats_that_a_row_fits_the_first_of_the_documented_order_counts(first: int, second: int) -> None:
     # Whatever the order of its columns.
+    if (first, second) == (0, 1):
+        row = FORMATS[0] | FORMATS[1]
+        assert "messages and conversations" in refused(row).detail
+        assert causal(row, {"messages": "messages"}) == causal(FORMATS[0])
+        assert causal(row, {"conversations": "messages"}) == causal(FORMATS[1])
+        return
     for row in (FORMATS[first] | FORMATS[second], FORMATS[second] | FORMATS[first]):
-        assert to_sample(row, {}) == to_sample(FORMATS[first], {})
+        assert causal(row) == causal(FORMATS[first])
 
 
 # ---- system ----
@@ -128,12 +146,12 @@ def test_system_prompts() -> None:
         messages = [{"role": role, "content": "in"}, {"role": "user", "content": "q"}]
         assert turns({"messages": messages}, system="S")[0] == (role, "in")
         assert len(turns({"messages": messages}, system="S")) == 2
-    assert to_sample({"text": "t"}, {}, "S").text == "t"
+    assert causal({"text": "t"}, system="S").text == "t"
 
 
 def test_an_inserted_system_prompt_keeps_losses_aligned() -> None:
     row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "loss": False}]}
-    assert to_sample(row, {}, "S").loss == (None, None, False)
+    assert [loss.trained for loss in chat(row, system="S").losses] == [None, None, False]
 
 
 # ---- loss ----
@@ -142,28 +160,30 @@ def test_an_inserted_system_prompt_keeps_losses_aligned() -> None:
 @pytest.mark.parametrize(
     ("mark", "expected"),
     [
-        ({}, None),
-        ({"loss": True}, True),
-        ({"loss": False}, False),
-        ({"loss": None}, None),
-        ({"loss": 1}, True),
-        ({"loss_scale": 0}, False),
-        ({"loss_scale": 1.0}, True),
-        ({"loss_scale": None}, None),
-        ({"loss": False, "loss_scale": 1}, False),
+        ({}, MessageLoss()),
+        ({"loss": True}, MessageLoss(True)),
+        ({"loss": False}, MessageLoss(False)),
+        ({"loss": None}, MessageLoss()),
+        ({"loss": 1}, MessageLoss(True)),
+        ({"loss_scale": 0}, MessageLoss(None, 0)),
+        ({"loss_scale": 0.5}, MessageLoss(None, 0.5)),
+        ({"loss_scale": None}, MessageLoss()),
+        ({"loss": True, "loss_scale": 2}, MessageLoss(True, 2)),
+        ({"weight": 0}, MessageLoss(None, 0)),  # OpenAI's
     ],
 )
-def test_loss_of_a_message(mark: dict[str, Any], expected: bool | None) -> None:
-    assert to_sample({"messages": [{"role": "assistant", "content": "a", **mark}]}, {}).loss == (expected,)
+def test_loss_of_a_message(mark: dict[str, Any], expected: MessageLoss) -> None:
+    assert chat({"messages": [{"role": "assistant", "content": "a", **mark}]}).losses == (expected,)
 
 
-def test_a_loss_scale_between_0_and_1_is_refused() -> None:
-    bad = refused({"messages": [{"role": "assistant", "content": "a", "loss_scale": 0.5}]})
-    assert bad.reason == "unsupported loss_scale"
+@pytest.mark.parametrize("mark", [{"loss": "false"}, {"loss": [1]}, {"loss_scale": -1}])
+def test_a_loss_of_another_kind_is_refused(mark: dict[str, Any]) -> None:
+    assert refused({"messages": [{"role": "assistant", "content": "a", **mark}]}).reason == "bad loss"
 
 
-def test_a_loss_that_is_no_number_is_refused() -> None:
-    refused({"messages": [{"role": "assistant", "content": "a", "loss": "false"}]})
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), 10**400, "2", True, [1]])
+def test_a_loss_scale_that_is_no_number_is_refused(scale: Any) -> None:
+    assert refused({"messages": [{"role": "assistant", "content": "a", "loss_scale": scale}]}).reason == "wrong type"
 
 
 # ---- contents ----
@@ -190,23 +210,6 @@ def test_empty_values_of_other_types_are_refused(content: Any) -> None:
     assert refused({"query": "q", "response": content}).reason == "wrong type"
 
 
-def test_tool_calls_tools_and_names_are_kept() -> None:
-    calls = [{"function": {"name": "add", "arguments": {"a": 1}}}]
-    tools = [{"type": "function", "function": {"name": "add"}}]
-    messages = [
-        {"role": "user", "content": "q", "name": "bob", "unknown": 1},
-        {"role": "assistant", "content": None, "tool_calls": calls},
-        {"role": "tool", "content": "3", "tool_call_id": "x", "name": None},
-    ]
-    sample = to_sample({"messages": messages, "tools": tools}, {})
-    assert sample.tools == tuple(tools)
-    assert sample.messages == (
-        {"role": "user", "content": "q", "name": "bob"},
-        {"role": "assistant", "content": "", "tool_calls": calls},
-        {"role": "tool", "content": "3", "tool_call_id": "x"},
-    )
-
-
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -229,7 +232,7 @@ def test_tool_calls_tools_and_names_are_kept() -> None:
         ({"query": "q", "response": "a", "history": "before"}, "wrong type"),
         ({"text": ["a"]}, "wrong type"),
         ({"query": "q", "response": "a", "system": ["s"]}, "wrong type"),
-        ({"prompt": [{"role": "user", "content": "q"}], "completion": "a"}, "wrong type"),
+        ({"prompt": [{"role": "user", "content": "q"}], "completion": 3 * [None]}, "bad message"),
     ],
 )
 def test_refusals(row: Any, reason: str) -> None:

@@ -1,0 +1,40 @@
+"""One row of any supported format -> one canonical row of its task's family; see README.md beside this file.
+
+`parse_row(row, family, columns, system)` is the way in; `format_of(row)` names what a row looks like.
+"""
+
+from rayswift.data.rows.columns import BadRow, Row
+from rayswift.data.rows.families import (
+    CausalRow,
+    ClassificationRow,
+    Conversation,
+    EmbeddingRow,
+    Family,
+    KtoRow,
+    Message,
+    MessageLoss,
+    PreferenceRow,
+    PromptRow,
+    RerankerRow,
+)
+from rayswift.data.rows.formats import WANTED, format_of
+from rayswift.data.rows.parse import parse_row
+
+__all__ = [
+    "WANTED",
+    "BadRow",
+    "CausalRow",
+    "ClassificationRow",
+    "Conversation",
+    "EmbeddingRow",
+    "Family",
+    "KtoRow",
+    "Message",
+    "MessageLoss",
+    "PreferenceRow",
+    "PromptRow",
+    "RerankerRow",
+    "Row",
+    "format_of",
+    "parse_row",
+]

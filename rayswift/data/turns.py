@@ -1,0 +1,152 @@
+"""A conversation -> the texts to train on, and which characters of each count; pure.
+
+Usually one text. Templates of reasoning models rewrite history: thoughts of earlier answers are left out once another
+question follows, so no single text holds every answer as the model has to give it. Then an answer is trained in the
+text in which it is the last, one text for each stretch of answers that render alike: each is trained once, behind
+exactly what is served before it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from rayswift.config.schema import LossOn
+from rayswift.data.rows import BadRow, Conversation, Message
+from rayswift.data.template import ChatTemplate
+
+
+@dataclass(frozen=True)
+class Span:
+    """Characters [begin, end) of a text and the loss weight of their tokens, 0 for not trained."""
+
+    begin: int
+    end: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text to train on; where spans overlap the later counts, and outside of them nothing is trained."""
+
+    text: str
+    spans: tuple[Span, ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether every token is trained alike, wherever the characters lie."""
+        return self.spans == (Span(0, len(self.text)),)
+
+
+def documents(
+    template: ChatTemplate, row: Conversation, loss_on: LossOn, strip_end: Callable[[str], int]
+) -> list[Document]:
+    """The texts of a conversation, each turn to train in exactly one of them.
+
+    Args:
+        template: Renders it.
+        row: The conversation.
+        loss_on: Which turns are trained where the messages themselves say nothing.
+        strip_end: Text of a conversation -> where it ends for training, without white space behind an end token.
+
+    Raises:
+        BadRow: nothing to train, or the template cannot be trained on this conversation.
+    """
+    renderer = _Renderer(template, row, strip_end)
+    weights = {i: w for i, w in enumerate(_weights(row, loss_on)) if w is not None}
+    if loss_on == "all":
+        spans = (renderer.span(renderer.text, i, w) for i, w in weights.items())
+        return [Document(renderer.text, (Span(0, len(renderer.text)), *_all(spans)))]
+    todo = {i: w for i, w in weights.items() if w > 0}
+    if not todo:
+        raise BadRow("no trainable token", "the conversation has no assistant turn to train")
+    made: list[Document] = []
+    last = len(row.messages) - 1
+    while todo:
+        text = renderer.until(last)
+        found = {i: span for i, weight in todo.items() if (span := renderer.span(text, i, weight))}
+        if found:
+            made.append(Document(text, tuple(found.values())))
+        elif last in todo:
+            raise BadRow(
+                "chat template cannot be trained",
+                f"message {last} is not rendered as a continuation of what the template gives to generate it from; set "
+                f"model.chat_template to one that does",
+            )
+        todo = {i: weight for i, weight in todo.items() if i not in found}
+        last = max(todo, default=-1)
+    return made[::-1]
+
+
+def _all(spans: Iterator[Span | None]) -> list[Span]:
+    found = list(spans)
+    if any(span is None for span in found):
+        raise BadRow(
+            "chat template rewrites earlier turns",
+            "so messages with a loss of their own cannot be found under loss_on all",
+        )
+    return [span for span in found if span is not None]
+
+
+def _weights(row: Conversation, loss_on: LossOn) -> list[float | None]:
+    """Loss weight of each message; under `all`, None where the message itself says nothing."""
+    roles = [message["role"] for message in row.messages]
+    chosen = [role == "assistant" for role in roles]
+    if loss_on == "last_turn" and any(chosen):
+        last = len(roles) - 1 - roles[::-1].index("assistant")
+        # One turn may be several messages: calls of tools, their results, the answer.
+        begin = next((i + 1 for i in range(last, -1, -1) if roles[i] == "user"), 0)
+        chosen = [chosen[i] and begin <= i <= last for i in range(len(roles))]
+    weights: list[float | None] = []
+    for own, base in zip(row.losses, chosen, strict=True):
+        trained = base if own.trained is None else own.trained
+        if loss_on == "all":
+            silent = own.trained is None and own.weight == 1
+            weights.append(None if silent else own.weight * (own.trained is not False))
+        else:
+            weights.append(own.weight * trained)
+    return weights
+
+
+class _Renderer:
+    """A conversation's prefixes, each rendered once."""
+
+    def __init__(self, template: ChatTemplate, row: Conversation, strip_end: Callable[[str], int]):
+        self._template, self._row, self._strip_end = template, row, strip_end
+        self._messages = template.adapted(row.messages)
+        self._tools = list(row.tools) if row.tools else None
+        self._prefixes: dict[tuple[int, bool], str] = {}
+        self.text = self.until(len(self._messages) - 1)
+
+    def until(self, index: int) -> str:
+        """The conversation up to and with a message."""
+        return self._prefix(index + 1, generate=False)
+
+    def _prefix(self, length: int, generate: bool) -> str:
+        key = length, generate
+        if key not in self._prefixes:
+            messages: Sequence[Message] = self._messages[:length]
+            text = self._template.render(messages, self._tools, generate, self._row.template_kwargs)
+            self._prefixes[key] = text
+        return self._prefixes[key]
+
+    def span(self, text: str, index: int, weight: float) -> Span | None:
+        """Where a message stands in a text that begins with it as it renders last; None if the text does not."""
+        until = self.until(index)
+        generate = self._row.messages[index]["role"] == "assistant"
+        before = self._prefix(index, generate) if index or generate else ""
+        if not text.startswith(until) or not until.startswith(before):
+            return None
+        self._keeps_thoughts(index, until[len(before) :])
+        end = self._strip_end(until)
+        return Span(len(before), end if end >= len(before) else len(until), weight)
+
+    def _keeps_thoughts(self, index: int, rendered: str) -> None:
+        message = self._row.messages[index]
+        thoughts = [message["reasoning_content"]] if "reasoning_content" in message else []
+        if "</think>" in message["content"]:
+            thoughts.append(message["content"].partition("</think>")[0].rpartition("<think>")[2])
+        if any(thought.strip() not in rendered for thought in thoughts):
+            raise BadRow(
+                "chat template drops thoughts",
+                f"those of message {index} are not rendered even when it is the last; set model.chat_template to one "
+                f"that keeps them, or take them out of the rows",
+            )
