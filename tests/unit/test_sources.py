@@ -265,6 +265,7 @@ def test_a_row_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest
 def test_csv_records_that_do_not_fit_the_header(tmp_path: Path) -> None:
     rows = rows_of(write(tmp_path / "x.csv", "a,b\n1\n1,2\n1,2,3\n"), tmp_path)
     assert reasons(rows) == ["wrong number of fields", None, "wrong number of fields"]
+    assert "is no UTF-8" in refusal(write(tmp_path / "z.csv", b"a,\xff\n1,2\n"), tmp_path)
     assert "names a more than once" in refusal(write(tmp_path / "y.csv", "a,b,a\n1,2,3\n"), tmp_path)
 
 
@@ -296,9 +297,13 @@ def test_json_values_across_the_borders_of_reads(size: int, tmp_path: Path, monk
     assert values(write(tmp_path / "y.json", "\n " + stream + " \n"), tmp_path) == [{"first": [1]}, *objects]
 
 
-def test_one_bad_element_costs_only_itself(tmp_path: Path) -> None:
+def test_one_bad_element_costs_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = rows_of(write(tmp_path / "x.json", '[{"a": 1}, {"a" 2}, {"a": 3}]'), tmp_path)
     assert reasons(rows) == [None, "malformed JSON", None]
+    for size in (1, 8, 100):
+        monkeypatch.setattr(json_values, "_CHUNK_BYTES", size)
+        comma = rows_of(write(tmp_path / "y.json", f'[{{"a": {size}}} , ]'), tmp_path / str(size))
+        assert reasons(comma) == [None, "malformed JSON"]
     assert [row.id for row in rows] == [f"{tmp_path / 'x.json'}:{n}" for n in (1, 2, 3)]
 
 

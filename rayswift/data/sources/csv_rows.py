@@ -57,6 +57,10 @@ def open_csv(name: str, path: Path, work: Path, delimiter: str) -> CsvStore:
     copy, partial = work.with_suffix(".records.jsonl"), work.with_suffix(".records.partial")
     records = _records(path, delimiter)
     header = next(records, [])
+    try:
+        "".join(header).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"data.dataset: the header of {name} is no UTF-8; save the file as UTF-8") from error
     twice = sorted({column for column in header if header.count(column) > 1})
     if twice:
         raise UserError(f"data.dataset: the header of {name} names {', '.join(twice)} more than once; rename one")

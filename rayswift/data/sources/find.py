@@ -168,7 +168,7 @@ def _files_behind(url: str) -> list[SourceFile]:
         filesystem, path = _filesystem(root)
         info = filesystem.get_file_info(path)
         if info.type == pa.fs.FileType.NotFound:
-            raise UserError(f"data.dataset: nothing is at {url}; check bucket and path")
+            raise UserError(f"data.dataset: nothing is at {url}; check the address")
         infos = [info]
         if info.type == pa.fs.FileType.Directory:
             infos = filesystem.get_file_info(pa.fs.FileSelector(path, recursive=True))

@@ -135,13 +135,14 @@ class _Scan:
 
 
 def _spans(name: str, file: BinaryIO) -> Iterator[NDArray[np.int64]]:
-    """[n, 2] spans of the values in a file, part after part."""
+    """[n, 2] spans of the values in a file, part after part; a comma before the end of an array is a bad element."""
     start = file.read(_CHUNK_BYTES)
     is_array = start.removeprefix(_BOM).lstrip()[:1] == b"["
     file.seek(0)
     cut = _array_cut if is_array else _stream_cut
     scan, offset = _Scan(), 0
-    begin, closed_at = (start.index(b"[") + 1 if is_array else 0), -1
+    first = start.index(b"[") + 1 if is_array else 0
+    begin, closed_at = first, -1
     while chunk := file.read(_CHUNK_BYTES):
         marks, kinds, depths = scan.marks(chunk)
         if (depths < 0).any():
@@ -151,7 +152,7 @@ def _spans(name: str, file: BinaryIO) -> Iterator[NDArray[np.int64]]:
         if is_array and closed_at < 0 and (depths == 0).any():
             closed_at = offset + int(marks[np.argmax(depths == 0)])
             ends = ends[ends <= closed_at]
-            if closed_at - begin < _CHUNK_BYTES and not os.pread(file.fileno(), closed_at - begin, begin).strip():
+            if begin == first and not os.pread(file.fileno(), closed_at - begin, begin).strip():
                 ends = ends[:0]  # an array without elements
         elif is_array and closed_at >= 0:
             ends = ends[:0]
