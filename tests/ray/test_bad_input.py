@@ -86,6 +86,10 @@ REFUSED: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
         ["cluster.num_workers = 4096 is more than the", "lower it"],
     ),
     "no GPU": (_flags("--device", "cuda"), ["on cuda needs as many GPUs; this machine shows 0", "cluster.device cpu"]),
+    "callback that cannot be imported": (
+        _flags("--train.callbacks", "no_such_module:Callback"),
+        ["train.callbacks = 'no_such_module:Callback' cannot be imported: ModuleNotFoundError"],
+    ),
     "unwritable run folder": (_below_a_file, ["train.output_dir = ", "cannot be written: Not a directory"]),
 }
 
