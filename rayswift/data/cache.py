@@ -42,6 +42,7 @@ SCHEMA = pa.schema(
         pa.field("weights", pa.list_(pa.float32())),
         pa.field("num_continued", pa.int32()),
         pa.field("num_cut", pa.int32()),
+        pa.field("ids", pa.list_(pa.string())),
     ]
 )
 
@@ -140,7 +141,7 @@ def _table(rows: Sequence[PackedRow]) -> pa.Table:
         given = [np.asarray(value) for value in values if value is not None]
         flat = np.concatenate(given) if given else np.array([])
         offsets = pa.array(np.cumsum([0, *sizes]), pa.int32(), mask=np.append(missing, False))
-        columns.append(pa.ListArray.from_arrays(offsets, pa.array(flat, field.type.value_type)))
+        columns.append(pa.ListArray.from_arrays(offsets, pa.array(flat if len(flat) else [], field.type.value_type)))
     return pa.table(columns, schema=SCHEMA)
 
 
@@ -205,7 +206,8 @@ def _packed_rows(table: pa.Table) -> list[PackedRow]:
     for field in SCHEMA:
         array = table[field.name].combine_chunks()
         columns[field.name] = _pieces(array) if pa.types.is_list(field.type) else array.to_pylist()
-    columns["lengths"] = [tuple(lengths.tolist()) for lengths in columns["lengths"]]
+    for name in ("lengths", "ids"):
+        columns[name] = [tuple(values.tolist()) for values in columns[name]]
     names = [field.name for field in fields(PackedRow)]
     return [PackedRow(*values) for values in zip(*(columns[name] for name in names), strict=True)]
 
