@@ -73,12 +73,14 @@ def starts(events: list[Event]) -> list[Start]:
         if event.kind == "launch":
             launch, before, failure = event, None, ""
             if following is None or following.kind in ("launch", "end"):
-                found.append(Start(event.time_s, event.step or 0, None, _why_launched(event), _how_ended(following)))
+                found.append(
+                    Start(event.time_s, event.step or 0, None, _why_launched(event), _how_ended(following, event))
+                )
         elif event.kind == "failure":
             failure = event.text
         elif event.kind == "start":
             why = _why_restarted(before, event, failure) if before else _why_launched(launch)
-            found.append(Start(event.time_s, event.step or 0, event.workers, why, _how_ended(following)))
+            found.append(Start(event.time_s, event.step or 0, event.workers, why, _how_ended(following, event)))
             before, failure = event, ""
     return found
 
@@ -100,9 +102,11 @@ def _why_restarted(before: Event, now: Event, failure: str) -> str:
     return f"resized {resized}" if resized else "restarted"
 
 
-def _how_ended(following: Event | None) -> str:
+def _how_ended(following: Event | None, start: Event) -> str:
     if following is None:
         return "running"
     if following.kind == "end":
         return following.state or "ended"
-    return {"launch": "killed", "failure": "lost a worker", "start": "stopped"}[following.kind]
+    if following.kind == "start":
+        return "stopped" if following.workers == start.workers else "resized"
+    return "killed" if following.kind == "launch" else "lost a worker"

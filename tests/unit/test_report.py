@@ -259,7 +259,7 @@ def test_starts_tell_why_and_how_they_ended() -> None:
     ]
     assert starts(happened) == [
         Start(2.0, 0, 1, "new run", "lost a worker"),
-        Start(4.0, 8, 2, "restarted from 1 to 2 workers after: worker 0: the actor died", "stopped"),
+        Start(4.0, 8, 2, "restarted from 1 to 2 workers after: worker 0: the actor died", "resized"),
         Start(5.0, 9, 1, "resized from 2 to 1 workers", "killed"),
         Start(7.0, 12, 1, "continued from checkpoint-12", "failed"),
         Start(9.0, 12, None, "continued from checkpoint-12", "interrupted"),

@@ -110,7 +110,7 @@ def show(value: float | None, unit: str = "") -> str:
 def _significant(value: float, digits: int) -> str:
     if value == 0:
         return "0"
-    if abs(value) < 1e-3:
+    if abs(value) <= 1e-3:
         mantissa, exponent = f"{value:.{digits - 2}e}".split("e")
         return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))

@@ -53,12 +53,15 @@ class LiveReport:
     ) -> None:
         self._done.set()
         self._thread.join(timeout=30)
-        if isinstance(error, UnusableRows):
-            write_accounting(self._run_dir, error.counts)
         state, text = _outcome(error)
-        with contextlib.suppress(OSError):  # a full disk must not hide the error that ended the run
+        try:
+            if isinstance(error, UnusableRows):
+                write_accounting(self._run_dir, error.counts)
+            self._metrics.read()
             events.record(self._run_dir, "end", state=state, text=text, step=self._metrics.step)
             self.write(state, text)
+        except Exception as problem:  # a full disk, say, must not hide how the run ended
+            logger.warning("report.html could not be written: %s: %s", type(problem).__name__, problem)
 
     def write(self, state: events.State, error: str = "") -> None:
         """Write the page as things stand now."""

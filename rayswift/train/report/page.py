@@ -29,7 +29,9 @@ CHARTS = (
     Chart("Memory of the largest worker", {"host": "host_memory_gib", "GPU": "gpu_memory_gib"}, "GiB", from_zero=True),
 )
 # Summaries that HF logs at the end, and what the charts above are drawn over.
-_NOT_DRAWN = ("epoch", "total_flos", "train_", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+_NOT_DRAWN = {"epoch", "total_flos", "train_loss"} | {
+    f"{prefix}_{name}" for prefix in ("train", "eval") for name in ("runtime", "samples_per_second", "steps_per_second")
+}
 _MAX_MORE_CHARTS = 24
 _SECRET = r"hub_token|password|secret|api_key|access_key"
 
@@ -90,7 +92,7 @@ def _escape(text: object) -> str:
 def _more_charts(curves: Mapping[str, Curve]) -> list[Chart]:
     """A chart for each metric that has none above; an evaluation metric beside its training twin."""
     known = {key for chart in CHARTS for key in chart.lines.values()}
-    names = [name for name in curves if name not in known and not name.startswith(_NOT_DRAWN)]
+    names = [name for name in curves if name not in known | _NOT_DRAWN]
     pairs: dict[str, dict[str, str]] = {}
     for name in names:
         side = "evaluation" if name.startswith("eval_") else "training"
