@@ -1,0 +1,41 @@
+"""A rank's batches and what is counted of them."""
+
+import time
+
+import numpy as np
+
+from rayswift.data.feed import Slice
+from rayswift.data.global_batches import Position
+from rayswift.data.windows import PackedRow
+from rayswift.train.stream import Stream
+
+
+class TwoSteps:
+    """A feed of two steps: three rows of 3 tokens, 2 of them trained; then one."""
+
+    def next(self, step: int) -> Slice:
+        row = PackedRow(np.arange(3, dtype=np.int32), np.array([False, True, True]), (3,), 1)
+        return Slice(step, (row,) * (3 - 2 * step), (step + 1) / 2, Position(step + 1), step == 1)
+
+
+def make_stream() -> Stream:
+    return Stream(TwoSteps(), Position(), micro_batch=2, accumulation=2, max_length=4, pad_token_id=0, layout="rows")
+
+
+def test_steps_are_counted_and_counting_starts_again() -> None:
+    stream = make_stream()
+    batches = list(stream)
+    assert len(batches) == 4
+    assert (stream.epochs, stream.last, stream.position.step) == (1.0, True, 2)
+    tally = stream.start_tally()
+    assert (tally.steps, tally.tokens, tally.trained_tokens, tally.capacity) == (2, 12, 8, 4 * 4)
+    assert stream.start_tally().steps == 0
+
+
+def test_evaluations_and_saves_are_left_out_of_the_time() -> None:
+    began = time.monotonic()
+    stream = make_stream()
+    with stream.pause():
+        time.sleep(0.05)
+    tally = stream.start_tally()
+    assert 0 <= tally.elapsed_s <= time.monotonic() - began - 0.05
