@@ -18,9 +18,10 @@ from rayswift.data.sources.find import CODECS, SUFFIXES, SourceFile, find_files,
 from rayswift.data.sources.hub import open_hub
 from rayswift.data.sources.lines import open_lines
 from rayswift.data.sources.store import Concatenated, Store, View
-from rayswift.log import UserError
+from rayswift.log import UserError, logger
 
 _SAMPLE_KEY = 0x5A3E
+_SLOW_BYTES = 1 << 29
 
 Opener = Callable[[str, Path, Path], Store]
 
@@ -86,6 +87,8 @@ def _open_file(file: SourceFile, work: Path) -> Store:
     kept = _kept(record, identity)
     if kept is not None:
         return kept
+    if file.size_bytes > _SLOW_BYTES and not (file.lies_here and file.suffix in _READ_IN_PLACE):
+        logger.info("copying %s (%.1f GiB) to %s, once for this run", file.name, file.size_bytes / 2**30, work.parent)
     try:
         path = file.bring(work.with_suffix(f".brought{file.suffix}"))
         store = _KINDS[file.suffix](file.name, path, work)
