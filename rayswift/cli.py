@@ -12,6 +12,7 @@ VERBS = {
     "sft": "supervised fine-tuning: rows -> checkpoint",
     "rlhf": "preferences, rewards or a teacher -> checkpoint",
     "data encode": "rows -> packed token rows on disk, for runs with data.cache",
+    "data inspect": "what a run would see of its rows: formats, lengths, trained tokens, fill",
     "infer": "ask a run, a checkpoint or a model",
     "export": "checkpoint -> model folder (merge a LoRA adapter)",
 }

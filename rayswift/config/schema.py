@@ -288,6 +288,23 @@ class DataEncodeConfig(SftConfig):
     encode: EncodeSection
 
 
+class InspectSection(Section):
+    """Look at the rows before training."""
+
+    rows: int = Field(2000, ge=1)
+    """Rows to look at: a random sample, or with data.shuffle off the first ones."""
+    show: int = Field(3, ge=0)
+    """Rows to decode, their trained tokens highlighted."""
+    html: str | None = None
+    """File for the same as a page; null: none."""
+
+
+class DataInspectConfig(SftConfig):
+    """`rayswift data inspect`: formats, lengths, trained tokens and fill of a run's rows."""
+
+    inspect: InspectSection = InspectSection()
+
+
 class InferSection(Section):
     """Ask a model."""
 
@@ -335,6 +352,7 @@ VERB_CONFIGS: dict[str, type[Section]] = {
     "sft": SftConfig,
     "rlhf": RlhfConfig,
     "data encode": DataEncodeConfig,
+    "data inspect": DataInspectConfig,
     "infer": InferConfig,
     "export": ExportConfig,
 }

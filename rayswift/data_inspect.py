@@ -1,0 +1,41 @@
+"""`rayswift data inspect`: what a run would see of its rows, before it is started.
+
+    rayswift data inspect --dataset rows.jsonl --model Qwen/Qwen3-0.6B --html rows.html
+
+Needs neither Ray nor a GPU: a sample is encoded in this process.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from rayswift.config.load import Invocation, to_yaml
+from rayswift.config.schema import DataInspectConfig
+from rayswift.data import prepare
+from rayswift.data.inspection import inspect
+from rayswift.data.inspection_page import to_html, to_text
+from rayswift.log import UserError, logger
+
+
+def run(invocation: Invocation) -> None:
+    """Print the findings to stdout, and write the page if one is wanted.
+
+    Raises:
+        UserError: bad input, or a page that cannot be written.
+    """
+    config: DataInspectConfig = invocation.config
+    if invocation.dry_run:
+        print(to_yaml(config))  # noqa: T201
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        tokenizer_dir = prepare.prepare_tokenizer(config.model, work / "tokenizer")
+        windows, _ = prepare.plan_encoding(config.data, tokenizer_dir, config.train.seed, work / "data")
+        found = inspect(windows, config.inspect.rows, config.inspect.show)
+    print(to_text(found, colours=sys.stdout.isatty()))  # noqa: T201
+    if config.inspect.html:
+        try:
+            Path(config.inspect.html).write_text(to_html(found), encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise UserError(f"inspect.html = {config.inspect.html!r}: {error.strerror}") from error
+        logger.info("page: %s", config.inspect.html)
