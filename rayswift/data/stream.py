@@ -24,21 +24,42 @@ Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
-class _Make:
-    """What a data task does with its numbers; the function is fetched once a process."""
+class _InTask:
+    """What a data task does with its numbers."""
 
     function_ref: Any
     first: int
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        # Every core has a task of its own: threads of the tokenizer would only get in each other's way.
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        function: Callable[[int], Any] = ray.get(self.function_ref)
-        return {"made": [pickle.dumps(function(self.first + int(n)), 5) for n in batch["id"]]}
+        return _made(ray.get(self.function_ref), self.first, batch)
 
 
-def make_in_order(function: Callable[[int], Made], numbers: range) -> Iterator[Made]:
+class _InActor:
+    """The same in an actor, which keeps the function and what it has loaded."""
+
+    def __init__(self, function_ref: Any, first: int):
+        self._function, self._first = ray.get(function_ref), first
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return _made(self._function, self._first, batch)
+
+
+def _made(function: Callable[[int], Any], first: int, batch: dict[str, Any]) -> dict[str, Any]:
+    # Every core has a task of its own: threads of the tokenizer would only get in each other's way.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    return {"made": [pickle.dumps(function(first + int(n)), 5) for n in batch["id"]]}
+
+
+def make_in_order(
+    function: Callable[[int], Made], numbers: range, num_actors: int = 0, num_gpus_per_actor: float = 0
+) -> Iterator[Made]:
     """function(n) for each number, made by data tasks in parallel, yielded in order.
+
+    Args:
+        function: Goes to the tasks.
+        numbers: Its arguments.
+        num_actors: Actors that make them in place of tasks: for a function that loads a model and keeps it.
+        num_gpus_per_actor: GPUs that each holds.
 
     Raises:
         UserError: as raised by a data task.
@@ -50,8 +71,18 @@ def make_in_order(function: Callable[[int], Made], numbers: range) -> Iterator[M
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    make = _Make(ray.put(function), numbers.start)
-    made = ray.data.range(len(numbers), override_num_blocks=len(numbers)).map_batches(make, batch_size=None)
+    arguments = (ray.put(function), numbers.start)
+    each = ray.data.range(len(numbers), override_num_blocks=len(numbers))
+    if num_actors:
+        made = each.map_batches(
+            _InActor,
+            fn_constructor_args=arguments,
+            concurrency=num_actors,
+            num_gpus=num_gpus_per_actor or None,
+            batch_size=None,
+        )
+    else:
+        made = each.map_batches(_InTask(*arguments), batch_size=None)
     try:
         for batch in made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
             for blob in batch["made"]:
