@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rayswift.data.sources import RawRow, json_values, lines, open_sources, store
 from rayswift.log import UserError
@@ -85,6 +87,23 @@ def test_lines_across_the_borders_of_reads(tmp_path: Path, monkeypatch: pytest.M
     for size in (1, 2, 3, 10, 11):
         monkeypatch.setattr(lines, "_CHUNK_BYTES", size)
         assert values(path, tmp_path / str(size)) == expected
+
+
+@settings(max_examples=100)
+@given(st.lists(st.sampled_from([b"a", b" ", b"\n", b"\r", b"\t", b"\xef\xbb\xbf"]), max_size=30), st.integers(3, 12))
+def test_any_lines(tmp_path_factory: pytest.TempPathFactory, parts: list[bytes], size: int) -> None:
+    folder, content = tmp_path_factory.mktemp("l"), b"".join(parts)
+    whole = content.removeprefix(b"\xef\xbb\xbf")
+    expected = {number: line for number, line in enumerate(whole.split(b"\n"), 1) if line.strip()}
+    path = write(folder / "x.txt", content)
+    if not expected:
+        assert "holds no row" in refusal(path, folder) if content else True
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lines, "_CHUNK_BYTES", size)
+        read = rows_of(path, folder)
+    assert [row.id for row in read] == [f"{path}:{number}" for number in expected]
+    assert [row.value["text"].encode() for row in read] == [line.removesuffix(b"\r") for line in expected.values()]
 
 
 def test_a_file_written_anew_is_read_anew(tmp_path: Path) -> None:
@@ -295,6 +314,29 @@ def test_json_values_across_the_borders_of_reads(size: int, tmp_path: Path, monk
     objects = [row for row in rows if isinstance(row, dict)]
     stream = "\n".join(json.dumps(row, indent=1) for row in [{"first": [1]}, *objects])
     assert values(write(tmp_path / "y.json", "\n " + stream + " \n"), tmp_path) == [{"first": [1]}, *objects]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text('"\\\\[]{}, aé\\n\ud83d', max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text('a"\\\\]', max_size=3), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(JSON, min_size=1, max_size=8), st.sampled_from([None, 0, 2]), st.booleans(), st.integers(1, 40))
+def test_any_json_values(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[Any], indent: int | None, ascii: bool, size: int
+) -> None:
+    folder = tmp_path_factory.mktemp("j")
+    content = json.dumps(rows, indent=indent, ensure_ascii=ascii).encode("utf-8", errors="surrogatepass")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_values, "_CHUNK_BYTES", size)
+        read = rows_of(write(folder / "x.json", content), folder)
+    # Half of a surrogate pair that is not escaped is no UTF-8; whatever else stands in an element stays as it is.
+    for row, value in zip(read, rows, strict=True):
+        assert row.error.reason == "invalid UTF-8" if row.error else row.value == value
+        assert (row.error is None) or not ascii
 
 
 def test_one_bad_element_costs_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

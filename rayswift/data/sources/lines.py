@@ -135,11 +135,11 @@ def read_spans(path: str, spans: Iterable[tuple[int, int]], ids: Iterable[str]) 
 
 def _text_row(line: bytes, row_id: str) -> RawRow:
     try:
-        text = line.decode("utf-8").rstrip("\r")
+        text = line.decode("utf-8").removesuffix("\r")
     except UnicodeDecodeError as error:
         return RawRow(row_id, error=BadRow("invalid UTF-8", str(error)), text=line.decode("utf-8", errors="replace"))
     if row_id.endswith(":1"):
-        text = text.lstrip("\ufeff")
+        text = text.removeprefix("\ufeff")
     return RawRow(row_id, {"text": text}, text=text)
 
 
