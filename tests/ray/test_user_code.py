@@ -93,16 +93,21 @@ class Poison(TrainerCallback):
 """
 
 
+def write_numbers(path: Path, special: int) -> str:
+    """Eight questions, one to a row; in row `special` the number is a §."""
+    numbers = ["§" if n == special else str(n) for n in range(8)]
+    lines = (json.dumps({"query": f"What is {n} + {n}?", "response": "a number"}) for n in numbers)
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return str(path)
+
+
 def test_a_loss_that_is_no_number_stops_the_run_with_its_row(
     tmp_path: Path, run_dir: Path, tiny: tuple[str, ...]
 ) -> None:
-    code, rows = tmp_path / "poison.py", tmp_path / "rows.jsonl"
+    code = tmp_path / "poison.py"
     code.write_text(POISON)
-    questions = [f"What is {n} + {n}?" for n in range(8)]
-    questions[5] = "What is § + §?"
-    lines = (json.dumps({"query": q, "response": "a number"}) for q in questions)
-    rows.write_text("".join(f"{line}\n" for line in lines))
-    flags = ("--data.dataset", str(rows), "--shuffle", "false", "--max_steps", "4", "--callbacks", f"{code}:Poison")
+    rows = write_numbers(tmp_path / "rows.jsonl", special=5)
+    flags = ("--data.dataset", rows, "--shuffle", "false", "--max_steps", "4", "--callbacks", f"{code}:Poison")
     out = sft(run_dir, *tiny, *SHORT, *flags, "--save_strategy", "steps", "--save_steps", "1", code=1)
     assert "error: step 3: the loss is nan on rank 0" in out
     assert f"{rows}:6: loss nan over " in out

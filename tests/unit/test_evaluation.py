@@ -1,5 +1,7 @@
 """Evaluation metrics as sums and counts over batches and ranks."""
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -41,3 +43,17 @@ def test_what_is_no_sum_and_count_is_refused(returned: Any) -> None:
 def test_built_in_names_stay() -> None:
     with pytest.raises(UserError, match="names loss, which is built in"):
         measure("m.py:f", lambda batch: {"loss": (1, 1)}, BATCH)
+
+
+def test_the_examples_of_the_documentation(repo: Path) -> None:
+    import torch
+
+    text = (repo / "rayswift" / "train" / "README.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {"np": np, "torch": torch}
+    for block in text.split("```python\n")[1:]:
+        exec(block.partition("```")[0], names)
+    assert measure("README.md", names["first_token_accuracy"], BATCH) == {"first_token_accuracy": (1.0, 1.0)}
+    labels = torch.tensor([[-100, 1, 2]])
+    outputs = SimpleNamespace(logits=torch.zeros(1, 3, 4))
+    assert float(names["smoothed"](outputs, labels)) == pytest.approx(np.log(4))
+    assert float(names["smoothed"](outputs, labels, num_items_in_batch=4)) == pytest.approx(np.log(4) / 2)
