@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
@@ -26,6 +25,7 @@ from rayswift.train.launch import RunSpec, Worker
 from rayswift.train.run_folder import Resume
 from rayswift.train.schedule import progress_schedule
 from rayswift.train.stream import Stream
+from rayswift.train.token_outputs import TokenOutputs
 from rayswift.train.universal import complete_load
 
 
@@ -63,8 +63,8 @@ class StreamedSFTTrainer(SFTTrainer):
         self._group_settings: list[dict[str, Any]] = []
         self._eval_metrics = [(name, user_code.load("train.metrics", name)) for name in train.metrics]
         # What the last forward pass said of each token, and the same of the step's micro-batches with their rows.
-        self._tokens: TokenOutputs | None = None
-        self._step: list[tuple[Sequence[PackedRow], TokenOutputs | None]] = []
+        self._tokens: TokenOutputs
+        self._step: list[tuple[Sequence[PackedRow], TokenOutputs]] = []
 
     def get_train_dataloader(self) -> Any:
         """The stream: order, sharding and position are the feed's."""
@@ -153,11 +153,9 @@ class StreamedSFTTrainer(SFTTrainer):
             raise self._not_a_number(f"the gradient norm is {float(norm)}", step)
         return norm
 
-    def _not_a_number(self, what: str, step: Sequence[tuple[Sequence[PackedRow], "TokenOutputs | None"]]) -> UserError:
+    def _not_a_number(self, what: str, step: Sequence[tuple[Sequence[PackedRow], TokenOutputs]]) -> UserError:
         rows = [row for packed, _ in step for row in packed]
-        losses = [loss for packed, tokens in step if tokens for loss in tokens.losses_of(packed)]
-        if len(losses) != len(rows):
-            losses = [np.full(len(row.input_ids), np.nan) for row in rows]
+        losses = [loss for packed, tokens in step for loss in tokens.losses_of(packed)]
         found = guard.row_losses(rows, losses, self.processing_class.decode)
         return guard.stop(self._run_dir, self._rank, self.state.global_step + 1, what, found)
 
@@ -186,8 +184,7 @@ class StreamedSFTTrainer(SFTTrainer):
             with torch.no_grad(), self.compute_loss_context_manager():
                 loss = float(self.compute_loss(model, inputs))
                 evaluation.add(totals, {"loss": (loss * num_tokens, num_tokens)})
-                if self._tokens:
-                    evaluation.add(totals, self._tokens.sums())
+                evaluation.add(totals, self._tokens.sums())
                 self._measure(model, inputs, num_tokens, totals)
         self._metrics["eval"].clear()  # TRL's means of batch means
         totals = self._sum_dicts_over_ranks(totals)
@@ -299,32 +296,6 @@ def _memory_gib() -> tuple[float, float]:
         gpu_bytes = torch.cuda.max_memory_allocated()
         torch.cuda.reset_peak_memory_stats()
     return psutil.Process().memory_info().rss / 2**30, gpu_bytes / 2**30
-
-
-class TokenOutputs:
-    """What a forward pass with TRL's fused head says of each token but the first, [B, T - 1] or [1, sum T - 1]."""
-
-    def __init__(self, outputs: Any):
-        self._log_probs = outputs["log_probs"].detach()
-        self._entropy = outputs["entropy"].detach()
-        self._is_top1, self._mask = outputs["is_top1"], outputs["label_mask"]
-
-    def sums(self) -> evaluation.Sums:
-        """The sums of an evaluation batch."""
-        count = float(self._mask.sum())
-        return {
-            "mean_token_accuracy": (float(self._is_top1.sum()), count),
-            "entropy": (float(self._entropy.sum()), count),
-        }
-
-    def losses_of(self, rows: Sequence[PackedRow]) -> list[guard.TokenLosses]:
-        """The loss of each token of a micro-batch's rows, [T] each."""
-        losses = -self._log_probs.double().cpu().numpy()
-        losses = np.concatenate([np.zeros((len(losses), 1)), losses], axis=1)
-        lengths = [len(row.input_ids) for row in rows]
-        if len(losses) == len(rows):
-            return [row[:length] for row, length in zip(losses, lengths, strict=True)]
-        return np.split(losses[0], np.cumsum(lengths)[:-1])
 
 
 def placeholder_rows() -> Dataset:

@@ -53,3 +53,23 @@ def test_the_file_and_the_error(tmp_path: Path) -> None:
     assert entries[0] == {
         "step": 12, "what": "the loss is nan", "id": "r:2", "loss": "nan", "num_trained_tokens": 1, "text": "3-4",
     }  # fmt: skip
+
+
+def test_token_losses_are_those_of_the_rows_in_either_layout() -> None:
+    import torch
+
+    from rayswift.train.token_outputs import TokenOutputs
+
+    def outputs(log_probs: list[list[float]]) -> TokenOutputs:
+        values = torch.tensor(log_probs)
+        each = {name: values for name in ("log_probs", "entropy", "is_top1")}
+        return TokenOutputs({**each, "label_mask": values != 0})
+
+    # Two rows of 3 and 2 tokens: padded to 3, or one behind the other; the first token has no loss.
+    rows = [packed(("r:1", 3)), packed(("r:2", 2))]
+    expected = [[0, 1, 2], [0, 3]]
+    padded, flat = outputs([[-1, -2], [-3, 0]]), outputs([[-1, -2, 0, -3]])
+    assert [loss.tolist() for loss in padded.losses_of(rows)] == expected
+    assert [loss.tolist() for loss in flat.losses_of(rows)] == expected
+    assert padded.losses_of([]) == []
+    assert padded.sums()["entropy"] == (-6, 3)
