@@ -152,8 +152,8 @@ class TrainConfig(Section):
     """The run's model is the best checkpoint, not the last; each new best is saved at once."""
     metric_for_best_model: str = "loss"
     """Evaluation metric that decides which checkpoint is best."""
-    greater_is_better: bool = False
-    """Whether a higher value of that metric is better."""
+    greater_is_better: bool | None = None
+    """Whether a higher value of that metric is better; null: unless its name ends in loss."""
     early_stopping_patience: int | None = Field(None, ge=1)
     """Stop after so many evaluations without improvement; null: never."""
     report_to: Strings = ["tensorboard"]

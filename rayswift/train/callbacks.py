@@ -85,8 +85,8 @@ class EarlyStopping(TrainerCallback):
         train = self._train
         assert train.early_stopping_patience is not None
         values = evaluations(state.log_history, train.metric_for_best_model)
-        if num_without_improvement(values, train.greater_is_better) >= train.early_stopping_patience:
-            best = best_of(values, train.greater_is_better)
+        if num_without_improvement(values, bool(train.greater_is_better)) >= train.early_stopping_patience:
+            best = best_of(values, bool(train.greater_is_better))
             logger.info("step %d  stopping early; the best evaluation: step %s", state.global_step, best and best[0])
             control.should_training_stop = True
 
@@ -109,7 +109,7 @@ class Checkpoints(TrainerCallback):
         if args.world_size > 1:  # whether a step is saved as the best must be one decision
             dist.broadcast_object_list(saved)
         values = evaluations(state.log_history, self._train.metric_for_best_model)
-        best = best_of([pair for pair in values if pair[0] in saved[0]], self._train.greater_is_better)
+        best = best_of([pair for pair in values if pair[0] in saved[0]], bool(self._train.greater_is_better))
         state.best_global_step, state.best_metric = best or (None, None)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from rayswift.config.schema import RlhfConfig, SftConfig, TrainingConfig
+from rayswift.config.schema import RlhfConfig, SftConfig, TrainConfig, TrainingConfig
 from rayswift.config.tuner_fields import tuner_problems
 from rayswift.data.global_batches import micro_batches
 from rayswift.data.mixing import weights_of
@@ -68,6 +68,7 @@ def resolve(config: ConfigT, layout: Layout, resume: Resume | None) -> Plan[Conf
             "global_batch_size": _global_batch(config, layout, resume),
             "eval_strategy": config.train.eval_strategy or ("steps" if has_eval else "no"),
             "eval_steps": config.train.eval_steps or config.train.save_steps,
+            "greater_is_better": _greater_is_better(config.train),
         }
     )
     num_workers = config.cluster.num_workers if layout.min_workers else layout.num_workers
@@ -77,6 +78,12 @@ def resolve(config: ConfigT, layout: Layout, resume: Resume | None) -> Plan[Conf
     if problems:
         raise UserError("\n".join(problems))
     return Plan(resolved, layout, estimates, available)
+
+
+def _greater_is_better(train: TrainConfig) -> bool:
+    if train.greater_is_better is None:
+        return not train.metric_for_best_model.endswith("loss")
+    return train.greater_is_better
 
 
 def _global_batch(config: TrainingConfig, layout: Layout, resume: Resume | None) -> int:

@@ -120,7 +120,7 @@ class Resume:
         """Whether nothing is left to train, early stopping included."""
         if train.early_stopping_patience:
             values = evaluations(self.history, train.metric_for_best_model)
-            if num_without_improvement(values, train.greater_is_better) >= train.early_stopping_patience:
+            if num_without_improvement(values, bool(train.greater_is_better)) >= train.early_stopping_patience:
                 return True
         if train.max_steps > 0:
             return self.saved.step >= train.max_steps

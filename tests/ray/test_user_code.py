@@ -40,7 +40,7 @@ def test_early_stopping_and_the_best_model_survive_a_resume(
     flags = (
         *tiny, *SHORT, "--max_steps", "20", "--data.eval_fraction", "0.1", "--eval_steps", "2",
         "--save_strategy", "steps", "--save_steps", "6", "--save_total_limit", "1", "--load_best_model_at_end",
-        "--metrics", f"{code}:score", "--metric_for_best_model", "score", "--greater_is_better",
+        "--metrics", f"{code}:score", "--metric_for_best_model", "score",
         "--early_stopping_patience", "2",
     )  # fmt: skip
     sft(run_dir, *flags, "--callbacks", f"{code}:Steps", f"{code}:Leave")

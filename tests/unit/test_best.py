@@ -6,7 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rayswift.config.load import load
+from rayswift.log import UserError
+from rayswift.resources import lay_out
 from rayswift.train.best import best_of, evaluations, num_without_improvement
+from rayswift.train.plan import resolve
 
 VALUES = st.lists(st.one_of(st.integers(0, 5).map(float), st.just(math.nan)), max_size=12)
 
@@ -44,3 +48,28 @@ def test_it_is_what_counting_along_the_way_gives(values: list[float], greater: b
         else:
             counter += 1
     assert num_without_improvement(list(enumerate(values)), greater) == counter
+
+
+@pytest.mark.parametrize(
+    ("argv", "greater"),
+    [
+        ([], False),
+        (["--metric_for_best_model", "mean_token_accuracy"], True),
+        (["--metric_for_best_model", "eval_loss"], False),
+        (["--metric_for_best_model", "entropy", "--greater_is_better", "false"], False),
+    ],
+)
+def test_greater_is_better_unless_it_is_a_loss(argv: list[str], greater: bool) -> None:
+    config = load("sft", ["--model", "m", "--dataset", "d", "--device", "cpu", "--num_workers", "0", *argv]).config
+    assert resolve(config, lay_out(config.cluster), None).config.train.greater_is_better is greater
+
+
+def test_an_unknown_metric_is_refused_unless_it_may_be_the_users_own() -> None:
+    argv = ["--model", "m", "--dataset", "d", "--eval", "e", "--num_workers", "0", "--metric_for_best_model", "mine"]
+    for extra, refused in (([], True), (["--metrics", "a.py:mine"], False)):
+        config = load("sft", [*argv, *extra]).config
+        if not refused:
+            resolve(config, lay_out(config.cluster), None)
+            continue
+        with pytest.raises(UserError, match=r"train.metric_for_best_model = .mine. is no metric of an evaluation"):
+            resolve(config, lay_out(config.cluster), None)

@@ -62,7 +62,7 @@ def test_token_losses_are_those_of_the_rows_in_either_layout() -> None:
 
     def outputs(log_probs: list[list[float]]) -> TokenOutputs:
         values = torch.tensor(log_probs)
-        each = {name: values for name in ("log_probs", "entropy", "is_top1")}
+        each = dict.fromkeys(("log_probs", "entropy", "is_top1"), values)
         return TokenOutputs({**each, "label_mask": values != 0})
 
     # Two rows of 3 and 2 tokens: padded to 3, or one behind the other; the first token has no loss.
