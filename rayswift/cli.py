@@ -40,6 +40,7 @@ def _run(argv: list[str]) -> int:
         logger.error("error: `%s` is not a verb; verbs are %s", verb, ", ".join(VERBS))
         return 2
     from rayswift.config import load, show
+    from rayswift.config.schema import TrainingConfig
 
     if rest and rest[0] in ("-h", "--help"):
         print(show.help_page(verb, VERBS[verb], full=rest[1:] == ["all"]))  # noqa: T201
@@ -51,7 +52,12 @@ def _run(argv: list[str]) -> int:
     for note in invocation.notes:
         logger.info("%s", note)
     try:
-        importlib.import_module(f"rayswift.{verb.replace(' ', '_')}").run(invocation)
+        if invocation.dry_run and isinstance(invocation.config, TrainingConfig):
+            from rayswift.train.dry_run import dry_run
+
+            dry_run(invocation.config)  # without the verb's module, which loads Ray
+        else:
+            importlib.import_module(f"rayswift.{verb.replace(' ', '_')}").run(invocation)
     except UserError as error:
         return _complain(error, error.exit_code)
     except KeyboardInterrupt:

@@ -15,7 +15,6 @@ from rayswift.resources import connect, join, lay_out
 from rayswift.train import plan as planning
 from rayswift.train import run_folder, storage, user_code
 from rayswift.train.clock import Clock
-from rayswift.train.dry_run import dry_run
 from rayswift.train.launch import RunSpec, Worker, fit, join_process_group
 from rayswift.train.report.live import REPORT, LiveReport
 
@@ -28,8 +27,6 @@ def run(invocation: Invocation) -> None:
     """
     clock = Clock(psutil.Process().create_time())
     config: SftConfig = invocation.config
-    if invocation.dry_run:
-        return dry_run(config)
     refuse_unbuilt(config)
     train = config.train
     user_code.check(train)

@@ -89,9 +89,7 @@ class PtDataConfig(DataConfig):
     """Rows, and how they become packed token rows."""
 
     loss_on: LossOn = "all"
-    """Which tokens are trained: every token, all assistant turns, or the last one."""
     use_chat_template: bool = False
-    """Render messages with the chat template; false: their contents alone, one after the other."""
 
 
 class TrainConfig(Section):
@@ -174,18 +172,17 @@ class TrainConfig(Section):
 
 
 class PtTrainConfig(TrainConfig):
-    """Optimiser, schedule, logging, saving, evaluation: names and values of TRL's `SFTConfig`."""
+    """Optimiser, schedule, logging, saving, evaluation: names and values of the task's TRL config."""
 
     task: Literal["causal_lm"] = "causal_lm"
     """What the model learns: the next token."""
     loss_type: Literal["nll", "dft"] = "nll"
     """Cross-entropy, or TRL's dynamic fine-tuning loss."""
     output_dir: str = "runs/pt"
-    """Run folder: resolved config, logs, metrics, checkpoints, row accounting."""
 
 
 class SftTrainConfig(TrainConfig):
-    """Optimiser, schedule, logging, saving, evaluation: names and values of TRL's `SFTConfig`."""
+    """Optimiser, schedule, logging, saving, evaluation: names and values of the task's TRL config."""
 
     task: SftTask = "causal_lm"
     """What the model learns: answers, classes, an embedding, or an order of documents."""
@@ -201,7 +198,6 @@ class RlhfTrainConfig(TrainConfig):
     task: RlhfTask = "dpo"
     """How the model learns from preferences, rewards or a teacher."""
     output_dir: str = "runs/rlhf"
-    """Run folder: resolved config, logs, metrics, checkpoints, row accounting."""
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate; null: 1e-6 for full training, 1e-5 for LoRA."""
 

@@ -17,3 +17,11 @@ class Section(BaseModel):
     """Base of all sections: frozen, no unknown keys, docstrings under fields become their help."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """A field that only gets another default keeps the sentence of the class above."""
+        for name, field in cls.model_fields.items():
+            for base in cls.__mro__[1:]:
+                if field.description is None and issubclass(base, Section) and name in base.model_fields:
+                    field.description = base.model_fields[name].description

@@ -171,6 +171,8 @@ def _field(node: ast.AnnAssign) -> TrlField:
         for keyword in node.value.keywords:
             if keyword.arg == "default":
                 default = ast.unparse(keyword.value)
+            if keyword.arg == "default_factory" and isinstance(keyword.value, ast.Lambda):
+                default = ast.unparse(keyword.value.body)
             if keyword.arg == "metadata" and isinstance(keyword.value, ast.Dict):
                 for value in keyword.value.values:
                     if isinstance(value, ast.Constant):

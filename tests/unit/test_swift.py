@@ -1,6 +1,7 @@
 """ms-swift's spelling: whole command lines, single flags, and what a person is told."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import yaml
 
 from rayswift import cli
-from rayswift.config.load import Invocation, load
+from rayswift.config.load import Invocation, load, to_yaml
 from rayswift.config.names import paths_of
 from rayswift.config.schema import VERB_CONFIGS
 from rayswift.config.swift import translate
@@ -16,7 +17,11 @@ from rayswift.config.swift.rules import ByValue, Into, NoEffect, Refused, Rule, 
 from rayswift.config.swift.together import TOGETHER
 from rayswift.config.swift.translate import TABLE
 from rayswift.log import UserError, logger
+from rayswift.resources import Layout
+from rayswift.train import plan
 
+HERE = Path(__file__).parent
+REPO = HERE.parents[1]
 NEEDED = ["--model", "m", "--dataset", "d.jsonl"]
 
 
@@ -129,6 +134,7 @@ def test_no_flag_has_two_rules() -> None:
             ["--use_galore", "true", "--galore_rank", "64", "--galore_optim_per_parameter", "true"],
             {"train.optim": "galore_adamw_layerwise", "train.optim_args": "rank=64"},
         ),
+        ("sft", ["--fsdp", "fsdp2"], {"cluster.zero_stage": 3}),
         ("sft", ["--strict", "true"], {"data.max_bad_fraction": 0}),
         ("sft", ["--ddp_timeout", "3600"], {"cluster.timeout_s": 3600}),
         (
@@ -243,7 +249,7 @@ def test_what_ray_owns_is_accepted_with_a_line(verb: str, argv: list[str], said:
         ("sft", ["--quant_bits", "3"], "4 or 8"),
         ("sft", ["--hub_token", "x"], "secrets"),
         ("sft", ["--deepspeed", '{"a": 1}'], "file"),
-        ("sft", ["--fsdp", "fsdp2"], "cluster.zero_stage 3"),
+        ("sft", ["--fsdp_config", "f.json"], "cluster.zero_stage 3"),
         ("sft", ["--lisa_activated_layers", "2"], "LISA"),
         ("sft", ["--interleave_prob", "0.5", "0.5"], "2 shares for the 1 sources"),
         ("rlhf", ["--rlhf_type", "grpo", "--multi_turn_scheduler", "x"], "single turns"),
@@ -341,3 +347,45 @@ def test_what_is_not_built_is_refused_but_resolves(run: Any, argv: list[str], me
     else:
         assert code == 0
         assert "  not built     " in out
+
+
+# ---- whole command lines ----
+
+
+def command_lines() -> list[tuple[str, list[str], list[str]]]:
+    """Verb, argv and the flags that must be refused, of each command in `swift_commands.txt`."""
+    found = []
+    for line in (HERE / "swift_commands.txt").read_text(encoding="utf-8").splitlines():
+        if not line or line.startswith("#"):
+            continue
+        command, _, refused = line.partition(" refused: ")
+        words = shlex.split(command)
+        verb, *argv = words[words.index("swift") + 1 :]
+        found.append((verb, [str(REPO / w) if w.startswith("tests/") else w for w in argv], refused.split()))
+    return found
+
+
+COMMANDS = command_lines()
+
+
+@pytest.mark.parametrize(("verb", "argv", "refused"), COMMANDS, ids=lambda v: " ".join(v)[:60] if v else "")
+def test_a_command_line_is_understood(verb: str, argv: list[str], refused: list[str], tmp_path: Path) -> None:
+    if not refused:
+        config = load(verb, [*argv, "--dry_run"]).config
+        resolved = plan.resolve(config, Layout(1, "cpu", 1, local=True), None).config
+        (tmp_path / "resolved.yaml").write_text(to_yaml(resolved), encoding="utf-8")
+        assert load(verb, ["--config", str(tmp_path / "resolved.yaml")]).config == resolved
+        return
+    with pytest.raises(UserError) as caught:
+        load(verb, argv)
+    lines = str(caught.value).splitlines()
+    assert sorted(line.split()[0] for line in lines) == sorted(f"--{name}" for name in refused)
+    assert all(line.split(" is refused: ")[1:] for line in lines), lines
+
+
+def test_at_least_98_percent_of_flag_uses_are_understood() -> None:
+    uses = [word for _, argv, _ in COMMANDS for word in argv if word.startswith("--")]
+    refused = [name for _, _, names in COMMANDS for name in names]
+    assert len(COMMANDS) >= 55
+    assert {verb for verb, _, _ in COMMANDS} == {"pt", "sft", "rlhf"}
+    assert len(refused) <= 0.02 * len(uses), (len(refused), len(uses))

@@ -41,7 +41,7 @@ MODEL: dict[str, Rule] = {
     "tuner_type": _TUNER,
     "train_type": _TUNER,
     "sft_type": _TUNER,
-    "tuner_backend": ByValue({"peft": NoEffect("tuners are PEFT's")}, Refused("tuners are PEFT's")),
+    "tuner_backend": NoEffect("tuners are PEFT's"),
     "lora_target_modules": To("model.target_modules", {"ALL": "all-linear"}),
     "target_parameters": Into("model.tuner_kwargs", ("target_parameters",), is_list=True),
     "lora_bias": Into("model.tuner_kwargs", ("bias",)),
@@ -106,5 +106,5 @@ MODEL: dict[str, Rule] = {
     "teacher_deepspeed": NoEffect("the teacher is spread as cluster.zero_stage spreads the student"),
     "offload_teacher_model": NoEffect("the teacher is spread as cluster.zero_stage spreads the student"),
     "teacher_model_server": Refused("the teacher is loaded by the run; give its path as model.teacher"),
-    "teacher_tag_key": Refused("there is one teacher, model.teacher"),
+    "teacher_tag_key": NoEffect("there is one teacher, model.teacher"),
 }

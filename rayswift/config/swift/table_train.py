@@ -5,7 +5,8 @@ from rayswift.config.swift.rules import ByValue, NoEffect, Refused, Rule, To, of
 _FEED = NoEffect("Ray Data feeds the workers; cluster.num_data_cpus says on how many CPUs")
 _RAY_TRAIN = NoEffect("Ray Train starts and connects the workers")
 _RUN_FOLDER = NoEffect("train.output_dir is the run folder itself; train.resume continues it")
-_BENCHMARK = Refused("benchmarks are not run while training; ask the model with `rayswift infer`")
+_BENCHMARK = NoEffect("no benchmark runs while training; ask the model with `rayswift infer` afterwards")
+_FSDP = Refused("use cluster.zero_stage 3, which shards the same")
 _NOT_GENERATED = NoEffect("evaluation computes losses; nothing is generated")
 _OWN_TRACKER = NoEffect("SwanLab reads its own environment variables; train.report_to names it")
 _SAVED = NoEffect("models are saved as safetensors files of transformers' size")
@@ -54,8 +55,15 @@ TRAIN: dict[str, Rule] = {
     # what Ray and DeepSpeed own
     "zero_hpz_partition_size": Refused("write it into a DeepSpeed JSON and give that as cluster.deepspeed"),
     "deepspeed_autotp_size": off_only("one device holds whole layers", "use cluster.zero_stage 3 to spread a model"),
-    "fsdp": off_only("DeepSpeed's ZeRO shards the model", "use cluster.zero_stage 3, which shards the same"),
-    "fsdp_*": Refused("use cluster.zero_stage 3, which shards the same"),
+    "fsdp": ByValue(
+        {
+            "fsdp2": To("cluster.zero_stage", {"fsdp2": "3"}),
+            "full_shard": To("cluster.zero_stage", {"full_shard": "3"}),
+            "shard_grad_op": To("cluster.zero_stage", {"shard_grad_op": "2"}),
+        },
+        _FSDP,
+    ),
+    "fsdp_*": _FSDP,
     "ddp_timeout": To("cluster.timeout_s"),
     "ddp_*": _RAY_TRAIN,
     "local_rank": _RAY_TRAIN,
@@ -64,7 +72,7 @@ TRAIN: dict[str, Rule] = {
     "device_groups": Refused("use cluster.num_workers and rollout.num_engines"),
     "dataloader_*": _FEED,
     # evaluation by benchmarks
-    "eval_use_evalscope": off_only("no benchmark runs while training", _BENCHMARK.why),
+    "eval_use_evalscope": _BENCHMARK,
     "eval_dataset": _BENCHMARK,
     "eval_dataset_args": _BENCHMARK,
     "eval_limit": _BENCHMARK,

@@ -1,0 +1,95 @@
+"""The reference page of all fields, from the dataclasses that are parsed.
+
+python -m rayswift.config.reference > rayswift/config/README.md
+"""
+
+import sys
+from importlib.metadata import version
+
+from rayswift.config.names import section_of, tasks_of
+from rayswift.config.schema import VERB_CONFIGS
+from rayswift.config.show import FieldLine, by_name, field_lines
+
+COMMAND = "python -m rayswift.config.reference > rayswift/config/README.md"
+TRL_HEADING = "## Fields of `train` from TRL's configs"
+
+_INTRODUCTION = f"""# Every field of a config
+
+Written by `{COMMAND}`; do not edit it by hand.
+
+YAML and flags are one tree of sections. A field's dotted path is its YAML path, its flag and its name in every error;
+where the last part is unique, the bare flag works too (`--learning_rate`), and `--model` stands for `--model.path`.
+A value is the field's default, else what `--config file.yaml` says, later files over earlier ones, else the flag.
+Lists are words (`--data.eval a.jsonl b.jsonl`) or JSON, dicts are JSON, `null` is null. An unknown name is an error.
+`rayswift <verb> --dry_run` prints the resolved config, and `rayswift <verb> --help all` the fields below.
+
+**ms-swift's spelling.** `pt`, `sft` and `rlhf` also read command lines and flat YAML or JSON files of ms-swift
+(`rayswift sft run.yaml --tuner_type lora --deepspeed zero3`). One line says what was translated; a flag whose work Ray
+does here is accepted with one line that says why it has no effect; the few that cannot be honoured are errors with the
+reason. Defaults are the ones on this page. The tables are in [`swift/`](swift)."""
+
+
+def page() -> str:
+    """The whole page, as Markdown."""
+    groups = [_training_verbs(), *([verb] for verb in VERB_CONFIGS if verb not in _training_verbs())]
+    parts = [_INTRODUCTION]
+    for verbs in groups:
+        parts.append(f"## {', '.join(f'`rayswift {verb}`' for verb in verbs)}")
+        for name in _sections(verbs):
+            parts.append(_section(name, [verb for verb in verbs if name in VERB_CONFIGS[verb].model_fields]))
+    parts.append(f"{TRL_HEADING}\n\nOf {versions()}, with their own help texts.")
+    parts.append(_table(_merged("train", _training_verbs(), from_trl=True)))
+    return "\n\n".join(parts) + "\n"
+
+
+def versions() -> str:
+    """The releases whose fields the page lists."""
+    return ", ".join(f"{package} {version(package)}" for package in ("trl", "transformers"))
+
+
+def _training_verbs() -> list[str]:
+    return [verb for verb, schema in VERB_CONFIGS.items() if tasks_of(schema)]
+
+
+def _sections(verbs: list[str]) -> list[str]:
+    return list(dict.fromkeys(name for verb in verbs for name in VERB_CONFIGS[verb].model_fields))
+
+
+def _section(name: str, verbs: list[str]) -> str:
+    of = "" if len(verbs) in (1, len(_training_verbs())) else f" ({', '.join(verbs)})"
+    sentence = (section_of(VERB_CONFIGS[verbs[0]], name).__doc__ or "").strip()
+    return f"### `{name}`{of}\n\n{sentence}\n\n{_table(_merged(name, verbs, from_trl=False))}"
+
+
+def _merged(name: str, verbs: list[str], from_trl: bool) -> list[FieldLine]:
+    """The section's fields over several verbs; a word that differs is given with its verb."""
+    by_path: dict[str, dict[str, FieldLine]] = {}
+    for verb in verbs:
+        for line in field_lines(verb, name):
+            if line.from_trl == from_trl:
+                by_path.setdefault(line.path, {})[verb] = line
+    return [_over_verbs(lines, verbs) for lines in by_path.values()]
+
+
+def _over_verbs(lines: dict[str, FieldLine], verbs: list[str]) -> FieldLine:
+    first = next(iter(lines.values()))
+    only = "" if len(lines) == len(verbs) or first.from_trl else f" ({', '.join(lines)} only)"
+    return FieldLine(
+        first.path,
+        by_name({verb: line.type for verb, line in lines.items()}),
+        by_name({verb: line.default for verb, line in lines.items()}),
+        by_name({verb: line.sentence for verb, line in lines.items()}) + only,
+        first.from_trl,
+    )
+
+
+def _table(lines: list[FieldLine]) -> str:
+    rows = ["| field | type | default | |", "| --- | --- | --- | --- |"]
+    for line in lines:
+        cells = [f"`{line.path}`", line.type, f"`{line.default}`" if line.default else "", line.sentence]
+        rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
