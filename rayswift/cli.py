@@ -40,7 +40,7 @@ def _run(argv: list[str]) -> int:
         logger.error("error: `%s` is not a verb; verbs are %s", verb, ", ".join(VERBS))
         return 2
     from rayswift.config import load, show
-    from rayswift.config.schema import TrainingConfig
+    from rayswift.config.schema import TRAINING_VERBS
 
     if rest and rest[0] in ("-h", "--help"):
         print(show.help_page(verb, VERBS[verb], full=rest[1:] == ["all"]))  # noqa: T201
@@ -52,7 +52,7 @@ def _run(argv: list[str]) -> int:
     for note in invocation.notes:
         logger.info("%s", note)
     try:
-        if invocation.dry_run and isinstance(invocation.config, TrainingConfig):
+        if invocation.dry_run and verb in TRAINING_VERBS:
             from rayswift.train.dry_run import dry_run
 
             dry_run(invocation.config)  # without the verb's module, which loads Ray

@@ -6,8 +6,8 @@ python -m rayswift.config.reference > rayswift/config/README.md
 import sys
 from importlib.metadata import version
 
-from rayswift.config.names import section_of, tasks_of
-from rayswift.config.schema import VERB_CONFIGS
+from rayswift.config.names import section_of
+from rayswift.config.schema import TRAINING_VERBS, VERB_CONFIGS, TrainingConfig
 from rayswift.config.show import FieldLine, by_name, field_lines
 
 COMMAND = "python -m rayswift.config.reference > rayswift/config/README.md"
@@ -31,14 +31,17 @@ reason. Defaults are the ones on this page. The tables are in [`swift/`](swift).
 
 def page() -> str:
     """The whole page, as Markdown."""
-    groups = [_training_verbs(), *([verb] for verb in VERB_CONFIGS if verb not in _training_verbs())]
-    parts = [_INTRODUCTION]
-    for verbs in groups:
-        parts.append(f"## {', '.join(f'`rayswift {verb}`' for verb in verbs)}")
-        for name in _sections(verbs):
-            parts.append(_section(name, [verb for verb in verbs if name in VERB_CONFIGS[verb].model_fields]))
+    parts = [_INTRODUCTION, f"## {', '.join(f'`rayswift {verb}`' for verb in TRAINING_VERBS)}"]
+    for name in dict.fromkeys(name for verb in TRAINING_VERBS for name in VERB_CONFIGS[verb].model_fields):
+        parts.append(_section(name, [verb for verb in TRAINING_VERBS if name in VERB_CONFIGS[verb].model_fields]))
+    for verb in [verb for verb in VERB_CONFIGS if verb not in TRAINING_VERBS]:
+        shared = TrainingConfig.model_fields if issubclass(VERB_CONFIGS[verb], TrainingConfig) else {}
+        parts.append(f"## `rayswift {verb}`")
+        if shared:
+            parts.append(f"Sections {', '.join(f'`{name}`' for name in shared)} as for `rayswift sft`, and:")
+        parts += [_section(name, [verb]) for name in VERB_CONFIGS[verb].model_fields if name not in shared]
     parts.append(f"{TRL_HEADING}\n\nOf {versions()}, with their own help texts.")
-    parts.append(_table(_merged("train", _training_verbs(), from_trl=True)))
+    parts.append(_table(_merged("train", list(TRAINING_VERBS), from_trl=True)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -47,16 +50,8 @@ def versions() -> str:
     return ", ".join(f"{package} {version(package)}" for package in ("trl", "transformers"))
 
 
-def _training_verbs() -> list[str]:
-    return [verb for verb, schema in VERB_CONFIGS.items() if tasks_of(schema)]
-
-
-def _sections(verbs: list[str]) -> list[str]:
-    return list(dict.fromkeys(name for verb in verbs for name in VERB_CONFIGS[verb].model_fields))
-
-
 def _section(name: str, verbs: list[str]) -> str:
-    of = "" if len(verbs) in (1, len(_training_verbs())) else f" ({', '.join(verbs)})"
+    of = "" if len(verbs) in (1, len(TRAINING_VERBS)) else f" ({', '.join(verbs)})"
     sentence = (section_of(VERB_CONFIGS[verbs[0]], name).__doc__ or "").strip()
     return f"### `{name}`{of}\n\n{sentence}\n\n{_table(_merged(name, verbs, from_trl=False))}"
 

@@ -343,6 +343,7 @@ class ExportConfig(Section):
     export: ExportSection
 
 
+TRAINING_VERBS = ("pt", "sft", "rlhf")
 VERB_CONFIGS: dict[str, type[Section]] = {
     "pt": PtConfig,
     "sft": SftConfig,
