@@ -63,6 +63,8 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda fmt: datetime.datetime.now().strftime(fmt)
         self._template = environment.from_string(source)
+        # Copied at each rendering, and a chain of maps, which it is at first, is slow to copy.
+        self._template.globals = dict(self._template.globals)
         self._special_tokens = special_tokens
         self._source = source
 

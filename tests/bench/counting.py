@@ -1,0 +1,94 @@
+"""The data plane as a run has it, the training left out: feed actor, Ray Data tasks, Ray Train workers that count."""
+
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from rayswift.data.feed import DRIVERS_ATTEMPT, Feed
+from rayswift.data.global_batches import FeedPlan, Position
+from rayswift.data.stream import stream_windows
+from rayswift.data.windows import Window, Windows
+from rayswift.train.feed_client import ActorFeed
+
+WORKERS = 2
+TIMEOUT_S = 120
+
+
+def start_ray(num_cpus: int, **options: Any) -> None:
+    """As `rayswift.resources.connect` does for a local run."""
+    ray.init(
+        num_cpus=num_cpus,
+        resources={"rayswift_trainer": float(WORKERS)},
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        **options,
+    )
+
+
+def count(windows: Windows, plan: FeedPlan, work: Path, start: Position | None = None) -> dict[str, float]:
+    """Run an epoch, or the rest of it, through two workers.
+
+    Returns:
+        tokens; seconds: from the first window at the feed to the last batch at the last worker; first_batch_s: the
+        longest that a worker waited for its first batch; resumed_s: from asking the feed to the first batch.
+    """
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    work.mkdir(parents=True, exist_ok=True)
+    name = f"counted-{uuid.uuid4().hex[:8]}"
+    feed = (
+        ray.remote(Feed)
+        .options(name=name, num_cpus=0, max_concurrency=2 * WORKERS + 4)
+        .remote(windows, None, plan, str(work), partial(_noting_the_first_window, str(work / "first")))
+    )
+    asked = time.time()
+    feed.begin.remote(DRIVERS_ATTEMPT, start or Position())
+    trainer = DataParallelTrainer(
+        partial(_count, name, start or Position(), str(work)),
+        scaling_config=ScalingConfig(num_workers=WORKERS, resources_per_worker={"rayswift_trainer": 1.0, "CPU": 0.0}),
+        run_config=RunConfig(name=name, storage_path=str(work / "ray")),
+    )
+    trainer.fit()
+    ray.kill(feed)
+    ranks = [json.loads((work / f"rank-{rank}.json").read_text()) for rank in range(WORKERS)]
+    return {
+        "tokens": sum(rank["tokens"] for rank in ranks),
+        "seconds": max(rank["ended"] for rank in ranks) - float((work / "first").read_text()),
+        "first_batch_s": max(rank["first"] - rank["began"] for rank in ranks),
+        "first_window_s": float((work / "first").read_text()) - asked,
+    }
+
+
+def _noting_the_first_window(file: str, windows: Windows, epoch: int, first: int) -> Iterator[Window]:
+    for number, window in enumerate(stream_windows(windows, epoch, first)):
+        if number == 0:
+            Path(file).write_text(str(time.time()))
+        yield window
+
+
+def _count(name: str, start: Position, work: str) -> None:
+    import ray.train
+
+    rank = ray.train.get_context().get_world_rank()
+    feed = ActorFeed(name, rank, WORKERS, TIMEOUT_S)
+    began = time.time()
+    feed.begin(DRIVERS_ATTEMPT, start)
+    step, tokens, first = start.step, 0, 0.0
+    while True:
+        received = feed.next(step)
+        first = first or time.time()
+        tokens += sum(len(row.input_ids) for row in received.rows)
+        if received.last:
+            break
+        step += 1
+    Path(work, f"rank-{rank}.json").write_text(
+        json.dumps({"tokens": tokens, "began": began, "first": first, "ended": time.time()})
+    )
