@@ -18,8 +18,8 @@ from rayswift.train.report.environment import environment
 from rayswift.train.report.page import View, render
 
 REPORT = "report.html"
-_EVERY_S = 4.0
-_SHARE_OF_TIME = 0.005  # at most this much of a core
+_EVERY_S = (4.0, 30.0)
+_SHARE_OF_TIME = 0.005  # of a core; where a page costs more, it is written less often, within the limits above
 
 
 class LiveReport:
@@ -91,7 +91,7 @@ class LiveReport:
                 began = time.thread_time()
                 with contextlib.suppress(OSError):
                     self.write("running")
-                wait_s = max(_EVERY_S, (time.thread_time() - began) / _SHARE_OF_TIME)
+                wait_s = min(max(_EVERY_S[0], (time.thread_time() - began) / _SHARE_OF_TIME), _EVERY_S[1])
         except Exception:  # a page must not end a run
             logger.warning("report.html is no longer written:\n%s", traceback.format_exc())
 
