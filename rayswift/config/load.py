@@ -22,6 +22,9 @@ from rayswift.log import UserError
 
 Tree = dict[str, Any]
 
+# Fields and flags that name rows to evaluate on.
+_EVAL_ROWS = ("eval", "eval_fraction", "val_dataset", "cached_val_dataset", "split_dataset_ratio")
+
 
 @dataclass(frozen=True)
 class Invocation:
@@ -57,11 +60,12 @@ def load(verb: str, argv: list[str]) -> Invocation:
     files, flags = _split([a for a in argv if a not in switches], problems)
     read = [_flat(schema, _read_yaml(Path(file), problems)) for file in files]
     task = _task_of(schema, read, flags)
+    has_eval_rows = _names_eval_rows(read, flags)
     notes: list[str] = []
     tree: Tree = {}
     for sections, flat in [*read, ({}, flags)]:
         _merge(tree, sections)
-        for name, words in _ours(verb, task, flat, notes, problems):
+        for name, words in _ours(verb, task, flat, has_eval_rows, notes, problems):
             path = _resolve_name(schema, name, problems)
             if path:
                 _put(tree, path, _value(annotation_of(schema, task, path), path, words, problems))
@@ -111,11 +115,21 @@ def _task_of(schema: type[Section], files: list[tuple[Tree, list[swift.Flag]]], 
     return task if task in tasks else tasks[0]
 
 
-def _ours(verb: str, task: str, flags: list[swift.Flag], notes: list[str], problems: _Problems) -> list[swift.Flag]:
+def _names_eval_rows(files: list[tuple[Tree, list[swift.Flag]]], flags: list[swift.Flag]) -> bool:
+    names = [name.removeprefix("data.") for _, flat in [*files, ({}, flags)] for name, _ in flat]
+    for sections, _ in files:
+        data = sections.get("data")
+        names += data if isinstance(data, dict) else []
+    return any(name in _EVAL_ROWS for name in names)
+
+
+def _ours(
+    verb: str, task: str, flags: list[swift.Flag], has_eval_rows: bool, notes: list[str], problems: _Problems
+) -> list[swift.Flag]:
     """Flags with ms-swift's among them translated, if the verb trains."""
     if not task:
         return flags
-    translation = swift.translate(flags, verb, task)
+    translation = swift.translate(flags, verb, task, has_eval_rows)
     if translation.renamed:
         notes.append(f"ms-swift's spelling: {'; '.join(translation.renamed)}")
     notes += translation.notes

@@ -40,6 +40,10 @@ class GrpoFields:
         },
     )
 
+    teacher_kl_coef: float = field(
+        default=1.0, metadata={"help": "Weight of the KL to model.teacher in the advantage; without a teacher: none."}
+    )
+
 
 @dataclass
 class GkdFields:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from rayswift.config.schema import RlhfConfig, SftConfig, TrainConfig, TrainingConfig
+from rayswift.config.task_checks import task_problems
 from rayswift.config.tuner_fields import tuner_problems
 from rayswift.data.global_batches import micro_batches
 from rayswift.data.mixing import weights_of
@@ -130,7 +131,7 @@ def _task_defaults(config: TrainingConfig) -> dict[str, Any]:
 
 def _problems(config: TrainingConfig, has_eval: bool) -> list[str]:
     train, cluster, data = config.train, config.cluster, config.data
-    found = tuner_problems(config.model)
+    found = tuner_problems(config.model) + task_problems(config)
     if train.eval_strategy != "no" and not has_eval:
         found.append(f"train.eval_strategy = {train.eval_strategy} has no rows; set data.eval or data.eval_fraction")
     for name in ("load_best_model_at_end", "early_stopping_patience"):

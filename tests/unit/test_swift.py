@@ -93,6 +93,8 @@ def test_no_flag_has_two_rules() -> None:
         ("sft", ["--val_dataset", "a", "--split_dataset_ratio", "0.1"], {"data.eval": ["a"], "data.eval_fraction": 0}),
         ("sft", ["--truncation_strategy", "delete"], {"data.truncation": "drop"}),
         ("sft", ["--dataset", "a.jsonl#500", "o/n:s#20"], {"data.dataset": ["a.jsonl#500", "o/n:s#20"]}),
+        ("sft", ["--cached_dataset", "c", "--dataset", "d.jsonl"], {"data.dataset": ["d.jsonl", "c"]}),
+        ("sft", ["--cached_val_dataset", "c"], {"data.eval": ["c"]}),
         ("sft", ["--loss_scale", "last_round"], {"data.loss_on": "last_turn"}),
         (
             "sft",
@@ -275,8 +277,46 @@ def test_one_line_says_what_was_translated() -> None:
 
 
 def test_dotted_flags_are_ours_whatever_they_are_called() -> None:
-    translation = translate([("data.max_length", ["5"]), ("cluster.deepspeed", ["zero2"])], "rlhf", "grpo")
+    translation = translate([("data.max_length", ["5"]), ("cluster.deepspeed", ["zero2"])], "rlhf", "grpo", False)
     assert translation.flags == [("data.max_length", ["5"]), ("cluster.deepspeed", ["zero2"])]
+
+
+@pytest.mark.parametrize(
+    ("verb", "argv", "said"),
+    [
+        ("sft", ["--task_type", "seq_cls"], "set model.num_labels"),
+        ("sft", ["--quant_bits", "4", "--tuner_type", "full"], "set model.tuner lora"),
+        ("sft", ["--tuner_type", "lora", "--model.tuner_kwargs", '{"r": 4}'], "is said by model.lora_rank"),
+        ("sft", ["--tuner_type", "ia3", "--use_dora", "true"], "use_dora is unknown to the tuner ia3"),
+        ("rlhf", ["--rlhf_type", "grpo"], "has no reward"),
+        ("rlhf", ["--rlhf_type", "ppo"], "has no reward"),
+        ("rlhf", ["--rlhf_type", "gkd"], "has no teacher"),
+        (
+            "rlhf",
+            ["--rlhf_type", "grpo", "--reward_funcs", "a", "--reward_weights", "1", "2"],
+            "2 weights for 1 reward",
+        ),
+        ("rlhf", ["--rlhf_type", "grpo", "--reward_funcs", "a", "--num_generations", "1"], "nothing to compare"),
+        ("rlhf", ["--rollout.temperature", "0.5"], "task dpo samples no completions"),
+    ],
+)
+def test_what_a_task_lacks_is_said(verb: str, argv: list[str], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        plan.resolve(resolve(verb, *argv).config, Layout(1, "cpu", 1, local=True), None)
+    (line,) = str(caught.value).splitlines()
+    assert said in line
+
+
+def test_evaluation_without_rows_is_left_out_as_ms_swift_does(tmp_path: Path) -> None:
+    invocation = resolve("sft", "--tuner_type", "lora", "--eval_strategy", "steps")
+    assert invocation.config.train.eval_strategy is None
+    assert any("no rows to evaluate on" in note for note in invocation.notes)
+    file = tmp_path / "a.yaml"
+    file.write_text("data: {eval: v.jsonl}", encoding="utf-8")
+    for rows in (["--config", str(file)], ["--val_dataset", "v"], ["--eval_fraction", "0.1"]):
+        config = resolve("sft", "--tuner_type", "lora", "--eval_strategy", "steps", *rows).config
+        assert config.train.eval_strategy == "steps"
+    assert resolve("sft", "--eval_strategy", "steps").config.train.eval_strategy == "steps"  # ours: an error later on
 
 
 # ---- files ----
@@ -328,7 +368,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Any:
     ("argv", "message"),
     [
         (["pt"], "training with task causal_lm: not built yet"),
-        (["rlhf", "--rlhf_type", "grpo"], "training with task grpo: not built yet"),
+        (["rlhf", "--rlhf_type", "grpo", "--reward_funcs", "format"], "training with task grpo: not built yet"),
         (["sft", "--task_type", "embedding"], "train.task = embedding: not built yet"),
         (["sft", "--tuner_type", "vera"], "model.tuner = vera: not built yet"),
         (["sft", "--tuner_type", "lora", "--quant_bits", "4"], "model.quantization = nf4: not built yet"),

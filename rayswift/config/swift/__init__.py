@@ -1,6 +1,6 @@
 """ms-swift's spelling, understood at the edge: flags of `swift pt|sft|rlhf` become ours, or are answered for.
 
-    translate([("tuner_type", ["lora"]), ("torch_dtype", ["bfloat16"])], "sft", "causal_lm")
+    translate([("tuner_type", ["lora"]), ("torch_dtype", ["bfloat16"])], "sft", "causal_lm", has_eval_rows=False)
 
 `table_*.py` hold one rule for each flag that means something by itself; `together.py` those that are read together.
 Flags that are ours already (`--learning_rate`) are not in the tables and pass as they are.

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rayswift.config.task_checks import ONLINE_TASKS
+
 # `--name w1 w2` as (name, words); a name with a dot is ours already.
 Flag = tuple[str, list[str]]
 
@@ -56,10 +58,6 @@ def off_only(why_off: str, why_refused: str) -> ByValue:
     """A switch that may be off, and is refused when on."""
     off = NoEffect(why_off)
     return ByValue({"false": off, "0": off, "0.0": off, "1": off, "none": off, "no": off}, Refused(why_refused))
-
-
-ONLINE_TASKS = ("grpo", "ppo", "gkd")
-"""Tasks that sample completions."""
 
 
 @dataclass

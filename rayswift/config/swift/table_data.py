@@ -11,7 +11,6 @@ _TEMPLATE = NoEffect("the tokenizer's chat template renders everything; model.ch
 _PACKED = NoEffect("rows are never padded to each other: data.packing")
 
 DATA: dict[str, Rule] = {
-    "cached_val_dataset": Refused("encode the evaluation rows from their source: give it as data.eval"),
     "data_seed": NoEffect("train.seed orders the rows too"),
     "dataset_num_proc": _STREAMED,
     "packing_num_proc": _STREAMED,

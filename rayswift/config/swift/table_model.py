@@ -37,6 +37,7 @@ MODEL: dict[str, Rule] = {
     "hub_token": Refused("secrets do not belong into a saved config; log in with `hf auth login` or set HF_TOKEN"),
     "check_model": NoEffect("model files are not compared with the hub"),
     "enable_npu_model_patch": NoEffect("no library is patched"),
+    "merge_lora": NoEffect("`rayswift export --merge_lora` merges an adapter once it is trained"),
     # tuners
     "tuner_type": _TUNER,
     "train_type": _TUNER,

@@ -98,5 +98,4 @@ ROLLOUT: dict[str, Rule] = {
     "rlsd_*": _NOT_OFFERED,
     "sdar_*": _NOT_OFFERED,
     "advantage_reweight": _NOT_OFFERED,
-    "teacher_kl_coef": _NOT_OFFERED,
 }

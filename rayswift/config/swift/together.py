@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rayswift.config.swift.rules import ONLINE_TASKS, Translation, plain
+from rayswift.config.swift.rules import Translation, plain
+from rayswift.config.task_checks import ONLINE_TASKS
 
 Given = dict[str, list[str]]
 
@@ -120,17 +121,21 @@ def _max_length(given: Given, result: Translation) -> None:
 
 
 def _evaluation_rows(given: Given, result: Translation) -> None:
-    if "val_dataset" in given:
-        result.rename("val_dataset", "data.eval", given["val_dataset"])
+    rows = [*given.get("val_dataset", []), *given.get("cached_val_dataset", [])]
+    if rows:
+        result.rename("val_dataset" if "val_dataset" in given else "cached_val_dataset", "data.eval", rows)
         if "split_dataset_ratio" in given:
             result.no_effect("split_dataset_ratio", "--val_dataset brings the evaluation rows")
     else:
         result.rename("split_dataset_ratio", "data.eval_fraction", given["split_dataset_ratio"])
 
 
-def _mixing(given: Given, result: Translation) -> None:
+def _training_rows(given: Given, result: Translation) -> None:
     sources = given.get("dataset", [])
-    if "dataset" in given:
+    if "cached_dataset" in given:  # rows with their lengths beside them, saved by `datasets`
+        sources = [*sources, *given["cached_dataset"]]
+        result.rename("cached_dataset", "data.dataset", sources)
+    elif sources:
         result.flags.append(("data.dataset", sources))
     shares = given.get("interleave_prob", [])
     if len(shares) == 1:
@@ -169,14 +174,6 @@ def _rewards(given: Given, result: Translation) -> None:
         for name in given["reward_funcs"]
     ]
     result.rename("reward_funcs", "rollout.reward_funcs", functions)
-
-
-def _cached(given: Given, result: Translation) -> None:
-    paths = given["cached_dataset"]
-    if len(paths) > 1:
-        result.refuse("cached_dataset", f"{len(paths)} folders; `rayswift data encode` writes all sources into one")
-    else:
-        result.rename("cached_dataset", "data.cache", paths)
 
 
 def _callbacks(given: Given, result: Translation) -> None:
@@ -239,11 +236,10 @@ TOGETHER: dict[tuple[str, ...], Callable[[Given, Translation], None]] = {
     ),
     ("use_galore", *(f"galore_{name}" for name in (*_GALORE, *_Q_GALORE))): _galore,
     ("max_length",): _max_length,
-    ("val_dataset", "split_dataset_ratio"): _evaluation_rows,
-    ("dataset", "interleave_prob", "stopping_strategy"): _mixing,
+    ("val_dataset", "cached_val_dataset", "split_dataset_ratio"): _evaluation_rows,
+    ("dataset", "cached_dataset", "interleave_prob", "stopping_strategy"): _training_rows,
     ("max_steps", "max_epochs"): _length_of_the_run,
     ("external_plugins", "custom_register_path", "reward_funcs"): _rewards,
-    ("cached_dataset",): _cached,
     ("callbacks",): _callbacks,
     ("eval_metric",): _metrics,
     ("loss_type", "rpo_alpha", "loss_weights"): _loss,

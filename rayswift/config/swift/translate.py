@@ -16,13 +16,14 @@ TABLE: dict[str, Rule] = MODEL | DATA | TRAIN | ROLLOUT
 _PATTERNS = {name[:-1]: rule for name, rule in TABLE.items() if name.endswith("*")}
 
 
-def translate(flags: Sequence[Flag], verb: str, task: str) -> Translation:
+def translate(flags: Sequence[Flag], verb: str, task: str, has_eval_rows: bool) -> Translation:
     """Flags in ms-swift's spelling, or ours, in ours.
 
     Args:
         flags: Names without dashes, each with its words; a name with a dot passes.
         verb: pt, sft or rlhf.
         task: The task that is trained, as `train.task` names it.
+        has_eval_rows: Whether the whole command line, files included, names rows to evaluate on.
     """
     result = Translation(verb, task)
     bare: dict[str, list[str]] = {}
@@ -42,7 +43,17 @@ def translate(flags: Sequence[Flag], verb: str, task: str) -> Translation:
         _apply(rule_of(name), name, words, result, entries)
     for path, value in entries.items():
         result.flags.append((path, [json.dumps(value)]))
+    if result.renamed and not has_eval_rows:
+        _leave_out_evaluation(result)
     return result
+
+
+def _leave_out_evaluation(result: Translation) -> None:
+    """ms-swift ignores when to evaluate if there is nothing to evaluate on; in our own spelling it is an error."""
+    for name, words in list(result.flags):
+        if name in ("eval_strategy", "train.eval_strategy") and words != ["no"]:
+            result.flags.remove((name, words))
+            result.no_effect("eval_strategy", "there are no rows to evaluate on (--val_dataset, --split_dataset_ratio)")
 
 
 def rule_of(name: str) -> Rule | None:
