@@ -66,7 +66,7 @@ class LocalCluster:
         host, port = self.address.split(":")
         dashboard_port = self.dashboard_url.rpartition(":")[2]
         flags = ["--head", f"--node-ip-address={host}", f"--port={port}", f"--num-cpus={self._num_cpus}"]
-        flags += [f"--temp-dir={self._folder}", f"--ray-client-server-port={free_port()}"]
+        flags += [f"--ray-client-server-port={free_port()}"]
         flags += [f"--include-dashboard={str(self._dashboard).lower()}", f"--dashboard-port={dashboard_port}"]
         try:
             self._start([*flags, "--dashboard-host=127.0.0.1", *self._head_flags])
@@ -96,6 +96,9 @@ class LocalCluster:
         return process
 
     def _start(self, flags: list[str], prefix: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+        # A folder for each node, as on machines of their own: in a common one, a node that unpacks a job's working
+        # folder removes it below the processes of another.
+        flags = [f"--temp-dir={self._folder / str(len(self._nodes))}", *flags]
         command = [*prefix, sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *flags]
         with open(self._folder / f"node-{len(self._nodes)}.log", "wb") as log:
             process = subprocess.Popen(
@@ -111,6 +114,13 @@ class LocalCluster:
             if node.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"node {number} did not come up within {_START_S} s:\n{text[-3000:]}")
             time.sleep(0.1)
+
+    def count_processes(self, title: str) -> int:
+        """How many processes of this cluster have a title (`ray::...`) that begins so."""
+        # Those that set a title have no environment any more that could be read.
+        owned = {process for process in psutil.process_iter() if self._owns(process)}
+        found = owned | {child for process in owned for child in _children(process)}
+        return sum(_name(process).startswith(title[:15]) for process in found)  # the system keeps 15 characters
 
     def stop(self) -> None:
         """End every process that belongs to this cluster, and remove its folder."""
@@ -133,6 +143,20 @@ class LocalCluster:
             return process.environ().get(_MARK) == str(self._folder)
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             return False
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def free_port() -> int:

@@ -122,10 +122,11 @@ def wait_until_it_fits(ask: Ask, timeout_s: float) -> None:
     if fits_when_free:
         reason = f"other work holds part of the cluster: {describe(_sum(free))} of {describe(_sum(there))} is free"
     else:
-        ray.autoscaler.sdk.request_resources(bundles=ask.bundles())
-        reason = f"the autoscaler was asked for nodes: {_summary(ask, there)}"
+        reason = f"the autoscaler is asked for nodes: {_summary(ask, there)}"
     logger.info("waiting up to %g s (cluster.wait_for_nodes_s) for %s; %s", timeout_s, ask, reason)
     try:
+        if not fits_when_free:
+            ray.autoscaler.sdk.request_resources(bundles=ask.bundles())
         _wait(ask, timeout_s)
     finally:
         if not fits_when_free:

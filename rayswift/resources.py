@@ -151,14 +151,17 @@ def connect(cluster: ClusterConfig, layout: Layout, run_dir: Path) -> None:
     _set_up_ray_train(cluster)
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine's only node
     os.environ.setdefault("RAY_WARN_BLOCKING_GET_INSIDE_ASYNC", "0")  # Ray Train's controller does so
-    ray.init(
-        num_cpus=cluster.num_data_cpus,
-        num_gpus=layout.world_size if layout.device == "cuda" else 0,
-        resources={TRAINER: float(layout.world_size)},
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+    try:
+        ray.init(
+            num_cpus=cluster.num_data_cpus,
+            num_gpus=layout.world_size if layout.device == "cuda" else 0,
+            resources={TRAINER: float(layout.world_size)},
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    except OSError as error:  # its sockets lie below the temporary folder, and their paths may have 107 bytes
+        raise UserError(f"Ray cannot start: {error}; set RAY_TMPDIR to a short path on a local disk") from error
 
 
 def worker_resources(layout: Layout) -> dict[str, float]:

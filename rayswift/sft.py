@@ -8,6 +8,7 @@ from rayswift.config.built import refuse_unbuilt
 from rayswift.config.load import Invocation
 from rayswift.config.schema import SftConfig
 from rayswift.data import prepare
+from rayswift.data.filesystem import is_url
 from rayswift.data.global_batches import FeedPlan, Position, table
 from rayswift.data.windows import Windows
 from rayswift.log import logger
@@ -82,7 +83,7 @@ def _finish(run_dir: Path, config: SftConfig, clock: Clock) -> None:
     """Say what came of the run."""
     model, counts = run_folder.write_result(run_dir, config)
     logger.info("rows\n%s", table(counts))
-    home = config.train.output_dir if storage.is_url(config.train.output_dir) else run_dir
+    home = config.train.output_dir if is_url(config.train.output_dir) else run_dir
     logger.info("done in %.0f s; model: %s/%s; report: %s/%s", clock.total(), home, model.name, home, REPORT)
 
 

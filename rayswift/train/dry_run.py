@@ -18,6 +18,8 @@ def dry_run(config: TrainingConfig) -> None:
     """
     plan = resolve(config, lay_out(config.cluster), None)
     unchecked = []
+    if not plan.layout.local:
+        unchecked.append("the cluster: what it has, and what of it is free, is looked at when the run starts")
     if plan.estimates is None:
         unchecked.append(f"the model: no {config.model.path}/config.json here, so sizes and memory are unknown")
     for source in [*config.data.dataset, *config.data.eval]:

@@ -16,8 +16,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from pyarrow import ArrowException, fs
+
+from rayswift.data.filesystem import is_url, open_filesystem
 from rayswift.log import UserError, logger
 from rayswift.train import checkpoint
 from rayswift.train.run_folder import FINGERPRINT, check_ownership
@@ -25,33 +27,6 @@ from rayswift.train.run_folder import FINGERPRINT, check_ownership
 _THREADS = 8
 # Of use to this launch only: Ray Train's own folder, and copies and indices of the rows.
 _NOT_KEPT = re.compile(r"ray/.*|data/[^/]+/.*|.*\.partial(\..*)?|\.[^/]*|checkpoint-.*")
-
-
-def is_url(path: str) -> bool:
-    """Whether a path lies behind a file system of its own."""
-    return "://" in path
-
-
-def open_file_system(url: str) -> tuple[Any, str]:
-    """The pyarrow file system of a URL, and the path in it.
-
-    Raises:
-        ValueError: nothing installed knows the scheme.
-        OSError: the service does not answer, or refuses.
-    """
-    import pyarrow as pa
-    from pyarrow import fs
-
-    try:
-        return fs.FileSystem.from_uri(url)
-    except pa.ArrowInvalid:
-        import fsspec
-
-        try:
-            other, path = fsspec.core.url_to_fs(url)
-        except ImportError as error:
-            raise ValueError(str(error)) from error
-        return fs.PyFileSystem(fs.FSSpecHandler(other)), path
 
 
 class Remote:
@@ -64,7 +39,7 @@ class Remote:
     def __init__(self, url: str):
         self.url = url.rstrip("/")
         with self._explained("cannot be opened"):
-            self._fs, root = open_file_system(self.url)
+            self._fs, root = open_filesystem(self.url)
             self._root = root.rstrip("/")
 
     def check_writable(self) -> None:
@@ -78,8 +53,6 @@ class Remote:
 
     def sizes(self) -> dict[str, int]:
         """Size in bytes of every file."""
-        from pyarrow import fs
-
         with self._explained("cannot be listed"):
             found = self._fs.get_file_info(fs.FileSelector(self._root, allow_not_found=True, recursive=True))
         begin = len(self._root) + 1
@@ -92,19 +65,19 @@ class Remote:
 
     def put(self, folder: Path, names: Iterable[str]) -> None:
         """Copy files of a folder up, several at a time."""
-        from pyarrow import fs
 
         def copy(name: str) -> None:
-            target = f"{self._root}/{name}"
-            self._fs.create_dir(target.rpartition("/")[0], recursive=True)
-            fs.copy_files(str(folder / name), target, fs.LocalFileSystem(), self._fs, use_threads=False)
+            source, target = str(folder / name), f"{self._root}/{name}"
+            fs.copy_files(source, target, fs.LocalFileSystem(), self._fs, use_threads=False)
 
+        names = list(names)
         with self._explained("cannot be written"), ThreadPoolExecutor(_THREADS) as pool:
+            for parent in {f"{self._root}/{name}".rpartition("/")[0] for name in names}:
+                self._fs.create_dir(parent, recursive=True)
             list(pool.map(copy, names))
 
     def get(self, names: Iterable[str], folder: Path) -> None:
         """Copy files down into a folder, several at a time."""
-        from pyarrow import fs
 
         def copy(name: str) -> None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -122,11 +95,9 @@ class Remote:
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
-        import pyarrow as pa
-
         try:
             yield
-        except (OSError, ValueError, pa.ArrowException) as error:
+        except (OSError, ValueError, ImportError, ArrowException) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
                 f"train.output_dir = {self.url!r} {what}: {reason}; check URL, credentials and permissions"
@@ -159,6 +130,12 @@ def working_copy(output_dir: str, resume: str, scratch_dir: str | None) -> Itera
         UserError: the URL cannot be read or written (exit code 2), or what the run leaves could not be copied up (1).
     """
     if not is_url(output_dir):
+        if _in_a_jobs_folder() and not Path(output_dir).is_absolute():
+            logger.warning(
+                "train.output_dir = %r lies in this job's working folder, which Ray deletes when it needs the room; "
+                "give an absolute path, or a URL, to keep the run",
+                output_dir,
+            )
         yield Path(output_dir).resolve()
         return
     remote = Remote(output_dir)
@@ -185,6 +162,11 @@ def working_copy(output_dir: str, resume: str, scratch_dir: str | None) -> Itera
     except UserError as error:
         raise UserError(f"{error}\n  the run is whole in {run_dir}: copy it from there", exit_code=1) from error
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _in_a_jobs_folder() -> bool:
+    # Where Ray unpacks `--working-dir`.
+    return "working_dir_files" in Path.cwd().parts
 
 
 def _push_what_is_left(remote: Remote, run_dir: Path) -> None:

@@ -24,7 +24,7 @@ class Run:
     """A command that is running, and the run folder it writes."""
 
     process: subprocess.Popen[str] | Forked
-    run_dir: Path
+    run_dir: Path | str
 
     def wait(self, timeout_s: float = TIMEOUT_S) -> tuple[int, str]:
         """Exit code and everything it printed."""
@@ -72,7 +72,7 @@ def _name(process: psutil.Process) -> str:
         return ""
 
 
-def start(verb: str, run_dir: Path, *flags: str, as_a_user: bool = False) -> Run:
+def start(verb: str, run_dir: Path | str, *flags: str, as_a_user: bool = False) -> Run:
     """Start `rayswift <verb>`; `run_dir` becomes `train.output_dir` where the verb has one.
 
     as_a_user: a Python of its own in place of a fork of one that has done the imports.
@@ -91,7 +91,7 @@ def start(verb: str, run_dir: Path, *flags: str, as_a_user: bool = False) -> Run
     return Run(Forked(argv, environment, ROOT), run_dir)
 
 
-def sft(run_dir: Path, *flags: str, code: int = 0) -> str:
+def sft(run_dir: Path | str, *flags: str, code: int = 0) -> str:
     """Run `rayswift sft` to its end and check the exit code; returns what it printed."""
     exit_code, out = start("sft", run_dir, *flags).wait()
     assert exit_code == code, out

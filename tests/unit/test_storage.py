@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from rayswift.log import UserError
+from rayswift.log import UserError, logger
 from rayswift.train import checkpoint, storage
 from rayswift.train.storage import Remote, Uploads, complete_checkpoints, pull, push, working_copy
 
@@ -176,7 +178,55 @@ def test_a_plain_folder_is_worked_in(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not run_dir.exists()
 
 
+def test_a_relative_folder_in_a_job_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(logger, "propagate", True)
+    with working_copy(str(tmp_path / "run"), "never", None):
+        assert not caplog.records
+    with working_copy("runs/a", "never", None) as run_dir:
+        assert run_dir == folder / "runs" / "a"
+    assert "train.output_dir = 'runs/a' lies in this job's working folder" in caplog.text
+
+
 # ---- what cannot be used ----
+
+
+class _Refuses(BaseHTTPRequestHandler):
+    """An S3 server that permits nothing."""
+
+    def _refuse(self) -> None:
+        body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+        self.send_response(403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET = do_PUT = do_POST = do_DELETE = _refuse
+
+    def log_message(self, *_: object) -> None:
+        """Silent."""
+
+
+def test_a_bucket_without_permission(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Refuses)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with (
+        pytest.raises(UserError, match="ACCESS_DENIED") as caught,
+        working_copy("s3://bucket/run", "never", None),
+    ):
+        pytest.fail("entered")
+    server.shutdown()
+    assert str(caught.value).startswith("train.output_dir = 's3://bucket/run' cannot be ")
+    assert "check URL, credentials and permissions" in str(caught.value)
+    assert caught.value.exit_code == 2
 
 
 def _below_a_file(tmp_path: Path) -> str:

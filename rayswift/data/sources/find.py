@@ -15,12 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs
 
+from rayswift.data.filesystem import open_filesystem
 from rayswift.log import UserError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".arrow")
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 # Schemes that pyarrow opens itself; any other goes through fsspec.
-_PYARROW_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")
 _COPY_BYTES = 1 << 22
 
 
@@ -165,7 +165,7 @@ def _files_behind(url: str) -> list[SourceFile]:
     # The folder above the first wildcard is listed, and the pattern applied to what is in it.
     root = url[: url.rindex("/", 0, pattern.start())] if pattern else url.rstrip("/")
     try:
-        filesystem, path = _filesystem(root)
+        filesystem, path = open_filesystem(root)
         info = filesystem.get_file_info(path)
         if info.type == pa.fs.FileType.NotFound:
             raise UserError(f"data.dataset: nothing is at {url}; check the address")
@@ -186,12 +186,3 @@ def _files_behind(url: str) -> list[SourceFile]:
     if not files:
         raise UserError(f"data.dataset: {url} holds no {scheme} object ending in {', '.join(SUFFIXES)}")
     return files
-
-
-def _filesystem(url: str) -> tuple[Any, str]:
-    if url.partition("://")[0] in _PYARROW_SCHEMES:
-        return pa.fs.FileSystem.from_uri(url)
-    import fsspec
-
-    filesystem, path = fsspec.core.url_to_fs(url)
-    return pa.fs.PyFileSystem(pa.fs.FSSpecHandler(filesystem)), path

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# A Ray cluster inside a Slurm allocation, and one run on it.
+#   sbatch --nodes 2 cluster/slurm.sh sft --config run.yaml --output_dir /shared/runs/first
+# Whatever stands behind the script goes to `rayswift`. If the allocation ends before the run, submit the same line
+# with `--resume auto`.
+#SBATCH --job-name=rayswift
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --exclusive
+#SBATCH --gpus-per-node=8
+#SBATCH --output=%x-%j.log
+set -euo pipefail
+
+if [ "$#" -eq 0 ]; then
+    echo "usage: sbatch --nodes N $0 sft --config run.yaml ..." >&2
+    exit 2
+fi
+
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head_node=${nodes[0]}
+head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head_node" hostname --ip-address | awk '{print $1}')
+# Several allocations may share a node: ports that depend on the job.
+port=$((20000 + SLURM_JOB_ID % 10000))
+export RAY_ADDRESS=$head_ip:$port
+# Everyone who can reach the port could run code here: a token that only this job's processes know.
+RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
+
+start_node() { # node, flags of `ray start`
+    local node=$1
+    shift
+    env -u RAY_ADDRESS srun --nodes=1 --ntasks=1 --overlap --nodelist="$node" \
+        ray start --block --num-cpus="${SLURM_CPUS_ON_NODE:-1}" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" "$@" &
+}
+
+start_node "$head_node" --head --node-ip-address="$head_ip" --port="$port" --include-dashboard=false
+for node in "${nodes[@]:1}"; do
+    start_node "$node" --address="$RAY_ADDRESS"
+done
+
+# The head must answer, and all nodes be there, before the run looks at what it has.
+for ((waited = 0; ; waited += 2)); do
+    there=$(python3 - <<'PY' || echo 0
+import ray
+ray.init(log_to_driver=False, logging_level="ERROR")
+print(sum(node["Alive"] for node in ray.nodes()))
+PY
+    )
+    if [ "$there" -ge "${#nodes[@]}" ]; then
+        break
+    fi
+    if [ "$waited" -ge 300 ]; then
+        echo "only $there of ${#nodes[@]} nodes joined the Ray cluster within $waited s" >&2
+        exit 1
+    fi
+    sleep 2
+done
+
+rayswift "$@"
