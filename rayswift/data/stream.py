@@ -119,7 +119,9 @@ def user_error_in(error: BaseException | None) -> UserError | None:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, UserError):
+        # Ray's wrapper is of the class it wraps, too; but its text is a traceback.
+        cause = error.cause if isinstance(error, RayTaskError) else None
+        if cause is None and isinstance(error, UserError):
             return error
-        error = (error.cause if isinstance(error, RayTaskError) else None) or error.__cause__ or error.__context__
+        error = cause or error.__cause__ or error.__context__
     return None

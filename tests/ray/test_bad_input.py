@@ -173,8 +173,9 @@ def test_another_model_is_not_continued(
 def test_too_many_bad_rows_end_the_run(tmp_path: Path, run_dir: Path, tiny: tuple[str, ...]) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", [good(1), "{", good(2), '{"query"', good(3), good(4)])
     flags = ("--max_steps", "20", "--data.dataset", rows, "--data.max_bad_fraction", "0.1")
-    out = sft(run_dir, *tiny, *SHORT, *flags, code=1)
-    assert "2 of 6 rows are bad, more than data.max_bad_fraction = 0.1 allows" in out
+    # With a worker: the error comes from the feed's actor, through the worker's process.
+    out = sft(run_dir, *tiny, *SHORT, *flags, "--num_workers", "1", code=1)
+    assert "error: 2 of 6 rows are bad, more than data.max_bad_fraction = 0.1 allows" in out
     assert "data/quarantine.jsonl" in out
     table = {
         name.strip(): int(count)

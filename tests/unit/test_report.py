@@ -148,6 +148,12 @@ def test_a_chart_without_its_metrics_is_left_out() -> None:
     assert draw(CHARTS[0], {"fill": curve_of([1.0])}, []) == ""
 
 
+def test_a_chart_of_what_never_changes_may_be_left_out() -> None:
+    chart = Chart("Workers", {"training": "workers"}, varying=True)
+    assert draw(chart, {"workers": curve_of([2, 2, 2])}, []) == ""
+    assert "Workers" in draw(chart, {"workers": curve_of([2, 2, 1])}, [])
+
+
 def test_a_chart_of_nothing_finite_says_so() -> None:
     assert "no finite value" in draw(CHARTS[0], {"loss": curve_of([math.nan])}, [])
 

@@ -19,7 +19,7 @@ class Chart:
     """A figure: its title, a line by name for each metric, and how values are written.
 
     from_zero: whether the axis begins at 0; log: whether it may be logarithmic where values spread widely; cap: the
-    highest value there is, or None.
+    highest value there is, or None; varying: not shown while all values are the same.
     """
 
     title: str
@@ -28,6 +28,7 @@ class Chart:
     from_zero: bool = False
     log: bool = False
     cap: float | None = None
+    varying: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def draw(chart: Chart, curves: dict[str, Curve], restarts: Sequence[int]) -> str
     """
     shown = {name: curves[key] for name, key in chart.lines.items() if key in curves}
     drawn = {name: curve.buckets for name, curve in shown.items() if curve.buckets}
-    if not shown:
+    if not shown or (chart.varying and len({limit for b in _all(drawn) for limit in (b.low, b.high)}) < 2):
         return ""
     legend = "".join(
         f'<span class="key c{index}">{html.escape(name)} <b>{show(curve.last, chart.unit)}</b></span>'
@@ -73,7 +74,7 @@ def draw(chart: Chart, curves: dict[str, Curve], restarts: Sequence[int]) -> str
     head = f"<figcaption><h3>{html.escape(chart.title)}</h3>{legend}</figcaption>"
     if not drawn:
         return f'<figure>{head}<p class="none">no finite value</p></figure>'
-    buckets = [bucket for line in drawn.values() for bucket in line]
+    buckets = _all(drawn)
     y = _value_axis(chart, buckets)
     x = _step_axis(buckets)
     parts = [_grid(x, y)]
@@ -116,6 +117,10 @@ def _significant(value: float, digits: int) -> str:
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     text = f"{value:,.{decimals}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _all(drawn: dict[str, list[Bucket]]) -> list[Bucket]:
+    return [bucket for line in drawn.values() for bucket in line]
 
 
 def _value_axis(chart: Chart, buckets: list[Bucket]) -> _Axis:

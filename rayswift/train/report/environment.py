@@ -22,7 +22,7 @@ _COMMAND_TIMEOUT_S = 5
 def environment() -> dict[str, str]:
     """Facts of this process and its machine, by name."""
     facts = {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["rayswift", *sys.argv[1:]]),
         "folder": str(Path.cwd()),
         "commit": _commit(),
         "host": socket.gethostname(),

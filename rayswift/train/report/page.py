@@ -26,6 +26,7 @@ CHARTS = (
     Chart("Step time", {"of one step": "step_s"}, "s", from_zero=True),
     Chart("Waiting for data", {"share of the time": "data_wait"}, "%", from_zero=True, cap=1.0),
     Chart("Fill of packed rows", {"tokens / capacity": "fill"}, "%", from_zero=True, cap=1.0),
+    Chart("Workers", {"training": "workers"}, from_zero=True, varying=True),
     Chart("Memory of the largest worker", {"host": "host_memory_gib", "GPU": "gpu_memory_gib"}, "GiB", from_zero=True),
 )
 # Summaries that HF logs at the end, and what the charts above are drawn over.
