@@ -22,6 +22,8 @@ from rayswift.log import UserError
 
 Tree = dict[str, Any]
 
+_TRANSLATED = "ms-swift's spelling"
+
 # Fields and flags that name rows to evaluate on.
 _EVAL_ROWS = ("eval", "eval_fraction", "val_dataset", "cached_val_dataset", "split_dataset_ratio")
 
@@ -72,6 +74,8 @@ def load(verb: str, argv: list[str]) -> Invocation:
     _check_keys(schema, task, tree, problems)
     config = _validate(schema, task, tree, problems)
     problems.raise_if_any()
+    if any(note.startswith(_TRANSLATED) for note in notes) and "tuner" not in tree["model"]:
+        notes.append("model.tuner is not set: all weights are trained, where ms-swift would train a LoRA")
     return Invocation(config, dry_run=any(a in switches for a in argv), notes=tuple(notes))
 
 
@@ -131,7 +135,7 @@ def _ours(
         return flags
     translation = swift.translate(flags, verb, task, has_eval_rows)
     if translation.renamed:
-        notes.append(f"ms-swift's spelling: {'; '.join(translation.renamed)}")
+        notes.append(f"{_TRANSLATED}: {'; '.join(translation.renamed)}")
     notes += translation.notes
     problems.lines += translation.problems
     return translation.flags

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayswift import cli
-from rayswift.config import show, trl_fields
+from rayswift.config import reference, show, trl_fields
 from rayswift.config.load import Invocation, load, to_yaml
 from rayswift.config.names import paths_of
 from rayswift.config.schema import VERB_CONFIGS, RlhfConfig, SftConfig, SftTrainConfig, TrainConfig
@@ -378,6 +378,13 @@ def test_the_short_help_is_a_part_of_the_long_one() -> None:
     assert {line for line in short if line.startswith("  --")} < set(full)
     assert [line for line in short if "--train.learning_rate" in line]
     assert any("(drop, left, right, split) [drop]" in line for line in short)
+
+
+def test_the_reference_page_is_current() -> None:
+    written, current = ((REPO / "rayswift/config/README.md").read_text(encoding="utf-8"), reference.page())
+    if reference.versions() not in written:  # other releases of TRL and transformers say other things
+        written, current = (text.split(reference.TRL_HEADING)[0] for text in (written, current))
+    assert written == current, f"the page is out of date; run: {reference.COMMAND}"
 
 
 @pytest.mark.parametrize("verb", sorted(VERB_CONFIGS))

@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,8 @@ def test_no_flag_has_two_rules() -> None:
             ["--use_galore", "true", "--galore_rank", "64", "--galore_optim_per_parameter", "true"],
             {"train.optim": "galore_adamw_layerwise", "train.optim_args": "rank=64"},
         ),
+        ("sft", ["--packing_length", "512", "--max_length", "512"], {"data.max_length": 512}),
+        ("sft", ["--use_cpu", "true"], {"cluster.device": "cpu"}),
         ("sft", ["--fsdp", "fsdp2"], {"cluster.zero_stage": 3}),
         ("sft", ["--strict", "true"], {"data.max_bad_fraction": 0}),
         ("sft", ["--ddp_timeout", "3600"], {"cluster.timeout_s": 3600}),
@@ -231,6 +235,7 @@ def test_a_system_prompt_may_be_a_text_file(tmp_path: Path) -> None:
         ("sft", ["--template", "qwen2_5"], "chat template"),
         ("sft", ["--model_name", "a", "b"], "self-cognition"),
         ("rlhf", ["--rlhf_type", "grpo", "--vllm_server_port", "8001"], "no server to start"),
+        ("rlhf", ["--rlhf_type", "ppo", "--beta", "0.1"], "kl_coef"),
         ("rlhf", ["--rlhf_type", "grpo", "--sleep_level", "1"], "sleep while the trainer computes"),
     ],
 )
@@ -250,6 +255,7 @@ def test_what_ray_owns_is_accepted_with_a_line(verb: str, argv: list[str], said:
         ("sft", ["--quant_method", "hqq"], "bitsandbytes"),
         ("sft", ["--quant_bits", "3"], "4 or 8"),
         ("sft", ["--hub_token", "x"], "secrets"),
+        ("sft", ["--max_length", "512", "--packing_length", "1024"], "one length"),
         ("sft", ["--deepspeed", '{"a": 1}'], "file"),
         ("sft", ["--fsdp_config", "f.json"], "cluster.zero_stage 3"),
         ("sft", ["--lisa_activated_layers", "2"], "LISA"),
@@ -274,6 +280,11 @@ def test_one_line_says_what_was_translated() -> None:
     notes = resolve("sft", "--torch_dtype", "bfloat16", "--learning_rate", "1e-4", "--val_dataset", "v").notes
     assert notes[0] == "ms-swift's spelling: --val_dataset -> data.eval v; --torch_dtype -> model.dtype bfloat16"
     assert resolve("sft", "--learning_rate", "1e-4").notes == ()
+
+
+def test_a_default_that_differs_much_is_said() -> None:
+    assert "where ms-swift would train a LoRA" in resolve("sft", "--torch_dtype", "float16").notes[-1]
+    assert len(resolve("sft", "--torch_dtype", "float16", "--tuner_type", "full").notes) == 1
 
 
 def test_dotted_flags_are_ours_whatever_they_are_called() -> None:
@@ -429,3 +440,13 @@ def test_at_least_98_percent_of_flag_uses_are_understood() -> None:
     assert len(COMMANDS) >= 55
     assert {verb for verb, _, _ in COMMANDS} == {"pt", "sft", "rlhf"}
     assert len(refused) <= 0.02 * len(uses), (len(refused), len(uses))
+
+
+def test_a_dry_run_loads_neither_ray_nor_torch() -> None:
+    code = (
+        f"import sys; from rayswift import cli; assert cli._run({['sft', *NEEDED, '--dry_run']!r}) == 0;"
+        "loaded = {m.split('.')[0] for m in sys.modules};"
+        "print(loaded & {'ray', 'torch', 'transformers', 'trl', 'vllm'}, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stderr.splitlines()[-1] == "set()", done.stderr

@@ -31,7 +31,6 @@ DATA: dict[str, Rule] = {
     "custom_dataset_info": Refused("name the files or hub ids themselves in data.dataset, and map data.columns"),
     "model_name": _SELF_COGNITION,
     "model_author": _SELF_COGNITION,
-    "packing_length": Refused("rows are packed to data.max_length"),
     "packing_strategy": ByValue(
         {"binpack": NoEffect("packing is best-fit decreasing")}, Refused("packing is best-fit decreasing")
     ),

@@ -10,6 +10,7 @@ _FSDP = Refused("use cluster.zero_stage 3, which shards the same")
 _NOT_GENERATED = NoEffect("evaluation computes losses; nothing is generated")
 _OWN_TRACKER = NoEffect("SwanLab reads its own environment variables; train.report_to names it")
 _SAVED = NoEffect("models are saved as safetensors files of transformers' size")
+_CPU = ByValue({"true": To("cluster.device", {"true": "cpu"})}, NoEffect("cluster.device says where workers compute"))
 _LORA_PLUS = {"lorap": NoEffect("model.lora_plus_ratio turns LoRA+ on")}
 
 TRAIN: dict[str, Rule] = {
@@ -31,6 +32,17 @@ TRAIN: dict[str, Rule] = {
     "acc_strategy": NoEffect("accuracy is counted by token"),
     "use_logits_to_keep": NoEffect("logits are computed where the loss needs them"),
     "predict_with_generate": _NOT_GENERATED,
+    "do_train": NoEffect("the verb says what is done"),
+    "do_eval": NoEffect("train.eval_strategy says when to evaluate"),
+    "logging_strategy": NoEffect("train.logging_steps says when to log"),
+    "logging_nan_inf_filter": NoEffect("a loss that is not finite ends the run"),
+    "disable_tqdm": NoEffect("the driver draws the progress bar"),
+    "eval_accumulation_steps": NoEffect("evaluation sums its loss as it goes"),
+    "batch_eval_metrics": NoEffect("evaluation sums its loss as it goes"),
+    "include_for_metrics": NoEffect("evaluation sums its loss as it goes"),
+    "tf32": NoEffect("matrix products keep PyTorch's default precision"),
+    "no_cuda": _CPU,
+    "use_cpu": _CPU,
     "num_beams": _NOT_GENERATED,
     "stream": _NOT_GENERATED,
     "logprobs": _NOT_GENERATED,

@@ -50,7 +50,7 @@ def _loss_scale(given: Given, result: Translation) -> None:
 
 def _deepspeed(given: Given, result: Translation) -> None:
     word = given["deepspeed"][0]
-    preset = re.fullmatch(r"zero([0-3])(_offload)?", word)
+    preset = re.fullmatch(r"(?:default-)?zero([0-3])([_-]offload)?", word)
     if word.startswith("{"):
         result.refuse("deepspeed", "write the JSON into a file and give its path")
     elif preset:
@@ -114,10 +114,23 @@ def _galore(given: Given, result: Translation) -> None:
 
 
 def _max_length(given: Given, result: Translation) -> None:
+    if "packing_length" in given:
+        if given.get("max_length", given["packing_length"]) != given["packing_length"]:
+            return result.refuse("packing_length", "rows are packed to data.max_length; give one length for both")
+        return result.rename("packing_length", "data.max_length", given["packing_length"])
     if result.task in ONLINE_TASKS:  # where it is the length of a prompt
         result.rename("max_length", "rollout.max_prompt_length", given["max_length"])
     else:
         result.flags.append(("data.max_length", given["max_length"]))
+
+
+def _beta(given: Given, result: Translation) -> None:
+    if result.task == "ppo":
+        result.no_effect("beta", "task ppo weighs its KL by --kl_coef")
+    elif result.task == "rm":
+        result.no_effect("beta", "task rm is not held against a reference")
+    else:
+        result.flags.append(("beta", given["beta"]))
 
 
 def _evaluation_rows(given: Given, result: Translation) -> None:
@@ -235,7 +248,8 @@ TOGETHER: dict[tuple[str, ...], Callable[[Given, Translation], None]] = {
         "trainable_parameters", "trainable_parameters_regex", "model.unfreeze"
     ),
     ("use_galore", *(f"galore_{name}" for name in (*_GALORE, *_Q_GALORE))): _galore,
-    ("max_length",): _max_length,
+    ("max_length", "packing_length"): _max_length,
+    ("beta",): _beta,
     ("val_dataset", "cached_val_dataset", "split_dataset_ratio"): _evaluation_rows,
     ("dataset", "cached_dataset", "interleave_prob", "stopping_strategy"): _training_rows,
     ("max_steps", "max_epochs"): _length_of_the_run,
