@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from rayswift.config.built import refuse_unbuilt
 from rayswift.config.load import Invocation, to_yaml
 from rayswift.config.schema import DataEncodeConfig
 from rayswift.data import cache_folder, fingerprint, prepare
@@ -31,6 +32,7 @@ def run(invocation: Invocation) -> None:
     if invocation.dry_run:
         print(to_yaml(config))  # noqa: T201
         return
+    refuse_unbuilt(config, rows_only=True)
     began, folder = time.monotonic(), Path(config.encode.to).resolve()
     data, seed = config.data.model_copy(update={"cache": None}), config.train.seed
 

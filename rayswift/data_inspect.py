@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from rayswift.config.built import refuse_unbuilt
 from rayswift.config.load import Invocation, to_yaml
 from rayswift.config.schema import DataInspectConfig
 from rayswift.data import prepare
@@ -27,6 +28,7 @@ def run(invocation: Invocation) -> None:
     if invocation.dry_run:
         print(to_yaml(config))  # noqa: T201
         return
+    refuse_unbuilt(config, rows_only=True)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         tokenizer_dir = prepare.prepare_tokenizer(config.model, work / "tokenizer")

@@ -1,6 +1,7 @@
 """What can be written in a config, and resolves with `--dry_run`, but is not trained by this version yet."""
 
 from rayswift.config.schema import SftConfig, TrainingConfig
+from rayswift.config.section import Section
 from rayswift.config.tuner_fields import tuner_problems
 from rayswift.log import UserError
 
@@ -12,7 +13,6 @@ _MODEL = (
     "freeze_ratio",
     "unfreeze",
     "quantization",
-    "new_special_tokens",
     "rope_scaling",
     "max_position_embeddings",
 )
@@ -32,34 +32,45 @@ _LORA_KWARGS = (
 _LORA_INITS = (True, "gaussian")
 
 
+def rows_not_built(config: TrainingConfig) -> list[str]:
+    """As `not_built`, of what decides the encoded rows."""
+    found = []
+    if isinstance(config, SftConfig) and config.train.task != "causal_lm":
+        found.append(f"train.task = {config.train.task}")
+    return found + _changed("data", config.data, _DATA) + _changed("model", config.model, ("new_special_tokens",))
+
+
 def not_built(config: TrainingConfig) -> list[str]:
     """The settings that this version cannot train, as `path = value`; empty: all of them work."""
     if not isinstance(config, SftConfig):
         return [f"training with task {config.model_dump()['train']['task']}"]
-    found = []
-    if config.train.task != "causal_lm":
-        found.append(f"train.task = {config.train.task}")
+    found = rows_not_built(config)
     if config.model.tuner not in ("full", "lora"):
         found.append(f"model.tuner = {config.model.tuner}")
     for name, value in config.model.tuner_kwargs.items():
         if name not in _LORA_KWARGS and not (name == "init_lora_weights" and value in _LORA_INITS):
             found.append(f"model.tuner_kwargs.{name} = {value}")
-    sections = (("model", config.model, _MODEL), ("data", config.data, _DATA), ("cluster", config.cluster, _CLUSTER))
-    for name, section, fields in sections:
-        values = section.model_dump()
-        for field in fields:
-            if values[field] != type(section).model_fields[field].default:
-                found.append(f"{name}.{field} = {values[field]}")
-    return found
+    return found + _changed("model", config.model, _MODEL) + _changed("cluster", config.cluster, _CLUSTER)
 
 
-def refuse_unbuilt(config: TrainingConfig) -> None:
+def refuse_unbuilt(config: TrainingConfig, rows_only: bool = False) -> None:
     """Stop before anything starts if the config holds something that this version cannot train.
+
+    Args:
+        config: What would run.
+        rows_only: Look only at what decides the encoded rows.
 
     Raises:
         UserError: one line for each such setting.
     """
-    lines = tuner_problems(config.model)
-    lines = lines or [f"{what}: not built yet in this version; --dry_run resolves it" for what in not_built(config)]
+    lines = [] if rows_only else tuner_problems(config.model)
+    for what in rows_not_built(config) if rows_only else not_built(config):
+        lines.append(f"{what}: not built yet in this version; --dry_run resolves it")
     if lines:
         raise UserError("\n".join(lines))
+
+
+def _changed(name: str, section: Section, fields: tuple[str, ...]) -> list[str]:
+    values = section.model_dump()
+    defaults = {field: type(section).model_fields[field].default for field in fields}
+    return [f"{name}.{field} = {values[field]}" for field in fields if values[field] != defaults[field]]

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from rayswift.config import swift, trl_fields
 from rayswift.config.names import annotation_of, owner_in, paths_of, section_of, suggest, tasks_of
-from rayswift.config.schema import VERB_CONFIGS
+from rayswift.config.schema import TRAINING_VERBS, VERB_CONFIGS
 from rayswift.config.section import Section
 from rayswift.log import UserError
 
@@ -74,7 +74,7 @@ def load(verb: str, argv: list[str]) -> Invocation:
     _check_keys(schema, task, tree, problems)
     config = _validate(schema, task, tree, problems)
     problems.raise_if_any()
-    if any(note.startswith(_TRANSLATED) for note in notes) and "tuner" not in tree["model"]:
+    if verb in TRAINING_VERBS and any(note.startswith(_TRANSLATED) for note in notes) and "tuner" not in tree["model"]:
         notes.append("model.tuner is not set: all weights are trained, where ms-swift would train a LoRA")
     return Invocation(config, dry_run=any(a in switches for a in argv), notes=tuple(notes))
 

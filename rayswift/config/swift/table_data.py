@@ -14,7 +14,9 @@ DATA: dict[str, Rule] = {
     "data_seed": NoEffect("train.seed orders the rows too"),
     "dataset_num_proc": _STREAMED,
     "packing_num_proc": _STREAMED,
-    "load_from_cache_file": NoEffect("rows are encoded as they stream, so there is no pass to cache; or `data.cache`"),
+    "load_from_cache_file": NoEffect(
+        "rows are encoded as they stream, so there is no pass to cache; data.cache keeps encoded rows"
+    ),
     "lazy_tokenize": _STREAMED,
     "streaming": _STREAMED,
     "shuffle_buffer_size": NoEffect("data.shuffle orders all rows, not a buffer"),
