@@ -18,14 +18,12 @@ _MODEL = (
 )
 _DATA = ("loss_scale", "use_chat_template")
 _CLUSTER = ("sequence_parallel_size",)
-# Fields of PEFT's LoraConfig that are known to train, save and resume; an initialisation that changes the base
+# Fields of PEFT's LoraConfig that are known to train, save and load; an initialisation that changes the base
 # weights (pissa, olora, ...) is not.
 _LORA_KWARGS = (
     "use_rslora",
     "use_dora",
     "exclude_modules",
-    "layers_to_transform",
-    "layers_pattern",
     "rank_pattern",
     "alpha_pattern",
 )

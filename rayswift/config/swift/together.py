@@ -24,9 +24,9 @@ _BUILT_IN_CALLBACKS = {
 
 
 def _system(given: Given, result: Translation) -> None:
-    (word, *_) = given["system"]
+    word = given["system"][0]
     if not word.endswith(".txt"):
-        result.flags.append(("data.system", [word]))
+        result.flags.append(("data.system", given["system"]))
         return
     try:
         text = Path(word).read_text(encoding="utf-8")
