@@ -1,0 +1,176 @@
+"""Tokens and mask over the chat templates of well-known families, against `transformers`' own rendering."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_templates import write_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from model_families import KEEPING, REWRITING, UNTRAINABLE
+from tokenizers import Tokenizer
+
+from rayswift.data.encode import EncodeConfig, EncodedRow, Encoder
+from rayswift.data.rows import BadRow
+
+ALL = KEEPING | REWRITING | UNTRAINABLE
+WORDS = st.text("abc XYZ019.,\n\t'\"{}é中🎉✓", max_size=24).map(str.strip)
+SETTINGS = settings(max_examples=6, deadline=None)
+
+Pair = tuple[Path, Any]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
+    """A family's folder and `transformers`' tokenizer of it."""
+    from transformers import AutoTokenizer
+
+    made: dict[str, Pair] = {}
+
+    def get(name: str) -> Pair:
+        if name not in made:
+            folder = write_tokenizer(tmp_path_factory.mktemp(name), ALL[name])
+            made[name] = folder, AutoTokenizer.from_pretrained(folder)
+        return made[name]
+
+    return get
+
+
+def encode(folder: Path, row: Any, **options: Any) -> list[EncodedRow] | BadRow:
+    (result,) = Encoder(EncodeConfig(str(folder), "hash", 4096, **options)).encode([row])
+    return result
+
+
+def chat(contents: list[str], system: str | None = None) -> list[dict[str, Any]]:
+    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
+    return ([{"role": "system", "content": system}] if system else []) + turns
+
+
+def decoded(folder: Path, ids: Any) -> str:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return str(tokenizer.decode([int(i) for i in ids], skip_special_tokens=False))
+
+
+def trained(folder: Path, row: EncodedRow) -> str:
+    return decoded(folder, row.input_ids[row.trained])
+
+
+def rendered(tokenizer: Any, messages: list[Any], **options: Any) -> list[int]:
+    return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options))
+
+
+@pytest.mark.parametrize("name", sorted(KEEPING))
+@SETTINGS
+@given(contents=st.lists(WORDS, min_size=2, max_size=7), with_system=st.booleans())
+def test_one_document_of_the_same_tokens(model: Any, name: str, contents: list[str], with_system: bool) -> None:
+    folder, tokenizer = model(name)
+    if name == "glm4":  # its answers end without a token of their own, so an empty one is nothing
+        contents = [text or "empty" for text in contents]
+    messages = chat(contents, "Be brief." if with_system else None)
+    result = encode(folder, {"messages": messages})
+    assert isinstance(result, list), result
+    (document,) = result
+    assert document.input_ids.tolist() == rendered(tokenizer, messages)
+    assert trained(folder, document) == "".join(ALL[name].turn(text) for text in contents[1::2])
+    assert document.weights is None
+
+
+@pytest.mark.parametrize("name", sorted(REWRITING))
+@SETTINGS
+@given(contents=st.lists(WORDS, min_size=2, max_size=7), with_system=st.booleans())
+def test_each_answer_once_as_it_renders_last(model: Any, name: str, contents: list[str], with_system: bool) -> None:
+    folder, tokenizer = model(name)
+    messages = chat(contents, "Be brief." if with_system else None)
+    result = encode(folder, {"messages": messages})
+    assert isinstance(result, list), result
+    assert "".join(trained(folder, document) for document in result) == "".join(
+        ALL[name].turn(text) for text in contents[1::2]
+    )
+    prefixes = [rendered(tokenizer, messages[:n]) for n in range(1 + with_system, len(messages) + 1)]
+    for document in result:
+        assert document.input_ids.tolist() in prefixes
+        # What precedes what is trained is what is generated from.
+        begin = int(document.trained.argmax())
+        prompts = [rendered(tokenizer, messages[:n], add_generation_prompt=True) for n in range(len(messages))[1:]]
+        assert document.input_ids[:begin].tolist() in prompts or with_system
+    if name == "mistral-nemo" and not with_system:
+        assert len(result) == 1  # nothing to rewrite
+
+
+def test_thoughts_are_trained_in_every_answer(model: Any) -> None:
+    folder, _ = model("qwen3")
+    inline = chat(["q1", "<think>\nt1\n</think>\n\na1", "q2", "<think>\nt2\n</think>\n\na2"])
+    apart = chat(["q1", "a1", "q2", "a2"])
+    apart[1]["reasoning_content"], apart[3]["reasoning_content"] = "t1", "t2"
+    for messages in (inline, apart):
+        first, second = encode(folder, {"messages": messages})
+        assert trained(folder, first) == "<think>\nt1\n</think>\n\na1<|im_end|>"
+        assert trained(folder, second) == "<think>\nt2\n</think>\n\na2<|im_end|>"
+        assert "t1" not in decoded(folder, second.input_ids)
+
+
+def test_calls_between_question_and_answer_share_a_document(model: Any) -> None:
+    folder, tokenizer = model("qwen3")
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "", "reasoning_content": "t1", "tool_calls": [call]},
+        {"role": "tool", "content": "3"},
+        {"role": "assistant", "content": "a", "reasoning_content": "t2"},
+    ]
+    (document,) = encode(folder, {"messages": messages})
+    assert document.input_ids.tolist() == rendered(tokenizer, messages)
+    assert trained(folder, document).count("<|im_end|>") == 2
+    (last,) = encode(folder, {"messages": messages}, loss_on="last_turn")
+    assert last.trained.tolist() == document.trained.tolist()
+
+
+def test_template_arguments_of_a_row(model: Any) -> None:
+    folder, _ = model("qwen3")
+    row = {"messages": chat(["q", "a"]), "chat_template_kwargs": {"enable_thinking": False}}
+    (document,) = encode(folder, row)
+    assert trained(folder, document) == "a<|im_end|>"  # the empty block is part of what is generated from
+
+
+def test_thoughts_for_a_template_that_calls_them_otherwise(model: Any) -> None:
+    folder, _ = model("gpt-oss")
+    messages = chat(["q", "a"])
+    messages[1]["reasoning_content"] = "t"
+    (document,) = encode(folder, {"messages": messages})
+    assert "<|channel|>analysis<|message|>t<|end|>" in trained(folder, document)
+
+
+def test_thoughts_without_a_place_are_not_lost_silently(model: Any) -> None:
+    messages = chat(["q", "a"])
+    messages[1]["reasoning_content"] = "t"
+    refused = encode(model("llama3.1")[0], {"messages": messages})
+    assert isinstance(refused, BadRow)
+    assert refused.reason == "thoughts have no place in the chat template"
+
+
+@pytest.mark.parametrize("given", ['{"x": 1}', {"x": 1}])
+@pytest.mark.parametrize("name", ["qwen2.5", "llama3.1", "deepseek-v3", "qwen3"])
+def test_arguments_of_calls_as_text_and_as_objects(model: Any, name: str, given: Any) -> None:
+    folder, _ = model(name)
+    messages: list[dict[str, Any]] = chat(["q", ""])
+    messages[1]["tool_calls"] = [{"type": "function", "function": {"name": "f", "arguments": given}}]
+    (document,) = encode(folder, {"messages": messages})
+    assert '{"x": 1}' in trained(folder, document)
+
+
+def test_a_template_that_cannot_be_trained_is_refused_with_the_reason(model: Any) -> None:
+    for answer in ("a", "<think>t</think>a"):
+        refused = encode(model("deepseek-r1")[0], {"messages": chat(["q", answer])})
+        assert isinstance(refused, BadRow)
+        assert refused.reason == "chat template cannot be trained"
+        assert "model.chat_template" in refused.detail
+
+
+def test_a_template_that_drops_every_thought_is_refused(tmp_path: Path) -> None:
+    family = UNTRAINABLE["deepseek-r1"]
+    old = write_tokenizer(tmp_path, type(family)(family.template.replace("<think>\\n", ""), str, "<b>", "<e>"))
+    assert isinstance(encode(old, {"messages": chat(["q", "a"])}), list)
+    refused = encode(old, {"messages": chat(["q", "<think>why</think>a"])})
+    assert isinstance(refused, BadRow)
+    assert refused.reason == "chat template drops thoughts"
