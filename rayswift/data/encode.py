@@ -165,13 +165,8 @@ class Encoder:
                 ids = np.concatenate([np.asarray(next(whole).ids, dtype=np.int32) for _ in parts])
                 yield EncodedRow(ids, np.arange(len(ids)) > 0)
             else:
-                ((begin, _),) = parts
-                yield _masked(
-                    next(masked),
-                    [replace(s, begin=s.begin - begin, end=s.end - begin) for s in document.spans]
-                    if begin
-                    else document.spans,
-                )
+                ((begin, text),) = parts
+                yield _masked(next(masked), [_clipped(span, begin, begin + len(text)) for span in document.spans])
 
     def _encodings(self, texts: Sequence[str], fast: bool) -> Iterator[Encoding]:
         """Encodings of texts, a bounded number of characters at a time: one takes 100 bytes a token."""
@@ -200,12 +195,17 @@ class Encoder:
         return fitted
 
 
+def _clipped(span: Span, begin: int, end: int) -> Span:
+    """The part of a span that lies in characters [begin, end), counted from there."""
+    return Span(max(span.begin, begin) - begin, min(span.end, end) - begin, span.weight)
+
+
 def _masked(encoding: Encoding, spans: Sequence[Span]) -> EncodedRow:
     ids = np.asarray(encoding.ids, dtype=np.int32)
     weights = np.zeros(len(ids), dtype=np.float32)
     for span in spans:
-        begin = max(span.begin, 0)
-        weights[_token_at(encoding, begin, span.end, len(ids)) : _token_after(encoding, begin, span.end)] = span.weight
+        first = _token_at(encoding, span.begin, span.end, len(ids))
+        weights[first : _token_after(encoding, span.begin, span.end)] = span.weight
     weights[:1] = 0
     trained = weights > 0
     return EncodedRow(ids, trained, None if (weights[trained] == 1).all() else weights)

@@ -63,9 +63,8 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda fmt: datetime.datetime.now().strftime(fmt)
         self._template = environment.from_string(source)
-        # Copied at each rendering, and a chain of maps, which it is at first, is slow to copy.
-        self._template.globals = dict(self._template.globals)
-        self._special_tokens = special_tokens
+        # What every rendering is given; `Template.render` would collect the globals anew each time.
+        self._given = {**self._template.globals, **special_tokens}
         self._source = source
 
     def render(
@@ -80,10 +79,10 @@ class ChatTemplate:
         Raises:
             BadRow: the template refuses the conversation.
         """
-        given = {**self._special_tokens, **(kwargs or {})}
+        given = {**self._given, **(kwargs or {})}
         given |= {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": generate}
         try:
-            return self._template.render(given)
+            return "".join(self._template.root_render_func(self._template.new_context(given, shared=True)))
         except Exception as error:  # a template is foreign code: whatever it raises is about this conversation
             raise BadRow("refused by the chat template", f"{str(error)[:400] or type(error).__name__}") from error
 
@@ -91,7 +90,7 @@ class ChatTemplate:
         """Messages with thoughts and tool calls in the spelling that this template reads.
 
         Raises:
-            BadRow: there are thoughts, and it has no place for them.
+            BadRow: there are thoughts or calls, and it has no place for them.
         """
         return [self._adapt(m) if "reasoning_content" in m or "tool_calls" in m else m for m in messages]
 
@@ -104,6 +103,11 @@ class ChatTemplate:
                     "it does not read reasoning_content; write them into the content, or set model.chat_template",
                 )
             adapted[self._thoughts_key] = adapted.pop("reasoning_content")
+        if "tool_calls" in message and "tool_calls" not in self._source:
+            raise BadRow(
+                "tool calls have no place in the chat template",
+                "it does not read tool_calls; write them into the content, or set model.chat_template",
+            )
         if "tool_calls" in message and self._arguments_as_text:
             adapted["tool_calls"] = [_with_text_arguments(call) for call in message["tool_calls"]]
         return adapted

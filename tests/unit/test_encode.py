@@ -232,6 +232,47 @@ def test_truncation() -> None:
     assert left.trained.tolist() == [False, *whole.trained.tolist()[-7:]]
 
 
+def test_loss_scale_weighs_the_tokens_of_a_message() -> None:
+    row = chat("q1", "a1", "q2", "a2", loss_scale=0.5)
+    document = good(row)
+    assert document.weights is not None
+    assert trained_text(document) == "a1<|im_end|>a2<|im_end|>"
+    assert document.weights.dtype == np.float32
+    weights = document.weights[document.trained]
+    (border,) = np.flatnonzero(np.diff(weights))
+    assert (weights[0], weights[-1]) == (1, 0.5)
+    assert decode(document.input_ids[document.trained][: border + 1]) == "a1<|im_end|>"
+    row["messages"][3]["loss_scale"] = 1
+    assert good(row).weights is None
+    everything = good(chat("q1", "a1", "q2", "a2", loss=False), loss_on="all")
+    assert trained_text(everything).endswith("q2<|im_end|><|assistant|>")
+
+
+def test_last_turn_is_all_since_the_last_question() -> None:
+    row = chat("q1", "a1", "q2", "a2")
+    row["messages"] += [{"role": "tool", "content": "r"}, {"role": "assistant", "content": "a3"}]
+    assert trained_text(good(row, loss_on="last_turn")) == "a2<|im_end|>a3<|im_end|>"
+
+
+def test_a_loss_of_its_own_overrides_loss_on() -> None:
+    row = chat("q1", "a1", "q2", "a2")
+    row["messages"][1]["loss"] = True
+    assert trained_text(good(row, loss_on="last_turn")) == "a1<|im_end|>a2<|im_end|>"
+
+
+@pytest.mark.parametrize("options", [{"loss_on": "all"}, {}])
+def test_split(options: dict[str, Any]) -> None:
+    row = chat("q" * 50, "a b c d e f g h")
+    if options:
+        parts = pieces(row, max_length=16, truncation="split", **options)
+        assert [len(part.input_ids) for part in parts[:-1]] == [16] * (len(parts) - 1)
+        assert not any(part.cut for part in parts)
+    else:
+        result = bad(row, max_length=16, truncation="split")
+        assert isinstance(result, TooLong)
+        assert "only rows trained whole are split" in result.detail
+
+
 def test_what_truncation_leaves_must_be_trainable() -> None:
     result = bad(chat("q" * 200, "a"), max_length=16, truncation="right")
     assert (result.reason, type(result)) == ("no trainable token", BadRow)

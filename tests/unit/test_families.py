@@ -149,6 +149,14 @@ def test_thoughts_without_a_place_are_not_lost_silently(model: Any) -> None:
     assert refused.reason == "thoughts have no place in the chat template"
 
 
+def test_calls_without_a_place_are_not_lost_silently(model: Any) -> None:
+    messages = chat(["q", "a"])
+    messages[1]["tool_calls"] = [{"name": "f", "arguments": {}}]
+    refused = encode(model("zephyr")[0], {"messages": messages})
+    assert isinstance(refused, BadRow)
+    assert refused.reason == "tool calls have no place in the chat template"
+
+
 @pytest.mark.parametrize("given", ['{"x": 1}', {"x": 1}])
 @pytest.mark.parametrize("name", ["qwen2.5", "llama3.1", "deepseek-v3", "qwen3"])
 def test_arguments_of_calls_as_text_and_as_objects(model: Any, name: str, given: Any) -> None:
