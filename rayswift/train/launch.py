@@ -126,7 +126,7 @@ def _fit_here(
     try:
         with Console(spec.run_dir, feed.progress, spec.feed_plan):
             train_loop(spec.as_seen_by(1), Worker(0, 1, client))
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a callback may call sys.exit
         raise _as_user_error(error, spec, 0) from error
     finally:
         feed.close()
@@ -150,7 +150,7 @@ def _worker_main(spec: RunSpec, train_loop: TrainLoop, feed_name: str) -> None:
     feed = ActorFeed(feed_name, rank, size, spec.config.cluster.timeout_s)
     try:
         train_loop(spec.as_seen_by(size), Worker(rank, size, feed))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         failure = _as_user_error(error, spec, rank)
         ours = user_error_in(error) or user_code.blame(error, spec.config.train)
         if not ours and (isinstance(error, StaleAttempt) or _comes_from_a_dead_peer(error)):
@@ -158,7 +158,7 @@ def _worker_main(spec: RunSpec, train_loop: TrainLoop, feed_name: str) -> None:
         raise failure from None
 
 
-def _as_user_error(error: Exception, spec: RunSpec, rank: int) -> UserError:
+def _as_user_error(error: BaseException, spec: RunSpec, rank: int) -> UserError:
     """What the user is told of a rank's error; its traceback goes to the rank's log."""
     logger.exception("rank %d stopped", rank)
     user_error = user_error_in(error)
@@ -208,7 +208,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _comes_from_a_dead_peer(error: Exception) -> bool:
+def _comes_from_a_dead_peer(error: BaseException) -> bool:
     text = str(error).lower()
     marks = ("gloo", "nccl", "connection closed by peer", "connection reset", "socket", "distbackenderror", "timed out")
     return isinstance(error, RuntimeError) and any(mark in text for mark in marks)

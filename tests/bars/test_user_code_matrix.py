@@ -72,3 +72,30 @@ def test_a_loss_that_is_no_number_is_named_with_its_rank(
     assert json.loads(file.read_text().splitlines()[0])["id"] == f"{rows}:6"
     assert not list(run_dir.glob("checkpoint-*"))
     assert "Traceback" not in out
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_callback_that_raises_or_exits_ends_the_run_on_ray_too(
+    workers: int, tmp_path: Path, run_dir: Path, tiny: tuple[str, ...]
+) -> None:
+    code = tmp_path / "mine.py"
+    code.write_text(
+        "import sys\n"
+        "from transformers import TrainerCallback\n"
+        "class Stops(TrainerCallback):\n"
+        "    def on_step_end(self, args, state, control, **kwargs):\n"
+        "        if state.global_step == 2:\n"
+        "            sys.exit('enough')\n"
+    )
+    out = sft(run_dir, *tiny, *layout(workers, 0), "--callbacks", f"{code}:Stops", code=1)
+    assert f"error: train.callbacks = '{code}:Stops' (mine.py:6, in on_step_end) raised SystemExit: enough" in out
+    assert "Traceback" not in out
+    assert list(curve(run_dir)) == [1]  # and it was not tried again
+
+
+@pytest.mark.parametrize("flags", [("--label_smoothing_factor", "0.1"), ("--loss_type", "dft")])
+def test_weights_beside_what_takes_none(
+    flags: tuple[str, ...], reference: tuple[Path, tuple[str, ...]], run_dir: Path
+) -> None:
+    out = sft(run_dir, *reference[1], *layout(0, 0), *flags, code=1)
+    assert f"rows carry loss weights, which train.{flags[0].removeprefix('--')} = " in out
