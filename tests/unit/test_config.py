@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayswift import cli
-from rayswift.config import reference, show, trl_fields
+from rayswift.config import reference, show, task_fields, trl_fields
 from rayswift.config.load import Invocation, load, to_yaml
 from rayswift.config.names import paths_of
 from rayswift.config.schema import VERB_CONFIGS, RlhfConfig, SftConfig, SftTrainConfig, TrainConfig
@@ -294,19 +294,29 @@ def test_train_fields_are_trls_or_ours() -> None:
     assert set(TrainConfig.model_fields) - set(trl_fields.read_fields()) == ours
 
 
-def test_fields_read_from_source_match_the_real_class() -> None:
+def test_fields_read_from_source_match_the_real_classes() -> None:
     import dataclasses
 
-    from trl import SFTConfig
+    from trl import DPOConfig, KTOConfig, RewardConfig, SFTConfig
+    from trl.experimental.cpo.cpo_config import CPOConfig
+    from trl.experimental.gkd.gkd_config import GKDConfig
+    from trl.experimental.orpo.orpo_config import ORPOConfig
+    from trl.trainer.grpo_config import GRPOConfig
 
-    real = {f.name: f for f in dataclasses.fields(SFTConfig) if f.init}
-    read = trl_fields.read_fields()
-    assert set(real) == set(read)
-    for name in ("adam_beta2", "neftune_noise_alpha", "lr_scheduler_kwargs", "adam_epsilon"):
-        default = real[name].default if real[name].default is not dataclasses.MISSING else None
-        assert read[name].default in (repr(default), ""), name
-    for name in read:
-        trl_fields.type_of(read[name].annotation)  # every annotation makes a validator
+    classes = {"causal_lm": SFTConfig, "dpo": DPOConfig, "kto": KTOConfig, "rm": RewardConfig, "cpo": CPOConfig}
+    classes |= {"simpo": CPOConfig, "orpo": ORPOConfig, "grpo": GRPOConfig, "gkd": GKDConfig}
+    beyond_trl = {"grpo": task_fields.GrpoFields, "gkd": task_fields.GkdFields}
+    for task, trl_class in classes.items():
+        real = {f.name: f for f in dataclasses.fields(trl_class) if f.init}
+        ours = {f.name for f in dataclasses.fields(beyond_trl[task])} if task in beyond_trl else set()
+        read = trl_fields.read_fields(task)
+        assert set(read) == set(real) | ours, task
+        for name in ("adam_beta2", "neftune_noise_alpha", "lr_scheduler_kwargs", "adam_epsilon", "beta"):
+            if name in real:
+                default = real[name].default if real[name].default is not dataclasses.MISSING else None
+                assert read[name].default in (repr(default), ""), (task, name)
+        for name in read:
+            trl_fields.type_of(read[name].annotation)  # every annotation makes a validator
 
 
 # ---- round trips, examples, help ----
