@@ -109,12 +109,11 @@ def _task_of(schema: type[Section], files: list[tuple[Tree, list[swift.Flag]]], 
     if not tasks:
         return ""
     task = tasks[0]
+    names = ("rlhf_type",) if "rollout" in schema.model_fields else ("task_type",)
     for sections, flat in [*files, ({}, flags)]:
         train = sections.get("train")
         named = [train["task"]] if isinstance(train, dict) and "task" in train else []
-        named += [
-            words[0] for name, words in flat if name in ("rlhf_type", "task_type", "task", "train.task") and words
-        ]
+        named += [words[0] for name, words in flat if name in (*names, "task", "train.task") and words]
         task = named[-1] if named else task
     return task if task in tasks else tasks[0]
 
@@ -245,7 +244,10 @@ def _flat(schema: type[Section], tree: Tree) -> tuple[Tree, list[swift.Flag]]:
     for key, value in tree.items():
         scalar = not isinstance(value, dict) and value is not None
         is_section = key in schema.model_fields and not (scalar and f"{key}.path" in paths_of(schema))
-        if not is_section and (scalar or key in bare):
+        is_known = key in bare or (tasks_of(schema) and swift.knows(str(key)))
+        if is_known and value is None:
+            continue
+        if not is_section and (scalar or is_known):
             words = value if isinstance(value, list) else [value]
             flags.append((str(key), [word if isinstance(word, str) else json.dumps(word) for word in words]))
         else:

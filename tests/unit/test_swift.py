@@ -88,6 +88,7 @@ def test_no_flag_has_two_rules() -> None:
         ("sft", ["--tuner_type", "lora"], {"model.tuner": "lora"}),
         ("sft", ["--train_type", "full"], {"model.tuner": "full"}),
         ("sft", ["--torch_dtype", "bfloat16"], {"model.dtype": "bfloat16"}),
+        ("sft", ["--dtype", "bf16"], {"model.dtype": "bfloat16"}),
         ("sft", ["--bf16", "true"], {"model.dtype": "bfloat16"}),
         ("sft", ["--attn_impl", "flash_attn"], {"model.attn_implementation": "flash_attention_2"}),
         ("sft", ["--val_dataset", "a", "b"], {"data.eval": ["a", "b"]}),
@@ -236,6 +237,7 @@ def test_a_system_prompt_may_be_a_text_file(tmp_path: Path) -> None:
         ("sft", ["--model_name", "a", "b"], "self-cognition"),
         ("rlhf", ["--rlhf_type", "grpo", "--vllm_server_port", "8001"], "no server to start"),
         ("rlhf", ["--rlhf_type", "ppo", "--beta", "0.1"], "kl_coef"),
+        ("rlhf", ["--rlhf_type", "rm", "--task_type", "seq_cls"], "--rlhf_type says"),
         ("rlhf", ["--rlhf_type", "grpo", "--sleep_level", "1"], "sleep while the trainer computes"),
     ],
 )
@@ -352,6 +354,15 @@ def test_a_flat_file_of_their_flags(tmp_path: Path, suffix: str) -> None:
         assert config.data.dataset == ["a.jsonl#5", "b.jsonl"]
         assert (config.model.tuner, config.cluster.zero_stage, config.train.learning_rate) == ("lora", 3, 1e-4)
         assert (config.data.packing, config.data.columns) == (False, {"q": "query"})
+
+
+def test_a_flat_file_may_hold_null_and_no_environment(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("model: m\ndataset: d\ngradient_accumulation_steps: null\nval_dataset:\n", encoding="utf-8")
+    assert load("sft", [str(file)]).config == load("sft", ["--model", "m", "--dataset", "d"]).config
+    file.write_text("model: m\ndataset: d\nENV: {MAX_PIXELS: 1}\n", encoding="utf-8")
+    with pytest.raises(UserError, match="--ENV is refused: set environment variables in the shell"):
+        load("sft", [str(file)])
 
 
 def test_flags_win_over_a_flat_file(tmp_path: Path) -> None:

@@ -7,6 +7,6 @@ Flags that are ours already (`--learning_rate`) are not in the tables and pass a
 """
 
 from rayswift.config.swift.rules import Flag, Translation
-from rayswift.config.swift.translate import translate
+from rayswift.config.swift.translate import knows, translate
 
-__all__ = ["Flag", "Translation", "translate"]
+__all__ = ["Flag", "Translation", "knows", "translate"]

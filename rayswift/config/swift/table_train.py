@@ -81,6 +81,7 @@ TRAIN: dict[str, Rule] = {
     "local_rank": _RAY_TRAIN,
     "use_ray": NoEffect("everything here runs on Ray"),
     "ray_exp_name": NoEffect("train.output_dir names the run"),
+    "ENV": Refused("set environment variables in the shell that starts the run"),
     "device_groups": Refused("use cluster.num_workers and rollout.num_engines"),
     "dataloader_*": _FEED,
     # evaluation by benchmarks

@@ -66,6 +66,8 @@ def _quantization(given: Given, result: Translation) -> None:
     method, bits = given.get("quant_method", ["bnb"])[0], given.get("quant_bits", ["4"])[0]
     if method.lower() not in ("bnb", "bitsandbytes"):
         result.refuse("quant_method", f"{method}: weights are quantized by bitsandbytes (bnb) only")
+    elif bits in ("0", "none", "None"):
+        result.no_effect("quant_bits", "weights are not quantized")
     elif bits == "8":
         result.rename("quant_bits", "model.quantization", ["int8"])
     elif bits == "4":
@@ -122,6 +124,13 @@ def _max_length(given: Given, result: Translation) -> None:
         result.rename("max_length", "rollout.max_prompt_length", given["max_length"])
     else:
         result.flags.append(("data.max_length", given["max_length"]))
+
+
+def _task_type(given: Given, result: Translation) -> None:
+    if result.verb == "rlhf":
+        result.no_effect("task_type", "--rlhf_type says what is trained")
+    else:
+        result.rename("task_type", "train.task", given["task_type"])
 
 
 def _beta(given: Given, result: Translation) -> None:
@@ -237,6 +246,7 @@ _Q_GALORE = ("quantization", "proj_quant", "proj_bits", "proj_group_size", "cos_
 
 TOGETHER: dict[tuple[str, ...], Callable[[Given, Translation], None]] = {
     ("system",): _system,
+    ("task_type",): _task_type,
     ("loss_scale",): _loss_scale,
     ("deepspeed",): _deepspeed,
     ("quant_method", "quant_bits", "bnb_4bit_quant_type"): _quantization,

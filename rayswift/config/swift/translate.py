@@ -28,7 +28,7 @@ def translate(flags: Sequence[Flag], verb: str, task: str, has_eval_rows: bool) 
     result = Translation(verb, task)
     bare: dict[str, list[str]] = {}
     for name, words in flags:
-        if "." not in name and (rule_of(name) or any(name in names for names in TOGETHER)):
+        if "." not in name and knows(name):
             bare[name] = words or ["true"]
         elif name in RolloutConfig.model_fields and not result.samples:
             result.no_effect(name, f"{task} samples no completions")
@@ -54,6 +54,11 @@ def _leave_out_evaluation(result: Translation) -> None:
         if name in ("eval_strategy", "train.eval_strategy") and words != ["no"]:
             result.flags.remove((name, words))
             result.no_effect("eval_strategy", "there are no rows to evaluate on (--val_dataset, --split_dataset_ratio)")
+
+
+def knows(name: str) -> bool:
+    """Whether a flag has a meaning of its own in ms-swift's spelling."""
+    return rule_of(name) is not None or any(name in names for names in TOGETHER)
 
 
 def rule_of(name: str) -> Rule | None:
