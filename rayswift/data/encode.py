@@ -231,7 +231,7 @@ def _token_after(encoding: Encoding, start: int, end: int) -> int:
             # One character may be several tokens, all with its span; `char_to_token` names the first.
             span = encoding.token_to_chars(token)
             after = int(token) + 1
-            while after < len(encoding.ids) and encoding.token_to_chars(after) == span:
+            while after < len(encoding) and encoding.token_to_chars(after) == span:
                 after += 1
             return after
     return 0

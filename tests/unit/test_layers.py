@@ -19,7 +19,10 @@ VERBS = {"sft", "pt", "rlhf", "data_encode", "data_inspect", "infer", "deploy", 
 
 HEAVY = {"ray", "torch", "vllm"}
 PURE = [
-    *(f"rayswift.data.{n}" for n in ["packing", "order", "rows", "template", "encode", "global_batches", "windows"]),
+    *(
+        f"rayswift.data.{n}"
+        for n in ["packing", "order", "rows", "template", "truncation", "turns", "encode", "global_batches", "windows"]
+    ),
     "rayswift.train.memory",
     "rayswift.train.checkpoint",
     "rayswift.train.events",
