@@ -2,16 +2,18 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streams import MAX_LENGTH, good, line, numbers, window_plan
+from streams import MAX_LENGTH, batches, feed_plan, good, line, numbers, window_plan
 
+from rayswift.config.schema import TruncationMode
 from rayswift.data.sources import hold_out, open_sources
-from rayswift.data.windows import RowSet
+from rayswift.data.windows import TRAINED, TRAINED_CUT, RowSet
 
 KINDS = st.text("gggggbul", min_size=1, max_size=40)
 
@@ -90,6 +92,59 @@ def test_quarantined_rows_say_where_and_why(tmp_path: Path) -> None:
     assert (unknown.id, unknown.reason) == (f"{path}:3", "no known columns")
     assert "columns are n" in unknown.detail
     assert json.loads(unknown.row) == {"n": 2}
+
+
+# ---- rows that are cut, split or weighed ----
+
+
+@pytest.mark.parametrize(
+    ("truncation", "outcome"),
+    [
+        ("drop", "filtered: longer than data.max_length"),
+        ("left", TRAINED_CUT),
+        ("right", TRAINED_CUT),
+        ("split", TRAINED),
+    ],
+)
+@settings(max_examples=25)
+@given(kinds=KINDS, window_rows=st.integers(1, 15), global_batch=st.integers(1, 4))
+def test_each_row_is_counted_once_whatever_becomes_of_it(
+    tmp_path_factory: pytest.TempPathFactory,
+    truncation: TruncationMode,
+    outcome: str,
+    kinds: str,
+    window_rows: int,
+    global_batch: int,
+) -> None:
+    plan = window_plan(tmp_path_factory.mktemp("w"), kinds, window_rows)
+    plan = replace(plan, encode=replace(plan.encode, truncation=truncation))
+    windows = [plan.make(0, number) for number in range(plan.num_windows)]
+    expected = Counter(
+        {"quarantined: malformed JSON": kinds.count("b"), "quarantined: no known columns": kinds.count("u")}
+    )
+    expected += Counter({TRAINED: kinds.count("g")}) + Counter({outcome: kinds.count("l")})
+    assert sum((window.counts for window in windows), Counter()) == +expected
+    for window in windows:
+        assert not window.rows or sum(row.num_source_rows for row in window.rows) == window.counts.total()
+    if any(window.rows for window in windows):
+        last = batches(plan, feed_plan(plan, global_batch))[-1]
+        assert Counter(last.position.counts) == +expected
+        assert last.epochs == 1
+
+
+def test_weights_of_packed_rows(tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    heavy = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "loss_scale": 2}]}
+    plain = {"query": "q", "response": "a"}
+    (folder / "rows.jsonl").write_text(f"{json.dumps(heavy)}\n{json.dumps(plain)}\n", encoding="utf-8")
+    plan = window_plan(tmp_path / "other", "g", 9)
+    row_set = RowSet(open_sources([str(folder)], tmp_path / "w"), seed=0, shuffle=False)
+    plan = replace(plan, row_set=row_set, encode=replace(plan.encode, max_length=100))
+    (row,) = plan.make(0, 0).rows
+    assert row.weights is not None
+    assert row.weights.dtype == np.float32
+    assert sorted(set(row.weights[row.trained])) == [1, 2]
 
 
 # ---- several stores, held-out rows ----
