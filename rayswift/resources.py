@@ -175,6 +175,7 @@ def worker_resources(layout: Layout) -> dict[str, float]:
 def _set_up_ray_train(cluster: ClusterConfig) -> None:
     # A slow poll would leave a finished or dead worker unseen for seconds.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(cluster.timeout_s))
     if isinstance(cluster.num_workers, list):
         # A group planned just before a node died waits in vain for its place; then it is planned anew.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")

@@ -5,6 +5,7 @@ that only behind a fresh one: before it grows, one is asked for and waited for, 
 """
 
 import itertools
+import socket
 import threading
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 # Not `TorchTrainer`: its config makes driver and controller import torch, seconds before the first worker starts.
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from rayswift.log import UserError
 from rayswift.resources import Layout, worker_resources
 from rayswift.train import checkpoint
 
@@ -37,7 +39,7 @@ def scaling(layout: Layout) -> ScalingConfig:
     )
 
 
-def trainer_class(layout: Layout, run_dir: Path, feed_name: str) -> type[DataParallelTrainer]:
+def trainer_class(layout: Layout, run_dir: Path, feed_name: str, patience_s: float) -> type[DataParallelTrainer]:
     """Ray Train's trainer with our policy of changing the group, and without helper actors that a run has no use for.
 
     Each helper takes seconds of CPU to start and wakes a hundred times a second: with two cores, training feels it.
@@ -51,7 +53,7 @@ def trainer_class(layout: Layout, run_dir: Path, feed_name: str) -> type[DataPar
 
         def _initialize_and_run_controller(self, **controller: Any) -> Any:
             if self.scaling_config.elasticity_enabled:
-                controller["scaling_policy"] = FollowCluster(self.scaling_config, run_dir, feed_name)
+                controller["scaling_policy"] = FollowCluster(self.scaling_config, run_dir, feed_name, patience_s)
             if not layout.local:
                 return super()._initialize_and_run_controller(**controller)
             # Without a runtime environment, which a Ray of our own needs none of: the actor then starts in a process
@@ -72,17 +74,45 @@ class FollowCluster(ElasticScalingPolicy):
         scaling_config: Fewest and most workers, what each holds.
         run_dir: Where checkpoints appear.
         feed_name: The feed's actor, which passes the wish for a checkpoint on to all ranks alike.
+        patience_s: Longest wait for room for the fewest.
     """
 
-    def __init__(self, scaling_config: ScalingConfig, run_dir: Path, feed_name: str):
+    def __init__(self, scaling_config: ScalingConfig, run_dir: Path, feed_name: str, patience_s: float):
         super().__init__(scaling_config)
-        self._run_dir, self._feed_name = run_dir, feed_name
+        self._run_dir, self._feed_name, self._patience_s = run_dir, feed_name, patience_s
+        self._waiting_since: float | None = None
         self._requests = itertools.count(1)
-        self._looked_at, self._seen = float("-inf"), None
         self._growth: tuple[int, int] | None = None  # request, and the newest checkpoint's step when it was made
+        self._looked_at, self._reserved = float("-inf"), None
+        self._running = False
+        self._silent: set[str] = set()  # nodes that Ray still lists and that do not answer
+        self._num_cpus = 0.0
+
+    def make_decision_for_non_running_worker_group(self) -> Any:
+        """Start with what is there.
+
+        Raises:
+            UserError: there was no room for the fewest workers for too long.
+        """
+        self._running = False
+        decision = super().make_decision_for_non_running_worker_group()
+        if not isinstance(decision, NoopDecision):
+            self._waiting_since = None
+            return decision
+        now = time.monotonic()
+        self._waiting_since = self._waiting_since or now
+        if now - self._waiting_since > self._patience_s:
+            raise UserError(
+                f"for {self._patience_s:.0f} s the cluster had no room for the {self.scaling_config.min_workers} "
+                "worker(s) that cluster.num_workers asks for at least; add nodes and continue with --resume auto",
+                exit_code=1,
+            )
+        time.sleep(_LOOK_EVERY_S / 4)  # Ray's loop would ask again at once
+        return decision
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
         """Shrink at once; grow once a checkpoint is there that was saved for it."""
+        self._running = True
         self._maybe_send_resource_request()
         reserved = self._get_reserved_resources()
         if reserved is None:
@@ -109,20 +139,33 @@ class FollowCluster(ElasticScalingPolicy):
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
         """Ray's count, less what would leave Ray Data no CPU: then no batch would ever come."""
-        possible: int = super()._count_possible_workers(reserved_resources)
+        there = {node: held for node, held in reserved_resources.items() if node not in self._silent}
+        possible: int = super()._count_possible_workers(there)
         cpus_each = self.scaling_config._resources_per_worker_not_none.get("CPU", 0)
-        if cpus_each:
-            possible = min(possible, int((ray.cluster_resources().get("CPU", 0) - 1) // cpus_each))
-        return possible
+        return min(possible, int((self._num_cpus - 1) // cpus_each)) if cpus_each else possible
 
     def _get_reserved_resources(self) -> Any:
         """As the cluster is now: Ray's own policy sees a node that came or went 20 seconds late."""
         if time.monotonic() - self._looked_at < _LOOK_EVERY_S:
-            return self._seen
+            return self._reserved
         self._looked_at = time.monotonic()
         answer = self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True)
         try:
-            self._seen = ray.get(answer, timeout=_ANSWER_WITHIN_S)
+            self._reserved = ray.get(answer, timeout=_ANSWER_WITHIN_S)
         except ray.exceptions.RayError:
-            self._seen = None  # no decision now; asked again at the next look
-        return self._seen
+            self._reserved = None  # no decision now; asked again at the next look
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        # Ray lists a node that lost its power for some fifteen seconds more. A group that starts then would be
+        # planned too large, so each node is asked; while a group runs, only those that did not answer.
+        asked = [node for node in nodes if not self._running or node["NodeID"] in self._silent]
+        self._silent = {node["NodeID"] for node in asked if not _answers(node)}
+        self._num_cpus = sum(node["Resources"].get("CPU", 0) for node in nodes if node["NodeID"] not in self._silent)
+        return self._reserved
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=1).close()
+    except OSError:
+        return False
+    return True

@@ -92,7 +92,7 @@ def fit(spec: RunSpec, train_loop: TrainLoop, windows: Windows, eval_windows: Wi
     )
     feed.begin.remote(DRIVERS_ATTEMPT, start)  # the first window is encoded while the workers start
     storage = spec.run_dir / "ray"
-    trainer = trainer_class(spec.layout, spec.run_dir, feed_name)(
+    trainer = trainer_class(spec.layout, spec.run_dir, feed_name, spec.config.cluster.wait_for_nodes_s)(
         partial(_worker_main, spec, train_loop, feed_name),
         scaling_config=scaling(spec.layout),
         run_config=RunConfig(
