@@ -135,7 +135,9 @@ def loaded_by(code: str) -> tuple[set[str], float]:
     return set(json.loads(done.stderr.splitlines()[-1])), best
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["sft", "--help"], ["sft", "--help", "all"]])
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["--version"], ["sft", "--help"], ["sft", "--help", "all"], ["rlhf", "--help", "all"]]
+)
 def test_help_is_light(argv: list[str]) -> None:
     loaded, seconds = loaded_by(f"from rayswift import cli; assert cli._run({argv!r}) == 0")
     assert not loaded & {*HEAVY, "transformers", "trl", "numpy", "pyarrow"}
