@@ -23,6 +23,7 @@ from rayswift.data.turns import Document, Span, documents
 from rayswift.log import UserError
 
 _BATCH_CHARS = 1 << 22
+_MANY_MESSAGES = 64
 
 
 @dataclass(frozen=True)
@@ -116,30 +117,36 @@ class Encoder:
         assert isinstance(sample, CausalRow)
         if sample.conversation is None:
             text = f"{sample.text}{self._eos}"
+            self._refuse(text, True, 1)
             return [Document(text, (Span(0, len(text)),))]
         if self._template is None:
             raise UserError(
                 f"the tokenizer in {self.config.tokenizer_dir} has no chat template; give one with model.chat_template"
             )
-        return documents(self._template, sample.conversation, self.config.loss_on, self._strip_end)
+        return documents(self._template, sample.conversation, self.config.loss_on, self._strip_end, self._refuse)
 
     def _documents_or_bad(self, row: Row) -> list[Document] | BadRow:
         try:
-            made = self.documents(row)
-            for document in made:
-                document.text.encode()
-                least = self._bound.min_tokens(document.text)
-                if least > self.config.max_length and not self._may_cut(document):
-                    raise self._too_long(f"at least {least}")
+            return self.documents(row)
         except UnicodeEncodeError as error:
             return BadRow("invalid UTF-8", f"half of a surrogate pair at character {error.start}")
         except BadRow as bad:
             return bad
-        return made
 
-    def _may_cut(self, document: Document) -> bool:
+    def _refuse(self, text: str, whole: bool, num_messages: int) -> None:
+        """Raise if a text cannot be tokenised, or is left out for its length, before more is spent on it."""
+        text.encode()
+        if self._may_cut(whole):
+            return
+        least = self._bound.min_tokens(text)
+        if least <= self.config.max_length and num_messages > _MANY_MESSAGES:
+            least = len(self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0])
+        if least > self.config.max_length:
+            raise self._too_long(f"at least {least}")
+
+    def _may_cut(self, whole: bool) -> bool:
         # The second piece of a conversation would answer what it does not hold.
-        return self.config.truncation in ("left", "right") or (self.config.truncation == "split" and document.whole)
+        return self.config.truncation in ("left", "right") or (self.config.truncation == "split" and whole)
 
     def _too_long(self, num_tokens: str) -> TooLong:
         hint = "; only rows trained whole are split" if self.config.truncation == "split" else ""
@@ -183,7 +190,7 @@ class Encoder:
         """A document's tokens within `max_length`: those parts that hold a trained one."""
         if len(row.input_ids) <= self.config.max_length:
             return [row] if row.trained.any() else []
-        if not self._may_cut(document):
+        if not self._may_cut(document.whole):
             raise self._too_long(str(len(row.input_ids)))
         fitted = []
         for part in kept(len(row.input_ids), self.config.max_length, self.config.truncation):

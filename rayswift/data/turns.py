@@ -13,6 +13,8 @@ from rayswift.config.schema import LossOn
 from rayswift.data.rows import BadRow, Conversation, Message
 from rayswift.data.template import ChatTemplate
 
+_KEPT_PREFIXES = 4
+
 
 @dataclass(frozen=True)
 class Span:
@@ -37,7 +39,11 @@ class Document:
 
 
 def documents(
-    template: ChatTemplate, row: Conversation, loss_on: LossOn, strip_end: Callable[[str], int]
+    template: ChatTemplate,
+    row: Conversation,
+    loss_on: LossOn,
+    strip_end: Callable[[str], int],
+    refuse: Callable[[str, bool, int], None],
 ) -> list[Document]:
     """The texts of a conversation, each turn to train in exactly one of them.
 
@@ -46,13 +52,16 @@ def documents(
         row: The conversation.
         loss_on: Which turns are trained where the messages themselves say nothing.
         strip_end: Text of a conversation -> where it ends for training, without white space behind an end token.
+        refuse: Called with a text, whether all of it is trained alike, and its number of messages, before the turns
+            in it are looked for, which takes a rendering for each; may raise.
 
     Raises:
-        BadRow: nothing to train, or the template cannot be trained on this conversation.
+        BadRow: nothing to train, as `refuse` raises, or the template cannot be trained on this conversation.
     """
     renderer = _Renderer(template, row, strip_end)
     weights = {i: w for i, w in enumerate(_weights(row, loss_on)) if w is not None}
     if loss_on == "all":
+        refuse(renderer.text, not weights, len(row.messages))
         spans = (renderer.span(renderer.text, i, w) for i, w in weights.items())
         return [Document(renderer.text, (Span(0, len(renderer.text)), *_all(spans)))]
     todo = {i: w for i, w in weights.items() if w > 0}
@@ -62,9 +71,16 @@ def documents(
     last = len(row.messages) - 1
     while todo:
         text = renderer.until(last)
-        found = {i: span for i, weight in todo.items() if (span := renderer.span(text, i, weight))}
+        refuse(text, False, last + 1)
+        found: dict[int, Span] = {}
+        # Backwards to where history is rewritten: what is before it has a text of its own.
+        for i in sorted(todo, reverse=True):
+            span = renderer.span(text, i, todo[i])
+            if span is None:
+                break
+            found[i] = span
         if found:
-            made.append(Document(text, tuple(found.values())))
+            made.append(Document(text, tuple(found[i] for i in sorted(found))))
         elif last in todo:
             raise BadRow(
                 "chat template cannot be trained",
@@ -107,26 +123,30 @@ def _weights(row: Conversation, loss_on: LossOn) -> list[float | None]:
 
 
 class _Renderer:
-    """A conversation's prefixes, each rendered once."""
+    """Renders a conversation and its prefixes; the last few are kept, all would be as much as the square of it."""
 
     def __init__(self, template: ChatTemplate, row: Conversation, strip_end: Callable[[str], int]):
         self._template, self._row, self._strip_end = template, row, strip_end
         self._messages = template.adapted(row.messages)
         self._tools = list(row.tools) if row.tools else None
-        self._prefixes: dict[tuple[int, bool], str] = {}
-        self.text = self.until(len(self._messages) - 1)
+        self._kept: dict[tuple[int, bool], str] = {}
+        self.text = self._render(len(self._messages), generate=False)
 
     def until(self, index: int) -> str:
         """The conversation up to and with a message."""
-        return self._prefix(index + 1, generate=False)
+        return self.text if index == len(self._messages) - 1 else self._prefix(index + 1, generate=False)
 
     def _prefix(self, length: int, generate: bool) -> str:
         key = length, generate
-        if key not in self._prefixes:
-            messages: Sequence[Message] = self._messages[:length]
-            text = self._template.render(messages, self._tools, generate, self._row.template_kwargs)
-            self._prefixes[key] = text
-        return self._prefixes[key]
+        if key not in self._kept:
+            if len(self._kept) == _KEPT_PREFIXES:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = self._render(length, generate)
+        return self._kept[key]
+
+    def _render(self, length: int, generate: bool) -> str:
+        messages: Sequence[Message] = self._messages[:length]
+        return self._template.render(messages, self._tools, generate, self._row.template_kwargs)
 
     def span(self, text: str, index: int, weight: float) -> Span | None:
         """Where a message stands in a text that begins with it as it renders last; None if the text does not."""

@@ -104,6 +104,15 @@ def test_a_row_of_a_hundred_million_characters_takes_seconds(truncation: str) ->
         assert len(text[0].input_ids) == 32
 
 
+def test_a_conversation_of_ten_thousand_messages_takes_seconds() -> None:
+    began = time.process_time()
+    (result,) = encoder().encode(
+        [{"messages": [{"role": ("user", "assistant")[i % 2], "content": "x"} for i in range(10_000)]}]
+    )
+    assert isinstance(result, TooLong)
+    assert time.process_time() - began < 5
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.text("ab \n🎉é", min_size=0, max_size=300), st.integers(2, 40))
 def test_pieces_together_train_every_token_once(text: str, max_length: int) -> None:
