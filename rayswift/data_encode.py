@@ -11,15 +11,19 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from rayswift.config.built import refuse_unbuilt
 from rayswift.config.load import Invocation, to_yaml
 from rayswift.config.schema import DataEncodeConfig
 from rayswift.data import cache_folder, fingerprint, prepare
+from rayswift.data.cache import PartSummary, PartWriter
 from rayswift.data.global_batches import table
 from rayswift.log import logger
 from rayswift.resources import connect, join, lay_out
+
+_SAY_EVERY_S = 10
 
 
 def run(invocation: Invocation) -> None:
@@ -51,9 +55,7 @@ def run(invocation: Invocation) -> None:
     num_cpus = max(config.cluster.num_data_cpus, os.cpu_count() or 1)
     cluster = config.cluster.model_copy(update={"num_workers": 0, "device": "cpu", "num_data_cpus": num_cpus})
     connect(cluster, lay_out(cluster, join(cluster)), folder)
-    from rayswift.data.stream import make_in_order
-
-    encoded = cache_folder.write(folder, plans, made_from, config.encode.epochs, data.max_bad_fraction, make_in_order)
+    encoded = cache_folder.write(folder, plans, made_from, config.encode.epochs, data.max_bad_fraction, _write_parts)
     logger.info("rows\n%s", table(encoded.counts))
     seconds = time.monotonic() - began
     logger.info(
@@ -65,3 +67,15 @@ def run(invocation: Invocation) -> None:
         seconds,
         config.encode.to,
     )
+
+
+def _write_parts(writer: PartWriter, parts: range) -> Iterator[PartSummary]:
+    """Through Ray Data, saying now and then how far it is."""
+    from rayswift.data.stream import make_in_order
+
+    said = time.monotonic()
+    for done, summary in enumerate(make_in_order(writer, parts), 1):
+        yield summary
+        if time.monotonic() - said > _SAY_EVERY_S and done < len(parts):
+            said = time.monotonic()
+            logger.info("%s: %d of %d parts", Path(writer.folder).name, done, len(parts))

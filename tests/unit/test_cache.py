@@ -206,6 +206,15 @@ def test_a_source_is_known_by_content_not_by_place_or_time(tmp_path: Path) -> No
         opened(elsewhere, tmp_path / "cache")
 
 
+def test_the_number_of_rows_that_the_encoding_chose_for_a_window_may_be_named(tmp_path: Path) -> None:
+    """As the resolved config of a run that is continued names it."""
+    encode(data := data_config(tmp_path, window_rows=None), tmp_path / "cache")
+    chosen = opened(data, tmp_path / "cache")[0].window_rows
+    assert opened(data.model_copy(update={"window_rows": chosen}), tmp_path / "cache")[0].window_rows == chosen
+    with pytest.raises(UserError, match=f"data.window_rows: was None, is {chosen + 1}"):
+        opened(data.model_copy(update={"window_rows": chosen + 1}), tmp_path / "cache")
+
+
 # ---- interrupted and broken ----
 
 
