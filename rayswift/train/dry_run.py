@@ -25,6 +25,8 @@ def dry_run(config: TrainingConfig) -> None:
     for source in [*config.data.dataset, *config.data.eval]:
         if not Path(parse_source(source).path).exists():
             unchecked.append(f"the rows of {source}: not a file here")
+    if config.data.cache:
+        unchecked.append(f"whether the cache in {config.data.cache} was made from this")
     print(to_yaml(plan.config))  # noqa: T201
     print(describe(plan, None, unchecked))  # noqa: T201
     for what in not_built(config):
