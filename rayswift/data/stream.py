@@ -37,8 +37,8 @@ class _InTask:
 class _InActor:
     """The same in an actor, which keeps the function and what it has loaded."""
 
-    def __init__(self, function_ref: Any, first: int):
-        self._function, self._first = ray.get(function_ref), first
+    def __init__(self, function: Callable[[int], Any], first: int):
+        self._function, self._first = function, first
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         return _made(self._function, self._first, batch)
@@ -71,18 +71,17 @@ def make_in_order(
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    arguments = (ray.put(function), numbers.start)
     each = ray.data.range(len(numbers), override_num_blocks=len(numbers))
     if num_actors:
         made = each.map_batches(
             _InActor,
-            fn_constructor_args=arguments,
+            fn_constructor_args=(function, numbers.start),
             concurrency=num_actors,
             num_gpus=num_gpus_per_actor or None,
             batch_size=None,
         )
     else:
-        made = each.map_batches(_InTask(*arguments), batch_size=None)
+        made = each.map_batches(_InTask(ray.put(function), numbers.start), batch_size=None)
     try:
         for batch in made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
             for blob in batch["made"]:

@@ -3,7 +3,6 @@
 import json
 import time
 import uuid
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import ray
 from rayswift.data.feed import DRIVERS_ATTEMPT, Feed
 from rayswift.data.global_batches import FeedPlan, Position
 from rayswift.data.stream import stream_windows
-from rayswift.data.windows import Window, Windows
+from rayswift.data.windows import Windows
 from rayswift.train.feed_client import ActorFeed
 
 WORKERS = 2
@@ -36,8 +35,8 @@ def count(windows: Windows, plan: FeedPlan, work: Path, start: Position | None =
     """Run an epoch, or the rest of it, through two workers.
 
     Returns:
-        tokens; seconds: from the first window at the feed to the last batch at the last worker; first_batch_s: the
-        longest that a worker waited for its first batch; resumed_s: from asking the feed to the first batch.
+        tokens and seconds: of the second half of the steps, when what was made ahead while the workers started is
+        used up; first_batch_s: the longest that a worker waited for its first batch.
     """
     from ray.train import RunConfig, ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -47,9 +46,8 @@ def count(windows: Windows, plan: FeedPlan, work: Path, start: Position | None =
     feed = (
         ray.remote(Feed)
         .options(name=name, num_cpus=0, max_concurrency=2 * WORKERS + 4)
-        .remote(windows, None, plan, str(work), partial(_noting_the_first_window, str(work / "first")))
+        .remote(windows, None, plan, str(work), stream_windows)
     )
-    asked = time.time()
     feed.begin.remote(DRIVERS_ATTEMPT, start or Position())
     trainer = DataParallelTrainer(
         partial(_count, name, start or Position(), str(work)),
@@ -59,19 +57,12 @@ def count(windows: Windows, plan: FeedPlan, work: Path, start: Position | None =
     trainer.fit()
     ray.kill(feed)
     ranks = [json.loads((work / f"rank-{rank}.json").read_text()) for rank in range(WORKERS)]
+    half = len(ranks[0]["times"]) // 2
     return {
-        "tokens": sum(rank["tokens"] for rank in ranks),
-        "seconds": max(rank["ended"] for rank in ranks) - float((work / "first").read_text()),
-        "first_batch_s": max(rank["first"] - rank["began"] for rank in ranks),
-        "first_window_s": float((work / "first").read_text()) - asked,
+        "tokens": sum(sum(rank["tokens"][half:]) for rank in ranks),
+        "seconds": max(rank["times"][-1] for rank in ranks) - max(rank["times"][half - 1] for rank in ranks),
+        "first_batch_s": max(rank["times"][0] - rank["began"] for rank in ranks),
     }
-
-
-def _noting_the_first_window(file: str, windows: Windows, epoch: int, first: int) -> Iterator[Window]:
-    for number, window in enumerate(stream_windows(windows, epoch, first)):
-        if number == 0:
-            Path(file).write_text(str(time.time()))
-        yield window
 
 
 def _count(name: str, start: Position, work: str) -> None:
@@ -81,14 +72,12 @@ def _count(name: str, start: Position, work: str) -> None:
     feed = ActorFeed(name, rank, WORKERS, TIMEOUT_S)
     began = time.time()
     feed.begin(DRIVERS_ATTEMPT, start)
-    step, tokens, first = start.step, 0, 0.0
-    while True:
-        received = feed.next(step)
-        first = first or time.time()
-        tokens += sum(len(row.input_ids) for row in received.rows)
-        if received.last:
-            break
-        step += 1
-    Path(work, f"rank-{rank}.json").write_text(
-        json.dumps({"tokens": tokens, "began": began, "first": first, "ended": time.time()})
-    )
+    times: list[float] = []
+    tokens: list[int] = []
+    last = False
+    while not last:
+        received = feed.next(start.step + len(times))
+        times.append(time.time())
+        tokens.append(sum(len(row.input_ids) for row in received.rows))
+        last = received.last
+    Path(work, f"rank-{rank}.json").write_text(json.dumps({"tokens": tokens, "times": times, "began": began}))
