@@ -1,6 +1,6 @@
 """Rows on disk to packed batches in two Ray Train workers that only count tokens, beside the raw tokenizer.
 
-    python -m tests.bench.end_to_end [--rows 60000] [--cases jsonl parquet cache]
+    python -m tests.bench.end_to_end [--rows 60000] [--cases jsonl parquet cache] [--global_batch 16]
 
 `raw`: `tokenizers` alone, one core, the same texts rendered before; times the cores it is what the machine could do.
 The clock runs over the second half of the steps, so that nothing that was made ahead counts. `first batch`: what the
@@ -35,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=60_000)
     parser.add_argument("--cases", nargs="+", default=["jsonl", "parquet", "cache"])
+    parser.add_argument("--global_batch", type=int, default=16, help="packed rows of a step, over both workers")
     options = parser.parse_args()
     cores = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as temporary:
@@ -49,7 +50,7 @@ def main() -> None:
             settings: dict[str, object] = {"max_length": MAX_LENGTH}
             if case == "cache":
                 settings["cache"] = encode(source, work / "cache", settings)
-            windows, plan = plans(source, work / f"{case}-work", 16, **settings)
+            windows, plan = plans(source, work / f"{case}-work", options.global_batch, **settings)
             found = count(windows, plan, work / case)
             speed = found["tokens"] / found["seconds"]
             ratio = speed / raw / cores
