@@ -209,13 +209,17 @@ def _clipped(span: Span, begin: int, end: int) -> Span:
 
 def _masked(encoding: Encoding, spans: Sequence[Span]) -> EncodedRow:
     ids = np.asarray(encoding.ids, dtype=np.int32)
-    weights = np.zeros(len(ids), dtype=np.float32)
+    trained = np.zeros(len(ids), dtype=np.bool_)
+    weights = None if all(span.weight == 1 for span in spans) else np.ones(len(ids), dtype=np.float32)
     for span in spans:
-        first = _token_at(encoding, span.begin, span.end, len(ids))
-        weights[first : _token_after(encoding, span.begin, span.end)] = span.weight
-    weights[:1] = 0
-    trained = weights > 0
-    return EncodedRow(ids, trained, None if (weights[trained] == 1).all() else weights)
+        first, after = _token_at(encoding, span.begin, span.end, len(ids)), _token_after(encoding, span.begin, span.end)
+        trained[first:after] = span.weight > 0
+        if weights is not None:
+            weights[first:after] = span.weight
+    trained[:1] = False
+    if weights is not None and (weights[trained] == 1).all():
+        weights = None
+    return EncodedRow(ids, trained, weights)
 
 
 def _token_at(encoding: Encoding, start: int, end: int, none: int) -> int:

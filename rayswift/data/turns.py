@@ -35,7 +35,8 @@ class Document:
     @property
     def whole(self) -> bool:
         """Whether every token is trained alike, wherever the characters lie."""
-        return self.spans == (Span(0, len(self.text)),)
+        first = self.spans[0]
+        return len(self.spans) == 1 and first.begin == 0 and first.weight == 1 and first.end == len(self.text)
 
 
 def documents(
