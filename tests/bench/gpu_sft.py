@@ -121,12 +121,13 @@ def main() -> None:
 
 
 def show(name: str, entries: list[dict[str, Any]], base: float, max_length: int, wall_s: float) -> float:
-    """Print a line of the table; returns plain TRL's step time."""
+    """Print a line of the table; returns plain TRL's step time, 0 before it is known."""
     step_s = statistics.median(entry["step_s"] for entry in entries[WARM_STEPS:])
-    base = base or step_s
+    base = step_s if name == CASES[0].name else base
     memory = max((entry.get("gpu_memory_gib", 0.0) for entry in entries), default=0.0)
     tokens = PER_DEVICE * max_length / step_s
-    say(f"| {name} | {step_s * 1000:.0f} | {tokens:,.0f} | {base / step_s:.2f} | {memory:.1f} | {wall_s:.0f} |")
+    ratio = f"{base / step_s:.2f}" if base else ""
+    say(f"| {name} | {step_s * 1000:.0f} | {tokens:,.0f} | {ratio} | {memory:.1f} | {wall_s:.0f} |")
     return base
 
 

@@ -121,7 +121,7 @@ def tiny() -> tuple[str, ...]:
         "--model", "examples/tiny", "--random_init", "--data.dataset", "examples/gsm8k/train.jsonl",
         "--max_length", "256", "--window_rows", "64", "--learning_rate", "1e-3", "--logging_steps", "1",
         "--save_strategy", "no", "--gradient_checkpointing", "false", "--report_to", "none", "--timeout_s", "60",
-        "--data.max_bad_fraction", "1",
+        "--data.max_bad_fraction", "1", "--threads_per_worker", "1",
     )  # fmt: skip
 
 
