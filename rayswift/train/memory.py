@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 # Times hidden size, in half precision. A checkpointed layer keeps its input; else Korthikanti et al. (2022, eq. 2)
-# count 34, and `transformers`' unfused norms and gated MLPs half as much again (seen on an H100: 0.31 B parameters, 4 x 2,048
-# tokens, 18.3 GiB in all where this estimates 17.3).
+# count 34, and `transformers`' unfused norms and gated MLPs half as much again (seen on an H100:
+# 0.31 B parameters, 4 x 2,048 tokens, 18.3 GiB in all where this estimates 17.3).
 _ACTIVATION_BYTES_PER_TOKEN_LAYER = {True: 2.0, False: 50.0}
 # The head's logits in the model's precision and in float32, and their gradient.
 _LOGIT_BYTES = 12
