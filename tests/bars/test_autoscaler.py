@@ -1,0 +1,90 @@
+"""A cluster whose autoscaler adds nodes: what a run that does not fit yet says, does, and when it gives up.
+
+About two minutes, and on Ray's fake node provider, so not part of the suite: pytest tests/bars/test_autoscaler.py
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import FAKE_HEAD_NODE_ID
+
+from cluster.local_cluster import LocalCluster
+from tests.ray.conftest import ROOT, curve
+from tests.ray.test_cluster import rayswift, working_dir
+
+__all__ = ["working_dir"]
+
+COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+
+
+@pytest.fixture(scope="module")
+def growing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """A head of one CPU, to which at most two nodes of one CPU are added."""
+    file = tmp_path_factory.mktemp("autoscaler") / "config.json"
+    environment = {
+        "PYTHONPATH": str(ROOT),
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+    }
+    cluster = LocalCluster(num_cpus=1, environment=environment, head_flags=(f"--autoscaling-config={file}",))
+    config = {
+        "cluster_name": "growing",
+        "max_workers": 2,
+        "idle_timeout_minutes": 0.1,
+        "provider": {
+            "type": "external",
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "gcs_address": cluster.address,
+            "launch_multiple": True,
+            "head_node_id": FAKE_HEAD_NODE_ID,
+        },
+        "auth": {},
+        "available_node_types": {
+            "head": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 0},
+            "more": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+        },
+        "head_node_type": "head",
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+        "rsync_exclude": [],
+        "rsync_filter": [],
+        **{f"{name}_commands": [] for name in COMMANDS},
+    }
+    file.write_text(json.dumps(config))
+    with cluster:
+        yield cluster
+
+
+def test_it_says_that_it_waits_and_goes_on(growing: LocalCluster, working_dir: Path, run_dir: Path) -> None:
+    flags = ("--num_workers", "2", "--max_steps", "2", "--wait_for_nodes_s", "90")
+    code, out = rayswift(growing.address, working_dir, run_dir, *flags)
+    assert code == 0, out
+    waits = out.index("waiting up to 90 s (cluster.wait_for_nodes_s) for 2 worker(s) of 1 CPU each, and 1 CPU for Ray")
+    assert "the autoscaler is asked for nodes: asked 2 worker(s)" in out
+    assert "there 1 node(s) with 1 CPU: room for 0 of the 2 worker(s); lacking 2 x (1 CPU)" in out
+    assert waits < out.index("the cluster has room after")
+    assert sorted(curve(run_dir)) == [1, 2]
+
+
+def test_more_than_the_autoscaler_may_add(growing: LocalCluster, working_dir: Path, run_dir: Path) -> None:
+    code, out = rayswift(growing.address, working_dir, run_dir, "--num_workers", "4")
+    assert code == 2, out
+    assert "the autoscaler cannot add enough (it may have " in out.splitlines()[-1]
+    assert "2 x (1 CPU)" in out
+
+
+def test_it_gives_up(growing: LocalCluster, working_dir: Path, run_dir: Path) -> None:
+    deadline = time.monotonic() + 120
+    while growing.count_processes("raylet") > 1:  # the nodes that ran before leave when they idle
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    code, out = rayswift(growing.address, working_dir, run_dir, "--num_workers", "2", "--wait_for_nodes_s", "0")
+    assert code == 1, out
+    assert "the Ray cluster had no room within cluster.wait_for_nodes_s = 0: asked 2 worker(s)" in out.splitlines()[-1]
