@@ -6,7 +6,6 @@ that only behind a fresh one: before it grows, one is asked for and waited for, 
 
 import itertools
 import socket
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -59,10 +58,11 @@ def trainer_class(layout: Layout, run_dir: Path, feed_name: str, patience_s: flo
             # Without a runtime environment, which a Ray of our own needs none of: the actor then starts in a process
             # that is already there, two seconds sooner.
             actor = ray.remote(num_cpus=0)(TrainController).remote(**controller)
-            if threading.current_thread() is threading.main_thread():
-                self._register_sigint_handler(actor)
             ray.get(actor.run.remote())
             return ray.get(actor.get_result.remote())
+
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Ctrl-C stays Python's: the driver ends, and with it the feed and the group, which it owns."""
 
     return LeanTrainer
 

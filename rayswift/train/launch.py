@@ -232,14 +232,15 @@ def _on_failure(run_dir: Path) -> Any:
 
 
 def _explain(error: Exception, spec: RunSpec) -> UserError:
-    for cause in _causes(error):
+    causes = _causes(error)
+    for cause in causes:
         found = user_error_in(cause)
         if found:
             found.exit_code = 1
             return found
     return UserError(
         f"training failed after cluster.max_failures = {spec.config.cluster.max_failures} restarts: "
-        f"{_first_line(error)}\n  see {spec.run_dir / 'logs'}; continue with --resume auto",
+        f"{_first_line(causes[0] if causes else error)}\n  see {spec.run_dir / 'logs'}; continue with --resume auto",
         exit_code=1,
     )
 
