@@ -15,6 +15,7 @@ import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rayswift.data.rows import BadRow, Message
+from rayswift.data.trace import Trace, TracedTemplate
 
 _DICT_ATTRIBUTES = frozenset(dir(dict))
 _PROBE_CALL = {"type": "function", "id": "call00000", "function": {"name": "f", "arguments": {"a": 1}}}
@@ -66,6 +67,7 @@ class ChatTemplate:
         # What every rendering is given; `Template.render` would collect the globals anew each time.
         self._given = {**self._template.globals, **special_tokens}
         self._source = source
+        self._traced = TracedTemplate.of(environment, source)
 
     def render(
         self,
@@ -79,12 +81,25 @@ class ChatTemplate:
         Raises:
             BadRow: the template refuses the conversation.
         """
-        given = {**self._given, **(kwargs or {})}
-        given |= {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": generate}
+        given = self._also_given(tools, kwargs) | {"messages": messages, "add_generation_prompt": generate}
         try:
             return "".join(self._template.root_render_func(self._template.new_context(given, shared=True)))
         except Exception as error:  # a template is foreign code: whatever it raises is about this conversation
             raise BadRow("refused by the chat template", f"{str(error)[:400] or type(error).__name__}") from error
+
+    def trace(
+        self, messages: Sequence[Message], tools: list[Any] | None = None, kwargs: Mapping[str, Any] | None = None
+    ) -> Trace | None:
+        """One rendering that tells where each message ends; None if this template, or what it does here, forbids it."""
+        if self._traced is None:
+            return None
+        try:
+            return self._traced.trace(messages, self._also_given(tools, kwargs))
+        except Exception:  # of foreign code; what is wrong, if anything is, shows in `render`
+            return None
+
+    def _also_given(self, tools: list[Any] | None, kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+        return {**self._given, **(kwargs or {}), "tools": tools, "documents": None}
 
     def adapted(self, messages: Sequence[Message]) -> list[Message]:
         """Messages with thoughts and tool calls in the spelling that this template reads.

@@ -8,12 +8,16 @@ exactly what is served before it.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from rayswift.config.schema import LossOn
 from rayswift.data.rows import BadRow, Conversation, Message
 from rayswift.data.template import ChatTemplate
+from rayswift.data.trace import Trace
 
 _KEPT_PREFIXES = 4
+# Up to so many messages, rendering the prefixes costs no more than the trace that spares it.
+_UNTRACED_MESSAGES = 4
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,16 @@ class _Renderer:
         """The conversation up to and with a message."""
         return self.text if index == len(self._messages) - 1 else self._prefix(index + 1, generate=False)
 
+    @cached_property
+    def _trace(self) -> Trace | None:
+        if len(self._messages) <= _UNTRACED_MESSAGES:
+            return None
+        trace = self._template.trace(self._messages, self._tools, self._row.template_kwargs)
+        return trace if trace and trace.text == self.text else None
+
     def _prefix(self, length: int, generate: bool) -> str:
+        if self._trace and (end := self._trace.ends[length]) is not None:
+            return self.text[:end] + (self._trace.generation if generate else "")
         key = length, generate
         if key not in self._kept:
             if len(self._kept) == _KEPT_PREFIXES:
