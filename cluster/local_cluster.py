@@ -22,7 +22,7 @@ from types import TracebackType
 
 import psutil
 
-_START_S = 60
+_START_S = 120
 _STOP_S = 3
 _HOST = "127.0.0.1"
 # In the environment of every process of a cluster, with the cluster's folder as value.
@@ -66,13 +66,15 @@ class LocalCluster:
         host, port = self.address.split(":")
         dashboard_port = self.dashboard_url.rpartition(":")[2]
         flags = ["--head", f"--node-ip-address={host}", f"--port={port}", f"--num-cpus={self._num_cpus}"]
-        flags += [f"--ray-client-server-port={free_port()}"]
+        agent_port = free_port()
+        flags += [f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={agent_port}"]
         flags += [f"--include-dashboard={str(self._dashboard).lower()}", f"--dashboard-port={dashboard_port}"]
         try:
             self._start([*flags, "--dashboard-host=127.0.0.1", *self._head_flags])
             self._wait_for_last_node()
             if self._dashboard:
                 _wait_for_port(self.dashboard_url.removeprefix("http://"))
+                _wait_for_port(f"{host}:{agent_port}")  # it starts the jobs, and comes up last
         except BaseException:
             self.stop()
             raise
