@@ -1,4 +1,4 @@
-"""`rayswift export`: a LoRA checkpoint -> a model folder that transformers and vLLM load as it is.
+"""`rayswift export`: a checkpoint with an adapter -> a model folder that transformers and vLLM load as it is.
 
     rayswift export --model runs/lora --merge_lora
 
@@ -29,7 +29,7 @@ def run(invocation: Invocation) -> None:
         raise UserError("export.merge_lora = False: nothing to do; give --merge_lora")
     folder = model_folder(Path(section.model)).resolve()
     if not (folder / "adapter_config.json").exists():
-        raise UserError(f"export.model = {section.model!r}: {folder} has no LoRA adapter to merge")
+        raise UserError(f"export.model = {section.model!r}: {folder} has no adapter to merge")
     # Not `checkpoint-7-merged`: a run sweeps `checkpoint-*` without a manifest as what a killed save left.
     beside = folder.with_name(f"merged-{folder.name}")
     output = Path(section.output_dir).absolute() if section.output_dir else beside

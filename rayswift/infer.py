@@ -26,6 +26,8 @@ from rayswift.train.models_on_disk import FoundModel, find_model, load_tokenizer
 _PACKAGES = {"vllm": "rayswift[gpu]' (with no GPU: 'rayswift[cpu]')", "transformers": "transformers"}
 # Settings of an adapter that vLLM refuses, or ignores without a word.
 _NOT_IN_VLLM = {"modules_to_save", "use_dora", "bias", "lora_bias", "rank_pattern", "alpha_pattern"}
+# Initialisations of a LoRA that go with other weights than the base model's.
+_CHANGES_WEIGHTS = ("pissa", "olora", "loftq", "corda", "lora_ga")
 _VLLM_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _CPU_KV_CACHE_BYTES = 512 << 20
 
@@ -73,7 +75,11 @@ def choose_backend(wanted: str, adapter: dict[str, Any]) -> str:
         UserError: it is not installed, or cannot load the adapter.
     """
     obstacles = sorted(key for key in _NOT_IN_VLLM if adapter.get(key) not in (None, False, "none", [], {}))
-    if adapter.get("r", 0) > _VLLM_LORA_RANKS[-1]:
+    if str(adapter.get("init_lora_weights")).startswith(_CHANGES_WEIGHTS):
+        obstacles.append(f"init_lora_weights {adapter['init_lora_weights']}")
+    if adapter.get("peft_type", "LORA") != "LORA":
+        obstacles = [f"peft_type {adapter['peft_type']}"]
+    elif adapter.get("r", 0) > _VLLM_LORA_RANKS[-1]:
         obstacles.append(f"r above {_VLLM_LORA_RANKS[-1]}")
     if wanted == "auto":
         return "vllm" if find_spec("vllm") and not obstacles else "transformers"
@@ -81,7 +87,7 @@ def choose_backend(wanted: str, adapter: dict[str, Any]) -> str:
         raise UserError(f"infer.backend = {wanted!r} is not installed; pip install '{_PACKAGES[wanted]}'")
     if wanted == "vllm" and obstacles:
         raise UserError(
-            f"infer.backend = 'vllm' cannot load a LoRA adapter with {', '.join(obstacles)}; "
+            f"infer.backend = 'vllm' cannot load an adapter with {', '.join(obstacles)}; "
             "use --backend transformers, or merge it with rayswift export --merge_lora"
         )
     return wanted

@@ -93,8 +93,9 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     clock.lap("worker process")
     join_process_group(spec, worker)
     from rayswift.train import model as models
+    from rayswift.train import parameters, tuners
     from rayswift.train.arguments import sft_arguments
-    from rayswift.train.restart import agree_on_checkpoint, initial_weights, prepare_checkpoint
+    from rayswift.train.restart import agree_on_checkpoint, prepare_checkpoint, weights_to_load
     from rayswift.train.stream import Stream
     from rayswift.train.trainer import StreamedSFTTrainer, callbacks_of, placeholder_rows
 
@@ -102,7 +103,7 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     config = spec.config
     for plugin in config.train.plugins:
         user_code.load("train.plugins", plugin)
-    weights = initial_weights(spec, worker)  # before the arguments: ZeRO-3 cuts whatever is built from then on
+    weights = weights_to_load(spec, worker)  # before the arguments: ZeRO-3 cuts whatever is built from then on
     dtype = models.resolve_dtype(config.model.dtype, spec.layout.device)
     resume, attempt = agree_on_checkpoint(spec, worker)
     universal = prepare_checkpoint(resume, worker)
@@ -131,9 +132,11 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
         train_dataset=placeholder_rows(),
         eval_dataset=placeholder_rows() if config.train.eval_strategy != "no" else None,
         processing_class=tokenizer,
-        peft_config=models.lora_config(config.model),
+        peft_config=tuners.peft_config(config.model),
         callbacks=callbacks_of(spec, worker, stream, clock, resume),
     )
+    if worker.rank == 0:
+        logger.info("%s", parameters.table(trainer.model))
     clock.lap("model")
     trainer.train(resume_from_checkpoint=str(resume.saved.path) if resume else None)
 

@@ -1,33 +1,28 @@
 """What can be written in a config, and resolves with `--dry_run`, but is not trained by this version yet."""
 
+from rayswift.config.model import ModelConfig
 from rayswift.config.schema import SftConfig, TrainingConfig
 from rayswift.config.section import Section
-from rayswift.config.tuner_fields import tuner_problems
+from rayswift.config.tuner_fields import changes_weights, tuner_problems
 from rayswift.log import UserError
 
-# Settings of `model` and `data` that no training reads yet, besides their defaults.
-_MODEL = (
-    "lora_plus_ratio",
-    "adapters",
-    "freeze",
-    "freeze_ratio",
-    "unfreeze",
-    "quantization",
-    "rope_scaling",
-    "max_position_embeddings",
-)
+# Settings of `data` and `cluster` that no training reads yet, besides their defaults.
 _DATA = ("loss_scale", "use_chat_template")
 _CLUSTER = ("sequence_parallel_size",)
-# Fields of PEFT's LoraConfig that are known to train, save and load; an initialisation that changes the base
-# weights (pissa, olora, ...) is not.
+# Fields of PEFT's LoraConfig that are known to train, save, load and merge.
 _LORA_KWARGS = (
     "use_rslora",
     "use_dora",
     "exclude_modules",
     "rank_pattern",
     "alpha_pattern",
+    "layers_to_transform",
+    "layers_pattern",
+    "loftq_config",
 )
-_LORA_INITS = (True, "gaussian")
+_LORA_INITS = (True, "gaussian", "orthogonal")
+# Initialisations that look at rows first.
+_INITS_FROM_ROWS = ("eva", "corda", "lora_ga")
 
 
 def rows_not_built(config: TrainingConfig) -> list[str]:
@@ -35,7 +30,7 @@ def rows_not_built(config: TrainingConfig) -> list[str]:
     found = []
     if isinstance(config, SftConfig) and config.train.task != "causal_lm":
         found.append(f"train.task = {config.train.task}")
-    return found + _changed("data", config.data, _DATA) + _changed("model", config.model, ("new_special_tokens",))
+    return found + _changed("data", config.data, _DATA)
 
 
 def not_built(config: TrainingConfig) -> list[str]:
@@ -43,12 +38,22 @@ def not_built(config: TrainingConfig) -> list[str]:
     if not isinstance(config, SftConfig):
         return [f"training with task {config.model_dump()['train']['task']}"]
     found = rows_not_built(config)
-    if config.model.tuner not in ("full", "lora"):
-        found.append(f"model.tuner = {config.model.tuner}")
-    for name, value in config.model.tuner_kwargs.items():
-        if name not in _LORA_KWARGS and not (name == "init_lora_weights" and value in _LORA_INITS):
-            found.append(f"model.tuner_kwargs.{name} = {value}")
-    return found + _changed("model", config.model, _MODEL) + _changed("cluster", config.cluster, _CLUSTER)
+    return found + _tuner_not_built(config.model) + _changed("cluster", config.cluster, _CLUSTER)
+
+
+def _tuner_not_built(model: ModelConfig) -> list[str]:
+    if model.tuner == "adalora":
+        return ["model.tuner = adalora (its loss has a term that the trainer's fused loss leaves out)"]
+    found = []
+    for name, value in model.tuner_kwargs.items() if model.tuner == "lora" else ():
+        if name == "init_lora_weights":
+            known = value in _LORA_INITS or changes_weights(model)
+            why = " (it looks at rows before the training)" if value in _INITS_FROM_ROWS else ""
+        else:
+            known, why = name in _LORA_KWARGS, ""
+        if not known:
+            found.append(f"model.tuner_kwargs.{name} = {value}{why}")
+    return found
 
 
 def refuse_unbuilt(config: TrainingConfig, rows_only: bool = False) -> None:

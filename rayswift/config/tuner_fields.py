@@ -1,6 +1,7 @@
 """What `model.tuner_kwargs` may hold: the fields of the tuner's PEFT config, read from PEFT's source."""
 
 import difflib
+import re
 
 from rayswift.config.model import ModelConfig
 from rayswift.config.trl_fields import read_class
@@ -27,10 +28,42 @@ _OWNED = {
 }
 
 
+_OF_ADAPTERS = ("tuner_kwargs", "adapters", "modules_to_save", "target_regex", "lora_plus_ratio")
+_OF_FULL = ("freeze", "freeze_ratio", "unfreeze")
+_ON_QUANTIZED = ("lora", "ia3", "vera")
+
+# Initialisations of a LoRA that move part of the weights into the adapter, or round what stays below it.
+_CHANGES_WEIGHTS = re.compile(r"pissa(_niter_\d+)?|olora|loftq")
+
+
+def changes_weights(model: ModelConfig) -> bool:
+    """Whether the fresh adapter's initialisation changes the weights below it."""
+    initial = model.tuner_kwargs.get("init_lora_weights")
+    return not model.adapters and isinstance(initial, str) and _CHANGES_WEIGHTS.fullmatch(initial) is not None
+
+
 def tuner_problems(model: ModelConfig) -> list[str]:
-    """One line for each entry of `model.tuner_kwargs` that the tuner does not take."""
+    """One line for each setting of an adapter, or of full training, that the tuner does not take."""
     if model.tuner == "full":
-        return ["model.tuner_kwargs needs a tuner, and model.tuner is full"] if model.tuner_kwargs else []
+        return [f"model.{name} needs a tuner, and model.tuner is full" for name in _OF_ADAPTERS if getattr(model, name)]
+    found = [
+        f"model.{name} is of full training; model.tuner {model.tuner} freezes all weights"
+        for name in _OF_FULL
+        if getattr(model, name)
+    ]
+    if model.lora_plus_ratio and model.tuner != "lora":
+        found.append(f"model.lora_plus_ratio is of model.tuner lora, and it is {model.tuner}")
+    if model.quantization and model.tuner not in _ON_QUANTIZED:
+        found.append(
+            f"model.quantization = {model.quantization}: PEFT has no {model.tuner} on quantized weights; "
+            f"model.tuner {', '.join(_ON_QUANTIZED)} work there"
+        )
+    if model.adapters and isinstance(model.tuner_kwargs.get("init_lora_weights"), str):
+        found.append("model.tuner_kwargs.init_lora_weights is of a fresh adapter, and model.adapters names one")
+    return found + _unknown_kwargs(model)
+
+
+def _unknown_kwargs(model: ModelConfig) -> list[str]:
     owned = _OWNED | ({"r": "model.lora_rank"} if model.tuner in ("lora", "adalora") else {})
     known = [
         n for folder, name in _CLASSES[model.tuner] for n in read_class("peft", f"tuners/{folder}/config.py", name)

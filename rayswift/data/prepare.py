@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
 from rayswift.config.model import ModelConfig
 from rayswift.config.schema import DataConfig
 from rayswift.data.cache_folder import open_cache
@@ -48,7 +50,24 @@ def prepare_tokenizer(model: ModelConfig, folder: Path) -> Path:
         except OSError as error:
             raise UserError(f"model.chat_template = {model.chat_template!r}: {error.strerror}") from error
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    if model.new_special_tokens:
+        _add_special_tokens(folder / "tokenizer.json", special_tokens(model.new_special_tokens))
     return folder
+
+
+def special_tokens(given: list[str]) -> list[str]:
+    """The tokens themselves: those of a .txt file are its lines."""
+    found: list[str] = []
+    for word in given:
+        lines = Path(word).read_text(encoding="utf-8").splitlines() if word.endswith(".txt") else [word]
+        found += [line.strip() for line in lines if line.strip()]
+    return found
+
+
+def _add_special_tokens(file: Path, tokens: list[str]) -> None:
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.add_special_tokens(tokens)
+    tokenizer.save(str(file))
 
 
 def hash_files(folder: Path) -> str:

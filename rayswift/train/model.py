@@ -1,14 +1,21 @@
-"""Model and tokenizer of a worker, and the adapter around the model."""
+"""Model and tokenizer of a worker."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from peft import PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from rayswift.config.model import ModelConfig
 from rayswift.data.batches import Layout
+from rayswift.train import tuners
 
 _FLASH = ("flash_attention", "kernels-community/flash")
 
@@ -28,8 +35,14 @@ def load_tokenizer(folder: str, trust_remote_code: bool) -> PreTrainedTokenizerB
     return tokenizer
 
 
-def load_model(config: ModelConfig, path: str, dtype: str) -> PreTrainedModel:
-    """The causal language model at `path`, without a key-value cache (it would break packed attention under SDPA)."""
+def load_model(config: ModelConfig, path: str, dtype: str) -> PreTrainedModel | PeftModel:
+    """The causal language model at `path`, without a key-value cache (it would break packed attention under SDPA).
+
+    Its frozen parameters are frozen; an adapter that training continues is around it, a fresh one is not yet.
+
+    Raises:
+        UserError: nothing is left to train, or an adapter that does not fit the model.
+    """
     kwargs: dict[str, Any] = {"dtype": getattr(torch, dtype), "trust_remote_code": config.trust_remote_code}
     if config.attn_implementation:
         kwargs["attn_implementation"] = config.attn_implementation
@@ -37,40 +50,36 @@ def load_model(config: ModelConfig, path: str, dtype: str) -> PreTrainedModel:
         kwargs["experts_implementation"] = config.experts_implementation
     if config.revision:
         kwargs["revision"] = config.revision
+    if config.quantization:
+        kwargs |= _quantized(config, kwargs["dtype"])
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, **kwargs)
     model.config.use_cache = False
+    if config.tuner == "full":
+        tuners.freeze(model, config)
+        return model
+    adapter = tuners.starting_adapter(config, Path(path))
+    if adapter:
+        return tuners.continue_adapter(model, adapter)
+    tuners.check_targets(model, config)
     return model
 
 
-def write_initial_weights(config: ModelConfig, folder: Path, seed: int) -> None:
-    """Weights for `model.random_init`, saved so that every rank and ZeRO stage starts from the same ones."""
-    torch.manual_seed(seed)
-    architecture = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
-    model = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
-    model.save_pretrained(folder)
+def _quantized(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """How bitsandbytes loads the weights, on this worker's device."""
+    if config.quantization == "int8":
+        bits = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        bits = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=config.quantization,
+            bnb_4bit_use_double_quant=config.double_quantization,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+    return {"quantization_config": bits, "device_map": {"": device}}
 
 
-def lora_config(config: ModelConfig) -> LoraConfig | None:
-    """The adapter's config, or None for full training."""
-    if config.tuner == "full":
-        return None
-    targets: Any = config.target_modules
-    if config.target_regex:
-        targets = config.target_regex  # PEFT takes a string for a pattern
-    elif targets == ["all-linear"]:
-        targets = "all-linear"
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=targets,
-        modules_to_save=config.modules_to_save or None,
-        **config.tuner_kwargs,
-    )
-
-
-def layout_of(model: PreTrainedModel) -> Layout:
+def layout_of(model: PreTrainedModel | PeftModel) -> Layout:
     """How batches must be laid out for the model's attention kernel."""
     kernel = str(model.config._attn_implementation)
     return "flat" if any(mark in kernel for mark in _FLASH) else "rows"

@@ -1,6 +1,6 @@
 """What a `--model` names: a run's result, a checkpoint, a model folder or a hub id -> the files to load.
 
-A LoRA checkpoint holds an adapter only; its weights lie in the base model that `adapter_config.json` names.
+An adapter's checkpoint holds the adapter only; its weights lie in the base model that `adapter_config.json` names.
 """
 
 import json
@@ -40,7 +40,10 @@ class FoundModel:
         return self.folder if (self.folder / "tokenizer_config.json").exists() else self.weights
 
     def __str__(self) -> str:
-        return f"{self.folder} (LoRA on {self.weights})" if self.adapter else str(self.folder)
+        if not self.adapter:
+            return str(self.folder)
+        kind = self.adapter.get("peft_type", "LORA")
+        return f"{self.folder} ({'LoRA' if kind == 'LORA' else kind} on {self.weights})"
 
 
 def _is_hub_id(name: str) -> bool:

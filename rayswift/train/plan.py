@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from rayswift.config.model_checks import model_problems
 from rayswift.config.schema import RlhfConfig, SftConfig, TrainConfig, TrainingConfig
 from rayswift.config.task_checks import task_problems
 from rayswift.config.tuner_fields import tuner_problems
@@ -13,6 +14,7 @@ from rayswift.data.mixing import weights_of
 from rayswift.log import UserError
 from rayswift.resources import Layout, memory_per_worker_bytes
 from rayswift.train import evaluation, memory
+from rayswift.train.adapters import adapter_problems
 from rayswift.train.run_folder import Resume
 
 _SFT_LOSSES = {
@@ -131,7 +133,8 @@ def _task_defaults(config: TrainingConfig) -> dict[str, Any]:
 
 def _problems(config: TrainingConfig, has_eval: bool) -> list[str]:
     train, cluster, data = config.train, config.cluster, config.data
-    found = tuner_problems(config.model) + task_problems(config)
+    found = tuner_problems(config.model) + task_problems(config) + model_problems(config)
+    found += adapter_problems(config.model)
     if train.eval_strategy != "no" and not has_eval:
         found.append(f"train.eval_strategy = {train.eval_strategy} has no rows; set data.eval or data.eval_fraction")
     for name in ("load_best_model_at_end", "early_stopping_patience"):
@@ -164,10 +167,17 @@ def _problems(config: TrainingConfig, has_eval: bool) -> list[str]:
         found.append(
             f"model.path = {str(folder)!r} holds no weights (*.safetensors); set model.random_init to begin anew"
         )
-    positions = _config_value(config.model.path, "max_position_embeddings")
+    positions = _positions(config)
     if positions and data.max_length > positions:
         found.append(f"data.max_length = {data.max_length}, but the model has {positions} positions; lower it")
     return found
+
+
+def _positions(config: TrainingConfig) -> int | None:
+    """Positions of the model, stretched as the config says; None: not known."""
+    positions = _config_value(config.model.path, "max_position_embeddings")
+    scaling = config.model.rope_scaling or {}
+    return config.model.max_position_embeddings or (positions and int(positions * scaling.get("factor", 1)))
 
 
 def _has_weights(folder: Path) -> bool:

@@ -5,9 +5,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from rayswift.log import logger
-from rayswift.train import checkpoint, events, universal
+from rayswift.train import checkpoint, events, initial_weights, universal
 from rayswift.train.launch import RunSpec, Worker
-from rayswift.train.model import write_initial_weights
 from rayswift.train.run_folder import Resume, load_resume
 
 
@@ -51,13 +50,14 @@ def prepare_checkpoint(resume: Resume | None, worker: Worker) -> bool:
     return True
 
 
-def initial_weights(spec: RunSpec, worker: Worker) -> str:
-    """Path or hub id of the weights to load; with `model.random_init` rank 0 writes them first."""
-    if not spec.config.model.random_init:
-        return spec.config.model.path
+def weights_to_load(spec: RunSpec, worker: Worker) -> str:
+    """Path or hub id of the weights; where they are not `model.path` as it is, rank 0 writes them first."""
+    model = spec.config.model
+    if not initial_weights.are_needed(model):
+        return model.path
     folder = spec.run_dir / "init"
-    if worker.rank == 0 and not (folder / "model.safetensors").exists():
-        write_initial_weights(spec.config.model, folder, spec.config.train.seed)
+    if worker.rank == 0 and not folder.exists():
+        initial_weights.write(model, spec.tokenizer_dir, folder, spec.config.train.seed)
     if worker.size > 1:
         dist.barrier()
     return str(folder)

@@ -39,6 +39,7 @@ _OWN = (
     "data",
     "tokenizer",
     "init",
+    "init.partial",
     "ray",
     "runs",
     guard.FOLDER,

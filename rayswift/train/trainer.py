@@ -26,6 +26,7 @@ from rayswift.train.run_folder import Resume
 from rayswift.train.schedule import progress_schedule
 from rayswift.train.stream import Stream
 from rayswift.train.token_outputs import TokenOutputs
+from rayswift.train.tuners import lora_plus_groups
 from rayswift.train.universal import complete_load
 
 
@@ -59,6 +60,7 @@ class StreamedSFTTrainer(SFTTrainer):
         self.remove_callback(PrinterCallback)  # `Metrics` writes the log
         self.stream = stream
         self._run_dir, self._rank, self._train = spec.run_dir, rank, train
+        self._lora_plus_ratio = spec.config.model.lora_plus_ratio
         self._num_epochs = None if spec.feed_plan.ends_by_steps else spec.feed_plan.num_epochs
         self._group_settings: list[dict[str, Any]] = []
         self._eval_metrics = [(name, user_code.load("train.metrics", name)) for name in train.metrics]
@@ -78,6 +80,8 @@ class StreamedSFTTrainer(SFTTrainer):
         """HF's, without the parameter groups that hold nothing: DeepSpeed drops them, and checkpoints count groups."""
         optimizer = super().create_optimizer(model)
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        if self._lora_plus_ratio:
+            optimizer.param_groups[:] = lora_plus_groups(optimizer.param_groups, self.model, self._lora_plus_ratio)
         kept = ("params", "lr")  # what the checkpoint brings back
         self._group_settings = [{k: v for k, v in g.items() if k not in kept} for g in optimizer.param_groups]
         return optimizer

@@ -240,7 +240,7 @@ def test_what_export_refuses(base, run_dir, tmp_path):
     (taken / "notes.txt").touch()
     for flags, why in [
         (["--model", str(run_dir)], "nothing to do"),
-        (["--model", str(base), "--merge_lora"], "no LoRA adapter"),
+        (["--model", str(base), "--merge_lora"], "no adapter"),
         (["--model", str(run_dir), "--merge_lora", "--output_dir", str(taken)], "not empty"),
         (["--model", str(adapter_on_nothing(run_dir, tmp_path)), "--merge_lora"], "base model"),
     ]:

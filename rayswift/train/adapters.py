@@ -1,0 +1,43 @@
+"""Adapter folders that a run starts from, judged by their files alone; pure, without torch."""
+
+import json
+from pathlib import Path
+
+from rayswift.config.model import ModelConfig
+from rayswift.log import UserError
+from rayswift.train.checkpoint import model_folder
+
+_CONFIG = "adapter_config.json"
+
+
+def adapter_folder(name: str) -> Path:
+    """The adapter's folder: as named, or the newest checkpoint of a run folder.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        raise UserError(f"model.adapters: {name!r} is no folder here; give an adapter's folder or a run folder")
+    return folder if (folder / _CONFIG).exists() else model_folder(folder)
+
+
+def adapter_problems(model: ModelConfig) -> list[str]:
+    """One line for each of `model.adapters` that cannot be started from."""
+    found = []
+    for name in model.adapters:
+        try:
+            folder = adapter_folder(name)
+        except UserError as error:
+            found.append(str(error))
+            continue
+        if not (folder / _CONFIG).exists():
+            found.append(f"model.adapters: {folder} holds no {_CONFIG}, so it is no adapter")
+        elif not any(folder.glob("adapter_model.*")):
+            found.append(f"model.adapters: {folder} holds no weights (adapter_model.safetensors)")
+    if model.adapters and not found:
+        folder = adapter_folder(model.adapters[-1])
+        kind = str(json.loads((folder / _CONFIG).read_text(encoding="utf-8")).get("peft_type", "LORA")).lower()
+        if kind != model.tuner:
+            found.append(f"model.adapters: {folder} is of kind {kind}; set model.tuner {kind} to train it on")
+    return found

@@ -1,0 +1,110 @@
+"""Weights to begin with where `model.path` is not trained as it is, written once into the run folder.
+
+Random weights, an embedding with rows for new tokens, a stretched context, adapters merged in, an adapter whose
+initialisation changes the weights below it: rank 0 makes all of them before the training, so that every rank, every
+ZeRO stage, a resumed run and whoever loads the result later find the same files.
+"""
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from rayswift.config.model import ModelConfig
+from rayswift.config.tuner_fields import changes_weights
+from rayswift.log import UserError, logger
+from rayswift.train import tuners
+from rayswift.train.adapters import adapter_folder
+
+_ORIGINAL = "original_max_position_embeddings"
+
+
+def are_needed(model: ModelConfig) -> bool:
+    """Whether training begins with other weights, or another `config.json`, than those at `model.path`."""
+    stretched = model.rope_scaling or model.max_position_embeddings
+    merged = len(model.adapters) > 1
+    return bool(model.random_init or model.new_special_tokens or stretched or merged or changes_weights(model))
+
+
+def write(model: ModelConfig, tokenizer_dir: Path, folder: Path, seed: int) -> None:
+    """Write the weights to `folder`, which appears when it is whole.
+
+    Raises:
+        UserError: the model's positions cannot be stretched as asked, or an adapter does not fit.
+    """
+    torch.manual_seed(seed)
+    architecture = AutoConfig.from_pretrained(
+        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
+    _stretch(architecture.get_text_config(), model)
+    network = _load(model, architecture)
+    if model.new_special_tokens:
+        _add_rows(network, tokenizer_dir)
+    for name in model.adapters[:-1]:
+        adapter = adapter_folder(name)
+        logger.info("merging the adapter %s into the weights", adapter)
+        network = tuners.continue_adapter(network, adapter).merge_and_unload(safe_merge=True)
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    if changes_weights(model):
+        network = _initialise_adapter(network, model, partial / tuners.INITIAL, folder)
+    network.save_pretrained(partial)
+    partial.replace(folder)
+
+
+def _load(model: ModelConfig, architecture: Any) -> PreTrainedModel:
+    if model.random_init:
+        return AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(
+        model.path,
+        config=architecture,
+        dtype="auto",
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
+def _stretch(text: Any, model: ModelConfig) -> None:
+    """Rotary scaling and positions; each gives the other where one is left out."""
+    if not model.rope_scaling and not model.max_position_embeddings:
+        return
+    positions, scaling = text.max_position_embeddings, dict(model.rope_scaling or {})
+    if scaling:
+        if "rope_type" not in (text.to_dict().get("rope_parameters") or {}):
+            raise UserError(
+                f"model.rope_scaling: {model.path} has no rotary parameters that all its layers share; change its "
+                "config.json instead",
+                exit_code=1,
+            )
+        wanted = model.max_position_embeddings or positions
+        factor = scaling.setdefault("factor", float(max(1, math.ceil(wanted / positions))))
+        if scaling["rope_type"] in ("yarn", "longrope", "llama3"):
+            scaling.setdefault(_ORIGINAL, positions)
+        text.rope_parameters = {**text.rope_parameters, **scaling}
+        positions = int(positions * factor)
+    text.max_position_embeddings = model.max_position_embeddings or positions
+
+
+def _add_rows(network: PreTrainedModel, tokenizer_dir: Path) -> None:
+    """Rows for the new tokens, around the mean of the others; a vocabulary with room for them stays as it is."""
+    num_tokens = len(AutoTokenizer.from_pretrained(tokenizer_dir))
+    num_rows = network.get_input_embeddings().num_embeddings
+    if num_tokens > num_rows:
+        network.resize_token_embeddings(num_tokens)
+        logger.info("the embedding grows from %d to %d rows", num_rows, num_tokens)
+
+
+def _initialise_adapter(network: PreTrainedModel, model: ModelConfig, adapter: Path, base: Path) -> PreTrainedModel:
+    """Save the initialised adapter as a plain one; returns the weights that it leaves below it."""
+    tuners.check_targets(network, model)
+    tuned: PeftModel = get_peft_model(network, tuners.new_adapter(model))
+    config = tuned.peft_config["default"]
+    config.init_lora_weights = True  # whoever loads the adapter must not do it a second time
+    config.loftq_config = {}
+    config.base_model_name_or_path = str(base)
+    tuned.save_pretrained(adapter)
+    return tuned.unload()
