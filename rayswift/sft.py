@@ -13,8 +13,8 @@ from rayswift.data.global_batches import FeedPlan, Position, table
 from rayswift.data.windows import Windows
 from rayswift.log import logger
 from rayswift.resources import connect, join, lay_out
+from rayswift.train import adapters, run_folder, storage, user_code
 from rayswift.train import plan as planning
-from rayswift.train import run_folder, storage, user_code
 from rayswift.train.clock import Clock
 from rayswift.train.launch import RunSpec, Worker, fit, join_process_group
 from rayswift.train.report.live import REPORT, LiveReport
@@ -30,6 +30,7 @@ def run(invocation: Invocation) -> None:
     config: SftConfig = invocation.config
     refuse_unbuilt(config)
     train = config.train
+    adapters.check(config.model)
     user_code.check(train)
     with storage.working_copy(train.output_dir, train.resume, config.cluster.scratch_dir) as run_dir:
         _train(config, run_dir, clock)

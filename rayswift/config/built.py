@@ -1,6 +1,7 @@
 """What can be written in a config, and resolves with `--dry_run`, but is not trained by this version yet."""
 
 from rayswift.config.model import ModelConfig
+from rayswift.config.model_checks import missing_packages
 from rayswift.config.schema import SftConfig, TrainingConfig
 from rayswift.config.section import Section
 from rayswift.config.tuner_fields import changes_weights, tuner_problems
@@ -38,6 +39,8 @@ def not_built(config: TrainingConfig) -> list[str]:
     if not isinstance(config, SftConfig):
         return [f"training with task {config.model_dump()['train']['task']}"]
     found = rows_not_built(config)
+    if config.train.optim.endswith(("layerwise", "lomo")):
+        found.append(f"train.optim = {config.train.optim} (it steps within the backward pass)")
     return found + _tuner_not_built(config.model) + _changed("cluster", config.cluster, _CLUSTER)
 
 
@@ -57,7 +60,7 @@ def _tuner_not_built(model: ModelConfig) -> list[str]:
 
 
 def refuse_unbuilt(config: TrainingConfig, rows_only: bool = False) -> None:
-    """Stop before anything starts if the config holds something that this version cannot train.
+    """Stop before anything starts if the config holds something that cannot be trained: by this version, or here.
 
     Args:
         config: What would run.
@@ -66,7 +69,7 @@ def refuse_unbuilt(config: TrainingConfig, rows_only: bool = False) -> None:
     Raises:
         UserError: one line for each such setting.
     """
-    lines = [] if rows_only else tuner_problems(config.model)
+    lines = [] if rows_only else tuner_problems(config.model) + missing_packages(config)
     for what in rows_not_built(config) if rows_only else not_built(config):
         lines.append(f"{what}: not built yet in this version; --dry_run resolves it")
     if lines:

@@ -1,13 +1,13 @@
 """What model, tuner and optimizer need of each other, of the cluster and of installed packages; before Ray starts."""
 
 from importlib.util import find_spec
-from pathlib import Path
 
 from rayswift.config.model import ModelConfig
 from rayswift.config.schema import TrainingConfig
 
 _ROPE_TYPES = ("linear", "dynamic", "yarn", "longrope", "llama3")
-# How the name of an optimizer begins or ends -> module it comes from, and what pip calls it.
+_BITSANDBYTES = ("bitsandbytes", "bitsandbytes")
+# How the name of an optimizer begins -> module it comes from, and what pip calls it.
 _OPTIMIZER_PACKAGES = (
     (("galore",), ("galore_torch", "galore-torch")),
     (("apollo",), ("apollo_torch", "apollo-torch")),
@@ -16,54 +16,53 @@ _OPTIMIZER_PACKAGES = (
     (("grokadamw",), ("grokadamw", "grokadamw")),
     (("lomo", "adalomo"), ("lomo_optim", "lomo-optim")),
     (("adamw_torch_4bit", "adamw_torch_8bit"), ("torchao", "torchao")),
-    (("adamw_bnb", "adamw_8bit", "ademamix", "lion", "paged", "rmsprop_bnb"), ("bitsandbytes", "bitsandbytes")),
+    (("adamw_bnb", "adamw_8bit", "ademamix", "lion", "paged", "rmsprop_bnb"), _BITSANDBYTES),
 )
 
 
 def model_problems(config: TrainingConfig) -> list[str]:
-    """One line for each setting that cannot work here."""
+    """One line for each setting that cannot work, wherever it runs."""
+    return [*_quantization(config), *_optimizer(config), *_rope(config.model)]
+
+
+def missing_packages(config: TrainingConfig) -> list[str]:
+    """One line for each package that the config needs and that is not installed here."""
+    model, optim = config.model, config.train.optim
+    needed: list[tuple[str, str, str]] = []
+    if model.quantization:
+        needed.append((f"model.quantization = {model.quantization}", *_BITSANDBYTES))
+    if model.tuner_kwargs.get("init_lora_weights") == "loftq":
+        field = "model.tuner_kwargs.init_lora_weights = loftq"
+        needed += [(field, *_BITSANDBYTES), (field, "scipy", "scipy")]
+    for prefixes, package in _OPTIMIZER_PACKAGES:
+        if optim.startswith(prefixes):
+            needed.append((f"train.optim = {optim}", *package))
+    if config.train.trl_extra.get("use_liger_kernel"):
+        needed.append(("train.use_liger_kernel", "liger_kernel", "liger-kernel"))
     return [
-        *_quantization(config),
-        *_initialisation(config.model),
-        *_optimizer(config),
-        *_rope(config.model),
-        *_special_tokens(config.model),
+        f"{field} needs the package {package}, which is not installed; pip install {package}"
+        for field, module, package in needed
+        if find_spec(module) is None
     ]
 
 
 def _quantization(config: TrainingConfig) -> list[str]:
-    field = f"model.quantization = {config.model.quantization}"
-    if not config.model.quantization:
-        return []
-    found = _missing(field, "bitsandbytes", "bitsandbytes")
-    if config.cluster.zero_stage == 3 or config.cluster.deepspeed:
-        found.append(f"{field}: quantized weights cannot be cut over the workers; set cluster.zero_stage 0, 1 or 2")
-    return found
-
-
-def _initialisation(model: ModelConfig) -> list[str]:
-    if model.tuner_kwargs.get("init_lora_weights") != "loftq":
-        return []
-    field = "model.tuner_kwargs.init_lora_weights = loftq"
-    return _missing(field, "bitsandbytes", "bitsandbytes") + _missing(field, "scipy", "scipy")
+    if config.model.quantization and (config.cluster.zero_stage == 3 or config.cluster.deepspeed):
+        return [
+            f"model.quantization = {config.model.quantization}: quantized weights cannot be cut over the workers; "
+            "set cluster.zero_stage 0, 1 or 2"
+        ]
+    return []
 
 
 def _optimizer(config: TrainingConfig) -> list[str]:
-    optim, workers = config.train.optim, config.cluster.num_workers
-    field = f"train.optim = {optim}"
-    found = []
-    for prefixes, (module, package) in _OPTIMIZER_PACKAGES:
-        if optim.startswith(prefixes):
-            found += _missing(field, module, package)
+    optim = config.train.optim
+    field, found = f"train.optim = {optim}", []
     if optim.startswith(("galore", "apollo")):
         if config.cluster.uses_deepspeed:
             found.append(f"{field} works on whole matrices, and ZeRO cuts them; set cluster.zero_stage 0")
-        if optim.endswith("layerwise") and workers not in (0, 1):
-            found.append(f"{field} steps in the backward pass, on one worker only; set cluster.num_workers 1")
         if "optim_target_modules" not in config.train.trl_extra:
             found.append(f"{field} needs to know the layers; set train.optim_target_modules (all-linear)")
-    if optim.endswith("lomo"):
-        found.append(f"{field} replaces the backward pass, which this trainer does not allow; choose another")
     return found
 
 
@@ -77,17 +76,3 @@ def _rope(model: ModelConfig) -> list[str]:
     if "factor" not in scaling and model.max_position_embeddings is None:
         return ["model.rope_scaling has no factor; give it, or model.max_position_embeddings to derive it from"]
     return []
-
-
-def _special_tokens(model: ModelConfig) -> list[str]:
-    return [
-        f"model.new_special_tokens: {name} is no file here"
-        for name in model.new_special_tokens
-        if name.endswith(".txt") and not Path(name).is_file()
-    ]
-
-
-def _missing(field: str, module: str, package: str) -> list[str]:
-    if find_spec(module):
-        return []
-    return [f"{field} needs the package {package}, which is not installed; pip install {package}"]

@@ -56,10 +56,17 @@ def prepare_tokenizer(model: ModelConfig, folder: Path) -> Path:
 
 
 def special_tokens(given: list[str]) -> list[str]:
-    """The tokens themselves: those of a .txt file are its lines."""
+    """The tokens themselves: those of a .txt file are its lines.
+
+    Raises:
+        UserError: such a file cannot be read.
+    """
     found: list[str] = []
     for word in given:
-        lines = Path(word).read_text(encoding="utf-8").splitlines() if word.endswith(".txt") else [word]
+        try:
+            lines = Path(word).read_text(encoding="utf-8").splitlines() if word.endswith(".txt") else [word]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"model.new_special_tokens: {word}: {error}") from error
         found += [line.strip() for line in lines if line.strip()]
     return found
 

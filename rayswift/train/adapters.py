@@ -22,6 +22,17 @@ def adapter_folder(name: str) -> Path:
     return folder if (folder / _CONFIG).exists() else model_folder(folder)
 
 
+def check(model: ModelConfig) -> None:
+    """Look at the files of `model.adapters`.
+
+    Raises:
+        UserError: one line for each that cannot be started from.
+    """
+    problems = adapter_problems(model)
+    if problems:
+        raise UserError("\n".join(problems))
+
+
 def adapter_problems(model: ModelConfig) -> list[str]:
     """One line for each of `model.adapters` that cannot be started from."""
     found = []

@@ -14,7 +14,6 @@ from rayswift.data.mixing import weights_of
 from rayswift.log import UserError
 from rayswift.resources import Layout, memory_per_worker_bytes
 from rayswift.train import evaluation, memory
-from rayswift.train.adapters import adapter_problems
 from rayswift.train.run_folder import Resume
 
 _SFT_LOSSES = {
@@ -134,7 +133,6 @@ def _task_defaults(config: TrainingConfig) -> dict[str, Any]:
 def _problems(config: TrainingConfig, has_eval: bool) -> list[str]:
     train, cluster, data = config.train, config.cluster, config.data
     found = tuner_problems(config.model) + task_problems(config) + model_problems(config)
-    found += adapter_problems(config.model)
     if train.eval_strategy != "no" and not has_eval:
         found.append(f"train.eval_strategy = {train.eval_strategy} has no rows; set data.eval or data.eval_fraction")
     for name in ("load_best_model_at_end", "early_stopping_patience"):

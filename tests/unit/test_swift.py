@@ -392,9 +392,9 @@ def run(capfd: pytest.CaptureFixture[str]) -> Any:
         (["pt"], "training with task causal_lm: not built yet"),
         (["rlhf", "--rlhf_type", "grpo", "--reward_funcs", "format"], "training with task grpo: not built yet"),
         (["sft", "--task_type", "embedding"], "train.task = embedding: not built yet"),
-        (["sft", "--tuner_type", "vera"], "model.tuner = vera: not built yet"),
-        (["sft", "--tuner_type", "lora", "--quant_bits", "4"], "model.quantization = nf4: not built yet"),
-        (["sft", "--tuner_type", "lora", "--init_weights", "pissa"], "init_lora_weights = pissa: not built yet"),
+        (["sft", "--tuner_type", "adalora"], "model.tuner = adalora (its loss has a term"),
+        (["sft", "--optim", "adalomo"], "train.optim = adalomo (it steps within"),
+        (["sft", "--tuner_type", "lora", "--init_weights", "lora-ga"], "init_lora_weights = lora_ga (it looks at rows"),
         (["sft", "--tuner_type", "lora", "--model.tuner_kwargs", '{"use_dorra": true}'], "did you mean use_dora?"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rayswift.config.built import refuse_unbuilt
 from rayswift.config.load import load
 from rayswift.config.model import ModelConfig
 from rayswift.data.prepare import prepare_tokenizer
 from rayswift.log import UserError
+from rayswift.resources import lay_out
 from rayswift.train import initial_weights, parameters, tuners
 from rayswift.train.adapters import adapter_problems
 from rayswift.train.model import load_model
+from rayswift.train.plan import resolve
 
 TINY = Path(__file__).parents[2] / "examples/tiny"
 TOKENS = torch.arange(8, 40).view(2, 16)
@@ -44,6 +48,15 @@ TUNERS: dict[str, dict[str, Any]] = {
     "lokr": {},
     "miss": {"tuner_kwargs": {"r": 4}},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small are slower on more."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +152,8 @@ def test_an_adapter_that_does_not_fit(base: Path, tmp_path: Path) -> None:
     begin(ModelConfig(path=str(base), tuner="lora"), tmp_path).save_pretrained(tmp_path / "adapter")
     config = ModelConfig(path=str(base), tuner="vera", adapters=[str(tmp_path / "adapter")])
     assert "is of kind lora; set model.tuner lora" in adapter_problems(config)[0]
+    config = ModelConfig(path=str(base), tuner="lora", adapters=["gone"])
+    assert "'gone' is no folder here" in adapter_problems(config)[0]
     config = ModelConfig(path=str(base), tuner="lora", adapters=[str(tmp_path)])
     assert "holds no complete checkpoint" in adapter_problems(config)[0]
     wide = AutoConfig.from_pretrained(base)
@@ -225,23 +240,30 @@ def test_table_of_parameters(base: Path, tmp_path: Path) -> None:
     [
         (["--tuner", "ia3", "--freeze", "model"], "model.freeze is of full training"),
         (["--adapters", "gone"], "model.adapters needs a tuner"),
-        (["--tuner", "lora", "--adapters", "gone"], "'gone' is no folder here"),
         (["--tuner", "vera", "--lora_plus_ratio", "16"], "model.lora_plus_ratio is of model.tuner lora"),
         (["--tuner", "boft", "--quantization", "nf4"], "PEFT has no boft on quantized weights"),
         (["--tuner", "lora", "--quantization", "nf4", "--zero_stage", "3"], "quantized weights cannot be cut"),
         (["--optim", "galore_adamw", "--zero_stage", "2"], "works on whole matrices, and ZeRO cuts them"),
-        (["--optim", "grokadamw"], "needs the package grokadamw, which is not installed; pip install grokadamw"),
+        (["--optim", "apollo_adamw"], "set train.optim_target_modules"),
         (["--rope_scaling", '{"rope_type": "yarm", "factor": 2}'], "rope_type = 'yarm' is not one of"),
         (["--rope_scaling", '{"rope_type": "yarn"}'], "model.rope_scaling has no factor"),
-        (["--new_special_tokens", "gone.txt"], "gone.txt is no file here"),
+        (["--max_length", "3000"], "data.max_length = 3000, but the model has 2048 positions"),
     ],
 )
 def test_what_does_not_go_together(flags: list[str], message: str, base: Path) -> None:
-    from rayswift.resources import lay_out
-    from rayswift.train.plan import resolve
-
-    rows = str(TINY.parent / "sums/train.jsonl")
-    config = load("sft", ["--model", str(base), "--dataset", rows, "--num_workers", "0", *flags]).config
+    config = load("sft", ["--model", str(base), "--dataset", "rows.jsonl", "--num_workers", "0", *flags]).config
     with pytest.raises(UserError) as refused:
         resolve(config, lay_out(config.cluster), None)
     assert message in str(refused.value)
+
+
+def test_a_stretched_model_takes_longer_rows(base: Path) -> None:
+    flags = ["--max_length", "3000", "--rope_scaling", '{"rope_type": "linear", "factor": 1.5}', "--num_workers", "0"]
+    config = load("sft", ["--model", str(base), "--dataset", "rows.jsonl", *flags]).config
+    assert resolve(config, lay_out(config.cluster), None).config.data.max_length == 3000
+
+
+def test_a_package_that_is_not_there() -> None:
+    flags = ["--model", "m", "--dataset", "d.jsonl", "--optim", "grokadamw"]
+    with pytest.raises(UserError, match="grokadamw needs the package grokadamw, which is not installed; pip install"):
+        refuse_unbuilt(load("sft", flags).config)
