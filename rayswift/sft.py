@@ -137,7 +137,8 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
         callbacks=callbacks_of(spec, worker, stream, clock, resume),
     )
     if worker.rank == 0:
-        logger.info("%s", parameters.table(trainer.model))
+        for line in parameters.table(trainer.model):
+            logger.info("%s", line)
     clock.lap("model")
     trainer.train(resume_from_checkpoint=str(resume.saved.path) if resume else None)
 

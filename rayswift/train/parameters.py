@@ -25,8 +25,8 @@ def kind_of(name: str) -> str:
     return next((kind for parts, kind in _KINDS if any(part in name for part in parts)), "other")
 
 
-def table(model: torch.nn.Module) -> str:
-    """Rows of kind, elements, elements that are trained; their sum, and the trained share, at the end."""
+def table(model: torch.nn.Module) -> list[str]:
+    """Lines of kind, elements, elements that are trained; their sum, and the trained share, at the end."""
     total: Counter[str] = Counter()
     trained: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
@@ -35,4 +35,4 @@ def table(model: torch.nn.Module) -> str:
     lines = [f"  {kind:<12}{count:>18,}{trained[kind]:>18,}" for kind, count in total.most_common()]
     share = 100 * trained.total() / max(1, total.total())
     lines.append(f"  {'all':<12}{total.total():>18,}{trained.total():>18,}  ({share:.3g} %)")
-    return "\n".join([f"parameters    {'total':>18}{'trained':>18}", *lines])
+    return [f"parameters    {'total':>18}{'trained':>18}", *lines]

@@ -226,7 +226,7 @@ def test_new_tokens_and_a_stretched_context(base: Path, tmp_path: Path) -> None:
 
 
 def test_table_of_parameters(base: Path, tmp_path: Path) -> None:
-    lines = parameters.table(begin(ModelConfig(path=str(base), tuner="lora"), tmp_path)).splitlines()
+    lines = parameters.table(begin(ModelConfig(path=str(base), tuner="lora"), tmp_path))
     counts = {line.split()[0]: line.split()[1:3] for line in lines}
     assert counts["parameters"] == ["total", "trained"]
     assert counts["embedding"] == [f"{512 * 32:,}", "0"]
