@@ -1,16 +1,13 @@
-"""`rayswift pt`: continued pre-training on text.
+"""`rayswift pt`: continued pre-training. The story is in `train/training.py`."""
 
-`--dry_run` resolves its config; the training is not built yet.
-"""
-
-from rayswift.config.built import refuse_unbuilt
 from rayswift.config.load import Invocation
+from rayswift.train import training
 
 
 def run(invocation: Invocation) -> None:
-    """Say what is not built yet.
+    """Train a model on text, or on messages without their roles.
 
     Raises:
-        UserError: always, in this version.
+        UserError: bad input (exit code 2) or a run that failed (exit code 1).
     """
-    refuse_unbuilt(invocation.config)
+    training.run(invocation.config)

@@ -1,16 +1,13 @@
-"""`rayswift rlhf`: preference optimisation, reward models, reinforcement learning, distillation.
+"""`rayswift rlhf`: preferences, rewards, reinforcement learning, distillation. The story is in `train/training.py`."""
 
-`--dry_run` resolves its config; the training is not built yet.
-"""
-
-from rayswift.config.built import refuse_unbuilt
 from rayswift.config.load import Invocation
+from rayswift.train import training
 
 
 def run(invocation: Invocation) -> None:
-    """Say what is not built yet.
+    """Train a model on preferences, rewards or a teacher.
 
     Raises:
-        UserError: always, in this version.
+        UserError: bad input (exit code 2) or a run that failed (exit code 1).
     """
-    refuse_unbuilt(invocation.config)
+    training.run(invocation.config)

@@ -2,13 +2,15 @@
 
 from rayswift.config.model import ModelConfig
 from rayswift.config.model_checks import missing_packages
-from rayswift.config.schema import SftConfig, TrainingConfig
+from rayswift.config.schema import TrainingConfig
 from rayswift.config.section import Section
 from rayswift.config.tuner_fields import changes_weights, tuner_problems
 from rayswift.log import UserError
 
+BUILT_TASKS = ("causal_lm",)
+"""Tasks that this version trains, those of `train/tasks.py`."""
 # Settings of `data` and `cluster` that no training reads yet, besides their defaults.
-_DATA = ("loss_scale", "use_chat_template")
+_DATA = ("loss_scale",)
 _CLUSTER = ("sequence_parallel_size",)
 # Fields of PEFT's LoraConfig that are known to train, save, load and merge.
 _LORA_KWARGS = (
@@ -28,16 +30,12 @@ _INITS_FROM_ROWS = ("eva", "corda", "lora_ga")
 
 def rows_not_built(config: TrainingConfig) -> list[str]:
     """As `not_built`, of what decides the encoded rows."""
-    found = []
-    if isinstance(config, SftConfig) and config.train.task != "causal_lm":
-        found.append(f"train.task = {config.train.task}")
+    found = [] if config.train.task in BUILT_TASKS else [f"train.task = {config.train.task}"]
     return found + _changed("data", config.data, _DATA)
 
 
 def not_built(config: TrainingConfig) -> list[str]:
     """The settings that this version cannot train, as `path = value`; empty: all of them work."""
-    if not isinstance(config, SftConfig):
-        return [f"training with task {config.model_dump()['train']['task']}"]
     found = rows_not_built(config)
     if config.train.optim.endswith(("layerwise", "lomo")):
         found.append(f"train.optim = {config.train.optim} (it steps within the backward pass)")

@@ -90,6 +90,7 @@ class PtDataConfig(DataConfig):
 
     loss_on: LossOn = "all"
     use_chat_template: bool = False
+    truncation: TruncationMode = "split"
 
 
 class TrainConfig(Section):
@@ -97,6 +98,8 @@ class TrainConfig(Section):
 
     model_config = ConfigDict(extra="allow")
 
+    task: str
+    """What the model learns."""
     output_dir: str = "runs/sft"
     """Run folder: resolved config, logs, metrics, checkpoints, row accounting; a folder, or a URL (s3://bucket/run)."""
     resume: str = "never"

@@ -19,7 +19,7 @@ from rayswift.config.schema import LossOn, TruncationMode
 from rayswift.data.rows import BadRow, CausalRow, Row, parse_row
 from rayswift.data.template import ChatTemplate
 from rayswift.data.truncation import bound_of, kept
-from rayswift.data.turns import Document, Span, documents
+from rayswift.data.turns import Document, Span, documents, joined
 from rayswift.log import UserError
 
 _BATCH_CHARS = 1 << 22
@@ -40,6 +40,7 @@ class EncodeConfig:
     loss_on: LossOn = "assistant"
     columns: Mapping[str, str] = field(default_factory=dict)
     system: str | None = None
+    use_chat_template: bool = True
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,8 @@ class Encoder:
             text = f"{sample.text}{self._eos}"
             self._refuse(text, True, 1)
             return [Document(text, (Span(0, len(text)),))]
+        if not self.config.use_chat_template:
+            return [joined(sample.conversation, self.config.loss_on, self._eos)]
         if self._template is None:
             raise UserError(
                 f"the tokenizer in {self.config.tokenizer_dir} has no chat template; give one with model.chat_template"

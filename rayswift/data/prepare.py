@@ -112,6 +112,7 @@ def plan_encoding(
         data.loss_on,
         dict(data.columns),
         data.system,
+        data.use_chat_template,
     )
     stores = open_sources(data.dataset, work_dir / "train", seed)
     held_out: tuple[Store, ...] = ()

@@ -97,6 +97,26 @@ def documents(
     return made[::-1]
 
 
+def joined(row: Conversation, loss_on: LossOn, end: str) -> Document:
+    """The contents of a conversation without a chat template, one after the other, and `end` behind the last.
+
+    Raises:
+        BadRow: nothing to train, or something that only a template has a place for.
+    """
+    text, spans = "", []
+    for position, (message, weight) in enumerate(zip(row.messages, _weights(row, loss_on), strict=True)):
+        if "reasoning_content" in message or "tool_calls" in message:
+            raise BadRow("needs the chat template", f"message {position} has thoughts or tool calls")
+        is_last = position == len(row.messages) - 1
+        begin, text = len(text), text + message["content"] + end * is_last
+        spans.append(Span(begin, len(text), 1.0 if weight is None else weight))
+    if all(span.weight == 1 for span in spans):
+        spans = [Span(0, len(text))]
+    if not any(span.weight for span in spans):
+        raise BadRow("no trainable token", "the conversation has no message to train")
+    return Document(text, tuple(spans))
+
+
 def _all(spans: Iterator[Span | None]) -> list[Span]:
     found = list(spans)
     if any(span is None for span in found):

@@ -1,12 +1,9 @@
-"""The resolved config as TRL's `SFTConfig`, built in the worker: constructing one touches devices and global state."""
+"""The resolved config as the task's TRL config, built in the worker: making one touches devices and global state."""
 
 import math
 import sys
 from typing import Any
 
-from trl import SFTConfig
-
-from rayswift.config.schema import SftTrainConfig
 from rayswift.log import UserError
 from rayswift.train.launch import RunSpec
 from rayswift.train.zero import deepspeed_config
@@ -27,11 +24,16 @@ _NOT_TRL = (
 )
 
 
-def sft_arguments(spec: RunSpec, dtype: str, tracks: bool, universal: bool) -> SFTConfig:
-    """TRL's arguments of this rank.
+# What TRL's constructors would do with rows, which come from the stream: nothing.
+_NO_ROWS = {"max_length": None, "packing": False, "dataset_kwargs": {"skip_prepare_dataset": True}}
+
+
+def trainer_arguments(spec: RunSpec, arguments: Any, dtype: str, tracks: bool, universal: bool) -> Any:
+    """The trainer's arguments of this rank.
 
     Args:
         spec: The run.
+        arguments: The config class of its task, TRL's or HF's own.
         dtype: float32, bfloat16 or float16.
         tracks: Whether this rank reports to trackers.
         universal: Whether the checkpoint to continue is in DeepSpeed's universal format.
@@ -40,17 +42,15 @@ def sft_arguments(spec: RunSpec, dtype: str, tracks: bool, universal: bool) -> S
         UserError: TRL or HF refuses a value.
     """
     config = spec.config
-    names = [name for name in SftTrainConfig.model_fields if name not in _NOT_TRL]
+    names = [name for name in type(config.train).model_fields if name not in _NOT_TRL]
     values: dict[str, Any] = {name: getattr(config.train, name) for name in names} | config.train.trl_extra
+    values |= {name: value for name, value in _NO_ROWS.items() if name in arguments.__dataclass_fields__}
     values |= {
         "output_dir": str(spec.run_dir),
         "report_to": config.train.report_to if tracks else "none",
         # Epochs end with the data, at a step that is not known yet: this only bounds it.
         "max_steps": config.train.max_steps if spec.feed_plan.ends_by_steps else _most_steps(spec),
         "save_total_limit": None,  # retention counts complete checkpoints only, so it is ours
-        "max_length": config.data.max_length,
-        "packing": False,
-        "dataset_kwargs": {"skip_prepare_dataset": True},
         "remove_unused_columns": False,
         "ignore_data_skip": True,
         "restore_callback_states_from_checkpoint": True,
@@ -67,7 +67,7 @@ def sft_arguments(spec: RunSpec, dtype: str, tracks: bool, universal: bool) -> S
     if config.cluster.uses_deepspeed:
         values["deepspeed"] = deepspeed_config(config.cluster, spec.layout.device, dtype, universal)
     try:
-        return SFTConfig(**values)
+        return arguments(**values)
     except (ValueError, TypeError, ImportError, AssertionError) as error:
         raise UserError(f"the train section is refused by TRL: {error}", exit_code=1) from error
 

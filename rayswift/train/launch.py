@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rayswift.config.schema import SftConfig
+from rayswift.config.schema import TrainingConfig
 from rayswift.data.feed import DRIVERS_ATTEMPT, Feed, StaleAttempt
 from rayswift.data.global_batches import FeedPlan, Position, micro_batches
 from rayswift.data.stream import stream_windows, user_error_in
@@ -35,7 +35,7 @@ class RunSpec:
     run folder holds a newer one. work_dir: where relative paths of the config begin.
     """
 
-    config: SftConfig
+    config: TrainingConfig
     layout: Layout
     run_dir: Path
     tokenizer_dir: Path

@@ -13,7 +13,7 @@ import yaml
 
 from rayswift.config import trl_fields
 from rayswift.config.load import to_yaml
-from rayswift.config.schema import SftConfig, TrainConfig
+from rayswift.config.schema import TrainConfig, TrainingConfig
 from rayswift.config.section import Section
 from rayswift.data.global_batches import Position
 from rayswift.log import UserError, logger
@@ -138,7 +138,7 @@ class Resume:
         return self.saved.zero_stage
 
 
-def open_run(config: SftConfig, run_dir: Path) -> Resume | None:
+def open_run(config: TrainingConfig, run_dir: Path) -> Resume | None:
     """Make the run folder usable, and find what to continue.
 
     Args:
@@ -224,7 +224,7 @@ def _clear(run_dir: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def fingerprint(config: SftConfig, tokenizer_hash: str, num_rows: int) -> dict[str, Any]:
+def fingerprint(config: TrainingConfig, tokenizer_hash: str, num_rows: int) -> dict[str, Any]:
     """What a continued run must find unchanged beside its config: model, tokenizer, data."""
     folder = Path(config.model.path)
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
@@ -238,7 +238,7 @@ def fingerprint(config: SftConfig, tokenizer_hash: str, num_rows: int) -> dict[s
     return found | ({"loss and plugins": own_code} if own_code else {})
 
 
-def check_unchanged(resume: Resume, config: SftConfig, found: dict[str, Any]) -> None:
+def check_unchanged(resume: Resume, config: TrainingConfig, found: dict[str, Any]) -> None:
     """Refuse to continue with anything that would change a step; other differences are logged.
 
     Raises:
@@ -263,12 +263,12 @@ def check_unchanged(resume: Resume, config: SftConfig, found: dict[str, Any]) ->
         )
 
 
-def differences(config: SftConfig, saved: dict[str, Any]) -> dict[str, str]:
+def differences(config: TrainingConfig, saved: dict[str, Any]) -> dict[str, str]:
     """Every field that differs from a saved config, with both values; what a config leaves out has its default."""
     now, found = config.model_dump(mode="json"), {}
     for section, fields in now.items():
         was_fields = saved.get(section, {})
-        defaults = _defaults(type(getattr(config, section)))
+        defaults = _defaults(type(getattr(config, section)), config.train.task)
         for name in sorted({*fields, *was_fields}):
             was, is_now = (tree.get(name, defaults.get(name)) for tree in (was_fields, fields))
             if was != is_now:
@@ -276,22 +276,22 @@ def differences(config: SftConfig, saved: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def _defaults(section: type[Section]) -> dict[str, Any]:
+def _defaults(section: type[Section], task: str) -> dict[str, Any]:
     """Defaults of a section's fields, TRL's included where they are plain values."""
     found: dict[str, Any] = {}
-    for name, trl_field in trl_fields.read_fields().items() if issubclass(section, TrainConfig) else ():
+    for name, trl_field in trl_fields.read_fields(task).items() if issubclass(section, TrainConfig) else ():
         with contextlib.suppress(ValueError, SyntaxError):
             found[name] = ast.literal_eval(trl_field.default)
     return found | {name: info.default for name, info in section.model_fields.items() if not info.is_required()}
 
 
-def write_record(run_dir: Path, config: SftConfig, found: dict[str, Any]) -> None:
+def write_record(run_dir: Path, config: TrainingConfig, found: dict[str, Any]) -> None:
     """Write the resolved config and the fingerprint."""
     (run_dir / CONFIG).write_text(to_yaml(config), encoding="utf-8")
     (run_dir / FINGERPRINT).write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
-def write_result(run_dir: Path, config: SftConfig) -> tuple[Path, dict[str, int]]:
+def write_result(run_dir: Path, config: TrainingConfig) -> tuple[Path, dict[str, int]]:
     """Name the run's model (the best checkpoint or the last), write the row accounting, and return both.
 
     Raises:

@@ -2,15 +2,19 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from rayswift.data.batches import Layout, collate, cut
+from rayswift.data.batches import cut
 from rayswift.data.global_batches import Position
 from rayswift.data.windows import PackedRow
 from rayswift.train.feed_client import FeedClient
+
+Rows = Sequence[PackedRow]
+Collate = Callable[[Rows], dict[str, Any]]
+"""Packed rows -> the tensors of a micro-batch; without rows, tensors of one that has no loss."""
 
 
 @dataclass
@@ -36,8 +40,7 @@ class Stream:
         micro_batch: Rows of a micro-batch.
         accumulation: Micro-batches of a step.
         max_length: Capacity of a row, for the fill.
-        pad_token_id: See `collate`.
-        layout: See `collate`.
+        collate: Makes the tensors.
     """
 
     def __init__(
@@ -49,16 +52,15 @@ class Stream:
         micro_batch: int,
         accumulation: int,
         max_length: int,
-        pad_token_id: int,
-        layout: Layout,
+        collate: Collate,
     ):
         self._client, self._micro_batch, self._accumulation = client, micro_batch, accumulation
-        self._max_length, self._pad_token_id, self._layout = max_length, pad_token_id, layout
+        self._max_length, self._collate = max_length, collate
         self.position = position
         self.epochs = epochs
         self.last = False
         self.save = False
-        self.handed_out: deque[Sequence[PackedRow]] = deque()
+        self.handed_out: deque[Rows] = deque()
         """The rows of each training micro-batch that was handed out, until its consumer takes them."""
         self._tally = Tally()
 
@@ -72,13 +74,14 @@ class Stream:
             self.save = received.save
             for rows in cut(received.rows, self._micro_batch, self._accumulation):
                 self.handed_out.append(rows)
-                yield collate(rows, self._pad_token_id, self._layout)
+                yield self._collate(rows)
 
-    def evaluation_batches(self, batch_size: int) -> Iterator[dict[str, Any]]:
-        """This rank's evaluation batches, as many as every other rank has."""
+    def evaluation_batches(self, batch_size: int) -> Iterator[tuple[Rows, dict[str, Any]]]:
+        """This rank's evaluation batches with their rows, as many as every other rank has."""
         rows, most = self._client.evaluation()
         for begin in range(0, most, batch_size):
-            yield collate(rows[begin : begin + batch_size], self._pad_token_id, self._layout)
+            batch = rows[begin : begin + batch_size]
+            yield batch, self._collate(batch)
 
     def start_tally(self) -> Tally:
         """What was counted so far; counting starts again."""

@@ -1,23 +1,18 @@
-"""TRL's trainer, fed from the stream: the few methods of HF's Trainer that a stream must answer for itself."""
+"""Any of TRL's or HF's trainers, fed from the stream: the few methods that a stream must answer for itself."""
 
 import errno
-import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 import torch.distributed as dist
-from datasets import Dataset
-from transformers import PrinterCallback, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
-from trl import SFTTrainer
+from transformers import PrinterCallback, Trainer, TrainerCallback
 
-from rayswift.data.windows import PackedRow
 from rayswift.log import UserError
-from rayswift.train import evaluation, guard, user_code
+from rayswift.train import evaluation, user_code
 from rayswift.train.callbacks import Checkpoints, EarlyStopping, Metrics, StreamFlow
 from rayswift.train.checkpoint import discard
 from rayswift.train.clock import Clock
@@ -25,7 +20,6 @@ from rayswift.train.launch import RunSpec, Worker
 from rayswift.train.run_folder import Resume
 from rayswift.train.schedule import progress_schedule
 from rayswift.train.stream import Stream
-from rayswift.train.token_outputs import TokenOutputs
 from rayswift.train.tuners import lora_plus_groups
 from rayswift.train.universal import complete_load
 
@@ -40,33 +34,26 @@ class _Batches:
         return iter(self._make())
 
 
-class StreamedSFTTrainer(SFTTrainer):
-    """`SFTTrainer` whose batches, progress and checkpoints are RaySwift's.
+class Streamed(Trainer):
+    """Gives the trainer it is mixed into, before it, RaySwift's batches, progress and checkpoints.
 
     Args:
         spec: The run.
         rank: This rank.
         stream: Its batches.
-        kwargs: As for `SFTTrainer`.
+        kwargs: As for that trainer.
     """
 
     lr_scheduler: Any
 
     def __init__(self, *, spec: RunSpec, rank: int, stream: Stream, **kwargs: Any):
-        train = spec.config.train
-        if train.loss:
-            kwargs["compute_loss_func"] = user_code.load("train.loss", train.loss)
         super().__init__(**kwargs)
         self.remove_callback(PrinterCallback)  # `Metrics` writes the log
         self.stream = stream
-        self._run_dir, self._rank, self._train = spec.run_dir, rank, train
+        self._run_dir, self._rank, self._train = spec.run_dir, rank, spec.config.train
         self._lora_plus_ratio = spec.config.model.lora_plus_ratio
         self._num_epochs = None if spec.feed_plan.ends_by_steps else spec.feed_plan.num_epochs
         self._group_settings: list[dict[str, Any]] = []
-        self._eval_metrics = [(name, user_code.load("train.metrics", name)) for name in train.metrics]
-        # What the last forward pass said of each token, and the same of the step's micro-batches with their rows.
-        self._tokens: TokenOutputs
-        self._step: list[tuple[Sequence[PackedRow], TokenOutputs]] = []
 
     def get_train_dataloader(self) -> Any:
         """The stream: order, sharding and position are the feed's."""
@@ -114,104 +101,6 @@ class StreamedSFTTrainer(SFTTrainer):
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
             return metrics
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """TRL's loss; where rows carry loss weights, each token's term times its weight.
-
-        The divisor stays the number of trained tokens of the global batch, so a weight of 2 counts as twice the token.
-
-        Raises:
-            UserError: a training loss that is no number, or weights beside what takes none.
-        """
-        inputs = dict(inputs)
-        weights = inputs.pop("loss_weights", None)
-        if weights is not None:
-            self._check_weights_are_taken()
-
-        def forward(**kwargs: Any) -> Any:
-            outputs = model(**kwargs)
-            if "log_probs" in outputs:
-                if weights is not None:
-                    outputs["log_probs"] = outputs["log_probs"] * weights[..., 1:]
-                self._tokens = TokenOutputs(outputs)
-            return outputs
-
-        result = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
-        if self.model.training:
-            self._step.append((self.stream.handed_out.popleft(), self._tokens))
-            loss = float((result[0] if return_outputs else result).detach())
-            if not math.isfinite(loss):
-                raise self._not_a_number(f"the loss is {loss}", self._step[-1:])
-        return result
-
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """HF's norm, asked for before each optimizer step (under DeepSpeed, behind it).
-
-        Raises:
-            UserError: it is no number; float16 scales its loss until there is none of these, so there they are let be.
-        """
-        norm = super()._get_grad_norm(model, grad_norm)
-        step, self._step = self._step, []
-        if norm is not None and not self.args.fp16 and not math.isfinite(float(norm)):
-            raise self._not_a_number(f"the gradient norm is {float(norm)}", step)
-        return norm
-
-    def _not_a_number(self, what: str, step: Sequence[tuple[Sequence[PackedRow], TokenOutputs]]) -> UserError:
-        rows = [row for packed, _ in step for row in packed]
-        losses = [loss for packed, tokens in step for loss in tokens.losses_of(packed)]
-        found = guard.row_losses(rows, losses, self.processing_class.decode)
-        return guard.stop(self._run_dir, self._rank, self.state.global_step + 1, what, found)
-
-    def _check_weights_are_taken(self) -> None:
-        for field, used in (
-            ("train.loss", self._train.loss),
-            ("train.label_smoothing_factor", self.args.label_smoothing_factor),
-            ("train.loss_type", self.args.loss_type if self.args.loss_type != "nll" else None),
-        ):
-            if used:
-                raise UserError(
-                    f"rows carry loss weights, which {field} = {used!r} does not take; leave one of them out",
-                    exit_code=1,
-                )
-
-    def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Means over every trained token, whatever the number of workers and rows in a batch."""
-        prefix = kwargs.get("metric_key_prefix", "eval")
-        # Under DeepSpeed and DDP alike, what training wrapped is what evaluates.
-        model = self.model_wrapped if self.is_in_train else self._wrap_model(self.model, training=False)
-        model.eval()
-        totals: evaluation.Sums = {}
-        for batch in dataloader:
-            inputs = self._prepare_inputs(batch)
-            num_tokens = int((inputs["labels"][..., 1:] != -100).sum())
-            with torch.no_grad(), self.compute_loss_context_manager():
-                loss = float(self.compute_loss(model, inputs))
-                evaluation.add(totals, {"loss": (loss * num_tokens, num_tokens)})
-                evaluation.add(totals, self._tokens.sums())
-                self._measure(model, inputs, num_tokens, totals)
-        self._metrics["eval"].clear()  # TRL's means of batch means
-        totals = self._sum_dicts_over_ranks(totals)
-        metrics = evaluation.values(totals, prefix)
-        num_samples = int(totals["loss"][1])
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_samples)
-
-    def _measure(self, model: Any, inputs: dict[str, Any], num_tokens: int, totals: evaluation.Sums) -> None:
-        """Add what the user's metrics say of a batch; the forward pass is a second one, on every rank alike."""
-        if not self._eval_metrics:
-            return
-        labels = inputs["labels"]
-        model_inputs = {k: v for k, v in inputs.items() if k not in ("labels", "loss_weights")}
-        predictions = torch.full_like(labels, -100)
-        predictions[..., 1:] = model(**model_inputs, use_cache=False).logits[..., :-1, :].argmax(-1)
-        if not num_tokens:
-            return
-        weights = inputs.get("loss_weights", torch.ones(labels.shape))
-        arrays = (each.cpu().numpy() for each in (predictions, labels, weights, inputs["position_ids"]))
-        batch = evaluation.EvalBatch(*arrays)
-        for name, metric in self._eval_metrics:
-            evaluation.add(totals, evaluation.measure(name, metric, batch))
-
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """HF's, over evaluations that have a checkpoint; the best model of the run is saved at once, to have one."""
         name = self._train.metric_for_best_model.removeprefix("eval_")
@@ -232,8 +121,6 @@ class StreamedSFTTrainer(SFTTrainer):
         if "loss" in logs:
             logs.update(self._throughput())
             logs["workers"] = self.args.world_size
-        for metrics in self._metrics.values():
-            metrics.pop("num_tokens", None)  # TRL's count takes batches for flat and restarts on resume
         super().log(logs, start_time)
 
     def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
@@ -243,7 +130,8 @@ class StreamedSFTTrainer(SFTTrainer):
             dist.all_reduce(values)
         return values.cpu()
 
-    def _sum_dicts_over_ranks(self, totals: evaluation.Sums) -> evaluation.Sums:
+    def sums_over_ranks(self, totals: evaluation.Sums) -> evaluation.Sums:
+        """All ranks' sums and counts, added up."""
         if self.args.world_size == 1:
             return totals
         gathered: list[evaluation.Sums] = [{} for _ in range(self.args.world_size)]
@@ -300,11 +188,6 @@ def _memory_gib() -> tuple[float, float]:
         gpu_bytes = torch.cuda.max_memory_allocated()
         torch.cuda.reset_peak_memory_stats()
     return psutil.Process().memory_info().rss / 2**30, gpu_bytes / 2**30
-
-
-def placeholder_rows() -> Dataset:
-    """What TRL's constructor looks at: one tokenised row. Real rows come from the stream."""
-    return Dataset.from_dict({"input_ids": [[0, 0]], "labels": [[0, 0]]})
 
 
 def callbacks_of(

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rayswift.config.schema import TRAINING_VERBS
 from tests.ray.forked import Forked
 
 ROOT = Path(__file__).parents[2]
@@ -78,7 +79,7 @@ def start(verb: str, run_dir: Path | str, *flags: str, as_a_user: bool = False) 
     as_a_user: a Python of its own in place of a fork of one that has done the imports.
     """
     argv = [verb, *flags]
-    if verb == "sft":
+    if verb in TRAINING_VERBS:
         argv += ["--train.output_dir", str(run_dir)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     if as_a_user:
@@ -91,11 +92,16 @@ def start(verb: str, run_dir: Path | str, *flags: str, as_a_user: bool = False) 
     return Run(Forked(argv, environment, ROOT), run_dir)
 
 
-def sft(run_dir: Path | str, *flags: str, code: int = 0) -> str:
-    """Run `rayswift sft` to its end and check the exit code; returns what it printed."""
-    exit_code, out = start("sft", run_dir, *flags).wait()
+def train(verb: str, run_dir: Path | str, *flags: str, code: int = 0) -> str:
+    """Run a training verb to its end and check the exit code; returns what it printed."""
+    exit_code, out = start(verb, run_dir, *flags).wait()
     assert exit_code == code, out
     return out
+
+
+def sft(run_dir: Path | str, *flags: str, code: int = 0) -> str:
+    """`train` with `rayswift sft`."""
+    return train("sft", run_dir, *flags, code=code)
 
 
 def curve(run_dir: Path, key: str = "loss") -> dict[int, float]:

@@ -1,7 +1,7 @@
 """Plain TRL, in a process of its own, on the packed rows of a run in their order: the reference that RaySwift must
 equal.
 
-    python tests/ray/oracle_trl.py RUN_DIR OUT_DIR STEPS PER_DEVICE ACCUMULATION
+    python tests/ray/oracle_trl.py RUN_DIR OUT_DIR STEPS PER_DEVICE ACCUMULATION [VERB]
 
 RUN_DIR is a finished run with the same global batch: its initial weights, tokenizer, rows and settings are taken.
 """
@@ -19,7 +19,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from rayswift.config.schema import SftConfig
+from rayswift.config.schema import VERB_CONFIGS
 from rayswift.data.batches import collate
 from rayswift.data.global_batches import FeedPlan, Position, global_batches
 from rayswift.data.prepare import plan_windows
@@ -27,7 +27,7 @@ from rayswift.data.windows import PackedRow
 from rayswift.train.model import lora_config
 
 
-def rows_of(run_dir: Path, config: SftConfig, steps: int, global_batch: int, work_dir: Path) -> list[PackedRow]:
+def rows_of(run_dir: Path, config: Any, steps: int, global_batch: int, work_dir: Path) -> list[PackedRow]:
     """The first packed rows of the run, read and packed anew without Ray."""
     windows, _ = plan_windows(config.data, run_dir / "tokenizer", config.train.seed, work_dir)
     plan = FeedPlan(global_batch, windows.row_set.num_rows, windows.window_rows, 1e9, steps, 1.0)
@@ -56,7 +56,8 @@ def main() -> None:
     """Train and write metrics.jsonl as a run does."""
     run_dir, out_dir = Path(sys.argv[1]), Path(sys.argv[2])
     steps, per_device, accumulation = map(int, sys.argv[3:6])
-    config = SftConfig.model_validate(yaml.safe_load((run_dir / "config.yaml").read_text()))
+    verb = sys.argv[6] if len(sys.argv) > 6 else "sft"
+    config: Any = VERB_CONFIGS[verb].model_validate(yaml.safe_load((run_dir / "config.yaml").read_text()))
     rows = rows_of(run_dir, config, steps, per_device * accumulation, out_dir / "data")
     on_gpu = config.cluster.device != "cpu" and torch.cuda.is_available()
     dataset = Dataset.from_dict({"input_ids": [[i, i] for i in range(len(rows))]})

@@ -10,4 +10,4 @@ import transformers  # noqa: F401
 import trl.trainer.sft_trainer  # noqa: F401
 
 import rayswift.sft
-import rayswift.train.trainer  # noqa: F401
+import rayswift.train.token_trainer  # noqa: F401

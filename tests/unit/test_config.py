@@ -290,7 +290,7 @@ def test_owned_patterns_still_match_trl() -> None:
 
 
 def test_train_fields_are_trls_or_ours() -> None:
-    ours = {"resume", "early_stopping_patience", "global_batch_size", "plugins", "callbacks", "metrics", "loss"}
+    ours = {"task", "resume", "early_stopping_patience", "global_batch_size", "plugins", "callbacks", "metrics", "loss"}
     assert set(TrainConfig.model_fields) - set(trl_fields.read_fields()) == ours
 
 

@@ -348,3 +348,30 @@ def test_a_lone_surrogate_makes_a_bad_row() -> None:
     results = encoder().encode([chat("q", "half \ud83d"), chat("q", "a")])
     assert isinstance(results[0], BadRow)
     assert isinstance(results[1], list)
+
+
+MESSAGES = {"messages": [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "cd"}]}
+
+
+@pytest.mark.parametrize(
+    ("loss_on", "trained"), [("all", ["ab", "cd", "<|im_end|>"]), ("assistant", ["cd", "<|im_end|>"])]
+)
+def test_messages_without_the_template_are_their_contents(loss_on: str, trained: list[str]) -> None:
+    row = encode(MESSAGES, use_chat_template=False, loss_on=loss_on)
+    assert isinstance(row, EncodedRow)
+    tokenizer = Tokenizer.from_file(str(TINY / "tokenizer.json"))
+    assert tokenizer.decode(row.input_ids.tolist(), skip_special_tokens=False) == "abcd<|im_end|>"
+    text = tokenizer.decode(row.input_ids[row.trained].tolist(), skip_special_tokens=False)
+    assert "".join(trained).endswith(text)
+    assert int(row.trained.sum()) == len(row.input_ids) - (1 if loss_on == "all" else _tokens(tokenizer, "ab"))
+
+
+def _tokens(tokenizer: Tokenizer, text: str) -> int:
+    return len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def test_thoughts_need_the_template() -> None:
+    turn = {"role": "assistant", "content": "a", "reasoning_content": "b"}
+    bad = encode({"messages": [turn]}, use_chat_template=False)
+    assert isinstance(bad, BadRow)
+    assert bad.reason == "needs the chat template"

@@ -1,6 +1,7 @@
 """A rank's batches and what is counted of them."""
 
 import time
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,8 @@ class TwoSteps:
 
 
 def make_stream() -> Stream:
-    return Stream(TwoSteps(), Position(), micro_batch=2, accumulation=2, max_length=4, pad_token_id=0, layout="rows")
+    options: dict[str, Any] = {"micro_batch": 2, "accumulation": 2, "max_length": 4}
+    return Stream(TwoSteps(), Position(), collate=lambda rows: {"rows": rows}, **options)
 
 
 def test_steps_are_counted_and_counting_starts_again() -> None:

@@ -389,8 +389,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Any:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["pt"], "training with task causal_lm: not built yet"),
-        (["rlhf", "--rlhf_type", "grpo", "--reward_funcs", "format"], "training with task grpo: not built yet"),
+        (["rlhf", "--rlhf_type", "grpo", "--reward_funcs", "format"], "train.task = grpo: not built yet"),
         (["sft", "--task_type", "embedding"], "train.task = embedding: not built yet"),
         (["sft", "--tuner_type", "adalora"], "model.tuner = adalora (its loss has a term"),
         (["sft", "--optim", "adalomo"], "train.optim = adalomo (it steps within"),

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rayswift.config.schema import SftConfig
+from rayswift.config.schema import TrainingConfig
 from rayswift.train.events import Event
 from rayswift.train.report.charts import show
 from rayswift.train.report.curves import Curve
@@ -24,7 +24,7 @@ class Advice:
 
 
 def advise(
-    config: SftConfig, curves: dict[str, Curve], counts: dict[str, int], events: list[Event], local: bool
+    config: TrainingConfig, curves: dict[str, Curve], counts: dict[str, int], events: list[Event], local: bool
 ) -> list[Advice]:
     """Sentences on what starves or goes wrong, the gravest first.
 
@@ -48,7 +48,7 @@ def verdict(curves: dict[str, Curve]) -> str:
     return f"Nothing starves: workers wait for data {show(wait, '%')} of the time, rows are {show(fill, '%')} full."
 
 
-def _diverging(config: SftConfig, curves: dict[str, Curve]) -> list[Advice]:
+def _diverging(config: TrainingConfig, curves: dict[str, Curve]) -> list[Advice]:
     for name in ("loss", "grad_norm", "eval_loss"):
         curve = curves.get(name)
         if curve and curve.first_broken is not None:
@@ -77,7 +77,7 @@ def _failing(events: list[Event]) -> list[Advice]:
     ]
 
 
-def _rows(config: SftConfig, counts: dict[str, int]) -> list[Advice]:
+def _rows(config: TrainingConfig, counts: dict[str, int]) -> list[Advice]:
     seen = sum(counts.values())
     if not seen:
         return []
@@ -104,7 +104,7 @@ def _rows(config: SftConfig, counts: dict[str, int]) -> list[Advice]:
     return found
 
 
-def _waiting(config: SftConfig, curves: dict[str, Curve], local: bool) -> list[Advice]:
+def _waiting(config: TrainingConfig, curves: dict[str, Curve], local: bool) -> list[Advice]:
     wait = _recent(curves, "data_wait")
     if wait is None or wait <= _MUCH_WAITING:
         return []
@@ -115,7 +115,7 @@ def _waiting(config: SftConfig, curves: dict[str, Curve], local: bool) -> list[A
     return [Advice(f"Workers wait for data {show(wait, '%')} of the time: {what}.")]
 
 
-def _filling(config: SftConfig, curves: dict[str, Curve]) -> list[Advice]:
+def _filling(config: TrainingConfig, curves: dict[str, Curve]) -> list[Advice]:
     fill = _recent(curves, "fill")
     if fill is None or fill >= _POOR_FILL:
         return []

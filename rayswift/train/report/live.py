@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
-from rayswift.config.schema import SftConfig
+from rayswift.config.schema import TrainingConfig
 from rayswift.data.global_batches import UnusableRows
 from rayswift.log import UserError, logger
 from rayswift.train import events
@@ -34,7 +34,7 @@ class LiveReport:
         continued: The checkpoint that the launch continues.
     """
 
-    def __init__(self, run_dir: Path, config: SftConfig, local: bool, continued: Saved | None):
+    def __init__(self, run_dir: Path, config: TrainingConfig, local: bool, continued: Saved | None):
         self._run_dir, self._config, self._local = run_dir, config, local
         self._continued = continued
         self._metrics = MetricsFile(run_dir / METRICS)

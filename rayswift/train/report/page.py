@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from rayswift.config.load import to_yaml
-from rayswift.config.schema import SftConfig
+from rayswift.config.schema import TrainingConfig
 from rayswift.train.events import Event, State, starts
 from rayswift.train.report.advice import Advice, advise, verdict
 from rayswift.train.report.charts import Chart, draw, show
@@ -48,7 +48,7 @@ class View:
     name: str
     state: State
     updated_s: float
-    config: SftConfig
+    config: TrainingConfig
     step: int = 0
     curves: dict[str, Curve] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
@@ -181,7 +181,7 @@ def _facts(facts: Mapping[str, str]) -> str:
     return f'<table class="facts">{lines}</table>' if lines else ""
 
 
-def _config(config: SftConfig) -> str:
+def _config(config: TrainingConfig) -> str:
     return _escape(without_secrets(to_yaml(config)))
 
 

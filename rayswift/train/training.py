@@ -1,0 +1,155 @@
+"""A training run of any task: the driver's half is `run`, each worker's half is `train_loop`."""
+
+from functools import partial
+from pathlib import Path
+
+import psutil
+
+from rayswift.config.built import refuse_unbuilt
+from rayswift.config.schema import TrainingConfig
+from rayswift.data import prepare
+from rayswift.data.filesystem import is_url
+from rayswift.data.global_batches import FeedPlan, Position, table
+from rayswift.data.windows import Windows
+from rayswift.log import logger
+from rayswift.resources import connect, join, lay_out
+from rayswift.train import adapters, run_folder, storage, user_code
+from rayswift.train import plan as planning
+from rayswift.train.clock import Clock
+from rayswift.train.launch import RunSpec, Worker, fit, join_process_group
+from rayswift.train.report.live import REPORT, LiveReport
+from rayswift.train.tasks import TASKS, load
+
+
+def run(config: TrainingConfig) -> None:
+    """Train a model on rows: from a resolved config to a checkpoint.
+
+    Raises:
+        UserError: bad input (exit code 2) or a run that failed (exit code 1).
+    """
+    clock = Clock(psutil.Process().create_time())
+    refuse_unbuilt(config)
+    train = config.train
+    adapters.check(config.model)
+    user_code.check(train)
+    with storage.working_copy(train.output_dir, train.resume, config.cluster.scratch_dir) as run_dir:
+        _train(config, run_dir, clock)
+
+
+def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:
+    # 1. What runs where, and what an earlier launch of this run left.
+    layout = lay_out(config.cluster, join(config.cluster))
+    resume = run_folder.open_run(config, run_dir)
+    plan = planning.resolve(config, layout, resume)
+    config = plan.config
+
+    # 2. Rows: tokenizer, sources, a look at the first of them.
+    tokenizer_dir = prepare.prepare_tokenizer(config.model, run_dir / "tokenizer")
+    if resume and config.data.window_rows is None:
+        plan = planning.with_window_rows(plan, resume.window_rows)
+    windows, eval_windows = prepare.plan_windows(plan.config.data, tokenizer_dir, config.train.seed, run_dir / "data")
+    plan = planning.with_window_rows(plan, windows.window_rows)
+    config = plan.config
+    found = run_folder.fingerprint(config, windows.tokenizer_hash, windows.num_rows)
+    if resume:
+        run_folder.check_unchanged(resume, config, found)
+        logger.info("continuing %s at step %d", resume.saved.path, resume.saved.step)
+    run_folder.write_record(run_dir, config, found)
+    logger.info("%s", planning.describe(plan, windows.num_rows, []))
+
+    with LiveReport(run_dir, config, layout.local, resume.saved if resume else None):
+        if resume and resume.is_end_of(plan.config.train):
+            return _finish(run_dir, config, clock)
+
+        # 3. Ray, workers, the training itself.
+        clock.lap("data")
+        connect(config.cluster, layout, run_dir)
+        clock.lap("Ray")
+        spec = RunSpec(
+            config=config,
+            layout=layout,
+            run_dir=run_dir,
+            tokenizer_dir=tokenizer_dir,
+            feed_plan=_feed_plan(plan, windows),
+            clock=clock,
+            resume_from=resume.saved.path.resolve() if resume else None,
+            work_dir=Path.cwd(),
+        )
+        fit(spec, train_loop, windows, eval_windows, resume.position if resume else Position())
+
+        _finish(run_dir, config, clock)
+
+
+def _finish(run_dir: Path, config: TrainingConfig, clock: Clock) -> None:
+    """Say what came of the run."""
+    model, counts = run_folder.write_result(run_dir, config)
+    logger.info("rows\n%s", table(counts))
+    home = config.train.output_dir if is_url(config.train.output_dir) else run_dir
+    logger.info("done in %.0f s; model: %s/%s; report: %s/%s", clock.total(), home, model.name, home, REPORT)
+
+
+def train_loop(spec: RunSpec, worker: Worker) -> None:
+    """Train on this rank until the data ends."""
+    clock = spec.clock
+    clock.lap("worker process")
+    join_process_group(spec, worker)
+    from rayswift.train import model as models
+    from rayswift.train import parameters, tuners
+    from rayswift.train.arguments import trainer_arguments
+    from rayswift.train.restart import agree_on_checkpoint, prepare_checkpoint, weights_to_load
+    from rayswift.train.stream import Stream
+    from rayswift.train.trainer import callbacks_of
+
+    clock.lap("imports")
+    config, task = spec.config, TASKS[spec.config.train.task]
+    trainer_class = load(task.trainer)
+    for plugin in config.train.plugins:
+        user_code.load("train.plugins", plugin)
+    weights = weights_to_load(spec, worker)  # before the arguments: ZeRO-3 cuts whatever is built from then on
+    dtype = models.resolve_dtype(config.model.dtype, spec.layout.device)
+    resume, attempt = agree_on_checkpoint(spec, worker)
+    universal = prepare_checkpoint(resume, worker)
+    args = trainer_arguments(spec, load(task.arguments), dtype, worker.rank == 0, universal)
+    worker.feed.begin(attempt, resume.position if resume else Position())
+    # Without DeepSpeed, which keeps float32 masters itself, weights stay float32 and autocast computes in `dtype`.
+    weights_dtype = dtype if config.cluster.uses_deepspeed else "float32"
+    model = models.load_model(config.model, weights, weights_dtype)
+    tokenizer = models.load_tokenizer(str(spec.tokenizer_dir), config.model.trust_remote_code)
+    stream = Stream(
+        worker.feed,
+        resume.position if resume else Position(),
+        resume.epochs if resume else 0.0,
+        micro_batch=config.train.per_device_train_batch_size,
+        accumulation=config.train.gradient_accumulation_steps,
+        max_length=config.data.max_length,
+        collate=partial(load(task.collate), pad_token_id=tokenizer.pad_token_id, layout=models.layout_of(model)),
+    )
+    trainer = trainer_class(
+        spec=spec,
+        rank=worker.rank,
+        stream=stream,
+        model=model,
+        args=args,
+        train_dataset=trainer_class.placeholder(),
+        eval_dataset=trainer_class.placeholder() if config.train.eval_strategy != "no" else None,
+        processing_class=tokenizer,
+        peft_config=tuners.peft_config(config.model),
+        callbacks=callbacks_of(spec, worker, stream, clock, resume),
+    )
+    if worker.rank == 0:
+        for line in parameters.table(trainer.model):
+            logger.info("%s", line)
+    clock.lap("model")
+    trainer.train(resume_from_checkpoint=str(resume.saved.path) if resume else None)
+
+
+def _feed_plan(plan: planning.Plan[TrainingConfig], windows: Windows) -> FeedPlan:
+    train, data = plan.config.train, plan.config.data
+    return FeedPlan(
+        global_batch=plan.global_batch,
+        num_rows=windows.num_rows,
+        window_rows=windows.window_rows,
+        num_epochs=train.num_train_epochs,
+        max_steps=train.max_steps,
+        max_bad_fraction=data.max_bad_fraction,
+    )
