@@ -121,7 +121,9 @@ class Encoder:
             self._refuse(text, True, 1)
             return [Document(text, (Span(0, len(text)),))]
         if not self.config.use_chat_template:
-            return [joined(sample.conversation, self.config.loss_on, self._eos)]
+            document = joined(sample.conversation, self.config.loss_on, self._eos)
+            self._refuse(document.text, document.whole, 1)
+            return [document]
         if self._template is None:
             raise UserError(
                 f"the tokenizer in {self.config.tokenizer_dir} has no chat template; give one with model.chat_template"

@@ -24,7 +24,7 @@ from rayswift.data.batches import collate
 from rayswift.data.global_batches import FeedPlan, Position, global_batches
 from rayswift.data.prepare import plan_windows
 from rayswift.data.windows import PackedRow
-from rayswift.train.model import lora_config
+from rayswift.train.tuners import peft_config
 
 
 def rows_of(run_dir: Path, config: Any, steps: int, global_batch: int, work_dir: Path) -> list[PackedRow]:
@@ -93,7 +93,7 @@ def main() -> None:
         train_dataset=dataset,
         data_collator=collator,
         processing_class=tokenizer,
-        peft_config=lora_config(config.model),
+        peft_config=peft_config(config.model),
     )
     trainer.add_callback(StepTimes())
     trainer.train()

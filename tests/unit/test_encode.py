@@ -375,3 +375,13 @@ def test_thoughts_need_the_template() -> None:
     bad = encode({"messages": [turn]}, use_chat_template=False)
     assert isinstance(bad, BadRow)
     assert bad.reason == "needs the chat template"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [("a" * 99, "longer than data.max_length"), ("\ud800", "invalid UTF-8")]
+)
+def test_messages_without_the_template_are_refused_as_any_text(content: str, reason: str) -> None:
+    turns = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": content}]}
+    bad = encode(turns, use_chat_template=False, max_length=8)
+    assert isinstance(bad, BadRow)
+    assert bad.reason == reason
