@@ -82,6 +82,8 @@ def choose_backend(wanted: str, adapter: dict[str, Any]) -> str:
     elif adapter.get("r", 0) > _VLLM_LORA_RANKS[-1]:
         obstacles.append(f"r above {_VLLM_LORA_RANKS[-1]}")
     if wanted == "auto":
+        if obstacles and find_spec("vllm"):
+            logger.info("vLLM cannot load an adapter with %s", ", ".join(obstacles))
         return "vllm" if find_spec("vllm") and not obstacles else "transformers"
     if find_spec(wanted) is None:
         raise UserError(f"infer.backend = {wanted!r} is not installed; pip install '{_PACKAGES[wanted]}'")

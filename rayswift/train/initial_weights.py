@@ -44,6 +44,8 @@ def write(model: ModelConfig, tokenizer_dir: Path, folder: Path, seed: int) -> N
     network = _load(model, architecture)
     if model.new_special_tokens:
         _add_rows(network, tokenizer_dir)
+        if model.tuner != "full" and not model.modules_to_save:
+            logger.info("the rows of new tokens are frozen; model.modules_to_save trains the embedding too")
     for name in model.adapters[:-1]:
         adapter = adapter_folder(name)
         logger.info("merging the adapter %s into the weights", adapter)

@@ -112,7 +112,8 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     args = trainer_arguments(spec, load(task.arguments), dtype, worker.rank == 0, universal)
     worker.feed.begin(attempt, resume.position if resume else Position())
     # Without DeepSpeed, which keeps float32 masters itself, weights stay float32 and autocast computes in `dtype`.
-    weights_dtype = dtype if config.cluster.uses_deepspeed else "float32"
+    # Quantized ones are frozen, and computed in the number format they are loaded with.
+    weights_dtype = dtype if config.cluster.uses_deepspeed or config.model.quantization else "float32"
     model = models.load_model(config.model, weights, weights_dtype)
     tokenizer = models.load_tokenizer(str(spec.tokenizer_dir), config.model.trust_remote_code)
     stream = Stream(

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rayswift.config.built import refuse_unbuilt
 from rayswift.config.load import load
 from rayswift.config.model import ModelConfig
 from rayswift.data.prepare import prepare_tokenizer
+from rayswift.infer import choose_backend
 from rayswift.log import UserError
 from rayswift.resources import lay_out
 from rayswift.train import initial_weights, parameters, tuners
@@ -267,3 +269,15 @@ def test_a_package_that_is_not_there() -> None:
     flags = ["--model", "m", "--dataset", "d.jsonl", "--optim", "grokadamw"]
     with pytest.raises(UserError, match="grokadamw needs the package grokadamw, which is not installed; pip install"):
         refuse_unbuilt(load("sft", flags).config)
+
+
+def test_vllm_is_asked_only_for_what_it_takes() -> None:
+    for adapter, obstacle in [
+        ({"peft_type": "VERA", "r": 256}, "peft_type VERA"),
+        ({"peft_type": "LORA", "r": 8, "use_dora": True}, "use_dora"),
+        ({"peft_type": "LORA", "r": 8, "init_lora_weights": "pissa"}, "init_lora_weights pissa"),
+    ]:
+        assert choose_backend("auto", adapter) == "transformers"
+        if find_spec("vllm"):
+            with pytest.raises(UserError, match=f"cannot load an adapter with {obstacle}"):
+                choose_backend("vllm", adapter)

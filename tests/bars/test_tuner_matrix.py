@@ -1,0 +1,101 @@
+"""Each tuner in one short run of the command line, over workers and ZeRO stages; its checkpoint loads in PEFT.
+
+Minutes, so not part of the suite: pytest tests/bars/test_tuner_matrix.py
+"""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from tests.ray.conftest import assert_same_curve, curve, sft, start
+from tests.ray.test_equivalence import TOLERANCE, layout
+
+TUNERS = {
+    "lora": ("lora", {}),
+    "rslora": ("lora", {"use_rslora": True}),
+    "dora": ("lora", {"use_dora": True}),
+    "pissa": ("lora", {"init_lora_weights": "pissa_niter_4"}),
+    "olora": ("lora", {"init_lora_weights": "olora"}),
+    "vera": ("vera", {"r": 16}),
+    "boft": ("boft", {}),
+    "ia3": ("ia3", {}),
+    "fourierft": ("fourierft", {"scaling": 1.0}),
+    "loha": ("loha", {}),
+    "lokr": ("lokr", {}),
+    "miss": ("miss", {"r": 4}),
+}
+STEPS = ("--max_steps", "3", "--save_strategy", "steps", "--lora_dropout", "0")
+
+
+def tuner(name: str) -> tuple[str, ...]:
+    """Flags of a tuner."""
+    kind, kwargs = TUNERS[name]
+    return ("--tuner", kind, "--model.tuner_kwargs", json.dumps(kwargs))
+
+
+@pytest.mark.parametrize("name", TUNERS)
+def test_a_tuner_is_the_same_on_every_layout(name: str, tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    sft(tmp_path / "one", *tiny, *tuner(name), *layout(0, 0), *STEPS)
+    losses = curve(tmp_path / "one")
+    assert losses[3] != losses[1]
+    for workers, stage in [(2, 0), (2, 2), (2, 3)]:
+        sft(tmp_path / f"{workers}-{stage}", *tiny, *tuner(name), *layout(workers, stage), *STEPS)
+        assert_same_curve(tmp_path / f"{workers}-{stage}", tmp_path / "one", TOLERANCE)
+    checkpoint = tmp_path / "one/checkpoint-3"
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "one/init")
+    tokens = torch.arange(40)[None]
+    with torch.inference_mode():
+        adapted = PeftModel.from_pretrained(base, checkpoint).eval()(tokens).logits
+    code, out = start("export", "", "--model", str(tmp_path / "one"), "--merge_lora").wait()
+    assert code == 0, out
+    with torch.inference_mode():
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "one/merged-checkpoint-3")(tokens).logits
+    torch.testing.assert_close(merged, adapted, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--tuner", "lora", "--lora_plus_ratio", "16"),
+        ("--tuner", "lora", "--modules_to_save", "embed_tokens"),
+        ("--tuner", "lora", "--neftune_noise_alpha", "5"),
+        ("--freeze_ratio", "0.5"),
+        ("--freeze", ".*", "--unfreeze", ".*norm"),
+        ("--new_special_tokens", "<|plan|>"),
+        ("--rope_scaling", '{"rope_type": "yarn", "factor": 2}'),
+    ],
+    ids=lambda flags: flags[-2].strip("-"),
+)
+@pytest.mark.parametrize(("workers", "stage"), [(0, 0), (2, 3)])
+def test_it_resumes(flags: tuple[str, ...], workers: int, stage: int, tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    steps = ("--save_strategy", "steps", "--save_steps", "2", "--lr_scheduler_type", "constant")
+    run = (*tiny, *flags, *steps, *layout(workers, stage))
+    sft(tmp_path / "whole", *run, "--max_steps", "4")
+    sft(tmp_path / "cut", *run, "--max_steps", "2")
+    sft(tmp_path / "cut", *run, "--max_steps", "4", "--resume", "auto")
+    assert_same_curve(tmp_path / "cut", tmp_path / "whole", TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("package", "flags"),
+    [
+        ("schedulefree", ("--optim", "schedule_free_adamw", "--lr_scheduler_type", "constant")),
+        ("galore_torch", ("--optim", "galore_adamw", "--optim_target_modules", "all-linear")),
+        ("apollo_torch", ("--optim", "apollo_adamw", "--optim_target_modules", "all-linear")),
+        ("bitsandbytes", ("--tuner", "lora", "--quantization", "nf4")),
+        ("bitsandbytes", ("--tuner", "lora", "--quantization", "int8")),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, tuple) else value,
+)
+def test_with_a_package_of_its_own(package: str, flags: tuple[str, ...], run_dir: Path, tiny: tuple[str, ...]) -> None:
+    installed = find_spec(package) is not None
+    out = sft(run_dir, *tiny, *flags, *layout(1, 0), "--max_steps", "3", code=0 if installed else 2)
+    if installed:
+        assert len(curve(run_dir)) == 3
+    else:
+        assert f"needs the package {package.replace('_', '-')}" in out
