@@ -6,8 +6,10 @@ from pathlib import Path
 from rayswift.config.model import ModelConfig
 from rayswift.log import UserError
 from rayswift.train.checkpoint import model_folder
+from rayswift.train.memory import read_header
 
 _CONFIG = "adapter_config.json"
+_PLAIN = ("F32", "F16", "BF16")
 
 
 def adapter_folder(name: str) -> Path:
@@ -46,9 +48,30 @@ def adapter_problems(model: ModelConfig) -> list[str]:
             found.append(f"model.adapters: {folder} holds no {_CONFIG}, so it is no adapter")
         elif not any(folder.glob("adapter_model.*")):
             found.append(f"model.adapters: {folder} holds no weights (adapter_model.safetensors)")
+    for name in model.adapters if not found else ():
+        found += _misfits(adapter_folder(name), Path(model.path))
     if model.adapters and not found:
         folder = adapter_folder(model.adapters[-1])
         kind = str(json.loads((folder / _CONFIG).read_text(encoding="utf-8")).get("peft_type", "LORA")).lower()
         if kind != model.tuner:
             found.append(f"model.adapters: {folder} is of kind {kind}; set model.tuner {kind} to train it on")
     return found
+
+
+def _misfits(adapter: Path, weights: Path) -> list[str]:
+    """The first LoRA matrix that is too long or too short for its weights, where both lie here."""
+    shapes: dict[str, list[int]] = {}
+    for file in weights.glob("*.safetensors"):
+        shapes |= {name: tensor["shape"] for name, tensor in read_header(file).items() if tensor["dtype"] in _PLAIN}
+    for file in adapter.glob("adapter_model.safetensors"):
+        for name, tensor in read_header(file).items():
+            module, _, matrix = name.removeprefix("base_model.model.").rpartition(".lora_")
+            own, below = tensor["shape"], shapes.get(f"{module}.weight")
+            # A is [rank, in] and B is [out, rank]; layers of GPT-2 hold their weights the other way round.
+            side = {"A.weight": own[-1], "B.weight": own[0]}.get(matrix)
+            if below and side is not None and side not in below:
+                return [
+                    f"model.adapters: {adapter} does not fit the model {weights}: its {module} is {own}, the "
+                    f"model's {below}"
+                ]
+    return []

@@ -62,11 +62,17 @@ def model_size(folder: Path, tuner: str, lora_rank: int) -> ModelSize:
     return ModelSize(total, trainable, hidden, layers, vocab)
 
 
-def _count_in_header(path: Path) -> int:
+def read_header(path: Path) -> dict[str, Any]:
+    """Name -> dtype and shape of each tensor in a safetensors file."""
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header: dict[str, Any] = json.loads(file.read(length))
-    return sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    header.pop("__metadata__", None)
+    return header
+
+
+def _count_in_header(path: Path) -> int:
+    return sum(prod(tensor["shape"]) for tensor in read_header(path).values())
 
 
 def _count_from_config(config: dict[str, Any]) -> int:

@@ -162,6 +162,7 @@ def test_an_adapter_that_does_not_fit(base: Path, tmp_path: Path) -> None:
     wide.hidden_size = 48
     AutoModelForCausalLM.from_config(wide).save_pretrained(tmp_path / "wide")
     config = ModelConfig(path=str(tmp_path / "wide"), tuner="lora", adapters=[str(tmp_path / "adapter")])
+    assert "down_proj is [32, 8], the model's [48, 64]" in adapter_problems(config)[0]
     with pytest.raises(UserError, match="does not fit the model"):
         load_model(config, config.path, "float32")
 
