@@ -1,7 +1,9 @@
 """Rows -> tokens and mask: equal to `apply_chat_template`, and exactly the assistant's words are trained."""
 
+import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from rayswift.data.encode import EncodeConfig, EncodedRow, Encoder, TooLong
+from rayswift.data.encode import EncodeConfig, EncodedRow, Encoder, TooLong, cached_encoder
 from rayswift.data.rows import BadRow
 from rayswift.log import UserError
 
@@ -21,7 +23,7 @@ WORDS = st.text("abc XYZ019.,\n\t'\"{}é中🎉✓", max_size=24).map(str.strip)
 
 
 def encoder(folder: Path = TINY, max_length: int = 4096, **options: Any) -> Encoder:
-    return Encoder(EncodeConfig(str(folder), "hash", max_length, **options))
+    return cached_encoder(json.dumps(asdict(EncodeConfig(str(folder), "hash", max_length, **options))))
 
 
 def encode(row: Any, **options: Any) -> EncodedRow | BadRow:

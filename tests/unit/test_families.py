@@ -1,6 +1,8 @@
 """Tokens and mask over the chat templates of well-known families, against `transformers`' own rendering."""
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from model_families import KEEPING, REWRITING, UNTRAINABLE
 from tokenizers import Tokenizer
 
-from rayswift.data.encode import EncodeConfig, EncodedRow, Encoder
+from rayswift.data.encode import EncodeConfig, EncodedRow, cached_encoder
 from rayswift.data.rows import BadRow
 
 ALL = KEEPING | REWRITING | UNTRAINABLE
@@ -38,7 +40,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
 
 
 def encode(folder: Path, row: Any, **options: Any) -> list[EncodedRow] | BadRow:
-    (result,) = Encoder(EncodeConfig(str(folder), "hash", 4096, **options)).encode([row])
+    config = EncodeConfig(str(folder), "hash", 4096, **options)
+    (result,) = cached_encoder(json.dumps(asdict(config))).encode([row])
     return result
 
 

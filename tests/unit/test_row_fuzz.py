@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayswift.data.encode import EncodeConfig, EncodedRow, Encoder, TooLong
+from rayswift.data.encode import EncodeConfig, EncodedRow, Encoder, TooLong, cached_encoder
 from rayswift.data.rows import BadRow, format_of, parse_row
 
 TINY = Path(__file__).resolve().parents[2] / "examples" / "tiny"
@@ -41,7 +42,8 @@ rows = st.dictionaries(st.sampled_from(NAMES), values, max_size=5) | junk
 
 
 def encoder(**options: Any) -> Encoder:
-    return Encoder(EncodeConfig(str(TINY), "hash", **{"max_length": 32, **options}))
+    config = EncodeConfig(str(TINY), "hash", **{"max_length": 32, **options})
+    return cached_encoder(json.dumps(asdict(config)))
 
 
 @pytest.mark.parametrize("truncation", ["drop", "split", "left"])
