@@ -105,7 +105,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     rows = [json.loads(line) for line in options.rows.read_text(encoding="utf-8").splitlines()]
-    rows = (rows * (NUM_ROWS // len(rows) + 1))[:NUM_ROWS]
+    if len(rows) < NUM_ROWS:
+        rows = (rows * (NUM_ROWS // len(rows) + 1))[:NUM_ROWS]
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.tokenizer or Path(temporary)
         if not options.tokenizer:

@@ -101,7 +101,7 @@ def _quarantine(file: Path) -> list[dict[str, str]]:
     return rows
 
 
-@settings(max_examples=120)
+@settings(max_examples=80)
 @given(LINES, st.sampled_from(KINDS), st.sampled_from([b"\n", b"\r\n", b",\n"]), st.booleans(), st.booleans())
 @example([GOOD, *NASTY], ".jsonl", b"\n", False, False)
 @example([GOOD, *NASTY], ".json", b",\n", True, False)
@@ -125,7 +125,7 @@ def test_text_files(
         assert counts["trained"] >= whole.count(GOOD)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.binary(max_size=200), st.sampled_from([*KINDS, ".parquet", ".arrow", ".jsonl.gz", ".json.zst"]))
 def test_bytes_without_meaning(tmp_path_factory: pytest.TempPathFactory, content: bytes, kind: str) -> None:
     folder = tmp_path_factory.mktemp("f")
@@ -150,7 +150,7 @@ def _whole(kind: str, folder: Path) -> bytes:
     return path.read_bytes()
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.sampled_from([".jsonl.gz", ".jsonl.zst", ".parquet", ".arrow"]), st.floats(0, 1))
 @example(".jsonl.gz", 1.0)
 @example(".parquet", 1.0)

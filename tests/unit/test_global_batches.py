@@ -36,7 +36,7 @@ def expected_counts(kinds: str, epochs: int) -> dict[str, int]:
     return {outcome: kinds.count(kind) * epochs for kind, outcome in outcomes.items() if kind in kinds}
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(**SIZES, num_epochs=st.integers(1, 3))
 def test_every_good_row_once_an_epoch(
     tmp_path_factory: Any, kinds: str, window_rows: int, global_batch: int, packing: bool, num_epochs: int
@@ -57,7 +57,7 @@ def test_every_good_row_once_an_epoch(
     assert progress[-1] <= num_epochs
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(**SIZES, num_epochs=st.integers(1, 3))
 def test_the_accounting_sums_to_the_rows_seen(
     tmp_path_factory: Any, kinds: str, window_rows: int, global_batch: int, packing: bool, num_epochs: int

@@ -20,7 +20,18 @@ HEAVY = {"ray", "torch", "vllm"}
 PURE = [
     *(
         f"rayswift.data.{n}"
-        for n in ["packing", "order", "rows", "template", "truncation", "turns", "encode", "global_batches", "windows"]
+        for n in [
+            "packing",
+            "order",
+            "rows",
+            "template",
+            "trace",
+            "truncation",
+            "turns",
+            "encode",
+            "global_batches",
+            "windows",
+        ]
     ),
     "rayswift.train.memory",
     "rayswift.train.checkpoint",

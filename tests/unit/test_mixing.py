@@ -57,7 +57,7 @@ def test_seven_to_three() -> None:
     assert mix([10, 10, 10], [1, 1, 1], "first_exhausted").draws == (10, 10, 10)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 200), min_size=1, max_size=5).filter(any), st.data())
 def test_every_stretch_is_in_proportion_and_computed_by_itself(draws: list[int], data: st.DataObject) -> None:
     mixed = Mix(tuple(draws))

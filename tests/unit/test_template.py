@@ -54,7 +54,7 @@ def conversation(contents: list[str], with_system: bool) -> list[dict[str, Any]]
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(contents=st.lists(CONTENT, min_size=1, max_size=6), with_system=st.booleans(), generate=st.booleans())
 def test_same_bytes_as_transformers(
     pair: Any, name: str, contents: list[str], with_system: bool, generate: bool

@@ -128,7 +128,7 @@ REMAINDERS = [
 LOOPED = ["messages", "messages[1:]", "messages | list", "messages if m.role != 'user'", "(messages | reverse)"]
 
 
-@settings(max_examples=100)
+@settings(max_examples=80)
 @given(
     head=st.lists(st.sampled_from(HEADS), max_size=1),
     looped=st.sampled_from([*LOOPED[:1] * 4, *LOOPED]),
