@@ -21,11 +21,16 @@ _LORA_KWARGS = (
     "alpha_pattern",
     "layers_to_transform",
     "layers_pattern",
-    "loftq_config",
 )
 _LORA_INITS = (True, "gaussian", "orthogonal")
-# Initialisations that look at rows first.
-_INITS_FROM_ROWS = ("eva", "corda", "lora_ga")
+# Why others are not.
+_FROM_ROWS = " (it looks at rows before the training)"
+_OTHER_INITS = {
+    "eva": _FROM_ROWS,
+    "corda": _FROM_ROWS,
+    "lora_ga": _FROM_ROWS,
+    "loftq": " (PEFT makes it on a GPU, where it has not been tried)",
+}
 
 
 def rows_not_built(config: TrainingConfig) -> list[str]:
@@ -49,7 +54,7 @@ def _tuner_not_built(model: ModelConfig) -> list[str]:
     for name, value in model.tuner_kwargs.items() if model.tuner == "lora" else ():
         if name == "init_lora_weights":
             known = value in _LORA_INITS or changes_weights(model)
-            why = " (it looks at rows before the training)" if value in _INITS_FROM_ROWS else ""
+            why = _OTHER_INITS.get(str(value), "")
         else:
             known, why = name in _LORA_KWARGS, ""
         if not known:

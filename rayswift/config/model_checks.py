@@ -31,9 +31,6 @@ def missing_packages(config: TrainingConfig) -> list[str]:
     needed: list[tuple[str, str, str]] = []
     if model.quantization:
         needed.append((f"model.quantization = {model.quantization}", *_BITSANDBYTES))
-    if model.tuner_kwargs.get("init_lora_weights") == "loftq":
-        field = "model.tuner_kwargs.init_lora_weights = loftq"
-        needed += [(field, *_BITSANDBYTES), (field, "scipy", "scipy")]
     for prefixes, package in _OPTIMIZER_PACKAGES:
         if optim.startswith(prefixes):
             needed.append((f"train.optim = {optim}", *package))

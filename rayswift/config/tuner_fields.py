@@ -30,10 +30,10 @@ _OWNED = {
 
 _OF_ADAPTERS = ("tuner_kwargs", "adapters", "modules_to_save", "target_regex", "lora_plus_ratio")
 _OF_FULL = ("freeze", "freeze_ratio", "unfreeze")
-_ON_QUANTIZED = ("lora", "ia3", "vera")
+_ON_QUANTIZED = ("lora", "ia3")
 
-# Initialisations of a LoRA that move part of the weights into the adapter, or round what stays below it.
-_CHANGES_WEIGHTS = re.compile(r"pissa(_niter_\d+)?|olora|loftq")
+# Initialisations of a LoRA that move part of the weights into the adapter.
+_CHANGES_WEIGHTS = re.compile(r"pissa(_niter_\d+)?|olora")
 
 
 def changes_weights(model: ModelConfig) -> bool:
@@ -55,7 +55,7 @@ def tuner_problems(model: ModelConfig) -> list[str]:
         found.append(f"model.lora_plus_ratio is of model.tuner lora, and it is {model.tuner}")
     if model.quantization and model.tuner not in _ON_QUANTIZED:
         found.append(
-            f"model.quantization = {model.quantization}: PEFT has no {model.tuner} on quantized weights; "
+            f"model.quantization = {model.quantization}: no {model.tuner} trains on quantized weights; "
             f"model.tuner {', '.join(_ON_QUANTIZED)} work there"
         )
     if model.adapters and isinstance(model.tuner_kwargs.get("init_lora_weights"), str):

@@ -106,7 +106,6 @@ def _initialise_adapter(network: PreTrainedModel, model: ModelConfig, adapter: P
     tuned: PeftModel = get_peft_model(network, tuners.new_adapter(model))
     config = tuned.peft_config["default"]
     config.init_lora_weights = True  # whoever loads the adapter must not do it a second time
-    config.loftq_config = {}
     config.base_model_name_or_path = str(base)
     tuned.save_pretrained(adapter)
     return tuned.unload()

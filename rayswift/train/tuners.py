@@ -1,7 +1,7 @@
 """`model.tuner` -> what PEFT trains: the adapter's config, the adapter to start from, what full training freezes.
 
 Each kind of adapter is one row of `_CONFIGS`. What an initialisation does to the weights below the adapter (PiSSA,
-OLoRA, LoftQ) is done once, before the training: see `initial_weights`.
+OLoRA) is done once, before the training: see `initial_weights`.
 """
 
 import re
@@ -71,8 +71,6 @@ def new_adapter(model: ModelConfig) -> PeftConfig:
         values |= {"r": model.lora_rank, "lora_alpha": model.lora_alpha, "lora_dropout": model.lora_dropout}
     if model.tuner == "ia3":
         values["feedforward_modules"] = []  # every module's output is scaled; tuner_kwargs names those whose input is
-    if model.tuner_kwargs.get("init_lora_weights") == "loftq":
-        values["loftq_config"] = {"loftq_bits": 4, "loftq_iter": 1}
     try:
         return _CONFIGS[model.tuner](task_type="CAUSAL_LM", **values | model.tuner_kwargs)
     except (ValueError, TypeError) as error:

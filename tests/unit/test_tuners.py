@@ -244,7 +244,7 @@ def test_table_of_parameters(base: Path, tmp_path: Path) -> None:
         (["--tuner", "ia3", "--freeze", "model"], "model.freeze is of full training"),
         (["--adapters", "gone"], "model.adapters needs a tuner"),
         (["--tuner", "vera", "--lora_plus_ratio", "16"], "model.lora_plus_ratio is of model.tuner lora"),
-        (["--tuner", "boft", "--quantization", "nf4"], "PEFT has no boft on quantized weights"),
+        (["--tuner", "boft", "--quantization", "nf4"], "no boft trains on quantized weights"),
         (["--tuner", "lora", "--quantization", "nf4", "--zero_stage", "3"], "quantized weights cannot be cut"),
         (["--optim", "galore_adamw", "--zero_stage", "2"], "works on whole matrices, and ZeRO cuts them"),
         (["--optim", "apollo_adamw"], "set train.optim_target_modules"),
