@@ -161,7 +161,9 @@ def _sequence(
             for index, row in enumerate(window.rows[skip:], skip):
                 if held:
                     yield held
-                if not plan.ends_by_steps and epoch + done / plan.num_rows >= plan.num_epochs:
+                # A row that is but a further piece of a raw row counted before still belongs to the epoch.
+                at_end = not plan.ends_by_steps and epoch + done / plan.num_rows >= plan.num_epochs
+                if at_end and row.num_source_rows:
                     return
                 done += row.num_source_rows
                 counts.update(row.counts)

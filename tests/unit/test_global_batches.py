@@ -1,6 +1,7 @@
 """The global sequence: every good row once an epoch, cut into steps, continued anywhere."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +217,16 @@ def test_the_table_is_sorted_and_summed() -> None:
         ("filtered: y", "30"),
         ("trained", "5"),
     ]
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_pieces_of_a_split_row_all_belong_to_its_epoch(tmp_path: Path, packing: bool) -> None:
+    """Also those behind the point at which every raw row of the last epoch is counted."""
+    windows = window_plan(tmp_path, "gl", 2, packing, shuffle=False)
+    windows = replace(windows, encode=replace(windows.encode, truncation="split", loss_on="all"))
+    pieces = [row.input_ids.tolist() for row in windows.make(0, 0).rows]
+    assert len(pieces) > 2
+    sequence = batches(windows, feed_plan(windows, 1, num_epochs=2))
+    assert [row.input_ids.tolist() for batch in sequence for row in batch.rows] == pieces * 2
+    assert sequence[-1].position.counts == {"trained": 4}
+    assert sequence[-1].epochs == 2
