@@ -14,12 +14,13 @@ import psutil
 import pytest
 
 from cluster.local_cluster import LocalCluster
+from rayswift.train import checkpoint
 from tests.ray.conftest import Run, assert_same_curve, curve, sft, start
 
 STEPS = 80
 TOLERANCE = 1e-4
 RUN = (
-    "--max_steps", str(STEPS), "--save_strategy", "steps", "--save_steps", "10", "--global_batch_size", "8",
+    "--max_steps", str(STEPS), "--save_strategy", "steps", "--save_steps", "5", "--global_batch_size", "8",
     "--per_device_train_batch_size", "4", "--device", "cpu", "--learning_rate", "1e-4", "--threads_per_worker", "1",
     "--timeout_s", "120",
 )  # fmt: skip
@@ -74,14 +75,20 @@ def test_a_node_joins_and_one_is_killed(
     nodes.append(cluster.add_node())
     began = time.monotonic()
     run.wait_for(lambda: trains_with(run, 2), "steps of two workers")
-    logger.info("ZeRO %d: trains with a new node after %.0f s", stage, time.monotonic() - began)
+    grown_s = time.monotonic() - began
+    # What they trained must last: a kill before it is saved would have one worker train it again.
+    run.wait_for(lambda: any(saved.world_size == 2 for saved in checkpoint.find_all(run_dir)), "their checkpoint")
+    logger.info("ZeRO %d: trains with a new node after %.0f s", stage, grown_s)
     lose_power(next(node for node in nodes if holds_a_worker(node)))
     began = time.monotonic()
     run.wait_for(lambda: trains_with(run, 1), "steps of one worker again")
     logger.info("ZeRO %d: trains without a killed node after %.0f s", stage, time.monotonic() - began)
     code, out = run.wait()
     assert code == 0, out
-    logger.info("workers by step: %s", list(curve(run_dir, "workers").values()))
+    workers = list(curve(run_dir, "workers").values())
+    logger.info("steps by two workers: %s", [step for step, number in enumerate(workers, 1) if number == 2])
+    assert {workers[0], workers[-1]} == {1}
+    assert 2 in workers
     cluster.stop()
     fixed = tmp_path / "fixed"
     sft(fixed, *flags, "--num_workers", "1")
