@@ -94,7 +94,8 @@ class FollowCluster(ElasticScalingPolicy):
         Raises:
             UserError: there was no room for the fewest workers for too long.
         """
-        self._running = False
+        if self._running:  # what was seen a moment ago may be what just died
+            self._running, self._looked_at = False, float("-inf")
         decision = super().make_decision_for_non_running_worker_group()
         if not isinstance(decision, NoopDecision):
             self._waiting_since = None
