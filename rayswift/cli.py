@@ -13,6 +13,7 @@ VERBS = {
     "rlhf": "preferences, rewards or a teacher -> checkpoint",
     "data encode": "rows -> packed token rows on disk, for runs with data.cache",
     "data inspect": "what a run would see of its rows: formats, lengths, trained tokens, fill",
+    "tasks": "the tasks that train, and what each can do",
     "infer": "ask a run, a checkpoint or a model",
     "export": "checkpoint -> model folder (merge a LoRA adapter)",
 }

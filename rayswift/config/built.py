@@ -2,15 +2,16 @@
 
 from rayswift.config.model import ModelConfig
 from rayswift.config.model_checks import missing_packages
-from rayswift.config.schema import TrainingConfig
+from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.config.section import Section
 from rayswift.config.tuner_fields import changes_weights, tuner_problems
 from rayswift.log import UserError
 
-BUILT_TASKS = ("causal_lm",)
+BUILT_TASKS = ("causal_lm", "dpo", "rm", "orpo", "cpo", "simpo", "seq_cls")
 """Tasks that this version trains, those of `train/tasks.py`."""
 # Settings of `data` and `cluster` that no training reads yet, besides their defaults.
 _DATA = ("loss_scale",)
+_TRL = ("precompute_ref_log_probs", "sync_ref_model")
 _CLUSTER = ("sequence_parallel_size",)
 # Fields of PEFT's LoraConfig that are known to train, save, load and merge.
 _LORA_KWARGS = (
@@ -44,7 +45,23 @@ def not_built(config: TrainingConfig) -> list[str]:
     found = rows_not_built(config)
     if config.train.optim.endswith(("layerwise", "lomo")):
         found.append(f"train.optim = {config.train.optim} (it steps within the backward pass)")
+    found += [f"train.{name} = True" for name in _TRL if config.train.trl_extra.get(name)]
+    if isinstance(config, RlhfConfig) and config.model.reference_adapters:
+        found.append(f"model.reference_adapters = {config.model.reference_adapters}")
+    if config.train.task != "causal_lm":
+        found += _untried(config)
     return found + _tuner_not_built(config.model) + _changed("cluster", config.cluster, _CLUSTER)
+
+
+def _untried(config: TrainingConfig) -> list[str]:
+    """Tuners that are known to work for losses over tokens only."""
+    model, task = config.model, config.train.task
+    found = [] if model.tuner in ("full", "lora") else [f"model.tuner = {model.tuner} with task {task}"]
+    if changes_weights(model):
+        found.append(
+            f"model.tuner_kwargs.init_lora_weights = {model.tuner_kwargs['init_lora_weights']} with task {task}"
+        )
+    return found + [f"{line} with task {task}" for line in _changed("model", model, ("adapters", "quantization"))]
 
 
 def _tuner_not_built(model: ModelConfig) -> list[str]:

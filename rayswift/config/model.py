@@ -6,6 +6,7 @@ from pydantic import Field
 
 from rayswift.config.section import Section, Strings
 
+ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 Tuner = Literal["full", "lora", "adalora", "vera", "boft", "ia3", "fourierft", "loha", "lokr", "miss"]
 
 
@@ -58,7 +59,7 @@ class ModelConfig(Section):
     """Longest position the model is stretched to; null: what its `config.json` says."""
     num_labels: int | None = Field(None, ge=1)
     """Outputs of the classification head; needed by task seq_cls."""
-    problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None = None
+    problem_type: ProblemType | None = None
     """What the labels of task seq_cls are; null: regression for one label, else a single label of several."""
     chat_template: str | None = None
     """Jinja file that replaces the tokenizer's chat template; null: the tokenizer's own."""

@@ -346,6 +346,10 @@ class ExportConfig(Section):
     export: ExportSection
 
 
+class TasksConfig(Section):
+    """`rayswift tasks`: has no fields."""
+
+
 TRAINING_VERBS = ("pt", "sft", "rlhf")
 VERB_CONFIGS: dict[str, type[Section]] = {
     "pt": PtConfig,
@@ -353,6 +357,7 @@ VERB_CONFIGS: dict[str, type[Section]] = {
     "rlhf": RlhfConfig,
     "data encode": DataEncodeConfig,
     "data inspect": DataInspectConfig,
+    "tasks": TasksConfig,
     "infer": InferConfig,
     "export": ExportConfig,
 }

@@ -16,8 +16,32 @@ def task_problems(config: TrainingConfig) -> list[str]:
         )
     if isinstance(config, SftConfig) and config.train.task == "seq_cls" and config.model.num_labels is None:
         found.append("train.task = seq_cls needs the number of classes; set model.num_labels")
+    if isinstance(config, SftConfig) and config.train.task == "seq_cls" and config.train.loss_type is not None:
+        found.append(
+            f"train.loss_type = {config.train.loss_type}: model.problem_type decides the loss of seq_cls; unset it"
+        )
+    if config.train.task not in ("causal_lm", *ONLINE_TASKS):
+        found += _whole_row_problems(config)
     if isinstance(config, RlhfConfig):
         found += _online_problems(config) if config.train.task in ONLINE_TASKS else _offline_problems(config)
+    return found
+
+
+def _whole_row_problems(config: TrainingConfig) -> list[str]:
+    """Of tasks whose loss judges whole texts."""
+    data, train, why = config.data, config.train, f"task {config.train.task}"
+    found = []
+    if data.truncation == "split":
+        found.append(f"data.truncation = split has no meaning: {why} judges whole texts; set drop, left or right")
+    if data.loss_on == "all":
+        found.append(f"data.loss_on = all has no meaning: {why} says itself which tokens count; unset it")
+    if not data.use_chat_template and train.task != "seq_cls":
+        found.append(f"data.use_chat_template = False: {why} takes conversations, which need one")
+    if data.cache:
+        found.append(f"data.cache holds packed rows of task causal_lm, not of {why}; unset it")
+    for name in ("loss", "metrics"):
+        if getattr(train, name):
+            found.append(f"train.{name} = {getattr(train, name)} is for losses over tokens; {why} has its own")
     return found
 
 

@@ -39,7 +39,7 @@ def collate(rows: Sequence[PackedRow], pad_token_id: int, layout: Layout) -> dic
     if any(row.weights is not None for row in rows):
         weights = [np.ones(len(row.input_ids), np.float32) if row.weights is None else row.weights for row in rows]
         flat = layout == "flat"
-        batch["loss_weights"] = torch.from_numpy(np.concatenate(weights))[None] if flat else _padded(weights, 1.0)
+        batch["loss_weights"] = torch.from_numpy(np.concatenate(weights))[None] if flat else padded(weights, 1.0)
     if layout == "flat":
         lengths = [n for row in rows for n in row.lengths]
         borders = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
@@ -52,14 +52,15 @@ def collate(rows: Sequence[PackedRow], pad_token_id: int, layout: Layout) -> dic
             "max_length_k": max(lengths),
         }
     return batch | {
-        "input_ids": _padded(ids, pad_token_id),
-        "labels": _padded(labels, IGNORED),
+        "input_ids": padded(ids, pad_token_id),
+        "labels": padded(labels, IGNORED),
         # Position 0 throughout the padding: each padding token is a document of its own and attends only to itself.
-        "position_ids": _padded(positions, 0),
+        "position_ids": padded(positions, 0),
     }
 
 
-def _padded(arrays: Sequence[Any], fill: float) -> torch.Tensor:
+def padded(arrays: Sequence[Any], fill: float) -> torch.Tensor:
+    """Arrays side by side, [B, T], their ends filled: float32 if the filling is a float, else int64."""
     dtype = np.float32 if isinstance(fill, float) else np.int64
     out = np.full((len(arrays), max(map(len, arrays))), fill, dtype=dtype)
     for row, array in zip(out, arrays, strict=True):

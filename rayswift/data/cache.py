@@ -28,7 +28,7 @@ from rayswift.data.windows import PackedRow, Quarantined, Window, WindowPlan
 from rayswift.log import UserError
 
 MANIFEST = "manifest.json"
-FORMAT = 1  # of the files, and of what encoding makes of a row: a change of either is another number
+FORMAT = 2  # of the files, and of what encoding makes of a row: a change of either is another number
 _FOOTER = b"rayswift"
 _WINDOW_KEY, _ROW_KEY = 0xCAC4E, 0xCAC4F
 _OPEN_PARTS = 64
@@ -43,6 +43,7 @@ SCHEMA = pa.schema(
         pa.field("num_continued", pa.int32()),
         pa.field("num_cut", pa.int32()),
         pa.field("ids", pa.list_(pa.string())),
+        pa.field("numbers", pa.map_(pa.string(), pa.float64())),
     ]
 )
 
@@ -208,6 +209,7 @@ def _packed_rows(table: pa.Table) -> list[PackedRow]:
         columns[field.name] = _pieces(array) if pa.types.is_list(field.type) else array.to_pylist()
     for name in ("lengths", "ids"):
         columns[name] = [tuple(values.tolist()) for values in columns[name]]
+    columns["numbers"] = [tuple(values) for values in columns["numbers"]]
     names = [field.name for field in fields(PackedRow)]
     return [PackedRow(*values) for values in zip(*(columns[name] for name in names), strict=True)]
 

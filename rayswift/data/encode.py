@@ -7,7 +7,6 @@ the loss mask is the character spans of its trained turns, mapped through the to
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,12 @@ from jinja2 import TemplateSyntaxError
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
+from rayswift.config.model import ProblemType
 from rayswift.config.schema import LossOn, TruncationMode
-from rayswift.data.rows import BadRow, CausalRow, Row, parse_row
+from rayswift.data.rows import BadRow, CausalRow, Family, Row, parse_row
 from rayswift.data.template import ChatTemplate
 from rayswift.data.truncation import bound_of, kept
-from rayswift.data.turns import Document, Span, documents, joined
+from rayswift.data.turns import Document, Numbers, Span, documents, joined
 from rayswift.log import UserError
 
 _BATCH_CHARS = 1 << 22
@@ -41,6 +41,26 @@ class EncodeConfig:
     columns: Mapping[str, str] = field(default_factory=dict)
     system: str | None = None
     use_chat_template: bool = True
+    family: Family = "causal"
+    num_labels: int | None = None
+    problem_type: ProblemType | None = None
+
+    @property
+    def num_members(self) -> int:
+        """Documents that make a row of a batch where documents are not packed."""
+        return 2 if self.family == "preference" else 1
+
+
+@dataclass(frozen=True)
+class RowKind:
+    """What rows are read as: their family, and what the labels of classified ones are."""
+
+    family: Family = "causal"
+    num_labels: int | None = None
+    problem_type: ProblemType | None = None
+
+
+CAUSAL = RowKind()
 
 
 @dataclass(frozen=True)
@@ -48,13 +68,15 @@ class EncodedRow:
     """One document of a raw row, which may have several (see `Encoder.encode`).
 
     input_ids [T] int32; trained [T] bool: whether each is trained, the first never is as nothing predicts it; weights
-    [T] float32: the loss weight of each trained token, None if all are 1; cut: its raw row lost tokens to `max_length`.
+    [T] float32: the loss weight of each trained token, None if all are 1; cut: its raw row lost tokens to `max_length`;
+    numbers: see `Document`.
     """
 
     input_ids: NDArray[np.int32]
     trained: NDArray[np.bool_]
     weights: NDArray[np.float32] | None = None
     cut: bool = False
+    numbers: Numbers = ()
 
 
 class TooLong(BadRow):
@@ -124,11 +146,20 @@ class Encoder:
             document = joined(sample.conversation, self.config.loss_on, self._eos)
             self._refuse(document.text, document.whole, 1)
             return [document]
+        return documents(self.template, sample.conversation, self.config.loss_on, self._strip_end, self._refuse)
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template.
+
+        Raises:
+            UserError: there is none.
+        """
         if self._template is None:
             raise UserError(
                 f"the tokenizer in {self.config.tokenizer_dir} has no chat template; give one with model.chat_template"
             )
-        return documents(self._template, sample.conversation, self.config.loss_on, self._strip_end, self._refuse)
+        return self._template
 
     def _documents_or_bad(self, row: Row) -> list[Document] | BadRow:
         try:
@@ -267,9 +298,3 @@ def read_chat_template(folder: Path) -> tuple[str | None, dict[str, str]]:
         if name.endswith("_token") and value:
             tokens[name] = value["content"] if isinstance(value, dict) else value
     return source, {name: value for name, value in tokens.items() if isinstance(value, str)}
-
-
-@cache
-def cached_encoder(config_json: str) -> Encoder:
-    """The process's encoder for a config given as JSON: a data task encodes many windows with one."""
-    return Encoder(EncodeConfig(**json.loads(config_json)))

@@ -6,13 +6,14 @@ borders.
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rayswift.data.windows import TRAINED, PackedRow, Window
 from rayswift.log import UserError
 
 JUDGED_FROM_ROWS = 1000
+TAIL = "tail: fewer than a global batch at the end"
 _QUARANTINE = "data/quarantine.jsonl in the run folder"
 
 
@@ -31,7 +32,8 @@ class UnusableRows(UserError):
 class Position:
     """A point in the global sequence: the next step and the next packed row.
 
-    counts: where every raw row before it went (`trained...`, `filtered: ...`, `quarantined: ...`), over all epochs.
+    counts: where every raw row before it went (`trained...`, `filtered: ...`, `quarantined: ...`, `tail...`), over all
+    epochs.
     """
 
     step: int = 0
@@ -64,7 +66,11 @@ class GlobalBatch:
 
 @dataclass(frozen=True)
 class FeedPlan:
-    """How the global sequence is cut: G, and where it ends (after `max_steps`, or after `num_epochs` passes)."""
+    """How the global sequence is cut: G, and where it ends (after `max_steps`, or after `num_epochs` passes).
+
+    drops_tail: what is left at the end and fills no global batch is not trained, but named in the accounting: a loss
+    that is a mean over rows would give these rows another weight.
+    """
 
     global_batch: int
     num_rows: int
@@ -72,6 +78,7 @@ class FeedPlan:
     num_epochs: float
     max_steps: int
     max_bad_fraction: float
+    drops_tail: bool = False
 
     @property
     def ends_by_steps(self) -> bool:
@@ -110,7 +117,7 @@ def global_batches(
         on_window: Called with (epoch, window number, window) when a window is opened for the first time.
 
     Raises:
-        UnusableRows: too many rows are bad, or an epoch leaves no row to train.
+        UnusableRows: too many rows are bad, an epoch leaves no row to train, or all of them fill no global batch.
     """
     step, held = start.step, None
     if plan.ends_by_steps and step >= plan.max_steps:
@@ -130,12 +137,28 @@ def global_batches(
                 if last:
                     return
         end = (epochs, position)
-    if pending:
+    if pending and plan.drops_tail:
+        held = _with_tail(held, pending, *end)
+    elif pending:
         if held is not None:
             yield held
         held = GlobalBatch(step, tuple(pending), end[0], _at(end[1], step + 1), True)
     if held is not None:
         yield GlobalBatch(held.step, held.rows, held.epochs, held.position, True)
+
+
+def _with_tail(last: GlobalBatch | None, tail: list[PackedRow], epochs: float, behind: Position) -> GlobalBatch:
+    """The last batch, at the end of the data, the rows behind it accounted for."""
+    counts = Counter(behind.counts)
+    for row in tail:
+        counts.subtract(row.counts)
+        counts[TAIL] += row.counts.total()
+    if last is None:
+        raise UnusableRows(
+            f"{len(tail)} rows are left to train, fewer than one global batch; lower train.global_batch_size:",
+            dict(behind.counts),
+        )
+    return replace(last, epochs=epochs, position=replace(behind, step=last.step + 1, counts=dict(+counts)))
 
 
 def _at(position: Position, step: int) -> Position:

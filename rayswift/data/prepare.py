@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 from rayswift.config.model import ModelConfig
 from rayswift.config.schema import DataConfig
 from rayswift.data.cache_folder import open_cache
-from rayswift.data.encode import EncodeConfig, Encoder
+from rayswift.data.encode import CAUSAL, EncodeConfig, RowKind
+from rayswift.data.members import encoder_of
 from rayswift.data.mixing import Mix, mix, weights_of
 from rayswift.data.rows import BadRow
 from rayswift.data.sources import Store, hold_out, open_sources
@@ -85,7 +86,9 @@ def hash_files(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def plan_windows(data: DataConfig, tokenizer_dir: Path, seed: int, work_dir: Path) -> tuple[Windows, Windows | None]:
+def plan_windows(
+    data: DataConfig, tokenizer_dir: Path, seed: int, work_dir: Path, kind: RowKind = CAUSAL
+) -> tuple[Windows, Windows | None]:
     """The training windows, and the evaluation windows if there are evaluation rows: cached, or to be encoded.
 
     Raises:
@@ -93,11 +96,11 @@ def plan_windows(data: DataConfig, tokenizer_dir: Path, seed: int, work_dir: Pat
     """
     if data.cache:
         return open_cache(data, tokenizer_dir, hash_files(tokenizer_dir), seed)
-    return plan_encoding(data, tokenizer_dir, seed, work_dir)
+    return plan_encoding(data, tokenizer_dir, seed, work_dir, kind)
 
 
 def plan_encoding(
-    data: DataConfig, tokenizer_dir: Path, seed: int, work_dir: Path
+    data: DataConfig, tokenizer_dir: Path, seed: int, work_dir: Path, kind: RowKind = CAUSAL
 ) -> tuple[WindowPlan, WindowPlan | None]:
     """Open all sources: the training windows, and the evaluation windows if there are evaluation rows.
 
@@ -113,6 +116,9 @@ def plan_encoding(
         dict(data.columns),
         data.system,
         data.use_chat_template,
+        kind.family,
+        kind.num_labels,
+        kind.problem_type,
     )
     stores = open_sources(data.dataset, work_dir / "train", seed)
     held_out: tuple[Store, ...] = ()
@@ -172,7 +178,7 @@ def probe(rows: RowSet, encode: EncodeConfig) -> float:
     readable = [row.value for row in raw if row.error is None]
     bad = [row.error for row in raw if row.error is not None]
     lengths = []
-    for result in Encoder(encode).encode(readable):
+    for result in encoder_of(encode).encode(readable):
         if isinstance(result, BadRow):
             bad.append(result)
         else:

@@ -29,12 +29,17 @@ class Span:
     weight: float = 1.0
 
 
+Numbers = tuple[tuple[str, float], ...]
+"""What a row says to its loss beside tokens, as (name, value): a margin, a label; a name may come several times."""
+
+
 @dataclass(frozen=True)
 class Document:
     """A text to train on; where spans overlap the later counts, and outside of them nothing is trained."""
 
     text: str
     spans: tuple[Span, ...]
+    numbers: Numbers = ()
 
     @property
     def whole(self) -> bool:

@@ -14,13 +14,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rayswift.data.encode import EncodeConfig, EncodedRow, TooLong, cached_encoder
+from rayswift.data.encode import EncodeConfig, EncodedRow, TooLong
+from rayswift.data.members import cached_encoder
 from rayswift.data.mixing import Mix
 from rayswift.data.order import repeated, shuffled
 from rayswift.data.packing import pack
 from rayswift.data.rows import BadRow
 from rayswift.data.sources import RawRow, Store
 from rayswift.data.sources.store import Concatenated
+from rayswift.data.turns import Numbers
 
 TRAINED = "trained"
 TRAINED_CUT = "trained, cut to data.max_length"
@@ -30,13 +32,13 @@ _MIX_KEY = 0x3A1C
 
 @dataclass(frozen=True)
 class PackedRow:
-    """One row of a batch: several documents end to end.
+    """One row of a batch: several documents end to end, packed, or the members of a row (see `members`).
 
     input_ids [T] int32 and trained [T] bool of all documents; lengths: tokens of each; num_source_rows: raw rows it
     accounts for, documents and rows that were left out alike, so that progress counts every raw row once; weights [T]
     float32: the loss weight of each trained token, None if all are 1; num_continued: documents that are a further
     piece of a raw row counted with its first; num_cut: documents whose raw row lost tokens to `data.max_length`; ids:
-    `source:line` of each document, so that what goes wrong in a batch can be named.
+    `source:line` of each document, so that what goes wrong in a batch can be named; numbers: see `turns.Document`.
     """
 
     input_ids: NDArray[np.int32]
@@ -47,6 +49,7 @@ class PackedRow:
     num_continued: int = 0
     num_cut: int = 0
     ids: tuple[str, ...] = ()
+    numbers: Numbers = ()
 
     @property
     def counts(self) -> Counter[str]:
@@ -205,7 +208,9 @@ class WindowPlan:
         key: tuple[int, ...],
     ) -> list[PackedRow]:
         lengths = [len(document.input_ids) for document in documents]
-        bins = pack(lengths, self.encode.max_length) if self.packing else [[i] for i in range(len(documents))]
+        size = self.encode.num_members
+        alone = [list(range(i, i + size)) for i in range(0, len(documents), size)]
+        bins = pack(lengths, self.encode.max_length) if self.packing else alone
         if self.packing and self.row_set.shuffle:
             # Best-fit puts rows of a length together; in its own order whole batches would be of one length.
             bins = [bins[i] for i in shuffled(np.arange(len(bins)), len(bins), key)]
@@ -223,6 +228,7 @@ class WindowPlan:
                     num_continued,
                     sum(documents[i].cut for i in members),
                     tuple(ids[i] for i in members),
+                    tuple(number for i in members for number in documents[i].numbers),
                 )
             )
         return rows

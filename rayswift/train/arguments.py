@@ -42,9 +42,11 @@ def trainer_arguments(spec: RunSpec, arguments: Any, dtype: str, tracks: bool, u
         UserError: TRL or HF refuses a value.
     """
     config = spec.config
-    names = [name for name in type(config.train).model_fields if name not in _NOT_TRL]
+    fields = arguments.__dataclass_fields__
+    not_passed = {*_NOT_TRL, "loss_type"} - ({"loss_type"} & fields.keys())  # HF's own has none: checked to be unset
+    names = [name for name in type(config.train).model_fields if name not in not_passed]
     values: dict[str, Any] = {name: getattr(config.train, name) for name in names} | config.train.trl_extra
-    values |= {name: value for name, value in _NO_ROWS.items() if name in arguments.__dataclass_fields__}
+    values |= {name: value for name, value in _NO_ROWS.items() if name in fields}
     values |= {
         "output_dir": str(spec.run_dir),
         "report_to": config.train.report_to if tracks else "none",

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from rayswift.config.model import ModelConfig
 from rayswift.config.tuner_fields import changes_weights
 from rayswift.log import UserError, logger
-from rayswift.train import tuners
+from rayswift.train import heads, tuners
 from rayswift.train.adapters import adapter_folder
+from rayswift.train.tasks import Head
 
 _ORIGINAL = "original_max_position_embeddings"
 
@@ -30,7 +31,7 @@ def are_needed(model: ModelConfig) -> bool:
     return bool(model.random_init or model.new_special_tokens or stretched or merged or changes_weights(model))
 
 
-def write(model: ModelConfig, tokenizer_dir: Path, folder: Path, seed: int) -> None:
+def write(model: ModelConfig, tokenizer_dir: Path, folder: Path, seed: int, head: Head = "causal_lm") -> None:
     """Write the weights to `folder`, which appears when it is whole.
 
     Raises:
@@ -38,10 +39,13 @@ def write(model: ModelConfig, tokenizer_dir: Path, folder: Path, seed: int) -> N
     """
     torch.manual_seed(seed)
     architecture = AutoConfig.from_pretrained(
-        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+        model.path,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+        **heads.settings(model, head),
     )
     _stretch(architecture.get_text_config(), model)
-    network = _load(model, architecture)
+    network = _load(model, architecture, head)
     if model.new_special_tokens:
         _add_rows(network, tokenizer_dir)
         if model.tuner != "full" and not model.modules_to_save:
@@ -58,10 +62,10 @@ def write(model: ModelConfig, tokenizer_dir: Path, folder: Path, seed: int) -> N
     partial.replace(folder)
 
 
-def _load(model: ModelConfig, architecture: Any) -> PreTrainedModel:
+def _load(model: ModelConfig, architecture: Any, head: Head) -> PreTrainedModel:
     if model.random_init:
-        return AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
-    return AutoModelForCausalLM.from_pretrained(
+        return heads.CLASSES[head].from_config(architecture, dtype=torch.float32)
+    return heads.CLASSES[head].from_pretrained(
         model.path,
         config=architecture,
         dtype="auto",

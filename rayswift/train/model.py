@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -14,8 +13,10 @@ from transformers import (
 )
 
 from rayswift.config.model import ModelConfig
+from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.data.batches import Layout
-from rayswift.train import tuners
+from rayswift.train import heads, tuners
+from rayswift.train.tasks import Head
 
 _FLASH = ("flash_attention", "kernels-community/flash")
 
@@ -35,9 +36,10 @@ def load_tokenizer(folder: str, trust_remote_code: bool) -> PreTrainedTokenizerB
     return tokenizer
 
 
-def load_model(config: ModelConfig, path: str, dtype: str) -> PreTrainedModel | PeftModel:
-    """The causal language model at `path`, without a key-value cache (it would break packed attention under SDPA).
+def load_model(config: ModelConfig, path: str, dtype: str, head: Head = "causal_lm") -> PreTrainedModel | PeftModel:
+    """The model at `path`, without a key-value cache (it would break packed attention under SDPA).
 
+    A head that the weights do not hold is drawn from torch's random state, so that must be the same on all ranks.
     Its frozen parameters are frozen; an adapter that training continues is around it, a fresh one is not yet.
 
     Raises:
@@ -52,7 +54,7 @@ def load_model(config: ModelConfig, path: str, dtype: str) -> PreTrainedModel | 
         kwargs["revision"] = config.revision
     if config.quantization:
         kwargs |= _quantized(config, kwargs["dtype"])
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, **kwargs)
+    model: PreTrainedModel = heads.CLASSES[head].from_pretrained(path, **kwargs, **heads.settings(config, head))
     model.config.use_cache = False
     if config.tuner == "full":
         tuners.freeze(model, config)
@@ -77,6 +79,26 @@ def _quantized(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
         )
     device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
     return {"quantization_config": bits, "device_map": {"": device}}
+
+
+def reference(config: TrainingConfig, is_wanted: bool, initial: str, dtype: str) -> dict[str, Any]:
+    """The model that a task is held against, as its trainer's `ref_model`.
+
+    Args:
+        config: The run's.
+        is_wanted: Whether the task has one.
+        initial: Path or hub id of the weights that training begins with: the reference unless another is named.
+        dtype: Of its weights.
+
+    Returns:
+        Nothing where an adapter is trained: without it, the model is the reference.
+    """
+    named = config.model.reference if isinstance(config, RlhfConfig) else None
+    if not is_wanted or (named is None and config.model.tuner != "full"):
+        return {}
+    whole: dict[str, Any] = {"tuner": "full", "adapters": [], "freeze": None, "freeze_ratio": 0.0, "unfreeze": None}
+    model = config.model.model_copy(update=whole | ({"revision": None} if named else {}))
+    return {"ref_model": load_model(model, named or initial, dtype)}
 
 
 def layout_of(model: PreTrainedModel | PeftModel) -> Layout:

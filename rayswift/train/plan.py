@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from rayswift.config.model_checks import model_problems
-from rayswift.config.schema import RlhfConfig, SftConfig, TrainConfig, TrainingConfig
+from rayswift.config.schema import DataConfig, RlhfConfig, SftConfig, TrainConfig, TrainingConfig
 from rayswift.config.task_checks import task_problems
 from rayswift.config.tuner_fields import tuner_problems
 from rayswift.data.global_batches import micro_batches
@@ -15,6 +15,7 @@ from rayswift.log import UserError
 from rayswift.resources import Layout, memory_per_worker_bytes
 from rayswift.train import evaluation, memory
 from rayswift.train.run_folder import Resume
+from rayswift.train.tasks import TASKS
 
 _SFT_LOSSES = {
     "causal_lm": "nll",
@@ -75,7 +76,7 @@ def resolve(config: ConfigT, layout: Layout, resume: Resume | None) -> Plan[Conf
     )
     num_workers = config.cluster.num_workers if layout.min_workers else layout.num_workers
     cluster = config.cluster.model_copy(update={"num_workers": num_workers, "zero_stage": stage})
-    resolved = config.model_copy(update={"train": train, "cluster": cluster})
+    resolved = config.model_copy(update={"train": train, "cluster": cluster, "data": _packed(config)})
     problems = [*_problems(resolved, has_eval), *_worker_problems(resolved, layout)]
     if problems:
         raise UserError("\n".join(problems))
@@ -123,11 +124,19 @@ def _task_defaults(config: TrainingConfig) -> dict[str, Any]:
     """Values that depend on task and tuner, for the fields of `train` that were left open."""
     full = config.model.tuner == "full"
     if isinstance(config, RlhfConfig):
-        return {"learning_rate": config.train.learning_rate or (1e-6 if full else 1e-5)}
+        task = TASKS.get(config.train.task)
+        own = {} if task is None else {k: v for k, v in task.defaults.items() if k not in config.train.trl_extra}
+        return {"learning_rate": config.train.learning_rate or (1e-6 if full else 1e-5), **own}
     defaults: dict[str, Any] = {"learning_rate": config.train.learning_rate or (2e-5 if full else 1e-4)}
     if isinstance(config, SftConfig) and config.train.loss_type is None:
         defaults["loss_type"] = _SFT_LOSSES.get(config.train.task)
     return defaults
+
+
+def _packed(config: TrainingConfig) -> DataConfig:
+    """Section `data`, without packing for a task that judges whole rows."""
+    task = TASKS.get(config.train.task)
+    return config.data if task is None or task.packs else config.data.model_copy(update={"packing": False})
 
 
 def _problems(config: TrainingConfig, has_eval: bool) -> list[str]:
@@ -139,8 +148,7 @@ def _problems(config: TrainingConfig, has_eval: bool) -> list[str]:
         if getattr(train, name) and train.eval_strategy == "no":
             found.append(f"train.{name} needs evaluations; set data.eval or data.eval_fraction")
     metric = train.metric_for_best_model.removeprefix("eval_")
-    is_causal_lm = isinstance(config, SftConfig) and config.train.task == "causal_lm"
-    if is_causal_lm and not train.metrics and metric not in evaluation.BUILT_IN:
+    if train.task == "causal_lm" and not train.metrics and metric not in evaluation.BUILT_IN:
         found.append(
             f"train.metric_for_best_model = {metric!r} is no metric of an evaluation; there are "
             f"{', '.join(evaluation.BUILT_IN)}, and those of train.metrics"
@@ -215,6 +223,7 @@ def describe(plan: Plan[Any], num_rows: int | None, unchecked: list[str]) -> str
     """The placement plan, for `--dry_run` and the log."""
     config, layout = plan.config, plan.layout
     where = "in this process" if layout.num_workers == 0 else f"{layout.num_workers} worker(s)"
+    unit = "packed rows" if config.data.packing else "rows"
     sizes = [layout.world_size]
     if layout.min_workers:
         where = f"{layout.min_workers} to {layout.num_workers} workers, as many as the cluster has room for,"
@@ -222,7 +231,7 @@ def describe(plan: Plan[Any], num_rows: int | None, unchecked: list[str]) -> str
     lines = [
         f"  training      {where} on {layout.device}, {layout.threads_per_worker} CPU thread(s) each, "
         f"ZeRO {config.cluster.zero_stage}, offload {config.cluster.offload}",
-        f"  global batch  {' or '.join(_cut(plan, size) for size in sizes)} = {plan.global_batch} packed rows of up to "
+        f"  global batch  {' or '.join(_cut(plan, size) for size in sizes)} = {plan.global_batch} {unit} of up to "
         f"{config.data.max_length} tokens",
         f"  Ray           {'started for this run' if layout.local else 'the cluster that is there'}",
     ]

@@ -8,6 +8,7 @@ from rayswift.log import logger
 from rayswift.train import checkpoint, events, initial_weights, universal
 from rayswift.train.launch import RunSpec, Worker
 from rayswift.train.run_folder import Resume, load_resume
+from rayswift.train.tasks import TASKS
 
 
 def agree_on_checkpoint(spec: RunSpec, worker: Worker) -> tuple[Resume | None, int]:
@@ -57,7 +58,9 @@ def weights_to_load(spec: RunSpec, worker: Worker) -> str:
         return model.path
     folder = spec.run_dir / "init"
     if worker.rank == 0 and not folder.exists():
-        initial_weights.write(model, spec.tokenizer_dir, folder, spec.config.train.seed)
+        initial_weights.write(
+            model, spec.tokenizer_dir, folder, spec.config.train.seed, TASKS[spec.config.train.task].head
+        )
     if worker.size > 1:
         dist.barrier()
     return str(folder)

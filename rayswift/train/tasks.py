@@ -5,12 +5,16 @@ A new task is a row here, an encoder of its row family in `data/`, and an exampl
 """
 
 import importlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from rayswift.config.model import ModelConfig, ProblemType
+from rayswift.config.schema import TrainingConfig
+from rayswift.data.encode import RowKind
 from rayswift.data.rows import Family
 
-Head = Literal["causal_lm"]
+Head = Literal["causal_lm", "reward", "classes"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,8 @@ class Task:
     verb: as a user asks for it; trainer: a `Streamed` trainer; arguments: the TRL or HF config it takes; family: what
     its rows are; collate: packed rows -> the tensors its loss takes; head: what the model ends in; packs: whether
     documents share a row (`data.packing`); mean_over_rows: whether the loss is a mean over rows, not over tokens, so
-    that an incomplete batch is never trained.
+    that an incomplete batch is never trained; has_reference: whether the model is held against what it was before;
+    defaults: fields of its config with other defaults than TRL's.
     """
 
     verb: str
@@ -31,8 +36,20 @@ class Task:
     head: Head
     packs: bool
     mean_over_rows: bool
+    has_reference: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
+_CPO = Task(
+    verb="rlhf --rlhf_type cpo",
+    trainer="rayswift.train.odds_trainer:StreamedCPOTrainer",
+    arguments="trl.experimental.cpo:CPOConfig",
+    family="preference",
+    collate="rayswift.data.member_batches:pair_batch",
+    head="causal_lm",
+    packs=False,
+    mean_over_rows=True,
+)
 TASKS: dict[str, Task] = {
     "causal_lm": Task(
         verb="pt, sft",
@@ -44,7 +61,65 @@ TASKS: dict[str, Task] = {
         packs=True,
         mean_over_rows=False,
     ),
+    "dpo": Task(
+        verb="rlhf --rlhf_type dpo",
+        trainer="rayswift.train.row_trainer:StreamedDPOTrainer",
+        arguments="trl:DPOConfig",
+        family="preference",
+        collate="rayswift.data.member_batches:preference_batch",
+        head="causal_lm",
+        packs=False,
+        mean_over_rows=True,
+        has_reference=True,
+    ),
+    "rm": Task(
+        verb="rlhf --rlhf_type rm",
+        trainer="rayswift.train.row_trainer:StreamedRewardTrainer",
+        arguments="trl:RewardConfig",
+        family="preference",
+        collate="rayswift.data.member_batches:reward_batch",
+        head="reward",
+        packs=False,
+        mean_over_rows=True,
+    ),
+    "orpo": Task(
+        verb="rlhf --rlhf_type orpo",
+        trainer="rayswift.train.odds_trainer:StreamedORPOTrainer",
+        arguments="trl.experimental.orpo:ORPOConfig",
+        family="preference",
+        collate="rayswift.data.member_batches:pair_batch",
+        head="causal_lm",
+        packs=False,
+        mean_over_rows=True,
+    ),
+    "cpo": _CPO,
+    "simpo": replace(
+        _CPO, verb="rlhf --rlhf_type simpo", defaults={"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 1.0}
+    ),
+    "seq_cls": Task(
+        verb="sft --task_type seq_cls",
+        trainer="rayswift.train.class_trainer:StreamedClassTrainer",
+        arguments="transformers:TrainingArguments",
+        family="classification",
+        collate="rayswift.data.member_batches:class_batch",
+        head="classes",
+        packs=False,
+        mean_over_rows=True,
+    ),
 }
+
+
+def problem_type(model: ModelConfig) -> ProblemType:
+    """What labels are, where `model.problem_type` leaves it open."""
+    return model.problem_type or ("regression" if model.num_labels == 1 else "single_label_classification")
+
+
+def row_kind(config: TrainingConfig) -> RowKind:
+    """What a run reads its rows as."""
+    task = TASKS[config.train.task]
+    if task.head != "classes":
+        return RowKind(task.family)
+    return RowKind(task.family, config.model.num_labels, problem_type(config.model))
 
 
 def load(name: str) -> Any:

@@ -18,7 +18,7 @@ from rayswift.train import plan as planning
 from rayswift.train.clock import Clock
 from rayswift.train.launch import RunSpec, Worker, fit, join_process_group
 from rayswift.train.report.live import REPORT, LiveReport
-from rayswift.train.tasks import TASKS, load
+from rayswift.train.tasks import TASKS, load, row_kind
 
 
 def run(config: TrainingConfig) -> None:
@@ -47,7 +47,9 @@ def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:
     tokenizer_dir = prepare.prepare_tokenizer(config.model, run_dir / "tokenizer")
     if resume and config.data.window_rows is None:
         plan = planning.with_window_rows(plan, resume.window_rows)
-    windows, eval_windows = prepare.plan_windows(plan.config.data, tokenizer_dir, config.train.seed, run_dir / "data")
+    windows, eval_windows = prepare.plan_windows(
+        plan.config.data, tokenizer_dir, config.train.seed, run_dir / "data", row_kind(config)
+    )
     plan = planning.with_window_rows(plan, windows.window_rows)
     config = plan.config
     found = run_folder.fingerprint(config, windows.tokenizer_hash, windows.num_rows)
@@ -93,6 +95,8 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     clock = spec.clock
     clock.lap("worker process")
     join_process_group(spec, worker)
+    from transformers import set_seed
+
     from rayswift.train import model as models
     from rayswift.train import parameters, tuners
     from rayswift.train.arguments import trainer_arguments
@@ -114,7 +118,8 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     # Without DeepSpeed, which keeps float32 masters itself, weights stay float32 and autocast computes in `dtype`.
     # Quantized ones are frozen, and computed in the number format they are loaded with.
     weights_dtype = dtype if config.cluster.uses_deepspeed or config.model.quantization else "float32"
-    model = models.load_model(config.model, weights, weights_dtype)
+    set_seed(config.train.seed)  # a head that the weights do not hold is the same on every rank
+    model = models.load_model(config.model, weights, weights_dtype, task.head)
     tokenizer = models.load_tokenizer(str(spec.tokenizer_dir), config.model.trust_remote_code)
     stream = Stream(
         worker.feed,
@@ -134,8 +139,9 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
         train_dataset=trainer_class.placeholder(),
         eval_dataset=trainer_class.placeholder() if config.train.eval_strategy != "no" else None,
         processing_class=tokenizer,
-        peft_config=tuners.peft_config(config.model),
+        peft_config=tuners.peft_config(config.model, task.head),
         callbacks=callbacks_of(spec, worker, stream, clock, resume),
+        **models.reference(config, task.has_reference, weights, weights_dtype),
     )
     if worker.rank == 0:
         for line in parameters.table(trainer.model):
@@ -153,4 +159,5 @@ def _feed_plan(plan: planning.Plan[TrainingConfig], windows: Windows) -> FeedPla
         num_epochs=train.num_train_epochs,
         max_steps=train.max_steps,
         max_bad_fraction=data.max_bad_fraction,
+        drops_tail=TASKS[plan.config.train.task].mean_over_rows,
     )

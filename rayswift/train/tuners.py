@@ -29,6 +29,8 @@ from rayswift.config.model import ModelConfig
 from rayswift.config.tuner_fields import changes_weights
 from rayswift.log import UserError
 from rayswift.train.adapters import adapter_folder
+from rayswift.train.heads import PEFT_TASK_TYPES
+from rayswift.train.tasks import Head
 
 _CONFIGS: dict[str, type[PeftConfig]] = {
     "lora": LoraConfig,
@@ -44,7 +46,7 @@ _CONFIGS: dict[str, type[PeftConfig]] = {
 INITIAL = "adapter"
 
 
-def peft_config(model: ModelConfig) -> PeftConfig | None:
+def peft_config(model: ModelConfig, head: Head = "causal_lm") -> PeftConfig | None:
     """The config of a fresh adapter; None: there is none, or `load_model` has put one around the model.
 
     Raises:
@@ -52,10 +54,10 @@ def peft_config(model: ModelConfig) -> PeftConfig | None:
     """
     if model.tuner == "full" or model.adapters or changes_weights(model):
         return None
-    return new_adapter(model)
+    return new_adapter(model, head)
 
 
-def new_adapter(model: ModelConfig) -> PeftConfig:
+def new_adapter(model: ModelConfig, head: Head = "causal_lm") -> PeftConfig:
     """PEFT's config of the tuner.
 
     Raises:
@@ -72,7 +74,7 @@ def new_adapter(model: ModelConfig) -> PeftConfig:
     if model.tuner == "ia3":
         values["feedforward_modules"] = []  # every module's output is scaled; tuner_kwargs names those whose input is
     try:
-        return _CONFIGS[model.tuner](task_type="CAUSAL_LM", **values | model.tuner_kwargs)
+        return _CONFIGS[model.tuner](task_type=PEFT_TASK_TYPES[head], **values | model.tuner_kwargs)
     except (ValueError, TypeError) as error:
         raise UserError(f"model.tuner = {model.tuner} is refused by PEFT: {error}", exit_code=1) from error
 

@@ -24,13 +24,14 @@ from rayswift.data.batches import collate
 from rayswift.data.global_batches import FeedPlan, Position, global_batches
 from rayswift.data.prepare import plan_windows
 from rayswift.data.windows import PackedRow
+from rayswift.train.tasks import row_kind
 from rayswift.train.tuners import peft_config
 
 
 def rows_of(run_dir: Path, config: Any, steps: int, global_batch: int, work_dir: Path) -> list[PackedRow]:
     """The first packed rows of the run, read and packed anew without Ray."""
-    windows, _ = plan_windows(config.data, run_dir / "tokenizer", config.train.seed, work_dir)
-    plan = FeedPlan(global_batch, windows.row_set.num_rows, windows.window_rows, 1e9, steps, 1.0)
+    windows, _ = plan_windows(config.data, run_dir / "tokenizer", config.train.seed, work_dir, row_kind(config))
+    plan = FeedPlan(global_batch, windows.num_rows, windows.window_rows, 1e9, steps, 1.0)
 
     def source(epoch: int, first: int) -> Any:
         return (windows.make(epoch, number) for number in range(first, windows.num_windows))
@@ -101,4 +102,5 @@ def main() -> None:
     (out_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -3,7 +3,11 @@
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.ray.conftest import ROOT, assert_same_curve, train
 
@@ -22,26 +26,75 @@ def flags(rows: Path, steps: int = STEPS) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def gsm8k(num_rows: int) -> list[dict[str, str]]:
+def gsm8k(num_rows: int) -> list[dict[str, Any]]:
     """The first word problems of the examples."""
     lines = (ROOT / "examples" / "gsm8k" / "train.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines[:num_rows]]
 
 
-def write(path: Path, rows: list[dict[str, str]]) -> Path:
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     """Rows as jsonl."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
-def reference(module: str, run_dir: Path, out_dir: Path, *arguments: str) -> Path:
-    """The plain trainer on the rows of a run, in a process of its own."""
+def reference(
+    module: str, run_dir: Path, out_dir: Path, verb: str, cut: tuple[int, int, int] = (STEPS, PER_DEVICE, ACCUMULATION)
+) -> Path:
+    """The plain trainer on the rows of a run, in a process of its own; `cut`: steps, rows, micro-batches."""
     out_dir.mkdir()
-    numbers = (str(STEPS), str(PER_DEVICE), str(ACCUMULATION))
-    command = [sys.executable, "-m", module, str(run_dir), str(out_dir), *numbers, *arguments]
+    command = [sys.executable, "-m", module, str(run_dir), str(out_dir), *map(str, cut), verb]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     return out_dir
+
+
+def pairs(num_rows: int) -> list[dict[str, Any]]:
+    """Word problems with the solution of another one as the worse answer."""
+    rows = gsm8k(num_rows + 1)
+    return [
+        {"question": row["question"], "chosen": row["answer"], "rejected": other["answer"]}
+        for row, other in pairwise(rows)
+    ]
+
+
+def test_dpo_equals_plain_trl(tmp_path: Path) -> None:
+    """The loss, the gradient norm, and the rewards that people watch."""
+    path = write(tmp_path / "rows.jsonl", pairs(40))
+    train("rlhf", tmp_path / "run", "--rlhf_type", "dpo", *flags(path), "--max_length", "512")
+    theirs = reference("tests.ray.oracle_rows", tmp_path / "run", tmp_path / "trl", "rlhf")
+    keys = ("loss", "grad_norm", "rewards/accuracies", "rewards/margins", "logps/chosen")
+    assert_same_curve(tmp_path / "run", theirs, TOLERANCE, keys)
+
+
+@pytest.mark.parametrize("task", ["orpo", "simpo"])
+def test_losses_without_a_reference_equal_plain_trl(task: str, tmp_path: Path) -> None:
+    """simpo is a loss of cpo's trainer."""
+    path = write(tmp_path / "rows.jsonl", pairs(40))
+    train("rlhf", tmp_path / "run", "--rlhf_type", task, *flags(path), "--max_length", "512")
+    theirs = reference("tests.ray.oracle_rows", tmp_path / "run", tmp_path / "trl", "rlhf")
+    assert_same_curve(tmp_path / "run", theirs, TOLERANCE, ("loss", "grad_norm", "rewards/margins", "nll_loss"))
+
+
+def test_rm_equals_plain_trl(tmp_path: Path) -> None:
+    """Pairs with margins, and a term that centres the rewards."""
+    rows = [row | {"margin": i % 3 / 2} for i, row in enumerate(pairs(40))]
+    path = write(tmp_path / "rows.jsonl", rows)
+    own = ("--max_length", "512", "--center_rewards_coefficient", "0.01")
+    train("rlhf", tmp_path / "run", "--rlhf_type", "rm", *flags(path), *own)
+    theirs = reference("tests.ray.oracle_rows", tmp_path / "run", tmp_path / "trl", "rlhf")
+    assert_same_curve(tmp_path / "run", theirs, TOLERANCE, ("loss", "grad_norm", "accuracy", "margin"))
+
+
+def test_seq_cls_equals_plain_transformers(tmp_path: Path) -> None:
+    """Without accumulation: there HF's own trainer adds micro-batches up where their mean is meant."""
+    rows = [row | {"label": len(row["answer"]) % 3} for row in gsm8k(40)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    own = ("--max_length", "512", "--num_labels", "3")
+    train("sft", tmp_path / "run", "--task_type", "seq_cls", *flags(path), *own)
+    cut = (STEPS, PER_DEVICE * ACCUMULATION, 1)
+    theirs = reference("tests.ray.oracle_rows", tmp_path / "run", tmp_path / "hf", "sft", cut=cut)
+    assert_same_curve(tmp_path / "run", theirs, TOLERANCE)
 
 
 def test_pt_equals_plain_trl(tmp_path: Path) -> None:

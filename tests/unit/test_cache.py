@@ -146,11 +146,15 @@ def test_every_field_of_a_packed_row_is_kept() -> None:
     assert SCHEMA.names == [field.name for field in fields(PackedRow)]
     ids = np.arange(5, dtype=np.int32)
     weights = np.array([0, 0.5, 1, 2, 0], np.float32)
-    rows = [PackedRow(ids, ids > 1, (2, 3), 4, weights, 1, 1, ("a:1", "b:22")), PackedRow(ids, ids > 2, (5,), 1)]
+    rows = [
+        PackedRow(ids, ids > 1, (2, 3), 4, weights, 1, 1, ("a:1", "b:22"), (("n", 1.5), ("n", 2.0))),
+        PackedRow(ids, ids > 2, (5,), 1),
+    ]
     back = _packed_rows(_table(rows))
     assert shape(Window(tuple(back), Counter(), ())) == shape(Window(tuple(rows), Counter(), ()))
     assert back[1].weights is None
     assert [row.ids for row in back] == [("a:1", "b:22"), ()]
+    assert [row.numbers for row in back] == [(("n", 1.5), ("n", 2.0)), ()]
 
 
 # ---- another ingredient ----

@@ -369,11 +369,12 @@ def test_the_resolved_yaml_reloads_to_the_same_config(tmp_path_factory: pytest.T
 
 @pytest.mark.parametrize("file", sorted((REPO / "examples").glob("*.yaml")), ids=lambda p: p.name)
 def test_examples_parse_and_name_files_that_exist(file: Path) -> None:
-    config = load("sft", ["--config", str(file)]).config
+    verb = file.read_text(encoding="utf-8").partition("# Run: rayswift ")[2].split()[0]
+    config = load(verb, ["--config", str(file)]).config
     for path in (config.model.path, *config.data.dataset, *config.data.eval):
         assert (REPO / path).exists(), path
     header = file.read_text(encoding="utf-8").split("\n\n")[0]
-    assert f"# Run: rayswift sft --config examples/{file.name}" in header.splitlines()
+    assert f"# Run: rayswift {verb} --config examples/{file.name}" in header.splitlines()
 
 
 @pytest.mark.parametrize("verb", sorted(VERB_CONFIGS))

@@ -14,7 +14,20 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # Top first: a module imports from its own layer or from those behind it.
 LAYERS = ("__main__", "cli", "verbs", "train", "rollout", "data", "resources", "preflight", "config", "log", "__init__")
-VERBS = {"sft", "pt", "rlhf", "data_encode", "data_inspect", "infer", "deploy", "eval", "export", "sample", "submit"}
+VERBS = {
+    "sft",
+    "pt",
+    "rlhf",
+    "data_encode",
+    "data_inspect",
+    "tasks",
+    "infer",
+    "deploy",
+    "eval",
+    "export",
+    "sample",
+    "submit",
+}
 
 HEAVY = {"ray", "torch", "vllm"}
 PURE = [

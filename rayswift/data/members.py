@@ -1,0 +1,133 @@
+"""Rows of tasks whose loss compares whole texts: the texts of a row, its members, in a fixed order; pure.
+
+A row of a batch is one raw row's members end to end: chosen and rejected for preferences. A raw row with several
+rejected answers makes several such rows, each against the same chosen one. A classified text is its row's
+only member.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from itertools import takewhile
+from typing import Any
+
+from rayswift.data.encode import EncodeConfig, EncodedRow, Encoder, TooLong
+from rayswift.data.rows import BadRow, ClassificationRow, Conversation, MessageLoss, PreferenceRow, Row, parse_row
+from rayswift.data.turns import Document, Numbers, Span, documents, joined
+
+
+class MemberEncoder(Encoder):
+    """Encodes rows whose members must all be there: one document each, never split, none without a trained token."""
+
+    def _may_cut(self, whole: bool) -> bool:
+        return self.config.truncation in ("left", "right")
+
+    def _all_fitted(self, made: Sequence[Document], tokens: Iterator[EncodedRow]) -> list[EncodedRow] | BadRow:
+        encoded = [next(tokens) for _ in made]
+        try:
+            fitted = [self._fitted(document, row) for document, row in zip(made, encoded, strict=True)]
+        except TooLong as too_long:
+            return too_long
+        if not all(fitted):
+            return BadRow("no trainable token", "a member of the row has no trained token within data.max_length")
+        rows = [replace(row, numbers=document.numbers) for document, (row,) in zip(made, fitted, strict=True)]
+        cut = any(row.cut for row in rows)
+        # The first stands for the raw row in the accounting.
+        return [replace(row, cut=cut and position == 0) for position, row in enumerate(rows)]
+
+
+class PreferenceEncoder(MemberEncoder):
+    """Encodes preferences: trained is what follows the common beginning of the two conversations."""
+
+    def documents(self, row: Row) -> list[Document]:
+        """Chosen and rejected, chosen and the next rejected, ...; see `Encoder.documents`."""
+        sample = parse_row(row, "preference", self.config.columns, self.config.system)
+        assert isinstance(sample, PreferenceRow)
+        numbers = () if sample.margin is None else (("margin", sample.margin),)
+        made: list[Document] = []
+        for rejected in sample.rejected:
+            pairs = zip(sample.chosen.messages, rejected.messages, strict=False)
+            begin = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+            both = [self._answer(member, begin) for member in (sample.chosen, rejected)]
+            if both[0].text == both[1].text:
+                raise BadRow("no preference", "chosen and rejected are the same text once rendered")
+            made += [replace(both[0], numbers=numbers), both[1]]
+        return made
+
+    def _answer(self, member: Conversation, begin: int) -> Document:
+        """A conversation of which the assistant's turns from message `begin` on are trained."""
+        losses = [loss if i >= begin else MessageLoss(False) for i, loss in enumerate(member.losses)]
+        if any(loss.weight != 1 for loss in losses):
+            raise BadRow("bad loss", "a preference counts whole answers: its messages take no loss_scale")
+        told = replace(member, losses=tuple(losses))
+        made = documents(self.template, told, self.config.loss_on, self._strip_end, self._refuse)
+        if len(made) > 1:
+            raise BadRow("chat template rewrites earlier turns", "so the answers of this row are not in one text")
+        return made[0]
+
+    def _all_fitted(self, made: Sequence[Document], tokens: Iterator[EncodedRow]) -> list[EncodedRow] | BadRow:
+        rows = super()._all_fitted(made, tokens)
+        if isinstance(rows, list):
+            for chosen, rejected in zip(rows[::2], rows[1::2], strict=True):
+                if chosen.input_ids.tobytes() == rejected.input_ids.tobytes():
+                    return BadRow("no preference", "chosen and rejected are the same tokens within data.max_length")
+        return rows
+
+
+class ClassificationEncoder(MemberEncoder):
+    """Encodes texts with a class, classes or values: `class` for one class, else `value` for each output."""
+
+    def documents(self, row: Row) -> list[Document]:
+        """The conversation as the template renders it, or its contents alone; see `Encoder.documents`."""
+        sample = parse_row(row, "classification", self.config.columns, self.config.system)
+        assert isinstance(sample, ClassificationRow)
+        row_of = sample.conversation
+        if self.config.use_chat_template:
+            tools = list(row_of.tools) if row_of.tools else None
+            text = self.template.render(self.template.adapted(row_of.messages), tools, kwargs=row_of.template_kwargs)
+        else:
+            text = joined(row_of, "all", "").text
+        self._refuse(text, True, 1)
+        return [Document(text, (Span(0, len(text)),), self._label(sample.label))]
+
+    def _label(self, label: Any) -> Numbers:
+        """The label as its loss takes it.
+
+        Raises:
+            BadRow: it is none of the model's.
+        """
+        given = label if isinstance(label, tuple) else (label,)
+        num_labels, kind = self.config.num_labels or 1, self.config.problem_type
+        if kind == "regression":
+            if len(given) != num_labels:
+                raise BadRow("bad label", f"{len(given)} values, model.num_labels is {num_labels}")
+            return tuple(("value", float(value)) for value in given)
+        if not all(isinstance(one, int) and 0 <= one < num_labels for one in given):
+            raise BadRow(
+                "bad label", f"label is {label!r}; with model.num_labels {num_labels} it is 0 to {num_labels - 1}"
+            )
+        if kind == "multi_label_classification":
+            return tuple(("value", float(one in given)) for one in range(num_labels))
+        if len(given) != 1:
+            raise BadRow("bad label", f"{len(given)} labels; for several set model.problem_type to {_MULTI}")
+        return (("class", float(given[0])),)
+
+
+_MULTI = "multi_label_classification"
+_ENCODERS: dict[str, type[Encoder]] = {
+    "causal": Encoder,
+    "preference": PreferenceEncoder,
+    "classification": ClassificationEncoder,
+}
+
+
+def encoder_of(config: EncodeConfig) -> Encoder:
+    """The encoder of a family of rows."""
+    return _ENCODERS[config.family](config)
+
+
+@cache
+def cached_encoder(config_json: str) -> Encoder:
+    """The process's encoder for a config given as JSON: a data task encodes many windows with one."""
+    return encoder_of(EncodeConfig(**json.loads(config_json)))

@@ -1,0 +1,70 @@
+"""HF's trainer for classes and values of whole texts, on the stream."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from datasets import Dataset
+from peft import get_peft_model
+from transformers import set_seed
+
+from rayswift.data.windows import PackedRow
+from rayswift.train import evaluation
+from rayswift.train.row_trainer import RowMeans
+
+_OF_CLASS = "f1 of class "
+
+
+class StreamedClassTrainer(RowMeans):
+    """`transformers`' `Trainer`, streamed, over a model with a sequence-classification head.
+
+    Beside the loss it measures accuracy (several labels: of rows with every label right) and F1 (the mean over classes
+    that occur), or for values the squared error.
+    """
+
+    loss_is_scaled_for_ga: ClassVar[bool] = False
+
+    def __init__(self, *, model: Any, args: Any, processing_class: Any, peft_config: Any = None, **kwargs: Any):
+        self._is_regression = model.config.problem_type == "regression"
+        # The head looks at the last token that is no padding.
+        model.config.get_text_config().pad_token_id = processing_class.pad_token_id
+        if peft_config is not None:
+            set_seed(args.seed)
+            # ZeRO-3 gathers small parameters together, so they must be of one type.
+            zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
+            model = get_peft_model(model, peft_config, autocast_adapter_dtype=not zero3)
+            if args.gradient_checkpointing:
+                model.enable_input_require_grads()
+        super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
+
+    @staticmethod
+    def placeholder() -> Dataset:
+        """A row that is never read."""
+        return Dataset.from_dict({"input_ids": [[0, 0]], "labels": [0]})
+
+    def _loss(self, model: Any, inputs: dict[str, Any], rows: Sequence[PackedRow]) -> tuple[Any, evaluation.Sums]:
+        labels = inputs.get("labels")
+        outputs = model(**inputs, use_cache=False)
+        if labels is None:  # no row is left for this rank
+            return outputs.logits.sum() * 0, {}
+        return outputs.loss, _sums(outputs.logits.detach().float(), labels, self._is_regression)
+
+    def _named(self, totals: evaluation.Sums) -> evaluation.Sums:
+        rest = {name: pair for name, pair in totals.items() if not name.startswith(_OF_CLASS)}
+        of_classes = [value / count for name, (value, count) in totals.items() if name not in rest and count]
+        return rest | ({"f1": (sum(of_classes), len(of_classes))} if of_classes else {})
+
+
+def _sums(logits: torch.Tensor, labels: torch.Tensor, is_regression: bool) -> evaluation.Sums:
+    """What a batch adds to the metrics: logits [B, classes], labels [B], or [B, classes] for several or for values."""
+    rows, classes = logits.shape
+    if is_regression:
+        return {"mse": (float((logits - labels).square().mean(dim=1).sum()), rows)}
+    if labels.is_floating_point():
+        truth, found = labels.bool(), logits > 0
+    else:
+        one_hot = torch.nn.functional.one_hot
+        truth, found = one_hot(labels, classes).bool(), one_hot(logits.argmax(-1), classes).bool()
+    sums: evaluation.Sums = {"accuracy": (float((truth == found).all(dim=1).sum()), rows)}
+    right, seen = (2 * (truth & found).sum(dim=0)).tolist(), (truth.sum(dim=0) + found.sum(dim=0)).tolist()
+    return sums | {f"{_OF_CLASS}{i}": (float(right[i]), float(seen[i])) for i in range(classes)}

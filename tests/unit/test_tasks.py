@@ -1,0 +1,51 @@
+"""The trainer factory's table: what is built is what the config lets through and what the documentation says."""
+
+from pathlib import Path
+
+import pytest
+
+from rayswift import tasks as verb
+from rayswift.config import trl_fields
+from rayswift.config.built import BUILT_TASKS, refuse_unbuilt
+from rayswift.config.load import load
+from rayswift.log import UserError
+from rayswift.resources import Layout
+from rayswift.train.plan import resolve
+from rayswift.train.tasks import TASKS
+
+ROOT = Path(__file__).resolve().parents[2]
+LAYOUT = Layout(local=True, device="cpu", num_workers=1, threads_per_worker=1)
+DPO = ("--model", str(ROOT / "examples" / "tiny"), "--random_init", "--data.dataset", "d.jsonl", "--train.task", "dpo")
+
+
+def test_what_is_built_is_in_the_table() -> None:
+    assert set(BUILT_TASKS) == set(TASKS) <= set(trl_fields.TASKS)
+
+
+def test_the_page_on_training_holds_the_table() -> None:
+    assert verb.table() in (ROOT / "rayswift" / "train" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--data.truncation", "split"), "data.truncation = split has no meaning: task dpo judges whole texts"),
+        (("--data.loss_on", "all"), "data.loss_on = all has no meaning"),
+        (("--data.cache", "c"), "data.cache holds packed rows of task causal_lm"),
+        (("--train.loss", "mine.py:loss"), "train.loss = mine.py:loss is for losses over tokens"),
+        (("--rollout.temperature", "0.5"), "rollout.temperature has no meaning"),
+    ],
+)
+def test_what_a_preference_task_cannot_use_is_refused(flags: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=r"has no meaning|data\.cache|losses over tokens") as refused:
+        resolve(load("rlhf", [*DPO, *flags]).config, LAYOUT, None)
+    assert message in str(refused.value)
+
+
+def test_a_task_of_whole_rows_never_packs() -> None:
+    assert resolve(load("rlhf", [*DPO]).config, LAYOUT, None).config.data.packing is False
+
+
+def test_settings_of_dpo_that_are_not_built_are_refused() -> None:
+    with pytest.raises(UserError, match="precompute_ref_log_probs = True: not built yet"):
+        refuse_unbuilt(load("rlhf", [*DPO, "--train.precompute_ref_log_probs", "true"]).config)
