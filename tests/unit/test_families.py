@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from model_families import KEEPING, REWRITING, UNTRAINABLE
 from tokenizers import Tokenizer
 
-from rayswift.data.encode import EncodeConfig, EncodedRow, cached_encoder
+from rayswift.data.encode import EncodeConfig, EncodedRow
+from rayswift.data.members import cached_encoder
 from rayswift.data.rows import BadRow
 
 ALL = KEEPING | REWRITING | UNTRAINABLE

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rayswift.config.schema import TrainConfig
+from rayswift.config.schema import SftTrainConfig
 from rayswift.log import UserError
 from rayswift.train import user_code
 
@@ -117,12 +117,12 @@ def test_good_names_pass(folder: Path) -> None:
 
 def test_nothing_named_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    user_code.check(TrainConfig())
+    user_code.check(SftTrainConfig())
 
 
 def test_all_problems_come_in_one_error_from_a_process_of_its_own(folder: Path) -> None:
     (folder / "mine.py").write_text(CODE + "\nprint('loud')\n")
-    train = TrainConfig(metrics=["mine.py:metric", "mine.py:two"], loss="gone.py:f", plugins=["mine.py"])
+    train = SftTrainConfig(metrics=["mine.py:metric", "mine.py:two"], loss="gone.py:f", plugins=["mine.py"])
     with pytest.raises(UserError) as caught:
         user_code.check(train)
     first, second = str(caught.value).splitlines()
@@ -134,31 +134,31 @@ def test_all_problems_come_in_one_error_from_a_process_of_its_own(folder: Path) 
 def test_code_that_ends_the_process_is_an_error_too(folder: Path) -> None:
     (folder / "mine.py").write_text("import os\nos._exit(7)\n")
     with pytest.raises(UserError, match=r"importing mine.py ended the process with exit code 7"):
-        user_code.check(TrainConfig(plugins=["mine.py"]))
+        user_code.check(SftTrainConfig(plugins=["mine.py"]))
 
 
 def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(user_code, "_TRACKERS", {"wandb": "no_such_package", "tensorboard": "json"})
-    user_code.check(TrainConfig(report_to=["tensorboard", "mine"]))
+    user_code.check(SftTrainConfig(report_to=["tensorboard", "mine"]))
     with pytest.raises(UserError, match=r"train.report_to = wandb: the package no_such_package is not installed"):
-        user_code.check(TrainConfig(report_to=["wandb"]))
+        user_code.check(SftTrainConfig(report_to=["wandb"]))
 
 
 def test_blame(folder: Path) -> None:
-    train = TrainConfig(callbacks=["mine.py:fails"], metrics=["other:metric"])
+    train = SftTrainConfig(callbacks=["mine.py:fails"], metrics=["other:metric"])
     try:
         user_code.load("train.callbacks", "mine.py:fails")()
     except ValueError as error:
         line = CODE.splitlines().index('    raise ValueError("no such thing")') + 1
         assert user_code.blame(error, train) == f"train.callbacks = 'mine.py:fails' (mine.py:{line}, in fails)"
-        assert user_code.blame(error, TrainConfig()) is None
+        assert user_code.blame(error, SftTrainConfig()) is None
     assert user_code.blame(ValueError("nowhere"), train) is None
 
 
 def test_the_content_of_loss_and_plugins_counts(folder: Path) -> None:
-    train = TrainConfig(loss="mine.py:loss", callbacks=["mine.py:fails"])
-    before, none = user_code.content_hash(train), user_code.content_hash(TrainConfig())
+    train = SftTrainConfig(loss="mine.py:loss", callbacks=["mine.py:fails"])
+    before, none = user_code.content_hash(train), user_code.content_hash(SftTrainConfig())
     assert before and not none
     (folder / "mine.py").write_text(CODE + "# changed\n")
     assert user_code.content_hash(train) != before
-    assert user_code.content_hash(TrainConfig(callbacks=["mine.py:fails"])) == none
+    assert user_code.content_hash(SftTrainConfig(callbacks=["mine.py:fails"])) == none
