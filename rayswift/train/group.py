@@ -25,7 +25,7 @@ from rayswift.resources import Layout, worker_resources
 from rayswift.train import checkpoint
 
 _LOOK_EVERY_S = 1.0
-_ANSWER_WITHIN_S = 5.0
+_ANSWER_WITHIN_S = 2.0
 
 
 def scaling(layout: Layout) -> ScalingConfig:
@@ -83,7 +83,8 @@ class FollowCluster(ElasticScalingPolicy):
         self._waiting_since: float | None = None
         self._requests = itertools.count(1)
         self._growth: tuple[int, int] | None = None  # request, and the newest checkpoint's step when it was made
-        self._looked_at, self._reserved = float("-inf"), None
+        self._looked_at = float("-inf")
+        self._reserved: dict[str, dict[str, float]] | None = None
         self._running = False
         self._silent: set[str] = set()  # nodes that Ray still lists and that do not answer
         self._num_cpus = 0.0
@@ -150,12 +151,14 @@ class FollowCluster(ElasticScalingPolicy):
         if time.monotonic() - self._looked_at < _LOOK_EVERY_S:
             return self._reserved
         self._looked_at = time.monotonic()
+        nodes = [node for node in ray.nodes() if node["Alive"]]
         answer = self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True)
         try:
             self._reserved = ray.get(answer, timeout=_ANSWER_WITHIN_S)
         except ray.exceptions.RayError:
-            self._reserved = None  # no decision now; asked again at the next look
-        nodes = [node for node in ray.nodes() if node["Alive"]]
+            # It lives on the node of whoever asked it first, and dies with that node. A group that runs goes on as it
+            # is; one that starts takes what the nodes have.
+            self._reserved = None if self._running else {node["NodeID"]: node["Resources"] for node in nodes}
         # Ray lists a node that lost its power for some fifteen seconds more. A group that starts then would be
         # planned too large, so each node is asked; while a group runs, only those that did not answer.
         asked = [node for node in nodes if not self._running or node["NodeID"] in self._silent]

@@ -81,13 +81,12 @@ def fit(spec: RunSpec, train_loop: TrainLoop, windows: Windows, eval_windows: Wi
     from rayswift.train.group import scaling, trainer_class
 
     feed_name = f"rayswift-feed-{uuid.uuid4().hex[:8]}"
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # Beside the driver, whose end is the run's anyway; `soft` would let it go anywhere.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     num_threads = 2 * spec.layout.num_workers + 4
     feed = (
         ray.remote(Feed)
-        .options(
-            name=feed_name, num_cpus=0, max_restarts=3, max_concurrency=num_threads, scheduling_strategy=here
-        )  # beside the driver, whose end is the run's anyway
+        .options(name=feed_name, num_cpus=0, max_restarts=3, max_concurrency=num_threads, scheduling_strategy=here)
         .remote(windows, eval_windows, spec.feed_plan, str(spec.run_dir / "data"), stream_windows)
     )
     feed.begin.remote(DRIVERS_ATTEMPT, start)  # the first window is encoded while the workers start
