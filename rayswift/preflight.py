@@ -4,10 +4,11 @@ Each answer takes seconds. The one wait is for nodes that the autoscaler can add
 announced, and `cluster.wait_for_nodes_s` bounds it.
 """
 
+import json
 import socket
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ _CONNECT_S = 5
 _POLL_S = 0.5
 _REMIND_S = 30
 _LOOK_S = 60
+# Some updates of the autoscaler, which makes one every 5 s.
+_VERDICT_S = 30
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,6 @@ class Ask:
         return f"{self.num_workers} worker(s) of {each} each, and 1 CPU for Ray Data"
 
 
-@dataclass(frozen=True)
-class NodeType:
-    """A kind of node that the autoscaler may add, and how many of them there may be."""
-
-    resources: Resources
-    most: int
-
-
 def describe(resources: Resources) -> str:
     """`2 CPU + 1 GPU`; what Ray adds of its own (node names, memory) is left out."""
     shown = {k: v for k, v in resources.items() if v and not k.startswith(("node:", "memory", "object_store_memory"))}
@@ -62,19 +57,6 @@ def num_workers_that_fit(ask: Ask, nodes: Sequence[Resources]) -> int:
     if spare_cpus < 1:  # a worker's place goes to Ray Data
         slots -= 1
     return min(slots, ask.num_workers)
-
-
-def can_ever_fit(ask: Ask, nodes: Sequence[Resources], types: Sequence[NodeType]) -> bool:
-    """Whether the run fits once the autoscaler has added all it may.
-
-    Args:
-        ask: What the run needs.
-        nodes: What is there.
-        types: What may be added; the nodes that are there are not subtracted from `most`, which errs towards waiting.
-    """
-    enough = ask.num_workers + 1
-    added = [kind.resources for kind in types for _ in range(min(kind.most, enough))]
-    return num_workers_that_fit(ask, [*nodes, *added]) >= ask.num_workers
 
 
 def check_head_answers(address: str) -> None:
@@ -110,27 +92,74 @@ def wait_until_it_fits(ask: Ask, timeout_s: float) -> None:
     Raises:
         UserError: it never can have (exit code 2), or had none in time (exit code 1).
     """
-    import ray.autoscaler.sdk
+    from ray.autoscaler.sdk import request_resources
 
     there, free = _nodes()
     if num_workers_that_fit(ask, free) >= ask.num_workers:
         return
-    fits_when_free = num_workers_that_fit(ask, there) >= ask.num_workers
-    types = _addable_types()
-    if not fits_when_free and not can_ever_fit(ask, there, types or ()):
-        raise UserError(_too_little(ask, there, types))
-    if fits_when_free:
-        reason = f"other work holds part of the cluster: {describe(_sum(free))} of {describe(_sum(there))} is free"
-    else:
-        reason = f"the autoscaler is asked for nodes: {_summary(ask, there)}"
-    logger.info("waiting up to %g s (cluster.wait_for_nodes_s) for %s; %s", timeout_s, ask, reason)
+    waits = f"waiting up to {timeout_s:g} s (cluster.wait_for_nodes_s) for {ask}"
+    if num_workers_that_fit(ask, there) >= ask.num_workers:
+        logger.info("%s: other work holds part of the cluster, %s is free", waits, describe(_sum(free)))
+        return _wait(ask, timeout_s)
     try:
-        if not fits_when_free:
-            ray.autoscaler.sdk.request_resources(bundles=ask.bundles())
+        request_resources(bundles=ask.bundles())
+        if not _autoscaler_agrees():
+            raise UserError(
+                f"cluster.num_workers = {ask.num_workers} does not fit the Ray cluster: {_summary(ask, there)}; no "
+                "autoscaler is there that may add enough; lower cluster.num_workers or add nodes"
+            )
+        logger.info("%s: the autoscaler adds nodes, %s", waits, _summary(ask, there))
         _wait(ask, timeout_s)
     finally:
-        if not fits_when_free:
-            ray.autoscaler.sdk.request_resources(bundles=[])  # or the nodes would stay when the run is over
+        request_resources(bundles=[])  # or the nodes would stay when the run is over
+
+
+def _autoscaler_agrees() -> bool:
+    """Whether the autoscaler sets out to have what it was just asked for.
+
+    Ray runs one on every cluster; without a configuration it knows of no node but those that are there.
+    """
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+    verdict = _verdict_of_v2() if is_autoscaler_v2(fetch_from_server=True) else _verdict_of_v1()
+    deadline = time.monotonic() + _VERDICT_S
+    while time.monotonic() < deadline:
+        agrees = next(verdict)
+        if agrees is not None:
+            return agrees
+        time.sleep(_POLL_S)
+    return False
+
+
+def _verdict_of_v2() -> Iterator[bool | None]:
+    """None while it has not seen a state of the cluster with the request in it."""
+    import ray
+    import ray._raylet
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+
+    client, asked_version = ray._raylet.GcsClient(address=ray.get_runtime_context().gcs_address), None
+    while True:
+        status = GetClusterStatusReply.FromString(client.get_cluster_status(timeout_s=_VERDICT_S))
+        asked_version = asked_version or status.cluster_resource_state.cluster_resource_state_version
+        scaling = status.autoscaling_state
+        seen = scaling.last_seen_cluster_resource_state_version >= asked_version
+        yield not scaling.infeasible_cluster_resource_constraints if seen else None
+
+
+def _verdict_of_v1() -> Iterator[bool | None]:
+    """It starts nodes in the update that sees the request, and tells of them; None before its second from then on."""
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    times: set[float] = set()
+    asked_at = time.time()
+    while True:
+        status = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or b"{}")
+        report = status.get("autoscaler_report", {})
+        if status.get("time", 0) > asked_at:
+            times.add(status["time"])
+        starts = bool(report.get("pending_nodes") or report.get("pending_launches"))
+        yield True if starts else False if len(times) > 1 else None
 
 
 def _wait(ask: Ask, timeout_s: float) -> None:
@@ -162,18 +191,6 @@ def _summary(ask: Ask, there: list[Resources]) -> str:
     return f"asked {ask}; there {len(there)} node(s) with {describe(_sum(there))}: {room}; lacking {what}"
 
 
-def _too_little(ask: Ask, there: list[Resources], types: list[NodeType] | None) -> str:
-    if types is None:
-        why = "no autoscaler is running that could add nodes"
-    else:
-        limits = ", ".join(f"{kind.most} x ({describe(kind.resources)})" for kind in types) or "none"
-        why = f"the autoscaler cannot add enough (it may have {limits})"
-    return (
-        f"cluster.num_workers = {ask.num_workers} does not fit the Ray cluster: {_summary(ask, there)}; {why}; lower "
-        "cluster.num_workers or add nodes"
-    )
-
-
 def _sum(nodes: list[Resources]) -> Resources:
     return {name: sum(node.get(name, 0) for node in nodes) for name in {n for node in nodes for n in node}}
 
@@ -186,21 +203,6 @@ def _nodes() -> tuple[list[Resources], list[Resources]]:
     free = available_resources_per_node()
     alive = [node for node in ray.nodes() if node["Alive"]]
     return [dict(node["Resources"]) for node in alive], [dict(free.get(node["NodeID"], {})) for node in alive]
-
-
-def _addable_types() -> list[NodeType] | None:
-    """Kinds of node that the autoscaler may add; None: there is no autoscaler."""
-    from ray._private.state import state
-
-    config = state.get_cluster_config()
-    if config is None:
-        return None
-    unbounded = 1 << 30
-    types = []
-    for group in config.node_group_configs:
-        most = unbounded if group.max_count < 0 else group.max_count
-        types.append(NodeType({k: float(v) for k, v in group.resources.items()}, most))
-    return types or None
 
 
 def check_shared(run_dir: Path) -> None:

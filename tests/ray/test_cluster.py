@@ -152,7 +152,7 @@ def test_what_the_cluster_has_no_room_for(two_nodes: LocalCluster, working_dir: 
     assert time.monotonic() - begun < 30
     assert out.splitlines()[-1].startswith("error: cluster.num_workers = 4 does not fit the Ray cluster: "), out
     assert "asked 4 worker(s) of 1 CPU each, and 1 CPU for Ray Data; there 2 node(s) with 2 CPU" in out
-    assert "room for 1 of the 4 worker(s); lacking 3 x (1 CPU); no autoscaler is running" in out
+    assert "room for 1 of the 4 worker(s); lacking 3 x (1 CPU); no autoscaler is there" in out
     code, out = rayswift(two_nodes.address, working_dir, run_dir, "--device", "cuda", "--num_workers", "2")
     assert code == 2, out
     assert "room for 0 of the 2 worker(s); lacking 2 x (1 CPU + 1 GPU)" in out

@@ -1,4 +1,4 @@
-"""What fits a cluster, what an autoscaler could make fit, and addresses where no head is."""
+"""What fits a cluster, and addresses where no head is."""
 
 import socket
 import time
@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from rayswift.log import UserError
 from rayswift.preflight import (
     Ask,
-    NodeType,
     Resources,
-    can_ever_fit,
     check_head_answers,
     describe,
     num_workers_that_fit,
@@ -61,21 +59,6 @@ def test_it_fits_when_a_placement_is_found(asked: int, nodes: list[Resources], w
 
     fits = num_workers_that_fit(Ask(asked, worker), nodes) >= asked
     assert fits == any(map(placed, range(len(nodes))))
-
-
-@pytest.mark.parametrize(
-    ("types", "fits"),
-    [
-        ([], False),
-        ([NodeType({"CPU": 1.0}, 2)], False),
-        ([NodeType({"CPU": 1.0}, 3)], True),
-        ([NodeType({"CPU": 1.0}, 1 << 30)], True),
-        ([NodeType({"GPU": 8.0}, 9)], False),
-        ([NodeType({"CPU": 1.0}, 1), NodeType({"CPU": 2.0}, 1)], True),
-    ],
-)
-def test_what_an_autoscaler_could_make_fit(types: list[NodeType], fits: bool) -> None:
-    assert can_ever_fit(Ask(4, CPU_WORKER), [{"CPU": 1.0}, {"CPU": 1.0}], types) == fits
 
 
 def test_resources_in_words() -> None:
