@@ -128,7 +128,9 @@ def test_a_failing_job_ends_with_the_users_error(two_nodes: LocalCluster, workin
     assert "Traceback" not in out
 
 
-def test_a_job_is_followed_and_stopped(two_nodes: LocalCluster, working_dir: Path, run_dir: Path) -> None:
+def test_a_job_is_followed_and_holds_its_room_until_it_is_stopped(
+    two_nodes: LocalCluster, working_dir: Path, run_dir: Path, tmp_path: Path
+) -> None:
     job = Job(two_nodes, working_dir, run_dir, "--max_steps", "100000")
     assert job.process.stdout is not None
     for line in job.process.stdout:  # ends with the job, or at a step of the running one
@@ -136,6 +138,11 @@ def test_a_job_is_followed_and_stopped(two_nodes: LocalCluster, working_dir: Pat
             break
     else:
         pytest.fail("the job ended without a step")
+    code, refused = rayswift(two_nodes.address, working_dir, tmp_path / "second", "--wait_for_nodes_s", "1")
+    assert code == 1, refused
+    assert "waiting up to 1 s (cluster.wait_for_nodes_s) for 1 worker(s) of 1 CPU each, and 1 CPU for Ray" in refused
+    assert ": other work holds part of the cluster, " in refused
+    assert "the Ray cluster had no room within cluster.wait_for_nodes_s = 1: asked " in refused.splitlines()[-1]
     job.ask("stop")
     job.process.communicate(timeout=TIMEOUT_S)
     assert job.info()["status"] == "STOPPED"
