@@ -1,9 +1,10 @@
-"""A cluster whose autoscaler adds nodes: what a run that does not fit yet says and does.
+"""A cluster whose autoscaler adds nodes: what a run that does not fit yet says, does, and when it gives up.
 
-A minute, and on Ray's fake node provider, so not part of the suite: pytest tests/bars/test_autoscaler.py
+About two minutes, and on Ray's fake node provider, so not part of the suite: pytest tests/bars/test_autoscaler.py
 """
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,3 +78,13 @@ def test_more_than_the_autoscaler_may_add(growing: LocalCluster, working_dir: Pa
     code, out = rayswift(growing.address, working_dir, run_dir, "--num_workers", "4")
     assert code == 2, out
     assert "no autoscaler is there that may add enough" in out.splitlines()[-1]
+
+
+def test_it_gives_up(growing: LocalCluster, working_dir: Path, run_dir: Path) -> None:
+    deadline = time.monotonic() + 120
+    while growing.count_processes("raylet") > 1:  # the nodes that ran before leave when they idle
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    code, out = rayswift(growing.address, working_dir, run_dir, "--num_workers", "2", "--wait_for_nodes_s", "0")
+    assert code == 1, out
+    assert "the Ray cluster had no room within cluster.wait_for_nodes_s = 0: asked 2 worker(s)" in out.splitlines()[-1]
