@@ -1,10 +1,13 @@
 """Section `rollout`: how completions are sampled, scored and brought to the trainer."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from rayswift.config.section import Section, Strings
+from rayswift.config.section import Section, Strings, ascending, one_or_range
+
+# The least and the most.
+EngineRange = Annotated[list[int], AfterValidator(ascending)]
 
 
 class RolloutConfig(Section):
@@ -42,10 +45,18 @@ class RolloutConfig(Section):
     """Weight of each reward, functions first; empty: 1 each."""
     reward_kwargs: dict[str, dict[str, Any]] = {}
     """Arguments of reward functions, by the function's name."""
+    reward_timeout_s: float = Field(60.0, gt=0)
+    """Longest time that scoring a batch of completions may take; then the function is stopped and tried once more."""
+    reward_workers: int = Field(1, ge=1)
+    """Processes that run reward functions."""
+    max_failed_fraction: float = Field(0.5, gt=0, le=1)
+    """Share of prompts without a usable group (engines or rewards failed), judged from 100 prompts on, that stops the
+    run."""
     dynamic_sampling: bool = False
     """Replace groups whose rewards are all equal by new prompts."""
     max_resamples: int = Field(3, ge=1)
-    """How often dynamic sampling asks for new prompts in one step before it trains what there is."""
+    """Times a step's number of prompts that may be drawn in place of filtered and failed ones before the step is
+    trained with what there is."""
     max_staleness: int = Field(0, ge=0)
     """Policy versions that a completion may lag behind the trainer; 0: on-policy."""
     importance_sampling: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = (
@@ -54,8 +65,18 @@ class RolloutConfig(Section):
     """How the difference between the engines' and the trainer's log-probabilities is corrected."""
     importance_sampling_max: float = Field(3.0, gt=0)
     """Ratio beyond which that correction truncates or masks."""
-    num_engines: int | None = Field(None, ge=1)
-    """vLLM engines; null: one per GPU that the trainers leave free, else 1."""
+    canary_steps: int = Field(10, ge=0)
+    """Compare the engines' log-probabilities of a fixed text with the trainer's at the first and every so-many-th
+    version of the weights; 0: never."""
+    max_logprob_drift: float = Field(0.1, gt=0)
+    """Mean difference, in nats per token, at which that comparison stops the run."""
+    num_engines: Annotated[Annotated[int, Field(ge=1)] | EngineRange | None, BeforeValidator(one_or_range)] = None
+    """vLLM engines; a list [least, most]: as many as keep the trainer busy; null: one per GPU that the trainers leave
+    free, else 1."""
+    engine_resources: dict[str, float] = {}
+    """Custom Ray resources that each engine holds, to place engines on nodes of their own (`{"rollout": 1}`)."""
+    engine_threads: int = Field(1, ge=1)
+    """CPU threads of an engine that computes without a GPU."""
     placement: Literal["separate", "colocated"] = "separate"
     """Engines on devices of their own, or on the trainers', asleep while those compute."""
     tensor_parallel_size: int = Field(1, ge=1)

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from rayswift.config.model import ModelConfig, RlhfModelConfig
 from rayswift.config.rollout import RolloutConfig
-from rayswift.config.section import Section, Strings, one_or_many
+from rayswift.config.section import Section, Strings, ascending, one_or_many, one_or_range
 
 SftTask = Literal["causal_lm", "seq_cls", "embedding", "reranker", "generative_reranker"]
 RlhfTask = Literal["dpo", "orpo", "cpo", "simpo", "kto", "rm", "ppo", "grpo", "gkd"]
@@ -25,25 +25,8 @@ MixUntil = Literal["first_exhausted", "all_exhausted"]
 Strategy = Literal["no", "steps", "epoch"]
 
 
-def _worker_count(value: Any) -> Any:
-    """[2] is 2; a range is two ascending counts."""
-    if not isinstance(value, list | tuple):
-        return value
-    if len(value) == 1:
-        return value[0]
-    if len(value) != 2:
-        raise ValueError("give one count, or the least and the most")
-    return value
-
-
-def _ascending(value: list[int]) -> list[int]:
-    if not 1 <= value[0] <= value[1]:
-        raise ValueError("the least comes first and is at least 1")
-    return value
-
-
 # The least and the most.
-WorkerRange = Annotated[list[int], AfterValidator(_ascending)]
+WorkerRange = Annotated[list[int], AfterValidator(ascending)]
 
 
 class DataConfig(Section):
@@ -203,12 +186,15 @@ class RlhfTrainConfig(TrainConfig):
     output_dir: str = "runs/rlhf"
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate; null: 1e-6 for full training, 1e-5 for LoRA."""
+    micro_batch_tokens: int | None = Field(None, ge=1)
+    """Tokens of a micro-batch of completions with their prompts; null: room for `per_device_train_batch_size` of the
+    longest; tasks grpo, ppo and gkd."""
 
 
 class ClusterConfig(Section):
     """Where it runs."""
 
-    num_workers: Annotated[Annotated[int, Field(ge=0)] | WorkerRange | None, BeforeValidator(_worker_count)] = None
+    num_workers: Annotated[Annotated[int, Field(ge=0)] | WorkerRange | None, BeforeValidator(one_or_range)] = None
     """Training workers; a list [least, most]: as many as the cluster has room for, also while the run goes on;
     0: in this process; null: one per GPU, else 1."""
     zero_stage: int | None = Field(None, ge=0, le=3)

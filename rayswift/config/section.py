@@ -25,3 +25,21 @@ class Section(BaseModel):
             for base in cls.__mro__[1:]:
                 if field.description is None and issubclass(base, Section) and name in base.model_fields:
                     field.description = base.model_fields[name].description
+
+
+def one_or_range(value: Any) -> Any:
+    """[2] is 2; a range is two ascending counts."""
+    if not isinstance(value, list | tuple):
+        return value
+    if len(value) == 1:
+        return value[0]
+    if len(value) != 2:
+        raise ValueError("give one count, or the least and the most")
+    return value
+
+
+def ascending(value: list[int]) -> list[int]:
+    """A range, the least first."""
+    if not 1 <= value[0] <= value[1]:
+        raise ValueError("the least comes first and is at least 1")
+    return value

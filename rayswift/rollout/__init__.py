@@ -1,0 +1,1 @@
+"""Prompts -> completions -> rewards -> what the policy trainer trains; README.md says how the parts hang together."""

@@ -1,0 +1,71 @@
+"""What the pool asks of an engine, whichever it is: vLLM in an actor, or a simulated one for load tests."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How tokens are chosen, the same for every completion of a run; names as in section `rollout`."""
+
+    temperature: float
+    top_p: float = 1.0
+    top_k: int = -1
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    structured_outputs_regex: str | None = None
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """version: of the weights it holds, None before the first; running, waiting: requests; tokens: made in all."""
+
+    version: PolicyVersion | None
+    running: int
+    waiting: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Collected:
+    """finished: whole completions (behind `begun`); progress: what the unfinished ones have that is new."""
+
+    finished: tuple[Completion, ...]
+    progress: tuple[Completion, ...]
+
+
+class Engine(Protocol):
+    """An engine as an asyncio object; the pool reaches it through a Ray actor handle with the same methods.
+
+    Every call answers in bounded time. Calls may overlap; `load` goes between two decoding steps, with requests in
+    flight, and what they sample from then on is of the new version.
+    """
+
+    async def start(self) -> None:
+        """Build the engine, without weights that could be sampled from."""
+
+    async def submit(self, requests: Sequence[SampleRequest]) -> None:
+        """Take requests; their completions come out of `collect`. Refused before the first `load`."""
+
+    async def collect(self, timeout_s: float) -> Collected:
+        """What has finished since the last call; waits for the first one up to `timeout_s`."""
+
+    async def abort(self, keys: Sequence[str]) -> tuple[Completion, ...]:
+        """Give requests up; the parts made and not yet collected."""
+
+    async def load(self, version: PolicyVersion, weights: Any) -> float:
+        """Take over published weights (a `weights.Published`), check them, and return the seconds sampling paused."""
+
+    async def score(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Log-probabilities [T - 1] of tokens 1 to T - 1 of a text, for the canary."""
+
+    async def status(self) -> EngineStatus:
+        """How it stands; also its sign of life."""

@@ -1,0 +1,99 @@
+"""What travels between the prompts, the engines, the rewards and the trainer; plain values, token ids in and out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayswift.data.rows import Message
+
+Finish = Literal["stop", "length"]
+"""Why a completion ends: an end token or a stop string, or its room was full."""
+
+
+@dataclass(frozen=True, order=True)
+class PolicyVersion:
+    """The weights behind `step` rollout batches of training.
+
+    attempt: number of the worker group that trained them, see `data.feed`; a later group's weights are other weights,
+    also where the step is the same.
+    """
+
+    attempt: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt to complete.
+
+    ordinal: its place in the global sequence of prompts, over all epochs; id: `source:line`; input_ids [T] int32;
+    messages: the conversation it was rendered from, for rewards; columns: the row's other columns, for rewards.
+    """
+
+    ordinal: int
+    id: str
+    epoch: int
+    input_ids: NDArray[np.int32]
+    messages: tuple[Message, ...]
+    columns: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One completion to sample.
+
+    key: unique within the run (`ordinal:sample`, and the try); seed: of its random numbers; begun [T] int32: tokens
+    of it that an engine which is gone had made already: what comes back are the tokens behind them.
+    """
+
+    key: str
+    prompt_ids: NDArray[np.int32]
+    max_tokens: int
+    seed: int
+    begun: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+
+
+@dataclass(frozen=True)
+class Span:
+    """From token `begin` of a completion on, `version` chose the tokens."""
+
+    begin: int
+    version: PolicyVersion
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What an engine made of a request, or a part of it.
+
+    token_ids [T] int32, the end token included; logprobs [T] float32 under the distribution they were sampled from;
+    spans: the first begins at 0; finish: None for the part that was there when an engine was asked for it.
+    """
+
+    key: str
+    token_ids: NDArray[np.int32]
+    logprobs: NDArray[np.float32]
+    spans: tuple[Span, ...]
+    finish: Finish | None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A completion with its rewards.
+
+    rewards: of each function and model, NaN where one had no opinion (returned None); reward: their weighted sum.
+    """
+
+    completion: Completion
+    rewards: tuple[float, ...]
+    reward: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """A prompt with its scored completions, those that failed left out."""
+
+    prompt: Prompt
+    scored: tuple[Scored, ...]
