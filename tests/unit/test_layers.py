@@ -46,6 +46,7 @@ PURE = [
             "windows",
         ]
     ),
+    *(f"rayswift.rollout.{n}" for n in ["admission", "ledger"]),
     "rayswift.train.memory",
     "rayswift.train.checkpoint",
     "rayswift.train.events",

@@ -1,0 +1,134 @@
+"""Admission: which prompt is drawn for which round, and when; pure. All of sync and async is the rule in here.
+
+Round s may draw prompts once the weights behind round s - `max_staleness` are published; it never waits for less, and
+nothing is ever dropped for being old: what is sampled is paced, so that the tokens of a round are at most
+`max_staleness` versions old by construction. Prompts go to rounds strictly in order. One that is filtered or fails
+makes room for the next of the sequence, for the same round.
+
+With `max_staleness` 0 one round at a time is open, so its prompts are a prefix of what is left of the sequence: what is
+trained is a function of (data, seed, weights), whatever finishes first.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from rayswift.data.windows import TRAINED
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """How prompts become rounds.
+
+    num_prompts: groups of a round; max_resamples: times that number that may be drawn in place of filtered and failed
+    ones; num_rounds: of the run, None: until the prompts end.
+    """
+
+    num_prompts: int
+    max_staleness: int
+    max_resamples: int
+    num_rounds: int | None = None
+
+
+@dataclass
+class _Open:
+    """A round that draws: prompts by ordinal, and their outcome, None while they are under way."""
+
+    outcomes: dict[int, str | None] = field(default_factory=dict)
+
+    @property
+    def num_kept(self) -> int:
+        return sum(outcome in (None, TRAINED) for outcome in self.outcomes.values())
+
+    @property
+    def is_under_way(self) -> bool:
+        return None in self.outcomes.values()
+
+
+class Admission:
+    """The open rounds of an attempt.
+
+    Args:
+        plan: Sizes and limits.
+        first_round: The one that is trained next.
+    """
+
+    def __init__(self, plan: RoundPlan, first_round: int):
+        self._plan = plan
+        self._newest = first_round
+        self._published: int | None = None
+        self._open: dict[int, _Open] = {}
+        self._round_of: dict[int, int] = {}
+
+    @property
+    def published(self) -> int | None:
+        """Rounds behind the weights that were published last."""
+        return self._published
+
+    def publish(self, step: int) -> None:
+        """Weights behind `step` rounds are there."""
+        self._published = step
+
+    def min_step(self, number: int) -> int:
+        """Rounds behind the oldest weights that may sample for a round."""
+        return max(0, number - self._plan.max_staleness)
+
+    def next_round(self, num_ready: int, ended: bool) -> int | None:
+        """The round that draws next; None: nothing may be drawn now.
+
+        Args:
+            num_ready: Prompts of the sequence that are there to be drawn.
+            ended: Whether these are the last.
+        """
+        if not num_ready:
+            return None
+        for number, each in self._open.items():
+            if self._has_room(each):
+                return number
+        return self._newest if self._may_open(num_ready) else None
+
+    def _has_room(self, each: _Open) -> bool:
+        most = self._plan.num_prompts * (1 + self._plan.max_resamples)
+        return each.num_kept < self._plan.num_prompts and len(each.outcomes) < most
+
+    def _may_open(self, num_ready: int) -> bool:
+        allowed = self._published is not None and self._newest <= self._published + self._plan.max_staleness
+        wanted = self._plan.num_rounds is None or self._newest < self._plan.num_rounds
+        # Whole or not at all: what cannot fill a round at the end of the data is never sampled.
+        return allowed and wanted and num_ready >= self._plan.num_prompts
+
+    def lacks_prompts(self, number: int, num_ready: int, ended: bool) -> bool:
+        """Whether the prompts that are left cannot fill a round, so that it is never opened."""
+        return number == self._newest and ended and num_ready < self._plan.num_prompts
+
+    def draw(self, ordinal: int, number: int) -> None:
+        """The next prompt of the sequence goes to a round, as `next_round` said."""
+        if number == self._newest:
+            self._newest += 1
+        self._open.setdefault(number, _Open()).outcomes[ordinal] = None
+        self._round_of[ordinal] = number
+
+    def finish(self, ordinal: int, outcome: str) -> int:
+        """A prompt has its outcome: `TRAINED`, or why it is not; returns its round."""
+        number = self._round_of.pop(ordinal)
+        self._open[number].outcomes[ordinal] = outcome
+        return number
+
+    def is_complete(self, number: int, num_ready: int, ended: bool) -> bool:
+        """Whether nothing of a round is under way, and nothing can be added to it."""
+        each = self._open.get(number)
+        if each is None or each.is_under_way:
+            return False
+        return not self._has_room(each) or (ended and not num_ready)
+
+    def close(self, number: int) -> Mapping[int, str]:
+        """Take a complete round out: outcomes of its prompts, by ordinal."""
+        each = self._open.pop(number)
+        return {ordinal: outcome for ordinal, outcome in sorted(each.outcomes.items()) if outcome is not None}
+
+    def is_last(self, number: int, num_ready: int, ended: bool) -> bool | None:
+        """Whether no round follows one; None: that depends on prompts that are not read yet."""
+        if self._plan.num_rounds is not None:
+            return number + 1 >= self._plan.num_rounds
+        if self._newest > number + 1 or num_ready >= self._plan.num_prompts:
+            return False
+        return True if ended else None
