@@ -18,6 +18,7 @@ from rayswift.config.model import ProblemType
 from rayswift.config.schema import LossOn, TruncationMode
 from rayswift.data.rows import BadRow, CausalRow, Family, Row, parse_row
 from rayswift.data.template import ChatTemplate
+from rayswift.data.token_bytes import TokenBytes, byte_positions
 from rayswift.data.truncation import bound_of, kept
 from rayswift.data.turns import Document, Numbers, Span, documents, joined
 from rayswift.log import UserError
@@ -107,6 +108,7 @@ class Encoder:
         added = self._tokenizer.get_added_tokens_decoder().values()
         self._turn_ends = tuple(token.content for token in added if token.special)
         self._bound = bound_of(self._tokenizer)
+        self._bytes = TokenBytes.of(self._tokenizer, json.loads(self._tokenizer.to_str()))
 
     def encode(self, rows: Sequence[Row]) -> list[list[EncodedRow] | BadRow]:
         """One result per row, in order: its documents, or why it has none.
@@ -201,7 +203,8 @@ class Encoder:
         excerpts = [self._bound.excerpts(document.text, limit, mode) for document in made]
         pairs = list(zip(made, excerpts, strict=True))
         # Offsets cost time, and are needed only where not every token is trained alike.
-        masked = self._encodings([text for document, parts in pairs if not document.whole for _, text in parts], False)
+        masked_texts = [text for document, parts in pairs if not document.whole for _, text in parts]
+        masked = self._encodings(masked_texts, self._bytes is not None)
         whole = self._encodings([text for document, parts in pairs if document.whole for _, text in parts], True)
         for document, parts in pairs:
             if document.whole:
@@ -209,7 +212,22 @@ class Encoder:
                 yield EncodedRow(ids, np.arange(len(ids)) > 0)
             else:
                 ((begin, text),) = parts
-                yield _masked(next(masked), [_clipped(span, begin, begin + len(text)) for span in document.spans])
+                spans = [_clipped(span, begin, begin + len(text)) for span in document.spans]
+                encoding = next(masked)
+                yield self._masked_by_bytes(text, encoding, spans) if self._bytes else _masked(encoding, spans)
+
+    def _masked_by_bytes(self, text: str, encoding: Encoding, spans: Sequence[Span]) -> EncodedRow:
+        """As `_masked`, of an encoding without offsets."""
+        assert self._bytes is not None
+        ids, data = encoding.ids, text.encode()
+        begins = self._bytes.begins(ids, data)
+        if begins is None:  # its normalised form is another text
+            return _masked(self._tokenizer.encode(text, add_special_tokens=False), spans)
+        edges = sorted({edge for span in spans for edge in (span.begin, span.end)})
+        tokens = np.searchsorted(begins, byte_positions(text, edges)).tolist()
+        # A token that straddles the border belongs to what is before it.
+        token_at = dict(zip(edges, tokens, strict=True))
+        return _row(ids, [(slice(token_at[span.begin], token_at[span.end]), span.weight) for span in spans])
 
     def _encodings(self, texts: Sequence[str], fast: bool) -> Iterator[Encoding]:
         """Encodings of texts, a bounded number of characters at a time: one takes 100 bytes a token."""
@@ -244,14 +262,22 @@ def _clipped(span: Span, begin: int, end: int) -> Span:
 
 
 def _masked(encoding: Encoding, spans: Sequence[Span]) -> EncodedRow:
-    ids = np.asarray(encoding.ids, dtype=np.int32)
-    trained = np.zeros(len(ids), dtype=np.bool_)
-    weights = None if all(span.weight == 1 for span in spans) else np.ones(len(ids), dtype=np.float32)
+    found = []
     for span in spans:
-        first, after = _token_at(encoding, span.begin, span.end, len(ids)), _token_after(encoding, span.begin, span.end)
-        trained[first:after] = span.weight > 0
+        first = _token_at(encoding, span.begin, span.end, len(encoding))
+        found.append((slice(first, _token_after(encoding, span.begin, span.end)), span.weight))
+    return _row(encoding.ids, found)
+
+
+def _row(tokens: Sequence[int], spans: Sequence[tuple[slice, float]]) -> EncodedRow:
+    """Tokens of which those in `spans` are trained with the weight beside them; where they overlap the later counts."""
+    ids = np.asarray(tokens, dtype=np.int32)
+    trained = np.zeros(len(ids), dtype=np.bool_)
+    weights = None if all(weight == 1 for _, weight in spans) else np.ones(len(ids), dtype=np.float32)
+    for part, weight in spans:
+        trained[part] = weight > 0
         if weights is not None:
-            weights[first:after] = span.weight
+            weights[part] = weight
     trained[:1] = False
     if weights is not None and (weights[trained] == 1).all():
         weights = None
