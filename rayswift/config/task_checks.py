@@ -45,6 +45,12 @@ def _whole_row_problems(config: TrainingConfig) -> list[str]:
     return found
 
 
+def max_prompt_length(config: RlhfConfig) -> int:
+    """Tokens of the longest prompt."""
+    rollout = config.rollout
+    return rollout.max_prompt_length or config.data.max_length - rollout.max_completion_length
+
+
 def _online_problems(config: RlhfConfig) -> list[str]:
     task, rollout, found = config.train.task, config.rollout, []
     num_rewards = len(rollout.reward_funcs) + len(rollout.reward_models)

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jinja2 import TemplateSyntaxError
@@ -45,6 +46,7 @@ class EncodeConfig:
     family: Family = "causal"
     num_labels: int | None = None
     problem_type: ProblemType | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_members(self) -> int:
@@ -54,11 +56,17 @@ class EncodeConfig:
 
 @dataclass(frozen=True)
 class RowKind:
-    """What rows are read as: their family, and what the labels of classified ones are."""
+    """What rows are read as: their family, and what the labels of classified ones are.
+
+    max_length, template_kwargs: of prompts, for which neither `data.max_length` nor the row's own variables for the
+    chat template say all.
+    """
 
     family: Family = "causal"
     num_labels: int | None = None
     problem_type: ProblemType | None = None
+    max_length: int | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 CAUSAL = RowKind()
@@ -70,7 +78,7 @@ class EncodedRow:
 
     input_ids [T] int32; trained [T] bool: whether each is trained, the first never is as nothing predicts it; weights
     [T] float32: the loss weight of each trained token, None if all are 1; cut: its raw row lost tokens to `max_length`;
-    numbers: see `Document`.
+    numbers: see `Document`; record: what stays text beside the tokens, as JSON (see `prompt_rows`), else "".
     """
 
     input_ids: NDArray[np.int32]
@@ -78,6 +86,7 @@ class EncodedRow:
     weights: NDArray[np.float32] | None = None
     cut: bool = False
     numbers: Numbers = ()
+    record: str = ""
 
 
 class TooLong(BadRow):

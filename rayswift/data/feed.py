@@ -6,20 +6,20 @@ Each worker group has an attempt number, later groups higher ones, and every cal
 that are not dead yet are refused, and move nothing.
 """
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rayswift.data.global_batches import FeedPlan, GlobalBatch, Position, global_batches, share
+from rayswift.data.quarantine import QuarantineFile
 from rayswift.data.windows import PackedRow, Window, Windows
 from rayswift.log import UserError
 
 DRIVERS_ATTEMPT = 0
 """The driver's, which warms the feed up before there are workers."""
-_AHEAD_STEPS = 8
 _CLOSE_S = 30
 Stream = Callable[[Windows, int, int], Iterator[Window]]
 
@@ -39,6 +39,17 @@ class Slice:
     save: bool = False
 
 
+class DataEnded(UserError):
+    """A step was asked for behind the end of the data."""
+
+    def __init__(self, step: int):
+        super().__init__(f"the data ended before step {step}", exit_code=1)
+        self._step = step
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return DataEnded, (self._step,)
+
+
 class StaleAttempt(Exception):
     """A rank of an older worker group called."""
 
@@ -52,11 +63,21 @@ class Feed:
         plan: How the sequence is cut and where it ends.
         data_dir: Folder for `quarantine.jsonl`.
         stream: Windows of an epoch from a number on.
+        ahead_steps: Batches that are held ready.
     """
 
-    def __init__(self, windows: Windows, eval_windows: Windows | None, plan: FeedPlan, data_dir: str, stream: Stream):
+    def __init__(
+        self,
+        windows: Windows,
+        eval_windows: Windows | None,
+        plan: FeedPlan,
+        data_dir: str,
+        stream: Stream,
+        ahead_steps: int = 8,
+    ):
+        self._ahead_steps = ahead_steps
         self._windows, self._eval_windows, self._plan, self._stream = windows, eval_windows, plan, stream
-        self._quarantine = _QuarantineFile(Path(data_dir) / "quarantine.jsonl")
+        self._quarantine = QuarantineFile(Path(data_dir) / "quarantine.jsonl")
         self._changed = threading.Condition()
         self._generation = 0
         self._attempt = self._named_attempt = DRIVERS_ATTEMPT
@@ -147,7 +168,7 @@ class Feed:
         if self._error is not None:
             raise self._error
         if self._ended_at is not None and step >= self._ended_at:
-            raise UserError(f"the data ended before step {step}", exit_code=1)
+            raise DataEnded(step)
         return False
 
     def _refuse_older(self, attempt: int) -> None:
@@ -198,7 +219,9 @@ class Feed:
             step = start.step
             for batch in global_batches(self._plan, source, start, on_window):
                 with self._changed:
-                    self._changed.wait_for(lambda: len(self._ready) < _AHEAD_STEPS or generation != self._generation)
+                    self._changed.wait_for(
+                        lambda: len(self._ready) < self._ahead_steps or generation != self._generation
+                    )
                     if generation != self._generation:
                         return
                     self._ready[batch.step] = batch
@@ -213,34 +236,3 @@ class Feed:
                 if generation == self._generation:
                     self._error = error
                     self._changed.notify_all()
-
-
-class _QuarantineFile:
-    """Quarantined rows, each once, also after a restart."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._seen: set[str] = set()
-        self._cut_off = False
-        if path.exists():
-            text = path.read_text(encoding="utf-8", errors="replace")
-            self._cut_off = bool(text) and not text.endswith("\n")
-            for line in text.split("\n"):
-                try:
-                    self._seen.add(json.loads(line)["id"])
-                except json.JSONDecodeError:
-                    continue  # a line cut off by a kill; its row is written again
-
-    def add(self, window: Window) -> None:
-        new = [row for row in window.quarantined if row.id not in self._seen]
-        if not new:
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        # Half of a surrogate pair is no UTF-8; with a backslash it is the JSON escape of itself.
-        with open(self._path, "a", encoding="utf-8", errors="backslashreplace") as file:
-            if self._cut_off:
-                file.write("\n")
-                self._cut_off = False
-            for row in new:
-                file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
-                self._seen.add(row.id)

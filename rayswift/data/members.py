@@ -13,6 +13,7 @@ from itertools import takewhile
 from typing import Any
 
 from rayswift.data.encode import EncodeConfig, EncodedRow, Encoder, TooLong
+from rayswift.data.prompt_rows import PromptEncoder
 from rayswift.data.rows import BadRow, ClassificationRow, Conversation, MessageLoss, PreferenceRow, Row, parse_row
 from rayswift.data.turns import Document, Numbers, Span, documents, joined
 
@@ -119,6 +120,7 @@ _ENCODERS: dict[str, type[Encoder]] = {
     "causal": Encoder,
     "preference": PreferenceEncoder,
     "classification": ClassificationEncoder,
+    "prompt": PromptEncoder,
 }
 
 

@@ -110,7 +110,7 @@ def plan_encoding(
     encode = EncodeConfig(
         str(tokenizer_dir),
         hash_files(tokenizer_dir),
-        data.max_length,
+        kind.max_length or data.max_length,
         data.truncation,
         data.loss_on,
         dict(data.columns),
@@ -119,6 +119,7 @@ def plan_encoding(
         kind.family,
         kind.num_labels,
         kind.problem_type,
+        kind.template_kwargs,
     )
     stores = open_sources(data.dataset, work_dir / "train", seed)
     held_out: tuple[Store, ...] = ()
@@ -128,7 +129,7 @@ def plan_encoding(
         stores, held_out = _hold_out(data, stores, seed)
     rows = RowSet(stores, seed, data.shuffle, _mix(data, stores))
     mean_length = probe(rows, encode)
-    window_rows = data.window_rows or derived_window_rows(data.max_length, mean_length)
+    window_rows = data.window_rows or derived_window_rows(encode.max_length, mean_length)
     train = WindowPlan(rows, encode, data.packing, window_rows)
     if not held_out:
         return train, None

@@ -35,11 +35,15 @@ Numbers = tuple[tuple[str, float], ...]
 
 @dataclass(frozen=True)
 class Document:
-    """A text to train on; where spans overlap the later counts, and outside of them nothing is trained."""
+    """A text to train on; where spans overlap the later counts, and outside of them nothing is trained.
+
+    record: see `encode.EncodedRow`.
+    """
 
     text: str
     spans: tuple[Span, ...]
     numbers: Numbers = ()
+    record: str = ""
 
     @property
     def whole(self) -> bool:

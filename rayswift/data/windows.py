@@ -38,7 +38,8 @@ class PackedRow:
     accounts for, documents and rows that were left out alike, so that progress counts every raw row once; weights [T]
     float32: the loss weight of each trained token, None if all are 1; num_continued: documents that are a further
     piece of a raw row counted with its first; num_cut: documents whose raw row lost tokens to `data.max_length`; ids:
-    `source:line` of each document, so that what goes wrong in a batch can be named; numbers: see `turns.Document`.
+    `source:line` of each document, so that what goes wrong in a batch can be named; numbers: see `turns.Document`;
+    record: see `EncodedRow`, of the first document.
     """
 
     input_ids: NDArray[np.int32]
@@ -50,6 +51,7 @@ class PackedRow:
     num_cut: int = 0
     ids: tuple[str, ...] = ()
     numbers: Numbers = ()
+    record: str = ""
 
     @property
     def counts(self) -> Counter[str]:
@@ -229,6 +231,7 @@ class WindowPlan:
                     sum(documents[i].cut for i in members),
                     tuple(ids[i] for i in members),
                     tuple(number for i in members for number in documents[i].numbers),
+                    documents[members[0]].record,
                 )
             )
         return rows

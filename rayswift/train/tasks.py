@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rayswift.config.model import ModelConfig, ProblemType
-from rayswift.config.schema import TrainingConfig
+from rayswift.config.schema import RlhfConfig, TrainingConfig
+from rayswift.config.task_checks import max_prompt_length
 from rayswift.data.encode import RowKind
 from rayswift.data.rows import Family
 
@@ -117,6 +118,11 @@ def problem_type(model: ModelConfig) -> ProblemType:
 def row_kind(config: TrainingConfig) -> RowKind:
     """What a run reads its rows as."""
     task = TASKS[config.train.task]
+    if task.family == "prompt":
+        assert isinstance(config, RlhfConfig)
+        return RowKind(
+            "prompt", max_length=max_prompt_length(config), template_kwargs=config.rollout.chat_template_kwargs
+        )
     if task.head != "classes":
         return RowKind(task.family)
     return RowKind(task.family, config.model.num_labels, problem_type(config.model))

@@ -42,11 +42,12 @@ PURE = [
             "truncation",
             "turns",
             "encode",
+            "prompt_rows",
             "global_batches",
             "windows",
         ]
     ),
-    *(f"rayswift.rollout.{n}" for n in ["admission", "ledger"]),
+    *(f"rayswift.rollout.{n}" for n in ["admission", "ledger", "prompts"]),
     "rayswift.train.memory",
     "rayswift.train.checkpoint",
     "rayswift.train.events",

@@ -1,0 +1,105 @@
+"""The sequence of prompts: the data path of every task, one prompt a global batch, so prompt n is batch n.
+
+What a prompt is, and which comes next, is a function of (data, seed) alone, as for all rows; the position behind a
+prompt is the cursor that continues there, with the accounting of the raw rows before it, in which a prompt that was
+drawn counts as trained until the ledger says what became of it.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+
+from rayswift.config.schema import RlhfConfig
+from rayswift.data.feed import DataEnded, Feed, Stream
+from rayswift.data.global_batches import FeedPlan, Position
+from rayswift.data.windows import PackedRow, Windows
+from rayswift.rollout.samples import Prompt
+
+_AHEAD_PROMPTS = 256
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A prompt and what is known where it was drawn.
+
+    position: the cursor behind it; epochs: passes over the data once it is done; last: no prompt follows.
+    """
+
+    prompt: Prompt
+    position: Position
+    epochs: float
+    last: bool
+
+
+def prompt_plan(config: RlhfConfig, windows: Windows) -> FeedPlan:
+    """How prompts are drawn: one by one, without end where `train.max_steps` ends the run."""
+    return FeedPlan(
+        global_batch=1,
+        num_rows=windows.num_rows,
+        window_rows=windows.window_rows,
+        num_epochs=math.inf if config.train.max_steps > 0 else config.train.num_train_epochs,
+        max_steps=-1,
+        max_bad_fraction=config.data.max_bad_fraction,
+    )
+
+
+class PromptFeed:
+    """Draws prompts in order, some ahead in a thread; for one caller at a time.
+
+    Args:
+        windows: Windows of family prompt.
+        eval_windows: The same for evaluation, or None.
+        plan: From `prompt_plan`.
+        data_dir: Folder for `quarantine.jsonl`.
+        stream: Windows of an epoch from a number on.
+    """
+
+    def __init__(self, windows: Windows, eval_windows: Windows | None, plan: FeedPlan, data_dir: str, stream: Stream):
+        self._feed = Feed(windows, eval_windows, plan, data_dir, stream, _AHEAD_PROMPTS)
+        self._attempt, self._behind, self._ended = 0, Position(), False
+
+    def begin(self, position: Position) -> None:
+        """Draw from `position` on."""
+        self._attempt = self._feed.new_attempt()
+        self._behind, self._ended = position, False
+        self._feed.begin(self._attempt, position)
+
+    def draw(self, timeout_s: float) -> Drawn | None:
+        """The next prompt; None at the end of the data.
+
+        Raises:
+            UserError: the data ran out of usable rows, or too many are bad.
+            TimeoutError: none came in time.
+        """
+        if self._ended:
+            return None
+        ordinal = self._behind.step
+        try:
+            batch = self._feed.next(self._attempt, ordinal, 0, 1, timeout_s)
+        except DataEnded:  # `begin` was at the end
+            self._ended = True
+            return None
+        (row,) = batch.rows
+        # The position behind the last row of an epoch lies in the next one.
+        prompt = prompt_of(row, ordinal, self._behind.epoch)
+        self._behind, self._ended = batch.position, batch.last
+        return Drawn(prompt, batch.position, batch.epochs, batch.last)
+
+    def evaluation(self) -> list[Prompt]:
+        """All evaluation prompts, numbered from 0; encoded once.
+
+        Raises:
+            UserError: none of the rows can be used.
+        """
+        rows, _ = self._feed.evaluation(0, 1)
+        return [prompt_of(row, ordinal, 0) for ordinal, row in enumerate(rows)]
+
+    def close(self) -> None:
+        """Draw nothing more, and leave no thread behind."""
+        self._feed.close()
+
+
+def prompt_of(row: PackedRow, ordinal: int, epoch: int) -> Prompt:
+    """A row of family prompt as a prompt."""
+    record = json.loads(row.record)
+    return Prompt(ordinal, row.ids[0], epoch, row.input_ids, tuple(record["messages"]), record["columns"])
