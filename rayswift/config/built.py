@@ -4,7 +4,7 @@ from rayswift.config.model import ModelConfig
 from rayswift.config.model_checks import missing_packages
 from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.config.section import Section
-from rayswift.config.tuner_fields import changes_weights, tuner_problems
+from rayswift.config.tuner_fields import is_initialised_before, tuner_problems
 from rayswift.log import UserError
 
 BUILT_TASKS = ("causal_lm", "dpo", "rm", "orpo", "cpo", "simpo", "seq_cls")
@@ -22,16 +22,13 @@ _LORA_KWARGS = (
     "alpha_pattern",
     "layers_to_transform",
     "layers_pattern",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
 )
 _LORA_INITS = (True, "gaussian", "orthogonal")
 # Why others are not.
-_FROM_ROWS = " (it looks at rows before the training)"
-_OTHER_INITS = {
-    "eva": _FROM_ROWS,
-    "corda": _FROM_ROWS,
-    "lora_ga": _FROM_ROWS,
-    "loftq": " (PEFT makes it on a GPU, where it has not been tried)",
-}
+_OTHER_INITS = {"loftq": " (PEFT makes it on a GPU, where it has not been tried)"}
 
 
 def rows_not_built(config: TrainingConfig) -> list[str]:
@@ -57,7 +54,7 @@ def _untried(config: TrainingConfig) -> list[str]:
     """Tuners that are known to work for losses over tokens only."""
     model, task = config.model, config.train.task
     found = [] if model.tuner in ("full", "lora") else [f"model.tuner = {model.tuner} with task {task}"]
-    if changes_weights(model):
+    if is_initialised_before(model):
         found.append(
             f"model.tuner_kwargs.init_lora_weights = {model.tuner_kwargs['init_lora_weights']} with task {task}"
         )
@@ -65,12 +62,10 @@ def _untried(config: TrainingConfig) -> list[str]:
 
 
 def _tuner_not_built(model: ModelConfig) -> list[str]:
-    if model.tuner == "adalora":
-        return ["model.tuner = adalora (its loss has a term that the trainer's fused loss leaves out)"]
     found = []
     for name, value in model.tuner_kwargs.items() if model.tuner == "lora" else ():
         if name == "init_lora_weights":
-            known = value in _LORA_INITS or changes_weights(model)
+            known = value in _LORA_INITS or is_initialised_before(model)
             why = _OTHER_INITS.get(str(value), "")
         else:
             known, why = name in _LORA_KWARGS, ""

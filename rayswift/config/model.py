@@ -39,6 +39,8 @@ class ModelConfig(Section):
     """Modules trained in full beside the adapter."""
     tuner_kwargs: dict[str, Any] = {}
     """Further fields of the tuner's PEFT config, under PEFT's names (`{"use_rslora": true}`)."""
+    init_rows: int = Field(32, ge=1)
+    """Packed rows that an initialisation from rows (eva, corda, lora_ga) looks at: the first of the training."""
     adapters: Strings = []
     """Adapter folders to start from: the last one is trained on, those before it are merged into the weights."""
     freeze: str | None = None

@@ -22,7 +22,7 @@ _OPTIMIZER_PACKAGES = (
 
 def model_problems(config: TrainingConfig) -> list[str]:
     """One line for each setting that cannot work, wherever it runs."""
-    return [*_quantization(config), *_optimizer(config), *_rope(config.model)]
+    return [*_quantization(config), *_adalora(config), *_optimizer(config), *_rope(config.model)]
 
 
 def missing_packages(config: TrainingConfig) -> list[str]:
@@ -52,6 +52,25 @@ def _quantization(config: TrainingConfig) -> list[str]:
     return []
 
 
+def _adalora(config: TrainingConfig) -> list[str]:
+    model, max_steps = config.model, config.train.max_steps
+    if model.tuner != "adalora":
+        return []
+    found, what = [], "model.tuner = adalora"
+    fixed = sum(int(model.tuner_kwargs.get(name, 0)) for name in ("tinit", "tfinal"))
+    if max_steps <= 0:
+        found.append(f"{what} plans its ranks over all steps, so it must know them; set train.max_steps")
+    elif fixed >= max_steps:
+        found.append(
+            f"{what}: tinit + tfinal = {fixed} leave no step of train.max_steps = {max_steps} to lower the ranks"
+        )
+    if config.cluster.uses_deepspeed:
+        found.append(f"{what} reads gradients behind the step, and ZeRO has freed them; set cluster.zero_stage 0")
+    if model.dtype == "float16":
+        found.append(f"{what} scores by gradients, which float16 lets be infinite; set model.dtype bfloat16 or float32")
+    return found
+
+
 def _optimizer(config: TrainingConfig) -> list[str]:
     optim = config.train.optim
     field, found = f"train.optim = {optim}", []
@@ -60,6 +79,8 @@ def _optimizer(config: TrainingConfig) -> list[str]:
             found.append(f"{field} works on whole matrices, and ZeRO cuts them; set cluster.zero_stage 0")
         if "optim_target_modules" not in config.train.trl_extra:
             found.append(f"{field} needs to know the layers; set train.optim_target_modules (all-linear)")
+    if optim.startswith("schedule_free") and config.cluster.uses_deepspeed:
+        found.append(f"{field} switches between two sets of weights, which ZeRO does not; set cluster.zero_stage 0")
     return found
 
 

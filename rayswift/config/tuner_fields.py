@@ -25,21 +25,30 @@ _OWNED = {
     "modules_to_save": "model.modules_to_save",
     "lora_alpha": "model.lora_alpha",
     "lora_dropout": "model.lora_dropout",
+    "total_step": "train.max_steps",
 }
+_RANKS = {"lora": {"r": "model.lora_rank"}, "adalora": {"r": "model.tuner_kwargs.init_r"}}
 
 
 _OF_ADAPTERS = ("tuner_kwargs", "adapters", "modules_to_save", "target_regex", "lora_plus_ratio")
 _OF_FULL = ("freeze", "freeze_ratio", "unfreeze")
 _ON_QUANTIZED = ("lora", "ia3")
 
-# Initialisations of a LoRA that move part of the weights into the adapter.
-_CHANGES_WEIGHTS = re.compile(r"pissa(_niter_\d+)?|olora")
+# Initialisations of a LoRA that are made once, before the training: they move part of the weights into the adapter, or
+# look at rows.
+_MADE_BEFORE = re.compile(r"pissa(_niter_\d+)?|olora|eva|corda|lora_ga")
+_FROM_ROWS = ("eva", "corda", "lora_ga")
 
 
-def changes_weights(model: ModelConfig) -> bool:
-    """Whether the fresh adapter's initialisation changes the weights below it."""
+def is_initialised_before(model: ModelConfig) -> bool:
+    """Whether the fresh adapter, and the weights below it, are written before the training."""
     initial = model.tuner_kwargs.get("init_lora_weights")
-    return not model.adapters and isinstance(initial, str) and _CHANGES_WEIGHTS.fullmatch(initial) is not None
+    return not model.adapters and isinstance(initial, str) and _MADE_BEFORE.fullmatch(initial) is not None
+
+
+def looks_at_rows(model: ModelConfig) -> bool:
+    """Whether the fresh adapter's initialisation is made from rows."""
+    return is_initialised_before(model) and model.tuner_kwargs["init_lora_weights"] in _FROM_ROWS
 
 
 def tuner_problems(model: ModelConfig) -> list[str]:
@@ -58,13 +67,15 @@ def tuner_problems(model: ModelConfig) -> list[str]:
             f"model.quantization = {model.quantization}: no {model.tuner} trains on quantized weights; "
             f"model.tuner {', '.join(_ON_QUANTIZED)} work there"
         )
+    if model.adapters and model.tuner == "adalora":
+        found.append("model.adapters: an AdaLoRA has spent its budget of ranks, so none is trained on")
     if model.adapters and isinstance(model.tuner_kwargs.get("init_lora_weights"), str):
         found.append("model.tuner_kwargs.init_lora_weights is of a fresh adapter, and model.adapters names one")
     return found + _unknown_kwargs(model)
 
 
 def _unknown_kwargs(model: ModelConfig) -> list[str]:
-    owned = _OWNED | ({"r": "model.lora_rank"} if model.tuner in ("lora", "adalora") else {})
+    owned = _OWNED | _RANKS.get(model.tuner, {})
     known = [
         n for folder, name in _CLASSES[model.tuner] for n in read_class("peft", f"tuners/{folder}/config.py", name)
     ]

@@ -207,6 +207,15 @@ class Feed:
         rows = self._eval_rows
         return tuple(rows[rank::size]), -(-len(rows) // size)
 
+    def first_rows(self, number: int) -> tuple[PackedRow, ...]:
+        """The first packed rows of the first epoch, for what looks at rows before the training; nothing moves."""
+        rows: list[PackedRow] = []
+        for window in range(self._windows.num_windows):
+            rows += self._windows.make(0, window).rows
+            if len(rows) >= number:
+                break
+        return tuple(rows[:number])
+
     def _produce(self, generation: int, start: Position) -> None:
         def source(epoch: int, first: int) -> Iterator[Window]:
             return self._stream(self._windows, epoch, first)

@@ -26,6 +26,9 @@ class FeedClient(Protocol):
     def evaluation(self) -> tuple[tuple[PackedRow, ...], int]:
         """This rank's evaluation rows, and the most that any rank has."""
 
+    def first_rows(self, number: int) -> tuple[PackedRow, ...]:
+        """The first packed rows of the training, whatever this rank's share; nothing moves."""
+
 
 @dataclass
 class LocalFeed:
@@ -51,6 +54,10 @@ class LocalFeed:
     def evaluation(self) -> tuple[tuple[PackedRow, ...], int]:
         """See FeedClient."""
         return self.feed.evaluation(0, 1)
+
+    def first_rows(self, number: int) -> tuple[PackedRow, ...]:
+        """See FeedClient."""
+        return self.feed.first_rows(number)
 
 
 class ActorFeed:
@@ -91,6 +98,11 @@ class ActorFeed:
         rows: tuple[tuple[PackedRow, ...], int] = self._get(
             lambda: self._actor.evaluation.remote(self._rank, self._size)
         )
+        return rows
+
+    def first_rows(self, number: int) -> tuple[PackedRow, ...]:
+        """See FeedClient."""
+        rows: tuple[PackedRow, ...] = self._get(lambda: self._actor.first_rows.remote(number))
         return rows
 
     def _ask(self, step: int) -> Any:

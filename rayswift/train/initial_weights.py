@@ -7,17 +7,18 @@ ZeRO stage, a resumed run and whoever loads the result later find the same files
 
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from rayswift.config.model import ModelConfig
-from rayswift.config.tuner_fields import changes_weights
+from rayswift.config.tuner_fields import is_initialised_before
+from rayswift.data.windows import PackedRow
 from rayswift.log import UserError, logger
-from rayswift.train import heads, tuners
+from rayswift.train import heads, initial_adapter, tuners
 from rayswift.train.adapters import adapter_folder
 from rayswift.train.tasks import Head
 
@@ -28,11 +29,26 @@ def are_needed(model: ModelConfig) -> bool:
     """Whether training begins with other weights, or another `config.json`, than those at `model.path`."""
     stretched = model.rope_scaling or model.max_position_embeddings
     merged = len(model.adapters) > 1
-    return bool(model.random_init or model.new_special_tokens or stretched or merged or changes_weights(model))
+    return bool(model.random_init or model.new_special_tokens or stretched or merged or is_initialised_before(model))
 
 
-def write(model: ModelConfig, tokenizer_dir: Path, folder: Path, seed: int, head: Head = "causal_lm") -> None:
+def write(
+    model: ModelConfig,
+    tokenizer_dir: Path,
+    folder: Path,
+    seed: int,
+    head: Head = "causal_lm",
+    rows: Sequence[PackedRow] = (),
+) -> None:
     """Write the weights to `folder`, which appears when it is whole.
+
+    Args:
+        model: What is trained.
+        tokenizer_dir: The run's tokenizer.
+        folder: Where the weights go.
+        seed: Of what is drawn.
+        head: What the model ends in.
+        rows: What an adapter initialised from rows looks at.
 
     Raises:
         UserError: the model's positions cannot be stretched as asked, or an adapter does not fit.
@@ -56,8 +72,8 @@ def write(model: ModelConfig, tokenizer_dir: Path, folder: Path, seed: int, head
         network = tuners.continue_adapter(network, adapter).merge_and_unload(safe_merge=True)
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    if changes_weights(model):
-        network = _initialise_adapter(network, model, partial / tuners.INITIAL, folder)
+    if is_initialised_before(model):
+        network = initial_adapter.write(network, model, head, partial / tuners.INITIAL, folder, rows)
     network.save_pretrained(partial)
     partial.replace(folder)
 
@@ -102,14 +118,3 @@ def _add_rows(network: PreTrainedModel, tokenizer_dir: Path) -> None:
     if num_tokens > num_rows:
         network.resize_token_embeddings(num_tokens)
         logger.info("the embedding grows from %d to %d rows", num_rows, num_tokens)
-
-
-def _initialise_adapter(network: PreTrainedModel, model: ModelConfig, adapter: Path, base: Path) -> PreTrainedModel:
-    """Save the initialised adapter as a plain one; returns the weights that it leaves below it."""
-    tuners.check_targets(network, model)
-    tuned: PeftModel = get_peft_model(network, tuners.new_adapter(model))
-    config = tuned.peft_config["default"]
-    config.init_lora_weights = True  # whoever loads the adapter must not do it a second time
-    config.base_model_name_or_path = str(base)
-    tuned.save_pretrained(adapter)
-    return tuned.unload()

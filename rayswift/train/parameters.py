@@ -15,7 +15,10 @@ _KINDS = (
     (("mlp", "expert", "feed_forward", "ffn"), "mlp"),
 )
 # What PEFT calls its own parameters.
-_ADAPTER = ("lora_", "vera_", "boft_", "ia3_", "fourierft_", "hada_", "lokr_", "miss_", "modules_to_save", "trainable_")
+_ADAPTER = (
+    *("lora_", "ranknum", "vera_", "boft_", "ia3_", "fourierft_", "hada_", "lokr_", "miss_"),
+    *("modules_to_save", "trainable_"),
+)
 
 
 def kind_of(name: str) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from rayswift.config.tuner_fields import looks_at_rows
 from rayswift.log import logger
 from rayswift.train import checkpoint, events, initial_weights, universal
 from rayswift.train.launch import RunSpec, Worker
@@ -58,9 +59,9 @@ def weights_to_load(spec: RunSpec, worker: Worker) -> str:
         return model.path
     folder = spec.run_dir / "init"
     if worker.rank == 0 and not folder.exists():
-        initial_weights.write(
-            model, spec.tokenizer_dir, folder, spec.config.train.seed, TASKS[spec.config.train.task].head
-        )
+        rows = worker.feed.first_rows(model.init_rows) if looks_at_rows(model) else ()
+        head = TASKS[spec.config.train.task].head
+        initial_weights.write(model, spec.tokenizer_dir, folder, spec.config.train.seed, head, rows)
     if worker.size > 1:
         dist.barrier()
     return str(folder)

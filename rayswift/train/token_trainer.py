@@ -11,7 +11,7 @@ from trl import SFTTrainer
 
 from rayswift.data.windows import PackedRow
 from rayswift.log import UserError
-from rayswift.train import evaluation, guard, user_code
+from rayswift.train import adalora, evaluation, guard, user_code
 from rayswift.train.launch import RunSpec
 from rayswift.train.token_outputs import TokenOutputs
 from rayswift.train.trainer import Streamed
@@ -25,6 +25,7 @@ class StreamedSFTTrainer(Streamed, SFTTrainer):
         if train.loss:
             kwargs["compute_loss_func"] = user_code.load("train.loss", train.loss)
         super().__init__(spec=spec, **kwargs)
+        self._is_adalora = spec.config.model.tuner == "adalora"
         self._eval_metrics = [(name, user_code.load("train.metrics", name)) for name in train.metrics]
         # What the last forward pass said of each token, and the same of the step's micro-batches with their rows.
         self._tokens: TokenOutputs
@@ -66,6 +67,8 @@ class StreamedSFTTrainer(Streamed, SFTTrainer):
 
         result = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
         if self.model.training:
+            if self._is_adalora:
+                result = result + adalora.penalty(self.model) / self.current_gradient_accumulation_steps
             self._step.append((self.stream.handed_out.popleft(), self._tokens))
             loss = float((result[0] if return_outputs else result).detach())
             if not math.isfinite(loss):

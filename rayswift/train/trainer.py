@@ -9,10 +9,12 @@ from typing import Any
 import psutil
 import torch
 import torch.distributed as dist
+from accelerate.optimizer import AcceleratedOptimizer
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from rayswift.log import UserError
 from rayswift.train import evaluation, user_code
+from rayswift.train.adalora import RankBudget
 from rayswift.train.callbacks import Checkpoints, EarlyStopping, Metrics, StreamFlow
 from rayswift.train.checkpoint import discard
 from rayswift.train.clock import Clock
@@ -97,9 +99,15 @@ class Streamed(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """HF's, its time left out of the throughput."""
+        self._settle()
         with self.stream.pause():
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
             return metrics
+
+    def _settle(self) -> None:
+        """Have the weights be those to judge and to save: a schedule-free optimizer trains at others."""
+        if isinstance(self.optimizer, AcceleratedOptimizer):
+            self.optimizer.eval()  # undone by HF's next step; others have nothing to do
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """HF's, over evaluations that have a checkpoint; the best model of the run is saved at once, to have one."""
@@ -168,6 +176,7 @@ class Streamed(Trainer):
         if self.args.world_size > 1:
             dist.barrier()
         try:
+            self._settle()
             with self.stream.pause():
                 super()._save_checkpoint(model, trial)
         except Exception as error:
@@ -195,10 +204,10 @@ def callbacks_of(
 ) -> list[TrainerCallback]:
     """A rank's callbacks, in the order they must be called."""
     train = spec.config.train
-    callbacks: list[TrainerCallback] = [
-        StreamFlow(stream, worker.rank, clock),
-        Checkpoints(spec, stream),
-    ]
+    callbacks: list[TrainerCallback] = [StreamFlow(stream, worker.rank, clock)]
+    if spec.config.model.tuner == "adalora":
+        callbacks.append(RankBudget(spec.run_dir, resume.saved.path if resume else None))
+    callbacks.append(Checkpoints(spec, stream))
     if worker.rank == 0:
         callbacks.append(Metrics(spec.run_dir, stream, resume.saved.step if resume else 0))
     if train.early_stopping_patience:

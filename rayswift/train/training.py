@@ -139,7 +139,7 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
         train_dataset=trainer_class.placeholder(),
         eval_dataset=trainer_class.placeholder() if config.train.eval_strategy != "no" else None,
         processing_class=tokenizer,
-        peft_config=tuners.peft_config(config.model, task.head),
+        peft_config=tuners.peft_config(config.model, task.head, config.train.max_steps),
         callbacks=callbacks_of(spec, worker, stream, clock, resume),
         **models.reference(config, task.has_reference, weights, weights_dtype),
     )

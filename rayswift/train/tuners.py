@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from peft import (
+    AdaLoraConfig,
     BOFTConfig,
     FourierFTConfig,
     IA3Config,
@@ -26,7 +27,7 @@ from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from rayswift.config.model import ModelConfig
-from rayswift.config.tuner_fields import changes_weights
+from rayswift.config.tuner_fields import is_initialised_before
 from rayswift.log import UserError
 from rayswift.train.adapters import adapter_folder
 from rayswift.train.heads import PEFT_TASK_TYPES
@@ -34,6 +35,7 @@ from rayswift.train.tasks import Head
 
 _CONFIGS: dict[str, type[PeftConfig]] = {
     "lora": LoraConfig,
+    "adalora": AdaLoraConfig,
     "vera": VeraConfig,
     "boft": BOFTConfig,
     "ia3": IA3Config,
@@ -46,19 +48,24 @@ _CONFIGS: dict[str, type[PeftConfig]] = {
 INITIAL = "adapter"
 
 
-def peft_config(model: ModelConfig, head: Head = "causal_lm") -> PeftConfig | None:
+def peft_config(model: ModelConfig, head: Head = "causal_lm", num_steps: int = 0) -> PeftConfig | None:
     """The config of a fresh adapter; None: there is none, or `load_model` has put one around the model.
+
+    Args:
+        model: What is trained.
+        head: What the model ends in.
+        num_steps: Steps of the training; only adalora needs them.
 
     Raises:
         UserError: PEFT refuses a value.
     """
-    if model.tuner == "full" or model.adapters or changes_weights(model):
+    if model.tuner == "full" or model.adapters or is_initialised_before(model):
         return None
-    return new_adapter(model, head)
+    return new_adapter(model, head, num_steps)
 
 
-def new_adapter(model: ModelConfig, head: Head = "causal_lm") -> PeftConfig:
-    """PEFT's config of the tuner.
+def new_adapter(model: ModelConfig, head: Head = "causal_lm", num_steps: int = 0) -> PeftConfig:
+    """PEFT's config of the tuner; see `peft_config`.
 
     Raises:
         UserError: PEFT refuses a value.
@@ -71,6 +78,10 @@ def new_adapter(model: ModelConfig, head: Head = "causal_lm") -> PeftConfig:
     values: dict[str, Any] = {"target_modules": targets, "modules_to_save": model.modules_to_save or None}
     if model.tuner == "lora":
         values |= {"r": model.lora_rank, "lora_alpha": model.lora_alpha, "lora_dropout": model.lora_dropout}
+        if model.tuner_kwargs.get("init_lora_weights") == "lora_ga":
+            values["lora_ga_config"] = {}
+    if model.tuner == "adalora":
+        values |= {"lora_alpha": model.lora_alpha, "lora_dropout": model.lora_dropout, "total_step": num_steps}
     if model.tuner == "ia3":
         values["feedforward_modules"] = []  # every module's output is scaled; tuner_kwargs names those whose input is
     try:
@@ -111,7 +122,7 @@ def starting_adapter(model: ModelConfig, weights: Path) -> Path | None:
     """Folder of the adapter that training continues: the user's last one, or what an initialisation wrote."""
     if model.adapters:
         return adapter_folder(model.adapters[-1])
-    return weights / INITIAL if changes_weights(model) else None
+    return weights / INITIAL if is_initialised_before(model) else None
 
 
 def continue_adapter(network: PreTrainedModel, folder: Path) -> PeftModel:

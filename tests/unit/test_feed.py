@@ -342,6 +342,17 @@ def test_a_closed_feed_produces_nothing_more(tmp_path: Path) -> None:
             feed.next(1, step, 0, 1, 0.1)
 
 
+def test_a_look_at_the_first_rows_moves_nothing(tmp_path: Path) -> None:
+    """For an adapter that is initialised from rows, on rank 0 alone, whatever its share."""
+    feed, expected = make(tmp_path), uninterrupted(*_plans(tmp_path))
+    run_ranks(feed, 1, Position(), 1, steps=2)
+    first = numbers(feed.first_rows(7))
+    assert first == [number for _, rows, _, _ in expected for number in rows][: len(first)]
+    assert len(feed.first_rows(7)) == 7
+    assert feed.next(1, 2, 0, 1, PATIENCE_S).step == 2
+    assert len(feed.first_rows(10**6)) == sum(len(window.rows) for window in in_process(_plans(tmp_path)[0], 0, 0))
+
+
 def test_progress(tmp_path: Path) -> None:
     feed = make(tmp_path)
     assert feed.progress() == (0, 0.0)

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
@@ -16,6 +17,7 @@ from rayswift.config.built import refuse_unbuilt
 from rayswift.config.load import load
 from rayswift.config.model import ModelConfig
 from rayswift.data.prepare import prepare_tokenizer
+from rayswift.data.windows import PackedRow
 from rayswift.infer import choose_backend
 from rayswift.log import UserError
 from rayswift.resources import lay_out
@@ -35,6 +37,9 @@ TUNERS: dict[str, dict[str, Any]] = {
     "lora pissa": {"tuner_kwargs": {"init_lora_weights": "pissa"}},
     "lora pissa, quick": {"tuner_kwargs": {"init_lora_weights": "pissa_niter_4"}},
     "lora olora": {"tuner_kwargs": {"init_lora_weights": "olora"}},
+    "lora eva": {"tuner_kwargs": {"init_lora_weights": "eva"}},
+    "lora corda": {"tuner_kwargs": {"init_lora_weights": "corda"}, "lora_rank": 4},
+    "lora lora_ga": {"tuner_kwargs": {"init_lora_weights": "lora_ga"}},
     "lora layers": {"tuner_kwargs": {"layers_to_transform": [0]}, "target_modules": ["q_proj", "down_proj"]},
     "lora pattern": {"target_regex": r".*\.mlp\.(up|down)_proj"},
     "lora embedding": {"modules_to_save": ["embed_tokens"]},
@@ -81,12 +86,19 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def row(number: int) -> PackedRow:
+    """Two documents of 40 tokens of which the later half is trained."""
+    tokens = np.random.default_rng(number).integers(8, 500, 80, dtype=np.int32)
+    return PackedRow(tokens, np.arange(80) % 40 >= 20, (40, 40), 2)
+
+
 def begin(config: ModelConfig, run_dir: Path) -> torch.nn.Module:
     """What a worker of a run in `run_dir` trains."""
     weights = Path(config.path)
     if initial_weights.are_needed(config):
         weights = run_dir / "init"
-        initial_weights.write(config, prepare_tokenizer(config, run_dir / "tokenizer"), weights, seed=1)
+        rows = [row(number) for number in range(4)]
+        initial_weights.write(config, prepare_tokenizer(config, run_dir / "tokenizer"), weights, seed=1, rows=rows)
     model = load_model(config, str(weights), "float32")
     torch.manual_seed(2)
     adapter = tuners.peft_config(config)
@@ -247,6 +259,13 @@ def test_table_of_parameters(base: Path, tmp_path: Path) -> None:
         (["--tuner", "boft", "--quantization", "nf4"], "no boft trains on quantized weights"),
         (["--tuner", "lora", "--quantization", "nf4", "--zero_stage", "3"], "quantized weights cannot be cut"),
         (["--optim", "galore_adamw", "--zero_stage", "2"], "works on whole matrices, and ZeRO cuts them"),
+        (["--tuner", "adalora"], "plans its ranks over all steps, so it must know them; set train.max_steps"),
+        (
+            ["--tuner", "adalora", "--max_steps", "9", "--model.tuner_kwargs", '{"tinit": 5, "tfinal": 4}'],
+            "tinit + tfinal = 9 leave no step of train.max_steps = 9",
+        ),
+        (["--tuner", "adalora", "--max_steps", "9", "--zero_stage", "2"], "ZeRO has freed them"),
+        (["--optim", "schedule_free_adamw", "--zero_stage", "1"], "switches between two sets of weights"),
         (["--optim", "apollo_adamw"], "set train.optim_target_modules"),
         (["--rope_scaling", '{"rope_type": "yarm", "factor": 2}'], "rope_type = 'yarm' is not one of"),
         (["--rope_scaling", '{"rope_type": "yarn"}'], "model.rope_scaling has no factor"),
