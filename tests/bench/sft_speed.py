@@ -93,12 +93,20 @@ def rayswift(case: Case, model: Path, run_dir: Path, steps: int) -> tuple[float,
     """Run a case from the command line: wall seconds and output."""
     assert case.workers is not None
     flags = {
-        "model": model, "random_init": "true", "data.dataset": "examples/gsm8k/train.jsonl", "max_length": MAX_LENGTH,
-        "num_workers": case.workers, "zero_stage": case.stage, "max_steps": steps, "logging_steps": 1,
-        "per_device_train_batch_size": PER_DEVICE // max(1, case.workers), "gradient_checkpointing": "false",
-        "save_strategy": "no", "report_to": "none", "train.output_dir": run_dir,
+        "max_length": MAX_LENGTH, "num_workers": case.workers, "zero_stage": case.stage, "max_steps": steps,
+        "per_device_train_batch_size": PER_DEVICE // max(1, case.workers),
     }  # fmt: skip
-    return run([sys.executable, "-m", "rayswift", "sft", *(str(x) for k, v in flags.items() for x in (f"--{k}", v))])
+    return run(rayswift_command("sft", model, Path("examples/gsm8k/train.jsonl"), run_dir, flags))
+
+
+def rayswift_command(verb: str, model: Path, rows: Path, run_dir: Path, flags: dict[str, int]) -> list[str]:
+    """A run that logs every step; in this process and without ZeRO unless told otherwise."""
+    every = {
+        "model": model, "random_init": "true", "data.dataset": rows, "num_workers": 0, "zero_stage": 0,
+        "logging_steps": 1, "gradient_checkpointing": "false", "save_strategy": "no", "report_to": "none",
+        "train.output_dir": run_dir,
+    } | flags  # fmt: skip
+    return [sys.executable, "-m", "rayswift", verb, *(str(x) for k, v in every.items() for x in (f"--{k}", v))]
 
 
 def run(command: list[str]) -> tuple[float, str]:
@@ -111,10 +119,15 @@ def run(command: list[str]) -> tuple[float, str]:
     return time.monotonic() - began, done.stdout + done.stderr
 
 
+def step_entries(run_dir: Path) -> list[dict[str, float]]:
+    """What was logged of each step."""
+    entries = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [entry for entry in entries if "loss" in entry]
+
+
 def step_seconds(run_dir: Path) -> list[float]:
     """Step times once running."""
-    entries = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [entry["step_s"] for entry in entries if "loss" in entry][WARM_STEPS:]
+    return [entry["step_s"] for entry in step_entries(run_dir)][WARM_STEPS:]
 
 
 def main() -> None:

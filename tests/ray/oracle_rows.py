@@ -26,7 +26,7 @@ from transformers import (
 
 from rayswift.config.schema import VERB_CONFIGS
 from rayswift.train.tuners import peft_config
-from tests.ray.oracle_trl import rows_of
+from tests.ray.oracle_trl import StepTimes, rows_of
 
 
 def preference(row: dict[str, Any]) -> dict[str, Any]:
@@ -141,6 +141,7 @@ def main() -> None:
         "disable_tqdm": True,
     }
     trainer = TRAINERS[config.train.task](run_dir, config, rows, common | config.train.trl_extra)
+    trainer.add_callback(StepTimes())
     trainer.train()
     lines = [json.dumps(entry) for entry in trainer.state.log_history if "loss" in entry]
     (out_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
