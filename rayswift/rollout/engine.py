@@ -1,6 +1,6 @@
 """What the pool asks of an engine, whichever it is: vLLM in an actor, or a simulated one for load tests."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,7 +36,10 @@ class EngineStatus:
 
 @dataclass(frozen=True)
 class Collected:
-    """finished: whole completions (behind `begun`); progress: what the unfinished ones have that is new."""
+    """finished: whole completions (behind `begun`); progress: what the unfinished ones have that is new.
+
+    Spans are counted from the first token of what they come with.
+    """
 
     finished: tuple[Completion, ...]
     progress: tuple[Completion, ...]
@@ -53,7 +56,11 @@ class Engine(Protocol):
         """Build the engine, without weights that could be sampled from."""
 
     async def submit(self, requests: Sequence[SampleRequest]) -> None:
-        """Take requests; their completions come out of `collect`. Refused before the first `load`."""
+        """Take requests; their completions come out of `collect`. Refused before the first `load`.
+
+        Raises:
+            ValueError, UserError: one of them cannot be served; then none is taken.
+        """
 
     async def collect(self, timeout_s: float) -> Collected:
         """What has finished since the last call; waits for the first one up to `timeout_s`."""
@@ -69,3 +76,27 @@ class Engine(Protocol):
 
     async def status(self) -> EngineStatus:
         """How it stands; also its sign of life."""
+
+
+class EngineLost(Exception):
+    """An engine is of no use any more; says why."""
+
+
+class EngineHandle(Engine, Protocol):
+    """An engine in a process of its own, which may wait for its place in the cluster and may die.
+
+    Every call raises `EngineLost` once the process is gone.
+    """
+
+    async def placed(self) -> None:
+        """Wait until its process runs; for as long as the cluster takes."""
+
+    async def last_lines(self) -> str:
+        """The end of what its process has logged, also after its death; empty where that cannot be had."""
+
+    def kill(self) -> None:
+        """End its process; more than once is fine."""
+
+
+Factory = Callable[[str], EngineHandle]
+"""Makes an engine with this name; returns at once."""

@@ -45,8 +45,9 @@ class Prompt:
 class SampleRequest:
     """One completion to sample.
 
-    key: unique within the run (`ordinal:sample`, and the try); seed: of its random numbers; begun [T] int32: tokens
-    of it that an engine which is gone had made already: what comes back are the tokens behind them.
+    key: unique within the run (`ordinal:sample`, and the try); max_tokens: room of the whole completion, `begun`
+    included; seed: of its random numbers; begun [T] int32: tokens of it that an engine which is gone had made already:
+    what comes back are the tokens behind them.
     """
 
     key: str

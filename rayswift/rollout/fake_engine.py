@@ -1,0 +1,323 @@
+"""A simulated engine behind the protocol of `EngineHandle`, for load tests and simulations; many fit in one process.
+
+It decodes as an engine with continuous batching does: all running sequences get a token each step, and a step takes
+`step_s + sequence_step_s x sequences`. Tokens are a function of (seed, prompt, place, version) and lengths of (seed,
+prompt), so a completion that moved must equal one that did not. It computes events, not steps: cost grows with the
+number of completions, not with their tokens. Time is the event loop's, which may be virtual.
+"""
+
+import asyncio
+import heapq
+import itertools
+import zlib
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayswift.rollout.engine import Collected, EngineLost, EngineStatus
+from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest, Span
+
+VOCABULARY = 32_000
+
+
+@dataclass(frozen=True)
+class FakeSettings:
+    """How fast it is, and how long completions get.
+
+    start_s, load_s, pause_s: to start, to take over weights, of which sampling stands still; step_s,
+    sequence_step_s: of a decoding step, its fixed part and for each sequence; prefill_s: for each prompt token;
+    median_length, length_sigma: median and spread of the log-normal lengths; max_num_seqs: sequences decoded at once;
+    progress_s: between reports of what is unfinished.
+    """
+
+    start_s: float = 20.0
+    load_s: float = 0.3
+    pause_s: float = 0.1
+    step_s: float = 0.02
+    sequence_step_s: float = 0.0
+    prefill_s: float = 0.0
+    median_length: float = 200.0
+    length_sigma: float = 0.8
+    max_num_seqs: int = 256
+    progress_s: float = 1.0
+
+
+@dataclass(eq=False)
+class _Sequence:
+    """begin: steps of the engine when it was admitted; handed: tokens that were collected."""
+
+    request: SampleRequest
+    length: int
+    begin: int = 0
+    handed: int = 0
+    spans: list[Span] = field(default_factory=list)
+
+    def made(self, steps: int) -> int:
+        """Tokens behind `begun` after so many steps of the engine."""
+        return min(self.length, steps - self.begin)
+
+
+class FakeEngine:
+    """See the module; `kill`, `hang`, `go_on` and `slow_down` make it fail.
+
+    Args:
+        settings: Speed and lengths.
+        placed: Whether it has a place from the start, or from `place` on.
+        start_error: What its start fails with.
+    """
+
+    def __init__(self, settings: FakeSettings, placed: bool = True, start_error: str | None = None):
+        self.version: PolicyVersion | None = None
+        self.tokens = 0
+        self._settings, self._start_error = settings, start_error
+        self._waiting: deque[_Sequence] = deque()
+        self._running: dict[str, _Sequence] = {}
+        self._ends: list[tuple[int, int, _Sequence]] = []
+        self._finished: list[Completion] = []
+        self._steps = 0
+        self._serial = itertools.count()
+        self._now = self._progress_at = 0.0
+        self._slowness = 1.0
+        self._woken, self._thawed, self._killed, self._placed = (asyncio.Event() for _ in range(4))
+        self._thawed.set()
+        if placed:
+            self._placed.set()
+
+    # ---- what happens to it ----
+
+    def place(self) -> None:
+        """Give it its place."""
+        self._placed.set()
+
+    def kill(self) -> None:
+        """End it: calls under way and to come raise `EngineLost`."""
+        self._killed.set()
+        self._placed.set()
+        self._thawed.set()
+        self._woken.set()
+
+    def hang(self) -> None:
+        """Answer nothing until `go_on`."""
+        self._thawed.clear()
+
+    def go_on(self) -> None:
+        """Answer again."""
+        self._thawed.set()
+
+    def slow_down(self, factor: float) -> None:
+        """Take so many times as long for each step."""
+        self._advance()
+        self._slowness = factor
+
+    @property
+    def dead(self) -> bool:
+        """Whether it was killed."""
+        return self._killed.is_set()
+
+    # ---- EngineHandle ----
+
+    async def placed(self) -> None:
+        """See `EngineHandle`."""
+        await self._placed.wait()
+        await self._answers()
+
+    async def last_lines(self) -> str:
+        """See `EngineHandle`."""
+        return "the simulated engine was here"
+
+    async def start(self) -> None:
+        """See `Engine`."""
+        await self._pass(self._settings.start_s)
+        if self._start_error is not None:
+            raise RuntimeError(self._start_error)
+        self._now = self._clock()
+
+    async def submit(self, requests: Sequence[SampleRequest]) -> None:
+        """See `Engine`; refuses room for no token."""
+        await self._answers()
+        if self.version is None:
+            raise ValueError("no weights yet")
+        for request in requests:
+            if request.max_tokens <= len(request.begun):
+                raise ValueError(f"{request.key}: no room for a token")
+        self._advance()
+        for request in requests:
+            self._waiting.append(_Sequence(request, self._length(request) - len(request.begun)))
+        self._admit()
+        self._woken.set()
+
+    async def collect(self, timeout_s: float) -> Collected:
+        """See `Engine`."""
+        await self._answers()
+        deadline = self._clock() + timeout_s
+        while True:
+            self._advance()
+            await self._answers()
+            left_s = deadline - self._clock()
+            if self._finished or left_s <= 1e-9:
+                break
+            self._woken.clear()
+            try:
+                async with asyncio.timeout(min(left_s, self._next_end_s())):
+                    await self._woken.wait()
+            except TimeoutError:
+                pass
+        finished, self._finished = tuple(self._finished), []
+        progress: tuple[Completion, ...] = ()
+        if self._clock() >= self._progress_at:
+            self._progress_at = self._clock() + self._settings.progress_s
+            parts = (self._part(sequence) for sequence in self._running.values())
+            progress = tuple(part for part in parts if len(part.token_ids))
+        return Collected(finished, progress)
+
+    async def abort(self, keys: Sequence[str]) -> tuple[Completion, ...]:
+        """See `Engine`."""
+        await self._answers()
+        self._advance()
+        parts = []
+        for key in keys:
+            sequence = self._running.pop(key, None)
+            if sequence is not None:
+                parts.append(self._part(sequence))
+        asked = set(keys)
+        self._waiting = deque(sequence for sequence in self._waiting if sequence.request.key not in asked)
+        # What ended just now and was not collected is no longer wanted either, but made.
+        parts += [completion for completion in self._finished if completion.key in asked]
+        self._finished = [completion for completion in self._finished if completion.key not in asked]
+        self._ends = [end for end in self._ends if end[2].request.key not in asked]
+        heapq.heapify(self._ends)
+        self._admit()
+        return tuple(part for part in parts if len(part.token_ids))
+
+    async def load(self, version: PolicyVersion, weights: Any) -> float:
+        """See `Engine`."""
+        await self._pass(self._settings.load_s)
+        self._advance()
+        self.version = version
+        for sequence in self._running.values():
+            _switch(sequence, sequence.made(self._steps), version)
+        self._now += self._settings.pause_s
+        return self._settings.pause_s
+
+    async def score(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        """See `Engine`."""
+        await self._answers()
+        return _logprobs(token_ids[1:])
+
+    async def status(self) -> EngineStatus:
+        """See `Engine`."""
+        await self._answers()
+        self._advance()
+        return EngineStatus(self.version, len(self._running), len(self._waiting), self.tokens)
+
+    # ---- its clockwork ----
+
+    def _clock(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    async def _answers(self) -> None:
+        """Answer late if it hangs, not at all if it is dead."""
+        await self._thawed.wait()
+        if self.dead:
+            raise EngineLost("its process died")
+
+    async def _pass(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds * self._slowness):
+                await self._killed.wait()
+        except TimeoutError:
+            pass
+        await self._answers()
+
+    def _length(self, request: SampleRequest) -> int:
+        """Tokens of the whole completion."""
+        noise = np.random.default_rng([request.seed & 0xFFFFFFFF, _hash(request)]).standard_normal()
+        length = round(self._settings.median_length * float(np.exp(self._settings.length_sigma * noise)))
+        # Behind what is begun there is a token at least, or the engine would not have been asked.
+        return max(len(request.begun) + 1, min(length, request.max_tokens))
+
+    def _step_s(self) -> float:
+        settings = self._settings
+        return self._slowness * (settings.step_s + settings.sequence_step_s * len(self._running))
+
+    def _next_end_s(self) -> float:
+        if not self._ends:
+            return float("inf")
+        return max(0.0, self._now + (self._ends[0][0] - self._steps) * self._step_s() - self._clock()) + 1e-6
+
+    def _advance(self) -> None:
+        """Decode up to now."""
+        now = self._clock()
+        while self._running:
+            step_s = self._step_s()
+            to_end = self._ends[0][0] - self._steps
+            whole = int((now - self._now + 1e-9) / step_s) if now > self._now else 0
+            steps = min(to_end, whole)
+            self._steps += steps
+            self._now += steps * step_s
+            self.tokens += steps * len(self._running)
+            if steps < to_end:
+                return
+            while self._ends and self._ends[0][0] <= self._steps:
+                sequence = heapq.heappop(self._ends)[2]
+                del self._running[sequence.request.key]
+                self._finished.append(self._whole(sequence))
+            self._admit()
+        self._now = max(self._now, now)
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._running) < self._settings.max_num_seqs:
+            assert self.version is not None
+            sequence = self._waiting.popleft()
+            sequence.begin = self._steps
+            sequence.spans = [Span(0, self.version)]
+            self._running[sequence.request.key] = sequence
+            heapq.heappush(self._ends, (self._steps + sequence.length, next(self._serial), sequence))
+            self._now += self._settings.prefill_s * len(sequence.request.prompt_ids)
+
+    def _whole(self, sequence: _Sequence) -> Completion:
+        request = sequence.request
+        full = len(request.begun) + sequence.length >= request.max_tokens
+        tokens = _tokens(request, sequence.spans, 0, sequence.length)
+        return Completion(request.key, tokens, _logprobs(tokens), tuple(sequence.spans), "length" if full else "stop")
+
+    def _part(self, sequence: _Sequence) -> Completion:
+        """What is new of an unfinished sequence."""
+        begin, end = sequence.handed, sequence.made(self._steps)
+        sequence.handed = end
+        tokens = _tokens(sequence.request, sequence.spans, begin, end)
+        # The last span that begins at or before the part's first token is its first.
+        before = [span for span in sequence.spans if span.begin <= begin][-1]
+        later = [Span(s.begin - begin, s.version) for s in sequence.spans if begin < s.begin < end]
+        spans = [Span(0, before.version), *later]
+        return Completion(sequence.request.key, tokens, _logprobs(tokens), tuple(spans), None)
+
+
+def _switch(sequence: _Sequence, made: int, version: PolicyVersion) -> None:
+    if sequence.spans[-1].begin == made:
+        sequence.spans.pop()
+    sequence.spans.append(Span(made, version))
+
+
+def _hash(request: SampleRequest) -> int:
+    return zlib.crc32(request.prompt_ids.tobytes())
+
+
+def _tokens(request: SampleRequest, spans: Sequence[Span], begin: int, end: int) -> NDArray[np.int32]:
+    """Tokens `begin` to `end` behind what is begun."""
+    starts = [span.begin for span in spans]
+    which = np.searchsorted(starts, np.arange(begin, end), side="right") - 1
+    steps = np.array([span.version.step for span in spans], np.uint64)[which]
+    place = np.arange(len(request.begun) + begin, len(request.begun) + end, dtype=np.uint64)
+    key = np.uint64((request.seed * 1_000_003 + _hash(request)) % 2**63)
+    mixed = (place * np.uint64(0x9E3779B97F4A7C15) + key) ^ steps
+    mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
+    return ((mixed >> np.uint64(33)) % np.uint64(VOCABULARY)).astype(np.int32)
+
+
+def _logprobs(token_ids: NDArray[np.int32]) -> NDArray[np.float32]:
+    return (-((token_ids % 97) + 1) / 32).astype(np.float32)

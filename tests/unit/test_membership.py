@@ -1,0 +1,79 @@
+"""States of engines, and who joins or leaves."""
+
+from dataclasses import replace
+from itertools import product
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rayswift.rollout.membership import Member, State, change
+from rayswift.rollout.samples import PolicyVersion
+
+VERSIONS = [None, PolicyVersion(1, 3), PolicyVersion(1, 4), PolicyVersion(2, 4)]
+ALL = [
+    Member(placed, started, version if started else None, current, silent, draining, died)
+    for placed, started, version, current, silent, draining, died in product(
+        [True], [False, True], VERSIONS, VERSIONS, [False, True], [False, True], [None, "gone"]
+    )
+]
+
+
+def test_none_is_healthy_without_the_current_weights() -> None:
+    healthy = [member for member in ALL if member.state is State.HEALTHY]
+    assert healthy
+    assert all(member.version is not None and member.version == member.current for member in healthy)
+    assert {member.state for member in ALL} == set(State)
+
+
+def test_requests_go_only_to_weights_that_are_new_enough_and_of_this_attempt() -> None:
+    taking = [member for member in ALL if member.takes(4)]
+    assert taking
+    for member in taking:
+        assert member.version is not None and member.current is not None
+        assert member.version.step >= 4 and member.version.attempt == member.current.attempt
+        assert not member.silent and not member.draining and member.alive
+
+
+def test_a_life() -> None:
+    first, second = PolicyVersion(1, 0), PolicyVersion(1, 1)
+    member = Member()
+    assert str(member) == "waiting for a place in the cluster"
+    member = replace(member, placed=True, started=True)
+    assert (member.state, str(member)) == (State.SYNCING, "syncing (has no weights, current no weights)")
+    member = replace(member, current=first)
+    assert member.state is State.SYNCING and not member.takes(0)
+    member = member.has_loaded(first)
+    assert member.state is State.HEALTHY and member.takes(0)
+    member = replace(member, current=second)
+    assert member.state is State.SYNCING
+    assert member.takes(0) and not member.takes(1)  # in flight, at the staleness that was asked for
+    assert replace(member, silent=True).state is State.SUSPECT
+    member = member.has_loaded(second).has_died("out of memory").has_died("killed")
+    assert (member.state, str(member)) == (State.DEAD, "dead: out of memory")
+
+
+members = st.lists(st.sampled_from(ALL), max_size=8)
+
+
+@given(members=members, wanted=st.integers(0, 10))
+def test_a_change_gives_the_wanted_number(members: list[Member], wanted: int) -> None:
+    named = [(str(number), member) for number, member in enumerate(members)]
+    planned = change(named, wanted)
+    after = [replace(m, draining=(m.draining or n in planned.drain) and n not in planned.keep) for n, m in named]
+    staying = [member for member in after if member.alive and not member.draining]
+    assert len(staying) + planned.start == wanted
+    assert not (planned.drain and (planned.start or planned.keep))
+
+
+@given(members=members, wanted=st.integers(0, 10))
+def test_the_last_to_come_leave_first_and_none_that_serves_before_one_that_does_not(
+    members: list[Member], wanted: int
+) -> None:
+    named = [(str(number), member) for number, member in enumerate(members)]
+    drained = change(named, wanted).drain
+    for kept, leaving in product(named, drained):
+        member = members[int(leaving)]
+        if kept[1].alive and not kept[1].draining and kept[0] not in drained:
+            serves, leaves_serving = kept[1].version is not None, member.version is not None
+            assert serves >= leaves_serving
+            assert serves > leaves_serving or int(kept[0]) < int(leaving)

@@ -1,0 +1,511 @@
+"""The pool over simulated engines, in virtual time: each request is answered once, whatever dies meanwhile."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rayswift.rollout.engine import Collected
+from rayswift.rollout.fake_engine import FakeEngine, FakeSettings
+from rayswift.rollout.pool import EnginesFailed, Pool, SampleFailed
+from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest
+from rayswift.rollout.seat import Limits
+from tests.virtual_time import run
+
+V0, V1 = PolicyVersion(1, 0), PolicyVersion(1, 1)
+SPEED = FakeSettings(
+    start_s=20, load_s=0.5, pause_s=0.1, step_s=0.02, median_length=60, length_sigma=0.5, max_num_seqs=8
+)
+LIMITS = Limits(max_outstanding=12, start_s=60, load_s=30, answer_s=20, suspect_s=5, dead_s=30, stall_s=60, drain_s=2)
+
+
+class Engines:
+    """A factory that keeps what it made, in order."""
+
+    def __init__(self, speed: FakeSettings = SPEED, kind: type[FakeEngine] = FakeEngine, **options: Any):
+        self.made: list[Any] = []
+        self._speed, self._kind, self._options = speed, kind, options
+
+    def __call__(self, name: str) -> FakeEngine:
+        self.made.append(self._kind(self._speed, **self._options))
+        return self.made[-1]  # type: ignore[no-any-return]
+
+
+def requests(num_prompts: int, num_samples: int = 1, room: int = 120) -> list[SampleRequest]:
+    prompts = [np.arange(n, n + 5, dtype=np.int32) for n in range(num_prompts)]
+    return [
+        SampleRequest(f"{n}:{sample}", prompt, room, seed=1000 * n + sample)
+        for n, prompt in enumerate(prompts)
+        for sample in range(num_samples)
+    ]
+
+
+def in_pool(
+    story: Callable[[Pool, Engines], Awaitable[Any]],
+    engines: Engines | None = None,
+    size: int = 2,
+    salvage: bool = True,
+    limits: Limits = LIMITS,
+) -> Any:
+    """Tell a story in virtual time, with a pool that has its first weights, and end the pool."""
+
+    async def told() -> Any:
+        factory = engines or Engines()
+        pool = Pool(factory, limits, salvage)
+        pool.scale_to(size)
+        await pool.set_weights(V0, "weights")
+        try:
+            return await story(pool, factory)
+        finally:
+            await pool.close()
+            assert all(engine.dead for engine in factory.made)
+            assert len(asyncio.all_tasks()) == 1
+
+    return run(told())
+
+
+class Noting(FakeEngine):
+    """Notes what it is asked."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self.taken: list[SampleRequest] = []
+        self.loads: list[PolicyVersion] = []
+        self.batches = 0
+
+    async def submit(self, requests: Sequence[SampleRequest]) -> None:
+        self.batches += 1
+        self.taken += requests
+        await super().submit(requests)
+
+    async def load(self, version: PolicyVersion, weights: Any) -> float:
+        self.loads.append(version)
+        return await super().load(version, weights)
+
+
+@cache
+def plain(num_prompts: int, num_samples: int) -> list[Completion]:
+    """What an engine that never fails makes of requests, the first weights in it."""
+    wanted = requests(num_prompts, num_samples)
+    return in_pool(lambda pool, _: asyncio.gather(*pool.sample(wanted, 0)), size=1)  # type: ignore[no-any-return]
+
+
+def same(one: Completion, other: Completion) -> bool:
+    return (
+        one.key == other.key
+        and one.token_ids.tobytes() == other.token_ids.tobytes()
+        and one.logprobs.tobytes() == other.logprobs.tobytes()
+        and (one.spans, one.finish) == (other.spans, other.finish)
+    )
+
+
+def test_it_answers_with_what_was_asked() -> None:
+    wanted = requests(40, 4)
+    completions = plain(40, 4)
+    assert [completion.key for completion in completions] == [request.key for request in wanted]
+    assert {completion.finish for completion in completions} == {"stop", "length"}
+    assert all(c.spans[0].begin == 0 and c.spans[0].version == V0 for c in completions)
+    assert len({completion.token_ids.tobytes() for completion in completions}) == len(wanted)
+
+
+Event = tuple[float, str, int]
+schedules = st.lists(
+    st.tuples(st.floats(0.1, 12), st.sampled_from(["kill", "hang", "slow", "drain", "grow"]), st.integers(0, 5)),
+    max_size=10,
+)
+
+
+@settings(max_examples=40)
+@given(events=schedules, salvage=st.booleans(), size=st.integers(1, 4))
+def test_no_kill_schedule_loses_a_request_or_changes_a_completion(
+    events: list[Event], salvage: bool, size: int
+) -> None:
+    wanted = requests(25, 3)
+    limits = replace(LIMITS, max_tries=20)
+
+    async def story(pool: Pool, engines: Engines) -> tuple[list[Completion], Any]:
+        futures = pool.sample(wanted, 0)
+        for wait_s, what, number in events:
+            await asyncio.sleep(wait_s)
+            victim = engines.made[number % len(engines.made)]
+            if what == "kill":
+                victim.kill()
+            elif what == "hang":
+                victim.hang()
+            elif what == "slow":
+                victim.slow_down(3)
+            elif what == "drain":
+                pool.scale_to(1)
+            else:
+                pool.scale_to(size + 1)
+        return await asyncio.gather(*futures), pool.statistics()
+
+    completions, statistics = in_pool(story, size=size, salvage=salvage, limits=limits)
+    assert all(same(one, other) for one, other in zip(completions, plain(25, 3), strict=True))
+    assert statistics.requests == len(wanted)
+    assert statistics.tokens == sum(len(completion.token_ids) for completion in completions)
+    assert (statistics.failed, statistics.queued, statistics.running) == (0, 0, 0)
+    assert not statistics.salvaged_tokens or salvage
+    assert not statistics.regenerated_tokens or not salvage
+
+
+def test_what_moves_is_counted() -> None:
+    async def story(pool: Pool, engines: Engines) -> Any:
+        futures = pool.sample(requests(8, room=100), 0)
+        await asyncio.sleep(22.55)
+        engines.made[0].kill()
+        await asyncio.gather(*futures)
+        return pool.statistics()
+
+    slow = replace(SPEED, median_length=5000)
+    kept, anew = (in_pool(story, Engines(slow), salvage=salvage) for salvage in (True, False))
+    assert (kept.moved, kept.lost, kept.tokens) == (4, 1, 800)
+    assert kept.salvaged_tokens == anew.regenerated_tokens > 100
+    assert kept.regenerated_tokens == anew.salvaged_tokens == 0
+
+
+def test_what_has_all_its_tokens_when_its_engine_dies_is_done() -> None:
+    class LastWords(FakeEngine):
+        async def collect(self, timeout_s: float) -> Collected:
+            collected = await super().collect(timeout_s)
+            finished = [replace(completion, finish=None) for completion in collected.finished]
+            if finished:
+                self.kill()
+            return Collected((), (*collected.progress, *finished))
+
+    async def story(pool: Pool, engines: Engines) -> Completion:
+        return await pool.sample(requests(1, room=10), 0)[0]
+
+    completion = in_pool(story, Engines(kind=LastWords), size=1)
+    assert (len(completion.token_ids), completion.finish) == (10, "length")
+
+
+# ---- routing ----
+
+
+def test_the_load_is_even_and_prompts_stay_together() -> None:
+    async def story(pool: Pool, engines: Engines) -> list[list[int]]:
+        futures = pool.sample(requests(16, 4), 0)
+        await asyncio.sleep(20.6)
+        assert not any(future.done() for future in futures)
+        return [[int(each.prompt_ids[0]) for each in engine.taken] for engine in engines.made]
+
+    speed = replace(SPEED, max_num_seqs=100, step_s=1)
+    taken = in_pool(story, Engines(speed, Noting), size=4, limits=replace(LIMITS, max_outstanding=100))
+    assert [len(prompts) for prompts in taken] == [16] * 4
+    together = sum(prompts.count(prompt) == 4 for prompts in taken for prompt in set(prompts))
+    assert together >= 12
+
+
+def test_a_slow_engine_gets_less() -> None:
+    async def story(pool: Pool, engines: Engines) -> list[int]:
+        await asyncio.sleep(25)
+        engines.made[0].slow_down(8)
+        await asyncio.gather(*pool.sample(requests(100, 4), 0))
+        return [engine.tokens for engine in engines.made]
+
+    slow, fast = in_pool(story)
+    assert fast > 3 * slow
+
+
+def test_requests_travel_in_batches() -> None:
+    async def story(pool: Pool, engines: Engines) -> list[int]:
+        futures = [future for request in requests(100, 8) for future in pool.sample([request], 0)]
+        await asyncio.gather(*futures)
+        return [engine.batches for engine in engines.made]
+
+    engines = Engines(replace(SPEED, max_num_seqs=1000), Noting)
+    assert in_pool(story, engines, limits=replace(LIMITS, max_outstanding=1000)) == [1, 1]
+
+
+# ---- weights ----
+
+
+def test_requests_wait_for_weights_that_are_new_enough() -> None:
+    async def story(pool: Pool, engines: Engines) -> tuple[list[float], list[Completion]]:
+        clock = asyncio.get_running_loop().time
+        done: list[float] = []
+        futures = pool.sample(requests(1), 1)
+        futures[0].add_done_callback(lambda _: done.append(clock()))
+        await asyncio.gather(*pool.sample(requests(2), 0))
+        assert not done
+        published = clock()
+        await pool.set_weights(V1, "newer")
+        return [at - published for at in done], await asyncio.gather(*futures)
+
+    late, (completion,) = in_pool(story)
+    assert not late  # it is sampled after the weights are there
+    assert [span.version for span in completion.spans] == [V1]
+
+
+def test_weights_are_loaded_in_flight_by_all_at_once() -> None:
+    async def story(pool: Pool, engines: Engines) -> tuple[float, dict[str, float], list[Completion]]:
+        clock = asyncio.get_running_loop().time
+        futures = pool.sample(requests(16, room=100), 0)
+        await asyncio.sleep(21)
+        began = clock()
+        pauses_s = await pool.set_weights(V1, "newer")
+        took_s = clock() - began
+        return took_s, pauses_s, await asyncio.gather(*futures)
+
+    took_s, pauses_s, completions = in_pool(story, Engines(replace(SPEED, median_length=5000)), size=3)
+    assert took_s == pytest.approx(0.5)
+    assert pauses_s == {f"engine-{n}": 0.1 for n in range(3)}
+    assert all([span.version for span in completion.spans] == [V0, V1] for completion in completions)
+
+
+def test_an_engine_that_joins_late_loads_the_current_weights_first() -> None:
+    async def story(pool: Pool, engines: Engines) -> Any:
+        await asyncio.sleep(30)
+        pool.scale_to(2)
+        await asyncio.sleep(19)
+        futures = pool.sample(requests(64), 0)
+        await pool.set_weights(V1, "newer")
+        await asyncio.gather(*futures)
+        return [engine.loads for engine in engines.made], [bool(engine.taken) for engine in engines.made]
+
+    loads, used = in_pool(story, Engines(kind=Noting), size=1)
+    assert loads == [[V0, V1], [V1]]
+    assert used == [True, True]
+
+
+def test_weights_that_cannot_be_had_are_asked_for_again_until_newer_ones_come() -> None:
+    class Orphan(FakeEngine):
+        async def load(self, version: PolicyVersion, weights: Any) -> float:
+            if weights == "lost":
+                raise RuntimeError("the owner of the weights died")
+            return await super().load(version, weights)
+
+    async def story(pool: Pool, engines: Engines) -> tuple[Any, Any]:
+        await asyncio.sleep(25)
+        lost = asyncio.ensure_future(pool.set_weights(V1, "lost"))
+        await asyncio.sleep(15)
+        assert not lost.done()
+        await pool.set_weights(PolicyVersion(2, 1), "of the next worker group")
+        recovered = pool.statistics()
+        await pool.set_weights(PolicyVersion(2, 2), "lost")
+        return recovered, pool.statistics()
+
+    recovered, given_up = in_pool(story, Engines(kind=Orphan))
+    assert (recovered.healthy, recovered.lost) == (2, 0)
+    assert given_up.lost == 2  # within load_s
+
+
+def test_weights_of_a_new_worker_group_end_the_requests_of_the_old_one() -> None:
+    async def story(pool: Pool, engines: Engines) -> list[Completion]:
+        futures = pool.sample(requests(50), 0)
+        await asyncio.sleep(22)
+        await pool.set_weights(PolicyVersion(2, 0), "restored")
+        assert all(future.done() for future in futures)
+        assert any(future.cancelled() for future in futures)
+        with pytest.raises(ValueError, match="after those of"):
+            await pool.set_weights(V1, "late")
+        return await asyncio.gather(*pool.sample(requests(50), 0))
+
+    completions = in_pool(story)
+    assert {span.version for completion in completions for span in completion.spans} == {PolicyVersion(2, 0)}
+
+
+def test_an_engine_that_samples_with_older_weights_is_lost() -> None:
+    class Forgetful(FakeEngine):
+        async def load(self, version: PolicyVersion, weights: Any) -> float:
+            return await super().load(V0, weights)
+
+    async def story(pool: Pool, engines: Engines) -> None:
+        await pool.set_weights(V1, "newer")
+        await pool.sample(requests(1), 1)[0]
+
+    with pytest.raises(SampleFailed, match="where step 1 or later was asked"):
+        in_pool(story, Engines(kind=Forgetful))
+
+
+# ---- what is wrong with an engine ----
+
+
+def test_a_silent_engine_gets_nothing_new_and_is_taken_back_when_it_answers() -> None:
+    async def story(pool: Pool, engines: Engines) -> tuple[str, Any]:
+        await asyncio.sleep(25)
+        engines.made[0].hang()
+        await asyncio.sleep(8)
+        suspect = pool.describe()
+        futures = pool.sample(requests(12), 0)
+        await asyncio.sleep(1)
+        assert not engines.made[0].taken
+        engines.made[0].go_on()
+        await asyncio.gather(*futures)
+        return suspect, pool.statistics()
+
+    suspect, statistics = in_pool(story, Engines(kind=Noting))
+    assert "engine-0: suspect" in suspect
+    assert (statistics.healthy, statistics.lost) == (2, 0)
+
+
+def test_a_silent_engine_is_given_up_and_its_requests_move() -> None:
+    async def story(pool: Pool, engines: Engines) -> Any:
+        await asyncio.sleep(25)
+        futures = pool.sample(requests(8), 0)
+        await asyncio.sleep(0.1)
+        engines.made[0].hang()
+        await asyncio.gather(*futures)
+        return asyncio.get_running_loop().time(), pool.statistics()
+
+    seconds, statistics = in_pool(story)
+    assert statistics.lost == 1
+    assert seconds < 25 + 30 + 10
+
+
+def test_an_engine_that_makes_no_tokens_is_given_up() -> None:
+    class Idle(FakeEngine):
+        async def submit(self, requests: Sequence[SampleRequest]) -> None:
+            pass
+
+    with pytest.raises(SampleFailed, match=r"no token of 1 requests for 60 s.*no token"):
+        in_pool(lambda pool, _: pool.sample(requests(1), 0)[0], Engines(kind=Idle), limits=replace(LIMITS, max_tries=2))
+
+
+def test_a_request_under_which_engines_die_fails_alone() -> None:
+    class Poisoned(FakeEngine):
+        async def submit(self, requests: Sequence[SampleRequest]) -> None:
+            await super().submit(requests)
+            if any(request.key.startswith("3:") for request in requests):
+                self.kill()
+
+    async def story(pool: Pool, engines: Engines) -> list[Any]:
+        return await asyncio.gather(*pool.sample(requests(8), 0), return_exceptions=True)
+
+    limits = replace(LIMITS, max_outstanding=1, max_tries=3)
+    answers = in_pool(story, Engines(kind=Poisoned), limits=limits)
+    failed = [n for n, answer in enumerate(answers) if isinstance(answer, SampleFailed)]
+    assert failed == [3]
+    assert str(answers[3]).count("its process died") == 3
+
+
+def test_a_request_that_is_refused_fails_alone() -> None:
+    async def story(pool: Pool, engines: Engines) -> tuple[list[Any], Any]:
+        wanted = requests(20)
+        wanted[7] = replace(wanted[7], max_tokens=0)
+        answers = await asyncio.gather(*pool.sample(wanted, 0), return_exceptions=True)
+        return answers, pool.statistics()
+
+    answers, statistics = in_pool(story)
+    assert [n for n, answer in enumerate(answers) if isinstance(answer, SampleFailed)] == [7]
+    assert "7:0#7: no room for a token" in str(answers[7])
+    assert (statistics.failed, statistics.lost) == (1, 0)
+
+
+def test_engines_that_cannot_start_end_the_pool_with_their_own_words() -> None:
+    with pytest.raises(
+        EnginesFailed, match=r"3 engines in a row could not start; engine-\d: RuntimeError: no such model"
+    ):
+        in_pool(lambda pool, _: pool.sample(requests(1), 0)[0], Engines(start_error="no such model"), size=1)
+
+
+def test_an_engine_that_dies_while_it_starts_is_quoted() -> None:
+    class Doomed(FakeEngine):
+        async def start(self) -> None:
+            self.kill()
+            await super().start()
+
+    with pytest.raises(EnginesFailed, match=r"its process died; its last lines:\n  the simulated engine was here"):
+        in_pool(lambda pool, _: pool.sample(requests(1), 0)[0], Engines(kind=Doomed), size=1)
+
+
+def test_a_bad_start_beside_an_engine_that_serves_is_survived() -> None:
+    async def story(pool: Pool, engines: Engines) -> Any:
+        await asyncio.sleep(30)
+        engines._options = {"start_error": "no such device"}
+        pool.scale_to(2)
+        await asyncio.sleep(400)
+        await asyncio.gather(*pool.sample(requests(4), 0))
+        tried = len(engines.made)
+        engines._options = {}
+        await asyncio.sleep(100)
+        return tried, pool.statistics()
+
+    tried, statistics = in_pool(story, size=1)
+    assert 4 < tried < 20  # it backs off
+    assert statistics.healthy == 2
+
+
+def test_no_engine_with_a_place_is_an_error_in_the_end() -> None:
+    message = "no engine could take requests for 900 s: engine-0: waiting for a place in the cluster"
+    with pytest.raises(EnginesFailed, match=message):
+        in_pool(lambda pool, _: pool.sample(requests(1), 0)[0], Engines(placed=False))
+
+
+def test_one_engine_serves_while_another_waits_for_its_place() -> None:
+    async def story(pool: Pool, engines: Engines) -> Any:
+        engines._options = {"placed": False}
+        pool.scale_to(3)
+        await asyncio.sleep(1000)
+        await asyncio.gather(*pool.sample(requests(30), 0))
+        before = pool.statistics()
+        for engine in engines.made:
+            engine.place()
+        await asyncio.sleep(25)
+        return before, pool.statistics()
+
+    before, after = in_pool(story, size=1)
+    assert (before.healthy, before.joining) == (1, 2)
+    assert (after.healthy, after.joining) == (3, 0)
+
+
+# ---- fewer engines, fewer requests ----
+
+
+@pytest.mark.parametrize("salvage", [True, False])
+def test_a_leaving_engine_hands_over_what_it_cannot_finish(salvage: bool) -> None:
+    async def story(pool: Pool, engines: Engines) -> Any:
+        await asyncio.sleep(25)
+        futures = pool.sample(requests(8, room=500), 0)
+        await asyncio.sleep(1)
+        pool.scale_to(1)
+        completions = await asyncio.gather(*futures)
+        assert [engine.dead for engine in engines.made] == [False, True]
+        return completions, pool.statistics()
+
+    completions, statistics = in_pool(story, Engines(replace(SPEED, median_length=5000)), salvage=salvage)
+    assert {len(completion.token_ids) for completion in completions} == {500}
+    assert (statistics.moved, statistics.lost, statistics.healthy) == (4, 0, 1)
+    # A second before it was asked to leave, and drain_s after.
+    made = statistics.salvaged_tokens if salvage else statistics.regenerated_tokens
+    assert made == pytest.approx(4 * 3 / 0.02, rel=0.05)
+
+
+def test_an_engine_about_to_leave_may_stay() -> None:
+    async def story(pool: Pool, engines: Engines) -> int:
+        await asyncio.sleep(25)
+        futures = pool.sample(requests(20), 0)
+        await asyncio.sleep(0.5)
+        pool.scale_to(1)
+        await asyncio.sleep(0.5)
+        pool.scale_to(2)
+        await asyncio.gather(*futures)
+        await asyncio.sleep(100)
+        assert pool.statistics().healthy == 2
+        return len(engines.made)
+
+    assert in_pool(story) == 2
+
+
+def test_what_is_given_up_makes_room() -> None:
+    async def story(pool: Pool, engines: Engines) -> tuple[float, list[int]]:
+        await asyncio.sleep(25)
+        given_up = pool.sample(requests(100, room=100_000), 0)
+        await asyncio.sleep(1)
+        for future in given_up:
+            future.cancel()
+        began = asyncio.get_running_loop().time()
+        await asyncio.gather(*pool.sample(requests(4, room=10), 0))
+        statuses = [await engine.status() for engine in engines.made]
+        return asyncio.get_running_loop().time() - began, [each.running + each.waiting for each in statuses]
+
+    seconds, left = in_pool(story, Engines(replace(SPEED, median_length=90_000)))
+    assert seconds < 1
+    assert left == [0, 0]
