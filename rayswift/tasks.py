@@ -1,7 +1,22 @@
-"""`rayswift tasks`: the tasks that this version trains, and what each can do."""
+"""`rayswift tasks`: the tasks that this version trains, and what each can do.
 
-from rayswift.config.load import Invocation
-from rayswift.train.tasks import TASKS
+What a task can do is asked of the checks that every command line passes: the table cannot promise what they refuse.
+"""
+
+from rayswift.config.built import not_built
+from rayswift.config.load import Invocation, load
+from rayswift.config.model_checks import model_problems
+from rayswift.config.task_checks import task_problems
+from rayswift.config.tuner_fields import tuner_problems
+from rayswift.train.tasks import TASKS, Task
+
+# What a user would set for it.
+_ABILITIES = {
+    "LoRA": ["--model.tuner", "lora"],
+    "other adapters": ["--model.tuner", "vera"],
+    "QLoRA": ["--model.tuner", "lora", "--model.quantization", "nf4"],
+    "ZeRO-3": ["--cluster.zero_stage", "3"],
+}
 
 
 def run(invocation: Invocation) -> None:
@@ -11,13 +26,23 @@ def run(invocation: Invocation) -> None:
 
 def table() -> str:
     """A line per task of the trainer factory."""
-    lines = [
-        "| task | asked for with | rows | trainer | packing | padding-free | end of the data |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    columns = ["task", "asked for with", "trainer", "packing", "padding-free", *_ABILITIES, "resume", "Liger"]
+    lines = [f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
     for name, task in TASKS.items():
-        packs = "yes" if task.packs else "no"
-        end = "an incomplete batch is named `tail`" if task.mean_over_rows else "every row is trained"
         trainer = task.trainer.rpartition(":")[2].removeprefix("Streamed")
-        lines.append(f"| {name} | {task.verb} | {task.family} | {trainer} | {packs} | {packs} | {end} |")
+        # Packed documents are what padding-free batches are made of. All tasks save and continue by the same code.
+        abilities = [task.packs, task.packs, *(can(task, flags) for flags in _ABILITIES.values()), True]
+        cells = [name, f"`{task.verb}`", trainer, *("yes" if able else "no" for able in abilities), "untried"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def can(task: Task, flags: list[str]) -> bool:
+    """Whether nothing more is refused with these flags than without them."""
+    return set(_refusals(task, flags)) <= set(_refusals(task, []))
+
+
+def _refusals(task: Task, flags: list[str]) -> list[str]:
+    verb, *own = task.verb.rpartition(", ")[2].split()
+    config = load(verb, ["--model", "m", "--data.dataset", "rows.jsonl", *own, *flags]).config
+    return not_built(config) + tuner_problems(config.model) + task_problems(config) + model_problems(config)

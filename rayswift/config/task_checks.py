@@ -74,4 +74,5 @@ def _offline_problems(config: RlhfConfig) -> list[str]:
     fields = type(config.rollout).model_fields
     given = [name for name, field in fields.items() if values[name] != field.default]
     why = f"has no meaning: task {config.train.task} samples no completions; unset it"
-    return [f"rollout.{name} {why}" for name in given]
+    found = [f"rollout.{name} {why}" for name in given]
+    return found + (["train.micro_batch_tokens " + why] if config.train.micro_batch_tokens else [])

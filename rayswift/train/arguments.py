@@ -21,6 +21,7 @@ _NOT_TRL = (
     "callbacks",
     "metrics",
     "loss",
+    "micro_batch_tokens",
 )
 
 

@@ -10,6 +10,7 @@ from rayswift.config.built import BUILT_TASKS, refuse_unbuilt
 from rayswift.config.load import load
 from rayswift.log import UserError
 from rayswift.resources import Layout
+from rayswift.train.arguments import _NOT_TRL
 from rayswift.train.plan import resolve
 from rayswift.train.tasks import TASKS
 
@@ -26,6 +27,14 @@ def test_the_page_on_training_holds_the_table() -> None:
     assert verb.table() in (ROOT / "rayswift" / "train" / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_fields_that_are_ours_alone_are_kept_from_the_tasks_config(task: str) -> None:
+    """One that is not would be refused by the config class of every run of the task."""
+    verb, *own = TASKS[task].verb.rpartition(", ")[2].split()
+    train = load(verb, ["--model", "m", "--data.dataset", "d.jsonl", *own]).config.train
+    assert set(type(train).model_fields) - {*_NOT_TRL, "loss_type"} <= set(trl_fields.read_fields(task))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -34,6 +43,7 @@ def test_the_page_on_training_holds_the_table() -> None:
         (("--data.cache", "c"), "data.cache holds packed rows of task causal_lm"),
         (("--train.loss", "mine.py:loss"), "train.loss = mine.py:loss is for losses over tokens"),
         (("--rollout.temperature", "0.5"), "rollout.temperature has no meaning"),
+        (("--train.micro_batch_tokens", "512"), "train.micro_batch_tokens has no meaning"),
     ],
 )
 def test_what_a_preference_task_cannot_use_is_refused(flags: tuple[str, ...], message: str) -> None:
