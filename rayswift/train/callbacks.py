@@ -22,13 +22,13 @@ from rayswift.train.launch import RunSpec
 from rayswift.train.report.curves import METRICS
 from rayswift.train.run_folder import CONFIG
 from rayswift.train.storage import Uploads
-from rayswift.train.stream import Stream
+from rayswift.train.stream import Progress
 
 
 class StreamFlow(TrainerCallback):
     """Epochs, the end and random states, as the stream says. Must stand behind HF's own flow callback."""
 
-    def __init__(self, stream: Stream, rank: int, clock: Clock):
+    def __init__(self, stream: Progress, rank: int, clock: Clock):
         self._stream, self._rank, self._clock = stream, rank, clock
         self._epochs_before = stream.epochs
         self._saved_step = -1
@@ -94,7 +94,7 @@ class EarlyStopping(TrainerCallback):
 class Checkpoints(TrainerCallback):
     """Makes what HF saved a complete checkpoint: data position, manifest, retention, and a copy behind a run's URL."""
 
-    def __init__(self, spec: RunSpec, stream: Stream):
+    def __init__(self, spec: RunSpec, stream: Progress):
         self._run_dir, self._stream, self._train = spec.run_dir, stream, spec.config.train
         self._zero_stage = spec.config.cluster.zero_stage or 0
         self._limit = spec.config.train.save_total_limit
@@ -138,7 +138,7 @@ class Checkpoints(TrainerCallback):
 class Metrics(TrainerCallback):
     """Every log entry as a line of `metrics.jsonl` and of the log, and the row accounting; on rank 0."""
 
-    def __init__(self, run_dir: Path, stream: Stream, resumed_step: int):
+    def __init__(self, run_dir: Path, stream: Progress, resumed_step: int):
         self._run_dir, self._stream = run_dir, stream
         self._path = run_dir / METRICS
         self._counted_s = 0.0

@@ -19,6 +19,7 @@ from rayswift.data.windows import PackedRow
 from rayswift.log import UserError
 from rayswift.train import evaluation, guard
 from rayswift.train.launch import RunSpec
+from rayswift.train.stream import Stream
 from rayswift.train.trainer import Streamed
 
 
@@ -44,6 +45,7 @@ class RowMeans(Streamed):
     """Gives a trainer whose loss is a mean over rows the right mean, in training and evaluation; see `Streamed`."""
 
     accelerator: Any
+    stream: Stream
     # Metrics that are means over the trained tokens of some members, by name; all others are means over rows.
     token_metrics: ClassVar[dict[str, tuple[int, ...]]] = {}
     # Those that are no means at all, and are left out.

@@ -1,6 +1,7 @@
 """A rank's batches: its slices of the global sequence, cut into micro-batches, their cost counted."""
 
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +31,44 @@ class Tally:
     elapsed_s: float = 0.0
 
 
-class Stream:
+class Progress(ABC):
+    """What trainers and callbacks see of a rank's steps, whatever they are made of.
+
+    position, epochs: where in the data the step that was handed out last ends; last: none follows; save: a checkpoint
+    is asked for behind it.
+    """
+
+    def __init__(self, position: Position, epochs: float):
+        self.position, self.epochs = position, epochs
+        self.last = False
+        self.save = False
+        self._tally = Tally()
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """What the trainer takes, step after step."""
+
+    @abstractmethod
+    def evaluation_batches(self, batch_size: int) -> Iterator[tuple[Rows, dict[str, Any]]]:
+        """This rank's evaluation batches with their rows, as many as every other rank has."""
+
+    def start_tally(self) -> Tally:
+        """What was counted so far; counting starts again."""
+        tally, self._tally = self._tally, Tally()
+        tally.elapsed_s = self._tally.since - tally.since
+        return tally
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave the time of a block, an evaluation or a save, out of the tally."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._tally.since += time.monotonic() - began
+
+
+class Stream(Progress):
     """Micro-batches of one rank, step after step, in the order of the global sequence.
 
     Args:
@@ -54,15 +92,11 @@ class Stream:
         max_length: int,
         collate: Collate,
     ):
+        super().__init__(position, epochs)
         self._client, self._micro_batch, self._accumulation = client, micro_batch, accumulation
         self._max_length, self._collate = max_length, collate
-        self.position = position
-        self.epochs = epochs
-        self.last = False
-        self.save = False
         self.handed_out: deque[Rows] = deque()
         """The rows of each training micro-batch that was handed out, until its consumer takes them."""
-        self._tally = Tally()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         while not self.last:
@@ -82,21 +116,6 @@ class Stream:
         for begin in range(0, most, batch_size):
             batch = rows[begin : begin + batch_size]
             yield batch, self._collate(batch)
-
-    def start_tally(self) -> Tally:
-        """What was counted so far; counting starts again."""
-        tally, self._tally = self._tally, Tally()
-        tally.elapsed_s = self._tally.since - tally.since
-        return tally
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Leave the time of a block, an evaluation or a save, out of the tally."""
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self._tally.since += time.monotonic() - began
 
     def _count(self, rows: tuple[PackedRow, ...]) -> None:
         self._tally.steps += 1

@@ -13,12 +13,15 @@ from rayswift.data.windows import PackedRow
 from rayswift.log import UserError
 from rayswift.train import adalora, evaluation, guard, user_code
 from rayswift.train.launch import RunSpec
+from rayswift.train.stream import Stream
 from rayswift.train.token_outputs import TokenOutputs
 from rayswift.train.trainer import Streamed
 
 
 class StreamedSFTTrainer(Streamed, SFTTrainer):
     """`SFTTrainer`, streamed, with loss weights, metrics and losses of the user's own; see `Streamed`."""
+
+    stream: Stream
 
     def __init__(self, *, spec: RunSpec, **kwargs: Any):
         train = spec.config.train

@@ -21,7 +21,7 @@ from rayswift.train.clock import Clock
 from rayswift.train.launch import RunSpec, Worker
 from rayswift.train.run_folder import Resume
 from rayswift.train.schedule import progress_schedule
-from rayswift.train.stream import Stream
+from rayswift.train.stream import Progress
 from rayswift.train.tuners import lora_plus_groups
 from rayswift.train.universal import complete_load
 
@@ -47,8 +47,9 @@ class Streamed(Trainer):
     """
 
     lr_scheduler: Any
+    stream: Progress
 
-    def __init__(self, *, spec: RunSpec, rank: int, stream: Stream, **kwargs: Any):
+    def __init__(self, *, spec: RunSpec, rank: int, stream: Progress, **kwargs: Any):
         super().__init__(**kwargs)
         self.remove_callback(PrinterCallback)  # `Metrics` writes the log
         self.stream = stream
@@ -200,7 +201,7 @@ def _memory_gib() -> tuple[float, float]:
 
 
 def callbacks_of(
-    spec: RunSpec, worker: Worker, stream: Stream, clock: Clock, resume: Resume | None
+    spec: RunSpec, worker: Worker, stream: Progress, clock: Clock, resume: Resume | None
 ) -> list[TrainerCallback]:
     """A rank's callbacks, in the order they must be called."""
     train = spec.config.train

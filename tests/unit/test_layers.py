@@ -47,7 +47,7 @@ PURE = [
             "windows",
         ]
     ),
-    *(f"rayswift.rollout.{n}" for n in ["admission", "ledger", "prompts"]),
+    *(f"rayswift.rollout.{n}" for n in ["admission", "ledger", "prompts", "advantages", "rounds"]),
     "rayswift.train.memory",
     "rayswift.train.checkpoint",
     "rayswift.train.events",

@@ -1,0 +1,127 @@
+"""Rewards -> advantages; pure, in float64.
+
+Every rank computes them from the whole round's table, so they are the same on all. N completions, F rewards each; NaN
+is a reward that has no opinion. A completion without any reward has advantage 0 and counts in no mean.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Estimator = Literal["grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline"]
+Floats = NDArray[np.float64]
+
+_EPSILON = 1e-4  # TRL's, added to standard deviations
+_MIN_VARIANCE = 1e-8
+
+
+@dataclass(frozen=True)
+class AdvantageSettings:
+    """How rewards become advantages, under TRL's names.
+
+    estimator: grpo (Shao et al. 2024, arXiv 2402.03300), rloo (Ahmadian et al. 2024, arXiv 2402.14740) or REINFORCE++
+    without or with the group's mean as baseline (Hu et al. 2025, arXiv 2501.03262); weights: of each reward;
+    scale_rewards: divide by the standard deviation of the group, of the whole round, or not, grpo only; aggregation:
+    normalize_then_sum scales each reward by itself before they are summed (GDPO, arXiv 2601.05242), grpo only.
+    """
+
+    weights: tuple[float, ...]
+    estimator: Estimator = "grpo"
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
+
+    @property
+    def is_per_token(self) -> bool:
+        """Whether the tokens of a completion may differ: `returns` and `whitened` follow `baselined`."""
+        return self.estimator.startswith("reinforce_plus_plus")
+
+
+def weighted(rewards: Floats, weights: tuple[float, ...]) -> Floats:
+    """The reward of each completion [N]: the weighted sum of those [N, F] with an opinion, NaN where none has one."""
+    total = np.nansum(rewards * np.asarray(weights, np.float64), axis=1)
+    total[np.isnan(rewards).all(axis=1)] = np.nan
+    return total
+
+
+def advantages(
+    rewards: Floats, groups: NDArray[np.int64], settings: AdvantageSettings, penalties: Floats | None = None
+) -> Floats:
+    """Advantages of whole completions [N], for the estimators grpo and rloo.
+
+    Args:
+        rewards: [N, F].
+        groups: [N], the same for the completions of a prompt.
+        settings: See there.
+        penalties: [N], taken off the rewards: KL to the reference times its weight.
+    """
+    if settings.aggregation == "normalize_then_sum" and settings.estimator == "grpo":
+        total = weighted(np.stack([_standardised(column, groups) for column in rewards.T], 1), settings.weights)
+        total[np.isnan(rewards).all(axis=1)] = np.nan
+        whole = np.zeros(len(total), np.int64)
+        return np.nan_to_num(_standardised(total if penalties is None else total - penalties, whole))
+    total = weighted(rewards, settings.weights)
+    total = total if penalties is None else total - penalties
+    means, spreads, counts = _statistics(total, groups)
+    if settings.estimator == "rloo":
+        # The mean of a group's other completions is (count x mean - own) / (count - 1).
+        return np.nan_to_num(np.where(counts > 1, (total - means) * counts / np.maximum(counts - 1, 1), 0.0))
+    if settings.scale_rewards == "none":
+        return np.nan_to_num(total - means)
+    if settings.scale_rewards == "batch":
+        spreads = _statistics(total, np.zeros(len(total), np.int64))[1]
+    return np.nan_to_num((total - means) / (spreads + _EPSILON))
+
+
+def baselined(rewards: Floats, groups: NDArray[np.int64], settings: AdvantageSettings) -> Floats:
+    """The reward of each completion [N] that its tokens return, for REINFORCE++; NaN where there is none."""
+    total = weighted(rewards, settings.weights)
+    return total - _statistics(total, groups)[0] if settings.estimator.endswith("baseline") else total
+
+
+def returns(reward: float, penalties: Floats) -> Floats:
+    """What each token [T] of a completion brings: its reward less the penalties [T] from that token on.
+
+    REINFORCE++, arXiv 2501.03262, equation 6, with the discount 1.
+    """
+    total: Floats = reward - np.cumsum(penalties[::-1])[::-1]
+    return total
+
+
+def moments(values: Floats) -> Floats:
+    """Count, sum and sum of squares of the values that are known: what ranks add up for `whitened`."""
+    known = values[~np.isnan(values)]
+    return np.array([len(known), known.sum(), np.square(known).sum()])
+
+
+def whitened(values: Floats, summed: Floats) -> Floats:
+    """Tokens' returns less their mean, over their standard deviation, of the whole round (`moments`); 0 if unknown."""
+    count, total, squares = summed / max(summed[0], 1.0)
+    variance = squares - total**2 if count else 0.0
+    return np.nan_to_num((values - total) / np.sqrt(max(variance, _MIN_VARIANCE)))
+
+
+def is_even(rewards: Floats, groups: NDArray[np.int64], settings: AdvantageSettings) -> NDArray[np.bool_]:
+    """Whether a completion's group [N] is rewarded alike, so that it teaches nothing."""
+    _, spreads, _ = _statistics(weighted(rewards, settings.weights), groups)
+    return np.isclose(spreads, 0.0)
+
+
+def _standardised(values: Floats, groups: NDArray[np.int64]) -> Floats:
+    means, spreads, _ = _statistics(values, groups)
+    return (values - means) / (spreads + _EPSILON)
+
+
+def _statistics(values: Floats, groups: NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:
+    """For each value [N] its group's mean, standard deviation (Bessel's, 0 of a single value) and count of known ones.
+
+    Both are 0 in a group without any.
+    """
+    _, index = np.unique(groups, return_inverse=True)
+    known = ~np.isnan(values)
+    counts = np.bincount(index, known).astype(np.float64)
+    means = np.bincount(index, np.where(known, values, 0.0)) / np.maximum(counts, 1)
+    squares = np.bincount(index, np.where(known, values - means[index], 0.0) ** 2)
+    spreads = np.sqrt(squares / np.maximum(counts - 1, 1))
+    return means[index], spreads[index], counts[index]

@@ -1,0 +1,1 @@
+"""Rounds of completions -> policy updates: advantages and losses, micro-batches, the trainer."""

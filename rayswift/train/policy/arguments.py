@@ -1,0 +1,70 @@
+"""The arguments of the policy trainer: TRL's `GRPOConfig` with our fields, and what is derived from a run's config."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from trl import GRPOConfig
+
+from rayswift.config.schema import RlhfConfig
+from rayswift.config.task_fields import GrpoFields
+from rayswift.rollout.advantages import AdvantageSettings
+from rayswift.train.policy.losses import PolicySettings
+
+
+@dataclass
+class PolicyArguments(GrpoFields, GRPOConfig):
+    """`GRPOConfig` and the fields TRL has no name for; completions come in rounds, so its batch sizes play no part."""
+
+    def __post_init__(self) -> None:
+        self.gradient_accumulation_steps = 1  # an item of the stream is an optimizer step, which the trainer cuts
+        super(GRPOConfig, self).__post_init__()  # GRPOConfig's own holds batch sizes against group sizes
+
+    @property
+    def scale(self) -> Literal["group", "batch", "none"]:
+        """`scale_rewards`, whose True is group and whose False is none."""
+        scale: Any = self.scale_rewards
+        return {True: "group", False: "none"}.get(scale, scale)
+
+    @property
+    def takes_kl_off_rewards(self) -> bool:
+        """Whether the KL to the reference is a penalty in the rewards, not a term of the loss."""
+        by_default = self.advantage_estimator in ("rloo", "reinforce_plus_plus")
+        return bool(self.beta) and (by_default if self.kl_in_reward is None else self.kl_in_reward)
+
+
+def advantage_settings(config: RlhfConfig, args: PolicyArguments) -> AdvantageSettings:
+    """How rewards become advantages."""
+    rollout = config.rollout
+    num_rewards = len(rollout.reward_funcs) + len(rollout.reward_models)
+    return AdvantageSettings(
+        weights=tuple(rollout.reward_weights) or (1.0,) * num_rewards,
+        estimator=args.advantage_estimator,
+        scale_rewards=args.scale,
+        aggregation=args.multi_objective_aggregation,
+    )
+
+
+def policy_settings(config: RlhfConfig, args: PolicyArguments) -> PolicySettings:
+    """What the loss is made of."""
+    names = set(PolicySettings.__dataclass_fields__) & set(args.__dataclass_fields__)
+    values: dict[str, Any] = {name: getattr(args, name) for name in names}
+    rollout = config.rollout
+    return PolicySettings(
+        **values
+        | {
+            "beta": 0.0 if args.takes_kl_off_rewards else args.beta,
+            "importance_sampling": rollout.importance_sampling,
+            "importance_sampling_max": rollout.importance_sampling_max,
+            "max_completion_length": rollout.max_completion_length,
+        }
+    )
+
+
+def micro_batch_tokens(config: RlhfConfig) -> int:
+    """The token budget of a micro-batch."""
+    train, rollout = config.train, config.rollout
+    if train.micro_batch_tokens:
+        return train.micro_batch_tokens
+    prompt = rollout.max_prompt_length
+    longest = config.data.max_length if prompt is None else prompt + rollout.max_completion_length
+    return train.per_device_train_batch_size * longest

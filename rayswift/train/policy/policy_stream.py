@@ -1,0 +1,169 @@
+"""A rank's optimizer steps: rounds of completions, each trained in some steps, some times over."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rayswift.data.batches import Layout
+from rayswift.data.global_batches import Position
+from rayswift.rollout.rounds import Round, RoundTable, shares
+from rayswift.train.policy.micro_batches import MicroBatch, Place, Sequences, cut
+from rayswift.train.stream import Progress, Rows
+
+
+class RolloutClient(Protocol):
+    """Where rounds come from, as a rank sees it."""
+
+    def next(self, number: int) -> Round:
+        """This rank's share of a round, whose completions were sampled for the weights behind `number` rounds."""
+
+    def evaluate(self, number: int) -> Mapping[str, float]:
+        """Mean rewards on the evaluation prompts by the weights behind `number` rounds; asked for by rank 0 alone."""
+
+
+@dataclass(frozen=True)
+class PolicyStep:
+    """One optimizer step.
+
+    index: which step of its pass over the round it is; pass_number: which pass, of how many; batches_of_steps: this
+    rank's micro-batches of each step of the round, as many as every rank has.
+    """
+
+    round: Round
+    index: int
+    pass_number: int
+    num_passes: int
+    batches_of_steps: Sequence[Sequence[MicroBatch]]
+
+    @property
+    def batches(self) -> Sequence[MicroBatch]:
+        """This rank's micro-batches of the step."""
+        return self.batches_of_steps[self.index]
+
+    @property
+    def batches_of_round(self) -> dict[Place, MicroBatch]:
+        """This rank's micro-batches of the round, step after step."""
+        return {
+            (index, number): batch
+            for index, batches in enumerate(self.batches_of_steps)
+            for number, batch in enumerate(batches)
+        }
+
+    @property
+    def begins_round(self) -> bool:
+        """Whether the weights are still those that the round was sampled for."""
+        return self.index == 0 and self.pass_number == 0
+
+
+@dataclass(frozen=True)
+class CutSettings:
+    """How a round is cut: num_iterations passes over it, micro-batches of at most `budget` tokens in a layout.
+
+    leave_truncated: whether completions whose room was full are not trained (DAPO's overlong filtering).
+    """
+
+    num_iterations: int
+    budget: int
+    layout: Layout
+    pad_token_id: int
+    leave_truncated: bool = False
+
+
+def trained_rows(table: RoundTable, leave_truncated: bool) -> NDArray[np.bool_]:
+    """Which lines of the table have tokens that are trained, [N]."""
+    return (table.lengths > 0) & ~(table.truncated & leave_truncated)
+
+
+class PolicyStream(Progress):
+    """The optimizer steps of one rank, round after round; what `train.stream.Stream` is for rows.
+
+    Args:
+        client: Where rounds come from.
+        position: Of the prompts, where training begins.
+        epochs: Passes over the prompts before it.
+        first_round: Rounds trained before it.
+        ledger: What became of the prompts before it.
+        settings: How rounds are cut.
+    """
+
+    def __init__(
+        self,
+        client: RolloutClient,
+        position: Position,
+        epochs: float,
+        first_round: int,
+        ledger: Mapping[str, Any],
+        settings: CutSettings,
+    ):
+        super().__init__(position, epochs)
+        self._client, self._settings, self.ledger = client, settings, ledger
+        self.number = first_round
+        """Rounds trained once the step that was handed out last is done; the version that is published then."""
+        self.ends_round = True
+        """Whether the step that was handed out last ends its round."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while not self.last:
+            started = time.monotonic()
+            received = self._client.next(self.number)
+            self._tally.wait_s += time.monotonic() - started
+            steps = self._cut(received)
+            for number, step in enumerate(steps):
+                self._count(step)
+                self.ends_round = number == len(steps) - 1
+                if self.ends_round:
+                    self.number += 1
+                    self.position, self.epochs, self.ledger = received.position, received.epochs, received.ledger
+                    self.last, self.save = received.last, received.save
+                yield {"step": step}
+
+    def _cut(self, received: Round) -> list[PolicyStep]:
+        settings, table = self._settings, received.table
+        totals = table.prompt_lengths + table.lengths
+        is_trained = trained_rows(table, settings.leave_truncated)
+        texts = Sequences(table, received.tokens, settings.pad_token_id, settings.layout)
+        batches = []
+        for of_ranks in shares(table, received.num_steps, received.size):
+            rows = [each[is_trained[each]] for each in of_ranks]
+            cuts = cut([totals[each] for each in rows], settings.budget, settings.layout)
+            mine = rows[received.rank]
+            batches.append([texts.batch(mine[piece]) for piece in cuts[received.rank]])
+        return [
+            PolicyStep(received, index, pass_number, settings.num_iterations, batches)
+            for pass_number in range(settings.num_iterations)
+            for index in range(received.num_steps)
+        ]
+
+    def evaluate(self) -> Mapping[str, float]:
+        """Mean rewards on the evaluation prompts, by the weights that were published last."""
+        return self._client.evaluate(self.number)
+
+    def evaluation_batches(self, batch_size: int) -> Iterator[tuple[Rows, dict[str, Any]]]:
+        """None: completions are sampled anew, see `evaluate`."""
+        return iter(())
+
+    def _count(self, step: PolicyStep) -> None:
+        table = step.round.table
+        self._tally.steps += 1
+        for batch in step.batches:
+            self._tally.tokens += int((table.prompt_lengths + table.lengths)[batch.rows].sum())
+            self._tally.trained_tokens += int(batch.lengths.sum())
+            self._tally.capacity += batch.num_padded_tokens
+
+
+class RoundFlow(TrainerCallback):
+    """Puts saves off to the end of the round: a checkpoint holds no half of one. Must stand behind `StreamFlow`."""
+
+    def __init__(self, stream: PolicyStream):
+        self._stream, self._is_due = stream, False
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save now, or remember to."""
+        self._is_due |= control.should_save
+        control.should_save = self._is_due and (self._stream.ends_round or control.should_training_stop)
+        self._is_due &= not control.should_save

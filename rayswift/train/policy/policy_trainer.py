@@ -1,0 +1,279 @@
+"""The policy trainer: `transformers`' Trainer whose training data are rounds of completions.
+
+An item of the stream is one optimizer step, cut into micro-batches; gradients are summed over ranks at the last. Every
+micro-batch's loss is its share of the step's, so the numbers do not depend on the cut or on the number of workers.
+"""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from datasets import Dataset
+from numpy.typing import NDArray
+from peft import PeftModel, get_peft_model
+from transformers import set_seed
+from transformers.trainer_utils import EvalLoopOutput
+from trl.models import prepare_deepspeed
+from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
+
+from rayswift.config.schema import RlhfConfig
+from rayswift.log import UserError
+from rayswift.rollout.rounds import rows_of_step
+from rayswift.train import evaluation, guard
+from rayswift.train.launch import RunSpec
+from rayswift.train.policy import arguments
+from rayswift.train.policy.losses import Completions, Loss, StepCounts, policy_loss
+from rayswift.train.policy.micro_batches import MicroBatch, Place
+from rayswift.train.policy.policy_stream import PolicyStep, PolicyStream, trained_rows
+from rayswift.train.policy.round_values import RoundValues, Tokenwise, reward_metrics, token_advantages
+from rayswift.train.trainer import Streamed
+
+
+class StreamedPolicyTrainer(Streamed):
+    """GRPO and its kind on rounds of completions; see `Streamed`.
+
+    Args:
+        spec: The run, of verb rlhf.
+        model: The policy, plain or with an adapter that is trained on.
+        args: See `arguments`.
+        processing_class: The tokenizer.
+        peft_config: A fresh adapter to train.
+        ref_model: What the KL term holds the policy against; None: the policy without its adapter, or no KL term.
+        kwargs: As for `Streamed`; `stream` is a `PolicyStream`.
+    """
+
+    stream: PolicyStream
+
+    def __init__(
+        self,
+        *,
+        spec: RunSpec,
+        model: Any,
+        args: arguments.PolicyArguments,
+        processing_class: Any,
+        peft_config: Any = None,
+        ref_model: Any = None,
+        **kwargs: Any,
+    ):
+        config = spec.config
+        assert isinstance(config, RlhfConfig)
+        add_head = partial(add_fused_lm_head, temperature=config.rollout.temperature)
+        add_head(model.get_base_model() if isinstance(model, PeftModel) else model, outputs=("log_probs", "entropy"))
+        if peft_config is not None:
+            set_seed(args.seed)
+            # ZeRO-3 gathers small parameters together, so they must be of one type.
+            zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
+            model = get_peft_model(model, peft_config, autocast_adapter_dtype=not zero3)
+            if args.gradient_checkpointing:
+                model.enable_input_require_grads()
+        super().__init__(spec=spec, model=model, args=args, processing_class=processing_class, **kwargs)
+        if args.disable_dropout:
+            disable_dropout_in_model(self.model)
+        self._reference: Any = None
+        if args.beta and ref_model is not None:
+            add_head(ref_model)
+            self._reference = self._prepared(ref_model)
+        self._advantages = arguments.advantage_settings(config, args)
+        self._loss = arguments.policy_settings(config, args)
+        self._values: RoundValues
+        self._sums: evaluation.Sums = {}
+        self._told: dict[str, float] = {}  # by the rollout plane, of the last round
+        self._ordinals: NDArray[np.int64]  # of the round's completions
+        self._num_counted = 0
+        # The step's micro-batches and their losses.
+        self._step: list[tuple[MicroBatch, float]] = []
+
+    @staticmethod
+    def placeholder() -> Dataset:
+        """A row that is never read."""
+        return Dataset.from_dict({"input_ids": [[0, 0]]})
+
+    def _prepared(self, model: Any) -> Any:
+        model.eval().requires_grad_(False)
+        if self.is_deepspeed_enabled:
+            return prepare_deepspeed(model, self.accelerator)
+        return self.accelerator.prepare_model(model, evaluation_mode=True)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """One optimizer step's gradients, micro-batch by micro-batch.
+
+        Returns:
+            This rank's share of the loss times the number of ranks: their mean is the loss.
+
+        Raises:
+            UserError: a loss that is no number.
+        """
+        step: PolicyStep = inputs["step"]
+        if step.begins_round:
+            self._begin_round(model, step)
+        counted = self._counted(model, step) if self.args.top_entropy_quantile < 1 else None
+        counts = self._counts(step, counted is not None)
+        model.train()
+        total = torch.zeros((), device=self.args.device)
+        for number, batch in enumerate(step.batches):
+            is_last = number == len(step.batches) - 1
+            self.accelerator.gradient_state._set_sync_gradients(is_last)
+            place = step.index, number
+            with self._gradients_summed(model, is_last):
+                mask = None if counted is None else counted[number]
+                loss = self._micro_loss(model, step, batch, place, counts, mask) * self.args.world_size
+                scaling = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+                self.accelerator.backward(loss, **scaling)
+            total += loss.detach()
+        return total
+
+    def _gradients_summed(self, model: Any, now: bool) -> AbstractContextManager[Any]:
+        """Over ranks with this micro-batch, or left for a later one. DeepSpeed is told by the accelerator."""
+        return nullcontext() if now or self.is_deepspeed_enabled else self.accelerator.no_sync(model)
+
+    def _micro_loss(
+        self,
+        model: Any,
+        step: PolicyStep,
+        batch: MicroBatch,
+        place: Place,
+        counts: StepCounts,
+        counted: torch.Tensor | None,
+    ) -> torch.Tensor:
+        values, device = self._values, self.args.device
+        with self.compute_loss_context_manager():
+            logprobs, entropies = self._forward(model, batch)
+        completions = Completions(
+            lengths=batch.lengths.to(device),
+            advantages=values.advantages[place].to(device),
+            old_logprobs=_on(device, values.old_logprobs.get(place)),
+            sampling_logprobs=batch.sampling_logprobs.to(device),
+            reference_logprobs=_on(device, values.reference_logprobs.get(place)),
+            counted=_on(device, counted),
+        )
+        if place not in values.old_logprobs and step.num_passes > 1:
+            values.old_logprobs[place] = logprobs.detach().cpu()
+        loss = policy_loss(logprobs, entropies, completions, counts, self._loss, self.args.entropy_coef)
+        self._note(batch, loss)
+        return loss.total
+
+    def _forward(self, model: Any, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probability and entropy of each completion token, [n], at the temperature they are sampled at."""
+        outputs = model(**self._prepare_inputs(dict(batch.inputs)), fused_lm_head=True, use_cache=False)
+        entropies = outputs.log_probs if outputs.entropy is None else outputs.entropy
+        return outputs.log_probs[outputs.label_mask], entropies[outputs.label_mask]
+
+    @torch.no_grad()
+    def _score(self, model: Any, batches: dict[Place, MicroBatch]) -> tuple[Tokenwise, Tokenwise]:
+        """The same for some micro-batches, without gradient or dropout, on the CPU."""
+        was_training = model.training
+        model.eval()
+        with self.compute_loss_context_manager():
+            scored = {place: self._forward(model, batch) for place, batch in batches.items()}
+        model.train(was_training)
+        logprobs = {place: both[0].float().cpu() for place, both in scored.items()}
+        return logprobs, {place: both[1].float().cpu() for place, both in scored.items()}
+
+    def _score_reference(self, model: Any, batches: dict[Place, MicroBatch]) -> Tokenwise:
+        if self._reference is not None:
+            return self._score(self._reference, batches)[0]
+        with self.accelerator.unwrap_model(model).disable_adapter():
+            return self._score(model, batches)[0]
+
+    def _begin_round(self, model: Any, step: PolicyStep) -> None:
+        """Advantages, and the log-probabilities that later steps are held against."""
+        batches = step.batches_of_round
+        values = self._values = RoundValues()
+        # The first step computes its own on the way.
+        later = {place: batch for place, batch in batches.items() if place[0] > 0}
+        takes_kl = self.args.takes_kl_off_rewards
+        values.old_logprobs = self._score(model, batches if takes_kl else later)[0]
+        if self.args.beta:
+            values.reference_logprobs = self._score_reference(model, batches)
+        penalties = None
+        if takes_kl:
+            old, reference = values.old_logprobs, values.reference_logprobs
+            penalties = {place: self.args.beta * (old[place] - reference[place]) for place in batches}
+            kl = sum(float((old[place] - reference[place]).sum()) for place in batches)
+            num_tokens = sum(int(batch.lengths.sum()) for batch in batches.values())
+            evaluation.add(self._sums, {"kl": (kl, num_tokens)})
+        table = step.round.table
+        values.advantages = token_advantages(table, batches, self._advantages, penalties, self.sum_over_ranks)
+        evaluation.add(self._sums, reward_metrics(table, self._advantages))
+        self._ordinals, self._told = table.ordinals, dict(step.round.metrics)
+
+    def _counted(self, model: Any, step: PolicyStep) -> list[torch.Tensor]:
+        """Of each micro-batch, the tokens whose entropy is in the step's top quantile (arXiv 2506.01939)."""
+        batches = {(step.index, number): batch for number, batch in enumerate(step.batches)}
+        entropies = list(self._score(model, batches)[1].values())
+        gathered = [torch.cat(entropies).numpy()]
+        if self.args.world_size > 1:
+            gathered = [np.empty(0)] * self.args.world_size
+            dist.all_gather_object(gathered, torch.cat(entropies).numpy())
+        everywhere = np.concatenate(gathered)
+        quantile = 1 - self.args.top_entropy_quantile
+        threshold = float(np.quantile(everywhere, quantile)) if len(everywhere) else 0.0
+        self._num_counted = int((everywhere >= threshold).sum())
+        return [each >= threshold for each in entropies]
+
+    def _counts(self, step: PolicyStep, is_masked: bool) -> StepCounts:
+        """Of the whole step, from the round's table: every rank knows it."""
+        table, num_steps = step.round.table, step.round.num_steps
+        lengths = np.where(trained_rows(table, self.args.mask_truncated_completions), table.lengths, 0)
+        rows = rows_of_step(table, num_steps, step.index)
+        tokens = int(lengths[rows].sum())
+        counted = self._num_counted if is_masked else tokens
+        return StepCounts(len(rows), tokens, int(lengths.sum()) / num_steps, counted)
+
+    def _note(self, batch: MicroBatch, loss: Loss) -> None:
+        """Add a micro-batch to the metrics, and stop where its loss is no number."""
+        names = list(loss.sums)
+        value, *sums = torch.stack(
+            [loss.total.detach(), *(each.to(loss.total) for each in loss.sums.values())]
+        ).tolist()
+        num_tokens = int(batch.lengths.sum())
+        evaluation.add(self._sums, {name: (each, num_tokens) for name, each in zip(names, sums, strict=True)})
+        self._step.append((batch, value))
+        if not math.isfinite(value):
+            raise self._not_a_number(f"the loss is {value}", self._step[-1:])
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """HF's norm, asked for before each optimizer step (under DeepSpeed, behind it).
+
+        Raises:
+            UserError: it is no number; float16 scales its loss until there is none of these, so there they are let be.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        step, self._step = self._step, []
+        if norm is not None and not self.args.fp16 and not math.isfinite(float(norm)):
+            raise self._not_a_number(f"the gradient norm is {float(norm)}", step)
+        return norm
+
+    def _not_a_number(self, what: str, step: Sequence[tuple[MicroBatch, float]]) -> UserError:
+        found = [
+            guard.RowLoss(f"prompt {self._ordinals[row]}", loss, num_tokens, self.processing_class.decode(text))
+            for batch, loss in step
+            for row, num_tokens, text in zip(batch.rows, batch.lengths.tolist(), batch.texts, strict=True)
+        ]
+        return guard.stop(self._run_dir, self._rank, self.state.global_step + 1, what, found)
+
+    def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Mean rewards of completions sampled anew, from the weights that were published last."""
+        found = [dict(self.stream.evaluate()) if self.args.process_index == 0 else {}]
+        if self.args.world_size > 1:
+            dist.broadcast_object_list(found)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        metrics = {f"{prefix}_{name}": value for name, value in found[0].items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=0)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Rewards, lengths and what the loss saw since the last entry, beside the loss."""
+        if "loss" in logs:
+            totals, self._sums = self.sums_over_ranks(self._sums), {}
+            logs.update({name: value / count for name, (value, count) in totals.items() if count})
+            logs.update(self._told)
+        super().log(logs, start_time)
+
+
+def _on(device: torch.device, values: torch.Tensor | None) -> torch.Tensor | None:
+    return None if values is None else values.to(device)

@@ -1,0 +1,105 @@
+"""What a round's micro-batches carry through its steps beside their tokens: advantages, older log-probabilities.
+
+Pure but for `sum_over_ranks`, which adds up a float64 tensor of all ranks.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from rayswift.rollout import advantages
+from rayswift.rollout.advantages import AdvantageSettings, Floats
+from rayswift.rollout.rounds import RoundTable
+from rayswift.train import evaluation
+from rayswift.train.policy.micro_batches import MicroBatch, Place
+
+SumOverRanks = Callable[[torch.Tensor], torch.Tensor]
+Tokenwise = dict[Place, torch.Tensor]
+"""A value [n] float32 for each completion token of each micro-batch of a round, on the CPU."""
+
+
+@dataclass
+class RoundValues:
+    """What a round's steps share.
+
+    old_logprobs: under the weights that the round was sampled for; missing where the policy has not been asked yet.
+    """
+
+    advantages: Tokenwise = field(default_factory=dict)
+    old_logprobs: Tokenwise = field(default_factory=dict)
+    reference_logprobs: Tokenwise = field(default_factory=dict)
+
+
+def token_advantages(
+    table: RoundTable,
+    batches: dict[Place, MicroBatch],
+    settings: AdvantageSettings,
+    penalties: Tokenwise | None,
+    sum_over_ranks: SumOverRanks,
+) -> Tokenwise:
+    """The advantage of each completion token of this rank, float32.
+
+    Args:
+        table: The whole round.
+        batches: This rank's micro-batches.
+        settings: See there.
+        penalties: What is taken off each token's reward; None: nothing.
+        sum_over_ranks: Called as often on every rank.
+    """
+    taken = {place: _penalties(batch, penalties and penalties[place]) for place, batch in batches.items()}
+    if not settings.is_per_token:
+        totals = np.zeros(len(table))
+        for place, batch in batches.items():
+            totals[batch.rows] = [each.sum() for each in taken[place]]
+        totals = sum_over_ranks(torch.from_numpy(totals)).numpy() if penalties is not None else totals
+        of_rows = advantages.advantages(table.rewards, table.ordinals, settings, totals)
+        return {place: _repeated(of_rows, batch) for place, batch in batches.items()}
+    rewards = advantages.baselined(table.rewards, table.ordinals, settings)
+    returns = {
+        place: np.concatenate([np.empty(0), *map(advantages.returns, rewards[batch.rows], taken[place])])
+        for place, batch in batches.items()
+    }
+    own = sum((advantages.moments(each) for each in returns.values()), np.zeros(3))
+    summed = sum_over_ranks(torch.from_numpy(own)).numpy()
+    return {
+        place: torch.from_numpy(advantages.whitened(each, summed).astype(np.float32)) for place, each in returns.items()
+    }
+
+
+def _penalties(batch: MicroBatch, penalties: torch.Tensor | None) -> list[Floats]:
+    """Of each completion's tokens."""
+    lengths = batch.lengths.numpy()
+    flat = np.zeros(int(lengths.sum())) if penalties is None else penalties.double().numpy()
+    return np.split(flat, np.cumsum(lengths)[:-1]) if len(lengths) else []
+
+
+def _repeated(of_rows: Floats, batch: MicroBatch) -> torch.Tensor:
+    return torch.from_numpy(np.repeat(of_rows[batch.rows], batch.lengths.numpy()).astype(np.float32))
+
+
+def reward_metrics(table: RoundTable, settings: AdvantageSettings) -> evaluation.Sums:
+    """What is told of a round's rewards and lengths, under TRL's names; the same on every rank."""
+    if not len(table):
+        return {}
+    reward = advantages.weighted(table.rewards, settings.weights)
+    columns = {"reward": reward}
+    metrics: dict[str, float] = {}
+    for name, column in zip(table.reward_names, table.rewards.T, strict=True):
+        columns[f"rewards/{name}"] = column
+    for name, column in columns.items():
+        known = column[~np.isnan(column)]
+        if len(known):
+            first, second = (name, f"{name}_std") if name == "reward" else (f"{name}/mean", f"{name}/std")
+            metrics[first] = float(known.mean())
+            metrics[second] = float(known.std(ddof=1)) if len(known) > 1 else 0.0
+    metrics |= {
+        "frac_reward_zero_std": float(advantages.is_even(table.rewards, table.ordinals, settings).mean()),
+        "completions/mean_length": float(table.lengths.mean()),
+        "completions/min_length": float(table.lengths.min()),
+        "completions/max_length": float(table.lengths.max()),
+        "completions/clipped_ratio": float(table.truncated.mean()),
+        "staleness": float(table.staleness.mean()),
+    }
+    return {name: (value, 1.0) for name, value in metrics.items()}
