@@ -9,7 +9,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +27,20 @@ _VERDICT_S = 30
 
 @dataclass(frozen=True)
 class Ask:
-    """What a run needs at once: `num_workers` times `worker`, and one CPU for Ray Data beside them."""
+    """What a run needs at once: workers, vLLM engines if it samples, and one CPU for Ray Data beside them."""
 
     num_workers: int
     worker: Resources
+    num_engines: int = 0
+    engine: Resources = field(default_factory=dict)
 
     def bundles(self) -> list[Resources]:
         """One entry a process, as the autoscaler takes them."""
-        return [*([self.worker] * self.num_workers), {"CPU": 1.0}]
+        return [*([self.worker] * self.num_workers), *([self.engine] * self.num_engines), {"CPU": 1.0}]
 
     def __str__(self) -> str:
-        each = describe(self.worker)
-        return f"{self.num_workers} worker(s) of {each} each, and 1 CPU for Ray Data"
+        engines = f", {self.num_engines} engine(s) of {describe(self.engine)} each" if self.num_engines else ""
+        return f"{self.num_workers} worker(s) of {describe(self.worker)} each{engines}, and 1 CPU for Ray Data"
 
 
 def describe(resources: Resources) -> str:
@@ -48,15 +50,43 @@ def describe(resources: Resources) -> str:
 
 
 def num_workers_that_fit(ask: Ask, nodes: Sequence[Resources]) -> int:
-    """Workers that the nodes hold at once (at most those asked for) with a CPU left for Ray Data; -1: not even that."""
+    """Workers that the nodes hold at once (at most those asked for), beside the engines and with a CPU left for Ray
+    Data; -1: not even these."""
+    left = _beside_engines(ask, nodes)
+    if left is None:
+        return -1
     slots, spare_cpus = 0, 0.0
-    for node in nodes:
-        here = min(int(node.get(name, 0) / amount + 1e-9) for name, amount in ask.worker.items())
+    for node in left:
+        here = _slots(ask.worker, node)
         slots += here
         spare_cpus = max(spare_cpus, node.get("CPU", 0) - here * ask.worker.get("CPU", 0))
     if spare_cpus < 1:  # a worker's place goes to Ray Data
         slots -= 1
     return min(slots, ask.num_workers)
+
+
+def _slots(each: Resources, node: Resources) -> int:
+    return min(int(node.get(name, 0) / amount + 1e-9) for name, amount in each.items() if amount)
+
+
+def _beside_engines(ask: Ask, nodes: Sequence[Resources]) -> list[Resources] | None:
+    """What the nodes have besides the engines, each put where it takes the least room from workers; None: no room."""
+    left = [dict(node) for node in nodes]
+    for _ in range(ask.num_engines):
+        best: tuple[int, int] | None = None
+        for number, node in enumerate(left):
+            if any(node.get(name, 0) < amount for name, amount in ask.engine.items()):
+                continue
+            cost = _slots(ask.worker, node) - _slots(ask.worker, _less(node, ask.engine))
+            best = min(best, (cost, number)) if best else (cost, number)
+        if best is None:
+            return None
+        left[best[1]] = _less(left[best[1]], ask.engine)
+    return left
+
+
+def _less(node: Resources, taken: Resources) -> Resources:
+    return {**node, **{name: node.get(name, 0) - amount for name, amount in taken.items()}}
 
 
 def check_head_answers(address: str) -> None:
@@ -187,6 +217,8 @@ def _summary(ask: Ask, there: list[Resources]) -> str:
     possible = max(0, num_workers_that_fit(ask, there))
     lacking = ask.num_workers - possible
     what = f"{lacking} x ({describe(ask.worker)})" if lacking else "1 CPU for Ray Data"
+    if _beside_engines(ask, there) is None:
+        what = f"a place for {ask.num_engines} x ({describe(ask.engine)}), rollout.num_engines"
     room = f"room for {possible} of the {ask.num_workers} worker(s)"
     return f"asked {ask}; there {len(there)} node(s) with {describe(_sum(there))}: {room}; lacking {what}"
 

@@ -4,17 +4,21 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
 
 from rayswift import preflight
+from rayswift.config.rollout import RolloutConfig
 from rayswift.config.schema import ClusterConfig
 from rayswift.log import UserError
 
 TRAINER = "rayswift_trainer"
 """Custom resource of a Ray started here: train workers hold it, so that all CPUs stay with the data tasks."""
+ENGINE = "rayswift_engine"
+"""The same for engines."""
+_OF_RAY = ("CPU", "GPU")
 _WORKERS_PER_CORE = 2
 
 
@@ -22,7 +26,8 @@ _WORKERS_PER_CORE = 2
 class Layout:
     """Where the training runs: workers, device of each, CPU threads of each; `local`: Ray is started for this run.
 
-    num_workers: the most there can be. min_workers: the fewest; None where their number is fixed.
+    num_workers: the most there can be. min_workers: the fewest; None where their number is fixed. min_engines,
+    max_engines: vLLM engines of a run that samples; engine: what each of them holds.
     """
 
     num_workers: int
@@ -30,6 +35,9 @@ class Layout:
     threads_per_worker: int
     local: bool
     min_workers: int | None = None
+    min_engines: int = 0
+    max_engines: int = 0
+    engine: dict[str, float] = field(default_factory=dict)
 
     @property
     def world_size(self) -> int:
@@ -75,12 +83,15 @@ def join(cluster: ClusterConfig) -> dict[str, float] | None:
     return resources
 
 
-def lay_out(cluster: ClusterConfig, joined: dict[str, float] | None = None) -> Layout:
-    """Resolve workers, device and threads.
+def lay_out(
+    cluster: ClusterConfig, joined: dict[str, float] | None = None, rollout: RolloutConfig | None = None
+) -> Layout:
+    """Resolve workers, device, threads and engines.
 
     Args:
         cluster: As loaded.
         joined: What the cluster has, see `join`; None: judge by this machine.
+        rollout: Of a run that samples; GPUs are shared between its trainers and its engines.
 
     Raises:
         UserError: this machine, if it is the whole cluster, lacks the GPUs or cores asked for.
@@ -95,12 +106,14 @@ def lay_out(cluster: ClusterConfig, joined: dict[str, float] | None = None) -> L
         min_workers, num_workers = num_workers
         if local:  # this machine does not grow
             num_workers = max(min_workers, min(num_workers, num_gpus if device == "cuda" else num_cores))
+    for_engines = _gpus_for_engines(rollout, num_gpus, num_workers) if device == "cuda" else 0
     if num_workers is None:
-        num_workers = max(1, num_gpus) if device == "cuda" and (local or joined) else 1
-    if local and device == "cuda" and max(1, num_workers) > num_gpus:
+        num_workers = max(1, num_gpus - for_engines) if device == "cuda" and (local or joined) else 1
+    if local and device == "cuda" and max(1, num_workers) + for_engines > num_gpus:
+        engines = f" and its engines {for_engines} more" if for_engines else ""
         raise UserError(
-            f"cluster.num_workers = {num_workers} on cuda needs as many GPUs; this machine shows {num_gpus}; lower it, "
-            "set cluster.device cpu, or join a cluster with cluster.address"
+            f"cluster.num_workers = {num_workers} on cuda needs as many GPUs{engines}; this machine shows {num_gpus}; "
+            "lower it, set cluster.device cpu, or join a cluster with cluster.address"
         )
     # A few workers more than cores are slow, but right: a run may have to go on with the count that it needs.
     if local and device == "cpu" and num_workers > _WORKERS_PER_CORE * num_cores:
@@ -110,7 +123,32 @@ def lay_out(cluster: ClusterConfig, joined: dict[str, float] | None = None) -> L
         )
     here = max(1, min(num_workers, num_cores))
     threads = cluster.threads_per_worker or max(1, num_cores // here)
-    return Layout(num_workers, device, threads, local, min_workers)
+    layout = Layout(num_workers, device, threads, local, min_workers)
+    return layout if rollout is None else _with_engines(layout, rollout, for_engines)
+
+
+def _gpus_for_engines(rollout: RolloutConfig | None, num_gpus: int, num_workers: int | None) -> int:
+    """GPUs of the fewest engines; half of all where neither they nor the trainers are counted."""
+    if rollout is None:
+        return 0
+    each = rollout.tensor_parallel_size
+    if rollout.num_engines is not None:
+        return each * (rollout.num_engines[0] if isinstance(rollout.num_engines, list) else rollout.num_engines)
+    free = num_gpus - num_workers if num_workers is not None else num_gpus // 2
+    return each * max(1, free // each)
+
+
+def _with_engines(layout: Layout, rollout: RolloutConfig, num_gpus: int) -> Layout:
+    """The layout with the number of engines, and what each holds."""
+    num_engines = rollout.num_engines
+    if num_engines is None:
+        num_engines = num_gpus // rollout.tensor_parallel_size if layout.device == "cuda" else 1
+    fewest, most = num_engines if isinstance(num_engines, list) else (num_engines, num_engines)
+    # All CPUs of a Ray started here stay with the data tasks.
+    place = {ENGINE: 1.0} if layout.local else {"CPU": float(rollout.engine_threads)}
+    gpus = {"GPU": float(rollout.tensor_parallel_size)} if layout.device == "cuda" else {}
+    held = {**place, **gpus, **rollout.engine_resources}
+    return replace(layout, min_engines=fewest, max_engines=most, engine=held)
 
 
 def count_gpus() -> int:
@@ -143,7 +181,8 @@ def connect(cluster: ClusterConfig, layout: Layout, run_dir: Path) -> None:
     if not layout.local:
         join(cluster)
         fewest = layout.min_workers or layout.num_workers
-        preflight.wait_until_it_fits(preflight.Ask(fewest, worker_resources(layout)), cluster.wait_for_nodes_s)
+        ask = preflight.Ask(fewest, worker_resources(layout), layout.min_engines, layout.engine)
+        preflight.wait_until_it_fits(ask, cluster.wait_for_nodes_s)
         preflight.check_shared(run_dir)
         return
     if ray.is_initialized():
@@ -151,11 +190,16 @@ def connect(cluster: ClusterConfig, layout: Layout, run_dir: Path) -> None:
     _set_up_ray_train(cluster)
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine's only node
     os.environ.setdefault("RAY_WARN_BLOCKING_GET_INSIDE_ASYNC", "0")  # Ray Train's controller does so
+    engine_gpus = layout.engine.get("GPU", 0.0)
     try:
         ray.init(
             num_cpus=cluster.num_data_cpus,
-            num_gpus=layout.world_size if layout.device == "cuda" else 0,
-            resources={TRAINER: float(layout.world_size)},
+            num_gpus=layout.world_size + int(layout.max_engines * engine_gpus) if layout.device == "cuda" else 0,
+            resources={
+                # What users name for nodes of their own is all here.
+                **{name: layout.max_engines * each for name, each in layout.engine.items() if name not in _OF_RAY},
+                TRAINER: float(layout.world_size),
+            },
             include_dashboard=False,
             log_to_driver=False,
             logging_level="ERROR",

@@ -1,9 +1,15 @@
 """What a task needs, and what has no meaning for it: checks across sections, before anything starts."""
 
+from rayswift.config.rollout import RolloutConfig
 from rayswift.config.schema import RlhfConfig, SftConfig, TrainingConfig
 
 ONLINE_TASKS = ("grpo", "ppo", "gkd")
 """Tasks that sample completions."""
+
+
+def rollout_of(config: TrainingConfig) -> RolloutConfig | None:
+    """Section `rollout` of a run that samples completions; None: it does not."""
+    return config.rollout if isinstance(config, RlhfConfig) and config.train.task in ONLINE_TASKS else None
 
 
 def task_problems(config: TrainingConfig) -> list[str]:

@@ -34,14 +34,8 @@ class _Open:
     """A round that draws: prompts by ordinal, and their outcome, None while they are under way."""
 
     outcomes: dict[int, str | None] = field(default_factory=dict)
-
-    @property
-    def num_kept(self) -> int:
-        return sum(outcome in (None, TRAINED) for outcome in self.outcomes.values())
-
-    @property
-    def is_under_way(self) -> bool:
-        return None in self.outcomes.values()
+    num_under_way: int = 0
+    num_trained: int = 0
 
 
 class Admission:
@@ -88,7 +82,7 @@ class Admission:
 
     def _has_room(self, each: _Open) -> bool:
         most = self._plan.num_prompts * (1 + self._plan.max_resamples)
-        return each.num_kept < self._plan.num_prompts and len(each.outcomes) < most
+        return each.num_under_way + each.num_trained < self._plan.num_prompts and len(each.outcomes) < most
 
     def _may_open(self, num_ready: int) -> bool:
         allowed = self._published is not None and self._newest <= self._published + self._plan.max_staleness
@@ -104,19 +98,24 @@ class Admission:
         """The next prompt of the sequence goes to a round, as `next_round` said."""
         if number == self._newest:
             self._newest += 1
-        self._open.setdefault(number, _Open()).outcomes[ordinal] = None
+        each = self._open.setdefault(number, _Open())
+        each.outcomes[ordinal] = None
+        each.num_under_way += 1
         self._round_of[ordinal] = number
 
     def finish(self, ordinal: int, outcome: str) -> int:
         """A prompt has its outcome: `TRAINED`, or why it is not; returns its round."""
         number = self._round_of.pop(ordinal)
-        self._open[number].outcomes[ordinal] = outcome
+        each = self._open[number]
+        each.outcomes[ordinal] = outcome
+        each.num_under_way -= 1
+        each.num_trained += outcome == TRAINED
         return number
 
     def is_complete(self, number: int, num_ready: int, ended: bool) -> bool:
         """Whether nothing of a round is under way, and nothing can be added to it."""
         each = self._open.get(number)
-        if each is None or each.is_under_way:
+        if each is None or each.num_under_way:
             return False
         return not self._has_room(each) or (ended and not num_ready)
 

@@ -119,8 +119,7 @@ class Checkpoints(TrainerCallback):
             dist.barrier()
         if args.should_save:
             self._uploads.wait()  # a slow storage slows the training down, rather than lose checkpoints
-            data_state = json.dumps({"position": self._stream.position.to_json(), "epochs": self._stream.epochs})
-            (folder / checkpoint.DATA_STATE).write_text(data_state, encoding="utf-8")
+            (folder / checkpoint.DATA_STATE).write_text(json.dumps(self._stream.state()), encoding="utf-8")
             shutil.copyfile(self._run_dir / CONFIG, folder / CONFIG)
             checkpoint.seal(folder, state.global_step, args.world_size, self._zero_stage)
             universal.discard(self._run_dir)

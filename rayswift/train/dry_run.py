@@ -5,6 +5,7 @@ from pathlib import Path
 from rayswift.config.built import not_built
 from rayswift.config.load import to_yaml
 from rayswift.config.schema import TrainingConfig
+from rayswift.config.task_checks import rollout_of
 from rayswift.data.sources.find import parse_source
 from rayswift.resources import lay_out
 from rayswift.train.plan import describe, resolve
@@ -16,7 +17,7 @@ def dry_run(config: TrainingConfig) -> None:
     Raises:
         UserError: fields that do not go together.
     """
-    plan = resolve(config, lay_out(config.cluster), None)
+    plan = resolve(config, lay_out(config.cluster, rollout=rollout_of(config)), None)
     unchecked = []
     if not plan.layout.local:
         unchecked.append("the cluster: what it has, and what of it is free, is looked at when the run starts")

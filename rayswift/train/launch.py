@@ -1,7 +1,7 @@
-"""Start the feed and the workers, and see them to the end.
+"""Start what supplies the batches, and the workers, and see them to the end.
 
-The driver owns the feed; Ray Train's controller owns the workers and restarts them after a death. With `num_workers`
-0 both run in this process, with the same code below them.
+The driver owns the supply (the feed of rows, or the rollout plane); Ray Train's controller owns the workers and
+restarts them after a death. With `num_workers` 0 the worker runs in this process, with the same code below it.
 """
 
 import os
@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from rayswift.config.schema import TrainingConfig
-from rayswift.data.feed import DRIVERS_ATTEMPT, Feed, StaleAttempt
-from rayswift.data.global_batches import FeedPlan, Position, micro_batches
-from rayswift.data.stream import stream_windows, user_error_in
-from rayswift.data.windows import Windows
+from rayswift.data.feed import StaleAttempt
+from rayswift.data.global_batches import FeedPlan, micro_batches
+from rayswift.data.stream import user_error_in
 from rayswift.log import UserError, logger, setup_worker
 from rayswift.resources import Layout
 from rayswift.train import events, user_code
 from rayswift.train.clock import Clock
 from rayswift.train.console import Console
-from rayswift.train.feed_client import ActorFeed, FeedClient, LocalFeed
+from rayswift.train.supply import Connect, Supply, SupplyClient
 
 
 @dataclass(frozen=True)
@@ -60,79 +59,67 @@ class Worker:
 
     rank: int
     size: int
-    feed: FeedClient
+    supply: SupplyClient
 
 
 TrainLoop = Callable[[RunSpec, Worker], None]
 
 
-def fit(spec: RunSpec, train_loop: TrainLoop, windows: Windows, eval_windows: Windows | None, start: Position) -> None:
+def fit(spec: RunSpec, train_loop: TrainLoop, supply: Supply) -> None:
     """Run `train_loop` on every worker until the data ends.
 
     Raises:
         UserError: what stopped the run; exit code 1.
     """
     if spec.layout.num_workers == 0:
-        return _fit_here(spec, train_loop, windows, eval_windows, start)
+        return _fit_here(spec, train_loop, supply)
     import ray
     from ray.train import FailureConfig, RunConfig
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from rayswift.train.group import scaling, trainer_class
 
-    feed_name = f"rayswift-feed-{uuid.uuid4().hex[:8]}"
-    # Beside the driver, whose end is the run's anyway; `soft` would let it go anywhere.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    num_threads = 2 * spec.layout.num_workers + 4
-    feed = (
-        ray.remote(Feed)
-        .options(name=feed_name, num_cpus=0, max_restarts=3, max_concurrency=num_threads, scheduling_strategy=here)
-        .remote(windows, eval_windows, spec.feed_plan, str(spec.run_dir / "data"), stream_windows)
-    )
-    feed.begin.remote(DRIVERS_ATTEMPT, start)  # the first window is encoded while the workers start
-    storage = spec.run_dir / "ray"
-    trainer = trainer_class(spec.layout, spec.run_dir, feed_name, spec.config.cluster.wait_for_nodes_s)(
-        partial(_worker_main, spec, train_loop, feed_name),
+    name = f"rayswift-{uuid.uuid4().hex[:8]}"
+    connect = supply.start(name)
+    trainer = trainer_class(spec.layout, spec.run_dir, name, spec.config.cluster.wait_for_nodes_s)(
+        partial(_worker_main, spec, train_loop, connect),
         scaling_config=scaling(spec.layout),
         run_config=RunConfig(
-            name=feed_name,
-            storage_path=str(storage),
+            name=name,
+            storage_path=str(spec.run_dir / "ray"),
             failure_config=FailureConfig(max_failures=spec.config.cluster.max_failures),
             callbacks=[_on_failure(spec.run_dir)],
         ),
     )
-    with Console(spec.run_dir, lambda: ray.get(feed.progress.remote(), timeout=5), spec.feed_plan):
-        try:
+    try:
+        with Console(spec.run_dir, supply.progress, spec.feed_plan):
             trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise _explain(error, spec) from error
-        except ray.exceptions.RayActorError as error:
-            raise UserError(
-                f"Ray Train's controller died: {_first_line(error)}; continue with --resume auto", exit_code=1
-            ) from error
+    except ray.train.TrainingFailedError as error:
+        raise _explain(error, spec) from error
+    except ray.exceptions.RayActorError as error:
+        raise UserError(
+            f"Ray Train's controller died: {_first_line(error)}; continue with --resume auto", exit_code=1
+        ) from error
+    finally:
+        supply.close()
 
 
-def _fit_here(
-    spec: RunSpec, train_loop: TrainLoop, windows: Windows, eval_windows: Windows | None, start: Position
-) -> None:
-    feed = Feed(windows, eval_windows, spec.feed_plan, str(spec.run_dir / "data"), stream_windows)
-    feed.begin(DRIVERS_ATTEMPT, start)
+def _fit_here(spec: RunSpec, train_loop: TrainLoop, supply: Supply) -> None:
+    client = supply.start_here()
     if spec.config.cluster.uses_deepspeed:
         os.environ.update(_rank_environment(0, 1, 0, 1, "127.0.0.1", _free_port()))
-    client = LocalFeed(feed, spec.config.cluster.timeout_s)
     driver_handlers = logger.handlers
     setup_worker(spec.run_dir / "logs", "rank-0")
     try:
-        with Console(spec.run_dir, feed.progress, spec.feed_plan):
+        with Console(spec.run_dir, supply.progress, spec.feed_plan):
             train_loop(spec.as_seen_by(1), Worker(0, 1, client))
     except (Exception, SystemExit) as error:  # a callback may call sys.exit
         raise _as_user_error(error, spec, 0) from error
     finally:
-        feed.close()
+        supply.close()
         logger.handlers = driver_handlers
 
 
-def _worker_main(spec: RunSpec, train_loop: TrainLoop, feed_name: str) -> None:
+def _worker_main(spec: RunSpec, train_loop: TrainLoop, connect: Connect) -> None:
     """A train worker's process: join the group, then train."""
     import ray.train
     import ray.train.collective
@@ -146,9 +133,8 @@ def _worker_main(spec: RunSpec, train_loop: TrainLoop, feed_name: str) -> None:
         address = ray.train.collective.broadcast_from_rank_zero((ray.util.get_node_ip_address(), _free_port()))
         local_rank, local_size = context.get_local_rank(), context.get_local_world_size()
         os.environ.update(_rank_environment(rank, size, local_rank, local_size, *address))
-    feed = ActorFeed(feed_name, rank, size, spec.config.cluster.timeout_s)
     try:
-        train_loop(spec.as_seen_by(size), Worker(rank, size, feed))
+        train_loop(spec.as_seen_by(size), Worker(rank, size, connect(rank, size)))
     except (Exception, SystemExit) as error:
         failure = _as_user_error(error, spec, rank)
         ours = user_error_in(error) or user_code.blame(error, spec.config.train)

@@ -1,12 +1,14 @@
 """What a worker group agrees on before it trains: the checkpoint to continue, and the weights to begin with."""
 
 from pathlib import Path
+from typing import cast
 
 import torch.distributed as dist
 
 from rayswift.config.tuner_fields import looks_at_rows
 from rayswift.log import logger
 from rayswift.train import checkpoint, events, initial_weights, universal
+from rayswift.train.feed_client import FeedClient
 from rayswift.train.launch import RunSpec, Worker
 from rayswift.train.run_folder import Resume, load_resume
 from rayswift.train.tasks import TASKS
@@ -25,7 +27,7 @@ def agree_on_checkpoint(spec: RunSpec, worker: Worker) -> tuple[Resume | None, i
         checkpoint.sweep(spec.run_dir)
         newest = checkpoint.newest(spec.run_dir)
         path = newest.path if newest else spec.resume_from
-        decided = [str(path) if path else None, worker.feed.new_attempt()]
+        decided = [str(path) if path else None, worker.supply.new_attempt()]
         logger.info("%d worker(s) begin at %s", worker.size, path.name if path else "the first step")
     if worker.size > 1:
         dist.broadcast_object_list(decided)
@@ -59,7 +61,7 @@ def weights_to_load(spec: RunSpec, worker: Worker) -> str:
         return model.path
     folder = spec.run_dir / "init"
     if worker.rank == 0 and not folder.exists():
-        rows = worker.feed.first_rows(model.init_rows) if looks_at_rows(model) else ()
+        rows = cast(FeedClient, worker.supply).first_rows(model.init_rows) if looks_at_rows(model) else ()
         head = TASKS[spec.config.train.task].head
         initial_weights.write(model, spec.tokenizer_dir, folder, spec.config.train.seed, head, rows)
     if worker.size > 1:

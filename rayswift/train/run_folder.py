@@ -17,6 +17,7 @@ from rayswift.config.schema import TrainConfig, TrainingConfig
 from rayswift.config.section import Section
 from rayswift.data.global_batches import Position
 from rayswift.log import UserError, logger
+from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.train import checkpoint, guard, user_code
 from rayswift.train.accounting import write_accounting
 from rayswift.train.best import evaluations, num_without_improvement
@@ -109,13 +110,14 @@ _FREE = frozenset(
 
 @dataclass(frozen=True)
 class Resume:
-    """The checkpoint a launch continues; `history`: the log entries up to it."""
+    """The checkpoint a launch continues; `history`: the log entries up to it; `ledger`: of a run that samples."""
 
     saved: checkpoint.Saved
     position: Position
     epochs: float
     config: dict[str, Any]
     history: list[dict[str, Any]] = field(default_factory=list)
+    ledger: LedgerSnapshot = field(default_factory=LedgerSnapshot)
 
     def is_end_of(self, train: TrainConfig) -> bool:
         """Whether nothing is left to train, early stopping included."""
@@ -212,7 +214,14 @@ def load_resume(saved: checkpoint.Saved) -> Resume:
     state = json.loads(data_state.read_text(encoding="utf-8"))
     config = yaml.safe_load((saved.path / CONFIG).read_text(encoding="utf-8"))
     trainer_state = json.loads((saved.path / "trainer_state.json").read_text(encoding="utf-8"))
-    return Resume(saved, Position(**state["position"]), state["epochs"], config, trainer_state.get("log_history", []))
+    return Resume(
+        saved,
+        Position(**state["position"]),
+        state["epochs"],
+        config,
+        trainer_state.get("log_history", []),
+        LedgerSnapshot.from_json(state["ledger"]) if "ledger" in state else LedgerSnapshot(),
+    )
 
 
 def _clear(run_dir: Path) -> None:

@@ -52,6 +52,10 @@ class Progress(ABC):
     def evaluation_batches(self, batch_size: int) -> Iterator[tuple[Rows, dict[str, Any]]]:
         """This rank's evaluation batches with their rows, as many as every other rank has."""
 
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint behind the step that was handed out last holds of the data, as plain values."""
+        return {"position": self.position.to_json(), "epochs": self.epochs}
+
     def start_tally(self) -> Tally:
         """What was counted so far; counting starts again."""
         tally, self._tally = self._tally, Tally()

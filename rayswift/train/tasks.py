@@ -26,7 +26,8 @@ class Task:
     its rows are; collate: packed rows -> the tensors its loss takes; head: what the model ends in; packs: whether
     documents share a row (`data.packing`); mean_over_rows: whether the loss is a mean over rows, not over tokens, so
     that an incomplete batch is never trained; has_reference: whether the model is held against what it was before;
-    defaults: fields of its config with other defaults than TRL's.
+    defaults: fields of its config with other defaults than TRL's; stream: makes a rank's steps of what it is supplied
+    with.
     """
 
     verb: str
@@ -39,6 +40,12 @@ class Task:
     mean_over_rows: bool
     has_reference: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    stream: str = "rayswift.train.row_stream:row_stream"
+
+    @property
+    def is_online(self) -> bool:
+        """Whether it samples what it trains on."""
+        return self.family == "prompt"
 
 
 _CPO = Task(

@@ -1,12 +1,12 @@
 """A training run of any task: the driver's half is `run`, each worker's half is `train_loop`."""
 
-from functools import partial
 from pathlib import Path
 
 import psutil
 
 from rayswift.config.built import refuse_unbuilt
 from rayswift.config.schema import TrainingConfig
+from rayswift.config.task_checks import rollout_of
 from rayswift.data import prepare
 from rayswift.data.filesystem import is_url
 from rayswift.data.global_batches import FeedPlan, Position, table
@@ -16,6 +16,7 @@ from rayswift.resources import connect, join, lay_out
 from rayswift.train import adapters, run_folder, storage, user_code
 from rayswift.train import plan as planning
 from rayswift.train.clock import Clock
+from rayswift.train.feed_supply import FeedSupply
 from rayswift.train.launch import RunSpec, Worker, fit, join_process_group
 from rayswift.train.report.live import REPORT, LiveReport
 from rayswift.train.tasks import TASKS, load, row_kind
@@ -38,7 +39,7 @@ def run(config: TrainingConfig) -> None:
 
 def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:
     # 1. What runs where, and what an earlier launch of this run left.
-    layout = lay_out(config.cluster, join(config.cluster))
+    layout = lay_out(config.cluster, join(config.cluster), rollout_of(config))
     resume = run_folder.open_run(config, run_dir)
     plan = planning.resolve(config, layout, resume)
     config = plan.config
@@ -77,7 +78,8 @@ def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:
             resume_from=resume.saved.path.resolve() if resume else None,
             work_dir=Path.cwd(),
         )
-        fit(spec, train_loop, windows, eval_windows, resume.position if resume else Position())
+        start = resume.position if resume else Position()
+        fit(spec, train_loop, FeedSupply(spec, windows, eval_windows, start))
 
         _finish(run_dir, config, clock)
 
@@ -101,7 +103,6 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     from rayswift.train import parameters, tuners
     from rayswift.train.arguments import trainer_arguments
     from rayswift.train.restart import agree_on_checkpoint, prepare_checkpoint, weights_to_load
-    from rayswift.train.stream import Stream
     from rayswift.train.trainer import callbacks_of
 
     clock.lap("imports")
@@ -114,22 +115,14 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     resume, attempt = agree_on_checkpoint(spec, worker)
     universal = prepare_checkpoint(resume, worker)
     args = trainer_arguments(spec, load(task.arguments), dtype, worker.rank == 0, universal)
-    worker.feed.begin(attempt, resume.position if resume else Position())
+    worker.supply.begin(attempt, resume.position if resume else Position())
     # Without DeepSpeed, which keeps float32 masters itself, weights stay float32 and autocast computes in `dtype`.
     # Quantized ones are frozen, and computed in the number format they are loaded with.
     weights_dtype = dtype if config.cluster.uses_deepspeed or config.model.quantization else "float32"
     set_seed(config.train.seed)  # a head that the weights do not hold is the same on every rank
     model = models.load_model(config.model, weights, weights_dtype, task.head)
     tokenizer = models.load_tokenizer(str(spec.tokenizer_dir), config.model.trust_remote_code)
-    stream = Stream(
-        worker.feed,
-        resume.position if resume else Position(),
-        resume.epochs if resume else 0.0,
-        micro_batch=config.train.per_device_train_batch_size,
-        accumulation=config.train.gradient_accumulation_steps,
-        max_length=config.data.max_length,
-        collate=partial(load(task.collate), pad_token_id=tokenizer.pad_token_id, layout=models.layout_of(model)),
-    )
+    stream = load(task.stream)(spec, worker.supply, resume, tokenizer, model)
     trainer = trainer_class(
         spec=spec,
         rank=worker.rank,

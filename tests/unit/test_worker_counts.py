@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayswift.config.load import load
-from rayswift.config.schema import SftConfig
+from rayswift.config.schema import RlhfConfig, SftConfig
 from rayswift.data.global_batches import FeedPlan, Position, micro_batches, share
 from rayswift.log import UserError
+from rayswift.preflight import Ask, num_workers_that_fit
 from rayswift.resources import Layout, lay_out
 from rayswift.train import plan as planning
 from rayswift.train.checkpoint import Saved
@@ -151,3 +152,30 @@ def test_a_range_on_this_machine_ends_at_its_cores(monkeypatch: pytest.MonkeyPat
     assert (layout.num_workers, layout.min_workers) == (2, 1)
     with pytest.raises(UserError, match=r"cluster\.num_workers = 8 is more than the 2 CPU cores"):
         lay_out(config_of("--num_workers", "8", "64", "--device", "cpu").cluster)
+
+
+def test_engines_share_the_gpus_with_the_trainers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of(*argv: str) -> tuple[int, int, int]:
+        given_argv = ["--model", str(REPO / "examples" / "tiny"), "--dataset", "d.jsonl", "--rlhf_type", "grpo"]
+        config = load("rlhf", [*given_argv, *argv]).config
+        assert isinstance(config, RlhfConfig)
+        layout = lay_out(config.cluster, {"GPU": 8.0, "CPU": 64.0}, config.rollout)
+        return layout.num_workers, layout.min_engines, layout.max_engines
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert of() == (4, 4, 4)
+    assert of("--num_workers", "6") == (6, 2, 2)
+    assert of("--num_engines", "2", "6") == (6, 2, 6)
+    assert of("--num_engines", "1", "--tensor_parallel_size", "2") == (6, 1, 1)
+    assert of("--device", "cpu", "--num_engines", "3") == (1, 3, 3)
+
+
+def test_what_a_sampling_run_asks_a_cluster_for() -> None:
+    engine = {"GPU": 1.0}
+    ask = Ask(2, {"CPU": 1.0, "GPU": 1.0}, 2, engine)
+    assert str(ask) == "2 worker(s) of 1 CPU + 1 GPU each, 2 engine(s) of 1 GPU each, and 1 CPU for Ray Data"
+    assert num_workers_that_fit(ask, [{"CPU": 8, "GPU": 4}]) == 2
+    assert num_workers_that_fit(ask, [{"CPU": 8, "GPU": 3}]) == 1
+    assert num_workers_that_fit(ask, [{"CPU": 8, "GPU": 1}]) == -1
+    # Engines go where they take no worker's place.
+    assert num_workers_that_fit(ask, [{"CPU": 4, "GPU": 2}, {"CPU": 0, "GPU": 2}]) == 2

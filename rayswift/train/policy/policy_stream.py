@@ -139,6 +139,10 @@ class PolicyStream(Progress):
             for index in range(received.num_steps)
         ]
 
+    def state(self) -> dict[str, Any]:
+        """See Progress; with the ledger."""
+        return super().state() | {"ledger": dict(self.ledger)}
+
     def evaluate(self) -> Mapping[str, float]:
         """Mean rewards on the evaluation prompts, by the weights that were published last."""
         return self._client.evaluate(self.number)
