@@ -21,6 +21,8 @@ class ModelConfig(Section):
     """Number format of weights and activations; auto: bfloat16 on GPUs that have it, else float32."""
     attn_implementation: str | None = None
     """Attention kernel as `transformers` names it (sdpa, eager, flash_attention_2, ...); null: its own choice."""
+    use_kernels: bool = False
+    """Run layers by kernels from the Hub where there are some for the device (package `kernels`)."""
     experts_implementation: Literal["eager", "grouped_mm", "batched_mm"] | None = None
     """How the experts of a mixture-of-experts model are computed; null: `transformers`' own choice."""
     lora_rank: int = Field(8, ge=1)

@@ -31,6 +31,8 @@ def missing_packages(config: TrainingConfig) -> list[str]:
     needed: list[tuple[str, str, str]] = []
     if model.quantization:
         needed.append((f"model.quantization = {model.quantization}", *_BITSANDBYTES))
+    if model.use_kernels:
+        needed.append(("model.use_kernels", "kernels", "kernels"))
     for prefixes, package in _OPTIMIZER_PACKAGES:
         if optim.startswith(prefixes):
             needed.append((f"train.optim = {optim}", *package))

@@ -48,6 +48,8 @@ def load_model(config: ModelConfig, path: str, dtype: str, head: Head = "causal_
     kwargs: dict[str, Any] = {"dtype": getattr(torch, dtype), "trust_remote_code": config.trust_remote_code}
     if config.attn_implementation:
         kwargs["attn_implementation"] = config.attn_implementation
+    if config.use_kernels:
+        kwargs["use_kernels"] = True
     if config.experts_implementation:
         kwargs["experts_implementation"] = config.experts_implementation
     if config.revision:
