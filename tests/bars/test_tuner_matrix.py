@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.ray.conftest import assert_same_curve, curve, sft, start
 from tests.ray.test_equivalence import TOLERANCE, layout
@@ -85,6 +85,25 @@ def test_it_resumes(flags: tuple[str, ...], workers: int, stage: int, tmp_path: 
     sft(tmp_path / "cut", *run, "--max_steps", "2")
     sft(tmp_path / "cut", *run, "--max_steps", "4", "--resume", "auto")
     assert_same_curve(tmp_path / "cut", tmp_path / "whole", TOLERANCE)
+
+
+@pytest.mark.parametrize("flags", [(), ("--tuner", "lora", "--modules_to_save", "embed_tokens")], ids=["full", "lora"])
+def test_new_tokens_are_served(flags: tuple[str, ...], run_dir: Path, tiny: tuple[str, ...]) -> None:
+    """One token for the new word, and the same answer from both engines: of the run, or of its merged weights."""
+    steps = ("--max_steps", "3", "--save_strategy", "steps", "--learning_rate", "1e-2")
+    sft(run_dir, *tiny, *flags, "--new_special_tokens", "<|plan|>", *layout(0, 0), *steps)
+    model = run_dir
+    if flags:
+        code, out = start("export", "", "--model", str(run_dir), "--merge_lora").wait()
+        assert code == 0, out
+        model = run_dir / "merged-checkpoint-3"
+    assert len(AutoTokenizer.from_pretrained(model if flags else model / "checkpoint-3")("<|plan|>")["input_ids"]) == 1
+    asked = ("--model", str(model), "--prompt", "<|plan|> What is 2 + 3?", "--max_new_tokens", "12")
+    answers = [start("infer", "", *asked, "--backend", backend).wait() for backend in ("transformers", "vllm")]
+    assert [code for code, _ in answers] == [0, 0], answers
+    said = ["".join(line for line in out.splitlines() if line.startswith(">")) for _, out in answers]
+    assert said[0] == said[1] != ""
+    assert answers[0][1].splitlines()[-1] == answers[1][1].splitlines()[-1]
 
 
 @pytest.mark.parametrize(

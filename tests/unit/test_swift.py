@@ -391,13 +391,15 @@ def run(capfd: pytest.CaptureFixture[str]) -> Any:
     [
         (["rlhf", "--rlhf_type", "grpo", "--reward_funcs", "format"], "train.task = grpo: not built yet"),
         (["sft", "--task_type", "embedding"], "train.task = embedding: not built yet"),
-        (["sft", "--tuner_type", "adalora"], "model.tuner = adalora (its loss has a term"),
         (["sft", "--optim", "adalomo"], "train.optim = adalomo (it steps within"),
         (
             ["sft", "--tuner_type", "lora", "--init_weights", "loftq"],
             "init_lora_weights = loftq (PEFT makes it on a GPU",
         ),
-        (["sft", "--tuner_type", "lora", "--init_weights", "lora-ga"], "init_lora_weights = lora_ga (it looks at rows"),
+        (
+            ["sft", "--tuner_type", "lora", "--init_weights", "loftq"],
+            "init_lora_weights = loftq (PEFT makes it on a GPU",
+        ),
         (["sft", "--tuner_type", "lora", "--model.tuner_kwargs", '{"use_dorra": true}'], "did you mean use_dora?"),
     ],
 )

@@ -52,8 +52,8 @@ MODEL: dict[str, Rule] = {
     "init_lora_weights": Into("model.tuner_kwargs", ("init_lora_weights",), {"lora-ga": "lora_ga"}),
     "lora_dtype": NoEffect("adapter weights are float32, or under DeepSpeed model.dtype"),
     "lorap_lr_ratio": To("model.lora_plus_ratio"),
-    "lora_ga_batch_size": NoEffect("PEFT's LoRA-GA takes its gradients from the batches it is given"),
-    "lora_ga_iters": NoEffect("PEFT's LoRA-GA takes its gradients from the batches it is given"),
+    "lora_ga_batch_size": NoEffect("LoRA-GA takes its gradients from model.init_rows packed rows, one by one"),
+    "lora_ga_iters": NoEffect("LoRA-GA takes its gradients from model.init_rows packed rows, one by one"),
     "lora_ga_max_length": NoEffect("the gradients of LoRA-GA come from rows of up to data.max_length tokens"),
     "lora_ga_direction": Into("model.tuner_kwargs", ("lora_ga_config", "direction")),
     "lora_ga_scale": Into(
