@@ -51,7 +51,7 @@ PURE = [
     "rayswift.train.memory",
     "rayswift.train.checkpoint",
     "rayswift.train.events",
-    *(f"rayswift.rollout.{n}" for n in ["membership", "salvage"]),
+    *(f"rayswift.rollout.{n}" for n in ["autoscale", "membership", "salvage"]),
     *(f"rayswift.train.report.{n}" for n in ["curves", "charts", "advice", "page"]),
 ]
 
