@@ -7,11 +7,11 @@ from rayswift.config.section import Section
 from rayswift.config.tuner_fields import is_initialised_before, tuner_problems
 from rayswift.log import UserError
 
-BUILT_TASKS = ("causal_lm", "dpo", "rm", "orpo", "cpo", "simpo", "seq_cls")
+BUILT_TASKS = ("causal_lm", "dpo", "kto", "rm", "orpo", "cpo", "simpo", "seq_cls")
 """Tasks that this version trains, those of `train/tasks.py`."""
 # Settings of `data` and `cluster` that no training reads yet, besides their defaults.
 _DATA = ("loss_scale",)
-_TRL = ("precompute_ref_log_probs", "sync_ref_model")
+_TRL = ("sync_ref_model",)
 _CLUSTER = ("sequence_parallel_size",)
 # Fields of PEFT's LoraConfig that are known to train, save, load and merge.
 _LORA_KWARGS = (

@@ -1,10 +1,27 @@
 """What a task needs, and what has no meaning for it: checks across sections, before anything starts."""
 
+from typing import Any
+
+from rayswift.config.model import RlhfModelConfig
 from rayswift.config.rollout import RolloutConfig
 from rayswift.config.schema import RlhfConfig, SftConfig, TrainingConfig
+from rayswift.config.tuner_fields import begins_with_other_weights
 
 ONLINE_TASKS = ("grpo", "ppo", "gkd")
 """Tasks that sample completions."""
+
+LOSS_TYPES = {
+    "dpo": (
+        "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+        "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+    ),
+    "kto": ("kto", "apo_zero_unpaired"),
+    "cpo": ("sigmoid", "hinge", "ipo", "simpo", "alphapo"),
+    "simpo": ("simpo",),
+}  # fmt: skip
+"""What `train.loss_type` may be, for tasks whose TRL config leaves it open."""
+_F_DIVERGENCE_LOSSES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
+_SORTING_LOSSES = ("aot", "aot_unpaired")
 
 
 def rollout_of(config: TrainingConfig) -> RolloutConfig | None:
@@ -27,7 +44,7 @@ def task_problems(config: TrainingConfig) -> list[str]:
             f"train.loss_type = {config.train.loss_type}: model.problem_type decides the loss of seq_cls; unset it"
         )
     if config.train.task not in ("causal_lm", *ONLINE_TASKS):
-        found += _whole_row_problems(config)
+        found += _whole_row_problems(config) + _loss_problems(config)
     if isinstance(config, RlhfConfig):
         found += _online_problems(config) if config.train.task in ONLINE_TASKS else _offline_problems(config)
     return found
@@ -55,6 +72,63 @@ def max_prompt_length(config: RlhfConfig) -> int:
     """Tokens of the longest prompt."""
     rollout = config.rollout
     return rollout.max_prompt_length or config.data.max_length - rollout.max_completion_length
+
+
+def _loss_problems(config: TrainingConfig) -> list[str]:
+    task, given = config.train.task, config.train.trl_extra
+    value = given.get("loss_type", [])
+    losses = value if isinstance(value, list) else [value]
+    known = LOSS_TYPES.get(task, losses)
+    found = [
+        f"train.loss_type = {loss} is no loss of task {task}; there are {', '.join(known)}"
+        for loss in losses
+        if loss not in known
+    ]
+    if task == "dpo":
+        found += _dpo_problems(losses or ["sigmoid"], given) + _reference_problems(config)
+    if task == "kto" and "apo_zero_unpaired" not in losses and config.train.global_batch_size == 1:
+        found.append(
+            "train.global_batch_size = 1: the KL term of kto pairs prompts with answers of other rows; set 2 or more, "
+            "or train.loss_type apo_zero_unpaired"
+        )
+    if task == "kto" and given.get("precompute_ref_log_probs"):
+        found.append(
+            "train.precompute_ref_log_probs: the KL term of kto needs the reference at every step, for pairs that each "
+            "epoch makes anew; unset it"
+        )
+    return found
+
+
+def _reference_problems(config: TrainingConfig) -> list[str]:
+    """Of what takes the place of a reference model in memory."""
+    model, given = config.model, config.train.trl_extra
+    named = model.reference if isinstance(model, RlhfModelConfig) else None
+    found = []
+    if given.get("reference_free") and (named or given.get("precompute_ref_log_probs")):
+        other = "model.reference" if named else "train.precompute_ref_log_probs"
+        found.append(f"train.reference_free = True leaves nothing for {other}; unset one of them")
+    if given.get("precompute_ref_log_probs") and not named and begins_with_other_weights(model):
+        found.append(
+            "train.precompute_ref_log_probs needs a reference that is there before the run begins, but this run makes "
+            "its initial weights first; set model.reference, or unset it"
+        )
+    return found
+
+
+def _dpo_problems(losses: list[str], given: dict[str, Any]) -> list[str]:
+    found = []
+    weights, divergence = given.get("loss_weights"), given.get("f_divergence_type", "reverse_kl")
+    if weights and len(weights) != len(losses):
+        found.append(f"train.loss_weights has {len(weights)} weights for {len(losses)} losses; give one each")
+    if "exo_pair" in losses and not given.get("label_smoothing"):
+        found.append("train.loss_type = exo_pair needs train.label_smoothing above 0; its paper takes 1e-3")
+    without = [loss for loss in losses if loss not in _F_DIVERGENCE_LOSSES]
+    if divergence != "reverse_kl" and without:
+        found.append(f"train.f_divergence_type = {divergence} is not defined for loss {without[0]}; unset it")
+    sorting = [loss for loss in losses if loss in _SORTING_LOSSES]
+    if given.get("use_weighting") and sorting:
+        found.append(f"train.use_weighting weighs pairs, but loss {sorting[0]} sorts them apart; unset it")
+    return found
 
 
 def _online_problems(config: RlhfConfig) -> list[str]:

@@ -1,10 +1,20 @@
-"""Fields of online tasks for which TRL has none, written as TRL writes its configs: `trl_fields.py` reads both alike.
+"""Fields of tasks for which TRL has none, written as TRL writes its configs: `trl_fields.py` reads both alike.
 
 A field here belongs to section `train` of its task (`train.kl_coef` of task ppo).
 """
 
 from dataclasses import dataclass, field
 from typing import Literal
+
+
+@dataclass
+class DpoFields:
+    """Task dpo, beyond TRL's `DPOConfig`."""
+
+    reference_free: bool = field(
+        default=False,
+        metadata={"help": "Hold the model against no reference: every log-probability of one counts as 0."},
+    )
 
 
 @dataclass

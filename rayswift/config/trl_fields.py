@@ -27,7 +27,11 @@ _SOURCES = {
     "embedding": _HF_ONLY,
     "reranker": _HF_ONLY,
     "generative_reranker": _HF_ONLY,
-    "dpo": (*_BASES, ("trl", "trainer/dpo_config.py", "DPOConfig")),
+    "dpo": (
+        *_BASES,
+        ("trl", "trainer/dpo_config.py", "DPOConfig"),
+        ("rayswift", "config/task_fields.py", "DpoFields"),
+    ),
     "orpo": (*_BASES, ("trl", "experimental/orpo/orpo_config.py", "ORPOConfig")),
     "cpo": (*_BASES, _CPO),
     "simpo": (*_BASES, _CPO),

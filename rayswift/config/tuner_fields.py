@@ -51,6 +51,13 @@ def looks_at_rows(model: ModelConfig) -> bool:
     return is_initialised_before(model) and model.tuner_kwargs["init_lora_weights"] in _FROM_ROWS
 
 
+def begins_with_other_weights(model: ModelConfig) -> bool:
+    """Whether training begins with other weights, or another `config.json`, than those at `model.path`."""
+    stretched = model.rope_scaling or model.max_position_embeddings
+    merged = len(model.adapters) > 1
+    return bool(model.random_init or model.new_special_tokens or stretched or merged or is_initialised_before(model))
+
+
 def tuner_problems(model: ModelConfig) -> list[str]:
     """One line for each setting of an adapter, or of full training, that the tuner does not take."""
     if model.tuner == "full":

@@ -9,7 +9,7 @@ that are not dead yet are refused, and move nothing.
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ class Feed:
         self._wanted: dict[int, int] = {}
         self._ended_at: int | None = None
         self._error: BaseException | None = None
-        self._eval_rows: list[PackedRow] | None = None
+        self._eval_rows: tuple[PackedRow, ...] | None = None
         self._eval_lock = threading.Lock()
 
     def new_attempt(self) -> int:
@@ -203,9 +203,9 @@ class Feed:
                     self._quarantine.add(window)
                 if not encoded:
                     raise UserError("no evaluation row can be used; see data/quarantine.jsonl", exit_code=1)
-                self._eval_rows = encoded
+                self._eval_rows = self._plan.related(tuple(encoded))
         rows = self._eval_rows
-        return tuple(rows[rank::size]), -(-len(rows) // size)
+        return rows[rank::size], -(-len(rows) // size)
 
     def first_rows(self, number: int) -> tuple[PackedRow, ...]:
         """The first packed rows of the first epoch, for what looks at rows before the training; nothing moves."""
@@ -227,13 +227,14 @@ class Feed:
         try:
             step = start.step
             for batch in global_batches(self._plan, source, start, on_window):
+                related = replace(batch, rows=self._plan.related(batch.rows))
                 with self._changed:
                     self._changed.wait_for(
                         lambda: len(self._ready) < self._ahead_steps or generation != self._generation
                     )
                     if generation != self._generation:
                         return
-                    self._ready[batch.step] = batch
+                    self._ready[batch.step] = related
                     step = batch.step + 1
                     self._changed.notify_all()
             with self._changed:

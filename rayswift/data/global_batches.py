@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from rayswift.data.kl_partners import with_partners
 from rayswift.data.windows import TRAINED, PackedRow, Window
 from rayswift.log import UserError
 
@@ -69,7 +70,8 @@ class FeedPlan:
     """How the global sequence is cut: G, and where it ends (after `max_steps`, or after `num_epochs` passes).
 
     drops_tail: what is left at the end and fills no global batch is not trained, but named in the accounting: a loss
-    that is a mean over rows would give these rows another weight.
+    that is a mean over rows would give these rows another weight. partner_length: the most tokens of a row's partner
+    (see `kl_partners`); None: rows have none.
     """
 
     global_batch: int
@@ -79,11 +81,16 @@ class FeedPlan:
     max_steps: int
     max_bad_fraction: float
     drops_tail: bool = False
+    partner_length: int | None = None
 
     @property
     def ends_by_steps(self) -> bool:
         """Whether `max_steps` decides the end."""
         return self.max_steps > 0
+
+    def related(self, rows: tuple[PackedRow, ...]) -> tuple[PackedRow, ...]:
+        """Rows that a loss looks at together, each with what it takes from the others."""
+        return rows if self.partner_length is None else with_partners(rows, self.partner_length)
 
 
 def share(global_batch: int, rank: int, size: int) -> slice:

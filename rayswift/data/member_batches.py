@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from rayswift.data.batches import IGNORED, Layout, padded
 from rayswift.data.windows import PackedRow
 
+REFERENCE_LOGPS = ("ref_chosen_logps", "ref_rejected_logps")
+"""Numbers of a preference row: what the reference gives its two answers, under the names that TRL's loss reads."""
+
 
 def preference_batch(rows: Sequence[PackedRow], pad_token_id: int, layout: Layout) -> dict[str, Any]:
     """B pairs as TRL's DPO takes them.
@@ -20,14 +23,19 @@ def preference_batch(rows: Sequence[PackedRow], pad_token_id: int, layout: Layou
         layout: Not used: members are padded, whatever the attention kernel.
 
     Returns:
-        input_ids, attention_mask and completion_mask, int64 [2 B, T]: all chosen ones, then all rejected ones.
+        input_ids, attention_mask and completion_mask, int64 [2 B, T]: all chosen ones, then all rejected ones. Where
+        rows bring the reference's log-probabilities also ref_chosen_logps and ref_rejected_logps, float32 [B].
     """
     ids, trained = _members(rows, 2, pad_token_id)
-    return {
+    batch = {
         "input_ids": padded(ids, pad_token_id),
         "attention_mask": padded([np.ones(len(member)) for member in ids], 0),
         "completion_mask": padded(trained, 0),
     }
+    for name in REFERENCE_LOGPS:
+        if any(name in dict(row.numbers) for row in rows):
+            batch[name] = torch.tensor([dict(row.numbers)[name] for row in rows])
+    return batch
 
 
 def reward_batch(rows: Sequence[PackedRow], pad_token_id: int, layout: Layout) -> dict[str, Any]:
@@ -58,6 +66,25 @@ def pair_batch(rows: Sequence[PackedRow], pad_token_id: int, layout: Layout) -> 
         batch[f"{name}_input_ids"] = padded(ids[members], pad_token_id)
         batch[f"{name}_attention_mask"] = padded([np.ones(len(one)) for one in ids[members]], 0)
         batch[f"{name}_labels"] = padded(labels, IGNORED)
+    return batch
+
+
+def kto_batch(rows: Sequence[PackedRow], pad_token_id: int, layout: Layout) -> dict[str, Any]:
+    """B conversations as TRL's KTO takes them; see `preference_batch`.
+
+    Returns:
+        input_ids, attention_mask and completion_mask, int64 [B, T]; where rows have a second member also KL_input_ids,
+        KL_attention_mask and KL_completion_mask of it; label, bool [B]: whether the answer is wanted.
+    """
+    number = len(rows[0].lengths) if rows else 2
+    ids, trained = _members(rows, number, pad_token_id)
+    batch: dict[str, Any] = {}
+    for position, prefix in enumerate(("", "KL_")[:number]):
+        part = slice(position * len(ids) // number, (position + 1) * len(ids) // number)
+        batch[f"{prefix}input_ids"] = padded(ids[part], pad_token_id)
+        batch[f"{prefix}attention_mask"] = padded([np.ones(len(member)) for member in ids[part]], 0)
+        batch[f"{prefix}completion_mask"] = padded(trained[part], 0)
+    batch["label"] = torch.tensor([bool(dict(row.numbers)["label"]) for row in rows] or [True])
     return batch
 
 

@@ -2,7 +2,8 @@
 
 A row of a batch is one raw row's members end to end: chosen and rejected for preferences. A raw row with several
 rejected answers makes several such rows, each against the same chosen one. A classified text is its row's
-only member.
+only member, and so is a conversation whose answer is wanted or not; its partner comes from its global batch (see
+`kl_partners`).
 """
 
 import json
@@ -12,9 +13,19 @@ from functools import cache
 from itertools import takewhile
 from typing import Any
 
+from rayswift.config.schema import LossOn
 from rayswift.data.encode import EncodeConfig, EncodedRow, Encoder, TooLong
 from rayswift.data.prompt_rows import PromptEncoder
-from rayswift.data.rows import BadRow, ClassificationRow, Conversation, MessageLoss, PreferenceRow, Row, parse_row
+from rayswift.data.rows import (
+    BadRow,
+    ClassificationRow,
+    Conversation,
+    KtoRow,
+    MessageLoss,
+    PreferenceRow,
+    Row,
+    parse_row,
+)
 from rayswift.data.turns import Document, Numbers, Span, documents, joined
 
 
@@ -36,6 +47,19 @@ class MemberEncoder(Encoder):
         cut = any(row.cut for row in rows)
         # The first stands for the raw row in the accounting.
         return [replace(row, cut=cut and position == 0) for position, row in enumerate(rows)]
+
+    def _judged(self, row: Conversation, loss_on: LossOn) -> Document:
+        """A conversation as one text, of which a loss judges the turns that `loss_on` names.
+
+        Raises:
+            BadRow: a message has a weight, or no text holds all of these turns.
+        """
+        if any(loss.weight != 1 for loss in row.losses):
+            raise BadRow("bad loss", f"{self.config.family} rows count whole answers: messages take no loss_scale")
+        made = documents(self.template, row, loss_on, self._strip_end, self._refuse)
+        if len(made) > 1:
+            raise BadRow("chat template rewrites earlier turns", "so the answers of this row are not in one text")
+        return made[0]
 
 
 class PreferenceEncoder(MemberEncoder):
@@ -59,13 +83,7 @@ class PreferenceEncoder(MemberEncoder):
     def _answer(self, member: Conversation, begin: int) -> Document:
         """A conversation of which the assistant's turns from message `begin` on are trained."""
         losses = [loss if i >= begin else MessageLoss(False) for i, loss in enumerate(member.losses)]
-        if any(loss.weight != 1 for loss in losses):
-            raise BadRow("bad loss", "a preference counts whole answers: its messages take no loss_scale")
-        told = replace(member, losses=tuple(losses))
-        made = documents(self.template, told, self.config.loss_on, self._strip_end, self._refuse)
-        if len(made) > 1:
-            raise BadRow("chat template rewrites earlier turns", "so the answers of this row are not in one text")
-        return made[0]
+        return self._judged(replace(member, losses=tuple(losses)), self.config.loss_on)
 
     def _all_fitted(self, made: Sequence[Document], tokens: Iterator[EncodedRow]) -> list[EncodedRow] | BadRow:
         rows = super()._all_fitted(made, tokens)
@@ -74,6 +92,16 @@ class PreferenceEncoder(MemberEncoder):
                 if chosen.input_ids.tobytes() == rejected.input_ids.tobytes():
                     return BadRow("no preference", "chosen and rejected are the same tokens within data.max_length")
         return rows
+
+
+class KtoEncoder(MemberEncoder):
+    """Encodes conversations whose last answer, which alone is trained, is wanted or not: `label` is 1 or 0."""
+
+    def documents(self, row: Row) -> list[Document]:
+        """The conversation; see `Encoder.documents`."""
+        sample = parse_row(row, "kto", self.config.columns, self.config.system)
+        assert isinstance(sample, KtoRow)
+        return [replace(self._judged(sample.conversation, "last_turn"), numbers=(("label", float(sample.label)),))]
 
 
 class ClassificationEncoder(MemberEncoder):
@@ -119,6 +147,7 @@ _MULTI = "multi_label_classification"
 _ENCODERS: dict[str, type[Encoder]] = {
     "causal": Encoder,
     "preference": PreferenceEncoder,
+    "kto": KtoEncoder,
     "classification": ClassificationEncoder,
     "prompt": PromptEncoder,
 }

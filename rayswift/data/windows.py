@@ -6,10 +6,10 @@ seed, epoch) alone, never on timing, parallelism or the number of workers.
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from math import ceil
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,14 +150,22 @@ class Windows(Protocol):
         """One window."""
 
 
+class Columns(Protocol):
+    """Values computed beforehand for raw rows, see `computed`."""
+
+    def read(self, numbers: NDArray[np.int64], ids: Sequence[str]) -> dict[str, list[Any]]:
+        """Values of rows by number: for each column and row one number for each row of a batch it becomes, or None."""
+
+
 @dataclass(frozen=True)
 class WindowPlan:
-    """All that a data task needs to make any window of any epoch."""
+    """All that a data task needs to make any window of any epoch; values of `columns` join the rows' numbers."""
 
     row_set: RowSet
     encode: EncodeConfig
     packing: bool
     window_rows: int
+    columns: Columns | None = None
 
     @property
     def num_windows(self) -> int:
@@ -177,7 +185,9 @@ class WindowPlan:
     def make(self, epoch: int, window: int) -> Window:
         """Read, encode and pack one window."""
         begin = window * self.window_rows
-        raw = self.row_set.read(self.row_set.rows_at(begin, begin + self.window_rows, epoch))
+        row_numbers = self.row_set.rows_at(begin, begin + self.window_rows, epoch)
+        raw = self.row_set.read(row_numbers)
+        columns = self.columns.read(row_numbers, [row.id for row in raw]) if self.columns else {}
         readable = [row for row in raw if row.error is None]
         encoder = cached_encoder(json.dumps(asdict(self.encode)))
         results = iter(encoder.encode([row.value for row in readable]))
@@ -186,7 +196,7 @@ class WindowPlan:
         continued: list[bool] = []
         ids: list[str] = []
         quarantined: list[Quarantined] = []
-        for row in raw:
+        for position, row in enumerate(raw):
             result = row.error if row.error is not None else next(results)
             if isinstance(result, TooLong):
                 counts[f"filtered: {result.reason}"] += 1
@@ -194,7 +204,8 @@ class WindowPlan:
                 counts[f"quarantined: {result.reason}"] += 1
                 quarantined.append(_quarantine(row, result))
             else:
-                documents += result
+                computed = {name: values[position] for name, values in columns.items()}
+                documents += with_numbers(result, computed, self.encode.num_members)
                 continued += [False] + [True] * (len(result) - 1)
                 ids += [row.id] * len(result)
         rows = self._pack(documents, continued, ids, counts.total(), (self.row_set.seed, epoch, window, _BIN_KEY))
@@ -235,6 +246,17 @@ class WindowPlan:
                 )
             )
         return rows
+
+
+def with_numbers(
+    documents: Sequence[EncodedRow], computed: Mapping[str, Sequence[float]], num_members: int
+) -> list[EncodedRow]:
+    """The documents of a raw row, the i-th computed number of each name with the first member of its i-th row."""
+    joined = list(documents)
+    for i in range(0, len(documents) if computed else 0, num_members):
+        own = tuple((name, float(values[i // num_members])) for name, values in computed.items())
+        joined[i] = replace(documents[i], numbers=documents[i].numbers + own)
+    return joined
 
 
 def _weights(documents: Sequence[EncodedRow]) -> NDArray[np.float32] | None:

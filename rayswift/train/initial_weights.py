@@ -25,13 +25,6 @@ from rayswift.train.tasks import Head
 _ORIGINAL = "original_max_position_embeddings"
 
 
-def are_needed(model: ModelConfig) -> bool:
-    """Whether training begins with other weights, or another `config.json`, than those at `model.path`."""
-    stretched = model.rope_scaling or model.max_position_embeddings
-    merged = len(model.adapters) > 1
-    return bool(model.random_init or model.new_special_tokens or stretched or merged or is_initialised_before(model))
-
-
 def write(
     model: ModelConfig,
     tokenizer_dir: Path,

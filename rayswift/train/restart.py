@@ -5,7 +5,7 @@ from typing import cast
 
 import torch.distributed as dist
 
-from rayswift.config.tuner_fields import looks_at_rows
+from rayswift.config.tuner_fields import begins_with_other_weights, looks_at_rows
 from rayswift.log import logger
 from rayswift.train import checkpoint, events, initial_weights, universal
 from rayswift.train.feed_client import FeedClient
@@ -57,7 +57,7 @@ def prepare_checkpoint(resume: Resume | None, worker: Worker) -> bool:
 def weights_to_load(spec: RunSpec, worker: Worker) -> str:
     """Path or hub id of the weights; where they are not `model.path` as it is, rank 0 writes them first."""
     model = spec.config.model
-    if not initial_weights.are_needed(model):
+    if not begins_with_other_weights(model):
         return model.path
     folder = spec.run_dir / "init"
     if worker.rank == 0 and not folder.exists():

@@ -15,6 +15,7 @@ from datasets import Dataset
 from transformers.trainer_utils import EvalLoopOutput
 from trl import DPOTrainer, RewardTrainer
 
+from rayswift.data.member_batches import REFERENCE_LOGPS
 from rayswift.data.windows import PackedRow
 from rayswift.log import UserError
 from rayswift.train import evaluation, guard
@@ -83,9 +84,13 @@ class RowMeans(Streamed):
             loss = super().compute_loss(model, dict(inputs))
         sums: evaluation.Sums = {}
         for name, value in self._take_metrics().items():
-            count = _trained(rows, self.token_metrics[name]) if name in self.token_metrics else len(rows)
+            count = self._count(name, rows)
             sums[name] = (value * count, count)
         return loss, sums
+
+    def _count(self, name: str, rows: Sequence[PackedRow]) -> int:
+        """How many rows or trained tokens of these a metric is the mean of."""
+        return trained_tokens(rows, self.token_metrics[name]) if name in self.token_metrics else len(rows)
 
     def _named(self, totals: evaluation.Sums) -> evaluation.Sums:
         """The metrics that are logged, of all that was added up."""
@@ -152,7 +157,7 @@ class RowMeans(Streamed):
         super().log(logs, start_time)
 
 
-def _trained(rows: Sequence[PackedRow], members: tuple[int, ...]) -> int:
+def trained_tokens(rows: Sequence[PackedRow], members: tuple[int, ...]) -> int:
     """Trained tokens of some members of rows."""
     borders = [np.cumsum(row.lengths)[:-1] for row in rows]
     split = [np.split(row.trained, border) for row, border in zip(rows, borders, strict=True)]
@@ -169,10 +174,24 @@ class StreamedDPOTrainer(RowMeans, DPOTrainer):
         "logits/rejected": (1,),
     }
 
+    def __init__(self, *, spec: RunSpec, **kwargs: Any):
+        self._reference_free = bool(spec.config.train.trl_extra.get("reference_free"))
+        super().__init__(spec=spec, **kwargs)
+
     @staticmethod
     def placeholder() -> Dataset:
         """What TRL's constructor tokenises: one row. Real rows come from the stream."""
         return Dataset.from_dict({"prompt": [""], "chosen": ["b"], "rejected": ["c"]})
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        # TRL's is over the dataset of its constructor; the stream's rows bring their own.
+        return dataset
+
+    def _loss(self, model: Any, inputs: dict[str, Any], rows: Sequence[PackedRow]) -> tuple[Any, evaluation.Sums]:
+        if self._reference_free or (self.precompute_ref_logps and not rows):
+            zeros = torch.zeros(len(inputs["input_ids"]) // 2, device=self.args.device)
+            inputs = inputs | dict.fromkeys(REFERENCE_LOGPS, zeros)
+        return super()._loss(model, inputs, rows)
 
 
 class StreamedRewardTrainer(RowMeans, RewardTrainer):

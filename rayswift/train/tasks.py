@@ -80,6 +80,17 @@ TASKS: dict[str, Task] = {
         mean_over_rows=True,
         has_reference=True,
     ),
+    "kto": Task(
+        verb="rlhf --rlhf_type kto",
+        trainer="rayswift.train.kto_trainer:StreamedKTOTrainer",
+        arguments="trl:KTOConfig",
+        family="kto",
+        collate="rayswift.data.member_batches:kto_batch",
+        head="causal_lm",
+        packs=False,
+        mean_over_rows=True,
+        has_reference=True,
+    ),
     "rm": Task(
         verb="rlhf --rlhf_type rm",
         trainer="rayswift.train.row_trainer:StreamedRewardTrainer",
@@ -133,6 +144,18 @@ def row_kind(config: TrainingConfig) -> RowKind:
     if task.head != "classes":
         return RowKind(task.family)
     return RowKind(task.family, config.model.num_labels, problem_type(config.model))
+
+
+def keeps_reference(config: TrainingConfig) -> bool:
+    """Whether the task holds the model against another one at every step."""
+    extra = config.train.trl_extra
+    without = extra.get("reference_free") or extra.get("precompute_ref_log_probs")
+    return TASKS[config.train.task].has_reference and not without
+
+
+def compares_partners(config: TrainingConfig) -> bool:
+    """Whether the loss has a KL term over mismatched answers."""
+    return config.train.task == "kto" and config.train.trl_extra.get("loss_type", "kto") == "kto"
 
 
 def load(name: str) -> Any:

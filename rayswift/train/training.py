@@ -13,13 +13,13 @@ from rayswift.data.global_batches import FeedPlan, Position, table
 from rayswift.data.windows import Windows
 from rayswift.log import logger
 from rayswift.resources import connect, join, lay_out
-from rayswift.train import adapters, run_folder, storage, user_code
+from rayswift.train import adapters, reference_logps, run_folder, storage, user_code
 from rayswift.train import plan as planning
 from rayswift.train.clock import Clock
 from rayswift.train.feed_supply import FeedSupply
 from rayswift.train.launch import RunSpec, Worker, fit, join_process_group
 from rayswift.train.report.live import REPORT, LiveReport
-from rayswift.train.tasks import TASKS, load, row_kind
+from rayswift.train.tasks import TASKS, compares_partners, keeps_reference, load, row_kind
 
 
 def run(config: TrainingConfig) -> None:
@@ -68,6 +68,9 @@ def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:
         clock.lap("data")
         connect(config.cluster, layout, run_dir)
         clock.lap("Ray")
+        if config.train.trl_extra.get("precompute_ref_log_probs"):
+            windows, eval_windows = reference_logps.computed(config, layout, run_dir, windows, eval_windows)
+            clock.lap("reference")
         spec = RunSpec(
             config=config,
             layout=layout,
@@ -134,7 +137,7 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
         processing_class=tokenizer,
         peft_config=tuners.peft_config(config.model, task.head, config.train.max_steps),
         callbacks=callbacks_of(spec, worker, stream, clock, resume),
-        **models.reference(config, task.has_reference, weights, weights_dtype),
+        **models.reference(config, keeps_reference(config), weights, weights_dtype),
     )
     if worker.rank == 0:
         for line in parameters.table(trainer.model):
@@ -153,4 +156,5 @@ def _feed_plan(plan: planning.Plan[TrainingConfig], windows: Windows) -> FeedPla
         max_steps=train.max_steps,
         max_bad_fraction=data.max_bad_fraction,
         drops_tail=TASKS[plan.config.train.task].mean_over_rows,
+        partner_length=data.max_length if compares_partners(plan.config) else None,
     )

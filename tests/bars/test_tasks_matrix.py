@@ -16,6 +16,7 @@ from tests.ray.conftest import assert_same_curve, train
 STEPS, ROWS = 20, 4
 TASKS: dict[str, tuple[str, ...]] = {
     "dpo": ("rlhf", "--rlhf_type", "dpo"),
+    "kto": ("rlhf", "--rlhf_type", "kto"),
     "rm": ("rlhf", "--rlhf_type", "rm"),
     "orpo": ("rlhf", "--rlhf_type", "orpo"),
     "cpo": ("rlhf", "--rlhf_type", "cpo"),
@@ -26,15 +27,19 @@ TUNERS = {"full": (), "lora": ("--tuner", "lora", "--lora_dropout", "0")}
 InProcess = Callable[[str, str], Path]
 
 
+def rows_of(task: str) -> list[dict[str, Any]]:
+    """A hundred rows of a task."""
+    if task == "seq_cls":
+        return [row | {"label": i % 3} for i, row in enumerate(test_tasks.gsm8k(100))]
+    return test_tasks.judged(100) if task == "kto" else test_tasks.pairs(100)
+
+
 def run(folder: Path, task: str, tuner: str, workers: int, stage: int) -> Path:
     """A run whose global batch is `ROWS`."""
     verb, *own = TASKS[task]
-    rows: list[dict[str, Any]] = test_tasks.pairs(100)
-    if task == "seq_cls":
-        rows = [row | {"label": i % 3} for i, row in enumerate(test_tasks.gsm8k(100))]
     path = folder.parent / "rows.jsonl"
     if not path.exists():
-        test_tasks.write(path, rows)
+        test_tasks.write(path, rows_of(task))
     layout = ("--num_workers", str(workers), "--zero_stage", str(stage), "--max_length", "512")
     per_device = ("--per_device_train_batch_size", "2", "--global_batch_size", str(ROWS))
     train(verb, folder, *own, *test_tasks.flags(path, STEPS), *layout, *per_device, *TUNERS[tuner])
@@ -58,7 +63,7 @@ def in_process(tmp_path_factory: pytest.TempPathFactory) -> InProcess:
 @pytest.mark.parametrize("task", TASKS)
 def test_in_process_equals_the_plain_trainer(task: str, tuner: str, in_process: InProcess, tmp_path: Path) -> None:
     ours = in_process(task, tuner)
-    cut = (STEPS, ROWS, 1) if task == "seq_cls" else (STEPS, 2, ROWS // 2)
+    cut = (STEPS, ROWS, 1) if task in ("seq_cls", "kto") else (STEPS, 2, ROWS // 2)
     theirs = test_tasks.reference("tests.ray.oracle_rows", ours, tmp_path / "plain", TASKS[task][0], cut)
     assert_same_curve(ours, theirs, test_tasks.TOLERANCE)
 

@@ -51,6 +51,27 @@ def dpo(run_dir: Path, config: Any, rows: list[dict[str, Any]], common: dict[str
     )
 
 
+def kto(run_dir: Path, config: Any, rows: list[dict[str, Any]], common: dict[str, Any]) -> Any:
+    """TRL's KTO trainer, which pairs the rows of a micro-batch: it must be the global batch."""
+    from trl import KTOConfig, KTOTrainer
+
+    judged = [
+        {
+            "prompt": [{"role": "user", "content": row["question"]}],
+            "completion": [{"role": "assistant", "content": row["answer"]}],
+            "label": row["label"],
+        }
+        for row in rows
+    ]
+    return KTOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(run_dir / "init", dtype="float32"),
+        args=KTOConfig(**common, max_length=config.data.max_length),
+        train_dataset=Dataset.from_list(judged),
+        processing_class=AutoTokenizer.from_pretrained(run_dir / "tokenizer"),
+        peft_config=peft_config(config.model),
+    )
+
+
 def rm(run_dir: Path, config: Any, rows: list[dict[str, Any]], common: dict[str, Any]) -> Any:
     """TRL's reward trainer; pairs bring margins."""
     from trl import RewardConfig, RewardTrainer
@@ -113,7 +134,7 @@ def _odds(run_dir: Path, config: Any, rows: list[dict[str, Any]]) -> dict[str, A
     }
 
 
-TRAINERS = {"dpo": dpo, "rm": rm, "seq_cls": seq_cls, "orpo": orpo, "cpo": cpo, "simpo": cpo}
+TRAINERS = {"dpo": dpo, "kto": kto, "rm": rm, "seq_cls": seq_cls, "orpo": orpo, "cpo": cpo, "simpo": cpo}
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Each task against the plain trainer of TRL or transformers on the same rows in the same order, float32."""
 
 import json
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.ray.conftest import ROOT, assert_same_curve, train
 
@@ -65,6 +67,38 @@ def test_dpo_equals_plain_trl(tmp_path: Path) -> None:
     theirs = reference("tests.ray.oracle_rows", tmp_path / "run", tmp_path / "trl", "rlhf")
     keys = ("loss", "grad_norm", "rewards/accuracies", "rewards/margins", "logps/chosen")
     assert_same_curve(tmp_path / "run", theirs, TOLERANCE, keys)
+
+
+def test_dpo_with_a_reference_computed_before_training(tmp_path: Path) -> None:
+    """Two epochs, with evaluations: the numbers of a run that asks its reference at every step."""
+    shutil.copytree(ROOT / "examples" / "tiny", tmp_path / "model")
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path / "model")).save_pretrained(tmp_path / "model")
+    path = write(tmp_path / "rows.jsonl", pairs(12))
+    own = ("--model", str(tmp_path / "model"), "--random_init", "false", "--max_length", "512", "--rlhf_type", "dpo")
+    own += ("--data.eval_fraction", "0.3", "--eval_strategy", "steps", "--eval_steps", "2", "--max_steps", "4")
+    train("rlhf", tmp_path / "asks", *flags(path), *own)
+    train("rlhf", tmp_path / "knows", *flags(path), *own, "--train.precompute_ref_log_probs", "true")
+    keys = ("loss", "grad_norm", "rewards/margins", "eval_loss")
+    assert_same_curve(tmp_path / "knows", tmp_path / "asks", TOLERANCE, keys)
+
+
+def judged(num_rows: int) -> list[dict[str, Any]]:
+    """Word problems with their own solution, which is wanted, or that of another one, which is not."""
+    return [
+        {"question": row["question"], "answer": row["chosen" if wanted else "rejected"], "label": wanted}
+        for i, row in enumerate(pairs(num_rows))
+        for wanted in [i % 3 > 0]
+    ]
+
+
+def test_kto_equals_plain_trl(tmp_path: Path) -> None:
+    """TRL pairs the rows of a micro-batch for its KL term; ours are those of the global batch, however it is cut."""
+    path = write(tmp_path / "rows.jsonl", judged(40))
+    own = ("--max_length", "512", "--undesirable_weight", "1.5")
+    train("rlhf", tmp_path / "run", "--rlhf_type", "kto", *flags(path), *own)
+    cut = (STEPS, PER_DEVICE * ACCUMULATION, 1)
+    theirs = reference("tests.ray.oracle_rows", tmp_path / "run", tmp_path / "trl", "rlhf", cut=cut)
+    assert_same_curve(tmp_path / "run", theirs, TOLERANCE, ("loss", "grad_norm", "kl", "rewards/chosen", "entropy"))
 
 
 @pytest.mark.parametrize("task", ["orpo", "simpo"])

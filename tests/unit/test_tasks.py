@@ -52,10 +52,31 @@ def test_what_a_preference_task_cannot_use_is_refused(flags: tuple[str, ...], me
     assert message in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--train.loss_type", "hings"), "train.loss_type = hings is no loss of task dpo; there are sigmoid, hinge,"),
+        (("--train.loss_type", "sigmoid", "sft", "--train.loss_weights", "[1]"), "has 1 weights for 2 losses"),
+        (("--train.loss_type", "exo_pair"), "exo_pair needs train.label_smoothing above 0"),
+        (("--train.loss_type", "aot", "--train.f_divergence_type", "forward_kl"), "is not defined for loss aot"),
+        (("--train.loss_type", "aot", "--train.use_weighting", "true"), "but loss aot sorts them apart"),
+        (("--train.precompute_ref_log_probs", "true"), "but this run makes its initial weights first"),
+        (("--train.reference_free", "true", "--model.reference", "m"), "leaves nothing for model.reference"),
+        (("--train.task", "kto", "--train.precompute_ref_log_probs", "true"), "for pairs that each epoch makes anew"),
+        (("--train.task", "kto", "--per_device_train_batch_size", "1"), "global_batch_size = 1: the KL term of kto"),
+        (("--train.task", "kto", "--train.loss_type", "sigmoid"), "is no loss of task kto; there are kto,"),
+    ],
+)
+def test_losses_that_cannot_be_are_refused(flags: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        resolve(load("rlhf", [*DPO, *flags]).config, LAYOUT, None)
+    assert message in str(refused.value)
+
+
 def test_a_task_of_whole_rows_never_packs() -> None:
     assert resolve(load("rlhf", [*DPO]).config, LAYOUT, None).config.data.packing is False
 
 
 def test_settings_of_dpo_that_are_not_built_are_refused() -> None:
-    with pytest.raises(UserError, match="precompute_ref_log_probs = True: not built yet"):
-        refuse_unbuilt(load("rlhf", [*DPO, "--train.precompute_ref_log_probs", "true"]).config)
+    with pytest.raises(UserError, match="sync_ref_model = True: not built yet"):
+        refuse_unbuilt(load("rlhf", [*DPO, "--train.sync_ref_model", "true"]).config)

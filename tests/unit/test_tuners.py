@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rayswift.config.built import refuse_unbuilt
 from rayswift.config.load import load
 from rayswift.config.model import ModelConfig
+from rayswift.config.tuner_fields import begins_with_other_weights
 from rayswift.data.prepare import prepare_tokenizer
 from rayswift.data.windows import PackedRow
 from rayswift.infer import choose_backend
@@ -95,7 +96,7 @@ def row(number: int) -> PackedRow:
 def begin(config: ModelConfig, run_dir: Path) -> torch.nn.Module:
     """What a worker of a run in `run_dir` trains."""
     weights = Path(config.path)
-    if initial_weights.are_needed(config):
+    if begins_with_other_weights(config):
         weights = run_dir / "init"
         rows = [row(number) for number in range(4)]
         initial_weights.write(config, prepare_tokenizer(config, run_dir / "tokenizer"), weights, seed=1, rows=rows)

@@ -1,0 +1,159 @@
+"""The reference's log-probabilities of all answers, before training: then no step keeps or asks a reference model.
+
+A stage of the data plane: actors that load the reference once compute them for every raw row, part by part, into
+`data/reference-*` of the run folder, where an interrupted stage and a resumed run find them again; windows bring them
+to their rows (`WindowPlan.columns`).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayswift.config.model import ModelConfig, RlhfModelConfig
+from rayswift.config.schema import TrainingConfig
+from rayswift.data.computed import compute
+from rayswift.data.encode import EncodeConfig, EncodedRow
+from rayswift.data.members import cached_encoder
+from rayswift.data.sources import RawRow
+from rayswift.data.stream import make_in_order
+from rayswift.data.windows import PackedRow, WindowPlan, Windows
+from rayswift.log import logger
+from rayswift.resources import Layout
+
+
+def computed(
+    config: TrainingConfig, layout: Layout, run_dir: Path, windows: Windows, eval_windows: Windows | None
+) -> tuple[WindowPlan, WindowPlan | None]:
+    """The windows with the reference's log-probabilities of their rows, computed or found in the run folder.
+
+    Raises:
+        UserError: what is in the folder was computed from something else, or the reference does not load.
+    """
+    num_actors = layout.world_size if layout.device == "cuda" else min(layout.world_size, config.cluster.num_data_cpus)
+    in_actors = partial(make_in_order, num_actors=num_actors, num_gpus_per_actor=float(layout.device == "cuda"))
+
+    def with_logps(plan: Windows | None, name: str) -> WindowPlan | None:
+        if plan is None:
+            return None
+        assert isinstance(plan, WindowPlan), "rows of members have no cache"
+        function = _function(config, layout, plan.encode)
+        rows = {key: value for key, value in asdict(plan.encode).items() if key != "tokenizer_dir"}
+        ingredients = {"rows": rows, "reference": function.model_json, "ld_alpha": function.ld_alpha}
+        logger.info("the reference's log-probabilities of the rows to %s", name)
+        folder = run_dir / "data" / f"reference-{name}"
+        return replace(plan, columns=compute(plan.row_set, function, folder, ingredients, in_actors))
+
+    train = with_logps(windows, "train")
+    assert train is not None
+    return train, with_logps(eval_windows, "evaluate")
+
+
+def _function(config: TrainingConfig, layout: Layout, encode: EncodeConfig) -> "ReferenceLogps":
+    model = config.model
+    named = model.reference if isinstance(model, RlhfModelConfig) else None
+    extra = config.train.trl_extra
+    whole: dict[str, Any] = {"tuner": "full", "adapters": [], "freeze": None, "freeze_ratio": 0.0, "unfreeze": None}
+    alone = model.model_copy(update=whole | ({"path": named, "revision": None} if named else {}))
+    return ReferenceLogps(
+        encode=encode,
+        model_json=alone.model_dump_json(include=set(ModelConfig.model_fields)),
+        device=layout.device,
+        threads=layout.threads_per_worker,
+        batch_rows=extra.get("precompute_ref_batch_size") or config.train.per_device_train_batch_size,
+        ld_alpha=extra.get("ld_alpha"),
+    )
+
+
+@dataclass(frozen=True)
+class ReferenceLogps:
+    """Raw preference rows -> for each of its pairs the log-probability of either answer; None for a bad row.
+
+    ld_alpha: weight of the tokens of the longer answer beyond the length of the shorter (Liu et al., "Length
+    Desensitization in Direct Preference Optimization", 2024), None: 1.
+    """
+
+    encode: EncodeConfig
+    model_json: str
+    device: str
+    threads: int
+    batch_rows: int
+    ld_alpha: float | None
+
+    def __call__(self, raw: Sequence[RawRow]) -> Mapping[str, Sequence[list[float] | None]]:
+        """See `computed.RowFunction`."""
+        encoder = cached_encoder(json.dumps(asdict(self.encode)))
+        results = iter(encoder.encode([row.value for row in raw if row.error is None]))
+        encoded = [next(results) if row.error is None else None for row in raw]
+        pairs: list[PackedRow] = []
+        places: list[int] = []
+        for place, documents in enumerate(encoded):
+            if isinstance(documents, list):
+                pairs += [_pair(*documents[i : i + 2]) for i in range(0, len(documents), 2)]
+                places += [place] * (len(documents) // 2)
+        found: dict[str, list[list[float] | None]] = {
+            name: [[] if isinstance(documents, list) else None for documents in encoded]
+            for name in ("ref_chosen_logps", "ref_rejected_logps")
+        }
+        for place, values in zip(places, self._logps(pairs), strict=True):
+            for column, value in zip(found.values(), values, strict=True):
+                of_row = column[place]
+                assert of_row is not None
+                of_row.append(value)
+        return found
+
+    def _logps(self, pairs: Sequence[PackedRow]) -> list[tuple[float, float]]:
+        """Chosen and rejected of each pair; batches are of one length, nearly, in the order of lengths."""
+        import torch
+
+        from rayswift.data.member_batches import preference_batch
+
+        model, pad_token_id = _loaded(self.model_json, self.encode.tokenizer_dir, self.device, self.threads)
+        order = sorted(range(len(pairs)), key=lambda i: len(pairs[i].input_ids))
+        logps = [(0.0, 0.0)] * len(pairs)
+        for begin in range(0, len(order), self.batch_rows):
+            picked = order[begin : begin + self.batch_rows]
+            batch = preference_batch([pairs[i] for i in picked], pad_token_id, "rows")
+            inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            mask = inputs.pop("completion_mask")
+            with torch.inference_mode():
+                logits = model(**inputs, use_cache=False).logits[:, :-1].float()
+            of_tokens = logits.log_softmax(-1).gather(-1, inputs["input_ids"][:, 1:, None]).squeeze(-1)
+            chosen, rejected = answer_logps(of_tokens, mask[:, 1:], self.ld_alpha).chunk(2)
+            for i, values in zip(picked, zip(chosen.tolist(), rejected.tolist(), strict=True), strict=True):
+                logps[i] = values
+        return logps
+
+
+def answer_logps(logps_BT: Any, mask_BT: Any, ld_alpha: float | None) -> Any:
+    """Log-probabilities [B] of answers from those of their tokens (1 in the mask); all chosen, then all rejected."""
+    import torch
+
+    place = mask_BT.cumsum(dim=1)
+    shared = mask_BT.sum(dim=1).view(2, -1).min(dim=0).values.repeat(2)[:, None]
+    weight = torch.where(place > shared, 1.0 if ld_alpha is None else ld_alpha, 1.0)
+    return (logps_BT * mask_BT * weight).sum(dim=1)
+
+
+def _pair(chosen: EncodedRow, rejected: EncodedRow) -> PackedRow:
+    ids = np.concatenate([chosen.input_ids, rejected.input_ids])
+    trained = np.concatenate([chosen.trained, rejected.trained])
+    return PackedRow(ids, trained, (len(chosen.input_ids), len(rejected.input_ids)), 1)
+
+
+@cache
+def _loaded(model_json: str, tokenizer_dir: str, device: str, threads: int) -> tuple[Any, int]:
+    """This process's reference model, and the token that fills batches."""
+    import torch
+
+    from rayswift.train.model import load_model, load_tokenizer, resolve_dtype
+
+    config = ModelConfig.model_validate_json(model_json)
+    torch.set_num_threads(threads)
+    model = load_model(config, config.path, resolve_dtype(config.dtype, device)).to(device).eval()
+    pad_token_id = load_tokenizer(tokenizer_dir, config.trust_remote_code).pad_token_id
+    return model, int(pad_token_id)
