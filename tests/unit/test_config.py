@@ -305,7 +305,7 @@ def test_fields_read_from_source_match_the_real_classes() -> None:
 
     classes = {"causal_lm": SFTConfig, "dpo": DPOConfig, "kto": KTOConfig, "rm": RewardConfig, "cpo": CPOConfig}
     classes |= {"simpo": CPOConfig, "orpo": ORPOConfig, "grpo": GRPOConfig, "gkd": GKDConfig}
-    beyond_trl = {"grpo": task_fields.GrpoFields, "gkd": task_fields.GkdFields}
+    beyond_trl = {"dpo": task_fields.DpoFields, "grpo": task_fields.GrpoFields, "gkd": task_fields.GkdFields}
     for task, trl_class in classes.items():
         real = {f.name: f for f in dataclasses.fields(trl_class) if f.init}
         ours = {f.name for f in dataclasses.fields(beyond_trl[task])} if task in beyond_trl else set()
