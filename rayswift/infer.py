@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -20,16 +21,13 @@ from transformers.utils import logging as transformers_logging
 from rayswift.config.load import Invocation, to_yaml
 from rayswift.config.schema import InferSection
 from rayswift.log import UserError, logger
+from rayswift.rollout.engine import SamplingSettings
+from rayswift.rollout.engine_setup import INSTALL_VLLM, EngineSetup, adapter_obstacles
+from rayswift.rollout.samples import PolicyVersion, SampleRequest
 from rayswift.train.model import resolve_dtype
 from rayswift.train.models_on_disk import FoundModel, find_model, load_tokenizer, prompt_ids, stop_token_ids
 
-_PACKAGES = {"vllm": "rayswift[gpu]' (with no GPU: 'rayswift[cpu]')", "transformers": "transformers"}
-# Settings of an adapter that vLLM refuses, or ignores without a word.
-_NOT_IN_VLLM = {"modules_to_save", "use_dora", "bias", "lora_bias", "rank_pattern", "alpha_pattern"}
-# Initialisations of a LoRA that go with other weights than the base model's.
-_CHANGES_WEIGHTS = ("pissa", "olora", "loftq", "corda", "lora_ga")
-_VLLM_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-_CPU_KV_CACHE_BYTES = 512 << 20
+_INSTALL = {"vllm": INSTALL_VLLM, "transformers": "pip install transformers"}
 
 
 @dataclass(frozen=True)
@@ -74,19 +72,13 @@ def choose_backend(wanted: str, adapter: dict[str, Any]) -> str:
     Raises:
         UserError: it is not installed, or cannot load the adapter.
     """
-    obstacles = sorted(key for key in _NOT_IN_VLLM if adapter.get(key) not in (None, False, "none", [], {}))
-    if str(adapter.get("init_lora_weights")).startswith(_CHANGES_WEIGHTS):
-        obstacles.append(f"init_lora_weights {adapter['init_lora_weights']}")
-    if adapter.get("peft_type", "LORA") != "LORA":
-        obstacles = [f"peft_type {adapter['peft_type']}"]
-    elif adapter.get("r", 0) > _VLLM_LORA_RANKS[-1]:
-        obstacles.append(f"r above {_VLLM_LORA_RANKS[-1]}")
+    obstacles = adapter_obstacles(adapter) if adapter else []
     if wanted == "auto":
         if obstacles and find_spec("vllm"):
             logger.info("vLLM cannot load an adapter with %s", ", ".join(obstacles))
         return "vllm" if find_spec("vllm") and not obstacles else "transformers"
     if find_spec(wanted) is None:
-        raise UserError(f"infer.backend = {wanted!r} is not installed; pip install '{_PACKAGES[wanted]}'")
+        raise UserError(f"infer.backend = {wanted!r} is not installed; {_INSTALL[wanted]}")
     if wanted == "vllm" and obstacles:
         raise UserError(
             f"infer.backend = 'vllm' cannot load an adapter with {', '.join(obstacles)}; "
@@ -145,50 +137,37 @@ def answer_with_transformers(model: FoundModel, request: Request) -> list[list[i
 
 
 def answer_with_vllm(model: FoundModel, request: Request) -> list[list[int]]:
-    """All prompts in one batch; on a CPU the engine runs in this process."""
-    os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_LOGGING_STREAM": "ext://sys.stderr"} | os.environ
-    from vllm import LLM, SamplingParams
-    from vllm.distributed import cleanup_dist_env_and_memory
-    from vllm.lora.request import LoRARequest
-    from vllm.platforms import current_platform
+    """All prompts in one batch; the engine runs in this process."""
+    from rayswift.rollout.vllm_core import VllmCore
 
-    settings: dict[str, Any] = {}
-    lora = None
-    if current_platform.is_cpu():
-        os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would win over kv_cache_memory_bytes
-        settings = {"dtype": "float32", "enforce_eager": True, "distributed_executor_backend": "uni"}
-        settings["kv_cache_memory_bytes"] = _CPU_KV_CACHE_BYTES
-    if model.adapter:
-        rank = next(size for size in _VLLM_LORA_RANKS if size >= model.adapter["r"])
-        settings |= {"enable_lora": True, "max_lora_rank": rank}
-        lora = LoRARequest("adapter", 1, str(model.folder))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     lengths = [len(ids) + room for ids, room in zip(request.prompts, request.max_new_tokens, strict=True)]
-    engine = LLM(
-        str(model.weights),
-        skip_tokenizer_init=True,  # tokens in, tokens out
-        generation_config="vllm",  # sampling is ours, see answer_with_transformers
+    setup = EngineSetup(
+        model=str(model.weights),
+        sampling=SamplingSettings(request.temperature, stop_token_ids=tuple(request.stop_token_ids)),
         max_model_len=max(lengths),
-        use_tqdm_on_load=False,
-        **settings,
+        device=device,
+        dtype=resolve_dtype("auto", device),
+        load_format="auto",
+        lora_rank=model.adapter["r"] if model.adapter else None,
+        num_threads=torch.get_num_threads(),
     )
-    sampling = [
-        SamplingParams(
-            temperature=request.temperature,
-            seed=request.seed + number,
-            max_tokens=room,
-            stop_token_ids=request.stop_token_ids,
-            detokenize=False,
-        )
-        for number, room in enumerate(request.max_new_tokens)
+    samples = [
+        SampleRequest(str(number), np.array(ids, np.int32), room, request.seed + number)
+        for number, (ids, room) in enumerate(zip(request.prompts, request.max_new_tokens, strict=True))
     ]
-    prompts = [{"prompt_token_ids": ids} for ids in request.prompts]
+    core = VllmCore(setup)
     try:
-        outputs = engine.generate(prompts, sampling, lora_request=lora, use_tqdm=False)
+        if model.adapter:
+            core.use_adapter(model.folder)
+        core.serve_own_weights(PolicyVersion(0, 0))
+        core.submit(samples)
+        while core.busy:
+            core.step()
+        answers = {completion.key: completion.token_ids.tolist() for completion in core.take(False).finished}
     finally:
-        engine.llm_engine.engine_core.shutdown()
-        cleanup_dist_env_and_memory()
-    return [list(output.outputs[0].token_ids) for output in outputs]
+        core.close()
+    return [answers[sample.key] for sample in samples]
 
 
 BACKENDS: dict[str, Callable[[FoundModel, Request], list[list[int]]]] = {

@@ -1,0 +1,370 @@
+"""vLLM, in this process: token ids in; token ids, log-probabilities and the version behind each token out.
+
+The only module that imports vllm; `vllm_engine.py` makes an asyncio object of it. Unfinished completions are read
+from vLLM's output processor only when somebody asks: an output object for every token costs a tenth of a small
+model's speed.
+"""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayswift.data.feed import StaleAttempt
+from rayswift.log import UserError
+from rayswift.rollout.engine import Collected, EngineStatus
+from rayswift.rollout.engine_setup import EngineSetup, lora_capacity, require_vllm
+from rayswift.rollout.log_tail import LogTail
+from rayswift.rollout.samples import Completion, Finish, PolicyVersion, SampleRequest, Span
+from rayswift.rollout.tensors import as_tensors, spooled, write_adapter
+from rayswift.rollout.weights import Bytes, Published, TensorInfo
+
+_CPU_KV_CACHE_BYTES = 512 << 20
+_ADAPTER = "adapter"
+
+
+@dataclass
+class _Sample:
+    """A request in flight: vLLM's own id of it, who chose its tokens so far, how many were handed over."""
+
+    request: SampleRequest
+    internal_id: str
+    spans: list[Span]
+    taken: int = 0
+
+
+class VllmCore:
+    """A vLLM engine and what is in flight in it; for one thread.
+
+    Raises:
+        UserError: vLLM is not installed, or does not start; with vLLM's last log lines.
+    """
+
+    def __init__(self, setup: EngineSetup):
+        self._setup = setup
+        self._log = LogTail("vllm")
+        self._version: PolicyVersion | None = None
+        self._samples: dict[str, _Sample] = {}
+        self._scores: dict[str, Callable[[NDArray[np.float32]], None]] = {}
+        self._num_scores = 0
+        self._num_tokens = 0
+        self._adapter: Any = None  # vLLM's LoRARequest
+        self._adapter_folder: Path | None = None
+        self.finished: list[Completion] = []
+        try:
+            self._llm, self._sampling = _build(setup)
+        except UserError:
+            raise
+        except Exception as error:
+            raise self.explained(f"the vLLM engine of {setup.model} cannot start", error) from error
+
+    def explained(self, what: str, error: BaseException) -> UserError:
+        """An error of vLLM's with the lines that vLLM logged last."""
+        return UserError(f"{what}: {type(error).__name__}: {error}{self._log.indented()}", exit_code=1)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._samples or self._scores)
+
+    def submit(self, requests: Sequence[SampleRequest]) -> None:
+        """Take all requests, or none of them.
+
+        Raises:
+            UserError: no weights were loaded, or a request has no room in the engine's window.
+        """
+        if self._version is None:
+            raise UserError("the engine has no weights yet; load a published version first", exit_code=1)
+        for request in requests:
+            length, room = len(request.prompt_ids), request.max_tokens
+            if room <= len(request.begun) or length + room > self._setup.max_model_len:
+                raise UserError(
+                    f"request {request.key}: a prompt of {length} tokens with {room} for its completion, "
+                    f"{len(request.begun)} of them there, does not fit a window of {self._setup.max_model_len}; "
+                    "raise rollout.max_model_len",
+                    exit_code=1,
+                )
+            if request.key in self._samples:
+                raise UserError(f"request {request.key} is in flight already", exit_code=1)
+        added: list[str] = []
+        try:
+            for request in requests:
+                begun = len(request.begun)
+                params = self._sampling(request.max_tokens - begun, _seed_of(request))
+                prompt = {"prompt_token_ids": [*request.prompt_ids.tolist(), *request.begun.tolist()]}
+                internal = self._llm.add_request(request.key, prompt, params, lora_request=self._adapter)
+                self._samples[request.key] = _Sample(request, internal, [Span(0, self._version)])
+                added.append(request.key)
+        except Exception:
+            self.abort(added)
+            raise
+
+    def step(self) -> None:
+        """One token for every running request."""
+        for output in self._llm.step():
+            if output.finished:
+                self._finish(output)
+
+    def _finish(self, output: Any) -> None:
+        score = self._scores.pop(output.request_id, None)
+        if score:
+            # The first token has no logprob; each other has its own, and the most likely one where that differs.
+            logprobs = output.prompt_logprobs
+            chosen = [logprobs[i][token].logprob for i, token in enumerate(output.prompt_token_ids) if i]
+            return score(np.array(chosen, np.float32))
+        sample = self._samples.pop(output.request_id)
+        [made] = output.outputs
+        if made.finish_reason not in ("stop", "length"):
+            raise RuntimeError(f"vLLM ended request {output.request_id} with {made.finish_reason!r}")
+        self._num_tokens += len(made.token_ids)
+        self.finished.append(_completion(sample, 0, made.token_ids, made.logprobs.logprobs, made.finish_reason))
+
+    def take(self, with_progress: bool) -> Collected:
+        """What has finished since the last call, and, if wanted, what the unfinished have that is new."""
+        finished, self.finished = tuple(self.finished), []
+        progress = [self._part(sample) for sample in self._samples.values()] if with_progress else []
+        return Collected(finished, tuple(part for part in progress if len(part.token_ids)))
+
+    def abort(self, keys: Sequence[str]) -> tuple[Completion, ...]:
+        """Give up what of these is in flight; the parts not handed over yet."""
+        samples = [self._samples.pop(key) for key in keys if key in self._samples]
+        parts = tuple(self._part(sample) for sample in samples)
+        self._llm.abort_request([sample.request.key for sample in samples])
+        return parts
+
+    def _part(self, sample: _Sample) -> Completion:
+        """The tokens of an unfinished sample that were not handed over yet."""
+        state = self._llm.output_processor.request_states[sample.internal_id]
+        tokens, logprobs = state.detokenizer.output_token_ids, state.logprobs_processor.logprobs.logprobs
+        part = _completion(sample, sample.taken, tokens, logprobs, None)
+        sample.taken = len(tokens)
+        return part
+
+    def load(self, published: Published, tensors: Sequence[tuple[TensorInfo, Bytes]]) -> float:
+        """Take over verified weights; what is in flight goes on with them. Returns the seconds it took.
+
+        Raises:
+            StaleAttempt: the engine has newer ones.
+            UserError: they are not the model's.
+        """
+        version = published.version
+        if self._version and version < self._version:
+            raise StaleAttempt(f"weights {version} come after {self._version}")
+        began = time.perf_counter()
+        try:
+            if published.adapter is not None:
+                self._load_adapter(dict(published.adapter), tensors)
+            elif self._setup.tensor_parallel_size > 1:
+                with spooled(tensors) as spool:
+                    self._llm.collective_rpc("load_in_place", args=(spool,))
+            else:
+                self._llm.collective_rpc("load_in_place", args=(as_tensors(tensors),))
+        except Exception as error:
+            # Half of them may be in place: nothing is sampled from that.
+            self._version = None
+            self.abort([*self._samples])
+            raise self.explained(f"weights {version} could not be loaded", error) from error
+        # What was computed with the old weights, keys and values of running requests included, is computed anew.
+        self._llm.reset_prefix_cache(reset_running_requests=True)
+        self._version = version
+        for sample in self._samples.values():
+            self._begin_span(sample, version)
+        return time.perf_counter() - began
+
+    def _begin_span(self, sample: _Sample, version: PolicyVersion) -> None:
+        state = self._llm.output_processor.request_states[sample.internal_id]
+        begin = len(state.detokenizer.output_token_ids)
+        if sample.spans[-1].begin == begin:
+            sample.spans.pop()
+        sample.spans.append(Span(begin, version))
+
+    def _load_adapter(self, config: dict[str, Any], tensors: Sequence[tuple[TensorInfo, Bytes]]) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="rayswift-adapter-"))
+        write_adapter(folder, config, as_tensors(tensors))
+        self.use_adapter(folder)
+        if self._adapter_folder:
+            shutil.rmtree(self._adapter_folder, ignore_errors=True)
+        self._adapter_folder = folder
+
+    def use_adapter(self, folder: Path) -> None:
+        """Answer with the adapter in a folder, in place of the one before."""
+        from vllm.lora.request import LoRARequest
+
+        self._llm.add_lora(LoRARequest(_ADAPTER, 1, str(folder), load_inplace=True))
+        self._adapter = LoRARequest(_ADAPTER, 1, str(folder))
+
+    def serve_own_weights(self, version: PolicyVersion) -> None:
+        """Answer with the weights that the engine was built from, as this version."""
+        assert self._setup.load_format == "auto", "the weights are random"
+        self._version = version
+
+    def score(self, token_ids: NDArray[np.int32], done: Callable[[NDArray[np.float32]], None]) -> None:
+        """Have `done` called with the log-probabilities [T - 1] of tokens 1 to T - 1, untouched by the sampling."""
+        from vllm import SamplingParams
+
+        if self._version is None:
+            raise UserError("the engine has no weights yet; load a published version first", exit_code=1)
+        self._num_scores += 1
+        key = f"score:{self._num_scores}"
+        params = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0.0, detokenize=False)
+        self._llm.add_request(key, {"prompt_token_ids": token_ids.tolist()}, params, lora_request=self._adapter)
+        self._scores[key] = done
+
+    def status(self) -> EngineStatus:
+        """How it stands."""
+        states = self._llm.output_processor.request_states
+        made = [len(states[sample.internal_id].detokenizer.output_token_ids) for sample in self._samples.values()]
+        running = min(len(made), self._setup.max_num_seqs)
+        return EngineStatus(self._version, running, len(made) - running, self._num_tokens + sum(made))
+
+    def close(self) -> None:
+        """Free what vLLM holds."""
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        self._llm.engine_core.shutdown()
+        cleanup_dist_env_and_memory()
+        if self._adapter_folder:
+            shutil.rmtree(self._adapter_folder, ignore_errors=True)
+        self._log.close()
+
+
+def _completion(
+    sample: _Sample, begin: int, tokens: Sequence[int], logprobs: Sequence[float], finish: Finish | None
+) -> Completion:
+    """Tokens from `begin` on, their spans counted from there."""
+    spans = [Span(max(0, span.begin - begin), span.version) for span in sample.spans if span.begin < len(tokens)]
+    behind = [i for i, span in enumerate(spans) if span.begin == 0]
+    return Completion(
+        key=sample.request.key,
+        token_ids=np.array(tokens[begin:], np.int32),
+        logprobs=np.array(logprobs[begin : len(tokens)], np.float32),
+        spans=tuple(spans[behind[-1] :] if behind else spans),
+        finish=finish,
+    )
+
+
+def _seed_of(request: SampleRequest) -> int:
+    """A continued completion must not draw the numbers of its beginning again."""
+    if not len(request.begun):
+        return request.seed
+    return int(np.random.SeedSequence([request.seed, len(request.begun)]).generate_state(1)[0])
+
+
+def _build(setup: EngineSetup) -> tuple[Any, Callable[[int, int], Any]]:
+    """vLLM's engine, and how the sampling of a request is told to it: (room in tokens, seed) -> parameters."""
+    require_vllm("rollout")
+    _prepare_environment(setup)
+    import torch
+
+    torch.set_num_threads(setup.num_threads)
+    from vllm import EngineArgs, LLMEngine, SamplingParams
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+    engine = LLMEngine.from_engine_args(EngineArgs(**_arguments(setup)))
+    wanted = setup.sampling
+
+    def sampling(max_tokens: int, seed: int) -> Any:
+        regex = wanted.structured_outputs_regex
+        return SamplingParams(
+            temperature=wanted.temperature,
+            top_p=wanted.top_p,
+            top_k=wanted.top_k,
+            min_p=wanted.min_p,
+            repetition_penalty=wanted.repetition_penalty,
+            seed=seed,
+            max_tokens=max_tokens,
+            stop=list(wanted.stop) or None,
+            stop_token_ids=list(wanted.stop_token_ids),
+            detokenize=bool(wanted.stop),
+            logprobs=0,  # of the sampled token
+            flat_logprobs=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            structured_outputs=StructuredOutputsParams(regex=regex) if regex else None,
+        )
+
+    return engine, sampling
+
+
+def _arguments(setup: EngineSetup) -> dict[str, Any]:
+    """What vLLM's engine is built from, under its names."""
+    arguments: dict[str, Any] = {
+        "model": setup.model,
+        "dtype": setup.dtype,
+        "load_format": setup.load_format,
+        "revision": setup.revision,
+        "trust_remote_code": setup.trust_remote_code,
+        "generation_config": "vllm",  # all sampling settings are ours
+        "max_model_len": setup.max_model_len,
+        "max_num_seqs": setup.max_num_seqs,
+        "seed": setup.seed,
+        # Of the distribution that is sampled from, temperature and all.
+        "logprobs_mode": "processed_logprobs",
+        "async_scheduling": False,  # a load must not meet a step that is under way
+        "worker_extension_cls": f"{__name__}.LoadInPlace",
+        "disable_log_stats": True,
+        "enable_prefix_caching": True,  # the samples of a group share their prompt
+    }
+    arguments |= {"tokenizer": setup.tokenizer} if setup.tokenizer else {"skip_tokenizer_init": True}
+    if setup.lora_rank:
+        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_capacity(setup.lora_rank)}
+    if setup.device == "cpu":
+        arguments |= {"enforce_eager": True, "distributed_executor_backend": "uni"}
+        arguments["kv_cache_memory_bytes"] = _CPU_KV_CACHE_BYTES
+    else:
+        arguments["gpu_memory_utilization"] = setup.gpu_memory_utilization
+    if setup.tensor_parallel_size > 1:
+        arguments["tensor_parallel_size"] = setup.tensor_parallel_size
+        arguments["distributed_executor_backend"] = "mp"
+    return arguments | dict(setup.engine_kwargs)
+
+
+def _prepare_environment(setup: EngineSetup) -> None:
+    """What vLLM and OpenMP read once, before they are imported."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine's core in this process
+    os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
+    if setup.device == "cpu":
+        os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(setup.num_threads)}
+        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would win over kv_cache_memory_bytes
+
+
+class LoadInPlace:
+    """Mixed into vLLM's worker, which has the model."""
+
+    model_runner: Any
+    vllm_config: Any
+
+    def load_in_place(self, tensors: Iterable[tuple[str, Any]]) -> None:
+        """Put a whole checkpoint's tensors in place of the weights.
+
+        `reload_weights` of vLLM 0.29 does the same, but only logs which weights were left as they were.
+        """
+        from vllm.config import set_current_vllm_config
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+        model = self.model_runner.get_model()
+        wanted = {name for name, _ in model.named_parameters()}
+        with set_current_vllm_config(self.vllm_config):
+            initialize_layerwise_reload(model)
+            loaded = model.load_weights(tensors)
+            finalize_layerwise_reload(model, self.vllm_config.model_config)
+        missing = sorted(wanted - loaded) if loaded is not None else []
+        if missing and self.vllm_config.quant_config is None:
+            raise ValueError(f"what was published holds nothing for {', '.join(missing[:3])} ({len(missing)} in all)")
+        _pack_embeddings(model)
+
+
+def _pack_embeddings(model: Any) -> None:
+    """On CPUs a head that shares the embedding's weights computes with a packed copy, which a reload leaves stale."""
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+    for layer in model.modules():
+        if isinstance(layer, VocabParallelEmbedding) and "cpu_linear" in vars(layer):
+            dispatch_cpu_unquantized_gemm(layer, remove_weight=False)

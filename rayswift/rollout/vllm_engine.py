@@ -1,0 +1,208 @@
+"""A vLLM engine as the asyncio object that the pool talks to, usually in an actor of its own.
+
+One thread owns the `VllmCore` and steps it. Every call is a message that this thread takes between two steps: nothing
+needs a lock, and a load never meets a half-done step. What arrives over the network, is compared or waits does so
+outside that thread, while it goes on stepping.
+"""
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayswift.log import UserError
+from rayswift.rollout.engine import Collected, EngineStatus
+from rayswift.rollout.engine_setup import EngineSetup
+from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest
+from rayswift.rollout.weights import ObjectStore, Published, Transport, fetch
+
+if TYPE_CHECKING:
+    from rayswift.rollout.vllm_core import VllmCore
+
+T = TypeVar("T")
+_PROGRESS_EVERY_S = 1.0
+# Behind the first completion that has finished: one answer for the many that finish with it.
+_LINGER_S = 0.02
+_FETCH_WITHIN_S = 600.0
+
+
+class VllmEngine:
+    """An `Engine` over vLLM.
+
+    Args:
+        setup: What it is built from, by `start`.
+    """
+
+    def __init__(self, setup: EngineSetup):
+        self._setup = setup
+        self._transport: Transport = ObjectStore()
+        self._calls: queue.SimpleQueue[tuple[Callable[[VllmCore], Any], asyncio.Future[Any]]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._is_built = False
+        self._error: UserError | None = None
+        self._progressed_at = 0.0
+
+    async def start(self) -> None:
+        """See Engine.
+
+        Raises:
+            UserError: vLLM is not installed, or cannot build the engine; with its last log lines.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._has_finished, self._is_idle = asyncio.Event(), asyncio.Event()
+        built: asyncio.Future[None] = self._loop.create_future()
+        self._thread = threading.Thread(target=self._run, args=(built,), name="vllm", daemon=True)
+        self._thread.start()
+        await built
+
+    async def submit(self, requests: Sequence[SampleRequest]) -> None:
+        """See Engine; all of them or none."""
+        await self._call(lambda core: core.submit(requests))
+
+    async def collect(self, timeout_s: float) -> Collected:
+        """See Engine; progress comes about once a second."""
+        self._check()
+        try:
+            await asyncio.wait_for(self._has_finished.wait(), timeout_s)
+        except TimeoutError:
+            pass
+        else:
+            await _wait(self._is_idle, _LINGER_S)
+        self._check()
+        self._has_finished.clear()
+        now = time.monotonic()
+        wants_progress = now - self._progressed_at >= _PROGRESS_EVERY_S
+        if wants_progress:
+            self._progressed_at = now
+        return await self._call(lambda core: core.take(wants_progress))
+
+    async def abort(self, keys: Sequence[str]) -> tuple[Completion, ...]:
+        """See Engine."""
+        return await self._call(lambda core: core.abort(keys))
+
+    async def load(self, version: PolicyVersion, weights: Published) -> float:
+        """See Engine; sampling goes on while the bytes arrive and are compared.
+
+        Raises:
+            StaleAttempt: the engine has newer weights.
+            TimeoutError: the bytes did not arrive.
+            UserError: they arrived damaged, or are not the model's.
+        """
+        assert version == weights.version
+        self._check()
+        tensors = await fetch(weights, self._transport, _FETCH_WITHIN_S)
+        return await self._call(lambda core: core.load(weights, tensors))
+
+    async def score(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        """See Engine; at temperature 1, whatever the sampling."""
+        scored: asyncio.Future[NDArray[np.float32]] = asyncio.get_running_loop().create_future()
+        await self._call(lambda core: core.score(token_ids, lambda found: self._resolve(scored, found)))
+        while True:  # the thread may stop before it has scored
+            await asyncio.wait([scored], timeout=1)
+            if scored.done():
+                return scored.result()
+            self._check()
+
+    async def status(self) -> EngineStatus:
+        """See Engine; answered between two steps, so an engine that hangs does not answer."""
+        if not self._is_built:
+            self._check_error()
+            return EngineStatus(None, 0, 0, 0)
+        return await self._call(lambda core: core.status())
+
+    async def close(self) -> None:
+        """Stop, and free what vLLM holds."""
+        if self._is_built and not self._error:
+            await self._call(lambda core: core.close())
+            self._error = UserError("the engine was closed", exit_code=1)
+
+    async def _call(self, method: "Callable[[VllmCore], T]") -> T:
+        """Have the engine's thread call this between two steps."""
+        self._check()
+        answer: asyncio.Future[T] = self._loop.create_future()
+        self._calls.put((method, answer))
+        if self._error:  # the thread stopped meanwhile, and may not have seen the message
+            self._fail_calls(self._error)
+        return await answer
+
+    def _check(self) -> None:
+        self._check_error()
+        if not self._is_built:
+            raise UserError("the engine has not started", exit_code=1)
+
+    def _check_error(self) -> None:
+        if self._error:
+            raise self._error
+
+    def _run(self, built: asyncio.Future[None]) -> None:
+        """The engine's thread."""
+        from rayswift.rollout.vllm_core import VllmCore
+
+        try:
+            core = VllmCore(self._setup)
+        except BaseException as error:  # whoever waits for `start` must hear of it
+            self._resolve(built, error)
+            return
+        self._is_built = True
+        self._resolve(built, None)
+        try:
+            while not self._error:
+                self._take_calls(core)
+                if core.busy:
+                    core.step()
+                if core.finished and not self._has_finished.is_set():
+                    self._loop.call_soon_threadsafe(self._has_finished.set)
+                if core.busy == self._is_idle.is_set():
+                    self._loop.call_soon_threadsafe(self._is_idle.clear if core.busy else self._is_idle.set)
+        except BaseException as error:  # every waiting call must hear of it
+            self._error = core.explained("the vLLM engine stopped", error)
+            self._loop.call_soon_threadsafe(self._has_finished.set)
+            self._fail_calls(self._error)
+
+    def _take_calls(self, core: "VllmCore") -> None:
+        """Answer what has come; wait for something where there is nothing to step."""
+        while True:
+            try:
+                method, answer = self._calls.get(block=not core.busy, timeout=1)
+            except queue.Empty:
+                return
+            try:
+                result = method(core)
+            except Exception as error:  # the caller's
+                self._resolve(answer, error)
+            else:
+                self._resolve(answer, result)
+            if self._calls.empty():
+                return
+
+    def _fail_calls(self, error: UserError) -> None:
+        while True:
+            try:
+                _, answer = self._calls.get_nowait()
+            except queue.Empty:
+                return
+            self._resolve(answer, error)
+
+    def _resolve(self, future: "asyncio.Future[Any]", result: Any) -> None:
+        self._loop.call_soon_threadsafe(_set, future, result)
+
+
+def _set(future: "asyncio.Future[Any]", result: Any) -> None:
+    if future.done():  # its caller has given up
+        return
+    if isinstance(result, BaseException):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        await asyncio.wait_for(event.wait(), seconds)
+    except TimeoutError:
+        return

@@ -1,0 +1,77 @@
+"""What an engine is built from, and what is refused before one is."""
+
+import logging
+
+import pytest
+
+from rayswift.config.rollout import RolloutConfig
+from rayswift.log import UserError
+from rayswift.resources import Layout
+from rayswift.rollout import engine_setup
+from rayswift.rollout.log_tail import LogTail
+
+CPU, GPU = Layout(1, "cpu", 1, True), Layout(1, "cuda", 1, False)
+
+
+def setup(
+    rollout: RolloutConfig, layout: Layout = CPU, dtype: str = "auto", **more: object
+) -> engine_setup.EngineSetup:
+    return engine_setup.engine_setup(rollout, layout, "model", "tokenizer", dtype, 700, **more)
+
+
+def test_the_section_becomes_an_engine() -> None:
+    rollout = RolloutConfig(temperature=0.7, top_k=5, engine_threads=2, max_num_seqs=9, engine_kwargs={"seed": 3})
+    made = setup(rollout, stop_token_ids=[1, 7])
+    assert (made.sampling.temperature, made.sampling.top_k, made.sampling.stop_token_ids) == (0.7, 5, (1, 7))
+    assert (made.max_model_len, made.dtype, made.load_format, made.tokenizer) == (700, "float32", "dummy", None)
+    assert (made.num_threads, made.max_num_seqs, made.engine_kwargs) == (2, 9, {"seed": 3})
+    assert setup(rollout, GPU).dtype == "bfloat16"
+    assert setup(rollout, GPU, "float16").dtype == "float16"
+
+
+def test_what_needs_more_gets_it() -> None:
+    assert setup(RolloutConfig(max_model_len=300)).max_model_len == 300
+    assert setup(RolloutConfig(stop=["END"])).tokenizer == "tokenizer"
+    assert setup(RolloutConfig(structured_outputs_regex=r"\d+")).tokenizer == "tokenizer"
+    # An adapter is served over weights that the engine reads itself.
+    assert setup(RolloutConfig(), lora_rank=8).load_format == "auto"
+
+
+def test_rays_options() -> None:
+    options = engine_setup.engine_options({"GPU": 2.0, "CPU": 1.0, "rollout": 1.0})
+    assert options == {
+        "num_cpus": 1.0, "num_gpus": 2.0, "resources": {"rollout": 1.0}, "max_restarts": 0, "max_task_retries": 0,
+    }  # fmt: skip
+    assert engine_setup.engine_options({"rayswift_engine": 1.0})["num_cpus"] == 0
+
+
+def test_a_missing_vllm_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_setup, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'rayswift\[gpu\]'"):
+        engine_setup.require_vllm("train.task = grpo")
+
+
+def test_adapters_that_vllm_cannot_serve() -> None:
+    assert engine_setup.adapter_obstacles({"peft_type": "LORA", "r": 8, "use_dora": False, "bias": "none"}) == []
+    assert engine_setup.adapter_obstacles({"peft_type": "VERA"}) == ["peft_type VERA"]
+    found = engine_setup.adapter_obstacles({"r": 1000, "use_dora": True, "init_lora_weights": "pissa_niter_4"})
+    assert found == ["use_dora", "init_lora_weights pissa_niter_4", "r above 512"]
+    assert [engine_setup.lora_capacity(rank) for rank in (1, 8, 9, 512)] == [8, 8, 16, 512]
+
+
+def test_arguments_that_are_not_the_users() -> None:
+    rollout = RolloutConfig(engine_kwargs={"load_format": "auto", "block_size": 16})
+    [problem] = engine_setup.engine_kwargs_problems(rollout)
+    assert "rollout.engine_kwargs.load_format" in problem
+
+
+def test_the_last_log_lines_are_kept() -> None:
+    log = logging.getLogger("rayswift-test-tail")
+    tail = LogTail(log.name)
+    for number in range(100):
+        log.info("line %d\nand more", number)
+    assert tail.indented().endswith("\n  INFO line 99\n  and more")
+    assert tail.indented().count("INFO") == 15
+    tail.close()
+    log.info("after")
+    assert "after" not in tail.indented()
