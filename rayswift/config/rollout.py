@@ -49,6 +49,8 @@ class RolloutConfig(Section):
     """Longest time that scoring a batch of completions may take; then the function is stopped and tried once more."""
     reward_workers: int = Field(1, ge=1)
     """Processes that run reward functions."""
+    reward_model_gpus: float = Field(0.0, ge=0)
+    """GPUs that the process of each reward model holds; 0: it computes on the CPU."""
     max_failed_fraction: float = Field(0.5, gt=0, le=1)
     """Share of prompts without a usable group (engines or rewards failed), judged from 100 prompts on, that stops the
     run."""

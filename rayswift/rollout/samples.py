@@ -84,12 +84,14 @@ class Completion:
 class Scored:
     """A completion with its rewards.
 
-    rewards: of each function and model, NaN where one had no opinion (returned None); reward: their weighted sum.
+    rewards: of each function and model, NaN where one had no opinion (returned None); reward: their weighted sum; text:
+    as rewards saw it.
     """
 
     completion: Completion
     rewards: tuple[float, ...]
     reward: float
+    text: str = ""
 
 
 @dataclass(frozen=True)

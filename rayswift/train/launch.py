@@ -137,7 +137,7 @@ def _worker_main(spec: RunSpec, train_loop: TrainLoop, connect: Connect) -> None
         train_loop(spec.as_seen_by(size), Worker(rank, size, connect(rank, size)))
     except (Exception, SystemExit) as error:
         failure = _as_user_error(error, spec, rank)
-        ours = user_error_in(error) or user_code.blame(error, spec.config.train)
+        ours = user_error_in(error) or user_code.blame(error, spec.config)
         if not ours and (isinstance(error, StaleAttempt) or _comes_from_a_dead_peer(error)):
             raise  # Ray Train restarts the group
         raise failure from None
@@ -149,7 +149,7 @@ def _as_user_error(error: BaseException, spec: RunSpec, rank: int) -> UserError:
     user_error = user_error_in(error)
     if user_error:
         return user_error
-    culprit = user_code.blame(error, spec.config.train)
+    culprit = user_code.blame(error, spec.config)
     what = f"{culprit} raised {type(error).__name__}" if culprit else type(error).__name__
     return UserError(f"{what}: {error}\n  traceback in {spec.run_dir / 'logs' / f'rank-{rank}.log'}", exit_code=1)
 

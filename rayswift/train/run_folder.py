@@ -243,7 +243,7 @@ def fingerprint(config: TrainingConfig, tokenizer_hash: str, num_rows: int) -> d
         described += model_config.read_text(encoding="utf-8")
     model_hash = hashlib.sha256(described.encode()).hexdigest()[:16]
     found = {"model": model_hash, "tokenizer": tokenizer_hash, "rows": num_rows}
-    own_code = user_code.content_hash(config.train)
+    own_code = user_code.content_hash(config)
     return found | ({"loss and plugins": own_code} if own_code else {})
 
 

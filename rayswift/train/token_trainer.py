@@ -9,9 +9,10 @@ from datasets import Dataset
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
+from rayswift.config import user_code
 from rayswift.data.windows import PackedRow
 from rayswift.log import UserError
-from rayswift.train import adalora, evaluation, guard, user_code
+from rayswift.train import adalora, evaluation, guard
 from rayswift.train.launch import RunSpec
 from rayswift.train.stream import Stream
 from rayswift.train.token_outputs import TokenOutputs

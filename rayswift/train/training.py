@@ -32,7 +32,7 @@ def run(config: TrainingConfig) -> None:
     refuse_unbuilt(config)
     train = config.train
     adapters.check(config.model)
-    user_code.check(train)
+    user_code.check(config)
     with storage.working_copy(train.output_dir, train.resume, config.cluster.scratch_dir) as run_dir:
         _train(config, run_dir, clock)
 
@@ -111,8 +111,7 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     clock.lap("imports")
     config, task = spec.config, TASKS[spec.config.train.task]
     trainer_class = load(task.trainer)
-    for plugin in config.train.plugins:
-        user_code.load("train.plugins", plugin)
+    user_code.import_plugins(config.train)
     weights = weights_to_load(spec, worker)  # before the arguments: ZeRO-3 cuts whatever is built from then on
     dtype = models.resolve_dtype(config.model.dtype, spec.layout.device)
     resume, attempt = agree_on_checkpoint(spec, worker)

@@ -48,6 +48,7 @@ PURE = [
         ]
     ),
     *(f"rayswift.rollout.{n}" for n in ["admission", "ledger", "prompts", "advantages", "rounds"]),
+    *(f"rayswift.rollout.rewards.{n}" for n in ["builtin", "dispatch", "functions"]),
     "rayswift.train.memory",
     "rayswift.train.checkpoint",
     "rayswift.train.events",

@@ -3,10 +3,12 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rayswift.config.schema import SftTrainConfig
+from rayswift.config.schema import RlhfConfig, SftConfig
+from rayswift.config.user_code import load
 from rayswift.log import UserError
 from rayswift.train import user_code
 
@@ -37,6 +39,15 @@ number = 3
 """
 
 
+def run(**train: Any) -> SftConfig:
+    return SftConfig.model_validate({"model": {"path": "m"}, "data": {"dataset": ["d"]}, "train": train})
+
+
+def rollout(**fields: Any) -> RlhfConfig:
+    tree = {"model": {"path": "m"}, "data": {"dataset": ["d"]}, "train": {"task": "grpo"}, "rollout": fields}
+    return RlhfConfig.model_validate(tree)
+
+
 @pytest.fixture(autouse=True)
 def as_it_was() -> Iterator[None]:
     """Nothing that was imported, nor its folder, stays for the next test."""
@@ -58,20 +69,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def message(field: str, name: str) -> str:
     with pytest.raises(UserError) as caught:
-        user_code._check_kind(field, name, user_code.load(field, name))
+        user_code._check_kind(field, name, load(field, name))
     assert caught.value.exit_code == 2
     return str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["mine.py:metric", "mine:metric", "mine.py:Holder.inner"])
 def test_a_function_is_found_in_a_file_or_a_module(folder: Path, name: str) -> None:
-    assert set(user_code.load("train.metrics", name)(None)) == {"m"}
+    assert set(load("train.metrics", name)(None)) == {"m"}
 
 
 def test_a_file_is_run_once_and_shadows_no_module(folder: Path) -> None:
     (folder / "json.py").write_text("import json\nvalue = [json.dumps(1)]\n")
-    first = user_code.load("train.metrics", "json.py:value")
-    assert user_code.load("train.metrics", str(folder / "json.py") + ":value") is first == ["1"]
+    first = load("train.metrics", "json.py:value")
+    assert load("train.metrics", str(folder / "json.py") + ":value") is first == ["1"]
     assert sys.modules["json"].__file__ != str(folder / "json.py")
 
 
@@ -79,7 +90,7 @@ def test_a_file_may_import_its_neighbour(folder: Path) -> None:
     (folder / "deep").mkdir()
     (folder / "deep" / "other.py").write_text("def helper(batch): return {}\n")
     (folder / "deep" / "mine2.py").write_text("from other import helper\n")
-    assert user_code.load("train.metrics", "deep/mine2.py:helper")(None) == {}
+    assert load("train.metrics", "deep/mine2.py:helper")(None) == {}
 
 
 @pytest.mark.parametrize(
@@ -110,21 +121,21 @@ def test_what_cannot_be_used_is_named_with_the_reason(folder: Path, field: str, 
 
 
 def test_good_names_pass(folder: Path) -> None:
-    user_code._check_kind("train.loss", "mine.py:loss", user_code.load("train.loss", "mine.py:loss"))
-    user_code._check_kind("train.callbacks", "mine.py:fails", user_code.load("train.callbacks", "mine.py:fails"))
-    user_code._check_kind("train.plugins", "mine", user_code.load("train.plugins", "mine"))
+    user_code._check_kind("train.loss", "mine.py:loss", load("train.loss", "mine.py:loss"))
+    user_code._check_kind("train.callbacks", "mine.py:fails", load("train.callbacks", "mine.py:fails"))
+    user_code._check_kind("train.plugins", "mine", load("train.plugins", "mine"))
 
 
 def test_nothing_named_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    user_code.check(SftTrainConfig())
+    user_code.check(run())
 
 
 def test_all_problems_come_in_one_error_from_a_process_of_its_own(folder: Path) -> None:
     (folder / "mine.py").write_text(CODE + "\nprint('loud')\n")
-    train = SftTrainConfig(metrics=["mine.py:metric", "mine.py:two"], loss="gone.py:f", plugins=["mine.py"])
+    config = run(metrics=["mine.py:metric", "mine.py:two"], loss="gone.py:f", plugins=["mine.py"])
     with pytest.raises(UserError) as caught:
-        user_code.check(train)
+        user_code.check(config)
     first, second = str(caught.value).splitlines()
     assert first.startswith("train.metrics = 'mine.py:two' cannot be called")
     assert second.startswith("train.loss = 'gone.py:f': no file gone.py")
@@ -134,31 +145,72 @@ def test_all_problems_come_in_one_error_from_a_process_of_its_own(folder: Path) 
 def test_code_that_ends_the_process_is_an_error_too(folder: Path) -> None:
     (folder / "mine.py").write_text("import os\nos._exit(7)\n")
     with pytest.raises(UserError, match=r"importing mine.py ended the process with exit code 7"):
-        user_code.check(SftTrainConfig(plugins=["mine.py"]))
+        user_code.check(run(plugins=["mine.py"]))
 
 
 def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(user_code, "_TRACKERS", {"wandb": "no_such_package", "tensorboard": "json"})
-    user_code.check(SftTrainConfig(report_to=["tensorboard", "mine"]))
+    user_code.check(run(report_to=["tensorboard", "mine"]))
     with pytest.raises(UserError, match=r"train.report_to = wandb: the package no_such_package is not installed"):
-        user_code.check(SftTrainConfig(report_to=["wandb"]))
+        user_code.check(run(report_to=["wandb"]))
 
 
 def test_blame(folder: Path) -> None:
-    train = SftTrainConfig(callbacks=["mine.py:fails"], metrics=["other:metric"])
+    config = run(callbacks=["mine.py:fails"], metrics=["other:metric"])
     try:
-        user_code.load("train.callbacks", "mine.py:fails")()
+        load("train.callbacks", "mine.py:fails")()
     except ValueError as error:
         line = CODE.splitlines().index('    raise ValueError("no such thing")') + 1
-        assert user_code.blame(error, train) == f"train.callbacks = 'mine.py:fails' (mine.py:{line}, in fails)"
-        assert user_code.blame(error, SftTrainConfig()) is None
-    assert user_code.blame(ValueError("nowhere"), train) is None
+        assert user_code.blame(error, config) == f"train.callbacks = 'mine.py:fails' (mine.py:{line}, in fails)"
+        assert user_code.blame(error, run()) is None
+    assert user_code.blame(ValueError("nowhere"), config) is None
 
 
 def test_the_content_of_loss_and_plugins_counts(folder: Path) -> None:
-    train = SftTrainConfig(loss="mine.py:loss", callbacks=["mine.py:fails"])
-    before, none = user_code.content_hash(train), user_code.content_hash(SftTrainConfig())
+    config = run(loss="mine.py:loss", callbacks=["mine.py:fails"])
+    before, none = user_code.content_hash(config), user_code.content_hash(run())
     assert before and not none
     (folder / "mine.py").write_text(CODE + "# changed\n")
-    assert user_code.content_hash(train) != before
-    assert user_code.content_hash(SftTrainConfig(callbacks=["mine.py:fails"])) == none
+    assert user_code.content_hash(config) != before
+    assert user_code.content_hash(run(callbacks=["mine.py:fails"])) == none
+
+
+def test_rewards_are_found_and_their_arguments_checked(folder: Path) -> None:
+    (folder / "mine.py").write_text(
+        "def good(completions, *, scale=1): return [scale] * len(completions)\n"
+        "class Judge:\n"
+        "    def __init__(self, key): self.key = key\n"
+        "    def __call__(self, completions, **columns): return [0.0] * len(completions)\n"
+    )
+    kwargs = {"good": {"scale": 2}, "mine.py:Judge": {"key": "k"}, "soft_overlong": {"cache_length": 4}}
+    user_code.check(
+        rollout(reward_funcs=["accuracy", "mine.py:good", "mine.py:Judge", "soft_overlong"], reward_kwargs=kwargs)
+    )
+    with pytest.raises(UserError) as caught:
+        user_code.check(
+            rollout(
+                reward_funcs=["acuracy", "soft_overlong", "mine.py:god", "mine.py:Judge", "gone.py:f", "mine.py:good"],
+                reward_kwargs={"good": {"scael": 2}, "format": {}},
+            )
+        )
+    assert [line.split(" at 0x")[0] for line in str(caught.value).splitlines()] == [
+        "rollout.reward_kwargs.format is of no function in rollout.reward_funcs = ['acuracy', 'soft_overlong', "
+        "'mine.py:god', 'mine.py:Judge', 'gone.py:f', 'mine.py:good']",
+        "rollout.reward_funcs = 'acuracy' is no built-in reward; did you mean accuracy? there are accuracy, format, "
+        "think_format, tag_count, cosine, repetition, soft_overlong; name your own as module:function or "
+        "file.py:function",
+        "rollout.reward_funcs = 'soft_overlong' with {'max_length': 512}: it needs cache_length; set "
+        "rollout.reward_kwargs.soft_overlong.cache_length",
+        "rollout.reward_funcs = 'mine.py:god': mine.py has no `god`; did you mean good?",
+        f"rollout.reward_funcs = 'gone.py:f': no file gone.py in {folder}",
+        "rollout.reward_funcs = 'mine.py:Judge' with {}: Judge.__init__() missing 1 required positional argument: "
+        "'key'",
+        "rollout.reward_funcs = 'mine.py:good' with {'scael': 2}: got an unexpected keyword argument 'scael'",
+    ]
+
+
+def test_the_content_of_rewards_counts(folder: Path) -> None:
+    config = rollout(reward_funcs=["mine.py:metric", "accuracy"])
+    before = user_code.content_hash(config)
+    (folder / "mine.py").write_text(CODE + "# changed\n")
+    assert before and user_code.content_hash(config) != before

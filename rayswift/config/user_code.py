@@ -1,0 +1,107 @@
+"""Python code that a config names as `module:name` or `file.py:name`, and its import.
+
+A file is found from the working directory, a module there or on Python's path; every node must have it, on shared
+storage or in the working directory of a submitted job.
+"""
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rayswift.log import UserError
+
+Named = tuple[str, str]
+"""A config field and what the user wrote in it."""
+
+
+def load(field: str, name: str) -> Any:
+    """What a name stands for; for a plugin, its module.
+
+    Raises:
+        UserError: no such file, module or attribute, or its import fails.
+    """
+    place, attribute = split(field, name)
+    module = _import(field, name, place)
+    value: Any = module
+    for part in attribute.split(".") if attribute else []:
+        if part not in dir(value):
+            known = sorted(key for key in vars(module) if not key.startswith("_"))
+            close = difflib.get_close_matches(attribute, known, 1)
+            fix = f"did you mean {close[0]}?" if close else f"it has {', '.join(known[:10]) or 'no name at all'}"
+            raise UserError(f"{field} = {name!r}: {place} has no `{attribute}`; {fix}")
+        value = getattr(value, part)
+    return value
+
+
+def split(field: str, name: str) -> tuple[str, str]:
+    """File or module, and what of it is named.
+
+    Raises:
+        UserError: it is not written so.
+    """
+    if field == "train.plugins":
+        return name, ""
+    place, colon, attribute = name.rpartition(":")
+    if not (colon and place and attribute):
+        raise UserError(f"{field} = {name!r} wants module:name or file.py:name")
+    return place, attribute
+
+
+def _import(field: str, name: str, place: str) -> ModuleType:
+    key, file = place, Path(place)
+    if place.endswith(".py"):
+        if not file.is_file():
+            raise UserError(f"{field} = {name!r}: no file {place} in {Path.cwd()}")
+        # A name of its own: user files are often called metrics.py or loss.py.
+        key = f"{file.stem}_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]}"
+    folder = str(file.resolve().parent if place.endswith(".py") else Path.cwd())
+    if folder not in sys.path:
+        sys.path.append(folder)  # at the end: a user's `datasets/` must not stand before the library
+    try:
+        if key in sys.modules or not place.endswith(".py"):
+            return importlib.import_module(key)
+        return _import_file(key, file)
+    except (Exception, SystemExit) as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        at = f" ({Path(where.filename).name}:{where.lineno})" if not isinstance(error, ModuleNotFoundError) else ""
+        raise UserError(f"{field} = {name!r} cannot be imported: {type(error).__name__}: {error}{at}") from error
+
+
+def _import_file(key: str, file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(key, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[key] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[key]
+        raise
+    return module
+
+
+def file_of(field: str, name: str) -> Path | None:
+    """The file of what is named; None: a module that is not imported, or has none."""
+    place, _ = split(field, name)
+    if place.endswith(".py"):
+        return Path(place).resolve()
+    module = sys.modules.get(place)
+    return Path(module.__file__).resolve() if module and module.__file__ else None
+
+
+def takes(value: Any, positional: tuple[str, ...], keywords: tuple[str, ...]) -> bool:
+    """Whether something can be called with such arguments, as far as it tells."""
+    try:
+        inspect.signature(value).bind(*positional, **dict.fromkeys(keywords))
+    except TypeError:
+        return False
+    except ValueError:  # a builtin that does not tell
+        return True
+    return True

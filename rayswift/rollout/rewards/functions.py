@@ -1,0 +1,207 @@
+"""Reward functions by name, and how one is called: as TRL calls them, its answer looked at before it counts.
+
+Nothing here knows of processes: `worker.py` runs this where a function that hangs or dies harms nothing else.
+"""
+
+import asyncio
+import difflib
+import functools
+import inspect
+import math
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rayswift.config import user_code
+from rayswift.config.rollout import RolloutConfig
+from rayswift.data.rows import Message
+from rayswift.log import UserError
+from rayswift.rollout.rewards.builtin import BUILT_IN
+
+FIELD = "rollout.reward_funcs"
+_OURS = ("prompts", "completions", "completion_ids")
+RewardFunction = Callable[..., Any]
+
+Value = float | None | str
+"""Of one completion: its reward, None for no opinion, or as text why there is none."""
+
+
+class Item(NamedTuple):
+    """A completion as rewards see it: the prompt's messages, the row's columns, its text and its tokens."""
+
+    messages: Sequence[Message]
+    columns: Mapping[str, Any]
+    text: str
+    ids: list[int]
+
+
+@dataclass(frozen=True)
+class RewardSpec:
+    """A reward as the config names it. name: unique among a run's rewards, for metrics; written: see the field."""
+
+    name: str
+    written: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def names_of(rollout: RolloutConfig) -> list[str]:
+    """Of each reward, functions first: a function's own name, a model's folder; made unique by a number."""
+    short = [written.rpartition(":")[2] for written in rollout.reward_funcs]
+    short += [Path(path).name or path for path in rollout.reward_models]
+    return [name if name not in short[:i] else f"{name}_{short[:i].count(name) + 1}" for i, name in enumerate(short)]
+
+
+def specs_of(rollout: RolloutConfig) -> list[RewardSpec]:
+    """The functions of a config; lengths that built-ins measure against are those of the run unless given."""
+    lengths = {"cosine": {"max_len": rollout.max_completion_length}}
+    lengths["soft_overlong"] = {"max_length": rollout.max_completion_length}
+    found = []
+    for written, name in zip(rollout.reward_funcs, names_of(rollout), strict=False):
+        given = rollout.reward_kwargs.get(written, rollout.reward_kwargs.get(name, {}))
+        found.append(RewardSpec(name, written, {**lengths.get(written, {}), **given}))
+    return found
+
+
+def problems(rollout: RolloutConfig) -> list[str]:
+    """What can be seen to be wrong without importing anything of the user's; a line each."""
+    found = []
+    known = {*names_of(rollout)[: len(rollout.reward_funcs)], *rollout.reward_funcs}
+    for name in rollout.reward_kwargs:
+        if name not in known:
+            found.append(f"rollout.reward_kwargs.{name} is of no function in {FIELD} = {rollout.reward_funcs}")
+    for spec in specs_of(rollout):
+        if ":" not in spec.written:
+            try:
+                load(spec)
+            except UserError as error:
+                found.append(str(error))
+    return found
+
+
+def load(spec: RewardSpec) -> RewardFunction:
+    """The function of a name, with its `rollout.reward_kwargs`; of a class an instance made with them.
+
+    Raises:
+        UserError: no such name, its import fails, or it does not take these arguments.
+    """
+    if ":" not in spec.written and spec.written not in BUILT_IN:
+        close = difflib.get_close_matches(spec.written, BUILT_IN, 1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(
+            f"{FIELD} = {spec.written!r} is no built-in reward; {hint}there are {', '.join(BUILT_IN)}; name your own "
+            "as module:function or file.py:function"
+        )
+    value = BUILT_IN[spec.written] if ":" not in spec.written else user_code.load(FIELD, spec.written)
+    if not callable(value):
+        raise UserError(f"{FIELD} = {spec.written!r} is of type {type(value).__name__}, wanted a function")
+    try:
+        made = value(**spec.kwargs) if inspect.isclass(value) else functools.partial(value, **spec.kwargs)
+        _check_arguments(value, spec)
+    except Exception as error:
+        raise UserError(f"{FIELD} = {spec.written!r} with {dict(spec.kwargs)}: {error}") from error
+    if not callable(made):
+        raise UserError(f"{FIELD} = {spec.written!r} makes a {type(made).__name__} that cannot be called")
+    return made
+
+
+def _check_arguments(value: Any, spec: RewardSpec) -> None:
+    """Refuse arguments that a function does not take; of a built-in also that one is missing."""
+    if inspect.isclass(value):
+        return
+    signature = inspect.signature(value)
+    signature.bind_partial(**spec.kwargs)
+    needed = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    missing = [name for name in needed if name not in spec.kwargs] if spec.written in BUILT_IN else []
+    if missing:
+        raise UserError(f"it needs {', '.join(missing)}; set rollout.reward_kwargs.{spec.name}.{missing[0]}")
+
+
+def call(
+    spec: RewardSpec,
+    function: RewardFunction,
+    items: Sequence[Item],
+    conversational: bool,
+    loop: asyncio.AbstractEventLoop,
+) -> list[Value] | str:
+    """Score completions: a value for each, or why the call as a whole gave none.
+
+    Args:
+        spec: Whose function it is.
+        function: From `load`; what a coroutine function returns is run to its end.
+        items: The completions.
+        conversational: Pass prompts and completions as lists of messages, not as texts.
+        loop: Of this process, so that clients that a function keeps stay usable.
+    """
+    who = f"reward {spec.name}"
+    try:
+        arguments = _arguments(spec, function, items, conversational)
+        returned = function(**arguments)
+        if inspect.isawaitable(returned):
+            returned = loop.run_until_complete(_finished(returned))
+    except (Exception, SystemExit) as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{who} raised {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+    try:
+        values = list(returned)
+    except TypeError:
+        return f"{who} returned garbage: {type(returned).__name__}, wanted a list of numbers"
+    if len(values) != len(items):
+        return f"{who} returned garbage: {len(values)} values for {len(items)} completions"
+    return [_checked(who, value) for value in values]
+
+
+async def _finished(awaitable: Any) -> Any:
+    return await awaitable
+
+
+def _checked(who: str, value: Any) -> Value:
+    if value is None:
+        return None
+    try:
+        number = math.nan if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    return number if math.isfinite(number) else f"{who} returned garbage: {str(value)[:80]!r} for a number"
+
+
+def _arguments(
+    spec: RewardSpec, function: RewardFunction, items: Sequence[Item], conversational: bool
+) -> dict[str, Any]:
+    """TRL's: prompts, completions, completion_ids and each column, as lists; without what the function does not take.
+
+    Raises:
+        ValueError: it needs a column that a row does not have.
+    """
+    columns = {name for item in items for name in item.columns} - {*_OURS, *spec.kwargs}
+    names = {*_OURS, *columns}
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # of a builtin that does not tell
+        parameters = {}.values()
+    else:
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        names = names if takes_all else names & {p.name for p in parameters}
+    for p in parameters:
+        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in _OURS:
+            lacking = next((item for item in items if p.name not in item.columns), None)
+            if lacking is not None:
+                there = ", ".join(sorted(lacking.columns)) or "none"
+                raise ValueError(f"no column `{p.name}` in the row, there are: {there}; map yours with data.columns")
+    values: dict[str, Any] = {name: [item.columns.get(name) for item in items] for name in names - {*_OURS}}
+    if "prompts" in names:
+        values["prompts"] = [_prompt(item, conversational) for item in items]
+    if "completions" in names:
+        values["completions"] = [_completion(item, conversational) for item in items]
+    if "completion_ids" in names:
+        values["completion_ids"] = [item.ids for item in items]
+    return values
+
+
+def _prompt(item: Item, conversational: bool) -> Any:
+    return list(item.messages) if conversational else "".join(message["content"] for message in item.messages)
+
+
+def _completion(item: Item, conversational: bool) -> Any:
+    return [{"role": "assistant", "content": item.text}] if conversational else item.text

@@ -1,0 +1,113 @@
+"""Reward models: the score of a sequence-classification checkpoint for a prompt and its completion, as TRL takes it."""
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rayswift.log import UserError, setup_worker
+from rayswift.rollout.rewards.functions import Item, Value
+
+_MOST_TOKENS = 16384
+
+
+class ModelProcess:
+    """The actor that holds a reward model: a folder or hub id, an adapter's folder included.
+
+    The text is the conversation as the reward model's own chat template renders it, or prompt and completion as they
+    are where the policy is prompted without one.
+
+    Args:
+        path: The model.
+        name: Of the reward.
+        conversational: Whether prompts are conversations.
+        trust_remote_code: See `model.trust_remote_code`.
+        work_dir: What a relative path starts from.
+        log_dir: Where this process logs.
+    """
+
+    def __init__(
+        self, path: str, name: str, conversational: bool, trust_remote_code: bool, work_dir: Path, log_dir: Path
+    ):
+        self._path, self._name, self._conversational = path, name, conversational
+        self._trust, self._work_dir, self._log_dir = trust_remote_code, work_dir, log_dir
+        self._model: Any = None
+        self._tokenizer: Any = None
+
+    def load(self) -> None:
+        """Load the model.
+
+        Raises:
+            UserError: it cannot be loaded, or is none that gives one score.
+        """
+        setup_worker(self._log_dir, f"reward-model-{self._name}")
+        if self._work_dir.is_dir():
+            os.chdir(self._work_dir)
+        import torch
+        from transformers import AutoTokenizer
+
+        try:
+            model = self._loaded()
+            tokenizer = AutoTokenizer.from_pretrained(self._path, trust_remote_code=self._trust)
+        except (OSError, ValueError, RuntimeError) as error:
+            first_line = (str(error).splitlines() or [""])[0]
+            raise UserError(f"rollout.reward_models = {self._path!r} cannot be loaded: {first_line}", 1) from error
+        if model.config.num_labels != 1:
+            raise UserError(
+                f"rollout.reward_models = {self._path!r} has {model.config.num_labels} outputs, wanted one score", 1
+            )
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        model.config.pad_token_id = tokenizer.pad_token_id
+        self._model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self._tokenizer = tokenizer
+
+    def _loaded(self) -> Any:
+        from transformers import AutoModelForSequenceClassification
+
+        options: dict[str, Any] = {"num_labels": 1, "trust_remote_code": self._trust}
+        if not (Path(self._path) / "adapter_config.json").exists():
+            return AutoModelForSequenceClassification.from_pretrained(self._path, **options)
+        from peft import PeftConfig, PeftModel
+
+        base = PeftConfig.from_pretrained(self._path).base_model_name_or_path
+        return PeftModel.from_pretrained(
+            AutoModelForSequenceClassification.from_pretrained(base, **options), self._path
+        ).merge_and_unload()
+
+    def score(self, source: int, items: Sequence[Item]) -> list[Value] | str:
+        """The model's score of each item; a text for one that it cannot read. `source` is 0."""
+        import torch
+
+        ids = [self._tokenizer(self._text(item), add_special_tokens=False)["input_ids"] for item in items]
+        most = self._model.config.get_text_config().max_position_embeddings
+        values: list[Value] = [
+            f"reward {self._name} failed: {len(one)} tokens, the reward model has {most} positions"
+            if len(one) > most
+            else None
+            for one in ids
+        ]
+        # Neighbours of like length, so that little is padded.
+        order = sorted((i for i, value in enumerate(values) if value is None), key=lambda i: len(ids[i]))
+        begin = 0
+        while begin < len(order):
+            end = begin + 1
+            while end < len(order) and (end + 1 - begin) * len(ids[order[end]]) <= _MOST_TOKENS:
+                end += 1
+            part = order[begin:end]
+            batch = self._tokenizer.pad(
+                {"input_ids": [ids[i] for i in part]}, padding_side="right", return_tensors="pt"
+            )
+            with torch.inference_mode():
+                scores = self._model(**batch.to(self._model.device)).logits[:, 0].float().tolist()
+            for i, score in zip(part, scores, strict=True):
+                values[i] = score if math.isfinite(score) else f"reward {self._name} returned garbage: {score}"
+            begin = end
+        return values
+
+    def _text(self, item: Item) -> str:
+        if not self._conversational:
+            return "".join(message["content"] for message in item.messages) + item.text
+        answer = {"role": "assistant", "content": item.text}
+        return str(self._tokenizer.apply_chat_template([*item.messages, answer], tokenize=False))

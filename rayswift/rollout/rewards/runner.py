@@ -1,0 +1,145 @@
+"""What the coordinator has of rewards: completions in, each with its weighted reward or with why it has none."""
+
+import asyncio
+import json
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from rayswift.config.schema import RlhfConfig
+from rayswift.log import logger
+from rayswift.rollout.rewards.dispatch import Dispatcher
+from rayswift.rollout.rewards.functions import Item, Value, names_of, specs_of
+from rayswift.rollout.rewards.models import ModelProcess
+from rayswift.rollout.rewards.worker import ActorWorker, FunctionProcess, on_this_node
+from rayswift.rollout.samples import Completion, Prompt, Scored
+
+_MOST_FAILURES_WRITTEN = 10_000
+_NO_OPINION = "no reward: every function returned None"
+
+
+class RewardRunner:
+    """Scores groups of completions, in workers of its own.
+
+    Args:
+        config: The run's.
+        tokenizer_dir: Folder with the policy's tokenizer.json.
+        run_dir: The run folder; completions without a reward go to `completions/failed.jsonl` there.
+        work_dir: Where the user's files are found.
+    """
+
+    def __init__(self, config: RlhfConfig, tokenizer_dir: Path, run_dir: Path, work_dir: Path):
+        self._config, self._run_dir, self._work_dir = config, run_dir, work_dir
+        self._tokenizer = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
+        self.names = names_of(config.rollout)
+        self._weights = config.rollout.reward_weights or [1.0] * len(self.names)
+        self._workers: list[ActorWorker] = []
+        # Of each reward: who scores, and as which of its sources.
+        self._routes: list[tuple[Dispatcher, int]] = []
+        self._dispatchers: list[Dispatcher] = []
+        self._failures = _FailureFile(run_dir / "completions" / "failed.jsonl")
+
+    async def start(self) -> None:
+        """Start the workers.
+
+        Raises:
+            UserError: a function or model cannot be loaded.
+        """
+        num_functions = len(self._config.rollout.reward_funcs)
+        functions = [
+            self._function_worker(n) for n in range(self._config.rollout.reward_workers if num_functions else 0)
+        ]
+        models = [self._model_worker(n) for n in range(len(self._config.rollout.reward_models))]
+        self._workers = [*functions, *models]
+        await asyncio.gather(*(worker.start() for worker in self._workers))
+        shared = [Dispatcher(functions)] if functions else []
+        own = [Dispatcher([model]) for model in models]
+        self._routes = [(shared[0], source) for source in range(num_functions)] + [(each, 0) for each in own]
+        self._dispatchers = [*shared, *own]
+        for dispatcher in self._dispatchers:
+            dispatcher.start()
+
+    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Scored | str]:
+        """Each completion of a prompt with its rewards, or why it has none, in the order given.
+
+        May be called for many prompts at once.
+
+        Raises:
+            UserError: a worker that was gone could not be started again.
+        """
+        ids = [completion.token_ids.tolist() for completion in completions]
+        texts = self._tokenizer.decode_batch(ids, skip_special_tokens=True)
+        items = [Item(prompt.messages, prompt.columns, text, one) for text, one in zip(texts, ids, strict=True)]
+        columns = await asyncio.gather(*(dispatcher.score(source, items) for dispatcher, source in self._routes))
+        found: list[Scored | str] = []
+        for i, completion in enumerate(completions):
+            outcome = self._weighted([column[i] for column in columns], completion, texts[i])
+            if isinstance(outcome, str):
+                self._failures.add(prompt, completion, texts[i], outcome)
+            found.append(outcome)
+        return found
+
+    async def close(self) -> None:
+        """End the workers."""
+        for dispatcher in self._dispatchers:
+            await dispatcher.close()
+        for worker in self._workers:
+            worker.kill()
+
+    def _weighted(self, values: Sequence[Value], completion: Completion, text: str) -> Scored | str:
+        rewards = []
+        for value in values:
+            if isinstance(value, str):
+                return value
+            rewards.append(math.nan if value is None else value)
+        if all(math.isnan(reward) for reward in rewards):
+            return _NO_OPINION
+        total = sum(w * reward for w, reward in zip(self._weights, rewards, strict=True) if not math.isnan(reward))
+        return Scored(completion, tuple(rewards), total, text)
+
+    def _function_worker(self, number: int) -> ActorWorker:
+        specs = specs_of(self._config.rollout)
+        arguments = (specs, self._conversational, self._work_dir, self._run_dir / "logs", f"reward-{number}")
+        make = partial(_start, FunctionProcess, arguments)
+        return ActorWorker([f"reward {spec.name}" for spec in specs], make, self._config.rollout.reward_timeout_s)
+
+    def _model_worker(self, number: int) -> ActorWorker:
+        rollout = self._config.rollout
+        path, name = rollout.reward_models[number], self.names[len(rollout.reward_funcs) + number]
+        trust = self._config.model.trust_remote_code
+        arguments = (path, name, self._conversational, trust, self._work_dir, self._run_dir / "logs")
+        make = partial(_start, ModelProcess, arguments, rollout.reward_model_gpus)
+        return ActorWorker([f"reward {name}"], make, rollout.reward_timeout_s)
+
+    @property
+    def _conversational(self) -> bool:
+        return self._config.data.use_chat_template
+
+
+def _start(actor_class: Any, arguments: tuple[Any, ...], num_gpus: float = 0) -> Any:
+    return on_this_node(actor_class, num_gpus).remote(*arguments)
+
+
+class _FailureFile:
+    """Completions without a reward, so that one can see why; of very many only the first, the others are counted."""
+
+    def __init__(self, path: Path):
+        self._path, self._count = path, 0
+
+    def add(self, prompt: Prompt, completion: Completion, text: str, reason: str) -> None:
+        """Append one."""
+        self._count += 1
+        if self._count > _MOST_FAILURES_WRITTEN:
+            return
+        if self._count == _MOST_FAILURES_WRITTEN:
+            logger.warning(
+                "%d completions without a reward are in %s; further ones are counted only", self._count, self._path
+            )
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        row = {"id": prompt.id, "ordinal": prompt.ordinal, "key": completion.key, "reason": reason, "completion": text}
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")

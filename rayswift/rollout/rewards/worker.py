@@ -1,0 +1,131 @@
+"""Processes that score: functions of the user's and reward models, each behind a deadline and replaced when it is gone.
+
+A worker is an actor without CPUs that is asked for one batch at a time. One that gives no answer in time, or whose
+process ends, is killed and started anew; what it was asked is a failure of that batch, for `dispatch.py` to narrow.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rayswift.data.stream import user_error_in
+from rayswift.log import UserError, logger, setup_worker
+from rayswift.rollout.rewards import functions
+from rayswift.rollout.rewards.functions import Item, RewardSpec, Value
+
+_START_S = 300.0
+
+
+class FunctionProcess:
+    """The actor that runs reward functions.
+
+    Args:
+        specs: The functions, in the order of their numbers.
+        conversational: See `functions.call`.
+        work_dir: Where the user's files are found.
+        log_dir: Where this process logs.
+        name: Of its log.
+    """
+
+    def __init__(self, specs: Sequence[RewardSpec], conversational: bool, work_dir: Path, log_dir: Path, name: str):
+        self._specs, self._conversational = specs, conversational
+        self._work_dir, self._log_dir, self._name = work_dir, log_dir, name
+        self._functions: list[functions.RewardFunction] = []
+        self._loop = asyncio.new_event_loop()
+
+    def load(self) -> None:
+        """Import the functions.
+
+        Raises:
+            UserError: one cannot be had.
+        """
+        setup_worker(self._log_dir, self._name)
+        if self._work_dir.is_dir():
+            os.chdir(self._work_dir)
+        self._functions = [functions.load(spec) for spec in self._specs]
+
+    def score(self, source: int, items: Sequence[Item]) -> list[Value] | str:
+        """See `functions.call`."""
+        found = functions.call(self._specs[source], self._functions[source], items, self._conversational, self._loop)
+        if isinstance(found, str):
+            logger.warning("%s", found)
+        return found
+
+
+class ActorWorker:
+    """A worker of the dispatcher whose work an actor does.
+
+    Args:
+        who: What it scores, for messages; one name for each source.
+        make: Starts its actor, which has `load` and `score`.
+        timeout_s: Longest time that scoring a batch may take.
+    """
+
+    def __init__(self, who: Sequence[str], make: Callable[[], Any], timeout_s: float):
+        self._who, self._make, self._timeout_s = who, make, timeout_s
+        self._actor: Any = None
+
+    async def start(self) -> None:
+        """Start the actor and have it load.
+
+        Raises:
+            UserError: it cannot load, or not in time.
+        """
+        who = ", ".join(self._who)
+        self._actor = self._make()
+        try:
+            await _answer(self._actor.load.remote(), _START_S)
+        except TimeoutError as error:
+            raise UserError(f"the process for {who} did not start within {_START_S:.0f} s", exit_code=1) from error
+        except (RayActorError, RayTaskError) as error:
+            raise user_error_in(error) or UserError(f"the process for {who} did not start: {error}", 1) from error
+
+    async def score(self, source: int, items: Sequence[Item]) -> list[Value] | str:
+        """See `dispatch.Worker`."""
+        who = self._who[source]
+        try:
+            found: list[Value] | str = await _answer(self._actor.score.remote(source, items), self._timeout_s)
+            return found
+        except TimeoutError:
+            failure = f"{who} gave no answer: not within rollout.reward_timeout_s = {self._timeout_s:g}"
+        except RayActorError:
+            failure = f"{who} ended its process"
+        except RayTaskError as error:
+            return f"{who} failed: {str(error).strip().splitlines()[-1]}"
+        logger.warning("%s; its process is started anew", failure)
+        self.kill()
+        await self.start()
+        return failure
+
+    def kill(self) -> None:
+        """End the actor."""
+        if self._actor is not None:
+            ray.kill(self._actor, no_restart=True)
+
+
+async def _answer(ref: Any, timeout_s: float) -> Any:
+    """The value of a reference.
+
+    Raises:
+        TimeoutError: it did not come in time.
+    """
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(ref.future()), timeout_s)
+    except GetTimeoutError as error:
+        raise TimeoutError(str(error)) from error
+
+
+def on_this_node(actor_class: Any, num_gpus: float = 0) -> Any:
+    """An actor class whose actors hold no CPU, are never restarted by Ray and, without GPUs, stay beside their owner.
+
+    An actor on a node that the autoscaler brought for engines would keep that node from leaving.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options: dict[str, Any] = {"num_gpus": num_gpus} if num_gpus else {"scheduling_strategy": here}
+    return ray.remote(actor_class).options(num_cpus=0, max_restarts=0, max_task_retries=0, **options)

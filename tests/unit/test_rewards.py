@@ -1,0 +1,286 @@
+"""Rewards: built-ins against TRL's, how a function is called, and which completions of a failing batch fail."""
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rayswift.config.rollout import RolloutConfig
+from rayswift.rollout.rewards import builtin, functions
+from rayswift.rollout.rewards.dispatch import Dispatcher
+from rayswift.rollout.rewards.functions import Item, RewardSpec, Value
+
+IDS = st.lists(st.lists(st.integers(0, 3), max_size=30), min_size=1, max_size=5)
+
+
+def say(*texts: str) -> list[list[dict[str, str]]]:
+    return [[{"role": "assistant", "content": text}] for text in texts]
+
+
+# ---- built-ins ----
+
+ANSWERS = [
+    (r"My answer is \boxed{\frac{1}{3}}", r"\frac{1}{3}", 1.0),
+    (r"My answer is \boxed{\frac{1}{2}}", r"\frac{1}{3}", 0.0),
+    (r"\boxed{0.5}", r"\frac{1}{2}", 1.0),
+]
+
+
+@pytest.mark.parametrize(("text", "solution", "wanted"), ANSWERS)
+def test_accuracy_is_that_of_trl_on_marked_answers(text: str, solution: str, wanted: float) -> None:
+    from trl.rewards import accuracy_reward
+
+    assert builtin.accuracy(say(text), [solution]) == accuracy_reward(say(text), [solution]) == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("text", "solution", "wanted"),
+    [
+        ("42", 42, 1.0),
+        ("1,234.0", "1234", 1.0),
+        ("41", "42", 0.0),
+        ("7*6=42 #### 42", "six times seven #### 42", 1.0),
+        ("The answer is 42.", "42", 1.0),
+        ("<think>it is 5</think><answer> 42 </answer>", "42", 1.0),
+        ("<think>it is 42</think> 5", "42", 0.0),
+        (r"<think>\boxed{3}</think> \boxed{4}", "4", 1.0),
+        ("Paris", "Paris", 1.0),
+        ("Rome", "Paris", 0.0),
+        ("", "42", 0.0),
+    ],
+)
+def test_accuracy_of_plain_answers(text: str, solution: Any, wanted: float) -> None:
+    assert builtin.accuracy([text], [solution]) == [wanted]
+    assert builtin.accuracy(say(text), None, [solution]) == [wanted]
+
+
+def test_accuracy_needs_a_solution() -> None:
+    with pytest.raises(ValueError, match="neither a column `solution` nor `answer`"):
+        builtin.accuracy(["1"], [None], [None])
+
+
+@settings(max_examples=50, deadline=None)
+@given(IDS, st.integers(1, 4), st.floats(-2, 0))
+def test_repetition_is_that_of_trl(ids: list[list[int]], n: int, penalty: float) -> None:
+    from trl.rewards import get_repetition_penalty_reward
+
+    wanted = get_repetition_penalty_reward(n, penalty)(completion_ids=ids)
+    assert builtin.repetition(ids, n_grams=n, max_penalty=penalty) == pytest.approx(wanted, abs=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(IDS, st.integers(1, 20), st.integers(1, 20))
+def test_soft_overlong_is_that_of_trl(ids: list[list[int]], free: int, cache: int) -> None:
+    from trl.rewards import get_soft_overlong_punishment
+
+    wanted = get_soft_overlong_punishment(free + cache, cache)(completion_ids=ids)
+    assert builtin.soft_overlong(ids, max_length=free + cache, cache_length=cache) == pytest.approx(wanted, abs=1e-12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(IDS, st.integers(1, 20), st.tuples(*[st.floats(-1, 1)] * 4))
+def test_cosine_is_that_of_trl(ids: list[list[int]], max_len: int, ends: tuple[float, ...]) -> None:
+    from trl.rewards import get_cosine_scaled_reward
+
+    texts = [r"\boxed{1}" if sum(one) % 2 else r"\boxed{2}" for one in ids]
+    names = ("min_len_value_wrong", "max_len_value_wrong", "max_len_value_correct", "min_len_value_correct")
+    wanted = get_cosine_scaled_reward(max_len, *ends)(say(*texts), ["1"] * len(ids), ids)
+    made = builtin.cosine(texts, ids, ["1"] * len(ids), max_len=max_len, **dict(zip(names, ends, strict=True)))
+    assert made == pytest.approx(wanted, abs=1e-12)
+
+
+def test_formats() -> None:
+    from trl.rewards import think_format_reward
+
+    texts = [
+        "<think>a</think> <answer>b</answer>",
+        "<think>a</think> b",
+        "<think>\na\n</think>\n<answer>\nb\n</answer>",
+        " <think>a</think><answer>b</answer>",
+        "<think>a</think><answer>b</answer> c",
+        "<think>a<think>b</think> c",
+        "",
+    ]
+    assert builtin.format(texts) == [1, 0, 1, 0, 0, 0, 0]
+    assert builtin.think_format(texts) == think_format_reward(say(*texts))
+    assert builtin.tag_count(texts) == [0, 0, 1, 0, 0, 0, 0]
+    assert builtin.tag_count(["<think>\na\n</think>\n<answer>\nb", "<think>\n" * 2]) == [0.75, 0]
+
+
+# ---- names ----
+
+
+def test_names_are_short_and_unique() -> None:
+    rollout = RolloutConfig(
+        reward_funcs=["format", "a.py:score", "b.py:score", "my.module:score"], reward_models=["/models/judge"]
+    )
+    assert functions.names_of(rollout) == ["format", "score", "score_2", "score_3", "judge"]
+
+
+def test_lengths_are_those_of_the_run_unless_given() -> None:
+    rollout = RolloutConfig(
+        reward_funcs=["cosine", "soft_overlong"],
+        max_completion_length=64,
+        reward_kwargs={"soft_overlong": {"cache_length": 8, "max_length": 32}},
+    )
+    assert [spec.kwargs for spec in functions.specs_of(rollout)] == [
+        {"max_len": 64},
+        {"max_length": 32, "cache_length": 8},
+    ]
+
+
+# ---- one call ----
+
+
+def call(function: Callable[..., Any], items: Sequence[Item], conversational: bool = True) -> list[Value] | str:
+    loop = asyncio.new_event_loop()
+    try:
+        return functions.call(RewardSpec("mine", "m:mine"), function, items, conversational, loop)
+    finally:
+        loop.close()
+
+
+def item(text: str, **columns: Any) -> Item:
+    return Item([{"role": "user", "content": "q"}], columns, text, [1, 2])
+
+
+def test_a_function_is_called_as_trl_calls_it() -> None:
+    seen: dict[str, Any] = {}
+
+    def mine(prompts: Any, completions: Any, completion_ids: Any, solution: Any, **columns: Any) -> list[float]:
+        seen.update(columns, prompts=prompts, completions=completions, completion_ids=completion_ids, solution=solution)
+        return [1, 2.5]
+
+    items = [item("a", solution="s", level=1), item("b", solution="t", other=2)]
+    assert call(mine, items) == [1.0, 2.5]
+    question = {"role": "user", "content": "q"}
+    assert seen == {
+        "prompts": [[question], [question]],
+        "completions": say("a", "b"),
+        "completion_ids": [[1, 2], [1, 2]],
+        "solution": ["s", "t"],
+        "level": [1, None],
+        "other": [None, 2],
+    }
+    assert call(mine, items, conversational=False) == [1.0, 2.5]
+    assert (seen["prompts"], seen["completions"]) == (["q", "q"], ["a", "b"])
+
+
+def test_a_function_gets_only_what_it_takes_and_may_be_a_coroutine() -> None:
+    async def mine(completions: Any) -> list[float | None]:
+        await asyncio.sleep(0)
+        return [None, True]
+
+    assert call(mine, [item("a", x=1), item("b", x=1)]) == [None, 1.0]
+
+
+def raises(**columns: Any) -> list[float]:
+    raise KeyError("gone")
+
+
+@pytest.mark.parametrize(
+    ("function", "wanted"),
+    [
+        (raises, "reward mine raised KeyError: 'gone' (test_rewards.py:"),
+        (lambda **_: None, "reward mine returned garbage: NoneType, wanted a list of numbers"),
+        (lambda **_: [1], "reward mine returned garbage: 1 values for 2 completions"),
+        (lambda solution, **_: [1, 1], "reward mine raised ValueError: no column `solution` in the row, there are: x;"),
+    ],
+)
+def test_a_call_that_fails_says_why(function: Callable[..., Any], wanted: str) -> None:
+    found = call(function, [item("a", x=1), item("b", x=1)])
+    assert isinstance(found, str) and found.startswith(wanted)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, "1", "good", [1], object()])
+def test_garbage_for_one_completion_is_its_failure_alone(value: Any) -> None:
+    first, second = call(lambda **_: [0.5, value], [item("a"), item("b")])
+    assert first == 0.5
+    assert isinstance(second, str) and second.startswith("reward mine returned garbage: ")
+
+
+# ---- batches ----
+
+
+class Scorer:
+    """Fails as the texts say: whole for r (raises), alone for g (garbage); f fails the first call it is in."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+        self.seen: set[int] = set()
+
+    async def score(self, source: int, items: Sequence[Item]) -> list[Value] | str:
+        await asyncio.sleep(0)
+        self.calls.append(len(items))
+        new = [one for one in items if id(one) not in self.seen]
+        self.seen |= {id(one) for one in items}
+        if any(one.text == "r" for one in items) or any(one.text == "f" for one in new):
+            return "whole"
+        return ["alone" if one.text == "g" else float(source) for one in items]
+
+
+def dispatch(groups: Sequence[str], num_workers: int) -> tuple[list[list[Value]], list[int]]:
+    async def run() -> list[list[Value]]:
+        dispatcher = Dispatcher(workers)
+        dispatcher.start()
+        made = [[item(kind) for kind in group] for group in groups]
+        found = await asyncio.gather(*(dispatcher.score(7, items) for items in made))
+        await dispatcher.close()
+        return found
+
+    workers = [Scorer() for _ in range(num_workers)]
+    seen = workers[0].seen
+    for worker in workers:
+        worker.seen = seen
+    return asyncio.run(run()), [size for worker in workers for size in worker.calls]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text("oooorgf", min_size=1, max_size=20), min_size=1, max_size=12), st.integers(1, 3))
+def test_exactly_the_guilty_fail(groups: list[str], num_workers: int) -> None:
+    found, calls = dispatch(groups, num_workers)
+    wanted = {"o": 7.0, "f": 7.0, "r": "whole", "g": "alone"}
+    assert found == [[wanted[kind] for kind in group] for group in groups]
+    num_guilty = sum(kind != "o" for group in groups for kind in group)
+    # Each guilty one costs at most a path of cuts in eight, and its parts' retries.
+    assert len(calls) <= len(groups) + 8 * num_guilty * (1 + math.ceil(math.log(240, 8)))
+
+
+def test_what_waits_goes_in_one_call() -> None:
+    _, calls = dispatch(["oooooooo"] * 128, 1)
+    assert calls == [1024]
+    _, calls = dispatch(["oooooooo"] * 128, 2)
+    assert sum(calls) == 1024 and len(calls) <= 10
+
+
+def test_a_worker_that_is_lost_for_good_is_heard_of_and_what_is_cancelled_is_not_scored() -> None:
+    class Broken(Scorer):
+        async def score(self, source: int, items: Sequence[Item]) -> list[Value] | str:
+            raise ValueError("cannot start")
+
+    async def broken() -> None:
+        dispatcher = Dispatcher([Broken()])
+        dispatcher.start()
+        for _ in range(2):
+            with pytest.raises(ValueError, match="cannot start"):
+                await dispatcher.score(0, [item("o")])
+        await dispatcher.close()
+
+    async def cancelled() -> list[int]:
+        worker = Scorer()
+        dispatcher = Dispatcher([worker])
+        given_up = asyncio.create_task(dispatcher.score(0, [item("o")] * 5))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await asyncio.gather(given_up, return_exceptions=True)
+        dispatcher.start()
+        assert await dispatcher.score(0, [item("o")]) == [0.0]
+        await dispatcher.close()
+        return worker.calls
+
+    asyncio.run(broken())
+    assert asyncio.run(cancelled()) == [1]
