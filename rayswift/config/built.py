@@ -42,6 +42,8 @@ def not_built(config: TrainingConfig) -> list[str]:
     found = rows_not_built(config)
     if config.train.optim.endswith(("layerwise", "lomo")):
         found.append(f"train.optim = {config.train.optim} (it steps within the backward pass)")
+    if config.train.optim == "grokadamw":
+        found.append("train.optim = grokadamw (a continued run would differ: its state does not come back)")
     found += [f"train.{name} = True" for name in _TRL if config.train.trl_extra.get(name)]
     if isinstance(config, RlhfConfig) and config.model.reference_adapters:
         found.append(f"model.reference_adapters = {config.model.reference_adapters}")

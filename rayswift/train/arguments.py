@@ -50,6 +50,8 @@ def trainer_arguments(spec: RunSpec, arguments: Any, dtype: str, tracks: bool, u
     if values.pop("reference_free", False):
         values["precompute_ref_log_probs"] = True  # so that TRL keeps no reference
     values |= {name: value for name, value in _NO_ROWS.items() if name in fields}
+    if values.get("optim_target_modules") == ["all-linear"]:
+        values["optim_target_modules"] = "all-linear"  # HF takes a list for names of modules
     values |= {
         "output_dir": str(spec.run_dir),
         "report_to": config.train.report_to if tracks else "none",

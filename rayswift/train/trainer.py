@@ -19,6 +19,7 @@ from rayswift.train.callbacks import Checkpoints, EarlyStopping, Metrics, Stream
 from rayswift.train.checkpoint import discard
 from rayswift.train.clock import Clock
 from rayswift.train.launch import RunSpec, Worker
+from rayswift.train.optimizers import state_classes
 from rayswift.train.run_folder import Resume
 from rayswift.train.schedule import progress_schedule
 from rayswift.train.stream import Progress
@@ -96,7 +97,8 @@ class Streamed(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint and self.is_deepspeed_enabled:
             complete_load(self.model_wrapped, self._group_settings)
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with torch.serialization.safe_globals(state_classes(self._train.optim)):
+            super()._load_optimizer_and_scheduler(checkpoint)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """HF's, its time left out of the throughput."""

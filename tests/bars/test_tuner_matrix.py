@@ -106,21 +106,33 @@ def test_new_tokens_are_served(flags: tuple[str, ...], run_dir: Path, tiny: tupl
     assert answers[0][1].splitlines()[-1] == answers[1][1].splitlines()[-1]
 
 
+ALL_LINEAR = ("--optim_target_modules", "all-linear")
+
+
 @pytest.mark.parametrize(
     ("package", "flags"),
     [
-        ("schedulefree", ("--optim", "schedule_free_adamw", "--lr_scheduler_type", "constant")),
-        ("galore_torch", ("--optim", "galore_adamw", "--optim_target_modules", "all-linear")),
-        ("apollo_torch", ("--optim", "apollo_adamw", "--optim_target_modules", "all-linear")),
+        ("schedulefree", ("--optim", "schedule_free_adamw")),
+        ("galore_torch", ("--optim", "galore_adamw", *ALL_LINEAR)),
+        ("galore_torch", ("--optim", "galore_adafactor", *ALL_LINEAR)),
+        ("apollo_torch", ("--optim", "apollo_adamw", *ALL_LINEAR)),
+        ("torchao", ("--optim", "adamw_torch_8bit")),
+        ("bitsandbytes", ("--optim", "adamw_bnb_8bit")),
         ("bitsandbytes", ("--tuner", "lora", "--quantization", "nf4")),
         ("bitsandbytes", ("--tuner", "lora", "--quantization", "int8")),
+        ("kernels", ("--model.use_kernels", "true")),
     ],
-    ids=lambda value: value[-1] if isinstance(value, tuple) else value,
+    ids=lambda value: value[1] if isinstance(value, tuple) else value,
 )
-def test_with_a_package_of_its_own(package: str, flags: tuple[str, ...], run_dir: Path, tiny: tuple[str, ...]) -> None:
-    installed = find_spec(package) is not None
-    out = sft(run_dir, *tiny, *flags, *layout(1, 0), "--max_steps", "3", code=0 if installed else 2)
-    if installed:
-        assert len(curve(run_dir)) == 3
-    else:
+def test_with_a_package_of_its_own(package: str, flags: tuple[str, ...], tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    """It resumes where the package is installed, and is refused where it is not."""
+    steps = ("--save_strategy", "steps", "--lr_scheduler_type", "constant")
+    run = (*tiny, *flags, *steps, *layout(0, 0))
+    if find_spec(package) is None:
+        out = sft(tmp_path / "run", *run, code=2)
         assert f"needs the package {package.replace('_', '-')}" in out
+        return
+    sft(tmp_path / "whole", *run, "--max_steps", "4")
+    sft(tmp_path / "cut", *run, "--max_steps", "2")
+    sft(tmp_path / "cut", *run, "--max_steps", "4", "--resume", "auto")
+    assert_same_curve(tmp_path / "cut", tmp_path / "whole", TOLERANCE)
