@@ -7,7 +7,19 @@ from rayswift.config.section import Section
 from rayswift.config.tuner_fields import is_initialised_before, tuner_problems
 from rayswift.log import UserError
 
-BUILT_TASKS = ("causal_lm", "dpo", "kto", "rm", "orpo", "cpo", "simpo", "seq_cls")
+BUILT_TASKS = (
+    "causal_lm",
+    "dpo",
+    "kto",
+    "rm",
+    "orpo",
+    "cpo",
+    "simpo",
+    "seq_cls",
+    "embedding",
+    "reranker",
+    "generative_reranker",
+)
 """Tasks that this version trains, those of `train/tasks.py`."""
 # Settings of `data` and `cluster` that no training reads yet, besides their defaults.
 _DATA = ("loss_scale",)

@@ -7,6 +7,7 @@ from pydantic import Field
 from rayswift.config.section import Section, Strings
 
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
+Pooling = Literal["last_token", "mean", "cls"]
 Tuner = Literal["full", "lora", "adalora", "vera", "boft", "ia3", "fourierft", "loha", "lokr", "miss"]
 
 
@@ -65,6 +66,10 @@ class ModelConfig(Section):
     """Outputs of the classification head; needed by task seq_cls."""
     problem_type: ProblemType | None = None
     """What the labels of task seq_cls are; null: regression for one label, else a single label of several."""
+    pooling: Pooling = "last_token"
+    """Task embedding: how the states of a text's tokens become its embedding; cls: the first token's."""
+    normalize: bool = True
+    """Task embedding: scale embeddings to length 1."""
     chat_template: str | None = None
     """Jinja file that replaces the tokenizer's chat template; null: the tokenizer's own."""
     random_init: bool = False

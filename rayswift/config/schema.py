@@ -176,6 +176,14 @@ class SftTrainConfig(TrainConfig):
     """Loss; null: nll (cross-entropy) for causal_lm, infonce for embedding, pointwise for rerankers."""
     matryoshka_dims: dict[int, float] = {}
     """Task embedding: lengths at which a cut embedding is trained too, each with the weight of its loss."""
+    infonce_temperature: float = Field(0.05, gt=0)
+    """Loss infonce: what cosine similarities are divided by."""
+    contrastive_margin: float = Field(0.5, gt=0, le=2)
+    """Losses contrastive and online_contrastive: cosine distance from which unlike texts are far enough."""
+    positive_token: str = "yes"
+    """Task generative_reranker: the answer, a single token, to a document that fits its query."""
+    negative_token: str = "no"
+    """Task generative_reranker: the answer, a single token, to one that does not."""
 
 
 class RlhfTrainConfig(TrainConfig):

@@ -9,6 +9,23 @@ from rayswift.config.tuner_fields import begins_with_other_weights
 
 ONLINE_TASKS = ("grpo", "ppo", "gkd")
 """Tasks that sample completions."""
+SFT_LOSSES = {
+    "causal_lm": ("nll", "dft"),
+    "embedding": ("infonce", "cosine_similarity", "contrastive", "online_contrastive"),
+    "reranker": ("pointwise", "listwise"),
+    "generative_reranker": ("pointwise", "listwise"),
+}
+"""The values of `train.loss_type` for each task of `sft` that has several, the default first."""
+# Fields of one task of `sft` alone.
+_OF_TASK = {
+    "model.pooling": "embedding",
+    "model.normalize": "embedding",
+    "train.matryoshka_dims": "embedding",
+    "train.infonce_temperature": "embedding",
+    "train.contrastive_margin": "embedding",
+    "train.positive_token": "generative_reranker",
+    "train.negative_token": "generative_reranker",
+}
 
 LOSS_TYPES = {
     "dpo": (
@@ -43,10 +60,40 @@ def task_problems(config: TrainingConfig) -> list[str]:
         found.append(
             f"train.loss_type = {config.train.loss_type}: model.problem_type decides the loss of seq_cls; unset it"
         )
+    found += _fields_of_other_tasks(config)
+    if isinstance(config, SftConfig):
+        found += _sft_problems(config)
     if config.train.task not in ("causal_lm", *ONLINE_TASKS):
         found += _whole_row_problems(config) + _loss_problems(config)
     if isinstance(config, RlhfConfig):
         found += _online_problems(config) if config.train.task in ONLINE_TASKS else _offline_problems(config)
+    return found
+
+
+def _fields_of_other_tasks(config: TrainingConfig) -> list[str]:
+    found = []
+    for path, task in _OF_TASK.items():
+        section_name, _, name = path.partition(".")
+        section = config.model if section_name == "model" else config.train
+        fields = type(section).model_fields
+        if name in fields and config.train.task != task and getattr(section, name) != fields[name].default:
+            found.append(
+                f"{path} = {getattr(section, name)} is of task {task}; unset it, train.task is {config.train.task}"
+            )
+    return found
+
+
+def _sft_problems(config: SftConfig) -> list[str]:
+    """Values that belong to another task of `sft`."""
+    train, found = config.train, []
+    losses = SFT_LOSSES.get(train.task, ())
+    if losses and train.loss_type is not None and train.loss_type not in losses:
+        found.append(f"train.loss_type = {train.loss_type} is none of task {train.task}; it has {', '.join(losses)}")
+    if train.task == "generative_reranker" and config.data.truncation in ("left", "right"):
+        found.append(
+            f"data.truncation = {config.data.truncation} would cut off the question that task {train.task} asks; "
+            "set drop"
+        )
     return found
 
 
@@ -58,7 +105,7 @@ def _whole_row_problems(config: TrainingConfig) -> list[str]:
         found.append(f"data.truncation = split has no meaning: {why} judges whole texts; set drop, left or right")
     if data.loss_on == "all":
         found.append(f"data.loss_on = all has no meaning: {why} says itself which tokens count; unset it")
-    if not data.use_chat_template and train.task != "seq_cls":
+    if not data.use_chat_template and train.task not in ("seq_cls", "embedding"):
         found.append(f"data.use_chat_template = False: {why} takes conversations, which need one")
     if data.cache:
         found.append(f"data.cache holds packed rows of task causal_lm, not of {why}; unset it")

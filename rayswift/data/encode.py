@@ -33,6 +33,7 @@ class EncodeConfig:
     """What determines the tokens of a row.
 
     `tokenizer_dir` holds tokenizer.json, its config and the chat template; `tokenizer_hash` is the hash of those files.
+    The last six: see `RowKind`.
     """
 
     tokenizer_dir: str
@@ -47,10 +48,14 @@ class EncodeConfig:
     num_labels: int | None = None
     problem_type: ProblemType | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    loss: str | None = None
+    answers: tuple[str, str] | None = None
 
     @property
-    def num_members(self) -> int:
-        """Documents that make a row of a batch where documents are not packed."""
+    def num_members(self) -> int | None:
+        """Documents that make a row of a batch where documents are not packed; None: all that a raw row has."""
+        if self.family in ("embedding", "reranker"):
+            return None
         return 2 if self.family == "preference" else 1
 
 
@@ -59,7 +64,8 @@ class RowKind:
     """What rows are read as: their family, and what the labels of classified ones are.
 
     max_length, template_kwargs: of prompts, for which neither `data.max_length` nor the row's own variables for the
-    chat template say all.
+    chat template say all. loss: where it asks for certain members of a row. answers: what texts of task
+    generative_reranker ask for.
     """
 
     family: Family = "causal"
@@ -67,6 +73,8 @@ class RowKind:
     problem_type: ProblemType | None = None
     max_length: int | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    loss: str | None = None
+    answers: tuple[str, str] | None = None
 
 
 CAUSAL = RowKind()

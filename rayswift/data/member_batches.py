@@ -104,6 +104,38 @@ def class_batch(rows: Sequence[PackedRow], pad_token_id: int, layout: Layout) ->
     return batch
 
 
+def text_batch(rows: Sequence[PackedRow], pad_token_id: int, layout: Layout) -> dict[str, Any]:
+    """All M members of all rows, row after row; see `preference_batch`.
+
+    Returns:
+        input_ids and attention_mask, int64 [M, T]; without rows those of one text.
+    """
+    ids = _texts(rows, pad_token_id)
+    return {"input_ids": padded(ids, pad_token_id), "attention_mask": padded([np.ones(len(one)) for one in ids], 0)}
+
+
+def left_padded_batch(rows: Sequence[PackedRow], pad_token_id: int, layout: Layout) -> dict[str, Any]:
+    """As `text_batch`, but padded at the beginning, so that the last token of each text is in the last place.
+
+    Returns:
+        input_ids, attention_mask and position_ids (0 where a text begins), int64 [M, T].
+    """
+    ids = _texts(rows, pad_token_id)
+    flipped = {
+        "input_ids": padded([one[::-1] for one in ids], pad_token_id),
+        "attention_mask": padded([np.ones(len(one)) for one in ids], 0),
+        "position_ids": padded([np.arange(len(one))[::-1] for one in ids], 0),
+    }
+    return {name: tensor.flip(1) for name, tensor in flipped.items()}
+
+
+def _texts(rows: Sequence[PackedRow], pad_token_id: int) -> list[NDArray[np.int32]]:
+    """The tokens of every member, row after row; without rows a text of padding."""
+    if not rows:
+        return [np.full(2, pad_token_id, np.int32)]
+    return [text for row in rows for text in np.split(row.input_ids, np.cumsum(row.lengths)[:-1])]
+
+
 def _members(
     rows: Sequence[PackedRow], number: int, pad_token_id: int
 ) -> tuple[list[NDArray[np.int32]], list[NDArray[np.bool_]]]:

@@ -3,7 +3,7 @@
 A row of a batch is one raw row's members end to end: chosen and rejected for preferences. A raw row with several
 rejected answers makes several such rows, each against the same chosen one. A classified text is its row's
 only member, and so is a conversation whose answer is wanted or not; its partner comes from its global batch (see
-`kl_partners`).
+`kl_partners`). A row for an embedding or a reranker holds all texts of its raw row.
 """
 
 import json
@@ -13,6 +13,9 @@ from functools import cache
 from itertools import takewhile
 from typing import Any
 
+import numpy as np
+from tokenizers import Tokenizer
+
 from rayswift.config.schema import LossOn
 from rayswift.data.encode import EncodeConfig, EncodedRow, Encoder, TooLong
 from rayswift.data.prompt_rows import PromptEncoder
@@ -20,9 +23,12 @@ from rayswift.data.rows import (
     BadRow,
     ClassificationRow,
     Conversation,
+    EmbeddingRow,
     KtoRow,
+    Message,
     MessageLoss,
     PreferenceRow,
+    RerankerRow,
     Row,
     parse_row,
 )
@@ -143,6 +149,122 @@ class ClassificationEncoder(MemberEncoder):
         return (("class", float(given[0])),)
 
 
+class EmbeddingEncoder(MemberEncoder):
+    """Encodes an anchor, its positive and its negatives, each a text of its own; the row's `label` where its loss has
+    one.
+
+    A text is what a `SentenceTransformer` makes of it: rendered by the chat template, or by itself with the special
+    tokens that the tokenizer puts around any text.
+    """
+
+    def __init__(self, config: EncodeConfig):
+        super().__init__(config)
+        self._around: tuple[list[int], list[int]] = ([], [])
+        if not config.use_chat_template:
+            self._around = _special_tokens_around(self._tokenizer)
+            self.config = replace(config, max_length=config.max_length - sum(map(len, self._around)))
+
+    def documents(self, row: Row) -> list[Document]:
+        """Anchor, positive, negatives; see `Encoder.documents`."""
+        sample = parse_row(row, "embedding", self.config.columns, self.config.system)
+        assert isinstance(sample, EmbeddingRow)
+        if len(sample.positives) != 1:
+            raise BadRow("several positives", f"{len(sample.positives)} where one is asked; make a row of each")
+        numbers = _similarity(sample, self.config.loss or "infonce")
+        made = [Document(*self._text(member)) for member in (sample.anchor, *sample.positives, *sample.negatives)]
+        return [replace(made[0], numbers=numbers), *made[1:]]
+
+    def _text(self, member: Conversation) -> tuple[str, tuple[Span, ...]]:
+        if self.config.use_chat_template:
+            tools = list(member.tools) if member.tools else None
+            text = self.template.render(self.template.adapted(member.messages), tools, kwargs=member.template_kwargs)
+        else:
+            text = joined(member, "all", "").text
+        if not text:
+            raise BadRow("empty text", "a text of the row has no characters")
+        self._refuse(text, True, 1)
+        return text, (Span(0, len(text)),)
+
+    def _fitted(self, document: Document, row: EncodedRow) -> list[EncodedRow]:
+        row = replace(row, trained=np.ones(len(row.trained), np.bool_))  # nothing predicts them: all are read
+        return [self._surrounded(part) for part in super()._fitted(document, row)]
+
+    def _surrounded(self, row: EncodedRow) -> EncodedRow:
+        before, behind = (np.array(ids, np.int32) for ids in self._around)
+        ids = np.concatenate([before, row.input_ids, behind])
+        return replace(row, input_ids=ids, trained=np.ones(len(ids), np.bool_))
+
+
+def _special_tokens_around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """What a tokenizer puts before and behind every text, as [CLS] and [SEP]."""
+    bare, whole = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
+    begin = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    return whole[:begin], whole[begin + len(bare) :]
+
+
+def _similarity(sample: EmbeddingRow, loss: str) -> Numbers:
+    """The label as the loss takes it.
+
+    Raises:
+        BadRow: the loss wants another, or takes no negatives.
+    """
+    label = sample.label
+    if loss == "infonce":
+        if label not in (None, 1.0):
+            raise BadRow("bad label", f"label is {label}; infonce takes every positive as one: leave such rows out")
+        return ()
+    if sample.negatives:
+        raise BadRow("negatives", f"{loss} takes pairs with a label; make a row of each negative")
+    if label is None:
+        raise BadRow("bad label", f"no label, which {loss} needs")
+    if loss == "cosine_similarity" and not -1 <= label <= 1:
+        raise BadRow("bad label", f"label is {label}; a cosine similarity is -1 to 1")
+    if loss != "cosine_similarity" and label not in (0.0, 1.0):
+        raise BadRow("bad label", f"label is {label}; for {loss} it is 1 (alike) or 0")
+    return (("label", label),)
+
+
+class RerankerEncoder(MemberEncoder):
+    """Encodes a query with each of its documents, positives first; `label` 1 or 0 for each.
+
+    The last message of the query and a document are rendered as messages of roles `query` and `document`, as a
+    `CrossEncoder` does; see `reranker_template`.
+    """
+
+    def _may_cut(self, whole: bool) -> bool:
+        return not self.config.answers and super()._may_cut(whole)
+
+    def documents(self, row: Row) -> list[Document]:
+        """Query and positive, query and next positive, ..., query and negative, ...; see `Encoder.documents`."""
+        sample = parse_row(row, "reranker", self.config.columns, self.config.system)
+        assert isinstance(sample, RerankerRow)
+        if self.config.loss == "listwise" and not sample.negatives:
+            raise BadRow("no negative", "a list needs documents that do not fit the query")
+        *before, query = sample.query.messages
+        roles = {message["role"] for message in before}
+        if query["role"] != "user" or (self.config.answers and roles - {"system"}):
+            raise BadRow("bad query", "a query is one message of the user, behind a system prompt at most")
+        made = []
+        for label, members in ((1.0, sample.positives), (0.0, sample.negatives)):
+            for member in members:
+                text = self._pair(sample.query, [*before, query], member)
+                made.append(Document(text, (Span(0, len(text)),), (("label", label),)))
+        return made
+
+    def _pair(self, query: Conversation, messages: list[Message], member: Conversation) -> str:
+        if len(member.messages) != 1:
+            raise BadRow("bad document", f"a document is one message, this has {len(member.messages)}")
+        pair = [
+            *messages[:-1],
+            {"role": "query", "content": messages[-1]["content"]},
+            {"role": "document", "content": member.messages[0]["content"]},
+        ]
+        tools = list(query.tools) if query.tools else None
+        text = self.template.render(pair, tools, bool(self.config.answers), query.template_kwargs)
+        self._refuse(text, True, 1)
+        return text
+
+
 _MULTI = "multi_label_classification"
 _ENCODERS: dict[str, type[Encoder]] = {
     "causal": Encoder,
@@ -150,6 +272,8 @@ _ENCODERS: dict[str, type[Encoder]] = {
     "kto": KtoEncoder,
     "classification": ClassificationEncoder,
     "prompt": PromptEncoder,
+    "embedding": EmbeddingEncoder,
+    "reranker": RerankerEncoder,
 }
 
 

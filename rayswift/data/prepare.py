@@ -11,9 +11,10 @@ from tokenizers import Tokenizer
 from rayswift.config.model import ModelConfig
 from rayswift.config.schema import DataConfig
 from rayswift.data.cache_folder import open_cache
-from rayswift.data.encode import CAUSAL, EncodeConfig, RowKind
+from rayswift.data.encode import CAUSAL, EncodeConfig, RowKind, read_chat_template
 from rayswift.data.members import encoder_of
 from rayswift.data.mixing import Mix, mix, weights_of
+from rayswift.data.reranker_template import for_pairs
 from rayswift.data.rows import BadRow
 from rayswift.data.sources import Store, hold_out, open_sources
 from rayswift.data.windows import RowSet, WindowPlan, Windows
@@ -31,8 +32,8 @@ _PACKED_ROWS_OF_A_WINDOW = 200
 _LEAST_ROWS, _MOST_ROWS = 2000, 50_000
 
 
-def prepare_tokenizer(model: ModelConfig, folder: Path) -> Path:
-    """Copy (or convert) the model's tokenizer to `folder`, with the chat template that is trained.
+def prepare_tokenizer(model: ModelConfig, folder: Path, kind: RowKind = CAUSAL) -> Path:
+    """Copy (or convert) the model's tokenizer to `folder`, with the chat template that is trained on such rows.
 
     Raises:
         UserError: the model has no tokenizer, or the template file cannot be read.
@@ -51,9 +52,26 @@ def prepare_tokenizer(model: ModelConfig, folder: Path) -> Path:
         except OSError as error:
             raise UserError(f"model.chat_template = {model.chat_template!r}: {error.strerror}") from error
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    if kind.family == "reranker":
+        _write_pair_template(folder, kind)
     if model.new_special_tokens:
         _add_special_tokens(folder / "tokenizer.json", special_tokens(model.new_special_tokens))
     return folder
+
+
+def _write_pair_template(folder: Path, kind: RowKind) -> None:
+    source, _ = read_chat_template(folder)
+    if source is None:
+        raise UserError(
+            "a reranker takes rows as conversations, and the tokenizer has no chat template; give one with "
+            "model.chat_template"
+        )
+    (folder / "chat_template.jinja").write_text(for_pairs(source, kind.answers), encoding="utf-8")
+    if kind.answers:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        for field, answer in zip(("positive_token", "negative_token"), kind.answers, strict=True):
+            if tokenizer.token_to_id(answer) is None:
+                raise UserError(f"train.{field} = {answer!r} is no token of the tokenizer; name one that is")
 
 
 def special_tokens(given: list[str]) -> list[str]:
@@ -120,6 +138,8 @@ def plan_encoding(
         kind.num_labels,
         kind.problem_type,
         kind.template_kwargs,
+        kind.loss,
+        kind.answers,
     )
     stores = open_sources(data.dataset, work_dir / "train", seed)
     held_out: tuple[Store, ...] = ()

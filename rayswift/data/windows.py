@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from math import ceil
 from typing import Any, Protocol
 
@@ -205,7 +206,7 @@ class WindowPlan:
                 quarantined.append(_quarantine(row, result))
             else:
                 computed = {name: values[position] for name, values in columns.items()}
-                documents += with_numbers(result, computed, self.encode.num_members)
+                documents += with_numbers(result, computed, self.encode.num_members or len(result))
                 continued += [False] + [True] * (len(result) - 1)
                 ids += [row.id] * len(result)
         rows = self._pack(documents, continued, ids, counts.total(), (self.row_set.seed, epoch, window, _BIN_KEY))
@@ -221,9 +222,7 @@ class WindowPlan:
         key: tuple[int, ...],
     ) -> list[PackedRow]:
         lengths = [len(document.input_ids) for document in documents]
-        size = self.encode.num_members
-        alone = [list(range(i, i + size)) for i in range(0, len(documents), size)]
-        bins = pack(lengths, self.encode.max_length) if self.packing else alone
+        bins = pack(lengths, self.encode.max_length) if self.packing else _alone(continued, self.encode.num_members)
         if self.packing and self.row_set.shuffle:
             # Best-fit puts rows of a length together; in its own order whole batches would be of one length.
             bins = [bins[i] for i in shuffled(np.arange(len(bins)), len(bins), key)]
@@ -257,6 +256,12 @@ def with_numbers(
         own = tuple((name, float(values[i // num_members])) for name, values in computed.items())
         joined[i] = replace(documents[i], numbers=documents[i].numbers + own)
     return joined
+
+
+def _alone(continued: Sequence[bool], size: int | None) -> list[list[int]]:
+    """Which documents make a row each: `size` of them, or all of a raw row."""
+    begins = [i for i, more in enumerate(continued) if not more] if size is None else range(0, len(continued), size)
+    return [list(range(begin, end)) for begin, end in pairwise([*begins, len(continued)])]
 
 
 def _weights(documents: Sequence[EncodedRow]) -> NDArray[np.float32] | None:

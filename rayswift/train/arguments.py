@@ -12,6 +12,10 @@ from rayswift.train.zero import deepspeed_config
 _NOT_TRL = (
     "task",
     "matryoshka_dims",
+    "infonce_temperature",
+    "contrastive_margin",
+    "positive_token",
+    "negative_token",
     "resume",
     "global_batch_size",
     "early_stopping_patience",

@@ -1,46 +1,27 @@
 """HF's trainer for classes and values of whole texts, on the stream."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from datasets import Dataset
-from peft import get_peft_model
-from transformers import set_seed
 
 from rayswift.data.windows import PackedRow
 from rayswift.train import evaluation
-from rayswift.train.row_trainer import RowMeans
+from rayswift.train.head_trainer import HeadTrainer
 
 _OF_CLASS = "f1 of class "
 
 
-class StreamedClassTrainer(RowMeans):
+class StreamedClassTrainer(HeadTrainer):
     """`transformers`' `Trainer`, streamed, over a model with a sequence-classification head.
 
     Beside the loss it measures accuracy (several labels: of rows with every label right) and F1 (the mean over classes
     that occur), or for values the squared error.
     """
 
-    loss_is_scaled_for_ga: ClassVar[bool] = False
-
-    def __init__(self, *, model: Any, args: Any, processing_class: Any, peft_config: Any = None, **kwargs: Any):
+    def __init__(self, *, model: Any, **kwargs: Any):
         self._is_regression = model.config.problem_type == "regression"
-        # The head looks at the last token that is no padding.
-        model.config.get_text_config().pad_token_id = processing_class.pad_token_id
-        if peft_config is not None:
-            set_seed(args.seed)
-            # ZeRO-3 gathers small parameters together, so they must be of one type.
-            zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
-            model = get_peft_model(model, peft_config, autocast_adapter_dtype=not zero3)
-            if args.gradient_checkpointing:
-                model.enable_input_require_grads()
-        super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
-
-    @staticmethod
-    def placeholder() -> Dataset:
-        """A row that is never read."""
-        return Dataset.from_dict({"input_ids": [[0, 0]], "labels": [0]})
+        super().__init__(model=model, **kwargs)
 
     def _loss(self, model: Any, inputs: dict[str, Any], rows: Sequence[PackedRow]) -> tuple[Any, evaluation.Sums]:
         labels = inputs.get("labels")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rayswift.config.model import ModelConfig
 from rayswift.train.tasks import Head, problem_type
@@ -11,8 +11,14 @@ CLASSES: dict[Head, Any] = {
     "causal_lm": AutoModelForCausalLM,
     "reward": AutoModelForSequenceClassification,
     "classes": AutoModelForSequenceClassification,
+    "none": AutoModel,
 }
-PEFT_TASK_TYPES: dict[Head, str] = {"causal_lm": "CAUSAL_LM", "reward": "SEQ_CLS", "classes": "SEQ_CLS"}
+PEFT_TASK_TYPES: dict[Head, str] = {
+    "causal_lm": "CAUSAL_LM",
+    "reward": "SEQ_CLS",
+    "classes": "SEQ_CLS",
+    "none": "FEATURE_EXTRACTION",
+}
 
 
 def settings(model: ModelConfig, head: Head) -> dict[str, Any]:

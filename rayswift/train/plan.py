@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from rayswift.config.model_checks import model_problems
 from rayswift.config.schema import DataConfig, RlhfConfig, SftConfig, TrainConfig, TrainingConfig
-from rayswift.config.task_checks import task_problems
+from rayswift.config.task_checks import SFT_LOSSES, task_problems
 from rayswift.config.tuner_fields import tuner_problems
 from rayswift.data.global_batches import micro_batches
 from rayswift.data.mixing import weights_of
@@ -17,12 +17,6 @@ from rayswift.train import evaluation, memory
 from rayswift.train.run_folder import Resume
 from rayswift.train.tasks import TASKS
 
-_SFT_LOSSES = {
-    "causal_lm": "nll",
-    "embedding": "infonce",
-    "reranker": "pointwise",
-    "generative_reranker": "pointwise",
-}
 _NOT_STRETCHABLE = ("reduce_lr_on_plateau", "greedy", "warmup_stable_decay")
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
@@ -129,7 +123,7 @@ def _task_defaults(config: TrainingConfig) -> dict[str, Any]:
         return {"learning_rate": config.train.learning_rate or (1e-6 if full else 1e-5), **own}
     defaults: dict[str, Any] = {"learning_rate": config.train.learning_rate or (2e-5 if full else 1e-4)}
     if isinstance(config, SftConfig) and config.train.loss_type is None:
-        defaults["loss_type"] = _SFT_LOSSES.get(config.train.task)
+        defaults["loss_type"] = next(iter(SFT_LOSSES.get(config.train.task, ())), None)
     return defaults
 
 
@@ -176,6 +170,12 @@ def _problems(config: TrainingConfig, has_eval: bool) -> list[str]:
     positions = _positions(config)
     if positions and data.max_length > positions:
         found.append(f"data.max_length = {data.max_length}, but the model has {positions} positions; lower it")
+    hidden = _config_value(config.model.path, "hidden_size")
+    dims = config.train.matryoshka_dims if isinstance(config, SftConfig) else {}
+    if hidden and any(not 0 < dim <= hidden for dim in dims):
+        found.append(
+            f"train.matryoshka_dims = {dims}: the model's embeddings have {hidden} numbers; name 1 to {hidden}"
+        )
     return found
 
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rayswift.config.model import ModelConfig, ProblemType
-from rayswift.config.schema import RlhfConfig, TrainingConfig
+from rayswift.config.schema import RlhfConfig, SftConfig, TrainingConfig
 from rayswift.config.task_checks import max_prompt_length
 from rayswift.data.encode import RowKind
 from rayswift.data.rows import Family
 
-Head = Literal["causal_lm", "reward", "classes"]
+Head = Literal["causal_lm", "reward", "classes", "none"]
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,36 @@ TASKS: dict[str, Task] = {
         packs=False,
         mean_over_rows=True,
     ),
+    "embedding": Task(
+        verb="sft --task_type embedding",
+        trainer="rayswift.train.embedding_trainer:StreamedEmbeddingTrainer",
+        arguments="transformers:TrainingArguments",
+        family="embedding",
+        collate="rayswift.data.member_batches:text_batch",
+        head="none",
+        packs=False,
+        mean_over_rows=True,
+    ),
+    "reranker": Task(
+        verb="sft --task_type reranker",
+        trainer="rayswift.train.reranker_trainer:StreamedRerankerTrainer",
+        arguments="transformers:TrainingArguments",
+        family="reranker",
+        collate="rayswift.data.member_batches:text_batch",
+        head="reward",
+        packs=False,
+        mean_over_rows=True,
+    ),
+    "generative_reranker": Task(
+        verb="sft --task_type generative_reranker",
+        trainer="rayswift.train.reranker_trainer:StreamedGenerativeRerankerTrainer",
+        arguments="transformers:TrainingArguments",
+        family="reranker",
+        collate="rayswift.data.member_batches:left_padded_batch",
+        head="causal_lm",
+        packs=False,
+        mean_over_rows=True,
+    ),
 }
 
 
@@ -141,9 +171,13 @@ def row_kind(config: TrainingConfig) -> RowKind:
         return RowKind(
             "prompt", max_length=max_prompt_length(config), template_kwargs=config.rollout.chat_template_kwargs
         )
-    if task.head != "classes":
+    if task.head == "classes":
+        return RowKind(task.family, config.model.num_labels, problem_type(config.model))
+    if not isinstance(config, SftConfig):
         return RowKind(task.family)
-    return RowKind(task.family, config.model.num_labels, problem_type(config.model))
+    train = config.train
+    answers = (train.positive_token, train.negative_token) if train.task == "generative_reranker" else None
+    return RowKind(task.family, loss=train.loss_type, answers=answers)
 
 
 def keeps_reference(config: TrainingConfig) -> bool:

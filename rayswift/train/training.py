@@ -45,7 +45,7 @@ def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:
     config = plan.config
 
     # 2. Rows: tokenizer, sources, a look at the first of them.
-    tokenizer_dir = prepare.prepare_tokenizer(config.model, run_dir / "tokenizer")
+    tokenizer_dir = prepare.prepare_tokenizer(config.model, run_dir / "tokenizer", row_kind(config))
     if resume and config.data.window_rows is None:
         plan = planning.with_window_rows(plan, resume.window_rows)
     windows, eval_windows = prepare.plan_windows(

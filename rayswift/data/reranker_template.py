@@ -1,0 +1,51 @@
+"""The chat template of a reranker: renders a message of role `query` and one of role `document`; pure.
+
+`CrossEncoder` gives a pair to the chat template under these two roles. Few templates know them, so what a run trains
+and saves is the model's own template behind a head that turns the pair into messages it knows: a question and its
+answer, or (task generative_reranker) a question whether the document fits, as Qwen3-Reranker puts it.
+"""
+
+import re
+
+_INSTRUCT = "Given a web search query, retrieve relevant passages that answer the query"
+_JUDGE = (
+    "Judge whether the Document meets the requirements based on the Query and the Instruct provided. Note that the "
+    'answer can only be "{yes}" or "{no}".'
+)
+_ROLES = re.compile(r"""(?s)(?=.*['"]query['"])(?=.*['"]document['"])""")
+_ANSWER = """\
+{%- set pair = namespace(messages=[]) -%}
+{%- for message in messages -%}
+{%- set role = {'query': 'user', 'document': 'assistant'}[message['role']] if message['role'] in ['query', 'document'] \
+else message['role'] -%}
+{%- set pair.messages = pair.messages + [{'role': role, 'content': message['content']}] -%}
+{%- endfor -%}
+{%- set messages = pair.messages -%}
+"""
+_QUESTION = """\
+{%- set pair = namespace(system=INSTRUCT, query='', document='') -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'system' -%}{%- set pair.system = message['content'] -%}
+{%- elif message['role'] == 'query' -%}{%- set pair.query = message['content'] -%}
+{%- elif message['role'] == 'document' -%}{%- set pair.document = message['content'] -%}
+{%- endif -%}
+{%- endfor -%}
+{%- set messages = [{'role': 'system', 'content': JUDGE}, {'role': 'user', 'content': '<Instruct>: ' ~ pair.system ~ \
+'\\n<Query>: ' ~ pair.query ~ '\\n<Document>: ' ~ pair.document}] -%}
+"""
+
+
+def for_pairs(source: str, answers: tuple[str, str] | None) -> str:
+    """A chat template that renders a query and a document.
+
+    Args:
+        source: The model's own; kept as it is if it knows both roles.
+        answers: What a generative reranker answers to a document that fits, and to one that does not; None: the
+            document is rendered as the answer to the query.
+    """
+    if _ROLES.match(source):
+        return source
+    if answers is None:
+        return _ANSWER + source
+    judge = _JUDGE.format(yes=answers[0], no=answers[1])
+    return _QUESTION.replace("INSTRUCT", repr(_INSTRUCT)).replace("JUDGE", repr(judge)) + source
