@@ -3,6 +3,7 @@
 from typing import Any
 
 from rayswift.config.model import RlhfModelConfig
+from rayswift.config.online_checks import online_problems
 from rayswift.config.rollout import RolloutConfig
 from rayswift.config.schema import RlhfConfig, SftConfig, TrainingConfig
 from rayswift.config.tuner_fields import begins_with_other_weights
@@ -66,7 +67,7 @@ def task_problems(config: TrainingConfig) -> list[str]:
     if config.train.task not in ("causal_lm", *ONLINE_TASKS):
         found += _whole_row_problems(config) + _loss_problems(config)
     if isinstance(config, RlhfConfig):
-        found += _online_problems(config) if config.train.task in ONLINE_TASKS else _offline_problems(config)
+        found += online_problems(config) if config.train.task in ONLINE_TASKS else _offline_problems(config)
     return found
 
 
@@ -113,12 +114,6 @@ def _whole_row_problems(config: TrainingConfig) -> list[str]:
         if getattr(train, name):
             found.append(f"train.{name} = {getattr(train, name)} is for losses over tokens; {why} has its own")
     return found
-
-
-def max_prompt_length(config: RlhfConfig) -> int:
-    """Tokens of the longest prompt."""
-    rollout = config.rollout
-    return rollout.max_prompt_length or config.data.max_length - rollout.max_completion_length
 
 
 def _loss_problems(config: TrainingConfig) -> list[str]:
@@ -175,24 +170,6 @@ def _dpo_problems(losses: list[str], given: dict[str, Any]) -> list[str]:
     sorting = [loss for loss in losses if loss in _SORTING_LOSSES]
     if given.get("use_weighting") and sorting:
         found.append(f"train.use_weighting weighs pairs, but loss {sorting[0]} sorts them apart; unset it")
-    return found
-
-
-def _online_problems(config: RlhfConfig) -> list[str]:
-    task, rollout, found = config.train.task, config.rollout, []
-    num_rewards = len(rollout.reward_funcs) + len(rollout.reward_models)
-    distils = config.model.teacher is not None  # a teacher is a signal too
-    if task in ("grpo", "ppo") and not num_rewards and not distils:
-        found.append(f"train.task = {task} has no reward; set rollout.reward_funcs or rollout.reward_models")
-    if task == "gkd" and not distils:
-        found.append("train.task = gkd has no teacher; set model.teacher")
-    if rollout.reward_weights and len(rollout.reward_weights) != num_rewards:
-        found.append(
-            f"rollout.reward_weights has {len(rollout.reward_weights)} weights for {num_rewards} rewards; give one each"
-        )
-    groups = config.train.trl_extra.get("advantage_estimator", "grpo") != "reinforce_plus_plus"
-    if task == "grpo" and groups and not distils and rollout.num_generations < 2:
-        found.append("rollout.num_generations = 1 leaves nothing to compare in a group; set 2 or more")
     return found
 
 

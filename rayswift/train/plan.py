@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from rayswift.config.model_checks import model_problems
+from rayswift.config.online_checks import max_sequence_length
 from rayswift.config.schema import DataConfig, RlhfConfig, SftConfig, TrainConfig, TrainingConfig
-from rayswift.config.task_checks import SFT_LOSSES, task_problems
+from rayswift.config.task_checks import SFT_LOSSES, rollout_of, task_problems
 from rayswift.config.tuner_fields import tuner_problems
 from rayswift.data.global_batches import micro_batches
 from rayswift.data.mixing import weights_of
@@ -168,8 +169,12 @@ def _problems(config: TrainingConfig, has_eval: bool) -> list[str]:
             f"model.path = {str(folder)!r} holds no weights (*.safetensors); set model.random_init to begin anew"
         )
     positions = _positions(config)
-    if positions and data.max_length > positions:
-        found.append(f"data.max_length = {data.max_length}, but the model has {positions} positions; lower it")
+    online = isinstance(config, RlhfConfig) and rollout_of(config) is not None
+    longest = max_sequence_length(config) if isinstance(config, RlhfConfig) and online else data.max_length
+    if positions and longest > positions:
+        what = f"a prompt and its completion have up to {longest} tokens" if online else f"data.max_length = {longest}"
+        which = "data.max_length, or rollout.max_prompt_length and rollout.max_completion_length" if online else "it"
+        found.append(f"{what}, but the model has {positions} positions; lower {which}")
     hidden = _config_value(config.model.path, "hidden_size")
     dims = config.train.matryoshka_dims if isinstance(config, SftConfig) else {}
     if hidden and any(not 0 < dim <= hidden for dim in dims):

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rayswift.config.model import ModelConfig, ProblemType
+from rayswift.config.online_checks import max_prompt_length
 from rayswift.config.schema import RlhfConfig, SftConfig, TrainingConfig
-from rayswift.config.task_checks import max_prompt_length
 from rayswift.data.encode import RowKind
 from rayswift.data.rows import Family
 

@@ -13,6 +13,7 @@ from rayswift.data.global_batches import FeedPlan, Position, table
 from rayswift.data.windows import Windows
 from rayswift.log import logger
 from rayswift.resources import connect, join, lay_out
+from rayswift.rollout import checks
 from rayswift.train import adapters, reference_logps, run_folder, storage, user_code
 from rayswift.train import plan as planning
 from rayswift.train.clock import Clock
@@ -33,6 +34,7 @@ def run(config: TrainingConfig) -> None:
     train = config.train
     adapters.check(config.model)
     user_code.check(config)
+    checks.check(config)
     with storage.working_copy(train.output_dir, train.resume, config.cluster.scratch_dir) as run_dir:
         _train(config, run_dir, clock)
 

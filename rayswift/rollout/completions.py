@@ -1,0 +1,113 @@
+"""The completions of a run as Parquet, `completions/part-ROUND.parquet`, a row each: asked, said, scored.
+
+The newest part is written again, whole, as rounds come, and a new one begun once it is large: what is there can always
+be read, memory holds one part, and a kill loses the rounds of the last seconds, which a run resumed from before writes
+again.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rayswift.rollout.samples import Group
+
+FOLDER = "completions"
+_WRITE_EVERY_S = 5.0
+_PART_ROWS = 8192
+_PART_CHARS = 32 << 20
+_MOST_SAMPLES_READ = 4096
+
+
+class CompletionsFile:
+    """Appends rounds; for one writer.
+
+    Args:
+        run_dir: The run folder.
+        reward_names: Of each reward, which become columns.
+    """
+
+    def __init__(self, run_dir: Path, reward_names: Sequence[str]):
+        self._folder, self._names = run_dir / FOLDER, tuple(reward_names)
+        self._rows: list[dict[str, Any]] = []
+        self._num_chars = 0
+        self._first_round: int | None = None
+        self._written_s = 0.0
+
+    def begin(self, number: int) -> None:
+        """Forget what is there of round `number` and later ones: they are sampled again."""
+        self._rows = [row for row in self._rows if row["round"] < number]
+        self.close()
+        for part in sorted(self._folder.glob("part-*.parquet")):
+            table = pq.read_table(part)
+            kept = table.filter(pc.less(table["round"], number))
+            if not kept.num_rows:
+                part.unlink()
+            elif kept.num_rows < table.num_rows:
+                _replace(kept, part)
+
+    def add(self, number: int, groups: Sequence[Group], outcome: str = "trained") -> None:
+        """Append groups of a round, and what became of them."""
+        if self._first_round is None:
+            self._first_round = number
+        for group in groups:
+            asked = "\n".join(str(message["content"]) for message in group.prompt.messages)
+            for scored in group.scored:
+                row = {
+                    "round": number,
+                    "id": group.prompt.id,
+                    "epoch": group.prompt.epoch,
+                    "ordinal": group.prompt.ordinal,
+                    "outcome": outcome,
+                    "prompt": asked,
+                    "completion": scored.text,
+                    "reward": scored.reward,
+                    **dict(zip(map("reward_{}".format, self._names), scored.rewards, strict=True)),
+                    "num_tokens": len(scored.completion.token_ids),
+                    "finish": scored.completion.finish,
+                    "oldest_version": min((span.version.step for span in scored.completion.spans), default=number),
+                    "newest_version": max((span.version.step for span in scored.completion.spans), default=number),
+                }
+                self._rows.append(row)
+                self._num_chars += len(asked) + len(scored.text)
+        if len(self._rows) >= _PART_ROWS or self._num_chars >= _PART_CHARS:
+            self.close()
+        elif time.monotonic() - self._written_s >= _WRITE_EVERY_S:
+            self._write()
+
+    def close(self) -> None:
+        """Write what is held; what comes later begins a new part."""
+        self._write()
+        self._rows, self._num_chars, self._first_round = [], 0, None
+
+    def _write(self) -> None:
+        if not self._rows:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        _replace(pa.Table.from_pylist(self._rows), self._folder / f"part-{self._first_round:08d}.parquet")
+        self._written_s = time.monotonic()
+
+
+def newest(run_dir: Path, number: int) -> list[dict[str, Any]]:
+    """Up to `number` completions of the newest round that is written: spread over its rewards, the best first."""
+    parts = sorted((run_dir / FOLDER).glob("part-*.parquet"))
+    if not parts:
+        return []
+    table = pq.read_table(parts[-1])
+    table = table.slice(max(0, table.num_rows - _MOST_SAMPLES_READ))
+    table = table.filter(pc.equal(table["round"], pc.max(table["round"])))
+    rows = sorted(table.to_pylist(), key=lambda row: -row["reward"])
+    if len(rows) <= number:
+        return rows
+    return [rows[i * (len(rows) - 1) // max(1, number - 1)] for i in range(number)]
+
+
+def _replace(table: pa.Table, path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    pq.write_table(table, partial)
+    os.replace(partial, path)
