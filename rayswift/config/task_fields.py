@@ -39,8 +39,9 @@ class PpoFields:
 class GrpoFields:
     """Task grpo, beyond TRL's `GRPOConfig`."""
 
-    advantage_estimator: Literal["grpo", "rloo", "reinforce_plus_plus"] = field(
-        default="grpo", metadata={"help": "Baseline and scale of the advantages."}
+    advantage_estimator: Literal["grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline"] = field(
+        default="grpo",
+        metadata={"help": "Baseline and scale of the advantages; a baseline behind REINFORCE++: the group's mean."},
     )
     kl_in_reward: bool | None = field(
         default=None,

@@ -33,6 +33,8 @@ from rayswift.train.policy.policy_stream import PolicyStep, PolicyStream, traine
 from rayswift.train.policy.round_values import RoundValues, Tokenwise, reward_metrics, token_advantages
 from rayswift.train.trainer import Streamed
 
+_TIE = 1e-5
+
 
 class StreamedPolicyTrainer(Streamed):
     """GRPO and its kind on rounds of completions; see `Streamed`.
@@ -212,7 +214,8 @@ class StreamedPolicyTrainer(Streamed):
             dist.all_gather_object(gathered, torch.cat(entropies).numpy())
         everywhere = np.concatenate(gathered)
         quantile = 1 - self.args.top_entropy_quantile
-        threshold = float(np.quantile(everywhere, quantile)) if len(everywhere) else 0.0
+        # First tokens of a prompt's completions have one distribution: rounding must not decide which of them count.
+        threshold = float(np.quantile(everywhere, quantile)) - _TIE if len(everywhere) else 0.0
         self._num_counted = int((everywhere >= threshold).sum())
         return [each >= threshold for each in entropies]
 

@@ -1,0 +1,86 @@
+"""How the fields of a policy's loss and advantages go together; before anything starts."""
+
+from typing import Any
+
+from rayswift.config.schema import RlhfConfig
+
+GRPO_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo", "rloo")
+"""Values of `train.loss_type` of task grpo."""
+
+
+def policy_problems(config: RlhfConfig) -> list[str]:
+    """One line for each setting of task grpo's loss or advantages that cannot be used."""
+    given, rollout = config.train.trl_extra, config.rollout
+    found = [*_loss_problems(config), *_advantage_problems(given), *_step_problems(config)]
+    if rollout.temperature == 0:
+        found.append("rollout.temperature = 0 samples the same completion again and again; set it above 0")
+    if config.model.teacher is not None:
+        found.append(f"model.teacher = {config.model.teacher}: task grpo does not distil in this version; unset it")
+    return found
+
+
+def steps_per_round(config: RlhfConfig) -> int:
+    """Optimizer steps between two publications of weights."""
+    given = config.train.trl_extra
+    return int(given.get("steps_per_generation") or 1) * int(given.get("num_iterations") or 1)
+
+
+def _loss_problems(config: RlhfConfig) -> list[str]:
+    given, correction = config.train.trl_extra, config.rollout.importance_sampling
+    loss, found = given.get("loss_type", "dapo"), []
+    if loss not in GRPO_LOSSES:
+        found.append(f"train.loss_type = {loss} is no loss of task grpo; there are {', '.join(GRPO_LOSSES)}")
+    if loss == "vespo" and correction.startswith("sequence"):
+        found.append(
+            f"rollout.importance_sampling = {correction}: loss vespo weighs whole completions itself; set "
+            "token_truncate, token_mask or none"
+        )
+    if loss == "rloo" and given.get("importance_sampling_level", "token") != "token":
+        found.append("train.importance_sampling_level: loss rloo takes each completion as one action; unset it")
+    if given.get("importance_sampling_level", "token") not in ("token", "sequence"):
+        found.append(
+            f"train.importance_sampling_level = {given['importance_sampling_level']}: there are token and sequence"
+        )
+    if not 0 < given.get("top_entropy_quantile", 1.0) <= 1:
+        found.append(
+            f"train.top_entropy_quantile = {given['top_entropy_quantile']} is the share of tokens to train: above 0, "
+            "at most 1"
+        )
+    if given.get("kl_in_reward") and not given.get("beta"):
+        found.append("train.kl_in_reward = True takes off nothing without a weight; set train.beta")
+    return found
+
+
+def _advantage_problems(given: dict[str, Any]) -> list[str]:
+    estimator = given.get("advantage_estimator", "grpo")
+    scales, sums = given.get("scale_rewards", "group"), given.get("multi_objective_aggregation", "sum_then_normalize")
+    found = []
+    if scales not in ("group", "batch", "none", "True", "False", True, False):
+        found.append(f"train.scale_rewards = {scales}: there are group, batch and none")
+    if sums not in ("sum_then_normalize", "normalize_then_sum"):
+        found.append(f"train.multi_objective_aggregation = {sums}: there are sum_then_normalize and normalize_then_sum")
+    for name in ("scale_rewards", "multi_objective_aggregation"):
+        if name in given and estimator != "grpo":
+            found.append(
+                f"train.{name} = {given[name]}: advantage_estimator {estimator} scales in its own way; unset it"
+            )
+    return found
+
+
+def _step_problems(config: RlhfConfig) -> list[str]:
+    given, found = config.train.trl_extra, []
+    for name in ("steps_per_generation", "num_iterations"):
+        if int(given.get(name) or 1) < 1:
+            found.append(f"train.{name} = {given[name]}: set 1 or more")
+    if given.get("generation_batch_size") is not None:
+        found.append(
+            f"train.generation_batch_size = {given['generation_batch_size']}: set train.steps_per_generation, which "
+            "times train.global_batch_size is the number of completions of a round"
+        )
+    steps, most = max(1, steps_per_round(config)), config.train.max_steps
+    if most > 0 and most % steps:
+        found.append(
+            f"train.max_steps = {most} ends within a round of {steps} optimizer steps (train.steps_per_generation x "
+            f"train.num_iterations), which no checkpoint holds; set {most - most % steps or steps}"
+        )
+    return found

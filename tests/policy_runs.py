@@ -1,0 +1,154 @@
+"""The policy trainer on rounds that are made up, without Ray: what its tests and benches share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+
+from rayswift.config.load import load
+from rayswift.config.schema import RlhfConfig
+from rayswift.data.global_batches import FeedPlan, Position
+from rayswift.resources import Layout
+from rayswift.rollout.rounds import Round, make_table, make_tokens, share_of
+from rayswift.rollout.samples import Completion, Group, PolicyVersion, Prompt, Scored, Span
+from rayswift.train.arguments import trainer_arguments
+from rayswift.train.clock import Clock
+from rayswift.train.launch import RunSpec
+from rayswift.train.policy.arguments import PolicyArguments, micro_batch_tokens
+from rayswift.train.policy.policy_stream import CutSettings, PolicyStream
+from rayswift.train.policy.policy_trainer import StreamedPolicyTrainer
+
+TINY = Path(__file__).parents[1] / "examples" / "tiny"
+VOCABULARY, END = 64, 1
+VERSION = PolicyVersion(0, 0)
+
+
+def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float32, **changed: Any) -> PreTrainedModel:
+    """A policy of two layers whose distributions are far from even."""
+    values = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 4096,
+        "initializer_range": 0.3,
+        "use_cache": False,
+        "tie_word_embeddings": True,
+    }
+    torch.manual_seed(seed)
+    return Qwen3ForCausalLM(Qwen3Config(**{**values, **changed})).to(dtype)
+
+
+def make_groups(
+    num_prompts: int,
+    num_generations: int,
+    longest: int = 9,
+    seed: int = 0,
+    num_rewards: int = 1,
+    lengths: Sequence[int] | None = None,
+    prompt_length: int = 5,
+    drift: float = 0.3,
+) -> list[Group]:
+    """Random completions; every third one is cut off. lengths: of the completions, in their order."""
+    rng = np.random.default_rng(seed)
+    drawn = iter(lengths if lengths is not None else rng.integers(2, longest + 1, num_prompts * num_generations))
+    groups = []
+    for ordinal in range(num_prompts):
+        ids = rng.integers(2, VOCABULARY, int(rng.integers(1, prompt_length + 1))).astype(np.int32)
+        scored = []
+        for number in range(num_generations):
+            tokens = rng.integers(2, VOCABULARY, int(next(drawn))).astype(np.int32)
+            is_cut = (ordinal + number) % 3 == 2
+            tokens[-1] = 5 if is_cut else END
+            logprobs = (-np.log(VOCABULARY) + drift * rng.normal(size=len(tokens))).astype(np.float32)
+            done = Completion(
+                f"{ordinal}:{number}", tokens, logprobs, (Span(0, VERSION),), "length" if is_cut else "stop"
+            )
+            rewards = tuple(float(each) for each in rng.integers(0, 3, num_rewards))
+            scored.append(Scored(done, rewards, sum(rewards)))
+        groups.append(Group(Prompt(ordinal, f"rows:{ordinal}", 0, ids, (), {}), tuple(scored)))
+    return groups
+
+
+@dataclass
+class Rounds:
+    """A client with as many rounds as are given."""
+
+    rounds: Sequence[Sequence[Group]]
+    num_steps: int = 1
+    rank: int = 0
+    size: int = 1
+    num_rewards: int = 1
+    asked: list[int] = field(default_factory=list)
+
+    def next(self, number: int) -> Round:
+        """The next round's share."""
+        self.asked.append(number)
+        groups = self.rounds[number]
+        table = make_table(groups, tuple(f"f{i}" for i in range(self.num_rewards)), PolicyVersion(0, number))
+        tokens = make_tokens(groups, share_of(table, self.num_steps, self.rank, self.size))
+        return Round(
+            number=number,
+            rank=self.rank,
+            size=self.size,
+            num_steps=self.num_steps,
+            table=table,
+            tokens=tokens,
+            epochs=0.0,
+            position=Position(number + 1),
+            last=number == len(self.rounds) - 1,
+            save=False,
+            ledger={"rounds": number + 1},
+            metrics={"engines": 1.0},
+        )
+
+    def evaluate(self, number: int) -> Mapping[str, float]:
+        """The number of rounds, for want of a reward."""
+        return {"reward": float(number)}
+
+
+def make_spec(run_dir: Path, *flags: str, num_workers: int = 0) -> RunSpec:
+    """A run of verb rlhf; `flags` as on the command line."""
+    base = ("--model", str(TINY), "--data.dataset", "none", "--train.task", "grpo", "--rollout.reward_funcs", "f0")
+    fixed = ("--report_to", "none", "--logging_steps", "1", "--save_strategy", "no", "--lr_scheduler_type", "constant")
+    config = load("rlhf", [*base, *fixed, "--eval_strategy", "no", "--gradient_checkpointing", "false", *flags]).config
+    assert isinstance(config, RlhfConfig)
+    layout = Layout(local=True, device="cpu", num_workers=num_workers, threads_per_worker=1)
+    plan = FeedPlan(1, 1000, 1000, 1.0, 1000, 1.0)
+    return RunSpec(config, layout, run_dir, TINY, plan, Clock(0.0), None, run_dir)
+
+
+def make_trainer(
+    spec: RunSpec, client: Rounds, model: Any, ref_model: Any = None, **kwargs: Any
+) -> StreamedPolicyTrainer:
+    """The trainer of a rank."""
+    config: Any = spec.config
+    args = trainer_arguments(spec, PolicyArguments, "float32", False, False)
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    settings = CutSettings(
+        num_iterations=args.num_iterations,
+        budget=micro_batch_tokens(config),
+        layout="rows",
+        pad_token_id=0,
+        leave_truncated=args.mask_truncated_completions,
+    )
+    stream = PolicyStream(client, Position(), 0.0, 0, {}, settings)
+    trainer = StreamedPolicyTrainer(
+        spec=spec,
+        rank=client.rank,
+        stream=stream,
+        model=model,
+        args=args,
+        processing_class=tokenizer,
+        ref_model=ref_model,
+        train_dataset=StreamedPolicyTrainer.placeholder(),
+        **kwargs,
+    )
+    return trainer

@@ -1,0 +1,43 @@
+"""The policy trainer's loss and gradients beside TRL's GRPO and RLOO trainers, on the same completions and rewards.
+
+A pairwise choice of what there is; all of it: tests/bars/test_policy_matrix.py.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# (whether the policy has moved since the round began, options)
+CASES: list[tuple[bool, dict[str, Any]]] = [
+    (False, {}),
+    (True, {"loss_type": "grpo", "epsilon_high": 0.28, "importance_sampling": "token_truncate", "beta": 0.1}),
+    (True, {"loss_type": "bnpo", "delta": 1.5, "importance_sampling": "sequence_mask", "scale_rewards": "batch"}),
+    (True, {"loss_type": "dr_grpo", "scale_rewards": "none", "mask_truncated_completions": True, "entropy_coef": 0.1}),
+    (True, {"loss_type": "dapo", "top_entropy_quantile": 0.37, "entropy_coef": 0.05, "beta": 0.2}),
+    (True, {"loss_type": "cispo", "epsilon_high": 0.5, "importance_sampling": "token_mask", "beta": 0.1}),
+    (True, {"loss_type": "sapo", "off_policy_mask_threshold": 0.01, "importance_sampling": "sequence_truncate"}),
+    (True, {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 3e-2, "beta": 0.1}),
+    (True, {"loss_type": "luspo", "importance_sampling_level": "sequence", "use_bias_correction_kl": False, "beta": 1}),
+    (True, {"loss_type": "vespo", "importance_sampling": "token_truncate"}),
+    (True, {"loss_type": "dapo", "multi_objective_aggregation": "normalize_then_sum"}),
+    (True, {"loss_type": "rloo", "advantage_estimator": "rloo", "beta": 0.1}),
+]
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Any:
+    """Imported for the tests that are run alone: it takes seconds."""
+    import torch
+
+    from tests import policy_oracle
+
+    torch.set_num_threads(1)
+    return policy_oracle
+
+
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_loss_and_gradients_are_those_of_trl(oracle: Any, tmp_path: Path, case: int) -> None:
+    later, options = CASES[case]
+    groups = oracle.make_groups(3, oracle.NUM_GENERATIONS, num_rewards=2)
+    oracle.assert_equal(tmp_path, groups, later, options)

@@ -1,0 +1,124 @@
+"""Policy losses: the parts of a step add up to it; what clips, masks and bounds do. Beside TRL: tests/ray."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from rayswift.config.policy_checks import GRPO_LOSSES
+from rayswift.train.policy.losses import (
+    LOSS_TYPES,
+    Completions,
+    PolicySettings,
+    Sequences,
+    StepCounts,
+    correction_ratio,
+    k3,
+    policy_loss,
+)
+
+LENGTHS = (3, 1, 4, 2)
+TOKENS = sum(LENGTHS)
+
+
+def drawn(seed: int) -> torch.Tensor:
+    return torch.randn(TOKENS, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) / 3 - 1
+
+
+def loss_of(settings: PolicySettings, rows: slice, entropy_coef: float = 0.1) -> tuple[float, torch.Tensor]:
+    """The loss of some of the four completions as a part of all, and its gradient by token."""
+    begin, end = sum(LENGTHS[: rows.start]), sum(LENGTHS[: rows.stop])
+    logprobs = drawn(0)[begin:end].requires_grad_()
+    per_sequence = torch.tensor([1.0, -0.5, 2.0, -1.0], dtype=torch.float64)
+    lengths = torch.tensor(LENGTHS)
+    completions = Completions(
+        lengths=lengths[rows],
+        advantages=per_sequence.repeat_interleave(lengths)[begin:end],
+        old_logprobs=drawn(1)[begin:end],
+        sampling_logprobs=drawn(2)[begin:end],
+        reference_logprobs=drawn(3)[begin:end] if settings.beta else None,
+        counted=(drawn(4) > -1)[begin:end],
+    )
+    counts = StepCounts(len(LENGTHS), TOKENS, TOKENS, int((drawn(4) > -1).sum()))
+    total = policy_loss(logprobs, drawn(5)[begin:end], completions, counts, settings, entropy_coef).total
+    total.backward()
+    assert logprobs.grad is not None
+    return total.item(), logprobs.grad
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_the_parts_of_a_step_add_up_to_it(loss_type: str, level: Any) -> None:
+    settings = PolicySettings(
+        loss_type=loss_type,
+        importance_sampling_level=level,
+        beta=0.1,
+        importance_sampling="token_truncate",
+        off_policy_mask_threshold=0.05,
+    )
+    whole, gradient = loss_of(settings, slice(0, 4))
+    parts = [loss_of(settings, rows) for rows in (slice(0, 1), slice(1, 1), slice(1, 3), slice(3, 4))]
+    assert sum(part for part, _ in parts) == pytest.approx(whole)
+    torch.testing.assert_close(torch.cat([each for _, each in parts]), gradient)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_on_policy_the_gradient_is_reinforces(loss_type: str) -> None:
+    """Where nothing has moved, each token's gradient is minus its advantage over the divisor."""
+    logprobs = drawn(0).requires_grad_()
+    lengths = torch.tensor(LENGTHS)
+    advantages = torch.tensor([1.0, -0.5, 2.0, -1.0], dtype=torch.float64).repeat_interleave(lengths)
+    completions = Completions(lengths, advantages, None, drawn(0))
+    # cispo bounds the ratio itself, not its distance from 1.
+    settings = PolicySettings(loss_type=loss_type, epsilon_high=1.0, max_completion_length=8)
+    policy_loss(logprobs, drawn(5), completions, StepCounts(4, TOKENS, 20.0, TOKENS), settings).total.backward()
+    own = lengths.repeat_interleave(lengths).double()
+    divisors = {
+        "grpo": 4 * own,
+        "sapo": 4 * own,
+        "bnpo": TOKENS,
+        "dr_grpo": 4 * 8,
+        "luspo": 4,
+        "rloo": 4,  # the ratio of a completion moves with each of its tokens
+    }
+    torch.testing.assert_close(logprobs.grad, -advantages / divisors.get(loss_type, 20.0))
+
+
+def test_clipping_stops_the_gradient_on_the_far_side_only() -> None:
+    old = torch.zeros(4, dtype=torch.float64)
+    logprobs = torch.tensor([0.5, 0.5, -0.5, -0.5], dtype=torch.float64, requires_grad=True)
+    advantages = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+    completions = Completions(torch.tensor([4]), advantages, old, old)
+    loss = policy_loss(logprobs, old, completions, StepCounts(1, 4, 4, 4), PolicySettings(loss_type="bnpo"))
+    loss.total.backward()
+    assert logprobs.grad is not None
+    assert (logprobs.grad == 0).tolist() == [True, False, False, True]
+    sums = {name: each.item() for name, each in loss.sums.items()}
+    assert (sums["clip_ratio/high_mean"], sums["clip_ratio/low_mean"], sums["clip_ratio/region_mean"]) == (1, 1, 2)
+
+
+def test_correction_of_what_the_engine_sampled() -> None:
+    sequences = Sequences(torch.tensor([2, 1]))
+    old, sampled = torch.tensor([0.0, 2.0, -3.0]), torch.tensor([0.0, 0.0, float("nan")])
+    settings = PolicySettings(importance_sampling_max=3.0, importance_sampling_min=0.5)
+    found = {
+        name: correction_ratio(old, sampled, sequences, replace(settings, importance_sampling=name))  # type: ignore[arg-type]
+        for name in ("none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+    }
+    assert found.pop("none") is None
+    assert {name: each.tolist() for name, each in found.items() if each is not None} == {
+        "token_truncate": [1, 3, 1],
+        "token_mask": [1, 0, 1],
+        "sequence_truncate": [3, 3, 1],
+        "sequence_mask": [0, 0, 1],
+    }
+
+
+def test_k3_is_never_negative_and_zero_at_the_reference() -> None:
+    assert (k3(drawn(0), drawn(1)) > 0).all()
+    assert not k3(drawn(0), drawn(0)).any()
+
+
+def test_every_loss_that_the_config_knows_is_there() -> None:
+    assert tuple(LOSS_TYPES) == GRPO_LOSSES
