@@ -159,7 +159,7 @@ class Metrics(TrainerCallback):
             self._counted_s = time.monotonic()
             write_accounting(self._run_dir, self._stream.position.counts)
         shown = {k: entry[k] for k in _SHOWN if k in entry}
-        if "loss" in entry or "eval_loss" in entry:
+        if {"loss", "eval_loss", "eval_reward"} & entry.keys():
             logger.info("step %d  %s", state.global_step, "  ".join(f"{k} {_short(v)}" for k, v in shown.items()))
 
 
@@ -168,6 +168,12 @@ _SHOWN = (
     "epoch",
     "loss",
     "eval_loss",
+    "reward",
+    "eval_reward",
+    "completions/mean_length",
+    "engines",
+    "rollout_tokens_per_s",
+    "staleness",
     "grad_norm",
     "learning_rate",
     "mean_token_accuracy",

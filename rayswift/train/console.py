@@ -11,12 +11,14 @@ from typing import Any
 from tqdm import tqdm
 
 from rayswift.data.global_batches import FeedPlan
+from rayswift.train.report.curves import METRICS, MetricsFile
+from rayswift.train.report.live_line import live_line
 
 _POLL_S = 0.3
 
 
 class Console:
-    """Follows `<run>/logs/rank-0.log` from its current end, in a thread, while its block runs.
+    """Follows `<run>/logs/rank-0.log` from its current end, and `metrics.jsonl`, in a thread, while its block runs.
 
     Args:
         run_dir: The run folder.
@@ -26,6 +28,7 @@ class Console:
 
     def __init__(self, run_dir: Path, progress: Callable[[], tuple[int, float]], plan: FeedPlan):
         self._log = run_dir / "logs" / "rank-0.log"
+        self._metrics = MetricsFile(run_dir / METRICS)
         self._progress, self._plan = progress, plan
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -56,7 +59,8 @@ class Console:
             step, epochs = self._progress()
             share = step / self._plan.max_steps if self._plan.ends_by_steps else epochs / self._plan.num_epochs
             bar.n = min(100.0, 100 * share)
-            bar.set_description(f"step {step}", refresh=True)
+            self._metrics.read()
+            bar.set_description(f"step {step}  {live_line(self._metrics.curves)}".rstrip(), refresh=True)
 
     def _copy_lines(self, bar: Any) -> None:
         if not self._log.exists():

@@ -53,7 +53,7 @@ PURE = [
     "rayswift.train.checkpoint",
     "rayswift.train.events",
     *(f"rayswift.rollout.{n}" for n in ["autoscale", "membership", "salvage"]),
-    *(f"rayswift.train.report.{n}" for n in ["curves", "charts", "advice", "page"]),
+    *(f"rayswift.train.report.{n}" for n in ["curves", "charts", "advice", "live_line", "page"]),
 ]
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60

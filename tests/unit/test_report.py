@@ -15,18 +15,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayswift.config.load import load
-from rayswift.config.schema import SftConfig
+from rayswift.config.schema import RlhfConfig, SftConfig
 from rayswift.data.global_batches import UnusableRows
 from rayswift.log import UserError
 from rayswift.train import events
 from rayswift.train.accounting import read_accounting
 from rayswift.train.checkpoint import Saved
 from rayswift.train.events import Event, Start, starts
-from rayswift.train.report.advice import advise
+from rayswift.train.report.advice import advise, verdict
 from rayswift.train.report.charts import Chart, draw, show
 from rayswift.train.report.curves import MAX_BUCKETS, Curve, MetricsFile
 from rayswift.train.report.environment import environment
 from rayswift.train.report.live import LiveReport
+from rayswift.train.report.live_line import live_line
 from rayswift.train.report.page import CHARTS, View, duration, render, without_secrets
 from tests.html_page import Page
 
@@ -155,7 +156,7 @@ def test_a_chart_of_what_never_changes_may_be_left_out() -> None:
 
 
 def test_a_chart_of_nothing_finite_says_so() -> None:
-    assert "no finite value" in draw(CHARTS[0], {"loss": curve_of([math.nan])}, [])
+    assert "no finite value" in draw(Chart("Loss", {"training": "loss"}), {"loss": curve_of([math.nan])}, [])
 
 
 def test_a_spread_over_many_magnitudes_is_drawn_in_logarithms() -> None:
@@ -243,6 +244,73 @@ def test_a_run_that_goes_wrong() -> None:
         happened=[Event("failure", 0.0, text="worker 1: died"), Event("failure", 1.0, text="worker 0: x")]
     )
     assert "lost 2 times; the last error: worker 0: x" in text
+
+
+# ---- advice and display of tasks that sample ----
+
+ROLLOUTS = {"reward": [0.5], "data_wait": [0.2], "engines_idle": [0.1], "engines": [1.0], "fill": [0.4]}
+
+
+def online(*argv: str) -> RlhfConfig:
+    flags = ["--model", "m", "--dataset", "d.jsonl", "--rlhf_type", "grpo", "--reward_funcs", "accuracy"]
+    config = load("rlhf", [*flags, *argv]).config
+    assert isinstance(config, RlhfConfig)
+    return config
+
+
+def advised_online(*argv: str, counts: dict[str, int] | None = None, **curves: list[float]) -> list[str]:
+    named = {name: curve_of(values) for name, values in (ROLLOUTS | curves).items()}
+    return [advice.text for advice in advise(online(*argv), named, counts or {}, [], True)]
+
+
+def test_who_waits_for_whom() -> None:
+    assert advised_online() == []
+    assert advised_online(data_wait=[0.63]) == [
+        "The trainer waits 63 % of the time for rollouts: raise rollout.num_engines (now none), or set "
+        "rollout.max_staleness 1 to train while they are sampled."
+    ]
+    (text,) = advised_online("--num_engines", "2", "--max_staleness", "1", data_wait=[0.63])
+    assert text == "The trainer waits 63 % of the time for rollouts: raise rollout.num_engines (now 2)."
+    (text,) = advised_online("--num_engines", "1", "3", data_wait=[0.63])
+    assert "rollout.num_engines (now 1, of [1, 3])" in text
+    (text,) = advised_online(data_wait=[0.4], engines_idle=[0.5])
+    assert text.startswith("The trainer waits 40 % of the time and the engines 50 %, each for the other")
+    (text,) = advised_online("--num_engines", "3", engines_idle=[0.5])
+    assert text == "The engines have no work 50 % of the time: the trainer is slower; lower rollout.num_engines."
+    curves = {name: curve_of(values) for name, values in ROLLOUTS.items()}
+    assert verdict(online(), curves) == "Nothing starves: the trainer waits for rollouts 20 % of the time."
+
+
+def test_completions_and_prompts_that_teach_nothing() -> None:
+    (text,) = advised_online(**{"completions/clipped_ratio": [0.4]})
+    assert text.startswith("40 % of the completions are cut off at rollout.max_completion_length = 512: raise it")
+    (text,) = advised_online(frac_reward_zero_std=[0.7])
+    assert text.startswith("Of 70 % of the prompts all completions have the same reward")
+    assert advised_online("--dynamic_sampling", "true", frac_reward_zero_std=[0.7]) == []
+    counts = {"trained": 90, "failed: reward f raised ValueError": 6, "failed: too few": 1}
+    (text,) = advised_online(counts=counts)
+    assert text.startswith("7 of 97 prompts (7.2 %) failed, most of them so: reward f raised ValueError;")
+    (text,) = advised_online(counts={"trained": 80, "filtered: longer than rollout.max_prompt_length": 20})
+    assert text.startswith("20 % of the prompts are longer than rollout.max_prompt_length")
+
+
+def test_the_live_line() -> None:
+    assert live_line({}) == ""
+    assert live_line({"loss": curve_of([2.0, 1.5])}) == "loss 1.5"
+    told = ROLLOUTS | {"rollout_tokens_per_s": [4100.0], "staleness": [0.5], "completions/mean_length": [12.0]}
+    line = live_line({name: curve_of(values) for name, values in told.items()})
+    assert line == (
+        "reward 0.5  12 tokens each  4,100 tokens/s  1 engine(s)  0.5 version(s) behind  trainer waits 20 %"
+    )
+
+
+def test_samples_are_shown_as_text() -> None:
+    row = {"round": 7, "prompt": "<b>q</b>", "completion": "x" * 5000, "reward": 0.75, "num_tokens": 5000}
+    row |= {"finish": "length", "reward_accuracy": 1.0, "reward_format": 0.5}
+    page = Page(render(replace(view_of(samples=[row]), config=online())))
+    for text in ("Of round 7", "<b>q</b>", "0.75", "accuracy 1", "format 0.5", "5,000 tokens, cut off", "x [...] x"):
+        assert text in page.text, text
+    assert len(page.text) < 30_000
 
 
 # ---- events ----

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+from rayswift.config.rollout import RolloutConfig
 from rayswift.config.schema import TrainingConfig
+from rayswift.config.task_checks import rollout_of
 from rayswift.train.events import Event
 from rayswift.train.report.charts import show
 from rayswift.train.report.curves import Curve
@@ -13,6 +15,11 @@ _MANY_ROWS = 0.05
 _FEW_TRAINED_TOKENS = 0.05
 _EVALS_WITHOUT_GAIN = 3
 _MANY_FAILURES = 2
+# Of online tasks: shares from which a sentence is worth it.
+_TRAINER_WAITS = 0.3
+_ENGINES_WAIT = 0.3
+_MANY_EQUAL = 0.5
+_MANY_CUT = 0.2
 
 
 @dataclass(frozen=True)
@@ -36,13 +43,18 @@ def advise(
         local: Whether Ray was started for this run.
     """
     found = [*_diverging(config, curves), *_failing(events), *_rows(config, counts)]
+    rollout = rollout_of(config)
+    if rollout is not None:
+        return [*found, *_prompts(counts), *_rollouts(rollout, curves), *_rewards(rollout, curves)]
     found += [*_waiting(config, curves, local), *_filling(config, curves), *_training(curves), *_overfitting(curves)]
     return found
 
 
-def verdict(curves: dict[str, Curve]) -> str:
+def verdict(config: TrainingConfig, curves: dict[str, Curve]) -> str:
     """The sentence of a run that lacks nothing."""
     fill, wait = _recent(curves, "fill"), _recent(curves, "data_wait")
+    if rollout_of(config) is not None and wait is not None:
+        return f"Nothing starves: the trainer waits for rollouts {show(wait, '%')} of the time."
     if fill is None or wait is None:
         return "No step has been logged yet."
     return f"Nothing starves: workers wait for data {show(wait, '%')} of the time, rows are {show(fill, '%')} full."
@@ -113,6 +125,74 @@ def _waiting(config: TrainingConfig, curves: dict[str, Curve], local: bool) -> l
     else:
         what = "give the cluster more CPUs beside those of the workers"
     return [Advice(f"Workers wait for data {show(wait, '%')} of the time: {what}.")]
+
+
+def _prompts(counts: dict[str, int]) -> list[Advice]:
+    """On prompts that gave nothing to train for want of completions or rewards."""
+    seen, failed = sum(counts.values()), {k: v for k, v in counts.items() if k.startswith("failed")}
+    lost, found = sum(failed.values()), []
+    if lost:
+        most = max(failed, key=lambda outcome: failed[outcome])
+        found.append(
+            Advice(
+                f"{lost:,} of {seen:,} prompts ({show(lost / seen, '%')}) failed, most of them so: "
+                f"{most.partition(': ')[2]}; completions/failed.jsonl has those without a reward.",
+                bad=lost > _MANY_ROWS * seen,
+            )
+        )
+    long = sum(count for outcome, count in counts.items() if "rollout.max_prompt_length" in outcome)
+    if long > _MANY_ROWS * seen:
+        found.append(
+            Advice(
+                f"{show(long / seen, '%')} of the prompts are longer than rollout.max_prompt_length (or, without it, "
+                "what data.max_length leaves) and were left out: raise it or set data.truncation left."
+            )
+        )
+    return found
+
+
+def _rollouts(rollout: RolloutConfig, curves: dict[str, Curve]) -> list[Advice]:
+    """Who waits for whom."""
+    wait, idle = _recent(curves, "data_wait"), _recent(curves, "engines_idle")
+    engines = rollout.num_engines
+    now = f"{show(_recent(curves, 'engines'))}, of {engines}" if isinstance(engines, list) else show(engines)
+    if wait is not None and wait > _TRAINER_WAITS and (idle is None or idle <= _ENGINES_WAIT):
+        sooner = "" if rollout.max_staleness else ", or set rollout.max_staleness 1 to train while they are sampled"
+        what = f"raise rollout.num_engines (now {now}){sooner}"
+        return [Advice(f"The trainer waits {show(wait, '%')} of the time for rollouts: {what}.")]
+    if idle is None or idle <= _ENGINES_WAIT:
+        return []
+    if wait is not None and wait > _TRAINER_WAITS:  # in turns, each for the other
+        return [
+            Advice(
+                f"The trainer waits {show(wait, '%')} of the time and the engines {show(idle, '%')}, each for the "
+                f"other: raise rollout.max_staleness (now {rollout.max_staleness}), so that both work at once."
+            )
+        ]
+    fewer = "lower rollout.num_engines" if engines != 1 else "give the trainer more of the machine (cluster)"
+    return [Advice(f"The engines have no work {show(idle, '%')} of the time: the trainer is slower; {fewer}.")]
+
+
+def _rewards(rollout: RolloutConfig, curves: dict[str, Curve]) -> list[Advice]:
+    """On completions that teach nothing."""
+    found = []
+    cut, equal = _recent(curves, "completions/clipped_ratio"), _recent(curves, "frac_reward_zero_std")
+    if cut is not None and cut > _MANY_CUT:
+        found.append(
+            Advice(
+                f"{show(cut, '%')} of the completions are cut off at rollout.max_completion_length = "
+                f"{rollout.max_completion_length:,}: raise it, or set train.mask_truncated_completions."
+            )
+        )
+    if equal is not None and equal > _MANY_EQUAL and rollout.num_generations > 1 and not rollout.dynamic_sampling:
+        found.append(
+            Advice(
+                f"Of {show(equal, '%')} of the prompts all completions have the same reward, which teaches nothing: "
+                f"raise rollout.num_generations (now {rollout.num_generations}), set rollout.dynamic_sampling, or take "
+                "prompts of another difficulty."
+            )
+        )
+    return found
 
 
 def _filling(config: TrainingConfig, curves: dict[str, Curve]) -> list[Advice]:

@@ -10,6 +10,7 @@ from types import TracebackType
 from rayswift.config.schema import TrainingConfig
 from rayswift.data.global_batches import UnusableRows
 from rayswift.log import UserError, logger
+from rayswift.rollout.completions import newest
 from rayswift.train import events
 from rayswift.train.accounting import read_accounting, write_accounting
 from rayswift.train.checkpoint import Saved
@@ -19,6 +20,7 @@ from rayswift.train.report.page import View, render
 
 REPORT = "report.html"
 _EVERY_S = (4.0, 30.0)
+_NUM_SAMPLES = 8
 _SHARE_OF_TIME = 0.005  # of a core; where a page costs more, it is written less often, within the limits above
 
 
@@ -78,6 +80,7 @@ class LiveReport:
             environment=self._environment,
             local=self._local,
             error=error,
+            samples=newest(self._run_dir, _NUM_SAMPLES),
         )
         partial = self._run_dir / f"{REPORT}.partial"
         partial.write_text(render(view), encoding="utf-8")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from rayswift.config.load import to_yaml
 from rayswift.config.schema import TrainingConfig
@@ -16,6 +17,12 @@ from rayswift.train.report.charts import Chart, draw, show
 from rayswift.train.report.curves import Curve
 
 CHARTS = (
+    Chart("Reward", {"training": "reward", "evaluation": "eval_reward"}),
+    Chart(
+        "Tokens of a completion",
+        {"training": "completions/mean_length", "evaluation": "eval_completion_length"},
+        from_zero=True,
+    ),
     Chart("Loss", {"training": "loss", "evaluation": "eval_loss"}),
     Chart(
         "Token accuracy", {"training": "mean_token_accuracy", "evaluation": "eval_mean_token_accuracy"}, "%", cap=1.0
@@ -24,7 +31,14 @@ CHARTS = (
     Chart("Gradient norm", {"before clipping": "grad_norm"}, from_zero=True, log=True),
     Chart("Tokens per second", {"all": "tokens_per_s", "trained": "trained_tokens_per_s"}, from_zero=True),
     Chart("Step time", {"of one step": "step_s"}, "s", from_zero=True),
-    Chart("Waiting for data", {"share of the time": "data_wait"}, "%", from_zero=True, cap=1.0),
+    Chart("Waiting for the next batch", {"share of the time": "data_wait"}, "%", from_zero=True, cap=1.0),
+    Chart("Engines without work", {"share of the time": "engines_idle"}, "%", from_zero=True, cap=1.0),
+    Chart("Tokens per second of the engines", {"all together": "rollout_tokens_per_s"}, from_zero=True),
+    Chart("Completions cut off at their longest", {"share": "completions/clipped_ratio"}, "%", from_zero=True, cap=1.0),
+    Chart("Groups of equal rewards", {"share": "frac_reward_zero_std"}, "%", from_zero=True, cap=1.0),
+    Chart("Staleness", {"policy versions behind": "staleness"}, from_zero=True),
+    Chart("Engines", {"serving": "engines"}, from_zero=True, varying=True),
+    Chart("Taking over new weights", {"of the slowest engine": "sync_s"}, "s", from_zero=True),
     Chart("Fill of packed rows", {"tokens / capacity": "fill"}, "%", from_zero=True, cap=1.0),
     Chart("Workers", {"training": "workers"}, from_zero=True, varying=True),
     Chart("Memory of the largest worker", {"host": "host_memory_gib", "GPU": "gpu_memory_gib"}, "GiB", from_zero=True),
@@ -34,6 +48,7 @@ _NOT_DRAWN = {"epoch", "total_flos", "train_loss"} | {
     f"{prefix}_{name}" for prefix in ("train", "eval") for name in ("runtime", "samples_per_second", "steps_per_second")
 }
 _MAX_MORE_CHARTS = 24
+_SAMPLE_CHARS = 2000
 _SECRET = r"hub_token|password|secret|api_key|access_key"
 
 
@@ -42,7 +57,7 @@ class View:
     """What the page shows.
 
     state: how the launch stands; updated_s: now, since the epoch; step: the last logged; counts: raw rows by outcome;
-    local: Ray was started for this run; error: why it failed.
+    local: Ray was started for this run; error: why it failed; samples: rows of `rollout.completions`.
     """
 
     name: str
@@ -56,6 +71,7 @@ class View:
     environment: dict[str, str] = field(default_factory=dict)
     local: bool = True
     error: str = ""
+    samples: list[dict[str, Any]] = field(default_factory=list)
 
 
 def render(view: View) -> str:
@@ -65,8 +81,11 @@ def render(view: View) -> str:
     body = [
         _header(view),
         _section("Error", f"<pre>{_escape(view.error)}</pre>", "error") if view.error else "",
-        _advice(advise(view.config, view.curves, view.counts, view.events, view.local), verdict(view.curves)),
+        _advice(
+            advise(view.config, view.curves, view.counts, view.events, view.local), verdict(view.config, view.curves)
+        ),
         f'<section class="charts">{charts}</section>' if charts else "",
+        _section("Completions", _samples(view.samples)),
         _section("Rows", _rows(view.counts)),
         _section("Starts", _starts(view.events)),
         _section("Environment", _facts(view.environment)),
@@ -104,6 +123,32 @@ def _more_charts(curves: Mapping[str, Curve]) -> list[Chart]:
     ]
 
 
+def _samples(samples: list[dict[str, Any]]) -> str:
+    """Completions of the newest round."""
+    if not samples:
+        return ""
+    lines = []
+    for row in samples:
+        rewards = [(name.removeprefix("reward_"), value) for name, value in row.items() if name.startswith("reward_")]
+        parts = "".join(f"<br>{_escape(name)} {show(value)}" for name, value in rewards if len(rewards) > 1)
+        cut = ", cut off" if row["finish"] == "length" else ""
+        lines.append(
+            f'<tr><td class="n"><b>{show(row["reward"])}</b>{parts}</td><td><pre>{_excerpt(row["prompt"])}</pre></td>'
+            f"<td><pre>{_excerpt(row['completion'])}</pre>{row['num_tokens']:,} tokens{cut}</td></tr>"
+        )
+    head = '<tr><th class="n">reward</th><th>prompt</th><th>completion</th></tr>'
+    return (
+        f'<p class="what">Of round {samples[0]["round"]:,}, from the best to the worst; all are in completions/.</p>'
+        f'<div class="wide"><table>{head}{"".join(lines)}</table></div>'
+    )
+
+
+def _excerpt(text: str) -> str:
+    """The ends of a long text."""
+    half = _SAMPLE_CHARS // 2
+    return _escape(text if len(text) <= _SAMPLE_CHARS else f"{text[:half]} [...] {text[-half:]}")
+
+
 def _section(title: str, content: str, kind: str = "") -> str:
     return f'<section class="{kind}"><h2>{title}</h2>{content}</section>' if content else ""
 
@@ -118,6 +163,7 @@ def _header(view: View) -> str:
     tiles = [
         ("step", f"{view.step:,}" + (f" of {wanted:,}" if by_steps else "")),
         ("epoch", show(epoch) + ("" if by_steps else f" of {wanted:g}") if epoch is not None else ""),
+        ("reward", _of(curves, "reward")),
         ("loss", _of(curves, "loss")),
         ("evaluation loss", _of(curves, "eval_loss")),
         ("tokens / s", _of(curves, "tokens_per_s")),
