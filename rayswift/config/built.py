@@ -4,6 +4,7 @@ from rayswift.config.model import ModelConfig
 from rayswift.config.model_checks import missing_packages
 from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.config.section import Section
+from rayswift.config.task_checks import rollout_of
 from rayswift.config.tuner_fields import is_initialised_before, tuner_problems
 from rayswift.log import UserError
 
@@ -19,6 +20,7 @@ BUILT_TASKS = (
     "embedding",
     "reranker",
     "generative_reranker",
+    "grpo",
 )
 """Tasks that this version trains, those of `train/tasks.py`."""
 # Settings of `data` and `cluster` that no training reads yet, besides their defaults.
@@ -61,6 +63,8 @@ def not_built(config: TrainingConfig) -> list[str]:
         found.append(f"model.reference_adapters = {config.model.reference_adapters}")
     if config.train.task != "causal_lm":
         found += _untried(config)
+    if rollout_of(config):
+        found += _online_not_built(config)
     return found + _tuner_not_built(config.model) + _changed("cluster", config.cluster, _CLUSTER)
 
 
@@ -73,6 +77,14 @@ def _untried(config: TrainingConfig) -> list[str]:
             f"model.tuner_kwargs.init_lora_weights = {model.tuner_kwargs['init_lora_weights']} with task {task}"
         )
     return found + [f"{line} with task {task}" for line in _changed("model", model, ("adapters", "quantization"))]
+
+
+def _online_not_built(config: TrainingConfig) -> list[str]:
+    """Engines are built from the `config.json` at `model.path`, beside the trainer, and stay awake."""
+    rollout = rollout_of(config)
+    assert rollout is not None
+    changes = _changed("model", config.model, ("new_special_tokens", "rope_scaling", "max_position_embeddings"))
+    return [f"{line} with task {config.train.task}" for line in changes] + _changed("rollout", rollout, ("placement",))
 
 
 def _tuner_not_built(model: ModelConfig) -> list[str]:

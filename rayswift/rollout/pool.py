@@ -22,8 +22,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rayswift.log import UserError, logger
-from rayswift.rollout.engine import Factory
+from rayswift.rollout.engine import EngineLost, Factory
 from rayswift.rollout.membership import State, change
 from rayswift.rollout.salvage import joined, num_tokens
 from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest
@@ -149,6 +152,18 @@ class Pool:
             seat.publish(version, weights)
         await self._until(lambda: all(_has(seat, version) for seat in seats))
         return {seat.name: seat.pauses_s[version] for seat in seats if version in seat.pauses_s}
+
+    async def score(self, token_ids: NDArray[np.int32]) -> dict[str, NDArray[np.float32]]:
+        """Log-probabilities [T - 1] of a text [T] by every engine with the current weights; a lost one is left out."""
+        seats = [seat for seat in self._seats.values() if seat.member.state is State.HEALTHY]
+        answers = await asyncio.gather(*(seat.score(token_ids) for seat in seats), return_exceptions=True)
+        found = {}
+        for seat, answer in zip(seats, answers, strict=True):
+            if isinstance(answer, np.ndarray):
+                found[seat.name] = answer
+            elif not isinstance(answer, EngineLost):
+                raise answer
+        return found
 
     def abandon(self) -> None:
         """Give up all requests: their futures are cancelled."""

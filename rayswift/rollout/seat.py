@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rayswift.log import UserError, logger
 from rayswift.rollout.engine import Collected, EngineHandle, EngineLost
@@ -224,6 +225,14 @@ class Seat:
                 return await call
         except TimeoutError as error:
             raise EngineLost(f"it did not answer `{what}` within {timeout_s:g} s") from error
+
+    async def score(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        """See `Engine`.
+
+        Raises:
+            EngineLost: it died, or did not answer.
+        """
+        return await self._answer("score", self.handle.score(token_ids), self._limits.answer_s)
 
     # ---- weights ----
 

@@ -85,4 +85,6 @@ def trainer_arguments(spec: RunSpec, arguments: Any, dtype: str, tracks: bool, u
 
 def _most_steps(spec: RunSpec) -> int:
     rows = math.ceil(spec.feed_plan.num_epochs) * spec.feed_plan.num_rows
-    return min(rows, sys.maxsize) + 1
+    extra = spec.config.train.trl_extra
+    steps_of_a_round = (extra.get("steps_per_generation") or 1) * (extra.get("num_iterations") or 1)
+    return min(rows * steps_of_a_round, sys.maxsize) + 1

@@ -236,8 +236,7 @@ def describe(plan: Plan[Any], num_rows: int | None, unchecked: list[str]) -> str
     lines = [
         f"  training      {where} on {layout.device}, {layout.threads_per_worker} CPU thread(s) each, "
         f"ZeRO {config.cluster.zero_stage}, offload {config.cluster.offload}",
-        f"  global batch  {' or '.join(_cut(plan, size) for size in sizes)} = {plan.global_batch} {unit} of up to "
-        f"{config.data.max_length} tokens",
+        *_batch_lines(plan, sizes, unit),
         f"  Ray           {'started for this run' if layout.local else 'the cluster that is there'}",
     ]
     if num_rows is not None:
@@ -252,6 +251,24 @@ def describe(plan: Plan[Any], num_rows: int | None, unchecked: list[str]) -> str
             )
     lines += [f"  not checked   {what}" for what in unchecked]
     return "\n".join(["plan", *lines])
+
+
+def _batch_lines(plan: Plan[Any], sizes: list[int], unit: str) -> list[str]:
+    rollout = rollout_of(plan.config)
+    if rollout is None:
+        cut = " or ".join(_cut(plan, size) for size in sizes)
+        return [f"  global batch  {cut} = {plan.global_batch} {unit} of up to {plan.config.data.max_length} tokens"]
+    layout, each = plan.layout, rollout.num_generations
+    engines = f"{layout.min_engines}"
+    if layout.max_engines > layout.min_engines:
+        engines += f" to {layout.max_engines}"
+    round_size = plan.global_batch * (plan.config.train.trl_extra.get("steps_per_generation") or 1)
+    longest = max_sequence_length(plan.config)
+    return [
+        f"  global batch  {plan.global_batch} completions of up to {longest} tokens with their prompts",
+        f"  rollouts      {engines} vLLM engine(s), rounds of {round_size // each} prompts x {each} completions, "
+        f"staleness {rollout.max_staleness}",
+    ]
 
 
 def _cut(plan: Plan[Any], size: int) -> str:

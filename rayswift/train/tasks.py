@@ -115,6 +115,18 @@ TASKS: dict[str, Task] = {
     "simpo": replace(
         _CPO, verb="rlhf --rlhf_type simpo", defaults={"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 1.0}
     ),
+    "grpo": Task(
+        verb="rlhf --rlhf_type grpo",
+        trainer="rayswift.train.policy.policy_trainer:StreamedPolicyTrainer",
+        arguments="rayswift.train.policy.arguments:PolicyArguments",
+        family="prompt",
+        collate="",
+        head="causal_lm",
+        packs=False,
+        mean_over_rows=False,
+        has_reference=True,
+        stream="rayswift.train.policy.online:round_stream",
+    ),
     "seq_cls": Task(
         verb="sft --task_type seq_cls",
         trainer="rayswift.train.class_trainer:StreamedClassTrainer",
@@ -183,8 +195,11 @@ def row_kind(config: TrainingConfig) -> RowKind:
 def keeps_reference(config: TrainingConfig) -> bool:
     """Whether the task holds the model against another one at every step."""
     extra = config.train.trl_extra
+    task = TASKS[config.train.task]
+    # Online tasks need it for a KL term alone.
     without = extra.get("reference_free") or extra.get("precompute_ref_log_probs")
-    return TASKS[config.train.task].has_reference and not without
+    without = without or (task.is_online and not extra.get("beta"))
+    return task.has_reference and not without
 
 
 def compares_partners(config: TrainingConfig) -> bool:

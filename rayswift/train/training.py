@@ -14,12 +14,14 @@ from rayswift.data.windows import Windows
 from rayswift.log import logger
 from rayswift.resources import connect, join, lay_out
 from rayswift.rollout import checks
+from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.train import adapters, reference_logps, run_folder, storage, user_code
 from rayswift.train import plan as planning
 from rayswift.train.clock import Clock
 from rayswift.train.feed_supply import FeedSupply
 from rayswift.train.launch import RunSpec, Worker, fit, join_process_group
 from rayswift.train.report.live import REPORT, LiveReport
+from rayswift.train.supply import Supply
 from rayswift.train.tasks import TASKS, compares_partners, keeps_reference, load, row_kind
 
 
@@ -83,8 +85,7 @@ def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:
             resume_from=resume.saved.path.resolve() if resume else None,
             work_dir=Path.cwd(),
         )
-        start = resume.position if resume else Position()
-        fit(spec, train_loop, FeedSupply(spec, windows, eval_windows, start))
+        fit(spec, train_loop, _supply(spec, windows, eval_windows, resume))
 
         _finish(run_dir, config, clock)
 
@@ -119,7 +120,7 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     resume, attempt = agree_on_checkpoint(spec, worker)
     universal = prepare_checkpoint(resume, worker)
     args = trainer_arguments(spec, load(task.arguments), dtype, worker.rank == 0, universal)
-    worker.supply.begin(attempt, resume.position if resume else Position())
+    worker.supply.begin(attempt, _start(config, resume))
     # Without DeepSpeed, which keeps float32 masters itself, weights stay float32 and autocast computes in `dtype`.
     # Quantized ones are frozen, and computed in the number format they are loaded with.
     weights_dtype = dtype if config.cluster.uses_deepspeed or config.model.quantization else "float32"
@@ -140,11 +141,32 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
         callbacks=callbacks_of(spec, worker, stream, clock, resume),
         **models.reference(config, keeps_reference(config), weights, weights_dtype),
     )
+    if task.is_online:
+        from rayswift.train.policy import online
+
+        online.attach(trainer, spec, worker)
     if worker.rank == 0:
         for line in parameters.table(trainer.model):
             logger.info("%s", line)
     clock.lap("model")
     trainer.train(resume_from_checkpoint=str(resume.saved.path) if resume else None)
+
+
+def _start(config: TrainingConfig, resume: run_folder.Resume | None) -> Position | LedgerSnapshot:
+    """Where the supply begins."""
+    if rollout_of(config):
+        return resume.ledger if resume else LedgerSnapshot()
+    return resume.position if resume else Position()
+
+
+def _supply(spec: RunSpec, windows: Windows, eval_windows: Windows | None, resume: run_folder.Resume | None) -> Supply:
+    """The feed of rows, or the rollout plane."""
+    start = _start(spec.config, resume)
+    if isinstance(start, LedgerSnapshot):
+        from rayswift.train.policy.rollout_supply import RolloutSupply
+
+        return RolloutSupply(spec, windows, eval_windows, start)
+    return FeedSupply(spec, windows, eval_windows, start)
 
 
 def _feed_plan(plan: planning.Plan[TrainingConfig], windows: Windows) -> FeedPlan:

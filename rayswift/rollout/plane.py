@@ -1,0 +1,246 @@
+"""The rollout plane as actors: what the driver starts before its workers, and how a rank reaches it."""
+
+import asyncio
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayswift.config.online_checks import max_sequence_length
+from rayswift.config.schema import RlhfConfig
+from rayswift.data.feed import DRIVERS_ATTEMPT, StaleAttempt
+from rayswift.data.stream import stream_windows, user_error_in
+from rayswift.data.windows import Windows
+from rayswift.log import UserError, setup_worker
+from rayswift.resources import Layout
+from rayswift.rollout.actors import RayEngines
+from rayswift.rollout.attempt import RolloutPlan
+from rayswift.rollout.autoscale import Rule
+from rayswift.rollout.completions import CompletionsFile
+from rayswift.rollout.coordinator import Coordinator
+from rayswift.rollout.engine_setup import engine_setup
+from rayswift.rollout.ledger import LedgerSnapshot
+from rayswift.rollout.pool import Pool
+from rayswift.rollout.prompts import PromptFeed, prompt_plan
+from rayswift.rollout.rewards.runner import RewardRunner
+from rayswift.rollout.rounds import Round
+from rayswift.rollout.seat import Limits
+from rayswift.rollout.vllm_engine import VllmEngine
+from rayswift.rollout.weights import Published, WeightStore
+
+_CLOSE_S = 20.0
+_GRACE_S = 5.0
+
+
+@dataclass(frozen=True)
+class PlaneSpec:
+    """All the coordinator's actor needs, as plain values.
+
+    work_dir: where relative paths begin; start: where prompts begin.
+    """
+
+    config: RlhfConfig
+    plan: RolloutPlan
+    layout: Layout
+    run_dir: Path
+    tokenizer_dir: Path
+    work_dir: Path
+    windows: Windows
+    eval_windows: Windows | None
+    start: LedgerSnapshot
+
+
+class CoordinatorActor(Coordinator):
+    """The coordinator in a process of its own; its parts are made in the event loop that they live in."""
+
+    def __init__(self, spec: PlaneSpec, store: Any):
+        self._spec, self._store = spec, _Store(store)
+        self._opening: asyncio.Task[None] | None = None
+
+    async def opened(self) -> None:
+        """Engines and reward workers have been started, and the first prompts are being read.
+
+        Raises:
+            UserError: a reward function or model cannot be loaded.
+        """
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open())
+        await asyncio.shield(self._opening)
+
+    async def new_attempt(self) -> int:
+        """See Coordinator; the first call of every worker group."""
+        await self.opened()
+        return await super().new_attempt()
+
+    async def _open(self) -> None:
+        spec = self._spec
+        setup_worker(spec.run_dir / "logs", "rollouts")
+        if spec.work_dir.is_dir():
+            os.chdir(spec.work_dir)
+        plan = prompt_plan(spec.config, spec.windows)
+        prompts = PromptFeed(spec.windows, spec.eval_windows, plan, str(spec.run_dir / "data"), stream_windows)
+        pool = _make_pool(spec)
+        rewards = RewardRunner(spec.config, spec.tokenizer_dir, spec.run_dir, spec.work_dir)
+        await rewards.start()
+        engines = Rule(spec.layout.min_engines, spec.layout.max_engines)
+        completions = CompletionsFile(spec.run_dir, rewards.names)
+        super().__init__(spec.plan, prompts, pool, rewards, self._store, completions, engines)
+        await self.begin(DRIVERS_ATTEMPT, spec.start)
+
+
+class _Store:
+    """The weight store's actor."""
+
+    def __init__(self, actor: Any):
+        self._actor = actor
+
+    async def keep(self, published: Published) -> Published:
+        """See `coordinator.Weights`."""
+        await self._actor.publish.remote(published)
+        if not await self._actor.settled.remote():
+            raise UserError("the store could not copy them", exit_code=1)
+        kept: Published | None = await self._actor.current.remote()
+        if kept is None or kept.version != published.version:
+            raise StaleAttempt("newer weights were published")
+        return kept
+
+
+def engine_dtype(config: RlhfConfig, layout: Layout) -> str:
+    """Number format that engines compute in, by torch's name."""
+    if config.model.dtype == "auto":
+        return "bfloat16" if layout.device == "cuda" else "float32"
+    return config.model.dtype
+
+
+def _make_pool(spec: PlaneSpec) -> Pool:
+    config, layout = spec.config, spec.layout
+    lora_rank = config.model.lora_rank if config.rollout.lora_sync == "adapter" else None
+    setup = engine_setup(
+        config.rollout,
+        layout,
+        model=config.model.path,
+        tokenizer=str(spec.tokenizer_dir),
+        dtype=engine_dtype(config, layout),
+        max_model_len=max_sequence_length(config),
+        lora_rank=lora_rank if config.model.tuner == "lora" else None,
+        trust_remote_code=config.model.trust_remote_code,
+        seed=config.train.seed,
+    )
+    # Resources of an engine are the layout's: preflight has seen that they fit.
+    held = dict(layout.engine)
+    options = {"num_cpus": held.pop("CPU", 0.0), "num_gpus": held.pop("GPU", 0.0), "resources": held}
+    limits = Limits(max_outstanding=spec.plan.max_outstanding)
+    salvage = config.rollout.max_staleness > 0
+    return Pool(RayEngines(VllmEngine, (setup,), options), limits, salvage)
+
+
+class RolloutClient:
+    """How a rank reaches the coordinator, an actor by name.
+
+    Args:
+        name: Of the coordinator.
+        rank, size: Who asks.
+        timeout_s: Longest wait for an answer.
+    """
+
+    def __init__(self, name: str, rank: int, size: int, timeout_s: float):
+        import ray
+
+        self._ray, self._rank, self._size, self._timeout_s = ray, rank, size, timeout_s
+        self._attempt = 0
+        self._actor = ray.get_actor(name)
+
+    def new_attempt(self) -> int:
+        """A number for this worker group, higher than those of all groups before."""
+        attempt: int = self._get("name an attempt", self._actor.new_attempt.remote())
+        return attempt
+
+    def begin(self, attempt: int, start: LedgerSnapshot) -> None:
+        """Have rounds made from here on."""
+        self._attempt = attempt
+        self._get("begin", self._actor.begin.remote(attempt, start))
+
+    @property
+    def attempt(self) -> int:
+        """The number of this worker group."""
+        return self._attempt
+
+    def next(self, number: int) -> Round:
+        """This rank's share of a round."""
+        asked = self._actor.next.remote(self._attempt, number, self._rank, self._size, self._timeout_s)
+        received: Round = self._get(f"hand out round {number}", asked)
+        return received
+
+    def evaluate(self, number: int) -> dict[str, float]:
+        """Mean rewards of the evaluation prompts under the weights behind `number` rounds."""
+        asked = self._actor.evaluate.remote(self._attempt, number, self._timeout_s)
+        found: dict[str, float] = self._get(f"evaluate round {number}", asked)
+        return found
+
+    def probe(self, number: int, token_ids: NDArray[np.int32]) -> dict[str, NDArray[np.float32]]:
+        """Each engine's log-probabilities [T - 1] of a text [T], under the weights behind `number` rounds."""
+        asked = self._actor.probe.remote(self._attempt, number, token_ids, self._timeout_s)
+        found: dict[str, NDArray[np.float32]] = self._get(f"have a text scored by version {number}", asked)
+        return found
+
+    def publish(self, published: Published) -> None:
+        """Hand weights over; engines load them while the caller goes on."""
+        self._get("take the weights", self._actor.published.remote(self._attempt, published))
+
+    def _get(self, what: str, asked: Any) -> Any:
+        exceptions = self._ray.exceptions
+        try:
+            return self._ray.get(asked, timeout=self._timeout_s + _GRACE_S)
+        except exceptions.GetTimeoutError as error:
+            raise UserError(
+                f"the rollout coordinator did not {what} within cluster.timeout_s = {self._timeout_s:g} s; continue "
+                "with --resume auto",
+                exit_code=1,
+            ) from error
+        except exceptions.RayActorError as error:
+            first_line = str(error).splitlines()[0]
+            raise UserError(
+                f"the rollout coordinator died ({first_line}) and could not {what}; continue with --resume auto",
+                exit_code=1,
+            ) from error
+        except exceptions.RayTaskError as error:
+            if isinstance(error.cause, StaleAttempt):
+                raise error.cause from error
+            if isinstance(error.cause, TimeoutError):
+                raise UserError(f"{error.cause} (cluster.timeout_s)", exit_code=1) from error
+            raise (user_error_in(error) or error) from error
+
+
+class Plane:
+    """The plane as its driver holds it.
+
+    Args:
+        spec: See there.
+        name: Of the coordinator's actor.
+        placement: Of the actors, as Ray takes it.
+    """
+
+    def __init__(self, spec: PlaneSpec, name: str, placement: Any):
+        import ray
+
+        self._ray = ray
+        options = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": placement}
+        self._store = ray.remote(WeightStore).options(**options).remote(spec.config.cluster.timeout_s)
+        self._coordinator = ray.remote(CoordinatorActor).options(name=name, **options).remote(spec, self._store)
+        # Engines take the longest to start, so nothing waits for this; what goes wrong is told to who asks first.
+        self._opened = self._coordinator.opened.remote()
+
+    def progress(self) -> tuple[int, float]:
+        """For display."""
+        shown: tuple[int, float] = self._ray.get(self._coordinator.progress.remote(), timeout=5)
+        return shown
+
+    def close(self) -> None:
+        """End engines and actors."""
+        closed = self._coordinator.close.remote()
+        self._ray.wait([closed], timeout=_CLOSE_S)
+        for actor in (self._coordinator, self._store):
+            self._ray.kill(actor)

@@ -1,0 +1,112 @@
+"""What a run that samples its own training data does differently in a worker: its stream, publishing, the canary."""
+
+from dataclasses import replace
+from typing import Any, cast
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rayswift.config.online_checks import max_sequence_length
+from rayswift.config.schema import RlhfConfig
+from rayswift.rollout.ledger import LedgerSnapshot
+from rayswift.rollout.plane import RolloutClient, engine_dtype
+from rayswift.rollout.samples import PolicyVersion
+from rayswift.rollout.weights import ObjectStore
+from rayswift.train import model as models
+from rayswift.train.launch import RunSpec, Worker
+from rayswift.train.policy import canary
+from rayswift.train.policy.arguments import micro_batch_tokens
+from rayswift.train.policy.policy_stream import CutSettings, PolicyStream, RoundFlow
+from rayswift.train.policy.publish import Publisher
+from rayswift.train.run_folder import Resume
+from rayswift.train.supply import SupplyClient
+
+
+def round_stream(
+    spec: RunSpec, client: SupplyClient, resume: Resume | None, tokenizer: Any, model: Any
+) -> PolicyStream:
+    """Optimizer steps of rounds from the coordinator, from the checkpoint's ledger on."""
+    config = spec.config
+    assert isinstance(config, RlhfConfig)
+    ledger = resume.ledger if resume else LedgerSnapshot()
+    extra = config.train.trl_extra
+    settings = CutSettings(
+        num_iterations=extra.get("num_iterations") or 1,
+        budget=micro_batch_tokens(config),
+        layout=models.layout_of(model),
+        pad_token_id=tokenizer.pad_token_id,
+        leave_truncated=bool(extra.get("mask_truncated_completions")),
+    )
+    position = replace(ledger.position, counts=ledger.rows)
+    return PolicyStream(cast(RolloutClient, client), position, ledger.epochs, ledger.rounds, ledger.to_json(), settings)
+
+
+def attach(trainer: Any, spec: RunSpec, worker: Worker) -> None:
+    """Have the trainer hand its weights over before its first round and behind each."""
+    trainer.add_callback(RoundFlow(trainer.stream))
+    trainer.add_callback(Publishing(trainer, spec, worker))
+
+
+class Publishing(TrainerCallback):
+    """Publishes the policy, and compares what engines make of it with the trainer; on all ranks alike.
+
+    Args:
+        trainer: Its model and its stream.
+        spec: The run.
+        worker: This rank.
+    """
+
+    def __init__(self, trainer: Any, spec: RunSpec, worker: Worker):
+        config = spec.config
+        assert isinstance(config, RlhfConfig)
+        self._trainer, self._rollout, self._worker = trainer, config.rollout, worker
+        self._client = cast(RolloutClient, worker.supply)
+        longest = max_sequence_length(config)
+        self._publisher = Publisher(
+            trainer.accelerator.unwrap_model(trainer.model),
+            dtype=engine_dtype(config, spec.layout),
+            sends_adapter=config.rollout.lora_sync == "adapter",
+            is_sender=worker.rank == 0,
+            transport=ObjectStore(),
+        )
+        self._probe = canary.probe_tokens(trainer.processing_class, longest)
+        self._since_probe: int | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The weights that training begins or goes on with."""
+        self._publish()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The weights behind a round, unless nobody samples from them any more."""
+        if self._trainer.stream.ends_round and (not control.should_training_stop or control.should_evaluate):
+            self._publish()
+
+    def _publish(self) -> None:
+        number = self._trainer.stream.number
+        with self._trainer.stream.pause():
+            published = self._publisher.publish(PolicyVersion(self._client.attempt, number))
+            if published is not None:
+                self._client.publish(published)
+            self._look(number)
+
+    def _look(self, number: int) -> None:
+        """The canary, where it is due; the engines answer once they hold the weights.
+
+        Raises:
+            UserError: an engine has other weights than the trainer.
+        """
+        every = self._rollout.canary_steps
+        self._since_probe = None if self._since_probe is None else self._since_probe + 1
+        if not every or (self._since_probe is not None and self._since_probe < every):
+            return
+        self._since_probe = 0
+        # Every rank: under ZeRO-3 each of them holds a part of the weights.
+        ours = canary.policy_logprobs(
+            self._trainer.model_wrapped, self._probe, self._trainer.compute_loss_context_manager()
+        )
+        if self._worker.rank == 0:
+            drifts = canary.drift(ours, self._client.probe(number, self._probe))
+            canary.judge(
+                PolicyVersion(self._client.attempt, number), drifts, len(self._probe), self._rollout.max_logprob_drift
+            )

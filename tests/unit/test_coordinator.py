@@ -1,0 +1,265 @@
+"""The coordinator over the real pool and simulated engines: rounds for two ranks, attempts, deadlines."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayswift.data.feed import DRIVERS_ATTEMPT, StaleAttempt
+from rayswift.data.global_batches import Position
+from rayswift.data.windows import TRAINED
+from rayswift.log import UserError
+from rayswift.rollout.admission import RoundPlan
+from rayswift.rollout.attempt import RolloutPlan
+from rayswift.rollout.autoscale import Rule
+from rayswift.rollout.coordinator import Coordinator
+from rayswift.rollout.fake_engine import FakeEngine, FakeSettings
+from rayswift.rollout.ledger import ALL_EQUAL, TAIL, LedgerSnapshot
+from rayswift.rollout.pool import Pool
+from rayswift.rollout.prompts import Drawn
+from rayswift.rollout.rounds import Round
+from rayswift.rollout.samples import Completion, Group, PolicyVersion, Prompt, Scored
+from rayswift.rollout.seat import Limits
+from rayswift.rollout.weights import Published
+
+FAST = FakeSettings(
+    start_s=0.0, load_s=0.001, pause_s=0.0, step_s=1e-5, median_length=5, length_sigma=0.5, progress_s=0.05
+)
+PLAN = RolloutPlan(
+    rounds=RoundPlan(num_prompts=3, max_staleness=0, max_resamples=2),
+    num_steps=1,
+    steps_per_round=1,
+    num_generations=2,
+    num_generations_eval=1,
+    min_group=2,
+    max_completion_length=16,
+    drops_equal=False,
+    max_failed_fraction=0.5,
+    seed=7,
+    max_outstanding=320,
+)
+
+
+class ListedPrompts:
+    """So many prompts, in one epoch."""
+
+    def __init__(self, num_prompts: int):
+        self._num_prompts, self._next = num_prompts, 0
+        self.begins = 0
+
+    def begin(self, position: Position) -> None:
+        self._next, self.begins = position.step, self.begins + 1
+
+    def draw(self, timeout_s: float) -> Drawn | None:
+        if self._next >= self._num_prompts:
+            return None
+        ordinal, self._next = self._next, self._next + 1
+        prompt = Prompt(ordinal, f"p:{ordinal}", 0, np.arange(ordinal, ordinal + 4, dtype=np.int32), (), {})
+        position = Position(ordinal + 1, 0, 0, ordinal + 1, {TRAINED: ordinal + 1})
+        return Drawn(prompt, position, self._next / self._num_prompts, self._next == self._num_prompts)
+
+    def evaluation(self) -> list[Prompt]:
+        return [Prompt(n, f"e:{n}", 0, np.arange(4, dtype=np.int32), (), {}) for n in range(4)]
+
+    def close(self) -> None:
+        pass
+
+
+class Lengths:
+    """The reward is the length; prompts in `flat` have no difference, completions of those in `broken` no reward."""
+
+    names = ("length",)
+
+    def __init__(self, flat: Sequence[int] = (), broken: Sequence[int] = ()):
+        self._flat, self._broken = flat, broken
+
+    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> Sequence[Scored | str]:
+        await asyncio.sleep(0)
+        if prompt.ordinal in self._broken:
+            return ["length: it raised"] * len(completions)
+        found = []
+        for number, each in enumerate(completions):
+            reward = 1.0 if prompt.ordinal in self._flat else len(each.token_ids) + number / 10
+            found.append(Scored(each, (reward,), reward))
+        return found
+
+    async def close(self) -> None:
+        pass
+
+
+class Kept:
+    """Weights and completions."""
+
+    async def keep(self, published: Published) -> Published:
+        return published
+
+    def __init__(self) -> None:
+        self.rounds: list[int] = []
+
+    def begin(self, number: int) -> None:
+        self.rounds = [each for each in self.rounds if each < number]
+
+    def add(self, number: int, groups: Sequence[Group]) -> None:
+        self.rounds.append(number)
+
+    def close(self) -> None:
+        pass
+
+
+def weights(attempt: int, step: int) -> Published:
+    return Published(PolicyVersion(attempt, step), (), 0)
+
+
+def told(
+    story: Callable[[Coordinator], Awaitable[Any]],
+    num_prompts: int = 100,
+    plan: RolloutPlan = PLAN,
+    rewards: Lengths | None = None,
+    num_engines: int = 2,
+) -> Any:
+    async def tell() -> Any:
+        pool = Pool(lambda name: FakeEngine(FAST), Limits(), salvage=plan.rounds.max_staleness > 0)
+        prompts: Any = ListedPrompts(num_prompts)
+        coordinator = Coordinator(
+            plan, prompts, pool, rewards or Lengths(), Kept(), Kept(), Rule(num_engines, num_engines)
+        )
+        try:
+            async with asyncio.timeout(30):
+                return await story(coordinator)
+        finally:
+            await coordinator.close()
+
+    return asyncio.run(tell())
+
+
+async def trained(coordinator: Coordinator, attempt: int, start: LedgerSnapshot, most: int = 1000) -> list[Round]:
+    """What one rank trains until the end, or for so many rounds."""
+    await coordinator.begin(attempt, start)
+    found: list[Round] = []
+    for number in range(start.rounds, start.rounds + most):
+        await coordinator.published(attempt, weights(attempt, number))
+        found.append(await coordinator.next(attempt, number, 0, 1, 20))
+        if found[-1].last:
+            break
+    return found
+
+
+def contents(rounds: Sequence[Round]) -> list[Any]:
+    return [(each.number, each.table.ordinals.tolist(), each.tokens.token_ids.tolist()) for each in rounds]
+
+
+def after(received: Round) -> LedgerSnapshot:
+    """As it comes out of the checkpoint."""
+    return LedgerSnapshot.from_json(json.loads(json.dumps(received.ledger)))
+
+
+def test_rounds_hold_the_prompts_in_order_until_these_end() -> None:
+    rounds = told(lambda coordinator: trained(coordinator, 5, LedgerSnapshot()), num_prompts=8)
+    assert [each.table.ordinals.tolist() for each in rounds] == [[0, 0, 1, 1, 2, 2], [3, 3, 4, 4, 5, 5]]
+    assert rounds[-1].last
+    assert rounds[-1].position.counts == {TRAINED: 6, TAIL: 2}
+    assert rounds[-1].epochs == 1.0
+    assert [set(each.table.staleness.tolist()) for each in rounds] == [{0.0}, {0.0}]
+    assert all(np.isfinite(each.tokens.logprobs).all() for each in rounds)
+
+
+def test_what_is_read_ahead_when_the_steps_end_is_not_in_the_accounting() -> None:
+    plan = replace(PLAN, rounds=replace(PLAN.rounds, num_rounds=2))
+    rounds = told(lambda coordinator: trained(coordinator, 5, LedgerSnapshot()), plan=plan)
+    assert [each.last for each in rounds] == [False, True]
+    assert rounds[-1].position.counts == {TRAINED: 6}
+
+
+def test_ranks_get_shares_of_one_round() -> None:
+    async def story(coordinator: Coordinator) -> list[Round]:
+        await coordinator.begin(1, LedgerSnapshot())
+        await coordinator.begin(1, LedgerSnapshot())
+        await coordinator.published(1, weights(1, 0))
+        return list(await asyncio.gather(*(coordinator.next(1, 0, rank, 2, 20) for rank in (1, 0))))
+
+    shares = told(story)
+    assert sorted(np.concatenate([each.tokens.rows for each in shares]).tolist()) == list(range(6))
+    assert shares[0].table.lengths.tolist() == shares[1].table.lengths.tolist()
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 4])
+def test_filtered_and_failed_prompts_are_replaced_and_named(staleness: int) -> None:
+    rounds = replace(PLAN.rounds, max_staleness=staleness)
+    plan = replace(PLAN, rounds=rounds, drops_equal=True)
+    rewards = Lengths(flat=(1, 4), broken=(2,))
+    received = told(lambda coordinator: trained(coordinator, 1, LedgerSnapshot()), 12, plan, rewards)
+    ordinals = [ordinal for each in received for ordinal in each.table.ordinals[::2].tolist()]
+    assert sorted(ordinals) == [0, 3, *range(5, 12)]
+    if not staleness:
+        assert ordinals == sorted(ordinals)
+    assert received[-1].position.counts == {TRAINED: 9, ALL_EQUAL: 2, "failed: length": 1}
+
+
+def test_a_later_attempt_goes_on_at_its_ledger_and_older_ones_are_refused() -> None:
+    async def story(coordinator: Coordinator) -> tuple[list[Round], list[Round]]:
+        first = await trained(coordinator, 1, LedgerSnapshot(), most=3)
+        second = await trained(coordinator, 2, after(first[0]), most=2)
+        with pytest.raises(StaleAttempt):
+            await coordinator.next(1, 3, 0, 1, 5)
+        with pytest.raises(StaleAttempt):
+            await coordinator.published(1, weights(1, 9))
+        with pytest.raises(StaleAttempt):
+            await coordinator.begin(1, LedgerSnapshot())
+        return first, second
+
+    first, second = told(story)
+    # The same prompts and the same tokens: at staleness 0 both follow from seed and weights alone.
+    assert [each[:2] for each in contents(second)] == [each[:2] for each in contents(first[1:])]
+
+
+def test_prompts_are_read_before_there_are_workers() -> None:
+    async def story(coordinator: Coordinator) -> tuple[list[Round], int]:
+        await coordinator.begin(DRIVERS_ATTEMPT, LedgerSnapshot())
+        number = await coordinator.new_attempt()
+        found = await trained(coordinator, number, LedgerSnapshot(), most=1)
+        return found, coordinator._prompts.begins  # type: ignore[attr-defined]
+
+    found, begins = told(story)
+    assert begins == 1
+    assert found[0].table.ordinals[::2].tolist() == [0, 1, 2]
+
+
+def test_what_a_round_waits_for_is_in_the_error() -> None:
+    async def story(coordinator: Coordinator) -> None:
+        await coordinator.begin(1, LedgerSnapshot())
+        with pytest.raises(TimeoutError, match=r"round 0 was not there within 0\.1 s: no weights are published yet"):
+            await coordinator.next(1, 0, 0, 1, 0.1)
+        await coordinator.published(1, weights(1, 0))
+        with pytest.raises(TimeoutError, match=r"3 prompts with engines; engines: no engine"):
+            await coordinator.next(1, 0, 0, 1, 0.2)
+
+    told(story, num_engines=0)
+
+
+def test_nothing_to_train_ends_the_run_with_the_reasons() -> None:
+    async def broken(coordinator: Coordinator) -> None:
+        with pytest.raises(UserError, match=r"none of the 9 prompts drawn for round 0 can be trained: 9 failed"):
+            await trained(coordinator, 1, LedgerSnapshot())
+
+    told(broken, rewards=Lengths(broken=range(100)))
+
+    async def few(coordinator: Coordinator) -> None:
+        with pytest.raises(UserError, match="2 prompts are left, fewer than the 3 of a round"):
+            await trained(coordinator, 1, LedgerSnapshot())
+
+    told(few, num_prompts=2)
+
+
+def test_evaluations_are_made_once_for_all_ranks() -> None:
+    async def story(coordinator: Coordinator) -> list[dict[str, float]]:
+        await coordinator.begin(1, LedgerSnapshot())
+        await coordinator.published(1, weights(1, 0))
+        return list(await asyncio.gather(*(coordinator.evaluate(1, 0, 20) for _ in range(2))))
+
+    first, second = told(story)
+    assert first == second
+    assert first["reward"] == first["rewards/length/mean"] == pytest.approx(first["completion_length"])
