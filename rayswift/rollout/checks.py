@@ -18,7 +18,11 @@ def check(config: TrainingConfig) -> None:
     rollout = rollout_of(config)
     if rollout is None:
         return
-    problems = [*_reward_model_problems(rollout), *engine_setup.engine_kwargs_problems(rollout)]
+    problems = [
+        *_reward_model_problems(rollout),
+        *engine_setup.engine_kwargs_problems(rollout),
+        *engine_setup.lora_sync_problems(config.model, rollout),
+    ]
     try:
         engine_setup.require_vllm(f"train.task = {config.train.task}")
     except UserError as error:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Literal
 
+from rayswift.config.model import ModelConfig
 from rayswift.config.rollout import RolloutConfig
 from rayswift.log import UserError
 from rayswift.resources import Layout
@@ -23,7 +24,6 @@ _OURS = (
     "enable_lora",
     "load_format",
     "logprobs_mode",
-    "max_lora_rank",
     "model",
     "pipeline_parallel_size",
     "worker_extension_cls",
@@ -151,3 +151,21 @@ def engine_kwargs_problems(rollout: RolloutConfig) -> list[str]:
         f"rollout.engine_kwargs.{name} is set by RaySwift; leave it out"
         for name in sorted(rollout.engine_kwargs.keys() & set(_OURS))
     ]
+
+
+def lora_sync_problems(model: ModelConfig, rollout: RolloutConfig) -> list[str]:
+    """What keeps engines from following a policy of this kind as `rollout.lora_sync` says."""
+    if rollout.lora_sync == "merged":
+        if model.quantization:
+            return [
+                f"rollout.lora_sync = merged: an adapter cannot be merged into {model.quantization} weights; set it to "
+                "adapter, and engines serve the adapter over the weights as they are on disk"
+            ]
+        return []
+    if model.tuner == "full":
+        return ["rollout.lora_sync = adapter needs an adapter; set model.tuner lora, or leave it out"]
+    adapter = {"peft_type": model.tuner.upper(), "r": model.lora_rank, "modules_to_save": model.modules_to_save}
+    obstacles = adapter_obstacles(adapter | model.tuner_kwargs)
+    if obstacles:
+        return [f"rollout.lora_sync = adapter: vLLM cannot serve one with {', '.join(obstacles)}; set it to merged"]
+    return []

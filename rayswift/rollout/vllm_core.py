@@ -27,6 +27,7 @@ from rayswift.rollout.tensors import as_tensors, spooled, write_adapter
 from rayswift.rollout.weights import Bytes, Published, TensorInfo
 
 _CPU_KV_CACHE_BYTES = 512 << 20
+_PREFILL_TOKENS = 4096
 _ADAPTER = "adapter"
 
 
@@ -260,14 +261,14 @@ def _seed_of(request: SampleRequest) -> int:
 def _build(setup: EngineSetup) -> tuple[Any, Callable[[int, int], Any]]:
     """vLLM's engine, and how the sampling of a request is told to it: (room in tokens, seed) -> parameters."""
     require_vllm("rollout")
-    _prepare_environment(setup)
+    prepare_environment(setup)
     import torch
 
     torch.set_num_threads(setup.num_threads)
     from vllm import EngineArgs, LLMEngine, SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-    engine = LLMEngine.from_engine_args(EngineArgs(**_arguments(setup)))
+    engine = LLMEngine.from_engine_args(EngineArgs(**arguments(setup)))
     wanted = setup.sampling
 
     def sampling(max_tokens: int, seed: int) -> Any:
@@ -292,9 +293,9 @@ def _build(setup: EngineSetup) -> tuple[Any, Callable[[int, int], Any]]:
     return engine, sampling
 
 
-def _arguments(setup: EngineSetup) -> dict[str, Any]:
+def arguments(setup: EngineSetup) -> dict[str, Any]:
     """What vLLM's engine is built from, under its names."""
-    arguments: dict[str, Any] = {
+    found: dict[str, Any] = {
         "model": setup.model,
         "dtype": setup.dtype,
         "load_format": setup.load_format,
@@ -311,21 +312,23 @@ def _arguments(setup: EngineSetup) -> dict[str, Any]:
         "disable_log_stats": True,
         "enable_prefix_caching": True,  # the samples of a group share their prompt
     }
-    arguments |= {"tokenizer": setup.tokenizer} if setup.tokenizer else {"skip_tokenizer_init": True}
+    found |= {"tokenizer": setup.tokenizer} if setup.tokenizer else {"skip_tokenizer_init": True}
     if setup.lora_rank:
-        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_capacity(setup.lora_rank)}
+        found |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_capacity(setup.lora_rank)}
     if setup.device == "cpu":
-        arguments |= {"enforce_eager": True, "distributed_executor_backend": "uni"}
-        arguments["kv_cache_memory_bytes"] = _CPU_KV_CACHE_BYTES
+        found |= {"enforce_eager": True, "distributed_executor_backend": "uni"}
+        found["kv_cache_memory_bytes"] = _CPU_KV_CACHE_BYTES
+        # vLLM 0.29 fails where a part of a prompt draws a seeded number on a CPU ("does not use offset").
+        found |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(_PREFILL_TOKENS, setup.max_model_len)}
     else:
-        arguments["gpu_memory_utilization"] = setup.gpu_memory_utilization
+        found["gpu_memory_utilization"] = setup.gpu_memory_utilization
     if setup.tensor_parallel_size > 1:
-        arguments["tensor_parallel_size"] = setup.tensor_parallel_size
-        arguments["distributed_executor_backend"] = "mp"
-    return arguments | dict(setup.engine_kwargs)
+        found["tensor_parallel_size"] = setup.tensor_parallel_size
+        found["distributed_executor_backend"] = "mp"
+    return found | dict(setup.engine_kwargs)
 
 
-def _prepare_environment(setup: EngineSetup) -> None:
+def prepare_environment(setup: EngineSetup) -> None:
     """What vLLM and OpenMP read once, before they are imported."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine's core in this process
     os.environ["VLLM_CONFIGURE_LOGGING"] = "0"

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 
+from rayswift.config.model import ModelConfig
 from rayswift.config.rollout import RolloutConfig
 from rayswift.log import UserError
 from rayswift.resources import Layout
@@ -63,6 +64,18 @@ def test_arguments_that_are_not_the_users() -> None:
     rollout = RolloutConfig(engine_kwargs={"load_format": "auto", "block_size": 16})
     [problem] = engine_setup.engine_kwargs_problems(rollout)
     assert "rollout.engine_kwargs.load_format" in problem
+
+
+def test_policies_that_engines_cannot_follow() -> None:
+    def problems(lora_sync: str, **model: object) -> list[str]:
+        found = engine_setup.lora_sync_problems(ModelConfig(path="m", **model), RolloutConfig(lora_sync=lora_sync))
+        return found
+
+    assert problems("merged") == problems("merged", tuner="lora") == problems("adapter", tuner="lora") == []
+    assert "nf4 weights" in problems("merged", tuner="lora", quantization="nf4")[0]
+    assert "needs an adapter" in problems("adapter")[0]
+    assert "use_dora" in problems("adapter", tuner="lora", tuner_kwargs={"use_dora": True})[0]
+    assert "modules_to_save" in problems("adapter", tuner="lora", modules_to_save=["embed_tokens"])[0]
 
 
 def test_the_last_log_lines_are_kept() -> None:

@@ -1,0 +1,131 @@
+"""Rollout tokens/s through actor and pool, against the same vLLM engine that is handed everything at once.
+
+    python -m tests.bench.engine_speed [--prompts 512] [--tokens 64] [--rounds 5]
+
+Both sample the same requests with the same seeds, want each token's log-probability, and run in a process of their own
+with one thread; `direct` is `LLM.generate`. Medians over the rounds behind the first.
+"""
+
+import argparse
+import asyncio
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rayswift.rollout.actors import RayEngines
+from rayswift.rollout.engine import SamplingSettings
+from rayswift.rollout.engine_setup import EngineSetup, engine_options
+from rayswift.rollout.pool import Pool
+from rayswift.rollout.samples import PolicyVersion, SampleRequest
+from rayswift.rollout.vllm_engine import VllmEngine
+from rayswift.rollout.weights import ObjectStore
+from rayswift.train.policy.publish import Publisher
+from tests.bench.generated import TINY
+
+PROMPT_TOKENS = 32
+SHAPES: dict[str, dict[str, int]] = {
+    "examples/tiny": {},
+    "6 M parameters": {
+        "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 4,
+        "num_key_value_heads": 4, "head_dim": 64,
+    },
+}  # fmt: skip
+
+
+class Direct:
+    """vLLM's own offline interface, in an actor of its own."""
+
+    def __init__(self, setup: EngineSetup):
+        from rayswift.rollout import vllm_core
+
+        vllm_core.prepare_environment(setup)
+        torch.set_num_threads(setup.num_threads)
+        from vllm import LLM
+
+        self._llm = LLM(**vllm_core.arguments(setup), use_tqdm_on_load=False)
+
+    def generate(self, requests: list[SampleRequest]) -> float:
+        """Seconds."""
+        from vllm import SamplingParams
+
+        params = [
+            SamplingParams(temperature=1.0, seed=r.seed, max_tokens=r.max_tokens, logprobs=0, detokenize=False)
+            for r in requests
+        ]
+        prompts = [{"prompt_token_ids": r.prompt_ids.tolist()} for r in requests]
+        began = time.perf_counter()
+        self._llm.generate(prompts, params, use_tqdm=False)
+        return time.perf_counter() - began
+
+
+def requests(number: int, prompts: int, tokens: int) -> list[SampleRequest]:
+    """Eight samples of each prompt, as a group; lengths uneven."""
+    random = np.random.default_rng(number)
+    texts = random.integers(2, 500, (prompts // 8, PROMPT_TOKENS)).astype(np.int32)
+    rooms = random.integers(tokens // 4, tokens + 1, prompts)
+    return [SampleRequest(f"{number}:{i}", texts[i // 8], int(room), seed=i) for i, room in enumerate(rooms)]
+
+
+async def through_the_pool(setup: EngineSetup, model: Any, rounds: list[list[SampleRequest]]) -> list[float]:
+    """Seconds of each round."""
+    from rayswift.rollout.pool import Limits
+
+    pool = Pool(RayEngines(VllmEngine, (setup,), engine_options({})), Limits(), salvage=False)
+    pool.scale_to(1)
+    version = PolicyVersion(0, 0)
+    published = Publisher(model, "float32", False, True, ObjectStore()).publish(version)
+    await pool.set_weights(version, published)
+    seconds = []
+    for asked in rounds:
+        began = time.perf_counter()
+        await asyncio.gather(*pool.sample(asked, 0))
+        seconds.append(time.perf_counter() - began)
+    await pool.close()
+    return seconds
+
+
+def measure(shape: dict[str, int], folder: Path, options: argparse.Namespace) -> tuple[float, float]:
+    """Tokens/s of vLLM alone, and through actor and pool."""
+    config = AutoConfig.from_pretrained(TINY)
+    for name, value in shape.items():
+        setattr(config, name, value)
+    config.layer_types = ["full_attention"] * config.num_hidden_layers
+    config.save_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(config)
+    setup = EngineSetup(str(folder), SamplingSettings(1.0), PROMPT_TOKENS + options.tokens)
+    rounds = [requests(number, options.prompts, options.tokens) for number in range(options.rounds)]
+    direct = ray.remote(Direct).options(num_cpus=0).remote(setup)
+    alone = [ray.get(direct.generate.remote(each)) for each in rounds]
+    ray.kill(direct)
+    pooled = asyncio.run(through_the_pool(setup, model, rounds))
+    made = [sum(request.max_tokens for request in each) for each in rounds]
+    speeds = [[n / s for n, s in zip(made[1:], each[1:], strict=True)] for each in (alone, pooled)]
+    return statistics.median(speeds[0]), statistics.median(speeds[1])
+
+
+def main() -> None:
+    """Print one table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=512)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    lines = ["| model | vLLM alone, tokens/s | through actor and pool | ratio |", "| --- | ---: | ---: | ---: |"]
+    for name, shape in SHAPES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            alone, pooled = measure(shape, Path(folder), options)
+        lines.append(f"| {name} | {alone:,.0f} | {pooled:,.0f} | {pooled / alone:.2f} |")
+    ray.shutdown()
+    print("\n".join(lines))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

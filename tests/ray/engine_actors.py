@@ -1,0 +1,173 @@
+"""Two real vLLM engines in actors, tied and untied: what `test_engine.py` looks at, as one line of JSON.
+
+python -m tests.ray.engine_actors FOLDER
+"""
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from rayswift.log import UserError
+from rayswift.rollout.engine import SamplingSettings
+from rayswift.rollout.engine_setup import EngineSetup, engine_options
+from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest
+from rayswift.rollout.vllm_engine import VllmEngine
+from rayswift.rollout.weights import ObjectStore, WeightStore
+from rayswift.train.policy.canary import policy_logprobs
+from rayswift.train.policy.publish import Publisher
+from tests.conftest import TINY
+
+FIRST, SECOND = PolicyVersion(1, 0), PolicyVersion(1, 1)
+PROMPTS, PROMPT_TOKENS, ROOM = 8, 20, 400
+
+
+class Probed(VllmEngine):
+    """An engine that can also be asked to fail at its start."""
+
+    async def fail_to_start(self) -> str:
+        try:
+            await VllmEngine(replace(self._setup, model=f"{self._setup.model}/nothing")).start()
+        except UserError as error:
+            return str(error)
+        return ""
+
+
+def policy(config: Any, seed: int) -> PreTrainedModel:
+    """A model whose next tokens are neither certain nor all alike."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for weights in model.parameters():
+            if weights.dim() > 1:
+                weights.normal_(0, 0.07)
+    return model
+
+
+def requests(key: str) -> list[SampleRequest]:
+    random = np.random.default_rng(0)
+    prompts = random.integers(2, 500, (PROMPTS, PROMPT_TOKENS)).astype(np.int32)
+    return [SampleRequest(f"{key}:{i}", prompt, ROOM, seed=i) for i, prompt in enumerate(prompts)]
+
+
+def expected(model: PreTrainedModel, request: SampleRequest, tokens: np.ndarray) -> np.ndarray:
+    """What a model makes of the tokens behind a request's."""
+    text = np.concatenate([request.prompt_ids, request.begun, tokens])
+    return policy_logprobs(model, text, nullcontext())[len(text) - len(tokens) - 1 :]
+
+
+def error_of(asked: Sequence[SampleRequest], done: dict[str, Completion], models: dict[PolicyVersion, Any]) -> float:
+    """The largest difference between an engine's log-probabilities and those of the version behind each token."""
+    worst = 0.0
+    for request in asked:
+        completion = done[request.key]
+        versions = np.zeros(len(completion.token_ids), int)
+        for span in completion.spans:
+            versions[span.begin :] = span.version.step
+        for version, model in models.items():
+            difference = np.abs(expected(model, request, completion.token_ids) - completion.logprobs)
+            worst = max(worst, float(difference[versions == version.step].max(initial=0)))
+    return worst
+
+
+async def sampling(engine: Any, asked: Sequence[SampleRequest]) -> None:
+    """Submit requests, and wait for their first tokens; they have seconds of work before them."""
+    before = (await engine.status.remote()).tokens
+    await engine.submit.remote(asked)
+    while (await engine.status.remote()).tokens == before:
+        await asyncio.sleep(0.001)
+
+
+async def collect(engine: Any, number: int) -> dict[str, Completion]:
+    done: dict[str, Completion] = {}
+    while len(done) < number:
+        done |= {completion.key: completion for completion in (await engine.collect.remote(5)).finished}
+    return done
+
+
+async def refusal(call: Any) -> str:
+    try:
+        await call
+    except ray.exceptions.RayTaskError as error:
+        return type(error.cause).__name__
+    return ""
+
+
+async def story(engine: Any, store: Any, config: Any) -> dict[str, Any]:
+    """One engine's life: no weights, the first, others while it samples, an abort, a continuation."""
+    models = {FIRST: policy(config, 1), SECOND: policy(config, 2)}
+    found: dict[str, Any] = {"unloaded": await refusal(engine.submit.remote(requests("early")))}
+
+    async def publish(version: PolicyVersion) -> Any:
+        published = Publisher(models[version], "float32", False, True, ObjectStore()).publish(version)
+        await store.publish.remote(published)
+        assert await store.settled.remote()
+        return await store.current.remote()  # the store's own objects: what a late engine gets
+
+    first = await publish(FIRST)
+    await engine.load.remote(FIRST, first)
+    second = await publish(SECOND)
+    asked = requests("flight")
+    await sampling(engine, asked)
+    found["pause_s"] = await engine.load.remote(SECOND, second)
+    done = await collect(engine, PROMPTS)
+    switched = [completion for completion in done.values() if len(completion.spans) == 2]
+    found["switched"] = len(switched)
+    found["flight"] = error_of(asked, done, models)
+    found["finish"] = sorted({str(completion.finish) for completion in done.values()})
+    found["stale"] = await refusal(engine.load.remote(FIRST, first))
+
+    asked = requests("abort")
+    await sampling(engine, asked)
+    parts = {part.key: part for part in await engine.abort.remote([request.key for request in asked])}
+    found["aborted"] = [len(parts), sum(len(part.token_ids) for part in parts.values()) > 0]
+    found["left"] = (await engine.status.remote()).running
+    going_on = [
+        replace(request, key=f"{request.key}+", begun=parts[request.key].token_ids)
+        for request in asked
+        if 0 < len(parts[request.key].token_ids) < ROOM
+    ]
+    await engine.submit.remote(going_on)
+    done = await collect(engine, len(going_on))
+    found["continued"] = error_of(going_on, done, models)
+    whole = {len(each.begun) + len(done[each.key].token_ids) for each in going_on}
+    found["whole"] = sorted(whole)
+    text = np.concatenate([going_on[0].prompt_ids, done[going_on[0].key].token_ids])[:64]
+    scored = await engine.score.remote(text)
+    found["scored"] = float(np.abs(scored - policy_logprobs(models[SECOND], text, nullcontext())).max())
+    found["cannot_start"] = await engine.fail_to_start.remote()
+    return found
+
+
+async def main(folder: Path) -> None:
+    """Start both engines at once, and print what came of them."""
+    engines = []
+    for tied in (True, False):
+        config = AutoConfig.from_pretrained(TINY)
+        config.tie_word_embeddings, config.eos_token_id = tied, None  # each completion fills its room
+        config.save_pretrained(folder / str(tied))
+        setup = EngineSetup(str(folder / str(tied)), SamplingSettings(1.0), PROMPT_TOKENS + ROOM)
+        engines.append((ray.remote(Probed).options(**engine_options({})).remote(setup), config))
+    await asyncio.gather(*(engine.start.remote() for engine, _ in engines))
+    found = []
+    for engine, config in engines:
+        store = ray.remote(WeightStore).options(num_cpus=0).remote(60)
+        found.append(await story(engine, store, config))
+        await engine.close.remote()
+    print(json.dumps(found))  # noqa: T201
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    asyncio.run(asyncio.wait_for(main(Path(sys.argv[1])), 200))
+    ray.shutdown()

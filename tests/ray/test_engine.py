@@ -1,0 +1,26 @@
+"""The real vLLM engine in actors: every token's log-probability is that of the weights which chose it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.ray.conftest import ROOT, TIMEOUT_S
+
+
+def test_tokens_are_of_the_weights_they_say_while_weights_change(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.ray.engine_actors", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stderr
+    for found in json.loads(done.stdout.splitlines()[-1]):  # tied embeddings, then untied
+        assert found["unloaded"] == "UserError"
+        assert found["switched"] > 0
+        assert found["flight"] < 1e-5
+        assert found["finish"] == ["length"]
+        assert found["stale"] == "StaleAttempt"
+        assert found["aborted"] == [8, True]
+        assert found["left"] == 0
+        assert found["continued"] < 1e-5
+        assert found["whole"] == [400]
+        assert found["scored"] < 1e-5
+        assert "cannot start" in found["cannot_start"]
