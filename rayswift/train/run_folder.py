@@ -244,7 +244,7 @@ def fingerprint(config: TrainingConfig, tokenizer_hash: str, num_rows: int) -> d
     model_hash = hashlib.sha256(described.encode()).hexdigest()[:16]
     found = {"model": model_hash, "tokenizer": tokenizer_hash, "rows": num_rows}
     own_code = user_code.content_hash(config)
-    return found | ({"loss and plugins": own_code} if own_code else {})
+    return found | ({"loss, plugins and rewards": own_code} if own_code else {})
 
 
 def check_unchanged(resume: Resume, config: TrainingConfig, found: dict[str, Any]) -> None:

@@ -260,7 +260,7 @@ def test_loss_and_plugins_are_part_of_the_fingerprint(tmp_path: Path) -> None:
     config = config_of(tmp_path, "--plugins", str(tmp_path / "mine.py"))
     found = run_folder.fingerprint(config, "t", 3)
     (tmp_path / "mine.py").write_text("b")
-    assert found["loss and plugins"] != run_folder.fingerprint(config, "t", 3)["loss and plugins"]
+    assert found["loss, plugins and rewards"] != run_folder.fingerprint(config, "t", 3)["loss, plugins and rewards"]
 
 
 # Beginnings of names that speak of watching, saving and waiting; all of these may change.
