@@ -7,7 +7,6 @@ micro-batch's loss is its share of the step's, so the numbers do not depend on t
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,11 @@ import torch
 import torch.distributed as dist
 from datasets import Dataset
 from numpy.typing import NDArray
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
 from transformers import set_seed
 from transformers.trainer_utils import EvalLoopOutput
 from trl.models import prepare_deepspeed
-from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
+from trl.trainer.utils import disable_dropout_in_model
 
 from rayswift.config.schema import RlhfConfig
 from rayswift.log import UserError
@@ -31,6 +30,7 @@ from rayswift.train.policy.losses import Completions, Loss, StepCounts, policy_l
 from rayswift.train.policy.micro_batches import MicroBatch, Place
 from rayswift.train.policy.policy_stream import PolicyStep, PolicyStream, trained_rows
 from rayswift.train.policy.round_values import RoundValues, Tokenwise, reward_metrics, token_advantages
+from rayswift.train.policy.scoring import Scorer
 from rayswift.train.trainer import Streamed
 
 _TIE = 1e-5
@@ -64,8 +64,8 @@ class StreamedPolicyTrainer(Streamed):
     ):
         config = spec.config
         assert isinstance(config, RlhfConfig)
-        add_head = partial(add_fused_lm_head, temperature=config.rollout.temperature)
-        add_head(model.get_base_model() if isinstance(model, PeftModel) else model, outputs=("log_probs", "entropy"))
+        temperature = config.rollout.temperature
+        self._score_policy = Scorer(model, temperature, entropy=True)
         if peft_config is not None:
             set_seed(args.seed)
             # ZeRO-3 gathers small parameters together, so they must be of one type.
@@ -78,7 +78,7 @@ class StreamedPolicyTrainer(Streamed):
             disable_dropout_in_model(self.model)
         self._reference: Any = None
         if args.beta and ref_model is not None:
-            add_head(ref_model)
+            self._score_other = Scorer(ref_model, temperature, entropy=False)
             self._reference = self._prepared(ref_model)
         self._advantages = arguments.advantage_settings(config, args)
         self._loss = arguments.policy_settings(config, args)
@@ -160,10 +160,9 @@ class StreamedPolicyTrainer(Streamed):
         return loss.total
 
     def _forward(self, model: Any, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probability and entropy of each completion token, [n], at the temperature they are sampled at."""
-        outputs = model(**self._prepare_inputs(dict(batch.inputs)), fused_lm_head=True, use_cache=False)
-        entropies = outputs.log_probs if outputs.entropy is None else outputs.entropy
-        return outputs.log_probs[outputs.label_mask], entropies[outputs.label_mask]
+        """Log-probability and entropy of each completion token, [n]; of the reference the first alone."""
+        scorer = self._score_policy if model is not self._reference else self._score_other
+        return scorer(model, self._prepare_inputs(dict(batch.inputs)))
 
     @torch.no_grad()
     def _score(self, model: Any, batches: dict[Place, MicroBatch]) -> tuple[Tokenwise, Tokenwise]:

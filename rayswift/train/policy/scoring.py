@@ -1,0 +1,52 @@
+"""Log-probabilities of completion tokens through TRL's fused head, which never holds all logits.
+
+The head scores every position it is given, on a CPU those of prompts and padding too; a hook behind the backbone leaves
+it those that a completion token follows.
+"""
+
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from trl.trainer.utils import add_fused_lm_head
+
+from rayswift.data.batches import IGNORED
+
+
+class Scorer:
+    """Makes a causal language model answer with log-probabilities.
+
+    Args:
+        model: The model, plain or with an adapter; before it is wrapped for training.
+        temperature: What logits are divided by: the one that completions are sampled at.
+        entropy: Whether the entropy of each distribution is wanted too.
+    """
+
+    def __init__(self, model: Any, temperature: float, entropy: bool):
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        add_fused_lm_head(base, temperature, outputs=("log_probs", "entropy") if entropy else ("log_probs",))
+        base.base_model.register_forward_hook(self._select)
+        self._is_followed: Tensor | None = None
+
+    def __call__(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy [n] of each token whose label counts; twice the first without entropies.
+
+        Args:
+            model: The model, however wrapped.
+            inputs: What it takes, labels [B, T] among it, -100 where nothing is scored.
+        """
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")[:, 1:]
+        self._is_followed = labels != IGNORED
+        try:
+            outputs = model(**inputs, shift_labels=labels[self._is_followed][None], fused_lm_head=True, use_cache=False)
+        finally:
+            self._is_followed = None
+        logprobs = outputs.log_probs[0]
+        return logprobs, logprobs if outputs.entropy is None else outputs.entropy[0]
+
+    def _select(self, backbone: torch.nn.Module, args: Any, output: Any) -> Any:
+        if self._is_followed is not None:
+            output.last_hidden_state = output.last_hidden_state[:, :-1][self._is_followed][None]
+        return output

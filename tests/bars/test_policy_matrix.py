@@ -1,0 +1,117 @@
+"""The policy trainer: every loss with what it can be combined with beside TRL, and workers x ZeRO stages beside one.
+
+Minutes, so not part of the suite: pytest tests/bars/test_policy_matrix.py
+"""
+
+import itertools
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo")
+CORRECTIONS = ("none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+FURTHER: dict[str, tuple[Any, ...]] = {
+    "epsilon_high": (None, 0.28),
+    "delta": (None, 1.5),
+    "off_policy_mask_threshold": (None, 0.01),
+    "use_bias_correction_kl": (True, False),
+    "top_entropy_quantile": (1.0, 0.37),
+    "entropy_coef": (0.0, 0.05),
+    "mask_truncated_completions": (False, True),
+    "scale_rewards": ("group", "batch", "none"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "importance_sampling_max": (3.0, 0.9),
+}
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Any:
+    """Imported for these tests alone: it takes seconds."""
+    import torch
+
+    from tests import policy_oracle
+
+    torch.set_num_threads(1)
+    return policy_oracle
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_losses(oracle: Any, tmp_path: Path, loss_type: str, level: str) -> None:
+    """Each loss x correction x KL, on policy and off it, with further options drawn for each."""
+    groups = oracle.make_groups(3, oracle.NUM_GENERATIONS, num_rewards=2)
+    draw = random.Random(f"{loss_type} {level}")
+    for correction, beta, later in itertools.product(CORRECTIONS, (0.0, 0.1), (False, True)):
+        if loss_type == "vespo" and correction.startswith("sequence"):
+            continue
+        options = {"loss_type": loss_type, "importance_sampling_level": level, "importance_sampling": correction}
+        further = {name: draw.choice(values) for name, values in FURTHER.items()}
+        if further["delta"] is not None:
+            further["delta"] = 1.5
+        chosen = {name: value for name, value in further.items() if value is not None}
+        if correction == "none":
+            chosen.pop("importance_sampling_max")
+        try:
+            oracle.assert_equal(tmp_path, groups, later, {**options, **chosen, "beta": beta})
+        except AssertionError as error:
+            raise AssertionError(f"{later} {options} {chosen} {beta}: {error}") from error
+
+
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_rloo(oracle: Any, tmp_path: Path, later: bool, beta: float) -> None:
+    groups = oracle.make_groups(3, oracle.NUM_GENERATIONS, num_rewards=2)
+    oracle.assert_equal(tmp_path, groups, later, {"loss_type": "rloo", "advantage_estimator": "rloo", "beta": beta})
+
+
+ALGORITHMS = {
+    "grpo": ("--train.beta", "0.1", "--train.entropy_coef", "0.01"),
+    "gspo": ("--loss_type", "grpo", "--importance_sampling_level", "sequence", "--top_entropy_quantile", "0.37"),
+    "reinforce": ("--advantage_estimator", "reinforce_plus_plus", "--train.beta", "0.1"),
+    "lora": ("--tuner", "lora", "--lora_dropout", "0", "--train.beta", "0.1", "--loss_type", "cispo"),
+}
+
+
+def curve(out_dir: Path, size: int, *flags: str) -> list[dict[str, float]]:
+    """What `tests.policy_rank` wrote, by so many ranks."""
+    out_dir.mkdir(parents=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "tests.policy_rank", str(out_dir)]
+    given = ("--train.num_iterations", "2", "--micro_batch_tokens", "40", *flags)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(size), port, *given],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    for rank in ranks:
+        out, _ = rank.communicate(timeout=300)
+        assert rank.returncode == 0, out
+    found: list[dict[str, float]] = json.loads((out_dir / "curve.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_workers_and_stages_train_as_one_process_does(algorithm: str, tmp_path: Path) -> None:
+    reference = curve(tmp_path / "one", 1, *ALGORITHMS[algorithm])
+    assert len(reference) == 12
+    for size, stage in ((2, 0), (3, 0), (1, 2), (2, 1), (2, 2), (2, 3)):
+        found = curve(tmp_path / f"{size}-{stage}", size, *ALGORITHMS[algorithm], "--zero_stage", str(stage))
+        for step, (ours, theirs) in enumerate(zip(found, reference, strict=True)):
+            assert ours == pytest.approx(theirs, abs=1e-5, rel=1e-5), (size, stage, step)

@@ -1,0 +1,66 @@
+"""One rank of the policy trainer on rounds that are made up, in a process of its own.
+
+    python -m tests.policy_rank OUT_DIR RANK SIZE PORT FLAGS...
+
+Rank 0 writes OUT_DIR/curve.json: loss, gradient norm and further metrics of each step, and a sum over the weights.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+
+def main() -> None:
+    """Train three rounds of two steps."""
+    out_dir, rank, size, port = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    torch.set_num_threads(1)
+    if size > 1:
+        torch.distributed.init_process_group("gloo", rank=rank, world_size=size)
+
+    from rayswift.train import tuners
+    from tests.policy_runs import Rounds, make_groups, make_spec, make_trainer, tiny_model
+
+    spec = make_spec(
+        out_dir,
+        "--learning_rate",
+        "3e-3",
+        "--num_generations",
+        "4",
+        "--max_steps",
+        "12",
+        *sys.argv[5:],
+        num_workers=size,
+    )
+    if spec.config.cluster.uses_deepspeed:
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend="gloo")
+    client = Rounds([make_groups(3, 4, seed=seed) for seed in range(3)], num_steps=2, rank=rank, size=size)
+    trainer = make_trainer(
+        spec,
+        client,
+        tiny_model(),
+        tiny_model(1) if spec.config.model.tuner == "full" else None,
+        peft_config=tuners.peft_config(spec.config.model),
+    )
+    trainer.train()
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    if rank == 0:
+        kept = ("loss", "grad_norm", "entropy", "kl", "reward", "clip_ratio/region_mean", "sampling_logp_difference")
+        curve = [{name: entry[name] for name in kept if name in entry} for entry in steps]
+        (out_dir / "curve.json").write_text(json.dumps(curve))
+
+
+if __name__ == "__main__":
+    main()
