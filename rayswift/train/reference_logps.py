@@ -34,7 +34,9 @@ def computed(
     Raises:
         UserError: what is in the folder was computed from something else, or the reference does not load.
     """
-    num_actors = layout.world_size if layout.device == "cuda" else min(layout.world_size, config.cluster.num_data_cpus)
+    num_actors = layout.world_size
+    if layout.device == "cpu":  # where the actors hold all CPUs, nothing tells them what to do
+        num_actors = max(1, min(num_actors, config.cluster.num_data_cpus - 1))
     in_actors = partial(make_in_order, num_actors=num_actors, num_gpus_per_actor=float(layout.device == "cuda"))
 
     def with_logps(plan: Windows | None, name: str) -> WindowPlan | None:
