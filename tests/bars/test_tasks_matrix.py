@@ -27,11 +27,11 @@ TUNERS = {"full": (), "lora": ("--tuner", "lora", "--lora_dropout", "0")}
 InProcess = Callable[[str, str], Path]
 
 
-def rows_of(task: str) -> list[dict[str, Any]]:
-    """A hundred rows of a task."""
+def rows_of(task: str, number: int = 100) -> list[dict[str, Any]]:
+    """Rows that a task takes."""
     if task == "seq_cls":
-        return [row | {"label": i % 3} for i, row in enumerate(test_tasks.gsm8k(100))]
-    return test_tasks.judged(100) if task == "kto" else test_tasks.pairs(100)
+        return [row | {"label": i % 3} for i, row in enumerate(test_tasks.gsm8k(number))]
+    return test_tasks.judged(number) if task == "kto" else test_tasks.pairs(number)
 
 
 def run(folder: Path, task: str, tuner: str, workers: int, stage: int) -> Path:

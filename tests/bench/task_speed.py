@@ -13,18 +13,11 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-from tests.bars.test_tasks_matrix import TASKS
+from tests.bars.test_tasks_matrix import TASKS, rows_of
 from tests.bench.sft_speed import rayswift_command, run, step_entries, write_model
 from tests.ray import test_tasks
 
 ROWS, WARM_STEPS = 2, 5
-
-
-def rows_of(task: str, folder: Path) -> Path:
-    """Real rows that the task takes."""
-    pairs = test_tasks.pairs(150)
-    classes = [row | {"label": i % 3} for i, row in enumerate(test_tasks.gsm8k(150))]
-    return test_tasks.write(folder / f"{task}.jsonl", classes if task == "seq_cls" else pairs)
 
 
 def main() -> None:
@@ -46,7 +39,7 @@ def main() -> None:
 def measure(task: str, work: Path, steps: int, rounds: int) -> str:
     """A line of the table."""
     verb, *own = TASKS[task]
-    rows = rows_of(task, work)
+    rows = test_tasks.write(work / f"{task}.jsonl", rows_of(task, 150))
     seconds: dict[str, list[float]] = defaultdict(list)
     tokens: list[float] = []
     for number in range(rounds):
