@@ -21,7 +21,7 @@ def check(config: TrainingConfig) -> None:
     problems = [
         *_reward_model_problems(rollout),
         *engine_setup.engine_kwargs_problems(rollout),
-        *engine_setup.lora_sync_problems(config.model, rollout),
+        *engine_setup.policy_problems(config.model, rollout),
     ]
     try:
         engine_setup.require_vllm(f"train.task = {config.train.task}")

@@ -28,7 +28,7 @@ from rayswift.train.policy.publish import Publisher
 from tests.conftest import TINY
 
 FIRST, SECOND = PolicyVersion(1, 0), PolicyVersion(1, 1)
-PROMPTS, PROMPT_TOKENS, ROOM = 8, 20, 400
+PROMPTS, PROMPT_TOKENS, ROOM = 8, 20, 300
 
 
 class Probed(VllmEngine):
@@ -169,5 +169,5 @@ async def main(folder: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    asyncio.run(asyncio.wait_for(main(Path(sys.argv[1])), 200))
+    asyncio.run(asyncio.wait_for(main(Path(sys.argv[1])), 400))
     ray.shutdown()

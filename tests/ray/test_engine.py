@@ -10,7 +10,7 @@ from tests.ray.conftest import ROOT, TIMEOUT_S
 
 def test_tokens_are_of_the_weights_they_say_while_weights_change(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.ray.engine_actors", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2 * TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stderr
     for found in json.loads(done.stdout.splitlines()[-1]):  # tied embeddings, then untied
         assert found["unloaded"] == "UserError"
@@ -21,6 +21,6 @@ def test_tokens_are_of_the_weights_they_say_while_weights_change(tmp_path: Path)
         assert found["aborted"] == [8, True]
         assert found["left"] == 0
         assert found["continued"] < 1e-5
-        assert found["whole"] == [400]
+        assert found["whole"] == [300]
         assert found["scored"] < 1e-5
         assert "cannot start" in found["cannot_start"]

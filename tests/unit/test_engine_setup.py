@@ -22,9 +22,9 @@ def setup(
 
 def test_the_section_becomes_an_engine() -> None:
     rollout = RolloutConfig(temperature=0.7, top_k=5, engine_threads=2, max_num_seqs=9, engine_kwargs={"seed": 3})
-    made = setup(rollout, stop_token_ids=[1, 7])
-    assert (made.sampling.temperature, made.sampling.top_k, made.sampling.stop_token_ids) == (0.7, 5, (1, 7))
-    assert (made.max_model_len, made.dtype, made.load_format, made.tokenizer) == (700, "float32", "dummy", None)
+    made = setup(rollout)
+    assert (made.sampling.temperature, made.sampling.top_k) == (0.7, 5)
+    assert (made.max_model_len, made.dtype, made.load_format) == (700, "float32", "dummy")
     assert (made.num_threads, made.max_num_seqs, made.engine_kwargs) == (2, 9, {"seed": 3})
     assert setup(rollout, GPU).dtype == "bfloat16"
     assert setup(rollout, GPU, "float16").dtype == "float16"
@@ -32,8 +32,6 @@ def test_the_section_becomes_an_engine() -> None:
 
 def test_what_needs_more_gets_it() -> None:
     assert setup(RolloutConfig(max_model_len=300)).max_model_len == 300
-    assert setup(RolloutConfig(stop=["END"])).tokenizer == "tokenizer"
-    assert setup(RolloutConfig(structured_outputs_regex=r"\d+")).tokenizer == "tokenizer"
     # An adapter is served over weights that the engine reads itself.
     assert setup(RolloutConfig(), lora_rank=8).load_format == "auto"
 
@@ -68,13 +66,15 @@ def test_arguments_that_are_not_the_users() -> None:
 
 def test_policies_that_engines_cannot_follow() -> None:
     def problems(lora_sync: str, **model: object) -> list[str]:
-        found = engine_setup.lora_sync_problems(ModelConfig(path="m", **model), RolloutConfig(lora_sync=lora_sync))
+        found = engine_setup.policy_problems(ModelConfig(path="m", **model), RolloutConfig(lora_sync=lora_sync))
         return found
 
     assert problems("merged") == problems("merged", tuner="lora") == problems("adapter", tuner="lora") == []
     assert "nf4 weights" in problems("merged", tuner="lora", quantization="nf4")[0]
     assert "needs an adapter" in problems("adapter")[0]
     assert "use_dora" in problems("adapter", tuner="lora", tuner_kwargs={"use_dora": True})[0]
+    assert "random_init" in problems("adapter", tuner="lora", random_init=True)[0]
+    assert "new_special_tokens" in problems("merged", new_special_tokens=["<a>"])[0]
     assert "modules_to_save" in problems("adapter", tuner="lora", modules_to_save=["embed_tokens"])[0]
 
 
