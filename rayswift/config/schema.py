@@ -135,7 +135,7 @@ class TrainConfig(Section):
     load_best_model_at_end: bool = False
     """The run's model is the best checkpoint, not the last; each new best is saved at once."""
     metric_for_best_model: str = "loss"
-    """Evaluation metric that decides which checkpoint is best."""
+    """Evaluation metric that decides which checkpoint is best; a task that samples takes reward for loss."""
     greater_is_better: bool | None = None
     """Whether a higher value of that metric is better; null: unless its name ends in loss."""
     early_stopping_patience: int | None = Field(None, ge=1)

@@ -21,6 +21,7 @@ from rayswift.rollout.attempt import RolloutPlan
 from rayswift.rollout.autoscale import Rule
 from rayswift.rollout.completions import CompletionsFile
 from rayswift.rollout.coordinator import Coordinator
+from rayswift.rollout.end_tokens import end_tokens
 from rayswift.rollout.engine_setup import engine_setup
 from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.rollout.pool import Pool
@@ -128,6 +129,7 @@ def _make_pool(spec: PlaneSpec) -> Pool:
         lora_rank=lora_rank if config.model.tuner == "lora" else None,
         trust_remote_code=config.model.trust_remote_code,
         seed=config.train.seed,
+        stop_token_ids=end_tokens(spec.tokenizer_dir),
     )
     # Resources of an engine are the layout's: preflight has seen that they fit.
     held = dict(layout.engine)

@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from rayswift.config.model_checks import model_problems
 from rayswift.config.online_checks import max_sequence_length
-from rayswift.config.schema import DataConfig, RlhfConfig, SftConfig, TrainConfig, TrainingConfig
+from rayswift.config.schema import DataConfig, RlhfConfig, SftConfig, TrainingConfig
 from rayswift.config.task_checks import SFT_LOSSES, rollout_of, task_problems
 from rayswift.config.tuner_fields import tuner_problems
 from rayswift.data.global_batches import micro_batches
@@ -60,13 +60,17 @@ def resolve(config: ConfigT, layout: Layout, resume: Resume | None) -> Plan[Conf
         fitting = memory.smallest_stage(available, layout.min_world_size, estimates) if estimates else 0
         stage = max(lowest, fitting)
     has_eval = bool(config.data.eval or config.data.eval_fraction)
+    metric, greater = config.train.metric_for_best_model, config.train.greater_is_better
+    if rollout_of(config) and metric == "loss":  # an evaluation that samples has none
+        metric = "reward"
     train = config.train.model_copy(
         update={
             **_task_defaults(config),
             "global_batch_size": _global_batch(config, layout, resume),
             "eval_strategy": config.train.eval_strategy or ("steps" if has_eval else "no"),
             "eval_steps": config.train.eval_steps or config.train.save_steps,
-            "greater_is_better": _greater_is_better(config.train),
+            "metric_for_best_model": metric,
+            "greater_is_better": not metric.endswith("loss") if greater is None else greater,
         }
     )
     num_workers = config.cluster.num_workers if layout.min_workers else layout.num_workers
@@ -76,12 +80,6 @@ def resolve(config: ConfigT, layout: Layout, resume: Resume | None) -> Plan[Conf
     if problems:
         raise UserError("\n".join(problems))
     return Plan(resolved, layout, estimates, available)
-
-
-def _greater_is_better(train: TrainConfig) -> bool:
-    if train.greater_is_better is None:
-        return not train.metric_for_best_model.endswith("loss")
-    return train.greater_is_better
 
 
 def _global_batch(config: TrainingConfig, layout: Layout, resume: Resume | None) -> int:
