@@ -26,6 +26,7 @@ BUILT_TASKS = (
 # Settings of `data` and `cluster` that no training reads yet, besides their defaults.
 _DATA = ("loss_scale",)
 _TRL = ("sync_ref_model",)
+_GRPO = ("use_adaptive_entropy", "cast_lm_head_to_fp32", "router_aux_loss_coef")
 _CLUSTER = ("sequence_parallel_size",)
 # Fields of PEFT's LoraConfig that are known to train, save, load and merge.
 _LORA_KWARGS = (
@@ -58,9 +59,13 @@ def not_built(config: TrainingConfig) -> list[str]:
         found.append(f"train.optim = {config.train.optim} (it steps within the backward pass)")
     if config.train.optim == "grokadamw":
         found.append("train.optim = grokadamw (a continued run would differ: its state does not come back)")
-    found += [f"train.{name} = True" for name in _TRL if config.train.trl_extra.get(name)]
+    fields = (*_TRL, *_GRPO) if config.train.task == "grpo" else _TRL
+    given = config.train.trl_extra
+    found += [f"train.{name} = {given[name]}" for name in fields if given.get(name)]
     if isinstance(config, RlhfConfig) and config.model.reference_adapters:
         found.append(f"model.reference_adapters = {config.model.reference_adapters}")
+    if isinstance(config, RlhfConfig) and config.model.teacher and config.train.task == "grpo":
+        found.append(f"model.teacher = {config.model.teacher} with task grpo")
     if config.train.task != "causal_lm":
         found += _untried(config)
     if rollout_of(config):

@@ -1,5 +1,6 @@
 """What a task that samples completions needs, and what has no meaning for it; before anything starts."""
 
+from rayswift.config.policy_checks import policy_problems
 from rayswift.config.schema import RlhfConfig
 
 
@@ -24,6 +25,8 @@ def round_size(config: RlhfConfig) -> int | None:
 def online_problems(config: RlhfConfig) -> list[str]:
     """One line for each setting that such a task lacks or cannot use."""
     found = [*_reward_problems(config), *_length_problems(config), *_round_problems(config)]
+    if config.train.task == "grpo":
+        found += policy_problems(config)
     why = f"task {config.train.task} trains completions"
     if config.data.cache:
         found.append(f"data.cache holds packed rows of task causal_lm, but {why}; unset it")

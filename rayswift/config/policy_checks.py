@@ -14,8 +14,6 @@ def policy_problems(config: RlhfConfig) -> list[str]:
     found = [*_loss_problems(config), *_advantage_problems(given), *_step_problems(config)]
     if rollout.temperature == 0:
         found.append("rollout.temperature = 0 samples the same completion again and again; set it above 0")
-    if config.model.teacher is not None:
-        found.append(f"model.teacher = {config.model.teacher}: task grpo does not distil in this version; unset it")
     return found
 
 
@@ -46,8 +44,6 @@ def _loss_problems(config: RlhfConfig) -> list[str]:
             f"train.top_entropy_quantile = {given['top_entropy_quantile']} is the share of tokens to train: above 0, "
             "at most 1"
         )
-    if given.get("kl_in_reward") and not given.get("beta"):
-        found.append("train.kl_in_reward = True takes off nothing without a weight; set train.beta")
     return found
 
 
@@ -59,11 +55,13 @@ def _advantage_problems(given: dict[str, Any]) -> list[str]:
         found.append(f"train.scale_rewards = {scales}: there are group, batch and none")
     if sums not in ("sum_then_normalize", "normalize_then_sum"):
         found.append(f"train.multi_objective_aggregation = {sums}: there are sum_then_normalize and normalize_then_sum")
-    for name in ("scale_rewards", "multi_objective_aggregation"):
-        if name in given and estimator != "grpo":
-            found.append(
-                f"train.{name} = {given[name]}: advantage_estimator {estimator} scales in its own way; unset it"
-            )
+    own = {"rloo": "none", "grpo": scales}.get(estimator, "batch")
+    if "scale_rewards" in given and scales != own:
+        found.append(f"train.scale_rewards = {scales}: advantage_estimator {estimator} has {own} of its own; unset it")
+    if sums == "normalize_then_sum" and estimator != "grpo":
+        found.append(
+            f"train.multi_objective_aggregation = {sums} is for advantage_estimator grpo, not {estimator}; unset it"
+        )
     return found
 
 
@@ -74,8 +72,9 @@ def _step_problems(config: RlhfConfig) -> list[str]:
             found.append(f"train.{name} = {given[name]}: set 1 or more")
     if given.get("generation_batch_size") is not None:
         found.append(
-            f"train.generation_batch_size = {given['generation_batch_size']}: set train.steps_per_generation, which "
-            "times train.global_batch_size is the number of completions of a round"
+            f"train.generation_batch_size = {given['generation_batch_size']} is no whole number of optimizer steps of "
+            f"train.global_batch_size = {config.train.global_batch_size} completions, or train.steps_per_generation is "
+            "given too; set the latter alone"
         )
     steps, most = max(1, steps_per_round(config)), config.train.max_steps
     if most > 0 and most % steps:

@@ -76,6 +76,7 @@ def resolve(config: ConfigT, layout: Layout, resume: Resume | None) -> Plan[Conf
     num_workers = config.cluster.num_workers if layout.min_workers else layout.num_workers
     cluster = config.cluster.model_copy(update={"num_workers": num_workers, "zero_stage": stage})
     resolved = config.model_copy(update={"train": train, "cluster": cluster, "data": _packed(config)})
+    resolved = _with_rounds_in_steps(resolved)
     problems = [*_problems(resolved, has_eval), *_worker_problems(resolved, layout)]
     if problems:
         raise UserError("\n".join(problems))
@@ -92,6 +93,16 @@ def _global_batch(config: TrainingConfig, layout: Layout, resume: Resume | None)
         if was["per_device_train_batch_size"] * was["gradient_accumulation_steps"] == per_worker:
             return int(was["global_batch_size"])  # whatever the number of workers
     return per_worker * layout.world_size
+
+
+def _with_rounds_in_steps(config: ConfigT) -> ConfigT:
+    """TRL's two ways to give the size of a round as one: completions, where they fill whole steps, in steps."""
+    given, batch = config.train.trl_extra, config.train.global_batch_size or 1
+    completions = given.get("generation_batch_size")
+    if completions is None or completions % batch or given.get("steps_per_generation"):
+        return config
+    steps = {"steps_per_generation": completions // batch, "generation_batch_size": None}
+    return config.model_copy(update={"train": config.train.model_copy(update=steps)})
 
 
 def _worker_problems(config: TrainingConfig, layout: Layout) -> list[str]:

@@ -2,9 +2,13 @@
 
 import pytest
 
+from rayswift.config.built import refuse_unbuilt
 from rayswift.config.load import load
 from rayswift.config.policy_checks import GRPO_LOSSES, policy_problems, steps_per_round
 from rayswift.config.schema import RlhfConfig
+from rayswift.log import UserError
+from rayswift.resources import Layout
+from rayswift.train.plan import resolve
 
 GRPO = ("--model", "m", "--data.dataset", "d.jsonl", "--train.task", "grpo", "--rollout.reward_funcs", "accuracy")
 
@@ -24,11 +28,9 @@ def config_of(*flags: str) -> RlhfConfig:
         (("--importance_sampling_level", "word"), "there are token and sequence"),
         (("--top_entropy_quantile", "0"), "top_entropy_quantile = 0.0 is the share"),
         (("--temperature", "0"), "rollout.temperature = 0 samples the same"),
-        (("--model.teacher", "t"), "does not distil"),
-        (("--kl_in_reward", "true"), "set train.beta"),
         (("--advantage_estimator", "rloo", "--scale_rewards", "batch"), "train.scale_rewards = batch"),
         (("--scale_rewards", "sometimes"), "there are group, batch and none"),
-        (("--generation_batch_size", "64"), "set train.steps_per_generation"),
+        (("--generation_batch_size", "65"), "is no whole number of optimizer steps"),
         (("--num_iterations", "2", "--max_steps", "5"), "ends within a round of 2 optimizer steps"),
     ],
 )
@@ -46,3 +48,16 @@ def test_what_works_is_let_through() -> None:
     assert (policy_problems(config), steps_per_round(config)) == ([], 6)
     for estimator in ("rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline"):
         assert not policy_problems(config_of("--advantage_estimator", estimator, "--beta", "0.1"))
+
+
+@pytest.mark.parametrize("flags", [("--model.teacher", "t"), ("--use_adaptive_entropy", "true")])
+def test_what_is_not_built_is_refused(flags: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match=f"{flags[0][2:]} = .*: not built yet"):
+        refuse_unbuilt(config_of(*flags))
+
+
+def test_the_size_of_a_round_in_completions_becomes_steps() -> None:
+    layout = Layout(local=True, device="cpu", num_workers=1, threads_per_worker=1)
+    flags = ("--generation_batch_size", "64", "--global_batch_size", "16", "--max_completion_length", "64")
+    train = resolve(config_of(*flags), layout, None).config.train
+    assert (train.trl_extra["steps_per_generation"], train.trl_extra["generation_batch_size"]) == (4, None)

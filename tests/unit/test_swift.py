@@ -389,8 +389,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Any:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["rlhf", "--rlhf_type", "grpo", "--reward_funcs", "format"], "train.task = grpo: not built yet"),
-        (["sft", "--task_type", "embedding"], "train.task = embedding: not built yet"),
+        (["rlhf", "--rlhf_type", "ppo", "--reward_funcs", "format"], "train.task = ppo: not built yet"),
         (["sft", "--optim", "adalomo"], "train.optim = adalomo (it steps within"),
         (
             ["sft", "--tuner_type", "lora", "--init_weights", "loftq"],

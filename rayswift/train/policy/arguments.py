@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from trl import GRPOConfig
 
+from rayswift.config.online_checks import max_sequence_length
 from rayswift.config.schema import RlhfConfig
 from rayswift.config.task_fields import GrpoFields
 from rayswift.rollout.advantages import AdvantageSettings
@@ -62,9 +63,4 @@ def policy_settings(config: RlhfConfig, args: PolicyArguments) -> PolicySettings
 
 def micro_batch_tokens(config: RlhfConfig) -> int:
     """The token budget of a micro-batch."""
-    train, rollout = config.train, config.rollout
-    if train.micro_batch_tokens:
-        return train.micro_batch_tokens
-    prompt = rollout.max_prompt_length
-    longest = config.data.max_length if prompt is None else prompt + rollout.max_completion_length
-    return train.per_device_train_batch_size * longest
+    return config.train.micro_batch_tokens or config.train.per_device_train_batch_size * max_sequence_length(config)
