@@ -16,6 +16,7 @@ from rayswift.data import prepare
 from rayswift.data.inspection import inspect
 from rayswift.data.inspection_page import to_html, to_text
 from rayswift.log import UserError, logger
+from rayswift.train.tasks import TASKS, row_kind
 
 
 def run(invocation: Invocation) -> None:
@@ -31,8 +32,10 @@ def run(invocation: Invocation) -> None:
     refuse_unbuilt(config, rows_only=True)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        tokenizer_dir = prepare.prepare_tokenizer(config.model, work / "tokenizer")
-        windows, _ = prepare.plan_encoding(config.data, tokenizer_dir, config.train.seed, work / "data")
+        kind, packs = row_kind(config), TASKS[config.train.task].packs
+        data = config.data if packs else config.data.model_copy(update={"packing": False})
+        tokenizer_dir = prepare.prepare_tokenizer(config.model, work / "tokenizer", kind)
+        windows, _ = prepare.plan_encoding(data, tokenizer_dir, config.train.seed, work / "data", kind)
         found = inspect(windows, config.inspect.rows, config.inspect.show)
     print(to_text(found, colours=sys.stdout.isatty()))  # noqa: T201
     if config.inspect.html:

@@ -6,6 +6,7 @@ Merging is done on the CPU, in the base model's own number format, and needs mem
 The folder appears under its name only when it is whole.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -55,13 +56,29 @@ def run(invocation: Invocation) -> None:
 
 
 def merge(model: FoundModel, folder: Path) -> None:
-    """Add an adapter to its base weights; save weights, tokenizer, chat template, generation config."""
+    """Add an adapter to its base weights; save weights, tokenizer, chat template, generation config, and the files by
+    which sentence-transformers loads an embedding or a reranker."""
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(model.weights, dtype="auto")
+    from rayswift.train.heads import class_of_adapter
+
+    network, settings = class_of_adapter(model.adapter, model.folder)
+    base = network.from_pretrained(model.weights, dtype="auto", **settings)
     merged = PeftModel.from_pretrained(base, model.folder).merge_and_unload(safe_merge=True)
     tokenizer = load_tokenizer(model)
-    merged.generation_config.eos_token_id = stop_token_ids(model, tokenizer) or None
+    if merged.can_generate():
+        merged.generation_config.eos_token_id = stop_token_ids(model, tokenizer) or None
     merged.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    _copy_modules(model.folder, folder)
+
+
+def _copy_modules(source: Path, folder: Path) -> None:
+    listed = source / "modules.json"
+    if not listed.exists():
+        return
+    for name in ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"):
+        shutil.copyfile(source / name, folder / name)
+    for module in json.loads(listed.read_text(encoding="utf-8")):
+        if module["path"]:
+            shutil.copytree(source / module["path"], folder / module["path"])

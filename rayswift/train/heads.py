@@ -1,10 +1,13 @@
 """What a model ends in: the class that loads it, what its config says of it, and what PEFT calls it."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rayswift.config.model import ModelConfig
+from rayswift.train.memory import read_header
 from rayswift.train.tasks import Head, problem_type
 
 CLASSES: dict[Head, Any] = {
@@ -26,3 +29,19 @@ def settings(model: ModelConfig, head: Head) -> dict[str, Any]:
     if head == "classes":
         return {"num_labels": model.num_labels, "problem_type": problem_type(model)}
     return {"num_labels": 1} if head == "reward" else {}
+
+
+def class_of_adapter(adapter: Mapping[str, Any], folder: Path) -> tuple[Any, dict[str, Any]]:
+    """What an adapter goes around: the class, and the fields that its head needs beyond the base's `config.json`.
+
+    Args:
+        adapter: Its `adapter_config.json`.
+        folder: Where its weights are, with those of a head.
+    """
+    found: list[Head] = [head for head, kind in PEFT_TASK_TYPES.items() if kind == adapter.get("task_type")]
+    head = found[0] if found else "causal_lm"
+    if PEFT_TASK_TYPES[head] != "SEQ_CLS":
+        return CLASSES[head], {}
+    tensors = read_header(folder / "adapter_model.safetensors")
+    rows = [tensor["shape"][0] for name, tensor in tensors.items() if name.endswith("score.weight")]
+    return CLASSES[head], {"num_labels": rows[0]} if rows else {}

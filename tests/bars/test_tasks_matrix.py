@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.ray import test_tasks
+from tests.ray import test_sentences, test_tasks
 from tests.ray.conftest import assert_same_curve, train
 
 STEPS, ROWS = 20, 4
@@ -22,6 +22,9 @@ TASKS: dict[str, tuple[str, ...]] = {
     "cpo": ("rlhf", "--rlhf_type", "cpo"),
     "simpo": ("rlhf", "--rlhf_type", "simpo"),
     "seq_cls": ("sft", "--task_type", "seq_cls", "--num_labels", "3"),
+    "embedding": ("sft", *test_sentences.EMBEDDING),
+    "reranker": ("sft", *test_sentences.RERANKER),
+    "generative_reranker": ("sft", *test_sentences.GENERATIVE),
 }
 TUNERS = {"full": (), "lora": ("--tuner", "lora", "--lora_dropout", "0")}
 InProcess = Callable[[str, str], Path]
@@ -31,6 +34,10 @@ def rows_of(task: str, number: int = 100) -> list[dict[str, Any]]:
     """Rows that a task takes."""
     if task == "seq_cls":
         return [row | {"label": i % 3} for i, row in enumerate(test_tasks.gsm8k(number))]
+    if task == "embedding":
+        return test_sentences.triples(number)
+    if task.endswith("reranker"):
+        return test_sentences.lists(number)
     return test_tasks.judged(number) if task == "kto" else test_tasks.pairs(number)
 
 
@@ -42,7 +49,7 @@ def run(folder: Path, task: str, tuner: str, workers: int, stage: int) -> Path:
         test_tasks.write(path, rows_of(task))
     layout = ("--num_workers", str(workers), "--zero_stage", str(stage), "--max_length", "512")
     per_device = ("--per_device_train_batch_size", "2", "--global_batch_size", str(ROWS))
-    train(verb, folder, *own, *test_tasks.flags(path, STEPS), *layout, *per_device, *TUNERS[tuner])
+    train(verb, folder, *test_tasks.flags(path, STEPS), *layout, *per_device, *own, *TUNERS[tuner])
     return folder
 
 

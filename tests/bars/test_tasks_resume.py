@@ -19,11 +19,14 @@ RUN = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("task", "tuner", "stage"), [("dpo", "full", 2), ("kto", "full", 3), ("kto", "lora", 0)])
+@pytest.mark.parametrize(
+    ("task", "tuner", "stage"),
+    [("dpo", "full", 2), ("kto", "full", 3), ("kto", "lora", 0), ("embedding", "lora", 0), ("embedding", "full", 2)],
+)
 def test_a_killed_worker_changes_no_loss(task: str, tuner: str, stage: int, tmp_path: Path) -> None:
     verb, *own = TASKS[task]
     path = test_tasks.write(tmp_path / "rows.jsonl", rows_of(task))
-    flags = (*own, *test_tasks.flags(path, STEPS), *TUNERS[tuner], *RUN, "--zero_stage", str(stage))
+    flags = (*test_tasks.flags(path, STEPS), *own, *TUNERS[tuner], *RUN, "--zero_stage", str(stage))
     train(verb, tmp_path / "whole", *flags)
     run = start(verb, tmp_path / "killed", *flags)
     log = tmp_path / "killed" / "metrics.jsonl"

@@ -134,7 +134,26 @@ def _odds(run_dir: Path, config: Any, rows: list[dict[str, Any]]) -> dict[str, A
     }
 
 
-TRAINERS = {"dpo": dpo, "kto": kto, "rm": rm, "seq_cls": seq_cls, "orpo": orpo, "cpo": cpo, "simpo": cpo}
+def sentences(run_dir: Path, config: Any, rows: list[dict[str, Any]], common: dict[str, Any]) -> Any:
+    """sentence-transformers' trainers."""
+    from tests.ray import oracle_sentences
+
+    trainer = oracle_sentences.embedding if config.train.task == "embedding" else oracle_sentences.reranker
+    return trainer(run_dir, config, rows, common)
+
+
+TRAINERS = {
+    "dpo": dpo,
+    "kto": kto,
+    "rm": rm,
+    "seq_cls": seq_cls,
+    "orpo": orpo,
+    "cpo": cpo,
+    "simpo": cpo,
+    "embedding": sentences,
+    "reranker": sentences,
+    "generative_reranker": sentences,
+}
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Rows of texts that are compared: what an embedding and a reranker read, what is refused, losses and metrics."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import get_peft_model
 from sentence_transformers.sentence_transformer import losses
 from streams import TINY
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rayswift.config.load import load
+from rayswift.config.model import ModelConfig
 from rayswift.data.encode import EncodeConfig, EncodedRow
 from rayswift.data.member_batches import left_padded_batch, text_batch
 from rayswift.data.members import encoder_of
@@ -23,16 +26,29 @@ from rayswift.data.reranker_template import for_pairs
 from rayswift.data.rows import BadRow
 from rayswift.data.sources import open_sources
 from rayswift.data.windows import PackedRow, RowSet, WindowPlan
+from rayswift.export import merge
 from rayswift.log import UserError
 from rayswift.resources import Layout
+from rayswift.train import heads
 from rayswift.train.embedding_losses import EmbeddingLoss, known
+from rayswift.train.models_on_disk import find_model
 from rayswift.train.plan import resolve
 from rayswift.train.reranking import list_loss, list_sums
+from rayswift.train.tuners import new_adapter
 
 TOKENIZER = Tokenizer.from_file(str(TINY / "tokenizer.json"))
 LAYOUT = Layout(local=True, device="cpu", num_workers=1, threads_per_worker=1)
 TRIPLE = {"anchor": "s1", "positive": "s2", "negative": ["s3", "s4"]}
 PAIR = {"query": "q", "positive": ["d"], "negative": ["e"]}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small are slower on more."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 def encode(
@@ -249,6 +265,30 @@ def test_a_list_puts_its_target_on_the_positives() -> None:
     torch.testing.assert_close(list_loss(scores, labels, True), -log_probabilities[:2].mean())
     terms = torch.stack([-torch.sigmoid(scores[:2]).log().sum(), -torch.sigmoid(-scores[2]).log()])
     torch.testing.assert_close(list_loss(scores, labels, False), terms.sum() / 3)
+
+
+# ---- the result ----
+
+
+@pytest.mark.parametrize(
+    ("head", "labels"), [("none", {}), ("reward", {"num_labels": 1}), ("classes", {"num_labels": 3})]
+)
+def test_an_adapter_merges_into_a_model_with_its_head(head: Any, labels: dict[str, int], tmp_path: Path) -> None:
+    """The base is a language model, whose config knows nothing of labels."""
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(TINY)).save_pretrained(tmp_path / "base")
+    network = heads.CLASSES[head].from_pretrained(tmp_path / "base", **labels)
+    tuned = get_peft_model(network, new_adapter(ModelConfig(path="base", tuner="lora"), head)).eval()
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    tuned.save_pretrained(tmp_path / "adapter")
+    AutoTokenizer.from_pretrained(TINY).save_pretrained(tmp_path / "adapter")
+    merge(find_model(str(tmp_path / "adapter"), "export.model"), tmp_path / "merged")
+    merged = heads.CLASSES[head].from_pretrained(tmp_path / "merged").eval()
+    tokens = {"input_ids": torch.arange(8, 24)[None]}
+    with torch.inference_mode():
+        torch.testing.assert_close(merged(**tokens)[0], tuned(**tokens)[0], atol=1e-5, rtol=1e-5)
 
 
 # ---- settings ----
