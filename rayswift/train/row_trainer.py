@@ -5,8 +5,10 @@ every row of the global batch weighs the same however it is cut, and metrics are
 """
 
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -132,6 +134,14 @@ class RowMeans(Streamed):
             for row in rows
         ]
         return guard.stop(self._run_dir, self._rank, self.state.global_step + 1, what, found)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """HF's, without the copy of the adapter at the start that TRL is held against.
+
+        Every start makes that copy anew, and where HF finds one it would continue with it, not with what was trained.
+        """
+        super()._save(output_dir, state_dict)
+        shutil.rmtree(Path(output_dir or self.args.output_dir) / "ref", ignore_errors=True)
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Means over every row, whatever the number of workers and rows in a batch."""
