@@ -94,6 +94,14 @@ class Streamed(Trainer):
             self.lr_scheduler, self._created_lr_scheduler = scheduler, True
         return scheduler
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """HF's, the number formats left as they are: PEFT makes an adapter float32 that TRL trains in bfloat16."""
+        formats = {name: parameter.dtype for name, parameter in self.model.named_parameters()}
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        for name, parameter in self.model.named_parameters():
+            if parameter.dtype != formats.get(name, parameter.dtype):
+                parameter.data = parameter.data.to(formats[name])
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint and self.is_deepspeed_enabled:
             complete_load(self.model_wrapped, self._group_settings)
