@@ -14,7 +14,7 @@ from rayswift.train.tasks import TASKS, Task
 _ABILITIES = {
     "LoRA": ["--model.tuner", "lora"],
     "other adapters": ["--model.tuner", "vera"],
-    "QLoRA": ["--model.tuner", "lora", "--model.quantization", "nf4"],
+    "QLoRA": ["--model.tuner", "lora", "--model.quantization", "nf4", "--model.dtype", "bfloat16"],
     "ZeRO-3": ["--cluster.zero_stage", "3"],
 }
 

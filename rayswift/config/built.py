@@ -5,7 +5,7 @@ from rayswift.config.model_checks import missing_packages
 from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.config.section import Section
 from rayswift.config.task_checks import rollout_of
-from rayswift.config.tuner_fields import is_initialised_before, tuner_problems
+from rayswift.config.tuner_fields import is_initialised_before, looks_at_rows, tuner_problems
 from rayswift.log import UserError
 
 BUILT_TASKS = (
@@ -41,6 +41,10 @@ _LORA_KWARGS = (
     "corda_config",
     "lora_ga_config",
 )
+# Tasks that other tuners than LoRA, and QLoRA, have been seen to train, save and continue with.
+_WITH_ANY_TUNER = ("dpo", "kto", "rm", "orpo", "cpo", "simpo", "seq_cls")
+# Of these, tasks on the head of a language model: an adapter that was trained on it before fits.
+_WITH_LM_HEAD = ("dpo", "kto", "orpo", "cpo", "simpo")
 _LORA_INITS = (True, "gaussian", "orthogonal")
 # Why others are not.
 _OTHER_INITS = {"loftq": " (PEFT makes it on a GPU, where it has not been tried)"}
@@ -74,14 +78,21 @@ def not_built(config: TrainingConfig) -> list[str]:
 
 
 def _untried(config: TrainingConfig) -> list[str]:
-    """Tuners that are known to work for losses over tokens only."""
+    """Tuners that have not been seen to train, save and continue with a task beside causal_lm."""
     model, task = config.model, config.train.task
-    found = [] if model.tuner in ("full", "lora") else [f"model.tuner = {model.tuner} with task {task}"]
-    if is_initialised_before(model):
-        found.append(
-            f"model.tuner_kwargs.init_lora_weights = {model.tuner_kwargs['init_lora_weights']} with task {task}"
-        )
-    return found + [f"{line} with task {task}" for line in _changed("model", model, ("adapters", "quantization"))]
+    found = []
+    if model.tuner == "adalora":
+        found.append("model.tuner = adalora (its penalty is a term of losses over tokens)")
+    elif model.tuner not in ("full", "lora") and task not in _WITH_ANY_TUNER:
+        found.append(f"model.tuner = {model.tuner}")
+    if is_initialised_before(model) and (task not in _WITH_ANY_TUNER or looks_at_rows(model)):
+        why = " (it takes inputs and gradients of a loss over tokens)" if looks_at_rows(model) else ""
+        found.append(f"model.tuner_kwargs.init_lora_weights = {model.tuner_kwargs['init_lora_weights']}{why}")
+    if task not in _WITH_LM_HEAD:
+        found += _changed("model", model, ("adapters",))
+    if task not in _WITH_ANY_TUNER:
+        found += _changed("model", model, ("quantization",))
+    return [f"{line} with task {task}" for line in found]
 
 
 def _online_not_built(config: TrainingConfig) -> list[str]:

@@ -46,12 +46,20 @@ def missing_packages(config: TrainingConfig) -> list[str]:
 
 
 def _quantization(config: TrainingConfig) -> list[str]:
-    if config.model.quantization and (config.cluster.zero_stage == 3 or config.cluster.deepspeed):
-        return [
-            f"model.quantization = {config.model.quantization}: quantized weights cannot be cut over the workers; "
+    model, found = config.model, []
+    if model.quantization is None:
+        return []
+    if config.cluster.zero_stage == 3 or config.cluster.deepspeed:
+        found.append(
+            f"model.quantization = {model.quantization}: quantized weights cannot be cut over the workers; "
             "set cluster.zero_stage 0, 1 or 2"
-        ]
-    return []
+        )
+    if config.train.task == "rm" and model.dtype != "bfloat16":
+        found.append(
+            f"model.quantization = {model.quantization}: TRL trains the head of a reward model in bfloat16 then; set "
+            "model.dtype bfloat16"
+        )
+    return found
 
 
 def _adalora(config: TrainingConfig) -> list[str]:

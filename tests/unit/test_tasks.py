@@ -6,8 +6,9 @@ import pytest
 
 from rayswift import tasks as verb
 from rayswift.config import trl_fields
-from rayswift.config.built import BUILT_TASKS, refuse_unbuilt
+from rayswift.config.built import BUILT_TASKS, not_built, refuse_unbuilt
 from rayswift.config.load import load
+from rayswift.config.model_checks import model_problems
 from rayswift.log import UserError
 from rayswift.resources import Layout
 from rayswift.train.arguments import _NOT_TRL
@@ -71,6 +72,31 @@ def test_losses_that_cannot_be_are_refused(flags: tuple[str, ...], message: str)
     with pytest.raises(UserError) as refused:
         resolve(load("rlhf", [*DPO, *flags]).config, LAYOUT, None)
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("task", "flags", "message"),
+    [
+        (
+            "rm",
+            ("--model.quantization", "nf4"),
+            "of a reward model in bfloat16 then; set model.dtype",
+        ),
+        ("rm", ("--model.adapters", "a"), "model.adapters = ['a'] with task rm"),
+        ("dpo", ("--model.tuner_kwargs", '{"init_lora_weights": "eva"}'), "of a loss over tokens) with task dpo"),
+        ("dpo", ("--model.tuner", "adalora"), "model.tuner = adalora (its penalty is a term of losses over tokens)"),
+    ],
+)
+def test_what_a_tuner_cannot_do_with_a_task_is_refused(task: str, flags: tuple[str, ...], message: str) -> None:
+    config = load("rlhf", [*DPO, "--train.task", task, "--model.tuner", "lora", *flags]).config
+    assert any(message in line for line in model_problems(config) + not_built(config))
+
+
+def test_the_table_says_what_the_checks_let_through() -> None:
+    rows = {line.split(" | ")[0].strip("| "): line for line in verb.table().splitlines()}
+    assert " | yes | yes | yes | yes | yes | yes | yes | untried |" in rows["causal_lm"]
+    assert " | no | no | yes | yes | yes | yes | yes | untried |" in rows["dpo"]
+    assert " | no | no | yes | no | no | yes | yes | untried |" in rows["embedding"]
 
 
 def test_a_task_of_whole_rows_never_packs() -> None:
