@@ -282,14 +282,14 @@ class FakeEngine:
     def _whole(self, sequence: _Sequence) -> Completion:
         request = sequence.request
         full = len(request.begun) + sequence.length >= request.max_tokens
-        tokens = _tokens(request, sequence.spans, 0, sequence.length)
+        tokens = tokens_of(request, sequence.spans, 0, sequence.length)
         return Completion(request.key, tokens, _logprobs(tokens), tuple(sequence.spans), "length" if full else "stop")
 
     def _part(self, sequence: _Sequence) -> Completion:
         """What is new of an unfinished sequence."""
         begin, end = sequence.handed, sequence.made(self._steps)
         sequence.handed = end
-        tokens = _tokens(sequence.request, sequence.spans, begin, end)
+        tokens = tokens_of(sequence.request, sequence.spans, begin, end)
         # The last span that begins at or before the part's first token is its first.
         before = [span for span in sequence.spans if span.begin <= begin][-1]
         later = [Span(s.begin - begin, s.version) for s in sequence.spans if begin < s.begin < end]
@@ -307,8 +307,8 @@ def _hash(request: SampleRequest) -> int:
     return zlib.crc32(request.prompt_ids.tobytes())
 
 
-def _tokens(request: SampleRequest, spans: Sequence[Span], begin: int, end: int) -> NDArray[np.int32]:
-    """Tokens `begin` to `end` behind what is begun."""
+def tokens_of(request: SampleRequest, spans: Sequence[Span], begin: int, end: int) -> NDArray[np.int32]:
+    """What it samples: tokens `begin` to `end` behind what is begun, spans counted from there."""
     starts = [span.begin for span in spans]
     which = np.searchsorted(starts, np.arange(begin, end), side="right") - 1
     steps = np.array([span.version.step for span in spans], np.uint64)[which]

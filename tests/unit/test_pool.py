@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayswift.rollout.engine import Collected
-from rayswift.rollout.fake_engine import FakeEngine, FakeSettings
+from rayswift.rollout.fake_engine import FakeEngine, FakeSettings, tokens_of
 from rayswift.rollout.pool import EnginesFailed, Pool, SampleFailed
 from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest
 from rayswift.rollout.seat import Limits
@@ -121,7 +121,7 @@ schedules = st.lists(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(events=schedules, salvage=st.booleans(), size=st.integers(1, 4))
 def test_no_kill_schedule_loses_a_request_or_changes_a_completion(
     events: list[Event], salvage: bool, size: int
@@ -153,6 +153,48 @@ def test_no_kill_schedule_loses_a_request_or_changes_a_completion(
     assert (statistics.failed, statistics.queued, statistics.running) == (0, 0, 0)
     assert not statistics.salvaged_tokens or salvage
     assert not statistics.regenerated_tokens or not salvage
+
+
+@settings(max_examples=20)
+@given(events=schedules, staleness=st.integers(0, 3), gaps=st.lists(st.floats(0.2, 8), min_size=3, max_size=6))
+def test_every_token_is_of_the_version_it_says_and_none_is_too_old(
+    events: list[Event], staleness: int, gaps: list[float]
+) -> None:
+    async def story(pool: Pool, engines: Engines) -> list[tuple[int, SampleRequest, Completion]]:
+        async def disturb() -> None:
+            for wait_s, what, number in events:
+                await asyncio.sleep(wait_s)
+                victim = engines.made[number % len(engines.made)]
+                if what in ("kill", "hang"):
+                    getattr(victim, what)()
+                else:
+                    pool.scale_to(1 + number % 3)
+
+        disturbing = asyncio.create_task(disturb())
+        rounds = []
+        for step, gap_s in enumerate(gaps):
+            wanted = [replace(each, key=f"{step}.{each.key}", seed=each.seed + 77 * step) for each in requests(12, 2)]
+            min_step = max(0, step - staleness)
+            rounds.append((min_step, wanted, pool.sample(wanted, min_step)))
+            await asyncio.sleep(gap_s)
+            oldest = step + 1 - staleness
+            for _, _, futures in rounds[: max(0, oldest)]:  # the rule of admission
+                await asyncio.wait(futures)
+            await pool.set_weights(PolicyVersion(1, step + 1), "weights")
+        answers = [await asyncio.gather(*futures) for _, _, futures in rounds]
+        await disturbing
+        return [
+            (min_step, request, completion)
+            for (min_step, wanted, _), completions in zip(rounds, answers, strict=True)
+            for request, completion in zip(wanted, completions, strict=True)
+        ]
+
+    for min_step, request, completion in in_pool(story, limits=replace(LIMITS, max_tries=20)):
+        assert completion.key == request.key
+        assert [span.begin for span in completion.spans] == sorted({span.begin for span in completion.spans})
+        assert min(span.version.step for span in completion.spans) >= min_step
+        expected = tokens_of(request, completion.spans, 0, len(completion.token_ids))
+        assert completion.token_ids.tobytes() == expected.tobytes()
 
 
 def test_what_moves_is_counted() -> None:
