@@ -46,7 +46,7 @@ class Limits:
     drain_s: float = 60.0
     unserved_s: float = 900.0
     max_tries: int = 5
-    max_starts: int = 3
+    max_starts: int = 5
 
 
 @dataclass(eq=False)

@@ -3,63 +3,24 @@
 About two minutes, and on Ray's fake node provider, so not part of the suite: pytest tests/bars/test_autoscaler.py
 """
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ray.cluster_utils import FAKE_HEAD_NODE_ID
 
 from cluster.local_cluster import LocalCluster
-from tests.ray.conftest import ROOT, curve
+from tests.bars.growing_cluster import growing_cluster
+from tests.ray.conftest import curve
 from tests.ray.test_cluster import rayswift, working_dir
 
 __all__ = ["working_dir"]
-
-HEAD_TYPE = "ray.head.default"  # as the fake provider calls it, whatever the configuration says
-COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
 
 
 @pytest.fixture(scope="module")
 def growing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     """A head of one CPU, to which at most two nodes of one CPU are added."""
-    file = tmp_path_factory.mktemp("autoscaler") / "config.json"
-    environment = {
-        "PYTHONPATH": str(ROOT),
-        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-        "RAY_FAKE_CLUSTER": "1",
-        "RAY_enable_autoscaler_v2": "1",
-        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
-        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
-    }
-    cluster = LocalCluster(num_cpus=1, environment=environment, head_flags=(f"--autoscaling-config={file}",))
-    config = {
-        "cluster_name": "growing",
-        "max_workers": 2,
-        "idle_timeout_minutes": 0.1,
-        "provider": {
-            "type": "external",
-            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
-            "gcs_address": cluster.address,
-            "launch_multiple": True,
-            "head_node_id": FAKE_HEAD_NODE_ID,
-        },
-        "auth": {},
-        "available_node_types": {
-            HEAD_TYPE: {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 0},
-            "more": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
-        },
-        "head_node_type": HEAD_TYPE,
-        "file_mounts": {},
-        "cluster_synced_files": [],
-        "file_mounts_sync_continuously": False,
-        "rsync_exclude": [],
-        "rsync_filter": [],
-        **{f"{name}_commands": [] for name in COMMANDS},
-    }
-    file.write_text(json.dumps(config))
-    with cluster:
+    with growing_cluster(tmp_path_factory.mktemp("autoscaler") / "config.json", {"CPU": 1}, 2) as cluster:
         yield cluster
 
 

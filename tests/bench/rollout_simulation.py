@@ -87,7 +87,7 @@ def makespans(engine: FakeSettings, publish_s: float, node_s: float, rounds: int
             max_staleness=1,
             train_tokens_per_s=20_000.0,
             max_tokens=lambda number: 1024 if number // 40 % 2 else 32,
-            publish_s=publish_s,
+            step_s=publish_s,
             node_s=node_s,
         )
         measured = simulate(setting)
@@ -104,7 +104,7 @@ def _setting(engine: FakeSettings, rounds: int, staleness: int, speed: float, pu
         num_rounds=rounds,
         max_staleness=staleness,
         train_tokens_per_s=speed,
-        publish_s=publish_s,
+        step_s=publish_s,
     )
 
 

@@ -12,13 +12,14 @@ import numpy as np
 from rayswift.data.windows import TRAINED
 from rayswift.rollout.admission import Admission, RoundPlan
 from rayswift.rollout.autoscale import Meter, Rule, Scale, Signals, look
+from rayswift.rollout.engine import Factory
 from rayswift.rollout.fake_engine import FakeEngine, FakeSettings
 from rayswift.rollout.pool import Pool
 from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest
 from rayswift.rollout.seat import Limits
 
 _PROMPT_TOKENS = 100
-_LOOK_S = 2.0
+_LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class Setting:
     """A run.
 
     num_prompts, num_generations: of a round; max_tokens: of a completion, by round; train_tokens_per_s: what the
-    trainer trains of prompts and completions; publish_s: it stands still to publish; node_s: until a new engine has
-    a place; rule: for the number of engines, least and most equal where it is fixed.
+    trainer trains of prompts and completions; step_s: what it takes besides, publishing included; node_s: until a new
+    engine has a place; rule: for the number of engines, least and most equal where it is fixed.
     """
 
     engine: FakeSettings
@@ -38,14 +39,15 @@ class Setting:
     num_prompts: int = 32
     num_generations: int = 8
     max_tokens: Callable[[int], int] = lambda number: 1024
-    publish_s: float = 0.0
+    step_s: float = 0.0
     node_s: float = 0.0
 
 
 @dataclass
 class Measured:
     """seconds: of the run; waits_s: of these, the trainer without a round; engine_s: that engines were held;
-    staleness: versions that a trained token was behind its trainer, in the mean; most_engines: held at once.
+    staleness: versions that a trained token was behind its trainer, in the mean; most_engines, engines_at_the_end:
+    held at once; lost: engines.
     """
 
     seconds: float = 0.0
@@ -54,14 +56,20 @@ class Measured:
     tokens: int = 0
     staleness: float = 0.0
     most_engines: int = 0
+    engines_at_the_end: int = 0
     lost: int = 0
     _lags: list[tuple[int, int]] = field(default_factory=list)
 
 
 class SimulatedRun:
-    """See the module; `go` makes it once."""
+    """See the module; `go` makes it once.
 
-    def __init__(self, setting: Setting):
+    Args:
+        setting: The run.
+        factory: Of engines as `setting.engine` says; None: in this event loop.
+    """
+
+    def __init__(self, setting: Setting, factory: Factory | None = None):
         self._setting = setting
         plan = RoundPlan(setting.num_prompts, setting.max_staleness, 3, setting.num_rounds)
         self._admission = Admission(plan, 0)
@@ -69,12 +77,11 @@ class SimulatedRun:
         self._groups: dict[int, list[list[Completion]]] = {}
         self._ready = [asyncio.Event() for _ in range(setting.num_rounds)]
         self._tasks: set[asyncio.Task[None]] = set()
-        self._engines: list[tuple[float, FakeEngine]] = []
         self._measured = Measured()
         self._clock = asyncio.get_running_loop().time
         self._waits, self._idle, self._load = (Meter(self._clock()) for _ in range(3))
         limits = Limits(max_outstanding=setting.engine.max_num_seqs * 5 // 4, unserved_s=10_000)
-        self._pool = Pool(self._engine, limits, salvage=setting.max_staleness > 0)
+        self._pool = Pool(factory or self._engine, limits, salvage=setting.max_staleness > 0)
         self._places = limits.max_outstanding
 
     async def go(self) -> Measured:
@@ -86,7 +93,7 @@ class SimulatedRun:
         scaling = asyncio.create_task(self._scale())
         for number in range(setting.num_rounds):
             tokens = await self._train(number)
-            await asyncio.sleep(tokens / setting.train_tokens_per_s + setting.publish_s)
+            await asyncio.sleep(tokens / setting.train_tokens_per_s + setting.step_s)
             self._publish(number + 1)
         measured.seconds = self._clock() - began
         measured.lost = self._pool.statistics().lost
@@ -152,9 +159,10 @@ class SimulatedRun:
         while True:
             await asyncio.sleep(_LOOK_S)
             now, stands = self._clock(), self._pool.statistics()
-            held = sum(not engine.dead for _, engine in self._engines)
+            held = stands.healthy + stands.joining + stands.draining
             self._measured.engine_s += held * (now - looked_at)
             self._measured.most_engines = max(self._measured.most_engines, held)
+            self._measured.engines_at_the_end = held
             looked_at = now
             means = [meter.read(now) for meter in (self._waits, self._idle, self._load)]
             scale = look(rule, scale, Signals(*means, joining=stands.joining), now)
@@ -163,7 +171,6 @@ class SimulatedRun:
     def _engine(self, name: str) -> FakeEngine:
         engine = FakeEngine(self._setting.engine, placed=False)
         asyncio.get_running_loop().call_later(self._setting.node_s, engine.place)
-        self._engines.append((self._clock(), engine))
         return engine
 
     def _spawn(self, coroutine: object) -> None:

@@ -22,7 +22,9 @@ V0, V1 = PolicyVersion(1, 0), PolicyVersion(1, 1)
 SPEED = FakeSettings(
     start_s=20, load_s=0.5, pause_s=0.1, step_s=0.02, median_length=60, length_sigma=0.5, max_num_seqs=8
 )
-LIMITS = Limits(max_outstanding=12, start_s=60, load_s=30, answer_s=20, suspect_s=5, dead_s=30, stall_s=60, drain_s=2)
+LIMITS = Limits(
+    max_outstanding=12, start_s=60, load_s=30, answer_s=20, suspect_s=5, dead_s=30, stall_s=60, drain_s=2, max_starts=3
+)
 
 
 class Engines:
@@ -127,10 +129,11 @@ def test_no_kill_schedule_loses_a_request_or_changes_a_completion(
     events: list[Event], salvage: bool, size: int
 ) -> None:
     wanted = requests(25, 3)
-    limits = replace(LIMITS, max_tries=20)
+    limits = replace(LIMITS, max_tries=20, max_starts=20)
 
     async def story(pool: Pool, engines: Engines) -> tuple[list[Completion], Any]:
         futures = pool.sample(wanted, 0)
+        await asyncio.sleep(3)
         for wait_s, what, number in events:
             await asyncio.sleep(wait_s)
             victim = engines.made[number % len(engines.made)]
@@ -146,7 +149,8 @@ def test_no_kill_schedule_loses_a_request_or_changes_a_completion(
                 pool.scale_to(size + 1)
         return await asyncio.gather(*futures), pool.statistics()
 
-    completions, statistics = in_pool(story, size=size, salvage=salvage, limits=limits)
+    engines = Engines(replace(SPEED, start_s=3))
+    completions, statistics = in_pool(story, engines, size, salvage, limits)
     assert all(same(one, other) for one, other in zip(completions, plain(25, 3), strict=True))
     assert statistics.requests == len(wanted)
     assert statistics.tokens == sum(len(completion.token_ids) for completion in completions)
@@ -170,10 +174,14 @@ def test_every_token_is_of_the_version_it_says_and_none_is_too_old(
                 else:
                     pool.scale_to(1 + number % 3)
 
+        await asyncio.sleep(4)
         disturbing = asyncio.create_task(disturb())
         rounds = []
         for step, gap_s in enumerate(gaps):
-            wanted = [replace(each, key=f"{step}.{each.key}", seed=each.seed + 77 * step) for each in requests(12, 2)]
+            wanted = [
+                replace(each, key=f"{step}.{each.key}", seed=each.seed + 77 * step)
+                for each in requests(12, 2, room=500)
+            ]
             min_step = max(0, step - staleness)
             rounds.append((min_step, wanted, pool.sample(wanted, min_step)))
             await asyncio.sleep(gap_s)
@@ -189,7 +197,9 @@ def test_every_token_is_of_the_version_it_says_and_none_is_too_old(
             for request, completion in zip(wanted, completions, strict=True)
         ]
 
-    for min_step, request, completion in in_pool(story, limits=replace(LIMITS, max_tries=20)):
+    engines = Engines(replace(SPEED, start_s=3, median_length=200))
+    limits = replace(LIMITS, max_tries=20, max_starts=20)
+    for min_step, request, completion in in_pool(story, engines, limits=limits):
         assert completion.key == request.key
         assert [span.begin for span in completion.spans] == sorted({span.begin for span in completion.spans})
         assert min(span.version.step for span in completion.spans) >= min_step

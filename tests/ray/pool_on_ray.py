@@ -1,0 +1,119 @@
+"""What test_pool.py runs, in a process of its own: a pool over engines in Ray actors, some of which are killed."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+import numpy as np
+import ray
+
+from rayswift.rollout.actors import RayEngines
+from rayswift.rollout.fake_engine import FakeEngine, FakeSettings
+from rayswift.rollout.pool import EnginesFailed, Pool
+from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest
+from rayswift.rollout.seat import Limits
+
+SPEED = FakeSettings(start_s=0.1, load_s=0.05, pause_s=0.01, step_s=0.004, median_length=200, max_num_seqs=64)
+LIMITS = Limits(max_outstanding=80, suspect_s=3, dead_s=10, drain_s=1)
+OPTIONS = {"num_cpus": 0}
+
+
+class Talking(FakeEngine):
+    """Says something, and is gone."""
+
+    async def start(self) -> None:
+        """See Engine."""
+        print("segmentation fault in a kernel", file=sys.stderr, flush=True)  # noqa: T201
+        os._exit(1)
+
+
+class Refusing(FakeEngine):
+    """Cannot be made."""
+
+    def __init__(self, settings: FakeSettings):
+        super().__init__(settings)
+        raise RuntimeError("no device")
+
+
+def requests() -> list[SampleRequest]:
+    """Completions for some ten seconds of two engines."""
+    prompts = [np.arange(n, n + 5, dtype=np.int32) for n in range(300)]
+    return [
+        SampleRequest(f"{n}:{sample}", prompt, 600, seed=n * 8 + sample)
+        for n, prompt in enumerate(prompts)
+        for sample in range(2)
+    ]
+
+
+async def killed() -> dict[str, Any]:
+    """One engine is killed and one stopped under their requests."""
+    pool = Pool(RayEngines(FakeEngine, (SPEED,), OPTIONS), LIMITS, salvage=True)
+    pool.scale_to(2)
+    await pool.set_weights(PolicyVersion(1, 0), "weights")
+    futures = pool.sample(requests(), 0)
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+    for seat, signum in zip(list(pool._seats.values()), (signal.SIGKILL, signal.SIGSTOP), strict=True):
+        async with asyncio.timeout(60):
+            while not seat.works:
+                await asyncio.sleep(0.01)
+        os.kill(seat.handle._process.pid, signum)
+    completions = await asyncio.gather(*futures)
+    await pool.set_weights(PolicyVersion(1, 1), "weights")
+    pool.scale_to(1)
+    async with asyncio.timeout(60):
+        while len(pool._seats) > 1:
+            await asyncio.sleep(0.01)
+    stands = pool.statistics()
+    await pool.close()
+    return {
+        "hash": digest(completions),
+        "lost": stands.lost,
+        "salvaged": stands.salvaged_tokens,
+        "healthy": stands.healthy,
+    }
+
+
+async def undisturbed() -> dict[str, Any]:
+    """The same by an engine in this process."""
+    pool = Pool(lambda name: FakeEngine(SPEED), Limits(max_outstanding=10_000), salvage=True)
+    pool.scale_to(4)
+    await pool.set_weights(PolicyVersion(1, 0), "weights")
+    completions = await asyncio.gather(*pool.sample(requests(), 0))
+    await pool.close()
+    return {"hash": digest(completions)}
+
+
+async def failing(engine: type[FakeEngine]) -> dict[str, Any]:
+    """What the pool says of engines that cannot start."""
+    pool = Pool(RayEngines(engine, (SPEED,), OPTIONS), Limits(max_starts=1), salvage=True)
+    pool.scale_to(1)
+    try:
+        await pool.sample(requests()[:1], 0)[0]
+    except EnginesFailed as error:
+        return {"error": str(error)}
+    finally:
+        await pool.close()
+    return {}
+
+
+def digest(completions: list[Completion]) -> int:
+    """Of keys, tokens and log-probabilities."""
+    return hash(tuple((c.key, c.token_ids.tobytes(), c.logprobs.tobytes(), c.finish) for c in completions))
+
+
+def main() -> None:
+    """Print what happened as JSON."""
+    told = {"undisturbed": asyncio.run(undisturbed())}
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    told["killed"] = asyncio.run(killed())
+    told["talking"] = asyncio.run(failing(Talking))
+    told["refusing"] = asyncio.run(failing(Refusing))
+    ray.shutdown()
+    print(json.dumps(told))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
