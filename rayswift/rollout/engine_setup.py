@@ -1,6 +1,6 @@
 """Section `rollout` -> what an engine is built from and what its actor holds; without ray, torch and vllm."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -35,9 +35,9 @@ class EngineSetup:
     """All that a vLLM engine is built from, as plain values.
 
     model: folder or hub id of config and, unless `load_format` is dummy, weights. max_model_len: tokens of prompt and
-    completion. tokenizer: its folder, for stop strings, for a regular expression, and for the tokens that end a
-    completion where `sampling` names none. lora_rank: of the adapter it will serve, over the weights at `model`; None:
-    no adapter. num_threads: where it computes on CPUs. engine_kwargs: further arguments under vLLM's names.
+    completion. tokenizer: its folder, needed for stop strings and for a regular expression only. lora_rank: of the
+    adapter it will serve, over the weights at `model`; None: no adapter. num_threads: where it computes on CPUs.
+    engine_kwargs: further arguments under vLLM's names.
     """
 
     model: str
@@ -70,8 +70,9 @@ def engine_setup(
         tokenizer: Folder of the run's tokenizer.
         dtype: `model.dtype`; auto is bfloat16 on GPUs, else float32.
         max_model_len: Tokens of the longest prompt and completion.
-        more: `lora_rank`, `revision`, `trust_remote_code`, `seed`.
+        more: `lora_rank`, `revision`, `trust_remote_code`, `seed`, and `stop_token_ids`.
     """
+    stop_token_ids: Sequence[int] = more.pop("stop_token_ids", ())
     if dtype == "auto":
         dtype = "bfloat16" if layout.device == "cuda" else "float32"
     sampling = SamplingSettings(
@@ -81,6 +82,7 @@ def engine_setup(
         min_p=rollout.min_p,
         repetition_penalty=rollout.repetition_penalty,
         stop=tuple(rollout.stop),
+        stop_token_ids=tuple(stop_token_ids),
         structured_outputs_regex=rollout.structured_outputs_regex,
     )
     return EngineSetup(
@@ -91,7 +93,7 @@ def engine_setup(
         dtype=dtype,
         # An adapter is served over the weights it was made for; all others arrive by `load`.
         load_format="auto" if more.get("lora_rank") else "dummy",
-        tokenizer=tokenizer,
+        tokenizer=tokenizer if rollout.stop or rollout.structured_outputs_regex else None,
         num_threads=rollout.engine_threads,
         max_num_seqs=rollout.max_num_seqs,
         tensor_parallel_size=rollout.tensor_parallel_size,

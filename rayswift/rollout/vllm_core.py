@@ -269,7 +269,7 @@ def _build(setup: EngineSetup) -> tuple[Any, Callable[[int, int], Any]]:
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     engine = LLMEngine.from_engine_args(EngineArgs(**arguments(setup)))
-    wanted, ends = setup.sampling, _stop_token_ids(setup)
+    wanted = setup.sampling
 
     def sampling(max_tokens: int, seed: int) -> Any:
         regex = wanted.structured_outputs_regex
@@ -282,7 +282,7 @@ def _build(setup: EngineSetup) -> tuple[Any, Callable[[int, int], Any]]:
             seed=seed,
             max_tokens=max_tokens,
             stop=list(wanted.stop) or None,
-            stop_token_ids=ends,
+            stop_token_ids=list(wanted.stop_token_ids),
             detokenize=bool(wanted.stop),
             logprobs=0,  # of the sampled token
             flat_logprobs=True,
@@ -291,18 +291,6 @@ def _build(setup: EngineSetup) -> tuple[Any, Callable[[int, int], Any]]:
         )
 
     return engine, sampling
-
-
-def _stop_token_ids(setup: EngineSetup) -> list[int]:
-    """As given, or what the tokenizer's and the model's folders say."""
-    if setup.sampling.stop_token_ids or not setup.tokenizer:
-        return list(setup.sampling.stop_token_ids)
-    from transformers import AutoTokenizer
-
-    from rayswift.rollout.stop_tokens import stop_token_ids
-
-    tokenizer = AutoTokenizer.from_pretrained(setup.tokenizer, trust_remote_code=setup.trust_remote_code)
-    return stop_token_ids(tokenizer, [Path(setup.model), Path(setup.tokenizer)])
 
 
 def arguments(setup: EngineSetup) -> dict[str, Any]:
@@ -324,8 +312,7 @@ def arguments(setup: EngineSetup) -> dict[str, Any]:
         "disable_log_stats": True,
         "enable_prefix_caching": True,  # the samples of a group share their prompt
     }
-    needs_text = setup.sampling.stop or setup.sampling.structured_outputs_regex
-    found |= {"tokenizer": setup.tokenizer} if needs_text else {"skip_tokenizer_init": True}
+    found |= {"tokenizer": setup.tokenizer} if setup.tokenizer else {"skip_tokenizer_init": True}
     if setup.lora_rank:
         found |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_capacity(setup.lora_rank)}
     if setup.device == "cpu":

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+import jinja2
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from rayswift.log import UserError
-from rayswift.rollout import stop_tokens
 from rayswift.train.checkpoint import model_folder
 
 _ADAPTER = "adapter_config.json"
+_GENERATION = "generation_config.json"
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_MARK = "rayswift"
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, system: str | No
     """
     if tokenizer.chat_template:
         turns = [{"role": "system", "content": system}] if system else []
-        text = stop_tokens.render(tokenizer, [*turns, {"role": "user", "content": prompt}], generate=True)
+        text = _render(tokenizer, [*turns, {"role": "user", "content": prompt}], generate=True)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     if system:
         raise UserError("infer.system: the model has no chat template to put it into; leave it out")
@@ -131,5 +133,32 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, system: str | No
 
 
 def stop_token_ids(model: FoundModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that end an answer of the model."""
-    return stop_tokens.stop_token_ids(tokenizer, {model.folder, model.weights})
+    """Tokens that end an answer: the tokenizer's, the generation config's, the end of a template's turn.
+
+    A base model that was taught a chat template often names the last one nowhere else.
+    """
+    found: set[int] = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
+    for folder in {model.folder, model.weights}:
+        if (folder / _GENERATION).exists():
+            eos = GenerationConfig.from_pretrained(folder).eos_token_id
+            found.update([eos] if isinstance(eos, int) else eos or [])
+    if tokenizer.chat_template:
+        turns = [{"role": "user", "content": "-"}, {"role": "assistant", "content": _MARK}]
+        behind = _render(tokenizer, turns, generate=False).rpartition(_MARK)[2]
+        first = tokenizer(behind, add_special_tokens=False)["input_ids"][:1]
+        found.update(token for token in first if _is_special(tokenizer, token))
+    return sorted(found)
+
+
+def _is_special(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
+    added = tokenizer.added_tokens_decoder
+    return token in added and bool(added[token].special)
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], generate: bool) -> str:
+    try:
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+    except (jinja2.TemplateError, TypeError) as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise UserError(f"the model's chat template refuses a conversation of {roles}: {error}") from error
+    return text

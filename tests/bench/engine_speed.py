@@ -12,7 +12,6 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray
@@ -24,6 +23,7 @@ from rayswift.rollout.engine import SamplingSettings
 from rayswift.rollout.engine_setup import EngineSetup, engine_options
 from rayswift.rollout.pool import Pool
 from rayswift.rollout.samples import PolicyVersion, SampleRequest
+from rayswift.rollout.seat import Limits
 from rayswift.rollout.vllm_engine import VllmEngine
 from rayswift.rollout.weights import ObjectStore
 from rayswift.train.policy.publish import Publisher
@@ -73,41 +73,34 @@ def requests(number: int, prompts: int, tokens: int) -> list[SampleRequest]:
     return [SampleRequest(f"{number}:{i}", texts[i // 8], int(room), seed=i) for i, room in enumerate(rooms)]
 
 
-async def through_the_pool(setup: EngineSetup, model: Any, rounds: list[list[SampleRequest]]) -> list[float]:
-    """Seconds of each round."""
-    from rayswift.rollout.pool import Limits
-
-    pool = Pool(RayEngines(VllmEngine, (setup,), engine_options({})), Limits(), salvage=False)
-    pool.scale_to(1)
-    version = PolicyVersion(0, 0)
-    published = Publisher(model, "float32", False, True, ObjectStore()).publish(version)
-    await pool.set_weights(version, published)
-    seconds = []
-    for asked in rounds:
-        began = time.perf_counter()
-        await asyncio.gather(*pool.sample(asked, 0))
-        seconds.append(time.perf_counter() - began)
-    await pool.close()
-    return seconds
-
-
-def measure(shape: dict[str, int], folder: Path, options: argparse.Namespace) -> tuple[float, float]:
-    """Tokens/s of vLLM alone, and through actor and pool."""
+async def measure(shape: dict[str, int], folder: Path, options: argparse.Namespace) -> tuple[float, float, float]:
+    """Tokens/s of vLLM alone, through actor and pool, and their ratio; both by turns, as a machine's speed drifts."""
     config = AutoConfig.from_pretrained(TINY)
     for name, value in shape.items():
         setattr(config, name, value)
     config.layer_types = ["full_attention"] * config.num_hidden_layers
+    config.eos_token_id = None
     config.save_pretrained(folder)
-    model = AutoModelForCausalLM.from_config(config)
     setup = EngineSetup(str(folder), SamplingSettings(1.0), PROMPT_TOKENS + options.tokens)
-    rounds = [requests(number, options.prompts, options.tokens) for number in range(options.rounds)]
     direct = ray.remote(Direct).options(num_cpus=0).remote(setup)
-    alone = [ray.get(direct.generate.remote(each)) for each in rounds]
+    pool = Pool(RayEngines(VllmEngine, (setup,), engine_options({})), Limits(), salvage=False)
+    pool.scale_to(1)
+    model = AutoModelForCausalLM.from_config(config)
+    published = Publisher(model, "float32", False, True, ObjectStore()).publish(PolicyVersion(0, 0))
+    await pool.set_weights(PolicyVersion(0, 0), published)
+    speeds: list[tuple[float, float]] = []
+    for number in range(options.rounds):
+        asked = requests(number, options.prompts, options.tokens)
+        num_tokens = sum(request.max_tokens for request in asked)
+        alone_s = await direct.generate.remote(asked)
+        began = time.perf_counter()
+        await asyncio.gather(*pool.sample(asked, 0))
+        speeds.append((num_tokens / alone_s, num_tokens / (time.perf_counter() - began)))
+    await pool.close()
     ray.kill(direct)
-    pooled = asyncio.run(through_the_pool(setup, model, rounds))
-    made = [sum(request.max_tokens for request in each) for each in rounds]
-    speeds = [[n / s for n, s in zip(made[1:], each[1:], strict=True)] for each in (alone, pooled)]
-    return statistics.median(speeds[0]), statistics.median(speeds[1])
+    warm = speeds[1:]
+    ratio = statistics.median(pooled / alone for alone, pooled in warm)
+    return statistics.median(s[0] for s in warm), statistics.median(s[1] for s in warm), ratio
 
 
 def main() -> None:
@@ -121,8 +114,8 @@ def main() -> None:
     lines = ["| model | vLLM alone, tokens/s | through actor and pool | ratio |", "| --- | ---: | ---: | ---: |"]
     for name, shape in SHAPES.items():
         with tempfile.TemporaryDirectory() as folder:
-            alone, pooled = measure(shape, Path(folder), options)
-        lines.append(f"| {name} | {alone:,.0f} | {pooled:,.0f} | {pooled / alone:.2f} |")
+            alone, pooled, ratio = asyncio.run(measure(shape, Path(folder), options))
+        lines.append(f"| {name} | {alone:,.0f} | {pooled:,.0f} | {ratio:.2f} |")
     ray.shutdown()
     print("\n".join(lines))  # noqa: T201
 

@@ -22,8 +22,8 @@ def setup(
 
 def test_the_section_becomes_an_engine() -> None:
     rollout = RolloutConfig(temperature=0.7, top_k=5, engine_threads=2, max_num_seqs=9, engine_kwargs={"seed": 3})
-    made = setup(rollout)
-    assert (made.sampling.temperature, made.sampling.top_k) == (0.7, 5)
+    made = setup(rollout, stop_token_ids=(1, 7))
+    assert (made.sampling.temperature, made.sampling.top_k, made.sampling.stop_token_ids) == (0.7, 5, (1, 7))
     assert (made.max_model_len, made.dtype, made.load_format) == (700, "float32", "dummy")
     assert (made.num_threads, made.max_num_seqs, made.engine_kwargs) == (2, 9, {"seed": 3})
     assert setup(rollout, GPU).dtype == "bfloat16"
@@ -32,6 +32,8 @@ def test_the_section_becomes_an_engine() -> None:
 
 def test_what_needs_more_gets_it() -> None:
     assert setup(RolloutConfig(max_model_len=300)).max_model_len == 300
+    assert setup(RolloutConfig(stop=["END"])).tokenizer == "tokenizer"
+    assert setup(RolloutConfig(structured_outputs_regex=r"\d+")).tokenizer == "tokenizer"
     # An adapter is served over weights that the engine reads itself.
     assert setup(RolloutConfig(), lora_rank=8).load_format == "auto"
 
