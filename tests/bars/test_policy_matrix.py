@@ -10,6 +10,7 @@ import random
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,19 @@ FURTHER: dict[str, tuple[Any, ...]] = {
 
 
 @pytest.fixture(scope="module")
-def oracle() -> Any:
-    """Imported for these tests alone: it takes seconds."""
+def oracle() -> Iterator[Any]:
+    """Imported for these tests alone: it takes seconds, and sets environment variables that runs would inherit."""
+    environment = dict(os.environ)
     import torch
 
     from tests import policy_oracle
 
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    return policy_oracle
+    yield policy_oracle
+    torch.set_num_threads(threads)
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 @pytest.mark.parametrize("loss_type", LOSSES)

@@ -3,6 +3,8 @@
 A pairwise choice of what there is; all of it: tests/bars/test_policy_matrix.py.
 """
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,19 @@ CASES: list[tuple[bool, dict[str, Any]]] = [
 
 
 @pytest.fixture(scope="module")
-def oracle() -> Any:
-    """Imported for the tests that are run alone: it takes seconds."""
+def oracle() -> Iterator[Any]:
+    """Imported for these tests alone: it takes seconds, and sets environment variables that runs would inherit."""
+    environment = dict(os.environ)
     import torch
 
     from tests import policy_oracle
 
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    return policy_oracle
+    yield policy_oracle
+    torch.set_num_threads(threads)
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 @pytest.mark.parametrize("case", range(len(CASES)))

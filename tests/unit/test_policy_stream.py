@@ -1,0 +1,121 @@
+"""The policy trainer's steps: what they are cut from, and what a checkpoint would hold behind each of them."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from rayswift.data.global_batches import Position
+from rayswift.rollout.rounds import Round, RoundTable, Tokens, share_of
+from rayswift.train.policy.policy_stream import CutSettings, PolicyStream, RoundFlow
+
+SETTINGS = CutSettings(num_iterations=2, budget=12, layout="rows", pad_token_id=0)
+
+
+@dataclass
+class TwoRounds:
+    """Two rounds of six completions of 1 to 6 tokens behind prompts of 2, for one of two ranks."""
+
+    rank: int = 0
+
+    def next(self, number: int) -> Round:
+        lengths = np.arange(1, 7)
+        table = RoundTable(
+            ("f",),
+            np.repeat([0, 1, 2], 2),
+            np.ones((6, 1)),
+            np.full(6, 2),
+            lengths,
+            lengths == 6,
+            np.zeros(6),
+        )
+        rows = share_of(table, 2, self.rank, 2)
+        total = int(lengths[rows].sum())
+        tokens = Tokens(
+            rows, np.ones(2 * len(rows), np.int32), np.full(total, 2, np.int32), np.zeros(total, np.float32)
+        )
+        return Round(
+            number=number,
+            rank=self.rank,
+            size=2,
+            num_steps=2,
+            table=table,
+            tokens=tokens,
+            epochs=number + 1.0,
+            position=Position(number + 1),
+            last=number == 1,
+            save=False,
+            ledger={"rounds": number + 1},
+            metrics={},
+        )
+
+    def evaluate(self, number: int) -> dict[str, float]:
+        return {"reward": number / 2}
+
+
+def make_stream(rank: int = 0, settings: CutSettings = SETTINGS) -> PolicyStream:
+    return PolicyStream(TwoRounds(rank), Position(), 0.0, 0, {}, settings)
+
+
+def test_only_the_end_of_a_round_moves_the_position() -> None:
+    stream = make_stream()
+    assert stream.number == 0
+    seen = []
+    for item in stream:
+        step = item["step"]
+        seen.append((step.round.number, step.pass_number, step.index, step.begins_round))
+        done = step.round.number + 1 if stream.ends_round else step.round.number
+        assert stream.ends_round == (step.pass_number == 1 and step.index == 1)
+        assert (stream.number, stream.position.step, stream.epochs) == (done, done, float(done))
+        assert stream.ledger.get("rounds", 0) == done
+        assert stream.last == (done == 2)
+    one_round = [(0, 0, True), (0, 1, False), (1, 0, False), (1, 1, False)]
+    assert seen == [(number, *rest) for number in (0, 1) for rest in one_round]
+    assert stream.evaluate() == {"reward": 1.0}
+    tally = stream.start_tally()
+    assert (tally.steps, tally.capacity >= tally.tokens > tally.trained_tokens) == (8, True)
+
+
+def test_ranks_have_as_many_micro_batches_and_train_everything() -> None:
+    first, second = list(make_stream(0)), list(make_stream(1))
+    rows: list[int] = []
+    for one, other in zip(first, second, strict=True):
+        steps = one["step"], other["step"]
+        assert len({len(step.batches) for step in steps}) == 1
+        if steps[0].pass_number == 0 and steps[0].round.number == 0:
+            rows += [int(row) for step in steps for batch in step.batches for row in batch.rows]
+    assert sorted(rows) == list(range(6))
+
+
+def test_truncated_completions_are_left_out_when_asked() -> None:
+    settings = CutSettings(num_iterations=1, budget=100, layout="rows", pad_token_id=0, leave_truncated=True)
+    trained = [
+        int(row)
+        for rank in (0, 1)
+        for item in make_stream(rank, settings)
+        for b in item["step"].batches
+        for row in b.rows
+    ]
+    assert sorted(trained) == sorted([0, 1, 2, 3, 4] * 2)
+
+
+def test_a_save_within_a_round_is_put_off_to_its_end() -> None:
+    stream = SimpleNamespace(ends_round=False)
+    flow = RoundFlow(cast(Any, stream))
+    control = TrainerControl(should_save=True)
+
+    def step(ends_round: bool, due: bool = False) -> bool:
+        stream.ends_round, control.should_save = ends_round, due
+        flow.on_step_end(cast(TrainingArguments, None), TrainerState(), control)
+        return control.should_save
+
+    assert [step(False, due=True), step(False), step(True), step(False), step(True)] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
+    assert step(True, due=True)
