@@ -1,0 +1,59 @@
+"""The tasks beside causal_lm with tuners beside LoRA: each trains and is continued as if it had not been stopped.
+
+Minutes per task, so not part of the suite: pytest tests/bars/test_task_tuners.py
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from rayswift.config.built import _WITH_ANY_TUNER, _WITH_LM_HEAD
+from tests.bars.test_tasks_matrix import TASKS, rows_of
+from tests.ray import test_tasks
+from tests.ray.conftest import assert_same_curve, curve, sft, train
+
+LORA = ("--tuner", "lora", "--lora_dropout", "0")
+TUNERS = {
+    "dora": (*LORA, "--model.tuner_kwargs", '{"use_dora": true}'),
+    "pissa": (*LORA, "--model.tuner_kwargs", '{"init_lora_weights": "pissa_niter_4"}'),
+    "vera": ("--tuner", "vera", "--model.tuner_kwargs", '{"r": 16}'),
+    "boft": ("--tuner", "boft"),
+    "ia3": ("--tuner", "ia3"),
+    "loha": ("--tuner", "loha"),
+    "nf4": (*LORA, "--quantization", "nf4", "--dtype", "bfloat16"),
+}
+
+
+def continued(task: str, flags: tuple[str, ...], folder: Path) -> Path:
+    """A whole run, the curve of which a cut one follows; returns the whole one."""
+    verb, *own = TASKS[task]
+    path = test_tasks.write(folder / "rows.jsonl", rows_of(task, 60))
+    steps = ("--save_strategy", "steps", "--lr_scheduler_type", "constant", "--max_length", "512", "--max_steps")
+    run = (*test_tasks.flags(path), *flags, *own, *steps)
+    whole, cut = folder / "whole", folder / "cut"
+    train(verb, whole, *run, "4")
+    train(verb, cut, *run, "2")
+    train(verb, cut, *run, "4", "--resume", "auto")
+    assert_same_curve(cut, whole, test_tasks.TOLERANCE)
+    return whole
+
+
+@pytest.mark.parametrize("tuner", TUNERS)
+@pytest.mark.parametrize("task", _WITH_ANY_TUNER)
+def test_a_task_trains_and_continues_with_a_tuner(task: str, tuner: str, tmp_path: Path) -> None:
+    if tuner == "nf4" and find_spec("bitsandbytes") is None:
+        pytest.skip("bitsandbytes is not installed")
+    losses = curve(continued(task, TUNERS[tuner], tmp_path))
+    assert losses[4] != losses[1]
+
+
+@pytest.mark.parametrize("task", _WITH_LM_HEAD)
+def test_a_task_starts_from_an_adapter(task: str, tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    """The reference of dpo and kto is the model with that adapter, so at the first step no reward has moved."""
+    flags = ("--num_workers", "0", "--zero_stage", "0", "--max_steps", "3", "--learning_rate", "1e-2")
+    sft(tmp_path / "before", *tiny, *LORA, *flags, "--save_strategy", "steps")
+    whole = continued(task, (*LORA, "--adapters", str(tmp_path / "before")), tmp_path)
+    assert not (whole / "checkpoint-4/ref").exists()
+    if task in ("dpo", "kto"):
+        assert curve(whole, "rewards/margins")[1] == pytest.approx(0, abs=1e-5)
