@@ -39,6 +39,9 @@ class StreamedEmbeddingTrainer(HeadTrainer):
         # What is left of a step whose rows are compared: the gradient for each micro-batch, and the loss of all.
         self._gradients: deque[torch.Tensor] = deque()
         self._step_loss = torch.zeros(())
+        for name, parameter in model.named_parameters():
+            if name.startswith("pooler."):  # an encoder's own, which no embedding comes through
+                parameter.requires_grad_(False)
         super().__init__(spec=spec, model=model, **kwargs)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
@@ -57,15 +60,12 @@ class StreamedEmbeddingTrainer(HeadTrainer):
         if not self._loss_of.compares_rows:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         rows = self.stream.handed_out.popleft()
-        embeddings = None
-        if not self._gradients:
+        if self._accumulation > 1 and not self._gradients:  # the first micro-batch of a step
             parts = [rows, *self.stream.handed_out]
-            if len(parts) == 1:
-                embeddings = self._embed(model, inputs, rows)
-            found = [self._embed_again(model, parts)] if embeddings is None else [embeddings.detach()]
-            self._compare(torch.cat(found), parts)
-        if embeddings is None:
-            embeddings = self._embed(model, inputs, rows)
+            self._compare(self._embed_ahead(model, parts), parts)
+        embeddings = self._embed(model, inputs, rows)
+        if self._accumulation == 1:
+            self._compare(embeddings.detach(), [rows])
         self._step.append((rows, float(self._step_loss)))
         if not torch.isfinite(self._step_loss):
             raise self._not_a_number(f"the loss is {float(self._step_loss)}", self._step[-1:])
@@ -73,8 +73,8 @@ class StreamedEmbeddingTrainer(HeadTrainer):
         # HF divides by the micro-batches, and the ranks' gradients are averaged.
         return self._step_loss + (back - back.detach()) * self._accumulation * self.args.world_size
 
-    def _embed_again(self, model: Any, parts: Sequence[Sequence[PackedRow]]) -> torch.Tensor:
-        """The embeddings of all micro-batches, by the same random numbers as those that follow with gradients."""
+    def _embed_ahead(self, model: Any, parts: Sequence[Sequence[PackedRow]]) -> torch.Tensor:
+        """The embeddings of all micro-batches, by the same random numbers as those with gradients, which follow."""
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices):
             pairs = zip(self._micro_batches, parts, strict=True)
