@@ -29,7 +29,7 @@ from rayswift.rollout.samples import Completion, PolicyVersion, Prompt, SampleRe
 from rayswift.rollout.seat import Limits
 
 SPEED = FakeSettings(
-    start_s=0.0, load_s=0.05, pause_s=0.01, step_s=0.02, median_length=150, length_sigma=0.5, max_num_seqs=16
+    start_s=0.0, load_s=0.05, pause_s=0.01, step_s=0.02, median_length=75, length_sigma=0.2, max_num_seqs=16
 )
 ROUND_PROMPTS, MAX_STALENESS = 768, 4
 
