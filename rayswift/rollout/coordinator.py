@@ -218,7 +218,7 @@ class Coordinator:
         if now - began > 1.0:
             self._tokens_at = now, counts.tokens
         return {
-            "engines": float(counts.healthy),
+            "engines": float(counts.serving),
             "engines_idle": 1 - (life.engines_busy.read(now) or 0.0),
             "rollout_tokens_per_s": (counts.tokens - before) / max(1e-3, now - began),
             "round_s": finished.seconds,

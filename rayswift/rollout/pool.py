@@ -51,8 +51,9 @@ class PoolStatistics:
 
     requests, tokens: answered, and their tokens; salvaged_tokens: of those, kept from engines that were lost or left;
     regenerated_tokens: made, and lost with their engine; moved: requests that went to another engine; lost: engines;
-    failed: requests; healthy, joining, draining: engines, `joining` those that may not serve yet or not now; queued,
-    running: requests without and with an engine.
+    failed: requests; serving: engines that hold weights, the current ones or such as they are about to replace;
+    joining: that hold none yet; suspect: that do not answer; draining: that leave; queued, running: requests without
+    and with an engine.
     """
 
     requests: int
@@ -62,8 +63,9 @@ class PoolStatistics:
     moved: int
     lost: int
     failed: int
-    healthy: int
+    serving: int
     joining: int
+    suspect: int
     draining: int
     queued: int
     running: int
@@ -179,13 +181,15 @@ class Pool:
         """What it has done, and how it stands."""
         members = [seat.member for seat in self._seats.values() if seat.member.alive]
         staying = [member for member in members if not member.draining]
-        healthy = sum(member.state is State.HEALTHY for member in staying)
+        suspect = sum(member.state is State.SUSPECT for member in staying)
+        joining = sum(member.version is None and member.state is not State.SUSPECT for member in staying)
         running = sum(len(seat.works) for seat in self._seats.values())
         count = self._counts
         return PoolStatistics(
             **{name: count[name] for name in _COUNTED},
-            healthy=healthy,
-            joining=len(staying) - healthy,
+            serving=len(staying) - joining - suspect,
+            joining=joining,
+            suspect=suspect,
             draining=len(members) - len(staying),
             queued=max(0, len(self._unfinished) - running),
             running=running,

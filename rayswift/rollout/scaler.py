@@ -42,7 +42,7 @@ class Scaler:
         under_way = counts.queued + counts.running
         self._idle.set(float(under_way == 0), now)
         # Engines that do not serve yet hold no requests; without any that serve there is nothing to measure.
-        occupancy = under_way / (counts.healthy * self._places) if counts.healthy else None
+        occupancy = under_way / (counts.serving * self._places) if counts.serving else None
         signals = Signals(self._waits.read(now), self._idle.read(now), occupancy, counts.joining)
         before, self._scale = self._scale.wanted, look(self._rule, self._scale, signals, now)
         if self._scale.wanted != before:

@@ -148,7 +148,7 @@ async def load_test(num_prompts: int, num_engines: int, num_processes: int) -> N
     pool = Pool(hosts, Limits(max_outstanding=2 * SPEED.max_num_seqs), salvage=True)
     pool.scale_to(num_engines)
     await pool.set_weights(PolicyVersion(1, 0), None)
-    while pool.statistics().healthy < num_engines:
+    while pool.statistics().serving < num_engines:
         await asyncio.sleep(0.1)
     timed = Timed(pool, hosts.submitted)
     num_rounds = num_prompts // ROUND_PROMPTS

@@ -151,7 +151,7 @@ class SimulatedRun:
         stands = self._pool.statistics()
         requests = stands.queued + stands.running
         self._idle.set(float(requests == 0), self._clock())
-        self._load.set(requests / (max(1, stands.healthy) * self._places), self._clock())
+        self._load.set(requests / (max(1, stands.serving) * self._places), self._clock())
 
     async def _scale(self) -> None:
         rule, scale = self._setting.rule, Scale(self._setting.rule.least)
@@ -159,7 +159,7 @@ class SimulatedRun:
         while True:
             await asyncio.sleep(_LOOK_S)
             now, stands = self._clock(), self._pool.statistics()
-            held = stands.healthy + stands.joining + stands.draining
+            held = stands.serving + stands.joining + stands.suspect + stands.draining
             self._measured.engine_s += held * (now - looked_at)
             self._measured.most_engines = max(self._measured.most_engines, held)
             self._measured.engines_at_the_end = held

@@ -72,7 +72,7 @@ async def killed() -> dict[str, Any]:
         "hash": digest(completions),
         "lost": stands.lost,
         "salvaged": stands.salvaged_tokens,
-        "healthy": stands.healthy,
+        "serving": stands.serving,
     }
 
 

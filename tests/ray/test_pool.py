@@ -15,7 +15,7 @@ def test_killed_and_stopped_engines_lose_nothing_and_dead_ones_are_quoted() -> N
     killed = told["killed"]
     assert killed["hash"] == told["undisturbed"]["hash"]
     assert killed["lost"] >= 2  # a machine that is slow enough may have one more given up
-    assert killed["healthy"] == 1
+    assert killed["serving"] == 1
     assert killed["salvaged"] > 0
     assert "1 engines in a row could not start; engine-0: its process" in told["talking"]["error"]
     assert "its last lines:\n  segmentation fault in a kernel" in told["talking"]["error"]
