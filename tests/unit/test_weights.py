@@ -232,3 +232,22 @@ def test_the_canary_measures_and_judges() -> None:
     for bad in (0.5, float("nan")):
         with pytest.raises(UserError, match=r"engine-2 by (0\.5|nan)"):
             canary.judge(SECOND, drifts | {"engine-2": bad}, len(ids), 0.1)
+
+
+def test_stacked_experts_travel_as_checkpoints_hold_them(tmp_path: Any) -> None:
+    from safetensors.torch import load_file
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=3, max_position_embeddings=64,
+    )  # fmt: skip
+    model, transport = MixtralForCausalLM(config), Here()
+    published = publish(model, transport, bucket_bytes=1 << 14)
+    assert len(published.buckets) > 3
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    got = received(published, transport)
+    assert got.keys() == saved.keys() and any(".experts.2." in name for name in got)
+    assert all(torch.equal(got[name], tensor) for name, tensor in saved.items())
