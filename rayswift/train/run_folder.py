@@ -17,6 +17,7 @@ from rayswift.config.schema import TrainConfig, TrainingConfig
 from rayswift.config.section import Section
 from rayswift.data.global_batches import Position
 from rayswift.log import UserError, logger
+from rayswift.rollout import completions
 from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.train import checkpoint, guard, user_code
 from rayswift.train.accounting import write_accounting
@@ -44,6 +45,7 @@ _OWN = (
     "ray",
     "runs",
     guard.FOLDER,
+    completions.FOLDER,
 )
 
 # What may differ when a run is continued, because it changes no step; all else, new fields too, must be as it was.
@@ -61,6 +63,17 @@ _FREE = frozenset(
         "cluster.wait_for_nodes_s",
         "data.eval",
         "data.max_bad_fraction",
+        "rollout.canary_steps",
+        "rollout.engine_resources",
+        "rollout.engine_threads",
+        "rollout.gpu_memory_utilization",
+        "rollout.max_failed_fraction",
+        "rollout.max_logprob_drift",
+        "rollout.max_num_seqs",
+        "rollout.num_engines",
+        "rollout.num_generations_eval",
+        "rollout.reward_timeout_s",
+        "rollout.reward_workers",
         "train.early_stopping_patience",
         "train.eval_on_start",
         "train.eval_steps",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rayswift.config.load import load, paths_of, to_yaml
-from rayswift.config.schema import SftConfig
+from rayswift.config.schema import RlhfConfig, SftConfig
 from rayswift.data.global_batches import Position
 from rayswift.log import UserError
 from rayswift.train import checkpoint, run_folder
@@ -312,7 +312,7 @@ def test_other_contents(tmp_path: Path) -> None:
 
 
 def test_free_fields_exist_and_change_no_step() -> None:
-    assert set(paths_of(SftConfig)) >= run_folder._FREE
+    assert {*paths_of(SftConfig), *paths_of(RlhfConfig)} >= run_folder._FREE
     steps = ["seed", "num_train_epochs", "max_steps", "learning_rate", "warmup_steps", "optim"]
     assert not run_folder._FREE & {f"train.{name}" for name in steps}
     assert not {field for field in run_folder._FREE if field.startswith("model.")}
