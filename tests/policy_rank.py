@@ -2,15 +2,14 @@
 
     python -m tests.policy_rank OUT_DIR RANK SIZE PORT FLAGS...
 
-Rank 0 writes OUT_DIR/curve.json: loss, gradient norm and further metrics of each step, and a sum over the weights.
+Rank 0 writes OUT_DIR/curve.json: loss, gradient norm and further metrics of each step.
 """
 
 import json
 import os
 import sys
 from pathlib import Path
-
-import torch
+from typing import Any
 
 
 def main() -> None:
@@ -24,28 +23,14 @@ def main() -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
     }
-    torch.set_num_threads(1)
-    if size > 1:
-        torch.distributed.init_process_group("gloo", rank=rank, world_size=size)
-
     from rayswift.train import tuners
+    from rayswift.train.launch import Worker, join_process_group
     from tests.policy_runs import Rounds, make_groups, make_spec, make_trainer, tiny_model
 
-    spec = make_spec(
-        out_dir,
-        "--learning_rate",
-        "3e-3",
-        "--num_generations",
-        "4",
-        "--max_steps",
-        "12",
-        *sys.argv[5:],
-        num_workers=size,
-    )
-    if spec.config.cluster.uses_deepspeed:
-        import deepspeed
-
-        deepspeed.init_distributed(dist_backend="gloo")
+    flags = ("--learning_rate", "3e-3", "--num_generations", "4", "--max_steps", "12", *sys.argv[5:])
+    spec = make_spec(out_dir, *flags, num_workers=size)
+    no_supply: Any = None
+    join_process_group(spec, Worker(rank, size, no_supply))
     client = Rounds([make_groups(3, 4, seed=seed) for seed in range(3)], num_steps=2, rank=rank, size=size)
     trainer = make_trainer(
         spec,
