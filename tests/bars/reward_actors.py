@@ -1,6 +1,6 @@
 """Groups of completions through real reward workers, in a process with a Ray of its own: one JSON line of what came.
 
-python -m tests.ray.reward_actors FOLDER
+python -m tests.bars.reward_actors FOLDER
 """
 
 import asyncio
@@ -86,7 +86,7 @@ def main(folder: Path) -> None:
                 "reward_models": [str(path)],
                 "reward_weights": [1.0, 2.0, 0.5],
                 "reward_workers": 2,
-                "reward_timeout_s": 6,
+                "reward_timeout_s": 10,
             },
         }
     )

@@ -1,4 +1,7 @@
-"""Reward functions that raise, hang, die and return garbage, beside a reward model, in real workers."""
+"""Reward functions that raise, hang, die and return garbage, beside a reward model, in real workers.
+
+By hand: pytest tests/bars/test_reward_actors.py
+"""
 
 import json
 import subprocess
@@ -11,14 +14,14 @@ from tests.ray.conftest import ROOT, TIMEOUT_S
 
 
 def test_exactly_the_guilty_completions_fail_and_the_others_are_scored(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.ray.reward_actors", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.bars.reward_actors", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stderr
     (first, second), (four, long, five) = json.loads(done.stdout.splitlines()[-1])
     assert first[0] == pytest.approx([1, None, four, 1 + 0.5 * four], abs=1e-5)
     assert first[1] == pytest.approx([0, None, five, 0.5 * five], abs=1e-5)
     assert first[2:4] == [
-        "reward judge gave no answer: not within rollout.reward_timeout_s = 6",
+        "reward judge gave no answer: not within rollout.reward_timeout_s = 10",
         "reward judge ended its process",
     ]
     assert first[4].startswith("reward judge raised RuntimeError: no verdict (mine.py:")
