@@ -28,7 +28,7 @@ from rayswift.train.policy.publish import Publisher
 from tests.conftest import TINY
 
 FIRST, SECOND = PolicyVersion(1, 0), PolicyVersion(1, 1)
-PROMPTS, PROMPT_TOKENS, ROOM = 8, 20, 300
+PROMPTS, PROMPT_TOKENS, ROOM = 8, 20, 400
 
 
 class Probed(VllmEngine):

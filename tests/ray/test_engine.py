@@ -21,6 +21,6 @@ def test_tokens_are_of_the_weights_they_say_while_weights_change(tmp_path: Path)
         assert found["aborted"] == [8, True]
         assert found["left"] == 0
         assert found["continued"] < 1e-5
-        assert found["whole"] == [300]
+        assert found["whole"] == [400]
         assert found["scored"] < 1e-5
         assert "cannot start" in found["cannot_start"]
