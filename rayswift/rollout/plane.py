@@ -58,7 +58,7 @@ class CoordinatorActor(Coordinator):
     """The coordinator in a process of its own; its parts are made in the event loop that they live in."""
 
     def __init__(self, spec: PlaneSpec, store: Any):
-        self._spec, self._store = spec, _Store(store)
+        self._spec, self._store = spec, _Store(store, spec.config.cluster.timeout_s)
         self._opening: asyncio.Task[None] | None = None
 
     async def opened(self) -> None:
@@ -93,17 +93,18 @@ class CoordinatorActor(Coordinator):
 
 
 class _Store:
-    """The weight store's actor."""
+    """The weight store's actor, which answers in `timeout_s` or has failed."""
 
-    def __init__(self, actor: Any):
-        self._actor = actor
+    def __init__(self, actor: Any, timeout_s: float):
+        self._actor, self._timeout_s = actor, timeout_s
 
     async def keep(self, published: Published) -> Published:
         """See `coordinator.Weights`."""
-        await self._actor.publish.remote(published)
-        if not await self._actor.settled.remote():
-            raise UserError("the store could not copy them", exit_code=1)
-        kept: Published | None = await self._actor.current.remote()
+        async with asyncio.timeout(self._timeout_s):
+            await self._actor.publish.remote(published)
+            if not await self._actor.settled.remote():
+                raise UserError("the store could not copy them", exit_code=1)
+            kept: Published | None = await self._actor.current.remote()
         if kept is None or kept.version != published.version:
             raise StaleAttempt("newer weights were published")
         return kept
