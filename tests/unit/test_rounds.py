@@ -86,6 +86,14 @@ def test_cuts_cover_all_within_the_budget(totals: Any, budget: int, layout: Any)
                 assert (len(piece) * piece[0] if layout == "rows" else piece.sum()) <= budget
 
 
+def test_like_lengths_share_a_micro_batch() -> None:
+    """Three long completions and forty short ones fit one budget together, but would be mostly padding."""
+    totals = np.array([200] * 3 + [10] * 40)
+    assert cut([totals], 10_000, "rows") == [[slice(0, 3), slice(3, 43)]]
+    # One that is hardly shorter is not worth a pass of its own.
+    assert cut([np.array([20, 20, 19, 18])], 10_000, "rows") == [[slice(0, 4)]]
+
+
 @pytest.mark.parametrize("layout", ["rows", "flat"])
 def test_micro_batches_hold_the_tokens_they_are_of(layout: Any) -> None:
     table, groups = make([(3, 5), (3, 2), (1, 4), (1, 1), (2, 6), (2, 3)])

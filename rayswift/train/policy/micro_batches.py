@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from rayswift.data.batches import IGNORED, Layout
 from rayswift.rollout.rounds import Indices, RoundTable, Tokens
 
+_MICRO_BATCH_TOKENS = 256
+"""What one more forward and backward pass costs besides its tokens, in tokens."""
 Place = tuple[int, int]
 """Of a micro-batch in a round: the optimizer step, and which of the step's it is."""
 
@@ -57,18 +59,37 @@ def cut(totals_of_ranks: Sequence[NDArray[np.int64]], budget: int, layout: Layou
         budget: Most tokens of a micro-batch, padding included; a completion that is longer is a batch of its own.
         layout: Whether completions are padded to the longest of their batch.
     """
-    cuts = [_greedy(totals, budget, layout) for totals in totals_of_ranks]
+    pieces_of = _padded_pieces if layout == "rows" else _flat_pieces
+    cuts = [pieces_of(totals, budget) for totals in totals_of_ranks]
     number = max(1, *map(len, cuts))
     return [_divided(pieces, number) for pieces in cuts]
 
 
-def _greedy(totals: NDArray[np.int64], budget: int, layout: Layout) -> list[slice]:
+def _padded_pieces(totals: NDArray[np.int64], budget: int) -> list[slice]:
+    """The cut that computes least: padded tokens, and for each micro-batch what it costs besides.
+
+    costs[j] is the least for the first j completions: the best of the cuts that end in a micro-batch [i, j), i < j.
+    """
+    number = len(totals)
+    costs, begins = np.zeros(number + 1), np.zeros(number + 1, np.int64)
+    for end in range(1, number + 1):
+        padded = (end - np.arange(end)) * totals[:end]
+        fits = padded <= budget
+        fits[end - 1] = True  # a completion that is longer than the budget is a micro-batch of its own
+        each = np.where(fits, costs[:end] + padded + _MICRO_BATCH_TOKENS, np.inf)
+        begins[end] = np.argmin(each)
+        costs[end] = each[begins[end]]
+    pieces, end = [], number
+    while end:
+        pieces.append(slice(int(begins[end]), end))
+        end = int(begins[end])
+    return pieces[::-1]
+
+
+def _flat_pieces(totals: NDArray[np.int64], budget: int) -> list[slice]:
     pieces, begin = [], 0
     while begin < len(totals):
-        if layout == "rows":
-            count = budget // int(totals[begin])
-        else:
-            count = int(np.searchsorted(np.cumsum(totals[begin:]), budget, side="right"))
+        count = int(np.searchsorted(np.cumsum(totals[begin:]), budget, side="right"))
         end = min(len(totals), begin + max(1, count))
         pieces.append(slice(begin, end))
         begin = end
