@@ -54,8 +54,8 @@ def test_the_commands_of_the_readme_are_understood(command: str, tmp_path: Path)
 
 
 def test_the_demo() -> None:
-    """`make demo` behind its install: at least 95 % of held-out sums, in the time it promises."""
-    done = subprocess.run(
-        [sys.executable, "examples/demo.py"], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
-    )
+    """Its first hundred steps; the whole of it is in tests/bars/test_demo.py."""
+    command = [sys.executable, "examples/demo.py", "--max_steps", "100"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "Accuracy on 500 test sums: 0.0% -> " in done.stdout
