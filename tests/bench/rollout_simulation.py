@@ -39,7 +39,7 @@ def main() -> None:
     print("SIMULATION, calibrated by the arguments; 256 completions a step, one engine of 64 sequences\n")  # noqa: T201
     when_async_pays(engine, given.publish_s, given.rounds)
     print()  # noqa: T201
-    makespans(engine, given.publish_s, given.node_s, given.rounds * 8)
+    makespans(engine, given.publish_s, given.node_s, given.rounds * 4)
 
 
 def simulate(setting: Setting) -> Measured:
@@ -76,7 +76,7 @@ def when_async_pays(engine: FakeSettings, publish_s: float, rounds: int) -> None
 
 
 def makespans(engine: FakeSettings, publish_s: float, node_s: float, rounds: int) -> None:
-    """A load in waves: 40 steps of short completions, 40 of long ones, and so on."""
+    """A load in waves: 20 steps of short completions, 20 of long ones, twice."""
     print("engines      makespan s   engine hours   most   trainer waits")  # noqa: T201
     uneven = replace(engine, length_sigma=1.0, median_length=400.0)
     for name, least, most in (("1", 1, 1), ("8", 8, 8), ("[1, 8]", 1, 8)):
@@ -86,7 +86,7 @@ def makespans(engine: FakeSettings, publish_s: float, node_s: float, rounds: int
             num_rounds=rounds,
             max_staleness=1,
             train_tokens_per_s=20_000.0,
-            max_tokens=lambda number: 1024 if number // 40 % 2 else 32,
+            max_tokens=lambda number: 1024 if number // 20 % 2 else 32,
             step_s=publish_s,
             node_s=node_s,
         )
