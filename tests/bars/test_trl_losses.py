@@ -26,6 +26,7 @@ from rayswift.train.clock import Clock
 from rayswift.train.feed_client import LocalFeed
 from rayswift.train.launch import RunSpec
 from rayswift.train.tasks import TASKS, compares_partners, load, row_kind
+from rayswift.train.tuners import peft_config
 
 QUESTIONS = ("one and two?", "the sum of 3 and 4?", "seven", "what is 5 less 1?")
 ANSWERS = ("three it is", "7", "a prime number, I think", "4, which is even")
@@ -72,14 +73,32 @@ def turn(role: str, content: str) -> list[dict[str, str]]:
     return [{"role": role, "content": content}]
 
 
-def ours(task: str, settings: dict[str, Any], rows: list[dict[str, Any]], policy: Path, base: Path, work: Path) -> Any:
+def moved(trainer: Any) -> Any:
+    """The trainer; an adapter in it, which begins as nothing, moved away from its base."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in trainer.model.named_parameters():
+            if "lora_B" in name:
+                parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+    return trainer
+
+
+def ours(
+    task: str,
+    settings: dict[str, Any],
+    rows: list[dict[str, Any]],
+    policy: Path,
+    base: Path,
+    work: Path,
+    adapter: tuple[str, ...] = (),
+) -> Any:
     """The loss, its gradient and its metrics from RaySwift's trainer, built from a command line, on its first batch."""
     path = work / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     flags = ["--model", str(base), "--data.dataset", str(path), "--train.task", task, "--max_length", "64"]
     flags += ["--data.shuffle", "false", "--max_steps", "1", "--num_workers", "0", "--global_batch_size", "4"]
     flags += ["--device", "cpu", "--train.output_dir", str(work), "--per_device_train_batch_size", "4"]
-    flags += ["--gradient_checkpointing", "false", "--report_to", "none"]
+    flags += ["--gradient_checkpointing", "false", "--report_to", "none", *adapter]
     for name, value in settings.items():
         flags += [f"--train.{name}", *_words(value)]
     plan = planning.resolve(load_config("rlhf", flags).config, Layout(0, "cpu", 1, local=True), None)
@@ -94,19 +113,20 @@ def ours(task: str, settings: dict[str, Any], rows: list[dict[str, Any]], policy
     tokenizer, model, row_task = AutoTokenizer.from_pretrained(base), weights(policy), TASKS[task]
     stream = load(row_task.stream)(spec, feed, None, tokenizer, model)
     trainer_class = load(row_task.trainer)
+    own = {"peft_config": peft_config(config.model)} if adapter else {"ref_model": weights(base)}
     trainer = trainer_class(
         spec=spec,
         rank=0,
         stream=stream,
         model=model,
-        ref_model=weights(base),
         args=trainer_arguments(spec, load(row_task.arguments), "float32", False, False),
         train_dataset=trainer_class.placeholder(),
         processing_class=tokenizer,
+        **own,
     )
     (inputs,), _ = trainer.get_batch_samples(iter(stream), 1, torch.device("cpu"))
     rows_of_batch = stream.handed_out[0]
-    loss = trainer.compute_loss(trainer.model, inputs)
+    loss = moved(trainer).compute_loss(trainer.model, inputs)
     assert len(rows_of_batch) == 4
     sums = trainer._named(trainer._sums)
     return _with_gradient(trainer, loss), {name: value / count for name, (value, count) in sums.items()}
@@ -133,6 +153,16 @@ def theirs(trainer: Any) -> Any:
     return found, {name: values[-1] for name, values in trainer._metrics["train"].items() if name != "num_tokens"}
 
 
+PAIRS = [
+    {"prompt": turn("user", q), "chosen": turn("assistant", a), "rejected": turn("assistant", b)}
+    for q, a, b in zip(QUESTIONS, ANSWERS, ANSWERS[1:] + ANSWERS[:1], strict=True)
+]
+JUDGED = [
+    {"prompt": turn("user", q), "completion": turn("assistant", a), "label": i != 1}
+    for i, (q, a) in enumerate(zip(QUESTIONS, ANSWERS, strict=True))
+]
+
+
 def common(work: Path, settings: dict[str, Any]) -> dict[str, Any]:
     own = {"bf16": False, "use_cpu": True, "report_to": "none", "gradient_checkpointing": False}
     return own | {"output_dir": str(work), "max_length": 64, "per_device_train_batch_size": 4} | settings
@@ -145,16 +175,12 @@ def assert_same(found: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_loss_of_dpo_is_that_of_trl(name: str, policy: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
-    pairs = [
-        {"prompt": turn("user", q), "chosen": turn("assistant", a), "rejected": turn("assistant", b)}
-        for q, a, b in zip(QUESTIONS, ANSWERS, ANSWERS[1:] + ANSWERS[:1], strict=True)
-    ]
-    found = ours("dpo", SETTINGS[name], pairs, policy, tiny_model_dir, tmp_path)
+    found = ours("dpo", SETTINGS[name], PAIRS, policy, tiny_model_dir, tmp_path)
     trainer = DPOTrainer(
         model=weights(policy),
         ref_model=weights(tiny_model_dir),
         args=DPOConfig(**common(tmp_path, SETTINGS[name])),
-        train_dataset=Dataset.from_list(pairs),
+        train_dataset=Dataset.from_list(PAIRS),
         processing_class=AutoTokenizer.from_pretrained(tiny_model_dir),
     )
     assert_same(found, theirs(trainer))
@@ -162,16 +188,31 @@ def test_a_loss_of_dpo_is_that_of_trl(name: str, policy: Path, tiny_model_dir: P
 
 @pytest.mark.parametrize("name", KTO_SETTINGS)
 def test_a_loss_of_kto_is_that_of_trl(name: str, policy: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
-    judged = [
-        {"prompt": turn("user", q), "completion": turn("assistant", a), "label": i != 1}
-        for i, (q, a) in enumerate(zip(QUESTIONS, ANSWERS, strict=True))
-    ]
-    found = ours("kto", KTO_SETTINGS[name], judged, policy, tiny_model_dir, tmp_path)
+    found = ours("kto", KTO_SETTINGS[name], JUDGED, policy, tiny_model_dir, tmp_path)
     trainer = KTOTrainer(
         model=weights(policy),
         ref_model=weights(tiny_model_dir),
         args=KTOConfig(**common(tmp_path, KTO_SETTINGS[name])),
-        train_dataset=Dataset.from_list(judged),
+        train_dataset=Dataset.from_list(JUDGED),
         processing_class=AutoTokenizer.from_pretrained(tiny_model_dir),
     )
     assert_same(found, theirs(trainer))
+
+
+@pytest.mark.parametrize("task", ["dpo", "kto"])
+def test_an_adapter_is_held_against_its_base(task: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+    rows, trainer_class, config_class = {
+        "dpo": (PAIRS, DPOTrainer, DPOConfig),
+        "kto": (JUDGED, KTOTrainer, KTOConfig),
+    }[task]
+    adapter = ("--model.tuner", "lora", "--model.lora_dropout", "0")
+    found = ours(task, {}, rows, tiny_model_dir, tiny_model_dir, tmp_path, adapter)
+    flags = ["--model", str(tiny_model_dir), "--data.dataset", "rows.jsonl", *adapter]
+    trainer = trainer_class(
+        model=weights(tiny_model_dir),
+        args=config_class(**common(tmp_path, {})),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(tiny_model_dir),
+        peft_config=peft_config(load_config("rlhf", flags).config.model),
+    )
+    assert_same(found, theirs(moved(trainer)))
