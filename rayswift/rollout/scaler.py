@@ -1,7 +1,6 @@
 """Keeps the pool at the size that the rule wants: measures, looks, scales; see `autoscale`."""
 
 import asyncio
-import time
 
 from rayswift.log import logger
 from rayswift.rollout.autoscale import Meter, Rule, Scale, Signals, look
@@ -22,12 +21,13 @@ class Scaler:
     def __init__(self, rule: Rule, pool: Pool, places: int):
         self._rule, self._pool, self._places = rule, pool, places
         self._scale = Scale(rule.least)
-        now = time.monotonic()
+        self._clock = asyncio.get_running_loop().time
+        now = self._clock()
         self._waits, self._idle = Meter(now), Meter(now)
 
     def trainer_waits(self, waits: bool) -> None:
         """Whether a rank waits for completions from now on."""
-        self._waits.set(float(waits), time.monotonic())
+        self._waits.set(float(waits), self._clock())
 
     async def run(self) -> None:
         """Scale for as long as nobody cancels it."""
@@ -35,7 +35,7 @@ class Scaler:
             return
         while True:
             await asyncio.sleep(_LOOK_EVERY_S)
-            self._look(time.monotonic())
+            self._look(self._clock())
 
     def _look(self, now: float) -> None:
         counts = self._pool.statistics()
