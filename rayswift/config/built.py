@@ -23,6 +23,13 @@ BUILT_TASKS = (
     "grpo",
 )
 """Tasks that this version trains, those of `train/tasks.py`."""
+# What tasks beside causal_lm have been seen to train, save and continue with.
+WITH_OTHER_ADAPTERS = ("dpo", "kto", "rm", "seq_cls")
+"""Adapters beside a plain LoRA."""
+WITH_QLORA = ("dpo", "kto", "rm", "orpo", "seq_cls")
+"""A LoRA on quantized weights."""
+WITH_STARTING_ADAPTERS = ("dpo", "kto", "orpo")
+"""An adapter that was trained before, on the head of a language model."""
 # Settings of `data` and `cluster` that no training reads yet, besides their defaults.
 _DATA = ("loss_scale",)
 _TRL = ("sync_ref_model",)
@@ -41,10 +48,6 @@ _LORA_KWARGS = (
     "corda_config",
     "lora_ga_config",
 )
-# Tasks that other tuners than LoRA, and QLoRA, have been seen to train, save and continue with.
-_WITH_ANY_TUNER = ("dpo", "kto", "rm", "orpo", "cpo", "simpo", "seq_cls")
-# Of these, tasks on the head of a language model: an adapter that was trained on it before fits.
-_WITH_LM_HEAD = ("dpo", "kto", "orpo", "cpo", "simpo")
 _LORA_INITS = (True, "gaussian", "orthogonal")
 # Why others are not.
 _OTHER_INITS = {"loftq": " (PEFT makes it on a GPU, where it has not been tried)"}
@@ -83,14 +86,14 @@ def _untried(config: TrainingConfig) -> list[str]:
     found = []
     if model.tuner == "adalora":
         found.append("model.tuner = adalora (its penalty is a term of losses over tokens)")
-    elif model.tuner not in ("full", "lora") and task not in _WITH_ANY_TUNER:
+    elif model.tuner not in ("full", "lora") and task not in WITH_OTHER_ADAPTERS:
         found.append(f"model.tuner = {model.tuner}")
-    if is_initialised_before(model) and (task not in _WITH_ANY_TUNER or looks_at_rows(model)):
+    if is_initialised_before(model) and (task not in WITH_OTHER_ADAPTERS or looks_at_rows(model)):
         why = " (it takes inputs and gradients of a loss over tokens)" if looks_at_rows(model) else ""
         found.append(f"model.tuner_kwargs.init_lora_weights = {model.tuner_kwargs['init_lora_weights']}{why}")
-    if task not in _WITH_LM_HEAD:
+    if task not in WITH_STARTING_ADAPTERS:
         found += _changed("model", model, ("adapters",))
-    if task not in _WITH_ANY_TUNER:
+    if task not in WITH_QLORA:
         found += _changed("model", model, ("quantization",))
     return [f"{line} with task {task}" for line in found]
 

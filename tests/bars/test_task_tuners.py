@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rayswift.config.built import _WITH_ANY_TUNER, _WITH_LM_HEAD
+from rayswift.config.built import WITH_OTHER_ADAPTERS, WITH_QLORA, WITH_STARTING_ADAPTERS
 from tests.bars.test_tasks_matrix import TASKS, rows_of
 from tests.ray import test_tasks
 from tests.ray.conftest import assert_same_curve, curve, sft, train
@@ -21,7 +21,6 @@ TUNERS = {
     "boft": ("--tuner", "boft"),
     "ia3": ("--tuner", "ia3"),
     "loha": ("--tuner", "loha"),
-    "nf4": (*LORA, "--quantization", "nf4", "--dtype", "bfloat16"),
 }
 
 
@@ -40,15 +39,22 @@ def continued(task: str, flags: tuple[str, ...], folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("tuner", TUNERS)
-@pytest.mark.parametrize("task", _WITH_ANY_TUNER)
+@pytest.mark.parametrize("task", WITH_OTHER_ADAPTERS)
 def test_a_task_trains_and_continues_with_a_tuner(task: str, tuner: str, tmp_path: Path) -> None:
-    if tuner == "nf4" and find_spec("bitsandbytes") is None:
-        pytest.skip("bitsandbytes is not installed")
     losses = curve(continued(task, TUNERS[tuner], tmp_path))
     assert losses[4] != losses[1]
 
 
-@pytest.mark.parametrize("task", _WITH_LM_HEAD)
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.parametrize("task", WITH_QLORA)
+def test_a_task_trains_and_continues_on_quantized_weights(task: str, quantization: str, tmp_path: Path) -> None:
+    flags = (*LORA, "--quantization", quantization, *(("--dtype", "bfloat16") if task == "rm" else ()))
+    losses = curve(continued(task, flags, tmp_path))
+    assert losses[4] != losses[1]
+
+
+@pytest.mark.parametrize("task", WITH_STARTING_ADAPTERS)
 def test_a_task_starts_from_an_adapter(task: str, tmp_path: Path, tiny: tuple[str, ...]) -> None:
     """The reference of dpo and kto is the model with that adapter, so at the first step no reward has moved."""
     flags = ("--num_workers", "0", "--zero_stage", "0", "--max_steps", "3", "--learning_rate", "1e-2")
