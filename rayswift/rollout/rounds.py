@@ -119,7 +119,7 @@ def rows_of_step(table: RoundTable, num_steps: int, step: int) -> Indices:
 def shares(table: RoundTable, num_steps: int, size: int) -> list[list[Indices]]:
     """Lines of the table that each rank trains in each optimizer step: [num_steps][size], each by falling length.
 
-    See `rows_of_step`. A step's ranks take turns by length, to and fro: their work is alike, and so are the
+    See `rows_of_step`. A step's ranks take turns by length, there and back: their work is alike, and so are the
     micro-batches that they compute at the same time.
     """
     totals = table.prompt_lengths + table.lengths
