@@ -189,14 +189,14 @@ def test_rewards_are_found_and_their_arguments_checked(folder: Path) -> None:
     with pytest.raises(UserError) as caught:
         user_code.check(
             rollout(
-                reward_funcs=["accuracyy", "soft_overlong", "mine.py:god", "mine.py:Judge", "gone.py:f", "mine.py:good"],
+                reward_funcs=["accurac", "soft_overlong", "mine.py:god", "mine.py:Judge", "gone.py:f", "mine.py:good"],
                 reward_kwargs={"good": {"scael": 2}, "format": {}},
             )
         )
     assert [line.split(" at 0x")[0] for line in str(caught.value).splitlines()] == [
-        "rollout.reward_kwargs.format is of no function in rollout.reward_funcs = ['accuracyy', 'soft_overlong', "
+        "rollout.reward_kwargs.format is of no function in rollout.reward_funcs = ['accurac', 'soft_overlong', "
         "'mine.py:god', 'mine.py:Judge', 'gone.py:f', 'mine.py:good']",
-        "rollout.reward_funcs = 'accuracyy' is no built-in reward; did you mean accuracy? there are accuracy, format, "
+        "rollout.reward_funcs = 'accurac' is no built-in reward; did you mean accuracy? there are accuracy, format, "
         "think_format, tag_count, cosine, repetition, soft_overlong; name your own as module:function or "
         "file.py:function",
         "rollout.reward_funcs = 'soft_overlong' with {'max_length': 512}: it needs cache_length; set "
