@@ -28,7 +28,7 @@ from rayswift.data.windows import PackedRow, Quarantined, Window, WindowPlan
 from rayswift.log import UserError
 
 MANIFEST = "manifest.json"
-FORMAT = 2  # of the files, and of what encoding makes of a row: a change of either is another number
+FORMAT = 3  # of the files, and of what encoding makes of a row: a change of either is another number
 _FOOTER = b"rayswift"
 _WINDOW_KEY, _ROW_KEY = 0xCAC4E, 0xCAC4F
 _OPEN_PARTS = 64
@@ -44,6 +44,7 @@ SCHEMA = pa.schema(
         pa.field("num_cut", pa.int32()),
         pa.field("ids", pa.list_(pa.string())),
         pa.field("numbers", pa.map_(pa.string(), pa.float64())),
+        pa.field("record", pa.string()),
     ]
 )
 

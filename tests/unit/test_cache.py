@@ -147,7 +147,7 @@ def test_every_field_of_a_packed_row_is_kept() -> None:
     ids = np.arange(5, dtype=np.int32)
     weights = np.array([0, 0.5, 1, 2, 0], np.float32)
     rows = [
-        PackedRow(ids, ids > 1, (2, 3), 4, weights, 1, 1, ("a:1", "b:22"), (("n", 1.5), ("n", 2.0))),
+        PackedRow(ids, ids > 1, (2, 3), 4, weights, 1, 1, ("a:1", "b:22"), (("n", 1.5), ("n", 2.0)), "{}"),
         PackedRow(ids, ids > 2, (5,), 1),
     ]
     back = _packed_rows(_table(rows))
