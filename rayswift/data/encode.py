@@ -1,7 +1,8 @@
 """Rows -> token ids, the mask of trained tokens and their loss weights; pure, and in batches for speed.
 
 What is trained is byte-equal to what `apply_chat_template` renders: a text is rendered as a whole, tokenised once, and
-the loss mask is the character spans of its trained turns, mapped through the tokenizer's offsets.
+the loss mask is the character spans of its trained turns, mapped to tokens by the bytes that these stand for (see
+`token_bytes`), or else by the tokenizer's offsets.
 """
 
 import json

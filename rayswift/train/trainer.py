@@ -1,6 +1,7 @@
 """Any of TRL's or HF's trainers, fed from the stream: the few methods that a stream must answer for itself."""
 
 import errno
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,7 @@ class Streamed(Trainer):
         self._lora_plus_ratio = spec.config.model.lora_plus_ratio
         self._num_epochs = None if spec.feed_plan.ends_by_steps else spec.feed_plan.num_epochs
         self._group_settings: list[dict[str, Any]] = []
+        self._step: list[Any] = []
 
     def get_train_dataloader(self) -> Any:
         """The stream: order, sharding and position are the feed's."""
@@ -101,6 +103,22 @@ class Streamed(Trainer):
         for name, parameter in self.model.named_parameters():
             if parameter.dtype != formats.get(name, parameter.dtype):
                 parameter.data = parameter.data.to(formats[name])
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """HF's norm, asked for before each optimizer step (under DeepSpeed, behind it).
+
+        Raises:
+            UserError: it is no number; float16 scales its loss until there is none of these, so there they are let be.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        step, self._step = self._step, []
+        if norm is not None and not self.args.fp16 and not math.isfinite(float(norm)):
+            raise self._not_a_number(f"the gradient norm is {float(norm)}", step)
+        return norm
+
+    def _not_a_number(self, what: str, step: list[Any]) -> UserError:
+        """What ends the run, from the micro-batches of the step that subclasses keep in `_step`."""
+        raise NotImplementedError
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint and self.is_deepspeed_enabled:

@@ -239,18 +239,6 @@ class StreamedPolicyTrainer(Streamed):
         if not math.isfinite(value):
             raise self._not_a_number(f"the loss is {value}", self._step[-1:])
 
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """HF's norm, asked for before each optimizer step (under DeepSpeed, behind it).
-
-        Raises:
-            UserError: it is no number; float16 scales its loss until there is none of these, so there they are let be.
-        """
-        norm = super()._get_grad_norm(model, grad_norm)
-        step, self._step = self._step, []
-        if norm is not None and not self.args.fp16 and not math.isfinite(float(norm)):
-            raise self._not_a_number(f"the gradient norm is {float(norm)}", step)
-        return norm
-
     def _not_a_number(self, what: str, step: Sequence[tuple[MicroBatch, float]]) -> UserError:
         found = [
             guard.RowLoss(f"prompt {self._ordinals[row]}", loss, num_tokens, self.processing_class.decode(text))
