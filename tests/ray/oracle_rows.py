@@ -1,9 +1,10 @@
 """The plain trainer of a task whose loss is a mean over rows, in a process of its own: it reads, renders and tokenises
 the rows of a run itself, in the run's order.
 
-    python tests/ray/oracle_rows.py RUN_DIR OUT_DIR STEPS PER_DEVICE ACCUMULATION VERB
+    python tests/ray/oracle_rows.py RUN_DIR OUT_DIR STEPS PER_DEVICE ACCUMULATION VERB [CALLBACK]
 
-RUN_DIR is a finished run with the same global batch: its initial weights, tokenizer, order and settings are taken.
+RUN_DIR is a run, finished or in training, with the same global batch: its initial weights, tokenizer, order and
+settings are taken.
 """
 
 import json
@@ -24,6 +25,7 @@ from transformers import (
     set_seed,
 )
 
+from rayswift.config import user_code
 from rayswift.config.schema import VERB_CONFIGS
 from rayswift.train.tuners import peft_config
 from tests.ray.oracle_trl import StepTimes, rows_of
@@ -181,7 +183,8 @@ def main() -> None:
         "disable_tqdm": True,
     }
     trainer = TRAINERS[config.train.task](run_dir, config, rows, common | config.train.trl_extra)
-    trainer.add_callback(StepTimes())
+    for callback in (StepTimes, *(user_code.load("CALLBACK", name) for name in sys.argv[7:])):
+        trainer.add_callback(callback())
     trainer.train()
     lines = [json.dumps(entry) for entry in trainer.state.log_history if "loss" in entry]
     (out_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")

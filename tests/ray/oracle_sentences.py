@@ -120,4 +120,7 @@ def _whole(common: dict[str, Any]) -> dict[str, Any]:
 def _add_adapter(model: Any, config: Any, head: Any) -> None:
     if config.model.tuner != "full":
         set_seed(config.train.seed)
-        model.add_adapter(peft_config(config.model, head))
+        adapter = peft_config(config.model, head)
+        if head == "reward":
+            adapter.modules_to_save = ["score"]  # as PEFT's own models of this kind have it
+        model.add_adapter(adapter)
