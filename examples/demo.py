@@ -110,9 +110,7 @@ def by_reward(sums: list[tuple[str, str]], more: list[str]) -> float:
     """Go on from the early checkpoint by reward, and return the gain in sampled accuracy."""
     early = checkpoints(SFT)[0]
     _, greedy_before, before = measure(early, sums)
-    print(
-        f"\n{early.relative_to(ROOT)}, earlier: {before:.1%} right when sampled. GRPO goes on from there."
-    )
+    print(f"\n{early.relative_to(ROOT)}, earlier: {before:.1%} right when sampled. GRPO goes on from there.")
     steps = ("--max_steps", str(GRPO_STEPS), "--eval_strategy", "no", "--save_steps", str(GRPO_STEPS))
     start = ("--model", str(early), "--random_init", "false")
     train("rlhf", "examples/sums_grpo.yaml", GRPO, *start, *steps, *more)
