@@ -27,7 +27,8 @@ class Layout:
     """Where the training runs: workers, device of each, CPU threads of each; `local`: Ray is started for this run.
 
     num_workers: the most there can be. min_workers: the fewest; None where their number is fixed. min_engines,
-    max_engines: vLLM engines of a run that samples; engine: what each of them holds.
+    max_engines: vLLM engines of a run that samples; engine: what each of them holds; engine_threads: CPU threads that
+    each computes with where it has no GPU.
     """
 
     num_workers: int
@@ -38,6 +39,7 @@ class Layout:
     min_engines: int = 0
     max_engines: int = 0
     engine: dict[str, float] = field(default_factory=dict)
+    engine_threads: int = 1
 
     @property
     def world_size(self) -> int:
@@ -124,7 +126,10 @@ def lay_out(
     here = max(1, min(num_workers, num_cores))
     threads = cluster.threads_per_worker or max(1, num_cores // here)
     layout = Layout(num_workers, device, threads, local, min_workers)
-    return layout if rollout is None else _with_engines(layout, rollout, for_engines)
+    if rollout is None:
+        return layout
+    layout = _with_engines(layout, rollout, for_engines)
+    return _share_cores(layout, cluster, rollout, num_cores) if local else layout
 
 
 def _gpus_for_engines(rollout: RolloutConfig | None, num_gpus: int, num_workers: int | None) -> int:
@@ -145,10 +150,24 @@ def _with_engines(layout: Layout, rollout: RolloutConfig, num_gpus: int) -> Layo
         num_engines = num_gpus // rollout.tensor_parallel_size if layout.device == "cuda" else 1
     fewest, most = num_engines if isinstance(num_engines, list) else (num_engines, num_engines)
     # All CPUs of a Ray started here stay with the data tasks.
-    place = {ENGINE: 1.0} if layout.local else {"CPU": float(rollout.engine_threads)}
+    threads = rollout.engine_threads or 1
+    place = {ENGINE: 1.0} if layout.local else {"CPU": float(threads)}
     gpus = {"GPU": float(rollout.tensor_parallel_size)} if layout.device == "cuda" else {}
     held = {**place, **gpus, **rollout.engine_resources}
-    return replace(layout, min_engines=fewest, max_engines=most, engine=held)
+    return replace(layout, min_engines=fewest, max_engines=most, engine=held, engine_threads=threads)
+
+
+def _share_cores(layout: Layout, cluster: ClusterConfig, rollout: RolloutConfig, num_cores: int) -> Layout:
+    """The layout on this machine, its cores with whoever computes: on-policy, workers and engines do so by turns."""
+    workers = layout.world_size if layout.device == "cpu" else 0
+    by_turns = rollout.max_staleness == 0
+    for_engines = max(1, num_cores // (layout.min_engines + (0 if by_turns else workers)))
+    for_workers = layout.threads_per_worker if by_turns else max(1, num_cores // (workers + layout.min_engines))
+    return replace(
+        layout,
+        engine_threads=rollout.engine_threads or for_engines,
+        threads_per_worker=cluster.threads_per_worker or for_workers,
+    )
 
 
 def count_gpus() -> int:

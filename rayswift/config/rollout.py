@@ -77,8 +77,9 @@ class RolloutConfig(Section):
     free, else 1."""
     engine_resources: dict[str, float] = {}
     """Custom Ray resources that each engine holds, to place engines on nodes of their own (`{"rollout": 1}`)."""
-    engine_threads: int = Field(1, ge=1)
-    """CPU threads of an engine that computes without a GPU."""
+    engine_threads: int | None = Field(None, ge=1)
+    """CPU threads of an engine that computes without a GPU; null: 1 on a cluster, on this machine its cores shared
+    among the engines, and with the workers where these compute at the same time (`rollout.max_staleness` above 0)."""
     placement: Literal["separate", "colocated"] = "separate"
     """Engines on devices of their own, or on the trainers', asleep while those compute."""
     tensor_parallel_size: int = Field(1, ge=1)

@@ -94,7 +94,7 @@ def engine_setup(
         # An adapter is served over the weights it was made for; all others arrive by `load`.
         load_format="auto" if more.get("lora_rank") else "dummy",
         tokenizer=tokenizer if rollout.stop or rollout.structured_outputs_regex else None,
-        num_threads=rollout.engine_threads,
+        num_threads=layout.engine_threads,
         max_num_seqs=rollout.max_num_seqs,
         tensor_parallel_size=rollout.tensor_parallel_size,
         gpu_memory_utilization=rollout.gpu_memory_utilization,

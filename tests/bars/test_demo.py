@@ -1,4 +1,4 @@
-"""`make demo` behind its install: at least 95 % of held-out sums; about three minutes."""
+"""`make demo` behind its install: 95 % of held-out sums, and by GRPO 20 points more than before; about six minutes."""
 
 import subprocess
 import sys

@@ -1,6 +1,7 @@
 """What an engine is built from, and what is refused before one is."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 
@@ -21,8 +22,8 @@ def setup(
 
 
 def test_the_section_becomes_an_engine() -> None:
-    rollout = RolloutConfig(temperature=0.7, top_k=5, engine_threads=2, max_num_seqs=9, engine_kwargs={"seed": 3})
-    made = setup(rollout, stop_token_ids=(1, 7))
+    rollout = RolloutConfig(temperature=0.7, top_k=5, max_num_seqs=9, engine_kwargs={"seed": 3})
+    made = setup(rollout, replace(CPU, engine_threads=2), stop_token_ids=(1, 7))
     assert (made.sampling.temperature, made.sampling.top_k, made.sampling.stop_token_ids) == (0.7, 5, (1, 7))
     assert (made.max_model_len, made.dtype, made.load_format) == (700, "float32", "dummy")
     assert (made.num_threads, made.max_num_seqs, made.engine_kwargs) == (2, 9, {"seed": 3})

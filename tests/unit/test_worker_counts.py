@@ -179,3 +179,24 @@ def test_what_a_sampling_run_asks_a_cluster_for() -> None:
     assert num_workers_that_fit(ask, [{"CPU": 8, "GPU": 1}]) == -1
     # Engines go where they take no worker's place.
     assert num_workers_that_fit(ask, [{"CPU": 4, "GPU": 2}, {"CPU": 0, "GPU": 2}]) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "engine", "worker"),
+    [
+        ((), 4, 4),  # on-policy: by turns
+        (("--rollout.num_engines", "2"), 2, 4),
+        (("--rollout.max_staleness", "1"), 2, 2),
+        (("--rollout.max_staleness", "1", "--rollout.engine_threads", "3", "--threads_per_worker", "1"), 3, 1),
+    ],
+)
+def test_engines_and_workers_share_the_cores(
+    flags: tuple[str, ...], engine: int, worker: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    given = ("--model", "x", "--data.dataset", "y", "--train.task", "grpo", "--device", "cpu", "--num_workers", "1")
+    config = load("rlhf", [*given, "--rollout.reward_funcs", "f", *flags]).config
+    assert isinstance(config, RlhfConfig)
+    layout = lay_out(config.cluster, None, config.rollout)
+    assert (layout.engine_threads, layout.threads_per_worker) == (engine, worker)
