@@ -75,7 +75,9 @@ class BareLoop:
         self._scene = scene
         end = json.loads(Path(scene.model, "config.json").read_text())["eos_token_id"]
         sampling = SamplingSettings(TEMPERATURE, stop_token_ids=(end,))
-        self._core = VllmCore(EngineSetup(scene.model, sampling, sum(scene.room), num_threads=THREADS))
+        size = scene.prompts * PER_PROMPT
+        setup = EngineSetup(scene.model, sampling, sum(scene.room), num_threads=THREADS, max_num_seqs=size)
+        self._core = VllmCore(setup)
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -194,6 +196,7 @@ def rayswift(scene: Scene, steps: int) -> list[float]:
             "max_steps": steps, "learning_rate": LEARNING_RATE, "lr_scheduler_type": "constant", "logging_steps": 1,
             "save_strategy": "no", "report_to": "none", "gradient_checkpointing": "false", "num_workers": 1,
             "zero_stage": 0, "threads_per_worker": THREADS, "engine_threads": THREADS, "temperature": TEMPERATURE,
+            "max_num_seqs": scene.prompts * PER_PROMPT,
             "micro_batch_tokens": scene.micro_tokens, "canary_steps": 0, "train.output_dir": f"{folder}/run",
         }  # fmt: skip
         command = [sys.executable, "-m", "rayswift", "rlhf", *(str(x) for k, v in flags.items() for x in (f"--{k}", v))]

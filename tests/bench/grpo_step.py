@@ -34,7 +34,7 @@ def sums(work: Path) -> Scene:
     asked = [{"messages": [question], "answer": answer["content"]} for question, answer in rows]
     flags = {"max_steps": 300, "eval_strategy": "no", "save_steps": 300}
     model = supervised(work / "sums", EXAMPLES / "sums_sft.yaml", flags)
-    return Scene(str(model), write_rows(work / "sums.jsonl", asked), 128, (32, 8), 5120)
+    return Scene(str(model), write_rows(work / "sums.jsonl", asked), 128, (32, 8), 10240)
 
 
 def long(work: Path) -> Scene:
