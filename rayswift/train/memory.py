@@ -11,6 +11,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from rayswift.log import UserError
+
 # Times hidden size, in half precision. A checkpointed layer keeps its input; else Korthikanti et al. (2022, eq. 2)
 # count 34, and `transformers`' unfused norms and gated MLPs half as much again (seen on an H100:
 # 0.31 B parameters, 4 x 2,048 tokens, 18.3 GiB in all where this estimates 17.3).
@@ -63,11 +65,24 @@ def model_size(folder: Path, tuner: str, lora_rank: int) -> ModelSize:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """Name -> dtype and shape of each tensor in a safetensors file."""
-    with open(path, "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header: dict[str, Any] = json.loads(file.read(length))
-    header.pop("__metadata__", None)
+    """Name -> dtype and shape of each tensor in a safetensors file.
+
+    Raises:
+        UserError: it is none, or a part of one.
+    """
+    size = path.stat().st_size
+    try:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > size:
+                raise ValueError(f"a header of {length} bytes in a file of {size}")
+            header: dict[str, Any] = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        end = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+        if end > size:
+            raise ValueError(f"{size} bytes of {end}")
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no whole safetensors file ({error}); copy or download it again") from error
     return header
 
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayswift.train.memory import MemoryEstimate, ModelSize, estimate, model_size, smallest_stage
+from rayswift.log import UserError
+from rayswift.train.memory import MemoryEstimate, ModelSize, estimate, model_size, read_header, smallest_stage
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +22,21 @@ def tiny(tiny_model_dir: Path) -> Any:
 
 def parameters(model: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kept", [0, 5, 100, 10_000, -1])
+def test_a_part_of_a_weights_file_is_refused(kept: int, tiny_model_dir: Path, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes((tiny_model_dir / "model.safetensors").read_bytes()[:kept])
+    with pytest.raises(UserError, match=r"model\.safetensors is no whole safetensors file"):
+        read_header(file)
+
+
+def test_a_page_of_text_is_no_weights_file(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    with pytest.raises(UserError, match="is no whole safetensors file"):
+        read_header(file)
 
 
 def test_parameters_from_safetensors(tiny_model_dir: Path, tiny: Any) -> None:
