@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rayswift import heap
 from rayswift.config.online_checks import max_sequence_length
 from rayswift.config.schema import RlhfConfig
 from rayswift.data.feed import DRIVERS_ATTEMPT, StaleAttempt
@@ -89,6 +90,7 @@ class CoordinatorActor(Coordinator):
         engines = Rule(spec.layout.min_engines, spec.layout.max_engines)
         completions = CompletionsFile(spec.run_dir, rewards.names)
         super().__init__(spec.plan, prompts, pool, rewards, self._store, completions, engines)
+        heap.freeze()
         await self.begin(DRIVERS_ATTEMPT, spec.start)
 
 

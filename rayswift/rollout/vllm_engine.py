@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from rayswift import heap
 from rayswift.log import UserError
 from rayswift.rollout.engine import Collected, EngineStatus
 from rayswift.rollout.engine_setup import EngineSetup
@@ -148,6 +149,7 @@ class VllmEngine:
         except BaseException as error:  # whoever waits for `start` must hear of it
             self._resolve(built, error)
             return
+        heap.freeze()
         self._is_built = True
         self._resolve(built, None)
         try:

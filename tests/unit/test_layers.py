@@ -13,7 +13,20 @@ PACKAGE = REPO / "rayswift"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # Top first: a module imports from its own layer or from those behind it.
-LAYERS = ("__main__", "cli", "verbs", "train", "rollout", "data", "resources", "preflight", "config", "log", "__init__")
+LAYERS = (
+    "__main__",
+    "cli",
+    "verbs",
+    "train",
+    "rollout",
+    "data",
+    "resources",
+    "preflight",
+    "config",
+    "heap",
+    "log",
+    "__init__",
+)
 VERBS = {
     "sft",
     "pt",
