@@ -25,7 +25,7 @@ from tests.bench.sft_speed import write_model
 EXAMPLES = ROOT / "examples"
 TRL, BARE = "TRL GRPOTrainer", "bare loop"
 WARM_STEPS = 5
-TRL_LONG_STEPS, LONG_STEPS = 3, 10  # TRL takes minutes for a step
+TRL_LONG_STEPS, LONG_STEPS = 2, 8  # TRL takes minutes for a step
 
 
 def sums(work: Path) -> Scene:
