@@ -38,8 +38,10 @@ def digits(completions):
 
 
 def kill(run: Run, name: str) -> bool:
-    """SIGKILL one process below the command whose title begins with `name`, any of them."""
-    found = [child for child in psutil.Process(run.process.pid).children(recursive=True) if _name(child) == name[:15]]
+    """SIGKILL one process below the command whose title begins with `name`, any of them; not what it has forked."""
+    children = psutil.Process(run.process.pid).children(recursive=True)
+    named = {child.pid: child for child in children if _name(child).startswith(name[:15])}
+    found = [child for child in named.values() if child.ppid() not in named]
     if found:
         random.choice(found).send_signal(signal.SIGKILL)
     return bool(found)
@@ -83,7 +85,7 @@ def test_nothing_is_lost_whatever_dies(max_staleness: int, run_dir: Path, tmp_pa
     told = {name: curve(run_dir, name) for name in ("engines_lost", "tokens_salvaged", "tokens_regenerated", "failed")}
     print(f"\nstaleness {max_staleness}: killed {dict(killed)}, rows {counts}")  # noqa: T201
     print({name: (max(values.values()), sum(values.values())) for name, values in told.items()})  # noqa: T201
-    print([(event.kind, event.text[:80]) for event in events.read(run_dir)])  # noqa: T201
+    assert [event.kind for event in events.read(run_dir)].count("start") == 2, "the worker was not killed"
     assert counts["trained"] + sum(v for k, v in counts.items() if k.startswith("failed")) == STEPS * PROMPTS
     rows = [row for part in sorted((run_dir / FOLDER).glob("*.parquet")) for row in pq.read_table(part).to_pylist()]
     rounds_of: dict[int, set[int]] = {}
