@@ -1,6 +1,6 @@
 """Teach a tiny model to add two numbers below 100, and measure it before and after.
 
-First with `rayswift sft` on sums with their answers; then what that run was at a third of its way, when it still added
+First with `rayswift sft` on sums with their answers; then what that run was at a quarter of its way, when it still added
 unreliably, goes on with `rayswift rlhf`: GRPO, by reward alone. The test sums are in neither's training data. Leaves
 the runs in runs/demo and runs/demo_grpo; exits 1 if one of them did not learn to add.
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "examples/tiny"
 TEST_SUMS = ROOT / "examples/sums/test.jsonl"
 SFT, GRPO = Path("runs/demo"), Path("runs/demo_grpo")
-EARLY_STEP, GRPO_STEPS = 300, 100
+EARLY_STEP, GRPO_STEPS = 250, 100
 WANTED_ACCURACY, WANTED_GAIN = 0.95, 0.2
 NUM_SHOWN = 6
 
