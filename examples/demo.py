@@ -1,8 +1,8 @@
 """Teach a tiny model to add two numbers below 100, and measure it before and after.
 
-First with `rayswift sft` on sums with their answers; then what that run was at a quarter of its way, when it still added
-unreliably, goes on with `rayswift rlhf`: GRPO, by reward alone. The test sums are in neither's training data. Leaves
-the runs in runs/demo and runs/demo_grpo; exits 1 if one of them did not learn to add.
+First with `rayswift sft` on sums with their answers; then what that run was at a quarter of its way, when it still
+added unreliably, goes on with `rayswift rlhf`: GRPO, by reward alone. The test sums are in neither's training data.
+Leaves the runs in runs/demo and runs/demo_grpo; exits 1 if one of them did not learn to add.
 
 Run: make demo
 """
