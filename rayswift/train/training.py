@@ -4,7 +4,6 @@ from pathlib import Path
 
 import psutil
 
-from rayswift import heap
 from rayswift.config.built import refuse_unbuilt
 from rayswift.config.schema import TrainingConfig
 from rayswift.config.task_checks import rollout_of
@@ -150,7 +149,6 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
         for line in parameters.table(trainer.model):
             logger.info("%s", line)
     clock.lap("model")
-    heap.freeze()
     trainer.train(resume_from_checkpoint=str(resume.saved.path) if resume else None)
 
 
