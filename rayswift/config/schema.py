@@ -196,7 +196,7 @@ class RlhfTrainConfig(TrainConfig):
     """Peak learning rate; null: 1e-6 for full training, 1e-5 for LoRA."""
     micro_batch_tokens: int | None = Field(None, ge=1)
     """Tokens of a micro-batch of completions with their prompts; null: room for `per_device_train_batch_size` of the
-    longest, and for 4,096 at least; tasks grpo, ppo and gkd."""
+    longest; tasks grpo, ppo and gkd."""
 
 
 class ClusterConfig(Section):

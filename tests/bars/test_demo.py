@@ -1,4 +1,4 @@
-"""`make demo` behind its install: 95 % of held-out sums, and by GRPO 20 points more than before; about six minutes."""
+"""`make demo` behind its install: 95 % of held-out sums, and by GRPO 20 points more than before; minutes."""
 
 import subprocess
 import sys

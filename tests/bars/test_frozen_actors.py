@@ -7,10 +7,9 @@ import signal
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.ray.conftest import Run, curve, start
+from tests.ray.conftest import curve, start
 
 STEPS, TIMEOUT_S = 12, 100
 REWARDS = """
@@ -25,22 +24,6 @@ CASES = {
     "coordinator": ("ray::CoordinatorActor", 1, "the rollout coordinator did not"),
     "train worker": ("ray::RayTrainWorker", 1, "RayTrainWorker"),
 }
-
-
-def freeze(run: Run, name: str) -> None:
-    """Stop the first process below the command whose title begins with `name`."""
-    for child in psutil.Process(run.process.pid).children(recursive=True):
-        if _name(child).startswith(name[:15]):  # what the kernel keeps of a name
-            child.send_signal(signal.SIGSTOP)
-            return
-    raise AssertionError(f"no process {name}")
-
-
-def _name(process: psutil.Process) -> str:
-    try:
-        return process.name()
-    except psutil.NoSuchProcess:
-        return ""
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -64,7 +47,7 @@ def test_a_frozen_process_is_survived_or_named(
     )  # fmt: skip
     name, expected_code, message = CASES[case]
     run.wait_for(lambda: (run_dir / "metrics.jsonl").exists() and bool(curve(run_dir)), "a step", 200)
-    freeze(run, name)
+    run.send(name, signal.SIGSTOP)
     began = time.monotonic()
     code, out = run.wait(TIMEOUT_S + 240)
     print(f"{case}: exit {code} after {time.monotonic() - began:.0f} s\n{out[-1500:]}")  # noqa: T201

@@ -1,7 +1,7 @@
 """A run whose engines are SIGKILLed every 30 s, its train worker once, and whose reward function raises, hangs or
 returns garbage for one completion in twenty: it finishes, and every prompt is accounted for.
 
-About four minutes a case, by hand: pytest -s tests/bars/test_kills.py
+More than five minutes a case, by hand: pytest -s tests/bars/test_kills.py
 """
 
 import random
@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -38,20 +37,11 @@ def digits(completions):
 
 
 def kill(run: Run, name: str) -> bool:
-    """SIGKILL one process below the command whose title begins with `name`, any of them; not what it has forked."""
-    children = psutil.Process(run.process.pid).children(recursive=True)
-    named = {child.pid: child for child in children if _name(child).startswith(name[:15])}
-    found = [child for child in named.values() if child.ppid() not in named]
+    """SIGKILL any one of the run's processes of a name, if there is one."""
+    found = run.processes(name)
     if found:
         random.choice(found).send_signal(signal.SIGKILL)
     return bool(found)
-
-
-def _name(process: psutil.Process) -> str:
-    try:
-        return process.name()
-    except psutil.NoSuchProcess:
-        return ""
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1, 4])

@@ -83,9 +83,7 @@ async def measure(shape: dict[str, int], folder: Path, options: argparse.Namespa
     config.save_pretrained(folder)
     setup = EngineSetup(str(folder), SamplingSettings(1.0), PROMPT_TOKENS + options.tokens)
     direct = ray.remote(Direct).options(num_cpus=0).remote(setup)
-    pool = Pool(
-        RayEngines(VllmEngine, (setup,), engine_options({})), Limits(max_outstanding=options.places), salvage=False
-    )
+    pool = Pool(RayEngines(VllmEngine, (setup,), engine_options({})), Limits(), salvage=False)
     pool.scale_to(1)
     model = AutoModelForCausalLM.from_config(config)
     published = Publisher(model, "float32", False, True, ObjectStore()).publish(PolicyVersion(0, 0))
@@ -111,7 +109,6 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--places", type=int, default=Limits.max_outstanding, help="requests an engine holds at once")
     options = parser.parse_args()
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     lines = ["| model | vLLM alone, tokens/s | through actor and pool | ratio |", "| --- | ---: | ---: | ---: |"]

@@ -41,13 +41,21 @@ class Run:
             assert time.monotonic() < deadline, f"no {what} within {timeout_s} s"
             time.sleep(0.02)
 
+    def processes(self, name: str) -> list[psutil.Process]:
+        """Those below the command whose title begins with `name`, without what these have forked."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        named = {child.pid: child for child in children if _name(child).startswith(name[:15])}
+        return [child for child in named.values() if _parent(child) not in named]
+
+    def send(self, name: str, number: signal.Signals) -> None:
+        """A signal to the first of them."""
+        found = self.processes(name)
+        assert found, f"no process {name}"
+        found[0].send_signal(number)
+
     def kill(self, name: str) -> None:
-        """SIGKILL the first process below the command whose title begins with `name`."""
-        for child in psutil.Process(self.process.pid).children(recursive=True):
-            if _name(child).startswith(name[:15]):
-                child.send_signal(signal.SIGKILL)
-                return
-        raise AssertionError(f"no process {name}")
+        """SIGKILL the first of them."""
+        self.send(name, signal.SIGKILL)
 
     def kill_all(self) -> None:
         """SIGKILL the train workers and at once the command itself, as a machine that goes down."""
@@ -71,6 +79,13 @@ def _name(process: psutil.Process) -> str:
         return process.name()
     except psutil.NoSuchProcess:
         return ""
+
+
+def _parent(process: psutil.Process) -> int:
+    try:
+        return process.ppid()
+    except psutil.NoSuchProcess:
+        return 0
 
 
 def start(verb: str, run_dir: Path | str, *flags: str, as_a_user: bool = False) -> Run:

@@ -61,11 +61,6 @@ def policy_settings(config: RlhfConfig, args: PolicyArguments) -> PolicySettings
     )
 
 
-# Fewer than this in a micro-batch leave the hardware idle, whatever the model.
-_LEAST_TOKENS = 4096
-
-
 def micro_batch_tokens(config: RlhfConfig) -> int:
     """The token budget of a micro-batch."""
-    by_rows = config.train.per_device_train_batch_size * max_sequence_length(config)
-    return config.train.micro_batch_tokens or max(by_rows, _LEAST_TOKENS)
+    return config.train.micro_batch_tokens or config.train.per_device_train_batch_size * max_sequence_length(config)
