@@ -38,7 +38,7 @@ class ScriptedGRPO(GRPOTrainer):
         return prompts, ids, None, [""] * len(lines), logprobs, {}, None, None
 
     def _calculate_rewards(self, *args: Any) -> torch.Tensor:
-        return torch.tensor([each.rewards for _, each in _lines(self.groups)])
+        return torch.tensor([each.rewards for _, each in _lines(self.groups)], device=self.accelerator.device)
 
 
 class ScriptedRLOO(RLOOTrainer):
@@ -52,7 +52,7 @@ class ScriptedRLOO(RLOOTrainer):
         return prompts, ids, [""] * len(lines)
 
     def _calculate_rewards(self, *args: Any) -> torch.Tensor:
-        return torch.tensor([each.rewards for _, each in _lines(self.groups)])
+        return torch.tensor([each.rewards for _, each in _lines(self.groups)], device=self.accelerator.device)
 
 
 def moved(model: Any) -> None:

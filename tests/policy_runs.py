@@ -18,6 +18,7 @@ from rayswift.rollout.samples import Completion, Group, PolicyVersion, Prompt, S
 from rayswift.train.arguments import trainer_arguments
 from rayswift.train.clock import Clock
 from rayswift.train.launch import RunSpec
+from rayswift.train.model import resolve_dtype
 from rayswift.train.policy.arguments import PolicyArguments, micro_batch_tokens
 from rayswift.train.policy.policy_stream import CutSettings, PolicyStream
 from rayswift.train.policy.policy_trainer import StreamedPolicyTrainer
@@ -114,13 +115,13 @@ class Rounds:
         return {"reward": float(number)}
 
 
-def make_spec(run_dir: Path, *flags: str, num_workers: int = 0) -> RunSpec:
+def make_spec(run_dir: Path, *flags: str, num_workers: int = 0, device: str = "cpu") -> RunSpec:
     """A run of verb rlhf; `flags` as on the command line."""
     base = ("--model", str(TINY), "--data.dataset", "none", "--train.task", "grpo", "--rollout.reward_funcs", "f0")
     fixed = ("--report_to", "none", "--logging_steps", "1", "--save_strategy", "no", "--lr_scheduler_type", "constant")
     config = load("rlhf", [*base, *fixed, "--eval_strategy", "no", "--gradient_checkpointing", "false", *flags]).config
     assert isinstance(config, RlhfConfig)
-    layout = Layout(local=True, device="cpu", num_workers=num_workers, threads_per_worker=1)
+    layout = Layout(local=True, device=device, num_workers=num_workers, threads_per_worker=1)
     plan = FeedPlan(1, 1000, 1000, 1.0, 1000, 1.0)
     return RunSpec(config, layout, run_dir, TINY, plan, Clock(0.0), None, run_dir)
 
@@ -130,7 +131,8 @@ def make_trainer(
 ) -> StreamedPolicyTrainer:
     """The trainer of a rank."""
     config: Any = spec.config
-    args = trainer_arguments(spec, PolicyArguments, "float32", False, False)
+    dtype = resolve_dtype(config.model.dtype, spec.layout.device)
+    args = trainer_arguments(spec, PolicyArguments, dtype, False, False)
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     settings = CutSettings(
         num_iterations=args.num_iterations,

@@ -64,7 +64,8 @@ def make_in_order(
     Raises:
         UserError: as raised by a data task.
     """
-    if not numbers:
+    if len(numbers) <= 1 and not num_actors:
+        yield from map(function, numbers)  # nothing is parallel, so a task would bring nothing
         return
     context = ray.data.DataContext.get_current()
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # what fails is raised
@@ -100,7 +101,7 @@ class _MakeWindow:
 
 
 def stream_windows(windows: Windows, epoch: int, first: int) -> Iterator[Window]:
-    """Windows `first`, `first` + 1, ... of an epoch.
+    """Windows `first`, `first` + 1, ... of an epoch; see `needs_ray`.
 
     Raises:
         UserError: as raised by a data task.
@@ -111,6 +112,11 @@ def stream_windows(windows: Windows, epoch: int, first: int) -> Iterator[Window]
         yield from map(make, numbers)
     else:
         yield from make_in_order(make, numbers)
+
+
+def needs_ray(windows: Windows) -> bool:
+    """Whether data tasks make them: more than one, and not only to be read."""
+    return windows.num_windows > 1 and not isinstance(windows, CachedWindows)
 
 
 def user_error_in(error: BaseException | None) -> UserError | None:

@@ -1,10 +1,11 @@
 """What padding-free batches would give the tasks that pad: forward and backward of the same members, padded and packed.
 
-    python -m tests.bench.padding_free [--rounds 5]
+    python -m tests.bench.padding_free [--rounds 5] [--device cpu]
 
 Prints one table over micro-batches of real pairs and texts: the share of padded tokens that are real, milliseconds
 padded, packed into rows of up to 512 tokens, and in one row, medians of rounds that alternate, in CPU time of one
-thread: what else the machine does counts little. Attention is SDPA; packed members stay apart by their position ids.
+thread: what else the machine does counts little. On a GPU a model of 0.3 B in bfloat16, by the clock. Attention is
+SDPA; packed members stay apart by their position ids.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from rayswift.data.member_batches import class_batch, preference_batch
 from rayswift.data.packing import pack
 from rayswift.data.prepare import plan_windows
 from rayswift.data.windows import PackedRow
+from tests.bench import gpu_sft
 from tests.bench.generated import TINY
 from tests.bench.sft_speed import write_model
 from tests.ray import test_tasks
@@ -68,25 +70,30 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     options = parser.parse_args()
     print("| micro-batch | real tokens | padded, ms | packed to 512, ms | one row, ms | gain of packing to 512 |")  # noqa: T201
     print("| --- | ---: | ---: | ---: | ---: | ---: |")  # noqa: T201
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        write_model(work / "model")
+        gpu_sft.write_model(work / "model", 1024, 24) if options.device == "cuda" else write_model(work / "model")
         torch.manual_seed(0)
         torch.set_num_threads(1)
         config = AutoConfig.from_pretrained(work / "model", max_position_embeddings=1 << 14)
-        model = AutoModelForCausalLM.from_config(config).base_model
-        for kind, number in CASES:
+        dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
+        model = AutoModelForCausalLM.from_config(config).base_model.to(options.device, dtype)
+        for kind, on_cpu in CASES:
+            number = on_cpu * (4 if options.device == "cuda" else 1)
             (work / kind).mkdir(exist_ok=True)
             rows = members(work / kind, kind, number)
             padded = (preference_batch if kind.startswith("pairs") else class_batch)(rows, 0, "rows")
-            batches = [padded, packed(rows, MAX_LENGTH), packed(rows, 1 << 14)]
+            batches = [
+                to_device(each, options.device) for each in (padded, packed(rows, MAX_LENGTH), packed(rows, 1 << 14))
+            ]
             times: dict[int, list[float]] = defaultdict(list)
             for _ in range(options.rounds + 1):
                 for i, batch in enumerate(batches):
-                    times[i].append(seconds(lambda batch=batch: step(model, batch)))
+                    times[i].append(seconds(lambda batch=batch: step(model, batch), options.device))
             ms = [1000 * statistics.median(times[i][1:]) for i in range(len(batches))]
             fill = sum(length for row in rows for length in row.lengths) / padded["input_ids"].numel()
             cells = [f"{fill:.0%}", *(f"{each:.0f}" for each in ms), f"{ms[0] / ms[1]:.2f} x"]
@@ -100,11 +107,22 @@ def step(model: torch.nn.Module, batch: dict[str, Any]) -> None:
     model.zero_grad()
 
 
-def seconds(work: Callable[[], None]) -> float:
-    """CPU time it takes."""
-    began = time.thread_time()
+def to_device(batch: dict[str, Any], device: str) -> dict[str, Any]:
+    """Its tensors there."""
+    return {name: each.to(device) if isinstance(each, torch.Tensor) else each for name, each in batch.items()}
+
+
+def seconds(work: Callable[[], None], device: str) -> float:
+    """CPU time it takes; on a GPU, time until that is done."""
+    if device == "cpu":
+        began = time.thread_time()
+        work()
+        return time.thread_time() - began
+    torch.cuda.synchronize()
+    began = time.monotonic()
     work()
-    return time.thread_time() - began
+    torch.cuda.synchronize()
+    return time.monotonic() - began
 
 
 if __name__ == "__main__":

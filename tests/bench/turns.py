@@ -95,7 +95,8 @@ def step_seconds(commands: list[tuple[list[str], Path]], root: Path) -> list[lis
         commands: Each trainer's, with its output folder; each begins when those before it have had a turn.
         root: Where they run.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count()), "PYTHONPATH": str(root)}
+    paths = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count()), "PYTHONPATH": paths}
     playing = []
     for command, _ in commands:
         playing.append(Player(command, root, environment))

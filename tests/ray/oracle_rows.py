@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from datasets import Dataset
 from peft import get_peft_model
@@ -166,6 +167,7 @@ def main() -> None:
     raw = Path(config.data.dataset[0]).read_text(encoding="utf-8").splitlines()
     packed = rows_of(run_dir, config, steps, per_device * accumulation, out_dir / "data")
     rows = [json.loads(raw[int(row.ids[0].rpartition(":")[2]) - 1]) for row in packed]
+    on_gpu = config.cluster.device != "cpu" and torch.cuda.is_available()
     common: dict[str, Any] = {
         "output_dir": str(out_dir),
         "max_steps": steps,
@@ -176,8 +178,8 @@ def main() -> None:
         "save_strategy": "no",
         "report_to": "none",
         "gradient_checkpointing": False,
-        "bf16": False,
-        "use_cpu": True,
+        "bf16": on_gpu and config.model.dtype in ("auto", "bfloat16"),
+        "use_cpu": not on_gpu,
         "train_sampling_strategy": "sequential",
         "seed": config.train.seed,
         "disable_tqdm": True,
