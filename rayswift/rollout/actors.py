@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayswift.rollout.engine import Collected, EngineLost, EngineStatus
 from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest
+from rayswift.rollout.wire import Requests
 
 _T = TypeVar("_T")
 _NUM_LINES = 15
@@ -72,7 +73,7 @@ class ActorEngine:
 
     async def submit(self, requests: Sequence[SampleRequest]) -> None:
         """See `Engine`."""
-        await self._answer(self._actor.submit.remote(requests))
+        await self._answer(self._actor.submit.remote(Requests(requests)))
 
     async def collect(self, timeout_s: float) -> Collected:
         """See `Engine`."""

@@ -153,13 +153,13 @@ class Coordinator:
             StaleAttempt: a newer attempt has begun.
         """
         life = self._current(attempt)
-        for work in (self._load(life, published), self._keep(life, published)):
-            task = asyncio.create_task(work)
-            self._syncs.add(task)
-            task.add_done_callback(self._syncs.discard)
+        task = asyncio.create_task(self._take_over(life, published))
+        self._syncs.add(task)
+        task.add_done_callback(self._syncs.discard)
         # The pool gives up what was asked of an older group's weights: it must have heard of these before the first
-        # request that wants them.
-        await asyncio.sleep(0)
+        # request that wants them. And engines load while the requests are made: they are asked to within three turns.
+        for _ in range(3):
+            await asyncio.sleep(0)
         life.published(published.version.step)
 
     async def next(self, attempt: int, number: int, rank: int, size: int, timeout_s: float) -> Round:
@@ -335,13 +335,15 @@ class Coordinator:
 
         self._writer.submit(work, *arguments).add_done_callback(done)
 
-    async def _load(self, life: Attempt, published: Published) -> None:
+    async def _take_over(self, life: Attempt, published: Published) -> None:
+        """Have the engines load, then, while they sample, the weights kept."""
         try:
             pauses_s = await self._pool.set_weights(published.version, published)
         except UserError as error:
             life.fail(error)
         else:
             self._sync_s = max(pauses_s.values(), default=0.0)
+            await self._keep(life, published)
 
     async def _keep(self, life: Attempt, published: Published) -> None:
         try:

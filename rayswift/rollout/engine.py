@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest
+from rayswift.rollout.wire import Columns, columns_of, completions_of
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,14 @@ class Collected:
 
     finished: tuple[Completion, ...]
     progress: tuple[Completion, ...]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as columns, see `wire`."""
+        return _collected, (columns_of(self.finished), columns_of(self.progress))
+
+
+def _collected(finished: Columns, progress: Columns) -> Collected:
+    return Collected(completions_of(finished), completions_of(progress))
 
 
 class Engine(Protocol):

@@ -288,6 +288,7 @@ def _build(setup: EngineSetup) -> tuple[Any, Callable[[int, int], Any]]:
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
             structured_outputs=StructuredOutputsParams(regex=regex) if regex else None,
+            skip_clone=True,  # they are made for one request
         )
 
     return engine, sampling

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -96,12 +97,22 @@ class StreamedEmbeddingTrainer(HeadTrainer):
 
     def _embed(self, model: Any, inputs: dict[str, Any], rows: Sequence[PackedRow]) -> torch.Tensor:
         """Embeddings of the texts of rows, float32 [M, D]; without rows [0, D], still part of the graph."""
-        states = model(**inputs).last_hidden_state
-        features = {"token_embeddings": states, "attention_mask": inputs["attention_mask"]}
-        pooled = self._pooling(features)["sentence_embedding"].float()
+        # Queries are shorter than documents: each kind is padded to its own length, on every rank in two passes.
+        lengths = [length for row in rows for length in row.lengths] or [2]
+        queries = np.cumsum([0, *(len(row.lengths) for row in rows[:-1])]).tolist()
+        documents = sorted({*range(len(lengths))} - {*queries}) if rows else queries
+        pooled = torch.cat([self._pooled(model, inputs, part, lengths) for part in (queries, documents)])
+        pooled = pooled[np.argsort([*queries, *documents])]
         if self._config.model.normalize:
             pooled = torch.nn.functional.normalize(pooled, dim=-1)
         return pooled if rows else pooled[:0]
+
+    def _pooled(self, model: Any, inputs: dict[str, Any], places: list[int], lengths: list[int]) -> torch.Tensor:
+        """Of these lines of the inputs, cut to the longest of them."""
+        longest = max(lengths[place] for place in places)
+        part = {name: each[places, :longest] for name, each in inputs.items()}
+        features = {"token_embeddings": model(**part).last_hidden_state, "attention_mask": part["attention_mask"]}
+        return self._pooling(features)["sentence_embedding"].float()
 
     def _loss(self, model: Any, inputs: dict[str, Any], rows: Sequence[PackedRow]) -> tuple[Any, evaluation.Sums]:
         embeddings = self._embed(model, inputs, rows)
