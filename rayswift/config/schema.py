@@ -204,7 +204,7 @@ class ClusterConfig(Section):
 
     num_workers: Annotated[Annotated[int, Field(ge=0)] | WorkerRange | None, BeforeValidator(one_or_range)] = None
     """Training workers; a list [least, most]: as many as the cluster has room for, also while the run goes on;
-    0: in this process; null: one per GPU, else 1."""
+    0: in this process, with Ray only if the rows fill several windows; null: one per GPU, else 1."""
     zero_stage: int | None = Field(None, ge=0, le=3)
     """ZeRO stage: 0 is plain data parallelism, 1 to 3 are DeepSpeed's; null: the smallest that is estimated to fit."""
     offload: Literal["none", "optimizer", "all"] = "none"

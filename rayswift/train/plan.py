@@ -238,6 +238,9 @@ def describe(plan: Plan[Any], num_rows: int | None, unchecked: list[str]) -> str
     config, layout = plan.config, plan.layout
     where = "in this process" if layout.num_workers == 0 else f"{layout.num_workers} worker(s)"
     unit = "packed rows" if config.data.packing else "rows"
+    ray = "started for this run" if layout.local else "the cluster that is there"
+    if layout.local and not layout.num_workers and rollout_of(config) is None:
+        ray += ", if its rows fill several windows"
     sizes = [layout.world_size]
     if layout.min_workers:
         where = f"{layout.min_workers} to {layout.num_workers} workers, as many as the cluster has room for,"
@@ -246,7 +249,7 @@ def describe(plan: Plan[Any], num_rows: int | None, unchecked: list[str]) -> str
         f"  training      {where} on {layout.device}, {layout.threads_per_worker} CPU thread(s) each, "
         f"ZeRO {config.cluster.zero_stage}, offload {config.cluster.offload}",
         *_batch_lines(plan, sizes, unit),
-        f"  Ray           {'started for this run' if layout.local else 'the cluster that is there'}",
+        f"  Ray           {ray}",
     ]
     if num_rows is not None:
         lines.append(f"  rows          {num_rows:,} to train")

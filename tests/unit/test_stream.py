@@ -1,12 +1,14 @@
-"""A rank's batches and what is counted of them."""
+"""A rank's batches, what is counted of them, and windows that need no task."""
 
 import time
 from typing import Any
 
 import numpy as np
+import ray
 
 from rayswift.data.feed import Slice
 from rayswift.data.global_batches import Position
+from rayswift.data.stream import make_in_order
 from rayswift.data.windows import PackedRow
 from rayswift.train.stream import Stream
 
@@ -41,3 +43,9 @@ def test_evaluations_and_saves_are_left_out_of_the_time() -> None:
         time.sleep(0.05)
     tally = stream.start_tally()
     assert 0 <= tally.elapsed_s <= time.monotonic() - began - 0.05
+
+
+def test_what_is_alone_is_made_without_ray() -> None:
+    assert list(make_in_order(str, range(3, 4))) == ["3"]
+    assert list(make_in_order(str, range(3, 3))) == []
+    assert not ray.is_initialized()
