@@ -1,8 +1,8 @@
 """The Ray Data pipeline: a range over numbers, each made into something by one task, in order.
 
-Windows are the numbers of a training stream: each is read, encoded and packed by one task. Ray Data's block borders
-play no part in what a window holds, and `preserve_order` keeps the windows in sequence, so parallelism changes the
-speed of the stream and nothing else.
+Windows are the numbers of a training stream: each is read, encoded and packed by one task, a single one where it is
+asked for. Ray Data's block borders play no part in what a window holds, and `preserve_order` keeps the windows in
+sequence, so parallelism changes the speed of the stream and nothing else.
 """
 
 import logging

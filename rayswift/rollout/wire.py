@@ -31,10 +31,10 @@ def columns_of(completions: Sequence[Completion]) -> Columns:
 def completions_of(columns: Columns) -> tuple[Completion, ...]:
     """The completions; their arrays are parts of one."""
     keys, token_ids, logprobs, lengths, spans, kinds, finishes = columns
-    ends = np.cumsum(lengths).tolist()
+    parts = _parts(token_ids, lengths), _parts(logprobs, lengths)
     return tuple(
-        Completion(key, token_ids[end - length : end], logprobs[end - length : end], kinds[kind], finish)
-        for key, end, length, kind, finish in zip(keys, ends, lengths, spans, finishes, strict=True)
+        Completion(key, tokens, chosen, kinds[kind], finish)
+        for key, tokens, chosen, kind, finish in zip(keys, *parts, spans, finishes, strict=True)
     )
 
 
@@ -80,6 +80,6 @@ def _joined(arrays: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
     return np.concatenate([np.empty(0, dtype), *arrays], dtype=dtype)
 
 
-def _parts(joined: NDArray[np.int32], lengths: Sequence[int]) -> list[NDArray[np.int32]]:
+def _parts(joined: NDArray[Any], lengths: Sequence[int]) -> list[NDArray[Any]]:
     ends = np.cumsum(lengths).tolist()
     return [joined[end - length : end] for end, length in zip(ends, lengths, strict=True)]

@@ -1,7 +1,7 @@
 """A run whose engines are SIGKILLed every 30 s, its train worker once, and whose reward function raises, hangs or
 returns garbage for one completion in twenty: it finishes, and every prompt is accounted for.
 
-More than five minutes a case, by hand: pytest -s tests/bars/test_kills.py
+Four to seven minutes a case, by hand: pytest -s tests/bars/test_kills.py
 """
 
 import random

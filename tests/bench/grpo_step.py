@@ -5,7 +5,7 @@
 The same prompts, rewards, completions a step and threads for all, each a process of its own, one after the other. Sums:
 128 prompts x 8 short completions, of a tiny model that adds unreliably. Long: 32 x 8 completions of up to 256 tokens,
 uneven, of a model of 6 M parameters after supervised training on GSM8K. Prints one table: median seconds of a step once
-running, over the rounds, beside the bare loop's and TRL's.
+running, over the rounds, beside the bare loop's and TRL's; to stderr each contestant's last step as it comes.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from tests.bench.sft_speed import write_model
 EXAMPLES = ROOT / "examples"
 TRL, BARE = "TRL GRPOTrainer", "bare loop"
 WARM_STEPS = 5
-TRL_LONG_STEPS, LONG_STEPS = 1, 3  # half a minute each, of TRL minutes
+TRL_LONG_STEPS, LONG_STEPS = 1, 3  # most of a minute each; of TRL minutes, so its first is counted
 
 
 def sums(work: Path) -> Scene:

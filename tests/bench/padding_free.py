@@ -76,14 +76,18 @@ def main() -> None:
     print("| --- | ---: | ---: | ---: | ---: | ---: |")  # noqa: T201
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        gpu_sft.write_model(work / "model", 1024, 24) if options.device == "cuda" else write_model(work / "model")
+        on_gpu = options.device == "cuda"
+        if on_gpu:
+            gpu_sft.write_model(work / "model", 1024, 24)
+        else:
+            write_model(work / "model")
         torch.manual_seed(0)
         torch.set_num_threads(1)
         config = AutoConfig.from_pretrained(work / "model", max_position_embeddings=1 << 14)
-        dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
+        dtype = torch.bfloat16 if on_gpu else torch.float32
         model = AutoModelForCausalLM.from_config(config).base_model.to(options.device, dtype)
         for kind, on_cpu in CASES:
-            number = on_cpu * (4 if options.device == "cuda" else 1)
+            number = on_cpu * (4 if on_gpu else 1)
             (work / kind).mkdir(exist_ok=True)
             rows = members(work / kind, kind, number)
             padded = (preference_batch if kind.startswith("pairs") else class_batch)(rows, 0, "rows")

@@ -1,6 +1,6 @@
 """Speed of each task in one process beside its plain trainer, on the same rows, by turns; see `turns`.
 
-    python -m tests.bench.task_speed [--steps 40] [--tasks dpo rm] [--rows 2] [--hidden 256 --layers 6]
+    python -m tests.bench.task_speed [--steps 40] [--tasks dpo rm] [--rows 2] [--hidden 1024 --layers 24]
 
 Prints one table: tokens/s of both once running, and the ratio, the median over steps: step k of both trains the same
 rows, seconds apart, so a noisy moment of the machine spoils a step and not the figure.
