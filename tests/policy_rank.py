@@ -27,7 +27,7 @@ def main() -> None:
     from rayswift.train.launch import Worker, join_process_group
     from tests.policy_runs import Rounds, make_groups, make_spec, make_trainer, tiny_model
 
-    flags = ("--learning_rate", "3e-3", "--num_generations", "4", "--max_steps", "12", *sys.argv[5:])
+    flags = ("--learning_rate", "1e-3", "--num_generations", "4", "--max_steps", "12", *sys.argv[5:])
     spec = make_spec(out_dir, *flags, num_workers=size)
     no_supply: Any = None
     join_process_group(spec, Worker(rank, size, no_supply))

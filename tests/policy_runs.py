@@ -137,7 +137,6 @@ def make_trainer(
     settings = CutSettings(
         num_iterations=args.num_iterations,
         budget=micro_batch_tokens(config),
-        layout="rows",
         pad_token_id=0,
         leave_truncated=args.mask_truncated_completions,
     )

@@ -4,6 +4,7 @@ Which rank trains what in which optimizer step is a function of the table, the n
 alone (`shares`), so the coordinator sends each rank its own tokens, and every rank knows what the others have.
 """
 
+import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from rayswift.data.global_batches import Position
 from rayswift.rollout.samples import Group, PolicyVersion
 
 Indices = NDArray[np.int64]
+_PARTS_OF_RANK = 4
+"""As many parts as this for each rank are dealt out evenly enough."""
 
 
 @dataclass(frozen=True)
@@ -117,20 +120,34 @@ def rows_of_step(table: RoundTable, num_steps: int, step: int) -> Indices:
 
 
 def shares(table: RoundTable, num_steps: int, size: int) -> list[list[Indices]]:
-    """Lines of the table that each rank trains in each optimizer step: [num_steps][size], each by falling length.
+    """Lines of the table that each rank trains in each optimizer step: [num_steps][size], in the table's order.
 
-    See `rows_of_step`. A step's ranks take turns by length, there and back: their work is alike, and so are the
-    micro-batches that they compute at the same time.
+    See `rows_of_step`. The completions of a prompt stay together, for the prompt is computed once for those of a
+    micro-batch; in parts, where there are few prompts to a rank. The longest go first, each to the rank with least.
     """
-    totals = table.prompt_lengths + table.lengths
     found = []
     for step in range(num_steps):
         rows = rows_of_step(table, num_steps, step)
-        by_length = rows[np.argsort(-totals[rows], kind="stable")]
-        turn = np.arange(len(rows)) % (2 * size)
-        rank_of = np.minimum(turn, 2 * size - 1 - turn)
-        found.append([by_length[rank_of == rank] for rank in range(size)])
+        ranks: list[list[Indices]] = [[] for _ in range(size)]
+        loads = [(0, rank) for rank in range(size)]
+        for tokens, part in _parts(table, rows, size):
+            load, rank = loads[0]
+            heapq.heapreplace(loads, (load + tokens, rank))
+            ranks[rank].append(part)
+        found.append([np.sort(np.concatenate(parts)) if parts else rows[:0] for parts in ranks])
     return found
+
+
+def _parts(table: RoundTable, rows: Indices, size: int) -> list[tuple[int, Indices]]:
+    """Completions of one prompt each with their number of tokens, the longest part first."""
+    firsts = np.flatnonzero(np.diff(table.ordinals[rows], prepend=-1))
+    number = 1 if size == 1 else -(-_PARTS_OF_RANK * size // max(1, len(firsts)))
+    parts = []
+    for group in np.split(rows, firsts[1:]):
+        by_length = group[np.argsort(-table.lengths[group], kind="stable")]
+        for part in (by_length[begin::number] for begin in range(min(number, len(group)))):
+            parts.append((int(table.prompt_lengths[part[0]] + table.lengths[part].sum()), part))
+    return sorted(parts, key=lambda each: (-each[0], each[1][0]))
 
 
 def share_of(table: RoundTable, num_steps: int, rank: int, size: int) -> Indices:

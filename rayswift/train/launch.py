@@ -218,24 +218,28 @@ def _on_failure(run_dir: Path) -> Any:
 
 def _explain(error: Exception, spec: RunSpec) -> UserError:
     causes = _causes(error)
-    for cause in causes:
+    for cause in causes.values():
         found = user_error_in(cause)
         if found:
             found.exit_code = 1
             return found
+    who, first = next(iter(causes.items()), ("", error))
     return UserError(
         f"training failed after cluster.max_failures = {spec.config.cluster.max_failures} restarts: "
-        f"{_first_line(causes[0] if causes else error)}\n  see {spec.run_dir / 'logs'}; continue with --resume auto",
+        f"{who}{_first_line(first)}\n  see {spec.run_dir / 'logs'}; continue with --resume auto",
         exit_code=1,
     )
 
 
-def _causes(error: Exception) -> list[Exception]:
+def _causes(error: Exception) -> dict[str, Exception]:
+    """What failed, by whom, worker by worker where it was they."""
     from ray.train import ControllerError, WorkerGroupError
 
     if isinstance(error, ControllerError):
-        return [error.controller_failure]
-    return list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else [error]
+        return {"": error.controller_failure}
+    if isinstance(error, WorkerGroupError):
+        return {f"worker {rank}: ": failure for rank, failure in sorted(error.worker_failures.items())}
+    return {"": error}
 
 
 def _first_line(error: Exception) -> str:

@@ -22,7 +22,7 @@ CASES = {
     "reward function": ("ray::FunctionProcess", 0, "done in"),
     "weight store": ("ray::WeightStore", 0, "done in"),
     "coordinator": ("ray::CoordinatorActor", 1, "the rollout coordinator did not"),
-    "train worker": ("ray::RayTrainWorker", 1, "RayTrainWorker"),
+    "train worker": ("ray::RayTrainWorker", 1, "worker 0: A worker health check has been hanging"),
 }
 
 

@@ -63,7 +63,8 @@ def test_losses(oracle: Any, tmp_path: Path, loss_type: str, level: str) -> None
         if further["delta"] is not None:
             further["delta"] = 1.5
         chosen = {name: value for name, value in further.items() if value is not None}
-        if correction == "none":
+        # TRL's vespo weighs padding too, as tokens of ratio 1: of no effect unless the bound is below 1.
+        if correction == "none" or loss_type == "vespo":
             chosen.pop("importance_sampling_max")
         try:
             oracle.assert_equal(tmp_path, groups, later, {**options, **chosen, "beta": beta})

@@ -11,7 +11,7 @@ from rayswift.data.global_batches import Position
 from rayswift.rollout.rounds import Round, RoundTable, Tokens, share_of
 from rayswift.train.policy.policy_stream import CutSettings, PolicyStream, RoundFlow
 
-SETTINGS = CutSettings(num_iterations=2, budget=12, layout="rows", pad_token_id=0)
+SETTINGS = CutSettings(num_iterations=2, budget=12, pad_token_id=0)
 
 
 @dataclass
@@ -90,7 +90,7 @@ def test_ranks_have_as_many_micro_batches_and_train_everything() -> None:
 
 
 def test_truncated_completions_are_left_out_when_asked() -> None:
-    settings = CutSettings(num_iterations=1, budget=100, layout="rows", pad_token_id=0, leave_truncated=True)
+    settings = CutSettings(num_iterations=1, budget=100, pad_token_id=0, leave_truncated=True)
     trained = [
         int(row)
         for rank in (0, 1)

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayswift.data.batches import IGNORED
 from rayswift.rollout.rounds import RoundTable, make_table, make_tokens, share_of, shares
 from rayswift.rollout.samples import Completion, Group, PolicyVersion, Prompt, Scored, Span
-from rayswift.train.policy.micro_batches import Sequences, cut
+from rayswift.train.policy.cuts import PolicyLayout, cut, group_begins, ordered, padded_pieces
+from rayswift.train.policy.micro_batches import Sequences
 
 PAD = 0
 
@@ -60,56 +60,84 @@ def test_every_completion_is_trained_once_a_pass(lengths: Any, num_steps: int, s
     found = shares(table, num_steps, size)
     rows = [int(row) for step in found for rank in step for row in rank]
     assert sorted(rows) == list(range(len(lengths)))
-    for step in found:
-        counts = [len(rank) for rank in step]
-        assert max(counts) - min(counts) <= 1
     mine = [share_of(table, num_steps, rank, size).tolist() for rank in range(size)]
     assert mine == [[int(row) for step in found for row in step[rank]] for rank in range(size)]
 
 
-@settings(max_examples=60, deadline=None)
+def test_prompts_stay_together_and_ranks_have_like_work() -> None:
+    """Sixteen prompts of four completions to two ranks: whole ones, with as many tokens each, or nearly."""
+    rng = np.random.default_rng(0)
+    groups = make_groups([(7, int(length)) for length in rng.integers(1, 60, 64)], of_group=4)
+    table = make_table(groups, ("accuracy", "format"), PolicyVersion(0, 4))
+    ranks = shares(table, 1, 2)[0]
+    assert not set(table.ordinals[ranks[0]]) & set(table.ordinals[ranks[1]])
+    work = [7 * len(set(table.ordinals[rows])) + table.lengths[rows].sum() for rows in ranks]
+    assert abs(work[0] - work[1]) < 0.05 * sum(work)
+    # One prompt's are divided: a rank without any would wait for the others.
+    assert [len(rows) for rows in shares(make_table(groups[:1], ("a", "f"), PolicyVersion(0, 4)), 1, 4)[0]] == [1] * 4
+
+
+def tokens_of(table: RoundTable, rows: Any, layout: PolicyLayout) -> int:
+    """What a micro-batch computes."""
+    totals = table.prompt_lengths[rows] + table.lengths[rows]
+    if layout == "shared":
+        return int(table.prompt_lengths[rows[group_begins(table.ordinals[rows])]].sum() + table.lengths[rows].sum())
+    return int(len(rows) * totals.max() if layout == "rows" else totals.sum())
+
+
+@settings(max_examples=80, deadline=None)
 @given(
-    st.lists(st.lists(st.integers(1, 40), max_size=12), min_size=1, max_size=3),
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 30)), max_size=24),
+    st.integers(1, 3),
     st.integers(1, 100),
-    st.sampled_from(["rows", "flat"]),
+    st.sampled_from(["shared", "rows", "flat"]),
 )
-def test_cuts_cover_all_within_the_budget(totals: Any, budget: int, layout: Any) -> None:
-    ranks = [np.array(sorted(rank, reverse=True), np.int64) for rank in totals]
-    cuts = cut(ranks, budget, layout)
+def test_cuts_cover_all_within_the_budget(lengths: Any, size: int, budget: int, layout: Any) -> None:
+    table, _ = make(lengths)
+    ranks = [ordered(table, rows, layout) for rows in shares(table, 1, size)[0]]
+    cuts = cut(table, ranks, budget, layout)
     assert len({len(pieces) for pieces in cuts}) == 1
     assert cuts[0]
-    for rank, pieces in zip(ranks, cuts, strict=True):
-        taken = [rank[piece] for piece in pieces]
-        assert np.concatenate(taken).tolist() == rank.tolist()
-        for piece in taken:
-            if len(piece) > 1:
-                assert (len(piece) * piece[0] if layout == "rows" else piece.sum()) <= budget
+    for rows, pieces in zip(ranks, cuts, strict=True):
+        taken = [rows[piece] for piece in pieces]
+        assert np.concatenate(taken).tolist() == rows.tolist()
+        assert all(tokens_of(table, each, layout) <= budget for each in taken if len(each) > 1)
 
 
 def test_like_lengths_share_a_micro_batch() -> None:
     """Three long completions and forty short ones fit one budget together, but would be mostly padding."""
-    totals = np.array([200] * 3 + [10] * 40)
-    assert cut([totals], 10_000, "rows") == [[slice(0, 3), slice(3, 43)]]
+    lengths = np.array([200] * 3 + [10] * 40)
+    assert padded_pieces(lengths, 256) == padded_pieces(lengths, 256, 10_000) == [slice(0, 3), slice(3, 43)]
+    assert padded_pieces(lengths[:3], 256, 400) == [slice(0, 1), slice(1, 3)]
     # One that is hardly shorter is not worth a pass of its own.
-    assert cut([np.array([20, 20, 19, 18])], 10_000, "rows") == [[slice(0, 4)]]
+    assert padded_pieces(np.array([20, 20, 19, 18]), 256) == [slice(0, 4)]
 
 
-@pytest.mark.parametrize("layout", ["rows", "flat"])
+def test_a_prompt_is_computed_once_for_the_completions_that_follow_it() -> None:
+    """Two groups of (10, 5), (10, 5) fit 45 tokens once each prompt is counted once; a third one begins anew."""
+    table, _ = make([(10, 5)] * 6)
+    assert cut(table, [np.arange(6)], 45, "shared") == [[slice(0, 4), slice(4, 6)]]
+    assert cut(table, [np.arange(6)], 15, "shared") == [[slice(row, row + 1) for row in range(6)]]
+
+
+@pytest.mark.parametrize("layout", ["shared", "rows", "flat"])
 def test_micro_batches_hold_the_tokens_they_are_of(layout: Any) -> None:
-    table, groups = make([(3, 5), (3, 2), (1, 4), (1, 1), (2, 6), (2, 3)])
+    table, groups = make([(3, 5), (3, 2), (2, 6), (2, 3), (1, 4), (1, 1)])
+    lines = [(group.prompt.input_ids, each.completion.token_ids) for group in groups for each in group.scored]
     for rank in range(2):
         tokens = make_tokens(groups, share_of(table, 1, rank, 2))
         texts = Sequences(table, tokens, PAD, layout)
-        for rows in (tokens.rows[:2], tokens.rows[2:], tokens.rows[:0]):
+        mine = ordered(table, tokens.rows, layout)
+        for rows in (mine[:2], mine[2:], mine[:0]):
             batch = texts.batch(rows)
-            lines = [(group.prompt.input_ids, each.completion) for group in groups for each in group.scored]
-            wanted = [[*lines[row][0].tolist(), *lines[row][1].token_ids.tolist()] for row in rows]
-            assert batch.texts == wanted
-            labels = batch.inputs["labels"]
-            trained = np.concatenate([np.empty(0, np.int32), *(lines[row][1].token_ids for row in rows)])
-            assert labels[labels != IGNORED].tolist() == trained.tolist()
+            assert batch.texts == [[*lines[row][0].tolist(), *lines[row][1].tolist()] for row in rows]
+            trained = np.concatenate([np.empty(0, np.int32), *(lines[row][1] for row in rows)])
+            assert batch.targets.tolist() == trained.tolist()
             assert torch.equal(batch.sampling_logprobs, torch.from_numpy(-trained.astype(np.float32)))
-            assert batch.lengths.tolist() == [len(lines[row][1].token_ids) for row in rows]
+            assert batch.lengths.tolist() == [len(lines[row][1]) for row in rows]
+            before = [token for row in rows for token in (lines[row][0][-1], *lines[row][1][:-1])]
+            assert batch.inputs["input_ids"].flatten()[batch.followed].tolist() == before
+            assert batch.num_padded_tokens == (tokens_of(table, rows, layout) if len(rows) else 1)
             if layout == "flat" and len(rows):
                 borders = batch.inputs["cu_seq_lens_q"].tolist()
                 assert borders == [0, *np.cumsum(batch.totals)]

@@ -1,11 +1,12 @@
-"""A rank's completions -> micro-batches under a token budget, as many on every rank; pure.
+"""Completions -> micro-batches; pure.
 
-Completions come by falling length, so those of a micro-batch are alike. In the layout `rows` each is a row of its own,
-padded to the longest: without packing, attention is plainly causal, for which SDPA needs no mask. In the layout `flat`
-they lie end to end, for variable-length flash attention.
+Three layouts, by what the model's attention takes. `shared`: one row of prompts, each once, and the completions that
+follow them, see `shared_prompts`. `rows`: each completion with its prompt is a row, padded to the longest; without
+packing, attention is plainly causal, for which SDPA needs no mask. `flat`: each with its prompt, end to end, for
+variable-length flash attention.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rayswift.data.batches import IGNORED, Layout
 from rayswift.rollout.rounds import Indices, RoundTable, Tokens
+from rayswift.train.policy.cuts import PolicyLayout, group_begins
+from rayswift.train.policy.shared_prompts import SharedPrompts, ranges
 
-_MICRO_BATCH_TOKENS = 256
-"""What one more forward and backward pass costs besides its tokens, in tokens."""
 Place = tuple[int, int]
 """Of a micro-batch in a round: the optimizer step, and which of the step's it is."""
 
@@ -26,16 +26,21 @@ Place = tuple[int, int]
 class MicroBatch:
     """B completions with their prompts, n completion tokens in all.
 
-    rows [B]: their lines in the round's table; totals, lengths [B] int64: tokens with the prompt, and without;
-    sampling_logprobs [n] float32; inputs: what the model takes, with labels, -100 where not a completion token. B may
-    be 0: then inputs are of one padding token.
+    rows [B]: their lines in the round's table; ids: prompts with completions, end to end, and totals [B] int64, the
+    tokens of each; lengths [B] int64: without the prompt; sampling_logprobs [n] float32; inputs: what the model takes;
+    followed, targets [n]: the token behind which each completion token is predicted, a place in the flattened
+    input_ids, and the token; shared_prompts: see there. B may be 0: then inputs are of one padding token.
     """
 
     rows: Indices
+    ids: NDArray[np.int64]
     totals: NDArray[np.int64]
     lengths: torch.Tensor
     sampling_logprobs: torch.Tensor
     inputs: Mapping[str, Any]
+    followed: torch.Tensor
+    targets: torch.Tensor
+    shared_prompts: SharedPrompts | None = None
 
     @property
     def num_padded_tokens(self) -> int:
@@ -45,78 +50,15 @@ class MicroBatch:
     @property
     def texts(self) -> list[list[int]]:
         """The tokens of each completion with its prompt."""
-        if len(self.inputs["input_ids"]) == len(self.rows):
-            return [ids[:total].tolist() for ids, total in zip(self.inputs["input_ids"], self.totals, strict=True)]
-        pieces = self.inputs["input_ids"][0].split(self.totals.tolist()) if len(self.rows) else ()
-        return [ids.tolist() for ids in pieces]
-
-
-def cut(totals_of_ranks: Sequence[NDArray[np.int64]], budget: int, layout: Layout) -> list[list[slice]]:
-    """Where each rank's completions are cut: the same number of micro-batches on all, at least one; some may be empty.
-
-    Args:
-        totals_of_ranks: Tokens of each rank's completions with their prompts, by falling length.
-        budget: Most tokens of a micro-batch, padding included; a completion that is longer is a batch of its own.
-        layout: Whether completions are padded to the longest of their batch.
-    """
-    pieces_of = _padded_pieces if layout == "rows" else _flat_pieces
-    cuts = [pieces_of(totals, budget) for totals in totals_of_ranks]
-    number = max(1, *map(len, cuts))
-    return [_divided(pieces, number) for pieces in cuts]
-
-
-def _padded_pieces(totals: NDArray[np.int64], budget: int) -> list[slice]:
-    """The cut that computes least: padded tokens, and for each micro-batch what it costs besides.
-
-    costs[j] is the least for the first j completions: the best of the cuts that end in a micro-batch [i, j), i < j.
-    """
-    number = len(totals)
-    costs, begins = np.zeros(number + 1), np.zeros(number + 1, np.int64)
-    for end in range(1, number + 1):
-        padded = (end - np.arange(end)) * totals[:end]
-        fits = padded <= budget
-        fits[end - 1] = True  # a completion that is longer than the budget is a micro-batch of its own
-        each = np.where(fits, costs[:end] + padded + _MICRO_BATCH_TOKENS, np.inf)
-        begins[end] = np.argmin(each)
-        costs[end] = each[begins[end]]
-    pieces, end = [], number
-    while end:
-        pieces.append(slice(int(begins[end]), end))
-        end = int(begins[end])
-    return pieces[::-1]
-
-
-def _flat_pieces(totals: NDArray[np.int64], budget: int) -> list[slice]:
-    pieces, begin = [], 0
-    while begin < len(totals):
-        count = int(np.searchsorted(np.cumsum(totals[begin:]), budget, side="right"))
-        end = min(len(totals), begin + max(1, count))
-        pieces.append(slice(begin, end))
-        begin = end
-    return pieces
-
-
-def _divided(pieces: list[slice], number: int) -> list[slice]:
-    """As many pieces as asked for, by cutting the one with most completions in two, or by adding empty ones."""
-    pieces = list(pieces)
-    while len(pieces) < number:
-        sizes = [piece.stop - piece.start for piece in pieces]
-        if not sizes or max(sizes) < 2:
-            end = pieces[-1].stop if pieces else 0
-            pieces.append(slice(end, end))
-            continue
-        largest = int(np.argmax(sizes))
-        piece = pieces[largest]
-        middle = (piece.start + piece.stop + 1) // 2
-        pieces[largest : largest + 1] = [slice(piece.start, middle), slice(middle, piece.stop)]
-    return pieces
+        return [ids.tolist() for ids in np.split(self.ids, np.cumsum(self.totals)[:-1])] if len(self.rows) else []
 
 
 class Sequences:
     """A rank's prompts with their completions, end to end, to take micro-batches from."""
 
-    def __init__(self, table: RoundTable, tokens: Tokens, pad_token_id: int, layout: Layout):
+    def __init__(self, table: RoundTable, tokens: Tokens, pad_token_id: int, layout: PolicyLayout):
         prompts, lengths = table.prompt_lengths[tokens.rows], table.lengths[tokens.rows]
+        self._ordinals = table.ordinals[tokens.rows]
         self._place = {int(row): place for place, row in enumerate(tokens.rows)}
         self._prompts, self._lengths = prompts, lengths
         self._begins = _begins(prompts + lengths)
@@ -127,50 +69,87 @@ class Sequences:
         self._ids[is_prompt], self._ids[~is_prompt] = tokens.prompt_ids, tokens.token_ids
 
     def batch(self, rows: Indices) -> MicroBatch:
-        """The micro-batch of some lines of the table."""
+        """The micro-batch of some lines of the table; where prompts are shared, as `cuts.ordered` leaves them."""
         places = np.array([self._place[int(row)] for row in rows], np.int64)
-        lengths = self._lengths[places]
-        logprobs = self._logprobs[_ranges(self._logprob_begins[places], lengths)]
-        inputs = self._rows(places) if self._layout == "rows" or not len(rows) else self._flat(places)
-        totals = lengths + self._prompts[places]
-        return MicroBatch(rows, totals, torch.from_numpy(lengths), torch.from_numpy(logprobs), inputs)
+        prompts, lengths = self._prompts[places], self._lengths[places]
+        totals = prompts + lengths
+        ids = self._ids[ranges(self._begins[places], totals)]
+        is_target = ranges(np.zeros_like(totals), totals) >= np.repeat(prompts, totals)
+        logprobs = self._logprobs[ranges(self._logprob_begins[places], lengths)]
+        shared = None
+        if not len(rows):
+            inputs, followed = {"input_ids": torch.full((1, 1), self._pad_token_id)}, np.empty(0, np.int64)
+        elif self._layout == "rows":
+            inputs, followed = self._rows(ids, totals, is_target)
+        elif self._layout == "flat":
+            inputs, followed = _flat(ids, totals, is_target)
+        else:
+            inputs, followed, shared = _shared(ids, prompts, lengths, is_target, group_begins(self._ordinals[places]))
+        return MicroBatch(
+            rows=rows,
+            ids=ids,
+            totals=totals,
+            lengths=torch.from_numpy(lengths),
+            sampling_logprobs=torch.from_numpy(logprobs),
+            inputs=inputs,
+            followed=torch.from_numpy(followed),
+            targets=torch.from_numpy(ids[is_target]),
+            shared_prompts=shared,
+        )
 
-    def _rows(self, places: NDArray[np.int64]) -> dict[str, torch.Tensor]:
-        """input_ids and labels [B, T]; without position ids, as no row holds two texts."""
-        totals = (self._prompts + self._lengths)[places]
-        columns = np.arange(int(totals.max()) if len(places) else 1)
-        if not len(places):
-            return {"input_ids": torch.full((1, 1), self._pad_token_id), "labels": torch.full((1, 1), IGNORED)}
-        is_text = columns < totals[:, None]
-        ids = np.full(is_text.shape, self._pad_token_id, np.int64)
-        ids[is_text] = self._ids[_ranges(self._begins[places], totals)]
-        is_trained = is_text & (columns >= self._prompts[places][:, None])
-        return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(np.where(is_trained, ids, IGNORED))}
+    def _rows(
+        self, ids: NDArray[np.int64], totals: NDArray[np.int64], is_target: NDArray[np.bool_]
+    ) -> tuple[dict[str, Any], NDArray[np.int64]]:
+        """input_ids [B, T], without position ids, as no row holds two texts; followed."""
+        is_text = np.arange(int(totals.max())) < totals[:, None]
+        padded = np.full(is_text.shape, self._pad_token_id, np.int64)
+        padded[is_text] = ids
+        return {"input_ids": torch.from_numpy(padded)}, np.flatnonzero(is_text)[is_target] - 1
 
-    def _flat(self, places: NDArray[np.int64]) -> dict[str, Any]:
-        """input_ids, labels and position_ids [1, sum T], and the borders as flash attention takes them."""
-        totals = (self._prompts + self._lengths)[places]
-        ids = self._ids[_ranges(self._begins[places], totals)]
-        positions = _ranges(np.zeros_like(totals), totals)
-        labels = np.where(positions >= np.repeat(self._prompts[places], totals), ids, IGNORED)
-        borders = torch.tensor([0, *np.cumsum(totals)], dtype=torch.int32)
-        tensors = {"input_ids": ids, "labels": labels, "position_ids": positions}
-        longest = int(totals.max())
-        return {
-            **{name: torch.from_numpy(values)[None] for name, values in tensors.items()},
-            "cu_seq_lens_q": borders,
-            "cu_seq_lens_k": borders,
-            "max_length_q": longest,
-            "max_length_k": longest,
-        }
+
+def _flat(
+    ids: NDArray[np.int64], totals: NDArray[np.int64], is_target: NDArray[np.bool_]
+) -> tuple[dict[str, Any], NDArray[np.int64]]:
+    """input_ids and position_ids [1, sum T], and the borders as flash attention takes them; followed."""
+    borders = torch.tensor([0, *np.cumsum(totals)], dtype=torch.int32)
+    longest = int(totals.max())
+    inputs = {
+        "input_ids": torch.from_numpy(ids)[None],
+        "position_ids": torch.from_numpy(ranges(np.zeros_like(totals), totals))[None],
+        "cu_seq_lens_q": borders,
+        "cu_seq_lens_k": borders,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+    return inputs, np.flatnonzero(is_target) - 1
+
+
+def _shared(
+    ids: NDArray[np.int64],
+    prompts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    is_target: NDArray[np.bool_],
+    firsts: NDArray[np.int64],
+) -> tuple[dict[str, Any], NDArray[np.int64], SharedPrompts]:
+    """input_ids and position_ids [1, T] of the prompts and of the completions; followed; who looks at whom.
+
+    firsts [u]: of the completions, the first of each prompt.
+    """
+    totals = prompts + lengths
+    begins = np.cumsum(totals) - totals
+    once = prompts[firsts]
+    places = np.concatenate([ranges(begins[firsts], once), np.flatnonzero(is_target)])
+    positions = ranges(np.concatenate([np.zeros_like(once), prompts]), np.concatenate([once, lengths]))
+    inputs = {
+        "input_ids": torch.from_numpy(ids[places])[None],
+        "position_ids": torch.from_numpy(positions)[None],
+    }
+    of = np.repeat(np.arange(len(firsts)), np.diff(firsts, append=len(prompts)))
+    # A completion's first token follows its prompt's last one, any other the one before it.
+    followed = int(once.sum()) + np.arange(int(lengths.sum())) - 1
+    followed[np.cumsum(lengths) - lengths] = np.cumsum(once)[of] - 1
+    return inputs, followed, SharedPrompts(once, of, lengths)
 
 
 def _begins(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.cumsum(lengths) - lengths
-
-
-def _ranges(begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The numbers from each begin on, `lengths` of them, end to end."""
-    offsets = np.arange(int(lengths.sum())) - np.repeat(_begins(lengths), lengths)
-    ranges: NDArray[np.int64] = np.repeat(begins, lengths) + offsets
-    return ranges

@@ -11,7 +11,6 @@ from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.rollout.plane import RolloutClient, engine_dtype
 from rayswift.rollout.samples import PolicyVersion
 from rayswift.rollout.weights import ObjectStore
-from rayswift.train import model as models
 from rayswift.train.launch import RunSpec, Worker
 from rayswift.train.policy import canary
 from rayswift.train.policy.arguments import micro_batch_tokens
@@ -32,7 +31,6 @@ def round_stream(
     settings = CutSettings(
         num_iterations=extra.get("num_iterations") or 1,
         budget=micro_batch_tokens(config),
-        layout=models.layout_of(model),
         pad_token_id=tokenizer.pad_token_id,
         leave_truncated=bool(extra.get("mask_truncated_completions")),
     )

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rayswift.data.batches import Layout
 from rayswift.data.global_batches import Position
 from rayswift.rollout.rounds import Round, RoundTable, shares
-from rayswift.train.policy.micro_batches import MicroBatch, Place, Sequences, cut
+from rayswift.train.policy.cuts import PolicyLayout, cut, ordered
+from rayswift.train.policy.micro_batches import MicroBatch, Place, Sequences
 from rayswift.train.stream import Progress, Rows
 
 
@@ -62,14 +62,13 @@ class PolicyStep:
 
 @dataclass(frozen=True)
 class CutSettings:
-    """How a round is cut: num_iterations passes over it, micro-batches of at most `budget` tokens in a layout.
+    """How a round is cut: num_iterations passes over it, micro-batches of at most `budget` tokens.
 
     leave_truncated: whether completions whose room was full are not trained (DAPO's overlong filtering).
     """
 
     num_iterations: int
     budget: int
-    layout: Layout
     pad_token_id: int
     leave_truncated: bool = False
 
@@ -102,6 +101,8 @@ class PolicyStream(Progress):
     ):
         super().__init__(position, epochs)
         self._client, self._settings, self.ledger = client, settings, ledger
+        self.layout: PolicyLayout = "rows"
+        """Of the micro-batches, as the trainer's models take them; the trainer sets it."""
         self.number = first_round
         """Rounds trained once the step that was handed out last is done; the version that is published then."""
         self.ends_round = True
@@ -124,13 +125,12 @@ class PolicyStream(Progress):
 
     def _cut(self, received: Round) -> list[PolicyStep]:
         settings, table = self._settings, received.table
-        totals = table.prompt_lengths + table.lengths
         is_trained = trained_rows(table, settings.leave_truncated)
-        texts = Sequences(table, received.tokens, settings.pad_token_id, settings.layout)
+        texts = Sequences(table, received.tokens, settings.pad_token_id, self.layout)
         batches = []
         for of_ranks in shares(table, received.num_steps, received.size):
-            rows = [each[is_trained[each]] for each in of_ranks]
-            cuts = cut([totals[each] for each in rows], settings.budget, settings.layout)
+            rows = [ordered(table, each[is_trained[each]], self.layout) for each in of_ranks]
+            cuts = cut(table, rows, settings.budget, self.layout)
             mine = rows[received.rank]
             batches.append([texts.batch(mine[piece]) for piece in cuts[received.rank]])
         return [

@@ -31,6 +31,7 @@ from rayswift.train.policy.micro_batches import MicroBatch, Place
 from rayswift.train.policy.policy_stream import PolicyStep, PolicyStream, trained_rows
 from rayswift.train.policy.round_values import RoundValues, Tokenwise, reward_metrics, token_advantages
 from rayswift.train.policy.scoring import Scorer
+from rayswift.train.policy.shared_prompts import choose_layout
 from rayswift.train.trainer import Streamed
 
 _TIE = 1e-5
@@ -44,9 +45,10 @@ class StreamedPolicyTrainer(Streamed):
         model: The policy, plain or with an adapter that is trained on.
         args: See `arguments`.
         processing_class: The tokenizer.
+        stream: The steps, laid out as the models take them.
         peft_config: A fresh adapter to train.
         ref_model: What the KL term holds the policy against; None: the policy without its adapter, or no KL term.
-        kwargs: As for `Streamed`; `stream` is a `PolicyStream`.
+        kwargs: As for `Streamed`.
     """
 
     stream: PolicyStream
@@ -58,6 +60,7 @@ class StreamedPolicyTrainer(Streamed):
         model: Any,
         args: arguments.PolicyArguments,
         processing_class: Any,
+        stream: PolicyStream,
         peft_config: Any = None,
         ref_model: Any = None,
         **kwargs: Any,
@@ -65,6 +68,9 @@ class StreamedPolicyTrainer(Streamed):
         config = spec.config
         assert isinstance(config, RlhfConfig)
         temperature = config.rollout.temperature
+        if not args.beta:
+            ref_model = None
+        stream.layout = choose_layout(*(each for each in (model, ref_model) if each is not None))
         self._score_policy = Scorer(model, temperature, entropy=True)
         if peft_config is not None:
             set_seed(args.seed)
@@ -73,11 +79,11 @@ class StreamedPolicyTrainer(Streamed):
             model = get_peft_model(model, peft_config, autocast_adapter_dtype=not zero3)
             if args.gradient_checkpointing:
                 model.enable_input_require_grads()
-        super().__init__(spec=spec, model=model, args=args, processing_class=processing_class, **kwargs)
+        super().__init__(spec=spec, stream=stream, model=model, args=args, processing_class=processing_class, **kwargs)
         if args.disable_dropout:
             disable_dropout_in_model(self.model)
         self._reference: Any = None
-        if args.beta and ref_model is not None:
+        if ref_model is not None:
             self._score_other = Scorer(ref_model, temperature, entropy=False)
             self._reference = self._prepared(ref_model)
         self._advantages = arguments.advantage_settings(config, args)
@@ -162,7 +168,11 @@ class StreamedPolicyTrainer(Streamed):
     def _forward(self, model: Any, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probability and entropy of each completion token, [n]; of the reference the first alone."""
         scorer = self._score_policy if model is not self._reference else self._score_other
-        return scorer(model, self._prepare_inputs(dict(batch.inputs)))
+        device = self.args.device
+        inputs = self._prepare_inputs(dict(batch.inputs))
+        if batch.shared_prompts is not None:
+            inputs["shared_prompts"] = batch.shared_prompts.for_one_pass()
+        return scorer(model, inputs, batch.followed.to(device), batch.targets.to(device))
 
     @torch.no_grad()
     def _score(self, model: Any, batches: dict[Place, MicroBatch]) -> tuple[Tokenwise, Tokenwise]:

@@ -11,8 +11,6 @@ from peft import PeftModel
 from torch import Tensor
 from trl.trainer.utils import add_fused_lm_head
 
-from rayswift.data.batches import IGNORED
-
 
 class Scorer:
     """Makes a causal language model answer with log-probabilities.
@@ -27,26 +25,26 @@ class Scorer:
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         add_fused_lm_head(base, temperature, outputs=("log_probs", "entropy") if entropy else ("log_probs",))
         base.base_model.register_forward_hook(self._select)
-        self._is_followed: Tensor | None = None
+        self._followed: Tensor | None = None
 
-    def __call__(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy [n] of each token whose label counts; twice the first without entropies.
+    def __call__(self, model: Any, inputs: dict[str, Any], followed: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy of some tokens, [n]; twice the first without entropies.
 
         Args:
             model: The model, however wrapped.
-            inputs: What it takes, labels [B, T] among it, -100 where nothing is scored.
+            inputs: What it takes, with input_ids [B, T].
+            followed: [n] the token of the flattened input_ids behind which each is predicted.
+            targets: [n] the tokens.
         """
-        inputs = dict(inputs)
-        labels = inputs.pop("labels")[:, 1:]
-        self._is_followed = labels != IGNORED
+        self._followed = followed
         try:
-            outputs = model(**inputs, shift_labels=labels[self._is_followed][None], fused_lm_head=True, use_cache=False)
+            outputs = model(**inputs, shift_labels=targets[None], fused_lm_head=True, use_cache=False)
         finally:
-            self._is_followed = None
+            self._followed = None
         logprobs = outputs.log_probs[0]
         return logprobs, logprobs if outputs.entropy is None else outputs.entropy[0]
 
     def _select(self, backbone: torch.nn.Module, args: Any, output: Any) -> Any:
-        if self._is_followed is not None:
-            output.last_hidden_state = output.last_hidden_state[:, :-1][self._is_followed][None]
+        if self._followed is not None:
+            output.last_hidden_state = output.last_hidden_state.flatten(0, 1).index_select(0, self._followed)[None]
         return output

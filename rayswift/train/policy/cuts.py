@@ -1,0 +1,117 @@
+"""A rank's completions -> which of them are computed together: micro-batches under a token budget; pure."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayswift.rollout.rounds import Indices, RoundTable
+
+PolicyLayout = Literal["shared", "rows", "flat"]
+"""How a micro-batch is laid out: see `micro_batches`."""
+
+_MICRO_BATCH_TOKENS = 256
+"""What one more forward and backward pass costs besides its tokens, in tokens."""
+
+
+def ordered(table: RoundTable, rows: Indices, layout: PolicyLayout) -> Indices:
+    """Lines of the table as they are cut: alike ones side by side.
+
+    Where prompts are shared, group by group, by falling length of the prompt; otherwise by falling length with it.
+    """
+    prompts, lengths = table.prompt_lengths[rows], table.lengths[rows]
+    if layout == "shared":
+        return rows[np.lexsort((-lengths, table.ordinals[rows], -prompts))]
+    return rows[np.argsort(-(prompts + lengths), kind="stable")]
+
+
+def cut(table: RoundTable, rows_of_ranks: Sequence[Indices], budget: int, layout: PolicyLayout) -> list[list[slice]]:
+    """Where each rank's completions are cut: the same number of micro-batches on all, at least one; some may be empty.
+
+    Args:
+        table: The round's.
+        rows_of_ranks: Each rank's lines of it, as `ordered` leaves them.
+        budget: Most tokens of a micro-batch, padding included; a completion that is longer is a batch of its own.
+        layout: What takes a micro-batch's tokens: each prompt once, each with every completion, or padding too.
+    """
+    cuts = [_pieces(table, rows, budget, layout) for rows in rows_of_ranks]
+    number = max(1, *map(len, cuts))
+    return [_divided(pieces, number) for pieces in cuts]
+
+
+def _pieces(table: RoundTable, rows: Indices, budget: int, layout: PolicyLayout) -> list[slice]:
+    if layout == "shared":
+        return _shared_pieces(table, rows, budget)
+    totals = table.prompt_lengths[rows] + table.lengths[rows]
+    return padded_pieces(totals, _MICRO_BATCH_TOKENS, budget) if layout == "rows" else _flat_pieces(totals, budget)
+
+
+def padded_pieces(lengths: NDArray[np.int64], piece_tokens: int, budget: int | None = None) -> list[slice]:
+    """The cut of falling lengths that computes least: padded tokens, and for each piece what it costs besides.
+
+    costs[j] is the least up to the j-th border: the best of the cuts whose last piece is from border i on, i < j.
+    """
+    # Equal lengths are parted by a budget alone.
+    ends = np.arange(len(lengths)) if budget else np.flatnonzero(np.diff(lengths, append=-1))
+    borders = np.concatenate([[0], ends + 1])
+    costs, begins = np.zeros(len(borders)), np.zeros(len(borders), np.int64)
+    for end in range(1, len(borders)):
+        padded = (borders[end] - borders[:end]) * lengths[borders[:end]]
+        fits = padded <= (budget or np.inf)
+        fits[end - 1] = True  # one that is longer than the budget is a piece of its own
+        each = np.where(fits, costs[:end] + padded + piece_tokens, np.inf)
+        begins[end] = np.argmin(each)
+        costs[end] = each[begins[end]]
+    pieces, end = [], len(borders) - 1
+    while end:
+        pieces.append(slice(int(borders[begins[end]]), int(borders[end])))
+        end = int(begins[end])
+    return pieces[::-1]
+
+
+def _flat_pieces(totals: NDArray[np.int64], budget: int) -> list[slice]:
+    pieces, begin = [], 0
+    while begin < len(totals):
+        count = int(np.searchsorted(np.cumsum(totals[begin:]), budget, side="right"))
+        end = min(len(totals), begin + max(1, count))
+        pieces.append(slice(begin, end))
+        begin = end
+    return pieces
+
+
+def _shared_pieces(table: RoundTable, rows: Indices, budget: int) -> list[slice]:
+    """Groups one after the other; one that does not fit behind the others begins anew, and is cut where it must be."""
+    prompts, lengths = table.prompt_lengths[rows].tolist(), table.lengths[rows].tolist()
+    firsts = group_begins(table.ordinals[rows])
+    sizes = [int(group.sum()) for group in np.split(table.lengths[rows], firsts[1:])] if len(rows) else []
+    whole = dict(zip(firsts.tolist(), sizes, strict=True))
+    cuts, used = [0], 0
+    for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+        needs = prompt + whole[row] if row in whole else length
+        if row > cuts[-1] and used + needs > budget:
+            cuts.append(row)
+            used = 0
+        used += length + (prompt if row in whole or row == cuts[-1] else 0)
+    return [slice(begin, end) for begin, end in zip(cuts, [*cuts[1:], len(rows)], strict=True) if end > begin]
+
+
+def group_begins(ordinals: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where in [N] ordinals, equal ones side by side, each begins."""
+    return np.flatnonzero(np.diff(ordinals, prepend=-1)).astype(np.int64)
+
+
+def _divided(pieces: list[slice], number: int) -> list[slice]:
+    """As many pieces as asked for, by cutting the one with most completions in two, or by adding empty ones."""
+    pieces = list(pieces)
+    while len(pieces) < number:
+        sizes = [piece.stop - piece.start for piece in pieces]
+        if not sizes or max(sizes) < 2:
+            end = pieces[-1].stop if pieces else 0
+            pieces.append(slice(end, end))
+            continue
+        largest = int(np.argmax(sizes))
+        piece = pieces[largest]
+        middle = (piece.start + piece.stop + 1) // 2
+        pieces[largest : largest + 1] = [slice(piece.start, middle), slice(middle, piece.stop)]
+    return pieces

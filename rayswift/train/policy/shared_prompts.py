@@ -1,0 +1,235 @@
+"""Attention for completions that share their prompts: each prompt is computed once for all that follow it.
+
+A micro-batch is one row: the prompts end to end, then the completions. Everything but attention works token by token
+and need not know. Attention goes by `SharedPrompts`: a prompt looks back at itself, a completion at its prompt and at
+itself, so each has the distribution it has alone. On a GPU in a 16-bit format it is one call of variable-length flash
+attention; otherwise SDPA on pieces of like lengths, padded.
+
+Installed through `transformers`' attention interface; a call without `SharedPrompts` is plain causal SDPA.
+"""
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import PeftModel
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from rayswift.train.model import layout_of
+from rayswift.train.policy.cuts import PolicyLayout, padded_pieces
+
+_KERNEL = "shared_prompts"
+_PIECE_TOKENS = 64
+"""What one more call of SDPA costs, in tokens."""
+_FLASH_HEAD_DIM = 256
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """b completions, padded to `longest` tokens, in slots from `begin` on; prompts [b]: of the block, each one's."""
+
+    begin: int
+    longest: int
+    lengths: NDArray[np.int64]
+    prompts: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Block:
+    """u prompts, padded to `longest` tokens, in slots from `begin` on, and the pieces of what follows them."""
+
+    begin: int
+    longest: int
+    lengths: NDArray[np.int64]
+    pieces: Sequence[_Piece]
+
+
+@dataclass
+class SharedPrompts:
+    """Which of a row's T tokens look at which: u prompts end to end, then B completions, each prompt's side by side.
+
+    Args:
+        prompt_lengths: [u], falling.
+        prompt_of: [B], of each completion.
+        lengths: [B], tokens of each.
+    """
+
+    prompt_lengths: NDArray[np.int64]
+    prompt_of: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    _tensors: dict[Any, Any] = field(default_factory=dict)
+
+    @cached_property
+    def _blocks(self) -> tuple[list[_Block], NDArray[np.int64], int]:
+        """Blocks, the slot of each token [T], and the number of slots."""
+        prompt_slots, slots = np.empty_like(self.prompt_lengths), np.empty_like(self.lengths)
+        blocks, end = [], 0
+        for block in padded_pieces(self.prompt_lengths, _PIECE_TOKENS):
+            prompts = self.prompt_lengths[block]
+            begin, longest = end, int(prompts[0])
+            prompt_slots[block] = begin + longest * np.arange(len(prompts))
+            end += longest * len(prompts)
+            rows = np.flatnonzero((self.prompt_of >= block.start) & (self.prompt_of < block.stop))
+            rows = rows[np.argsort(-self.lengths[rows], kind="stable")]
+            pieces = []
+            for cut in padded_pieces(self.lengths[rows], _PIECE_TOKENS):
+                chosen = rows[cut]
+                lengths = self.lengths[chosen]
+                pieces.append(_Piece(end, int(lengths[0]), lengths, self.prompt_of[chosen] - block.start))
+                slots[chosen] = end + int(lengths[0]) * np.arange(len(chosen))
+                end += int(lengths[0]) * len(chosen)
+            blocks.append(_Block(begin, longest, prompts, pieces))
+        begins = np.concatenate([prompt_slots, slots])
+        return blocks, ranges(begins, np.concatenate([self.prompt_lengths, self.lengths])), end
+
+    def for_one_pass(self) -> "SharedPrompts":
+        """The same, whose tensors, masks above all, go with the pass that it is handed to."""
+        passing = copy(self)
+        passing._tensors = {}
+        return passing
+
+    def padded(self, query: Tensor, key: Tensor, value: Tensor, attend: Any) -> Tensor:
+        """Attention by SDPA.
+
+        Args:
+            query: [T, H, D]; key and value alike, with their own heads.
+            attend: (query, key, value [b, H, L, D], mask) -> [b, L, H, D]; mask None: causal.
+
+        Returns:
+            [T, H, D].
+        """
+        blocks, slot_of, num_slots = self._blocks
+        slots = self._kept(("slots", query.device), lambda: torch.from_numpy(slot_of).to(query.device))
+        q, k, v = (x.new_zeros(num_slots, *x.shape[1:]).index_copy(0, slots, x) for x in (query, key, value))
+
+        def rows(x: Tensor, begin: int, number: int, length: int) -> Tensor:
+            return x[begin : begin + number * length].view(number, length, *x.shape[1:]).transpose(1, 2)
+
+        found = []
+        for block in blocks:
+            size = block.begin, len(block.lengths), block.longest
+            prompt_keys, prompt_values = rows(k, *size), rows(v, *size)
+            found.append(attend(rows(q, *size), prompt_keys, prompt_values, None).flatten(0, 1))
+            for piece in block.pieces:
+                size = piece.begin, len(piece.lengths), piece.longest
+                of = self._kept((piece.begin, q.device), lambda: torch.from_numpy(piece.prompts).to(q.device))  # noqa: B023
+                keys = torch.cat([prompt_keys.index_select(0, of), rows(k, *size)], dim=2)
+                values = torch.cat([prompt_values.index_select(0, of), rows(v, *size)], dim=2)
+                mask = self._kept((piece.begin, q.device, q.dtype), lambda: _mask(block, piece, q))  # noqa: B023
+                found.append(attend(rows(q, *size), keys, values, mask).flatten(0, 1))
+        return torch.cat(found).index_select(0, slots)
+
+    def flash(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """The same by flash attention, without padding."""
+        queries, keys, places = self._kept(("flash", query.device), lambda: self._borders(query.device))
+        picked = [_picked(x, places) for x in (key, value)]
+        longest = int(self.lengths.max(initial=0)), int(self.prompt_lengths.max(initial=0))
+        out: Tensor = varlen_attn(
+            query.contiguous(), *picked, queries, keys, max(longest), sum(longest), scale=scale, window_size=(-1, 0),
+            enable_gqa=query.shape[1] != key.shape[1],
+        )  # fmt: skip
+        return out
+
+    def _borders(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Cumulative lengths of queries and of keys, and the token of each key."""
+        begins = np.cumsum(self.prompt_lengths) - self.prompt_lengths
+        own = int(self.prompt_lengths.sum()) + np.cumsum(self.lengths) - self.lengths
+        of, zeros = self.prompt_of, np.zeros_like(self.prompt_lengths)
+        seen = np.concatenate([zeros, self.prompt_lengths[of]])  # of a prompt nothing but itself
+        lengths = np.concatenate([self.prompt_lengths, self.lengths])
+        each = np.stack([np.concatenate([zeros, begins[of]]), np.concatenate([begins, own])], axis=1).ravel()
+        places = ranges(each, np.stack([seen, lengths], axis=1).ravel())
+        borders = [np.concatenate([[0], np.cumsum(x)]).astype(np.int32) for x in (lengths, seen + lengths)]
+        queries, keys = (torch.from_numpy(x).to(device) for x in borders)
+        return queries, keys, torch.from_numpy(places).to(device)
+
+    def _kept(self, key: Any, make: Any) -> Any:
+        """Made once for all layers."""
+        if key not in self._tensors:
+            self._tensors[key] = make()
+        return self._tensors[key]
+
+
+def _mask(block: _Block, piece: _Piece, query: Tensor) -> Tensor:
+    """What is added to the scores, [b, 1, C, P + C]: 0 where a completion's token looks, otherwise minus infinity."""
+    seen = torch.from_numpy(block.lengths[piece.prompts]).to(query.device)
+    prompt = torch.arange(block.longest, device=query.device) < seen[:, None, None]
+    own = torch.ones(piece.longest, piece.longest, dtype=torch.bool, device=query.device).tril()
+    size = len(seen), piece.longest
+    both = torch.cat([prompt.expand(*size, -1), own.expand(*size, -1)], dim=-1)[:, None]
+    return torch.zeros(both.shape, dtype=query.dtype, device=query.device).masked_fill_(~both, -torch.inf)
+
+
+def _picked(x: Tensor, places: Tensor) -> Tensor:
+    """Some of the tokens, several times; their gradients are summed in float32."""
+    return x.float().index_select(0, places).to(x.dtype)
+
+
+def ranges(begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The numbers from each begin on, `lengths` of them, end to end."""
+    offsets = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    found: NDArray[np.int64] = np.repeat(begins, lengths) + offsets
+    return found
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    shared_prompts: SharedPrompts | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """As `transformers` calls it: query, key, value [B, H, T, D], B = 1 with `shared_prompts`; -> [B, T, H, D]."""
+    if shared_prompts is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    if torch.is_autocast_enabled(query.device.type):  # as for SDPA itself: rotated queries and keys come in float32
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    if _flash_takes(query, key, value) and not dropout:
+        return shared_prompts.flash(q, k, v, scaling)[None], None
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        found: Tensor = sdpa_attention_forward(module, query, key, value, mask, dropout, scaling)[0]
+        return found
+
+    return shared_prompts.padded(q, k, v, attend)[None], None
+
+
+def _flash_takes(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    is_half = query.dtype in (torch.bfloat16, torch.float16) and key.dtype == value.dtype == query.dtype
+    return query.is_cuda and is_half and query.shape[-1] == value.shape[-1] <= _FLASH_HEAD_DIM
+
+
+AttentionInterface.register(_KERNEL, _attention)
+
+
+def choose_layout(*models: PreTrainedModel | PeftModel) -> PolicyLayout:
+    """How micro-batches are laid out for models that score the same ones; shares prompts where all of them can."""
+    bases = [model.get_base_model() if isinstance(model, PeftModel) else model for model in models]
+    if not all(map(_can_share, bases)):
+        return layout_of(bases[0])
+    for base in bases:
+        base.set_attn_implementation(_KERNEL)
+    return "shared"
+
+
+def _can_share(model: PreTrainedModel) -> bool:
+    """Whether tokens meet in SDPA over the whole text alone: no window, no recurrent state."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    windowed = getattr(config, "sliding_window", None) if kinds is None else set(kinds) != {"full_attention"}
+    kernel = str(model.config._attn_implementation)
+    return kernel in ("sdpa", _KERNEL) and model._can_set_attn_implementation() and not (windowed or model._is_stateful)
