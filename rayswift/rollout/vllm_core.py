@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,20 @@ class _Sample:
     taken: int = 0
 
 
+class _Score:
+    """Log-probabilities [T] of tokens, which come one by one."""
+
+    def __init__(self, tokens: Sequence[int], done: Callable[[NDArray[np.float32]], None]):
+        self.tokens, self._done = tokens, done
+        self._found: dict[int, float] = {}
+
+    def take(self, place: int, logprobs: Mapping[int, Any]) -> None:
+        """The distribution that the token at a place is of."""
+        self._found[place] = logprobs[self.tokens[place]].logprob
+        if len(self._found) == len(self.tokens):
+            self._done(np.array([self._found[each] for each in range(len(self.tokens))], np.float32))
+
+
 class VllmCore:
     """A vLLM engine and what is in flight in it; for one thread.
 
@@ -53,7 +67,7 @@ class VllmCore:
         self._log = LogTail("vllm")
         self._version: PolicyVersion | None = None
         self._samples: dict[str, _Sample] = {}
-        self._scores: dict[str, Callable[[NDArray[np.float32]], None]] = {}
+        self._scores: dict[str, tuple[_Score, int]] = {}
         self._num_scores = 0
         self._num_tokens = 0
         self._adapter: Any = None  # vLLM's LoRARequest
@@ -114,12 +128,9 @@ class VllmCore:
                 self._finish(output)
 
     def _finish(self, output: Any) -> None:
-        score = self._scores.pop(output.request_id, None)
-        if score:
-            # The first token has no logprob; each other has its own, and the most likely one where that differs.
-            logprobs = output.prompt_logprobs
-            chosen = [logprobs[i][token].logprob for i, token in enumerate(output.prompt_token_ids) if i]
-            return score(np.array(chosen, np.float32))
+        if output.request_id in self._scores:
+            score, place = self._scores.pop(output.request_id)
+            return score.take(place, output.outputs[0].logprobs[0])
         sample = self._samples.pop(output.request_id)
         [made] = output.outputs
         if made.finish_reason not in ("stop", "length"):
@@ -207,16 +218,23 @@ class VllmCore:
         self._version = version
 
     def score(self, token_ids: NDArray[np.int32], done: Callable[[NDArray[np.float32]], None]) -> None:
-        """Have `done` called with the log-probabilities [T - 1] of tokens 1 to T - 1, untouched by the sampling."""
+        """Have `done` called with the log-probabilities [T - 1] of tokens 1 to T - 1, untouched by the sampling.
+
+        A request for each, that draws a token behind those before it: vLLM 0.29 fails where a prompt's own
+        log-probabilities are asked for under an adapter.
+        """
         from vllm import SamplingParams
 
         if self._version is None:
             raise UserError("the engine has no weights yet; load a published version first", exit_code=1)
         self._num_scores += 1
-        key = f"score:{self._num_scores}"
-        params = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0.0, detokenize=False)
-        self._llm.add_request(key, {"prompt_token_ids": token_ids.tolist()}, params, lora_request=self._adapter)
-        self._scores[key] = done
+        ids = token_ids.tolist()
+        score = _Score(ids[1:], done)
+        for place, token in enumerate(score.tokens):
+            key = f"score:{self._num_scores}:{place}"
+            params = SamplingParams(max_tokens=1, logprob_token_ids=[token], detokenize=False)
+            self._llm.add_request(key, {"prompt_token_ids": ids[: place + 1]}, params, lora_request=self._adapter)
+            self._scores[key] = score, place
 
     def status(self) -> EngineStatus:
         """How it stands."""
