@@ -56,3 +56,12 @@ def test_a_killed_driver_and_a_killed_engine_change_nothing(
     # Other batches round otherwise in the engines: that moves the last digits of log-probabilities, not a token.
     assert_same_curve(run_dir, undisturbed, 1e-3, keys=("loss", "grad_norm", "reward", "completions/mean_length"))
     assert read_accounting(run_dir) == {"trained": 8 * STEPS}
+
+
+def test_engines_serve_the_adapter_that_is_trained(flags: tuple[str, ...], run_dir: Path, tiny_model_dir: Path) -> None:
+    """The canary holds both against each other at every other version, with a bound of float32's rounding."""
+    begin = flags.index("--model")
+    model, others = ("--model", str(tiny_model_dir)), (*flags[:begin], *flags[begin + 3 :])
+    adapter = ("--tuner", "lora", "--lora_sync", "adapter", "--max_logprob_drift", "2e-6")
+    train("rlhf", run_dir, *model, *others, *adapter)
+    assert set(curve(run_dir)) == set(range(1, STEPS + 1))
