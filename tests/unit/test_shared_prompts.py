@@ -9,14 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import (
+    BertConfig,
+    BertLMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     Qwen3NextConfig,
     Qwen3NextForCausalLM,
+    StableLmConfig,
+    StableLmForCausalLM,
 )
 
+from rayswift.log import UserError
 from rayswift.train.policy.shared_prompts import SharedPrompts, choose_layout
 
 SMALL: dict[str, Any] = {
@@ -110,12 +115,16 @@ def test_models_score_as_if_alone(is_tuned: bool) -> None:
     torch.testing.assert_close(again, wanted)
     positions = torch.tensor([[*range(6), *range(2), *range(6, 9), *range(6, 11), *range(2, 6)]])
     plan = plan_of(groups)
+    with pytest.raises(UserError, match="attn_implementation eager"):
+        plan.check_used()
     found = model(input_ids=ids[None], position_ids=positions, shared_prompts=plan, use_cache=False).logits[0, 8:]
+    plan.check_used()
+    assert plan.num_uses == SMALL["num_hidden_layers"]
     torch.testing.assert_close(found, torch.cat(wanted), atol=1e-5, rtol=1e-5)
 
 
 def test_models_that_cannot_share_are_laid_out_in_rows() -> None:
-    """A window, a recurrent state or another kernel: what a token sees depends on its place in the row."""
+    """A window, a recurrent state, an encoder, another kernel: what a token sees depends on its place in the row."""
     windowed = MistralForCausalLM(MistralConfig(**SMALL, sliding_window=4))
     whole = MistralForCausalLM(MistralConfig(**SMALL, sliding_window=None))
     assert choose_layout(windowed) == choose_layout(whole, windowed) == "rows"
@@ -123,6 +132,8 @@ def test_models_that_cannot_share_are_laid_out_in_rows() -> None:
     assert choose_layout(whole) == choose_layout(whole, whole) == "shared"
     eager = LlamaForCausalLM._from_config(LlamaConfig(**SMALL), attn_implementation="eager")
     assert choose_layout(eager) == "rows"
+    assert choose_layout(BertLMHeadModel(BertConfig(**SMALL))) == "rows"
+    assert choose_layout(StableLmForCausalLM(StableLmConfig(**SMALL))) == "rows"
     hybrid = {"layer_types": ["linear_attention", "full_attention"], "head_dim": 8, "num_experts": 2}
     hybrid |= {f"linear_{name}": 8 for name in ("key_head_dim", "value_head_dim")}
     hybrid |= {f"linear_num_{name}_heads": 2 for name in ("key", "value")}

@@ -170,9 +170,13 @@ class StreamedPolicyTrainer(Streamed):
         scorer = self._score_policy if model is not self._reference else self._score_other
         device = self.args.device
         inputs = self._prepare_inputs(dict(batch.inputs))
-        if batch.shared_prompts is not None:
-            inputs["shared_prompts"] = batch.shared_prompts.for_one_pass()
-        return scorer(model, inputs, batch.followed.to(device), batch.targets.to(device))
+        shared = batch.shared_prompts and batch.shared_prompts.for_one_pass()
+        if shared:
+            inputs["shared_prompts"] = shared
+        found = scorer(model, inputs, batch.followed.to(device), batch.targets.to(device))
+        if shared:
+            shared.check_used()
+        return found
 
     @torch.no_grad()
     def _score(self, model: Any, batches: dict[Place, MicroBatch]) -> tuple[Tokenwise, Tokenwise]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
+from inspect import unwrap
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from rayswift.log import UserError
 from rayswift.train.model import layout_of
 from rayswift.train.policy.cuts import PolicyLayout, padded_pieces
 
@@ -30,6 +32,8 @@ _KERNEL = "shared_prompts"
 _PIECE_TOKENS = 64
 """What one more call of SDPA costs, in tokens."""
 _FLASH_HEAD_DIM = 256
+# Their layers keep to themselves what their attention should be told (transformers 5.19).
+_DEAF_MODELS = ("nemotron", "stablelm")
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,13 @@ class SharedPrompts:
         prompt_lengths: [u], falling.
         prompt_of: [B], of each completion.
         lengths: [B], tokens of each.
+        num_uses: Layers whose attention went by it.
     """
 
     prompt_lengths: NDArray[np.int64]
     prompt_of: NDArray[np.int64]
     lengths: NDArray[np.int64]
+    num_uses: int = 0
     _tensors: dict[Any, Any] = field(default_factory=dict)
 
     @cached_property
@@ -93,8 +99,21 @@ class SharedPrompts:
     def for_one_pass(self) -> "SharedPrompts":
         """The same, whose tensors, masks above all, go with the pass that it is handed to."""
         passing = copy(self)
-        passing._tensors = {}
+        passing.num_uses, passing._tensors = 0, {}
         return passing
+
+    def check_used(self) -> None:
+        """Whether the pass's attention went by this, and no completion saw another.
+
+        Raises:
+            UserError: it did not.
+        """
+        if not self.num_uses:
+            raise UserError(
+                "the model's layers do not tell their attention which tokens share a prompt; set "
+                "model.attn_implementation eager, where none do",
+                exit_code=1,
+            )
 
     def padded(self, query: Tensor, key: Tensor, value: Tensor, attend: Any) -> Tensor:
         """Attention by SDPA.
@@ -197,6 +216,7 @@ def _attention(
     if torch.is_autocast_enabled(query.device.type):  # as for SDPA itself: rotated queries and keys come in float32
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    shared_prompts.num_uses += 1
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     if _flash_takes(query, key, value) and not dropout:
         return shared_prompts.flash(q, k, v, scaling)[None], None
@@ -227,9 +247,18 @@ def choose_layout(*models: PreTrainedModel | PeftModel) -> PolicyLayout:
 
 
 def _can_share(model: PreTrainedModel) -> bool:
-    """Whether tokens meet in SDPA over the whole text alone: no window, no recurrent state."""
+    """Whether tokens meet in SDPA over the whole text alone: no window, no recurrent state, no encoder.
+
+    Not every model that says so asks the attention interface: its code is looked at too.
+    """
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None)
-    windowed = getattr(config, "sliding_window", None) if kinds is None else set(kinds) != {"full_attention"}
-    kernel = str(model.config._attn_implementation)
-    return kernel in ("sdpa", _KERNEL) and model._can_set_attn_implementation() and not (windowed or model._is_stateful)
+    is_windowed = getattr(config, "sliding_window", None) if kinds is None else set(kinds) != {"full_attention"}
+    is_deaf = config.model_type in _DEAF_MODELS
+    if str(model.config._attn_implementation) not in ("sdpa", _KERNEL) or is_windowed or model._is_stateful or is_deaf:
+        return False
+    attentions = [module for module in model.modules() if hasattr(module, "is_causal")]
+    return len(attentions) >= config.num_hidden_layers and all(
+        module.is_causal and "ALL_ATTENTION_FUNCTIONS" in unwrap(type(module).forward).__code__.co_names
+        for module in attentions
+    )
