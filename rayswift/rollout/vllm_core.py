@@ -218,7 +218,7 @@ class VllmCore:
         self._version = version
 
     def score(self, token_ids: NDArray[np.int32], done: Callable[[NDArray[np.float32]], None]) -> None:
-        """Have `done` called with the log-probabilities [T - 1] of tokens 1 to T - 1, untouched by the sampling.
+        """Have `done` called with the log-probabilities [T - 1] of tokens 1 to T - 1, at the sampling's temperature.
 
         A request for each, that draws a token behind those before it: vLLM 0.29 fails where a prompt's own
         log-probabilities are asked for under an adapter.
@@ -228,11 +228,13 @@ class VllmCore:
         if self._version is None:
             raise UserError("the engine has no weights yet; load a published version first", exit_code=1)
         self._num_scores += 1
-        ids = token_ids.tolist()
+        ids, temperature = token_ids.tolist(), self._setup.sampling.temperature
         score = _Score(ids[1:], done)
         for place, token in enumerate(score.tokens):
             key = f"score:{self._num_scores}:{place}"
-            params = SamplingParams(max_tokens=1, logprob_token_ids=[token], detokenize=False)
+            params = SamplingParams(
+                max_tokens=1, temperature=temperature, logprob_token_ids=[token], detokenize=False, skip_clone=True
+            )
             self._llm.add_request(key, {"prompt_token_ids": ids[: place + 1]}, params, lora_request=self._adapter)
             self._scores[key] = score, place
 

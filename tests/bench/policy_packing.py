@@ -125,7 +125,7 @@ def our_step(folder: Path, groups: Any, model: Any, budget: int, device: str) ->
         model.zero_grad()
         trainer.training_step(model, item)
 
-    return step, sum(batch.num_padded_tokens for batch in item["step"].batches)
+    return step, sum(batch.num_computed_tokens for batch in item["step"].batches)
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from rayswift.rollout.engine_setup import EngineSetup, engine_options
 from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest
 from rayswift.rollout.vllm_engine import VllmEngine
 from rayswift.rollout.weights import ObjectStore, WeightStore
-from rayswift.train.policy.canary import policy_logprobs
 from rayswift.train.policy.publish import Publisher
 from tests.conftest import TINY
 
@@ -59,10 +57,19 @@ def requests(key: str) -> list[SampleRequest]:
     return [SampleRequest(f"{key}:{i}", prompt, ROOM, seed=i) for i, prompt in enumerate(prompts)]
 
 
+def text_logprobs(model: PreTrainedModel, token_ids: np.ndarray) -> np.ndarray:
+    """Log-probabilities [T - 1] of tokens 1 to T - 1 of a text [T]."""
+    ids = torch.from_numpy(token_ids.astype(np.int64))
+    with torch.no_grad():
+        logprobs = model(input_ids=ids[None], use_cache=False).logits[0, :-1].log_softmax(-1)
+    found: np.ndarray = logprobs.gather(-1, ids[1:, None])[:, 0].numpy()
+    return found
+
+
 def expected(model: PreTrainedModel, request: SampleRequest, tokens: np.ndarray) -> np.ndarray:
     """What a model makes of the tokens behind a request's."""
     text = np.concatenate([request.prompt_ids, request.begun, tokens])
-    return policy_logprobs(model, text, nullcontext())[len(text) - len(tokens) - 1 :]
+    return text_logprobs(model, text)[len(text) - len(tokens) - 1 :]
 
 
 def error_of(asked: Sequence[SampleRequest], done: dict[str, Completion], models: dict[PolicyVersion, Any]) -> float:
@@ -143,7 +150,7 @@ async def story(engine: Any, store: Any, config: Any) -> dict[str, Any]:
     found["whole"] = sorted(whole)
     text = np.concatenate([going_on[0].prompt_ids, done[going_on[0].key].token_ids])[:64]
     scored = await engine.score.remote(text)
-    found["scored"] = float(np.abs(scored - policy_logprobs(models[SECOND], text, nullcontext())).max())
+    found["scored"] = float(np.abs(scored - text_logprobs(models[SECOND], text)).max())
     found["cannot_start"] = await engine.fail_to_start.remote()
     return found
 

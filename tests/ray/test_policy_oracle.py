@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 # (whether the policy has moved since the round began, options)
@@ -48,3 +49,17 @@ def test_loss_and_gradients_are_those_of_trl(oracle: Any, tmp_path: Path, case: 
     later, options = CASES[case]
     groups = oracle.make_groups(3, oracle.NUM_GENERATIONS, num_rewards=2)
     oracle.assert_equal(tmp_path, groups, later, options)
+
+
+def test_a_text_is_scored_at_the_temperature_of_the_sampling(oracle: Any, tmp_path: Path) -> None:
+    """What the canary holds engines against."""
+    import torch
+
+    from tests.policy_runs import Rounds, make_spec, make_trainer, tiny_model
+
+    model, ids = tiny_model(), np.arange(3, 20, dtype=np.int32)
+    text = torch.from_numpy(ids.astype(np.int64))
+    wanted = (model(text[None]).logits[0, :-1] / 0.7).log_softmax(-1).gather(-1, text[1:, None])[:, 0]
+    spec = make_spec(tmp_path, "--temperature", "0.7")
+    trainer = make_trainer(spec, Rounds([oracle.make_groups(1, oracle.NUM_GENERATIONS)]), model)
+    np.testing.assert_allclose(trainer.text_logprobs(ids), wanted.detach().numpy(), atol=1e-5)

@@ -137,7 +137,7 @@ def test_micro_batches_hold_the_tokens_they_are_of(layout: Any) -> None:
             assert batch.lengths.tolist() == [len(lines[row][1]) for row in rows]
             before = [token for row in rows for token in (lines[row][0][-1], *lines[row][1][:-1])]
             assert batch.inputs["input_ids"].flatten()[batch.followed].tolist() == before
-            assert batch.num_padded_tokens == (tokens_of(table, rows, layout) if len(rows) else 1)
+            assert batch.num_computed_tokens == (tokens_of(table, rows, layout) if len(rows) else 1)
             if layout == "flat" and len(rows):
                 borders = batch.inputs["cu_seq_lens_q"].tolist()
                 assert borders == [0, *np.cumsum(batch.totals)]

@@ -220,18 +220,13 @@ def test_a_store_says_when_the_bytes_were_lost_before_it_had_them() -> None:
 
 
 def test_the_canary_measures_and_judges() -> None:
-    model = tiny().eval()
-    ids = np.arange(2, 30, dtype=np.int32)
-    ours = canary.policy_logprobs(model, ids, torch.no_grad())
-    logits = model(torch.from_numpy(ids.astype(np.int64))[None]).logits[0].log_softmax(-1)
-    expected = [logits[i, ids[i + 1]].item() for i in range(len(ids) - 1)]
-    assert ours == pytest.approx(expected, abs=1e-5)
+    ours = -np.arange(1, 28, dtype=np.float32)
     drifts = canary.drift(ours, {"engine-1": ours, "engine-2": ours + np.float32(0.5)})
     assert drifts == pytest.approx({"engine-1": 0, "engine-2": 0.5})
-    canary.judge(SECOND, {"engine-1": 0.0}, len(ids), 0.1)
+    canary.judge(SECOND, {"engine-1": 0.0}, 28, 0.1)
     for bad in (0.5, float("nan")):
         with pytest.raises(UserError, match=r"engine-2 by (0\.5|nan)"):
-            canary.judge(SECOND, drifts | {"engine-2": bad}, len(ids), 0.1)
+            canary.judge(SECOND, drifts | {"engine-2": bad}, 28, 0.1)
 
 
 def test_stacked_experts_travel_as_checkpoints_hold_them(tmp_path: Any) -> None:

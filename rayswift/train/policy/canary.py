@@ -4,11 +4,8 @@ Trainings have run for weeks on weights that never arrived: nothing fails, the r
 """
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
@@ -27,29 +24,6 @@ def probe_tokens(tokenizer: PreTrainedTokenizerBase, max_model_len: int) -> NDAr
     """The fixed text [T], T >= 2, cut to what an engine takes beside the token that vLLM makes of it."""
     ids = tokenizer(_TEXT, add_special_tokens=False)["input_ids"][: min(_MAX_TOKENS, max_model_len - 1)]
     return np.array(ids, np.int32)
-
-
-@torch.no_grad()
-def policy_logprobs(
-    model: Any, token_ids: NDArray[np.int32], autocast: AbstractContextManager[Any]
-) -> NDArray[np.float32]:
-    """Log-probabilities [T - 1] of tokens 1 to T - 1 under the policy as it is trained; all ranks of ZeRO-3 call it.
-
-    Args:
-        model: The policy, with or without what DeepSpeed put around it.
-        token_ids: [T].
-        autocast: In which the trainer computes its loss.
-    """
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    ids = torch.from_numpy(token_ids.astype(np.int64)).to(device)[None]
-    with autocast:
-        logits = model(input_ids=ids, use_cache=False).logits
-    model.train(was_training)
-    logprobs = logits[0, :-1].float().log_softmax(-1).gather(-1, ids[0, 1:, None])
-    found: NDArray[np.float32] = logprobs[:, 0].cpu().numpy()
-    return found
 
 
 def drift(ours: NDArray[np.float32], theirs: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:

@@ -43,7 +43,7 @@ class MicroBatch:
     shared_prompts: SharedPrompts | None = None
 
     @property
-    def num_padded_tokens(self) -> int:
+    def num_computed_tokens(self) -> int:
         """Tokens that the model computes, padding included."""
         return int(self.inputs["input_ids"].numel())
 

@@ -100,9 +100,7 @@ class Publishing(TrainerCallback):
             return
         self._since_probe = 0
         # Every rank: under ZeRO-3 each of them holds a part of the weights.
-        ours = canary.policy_logprobs(
-            self._trainer.model_wrapped, self._probe, self._trainer.compute_loss_context_manager()
-        )
+        ours = self._trainer.text_logprobs(self._probe)
         if self._worker.rank == 0:
             drifts = canary.drift(ours, self._client.probe(number, self._probe))
             canary.judge(

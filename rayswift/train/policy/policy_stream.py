@@ -152,12 +152,13 @@ class PolicyStream(Progress):
         return iter(())
 
     def _count(self, step: PolicyStep) -> None:
-        table = step.round.table
         self._tally.steps += 1
         for batch in step.batches:
-            self._tally.tokens += int((table.prompt_lengths + table.lengths)[batch.rows].sum())
+            tokens = int(batch.totals.sum())
+            self._tally.tokens += tokens
             self._tally.trained_tokens += int(batch.lengths.sum())
-            self._tally.capacity += batch.num_padded_tokens
+            # Shared prompts are computed once: fewer than there are, and none of them is padding.
+            self._tally.capacity += max(tokens, batch.num_computed_tokens)
 
 
 class RoundFlow(TrainerCallback):

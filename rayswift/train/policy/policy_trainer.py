@@ -189,6 +189,23 @@ class StreamedPolicyTrainer(Streamed):
         logprobs = {place: both[0].float().cpu() for place, both in scored.items()}
         return logprobs, {place: both[1].float().cpu() for place, both in scored.items()}
 
+    @torch.no_grad()
+    def text_logprobs(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Log-probabilities [T - 1] of tokens 1 to T - 1 of a text [T], at the temperature of the sampling.
+
+        All ranks of ZeRO-3 call it. By the fused head as in training: once the head itself has been called, DeepSpeed
+        0.19 has no room for the gradient of one that is not tied to the embedding.
+        """
+        model, ids = self.model_wrapped, torch.from_numpy(token_ids.astype(np.int64)).to(self.args.device)
+        was_training = model.training
+        model.eval()
+        with self.compute_loss_context_manager():
+            followed = torch.arange(len(ids) - 1, device=ids.device)
+            logprobs, _ = self._score_policy(model, {"input_ids": ids[None]}, followed, ids[1:])
+        model.train(was_training)
+        found: NDArray[np.float32] = logprobs.float().cpu().numpy()
+        return found
+
     def _score_reference(self, model: Any, batches: dict[Place, MicroBatch]) -> Tokenwise:
         if self._reference is not None:
             return self._score(self._reference, batches)[0]
