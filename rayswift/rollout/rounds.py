@@ -119,6 +119,11 @@ def rows_of_step(table: RoundTable, num_steps: int, step: int) -> Indices:
     return np.arange(step, len(table), num_steps)
 
 
+def group_begins(ordinals: NDArray[np.int64]) -> Indices:
+    """Where in [N] ordinals, equal ones side by side, each begins."""
+    return np.flatnonzero(np.diff(ordinals, prepend=-1)).astype(np.int64)
+
+
 def shares(table: RoundTable, num_steps: int, size: int) -> list[list[Indices]]:
     """Lines of the table that each rank trains in each optimizer step: [num_steps][size], in the table's order.
 
@@ -140,7 +145,7 @@ def shares(table: RoundTable, num_steps: int, size: int) -> list[list[Indices]]:
 
 def _parts(table: RoundTable, rows: Indices, size: int) -> list[tuple[int, Indices]]:
     """Completions of one prompt each with their number of tokens, the longest part first."""
-    firsts = np.flatnonzero(np.diff(table.ordinals[rows], prepend=-1))
+    firsts = group_begins(table.ordinals[rows])
     number = 1 if size == 1 else -(-_PARTS_OF_RANK * size // max(1, len(firsts)))
     parts = []
     for group in np.split(rows, firsts[1:]):

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayswift.rollout.rounds import RoundTable, make_table, make_tokens, share_of, shares
+from rayswift.rollout.rounds import RoundTable, group_begins, make_table, make_tokens, share_of, shares
 from rayswift.rollout.samples import Completion, Group, PolicyVersion, Prompt, Scored, Span
-from rayswift.train.policy.cuts import PolicyLayout, cut, group_begins, ordered, padded_pieces
+from rayswift.train.policy.cuts import PolicyLayout, cut, ordered, padded_pieces
 from rayswift.train.policy.micro_batches import Sequences
 
 PAD = 0

@@ -110,7 +110,7 @@ def test_models_score_as_if_alone(is_tuned: bool) -> None:
     ids = torch.randint(0, 32, (8 + 12,))
     wanted = [model(input_ids=ids[places][None]).logits[0, -length:] for length, places in texts_of(groups)]
     assert choose_layout(model) == "shared"
-    # A plain call, as the canary makes it, stays what it was.
+    # A call that is told nothing of prompts, as for the canary, stays what it was.
     again = [model(input_ids=ids[places][None]).logits[0, -length:] for length, places in texts_of(groups)]
     torch.testing.assert_close(again, wanted)
     positions = torch.tensor([[*range(6), *range(2), *range(6, 9), *range(6, 11), *range(2, 6)]])

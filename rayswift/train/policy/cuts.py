@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rayswift.rollout.rounds import Indices, RoundTable
+from rayswift.rollout.rounds import Indices, RoundTable, group_begins
 
 PolicyLayout = Literal["shared", "rows", "flat"]
 """How a micro-batch is laid out: see `micro_batches`."""
@@ -94,11 +94,6 @@ def _shared_pieces(table: RoundTable, rows: Indices, budget: int) -> list[slice]
             used = 0
         used += length + (prompt if row in whole or row == cuts[-1] else 0)
     return [slice(begin, end) for begin, end in zip(cuts, [*cuts[1:], len(rows)], strict=True) if end > begin]
-
-
-def group_begins(ordinals: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where in [N] ordinals, equal ones side by side, each begins."""
-    return np.flatnonzero(np.diff(ordinals, prepend=-1)).astype(np.int64)
 
 
 def _divided(pieces: list[slice], number: int) -> list[slice]:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rayswift.rollout.rounds import Indices, RoundTable, Tokens
-from rayswift.train.policy.cuts import PolicyLayout, group_begins
+from rayswift.rollout.rounds import Indices, RoundTable, Tokens, group_begins
+from rayswift.train.policy.cuts import PolicyLayout
 from rayswift.train.policy.shared_prompts import SharedPrompts, ranges
 
 Place = tuple[int, int]
@@ -136,7 +136,7 @@ def _shared(
     firsts [u]: of the completions, the first of each prompt.
     """
     totals = prompts + lengths
-    begins = np.cumsum(totals) - totals
+    begins = _begins(totals)
     once = prompts[firsts]
     places = np.concatenate([ranges(begins[firsts], once), np.flatnonzero(is_target)])
     positions = ranges(np.concatenate([np.zeros_like(once), prompts]), np.concatenate([once, lengths]))
@@ -147,7 +147,7 @@ def _shared(
     of = np.repeat(np.arange(len(firsts)), np.diff(firsts, append=len(prompts)))
     # A completion's first token follows its prompt's last one, any other the one before it.
     followed = int(once.sum()) + np.arange(int(lengths.sum())) - 1
-    followed[np.cumsum(lengths) - lengths] = np.cumsum(once)[of] - 1
+    followed[_begins(lengths)] = np.cumsum(once)[of] - 1
     return inputs, followed, SharedPrompts(once, of, lengths)
 
 

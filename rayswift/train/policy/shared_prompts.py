@@ -126,7 +126,7 @@ class SharedPrompts:
             [T, H, D].
         """
         blocks, slot_of, num_slots = self._blocks
-        slots = self._kept(("slots", query.device), lambda: torch.from_numpy(slot_of).to(query.device))
+        slots = self._kept(("slots", query.device), _on_device, slot_of, query.device)
         q, k, v = (x.new_zeros(num_slots, *x.shape[1:]).index_copy(0, slots, x) for x in (query, key, value))
 
         def rows(x: Tensor, begin: int, number: int, length: int) -> Tensor:
@@ -139,16 +139,16 @@ class SharedPrompts:
             found.append(attend(rows(q, *size), prompt_keys, prompt_values, None).flatten(0, 1))
             for piece in block.pieces:
                 size = piece.begin, len(piece.lengths), piece.longest
-                of = self._kept((piece.begin, q.device), lambda: torch.from_numpy(piece.prompts).to(q.device))  # noqa: B023
+                of = self._kept((piece.begin, q.device), _on_device, piece.prompts, q.device)
                 keys = torch.cat([prompt_keys.index_select(0, of), rows(k, *size)], dim=2)
                 values = torch.cat([prompt_values.index_select(0, of), rows(v, *size)], dim=2)
-                mask = self._kept((piece.begin, q.device, q.dtype), lambda: _mask(block, piece, q))  # noqa: B023
+                mask = self._kept((piece.begin, q.device, q.dtype), _mask, block, piece, q)
                 found.append(attend(rows(q, *size), keys, values, mask).flatten(0, 1))
         return torch.cat(found).index_select(0, slots)
 
     def flash(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """The same by flash attention, without padding."""
-        queries, keys, places = self._kept(("flash", query.device), lambda: self._borders(query.device))
+        queries, keys, places = self._kept(("flash", query.device), self._borders, query.device)
         picked = [_picked(x, places) for x in (key, value)]
         longest = int(self.lengths.max(initial=0)), int(self.prompt_lengths.max(initial=0))
         out: Tensor = varlen_attn(
@@ -167,19 +167,23 @@ class SharedPrompts:
         each = np.stack([np.concatenate([zeros, begins[of]]), np.concatenate([begins, own])], axis=1).ravel()
         places = ranges(each, np.stack([seen, lengths], axis=1).ravel())
         borders = [np.concatenate([[0], np.cumsum(x)]).astype(np.int32) for x in (lengths, seen + lengths)]
-        queries, keys = (torch.from_numpy(x).to(device) for x in borders)
-        return queries, keys, torch.from_numpy(places).to(device)
+        queries, keys = (_on_device(x, device) for x in borders)
+        return queries, keys, _on_device(places, device)
 
-    def _kept(self, key: Any, make: Any) -> Any:
-        """Made once for all layers."""
+    def _kept(self, key: Any, make: Any, *given: Any) -> Any:
+        """What `make` makes of what is given, once for all layers."""
         if key not in self._tensors:
-            self._tensors[key] = make()
+            self._tensors[key] = make(*given)
         return self._tensors[key]
+
+
+def _on_device(values: NDArray[Any], device: torch.device) -> Tensor:
+    return torch.from_numpy(values).to(device)
 
 
 def _mask(block: _Block, piece: _Piece, query: Tensor) -> Tensor:
     """What is added to the scores, [b, 1, C, P + C]: 0 where a completion's token looks, otherwise minus infinity."""
-    seen = torch.from_numpy(block.lengths[piece.prompts]).to(query.device)
+    seen = _on_device(block.lengths[piece.prompts], query.device)
     prompt = torch.arange(block.longest, device=query.device) < seen[:, None, None]
     own = torch.ones(piece.longest, piece.longest, dtype=torch.bool, device=query.device).tril()
     size = len(seen), piece.longest
