@@ -1,6 +1,7 @@
 """Each task against the plain trainer of TRL or transformers on the same rows in the same order, float32."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ def flags(rows: Path, steps: int = STEPS) -> tuple[str, ...]:
         "--gradient_checkpointing", "false", "--report_to", "none", "--timeout_s", "60", "--num_workers", "0",
         "--zero_stage", "0", "--max_steps", str(steps), "--data.max_bad_fraction", "1",
         "--per_device_train_batch_size", str(PER_DEVICE), "--gradient_accumulation_steps", str(ACCUMULATION),
+        "--threads_per_worker", "1",
     )  # fmt: skip
 
 
@@ -43,10 +45,11 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 def reference(
     module: str, run_dir: Path, out_dir: Path, verb: str, cut: tuple[int, int, int] = (STEPS, PER_DEVICE, ACCUMULATION)
 ) -> Path:
-    """The plain trainer on the rows of a run, in a process of its own; `cut`: steps, rows, micro-batches."""
+    """The plain trainer on the rows of a run, in a process of its own, of one thread; `cut`: steps, rows, micro-batches."""
     out_dir.mkdir()
     command = [sys.executable, "-m", module, str(run_dir), str(out_dir), *map(str, cut), verb]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     return out_dir
 
