@@ -45,7 +45,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 def reference(
     module: str, run_dir: Path, out_dir: Path, verb: str, cut: tuple[int, int, int] = (STEPS, PER_DEVICE, ACCUMULATION)
 ) -> Path:
-    """The plain trainer on the rows of a run, in a process of its own, of one thread; `cut`: steps, rows, micro-batches."""
+    """The plain trainer on the rows of a run, in a process of one thread; `cut`: steps, rows, micro-batches."""
     out_dir.mkdir()
     command = [sys.executable, "-m", module, str(run_dir), str(out_dir), *map(str, cut), verb]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
