@@ -26,7 +26,8 @@ TASKS: dict[str, tuple[str, ...]] = {
     "reranker": ("sft", *test_sentences.RERANKER),
     "generative_reranker": ("sft", *test_sentences.GENERATIVE),
 }
-TUNERS = {"full": (), "lora": ("--tuner", "lora", "--lora_dropout", "0")}
+# Of all weights trained at 1e-3, rounding alone grows to 3e-4 of the gradient norm within twenty steps.
+TUNERS = {"full": ("--learning_rate", "1e-4"), "lora": ("--tuner", "lora", "--lora_dropout", "0")}
 InProcess = Callable[[str, str], Path]
 
 
