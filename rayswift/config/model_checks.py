@@ -22,7 +22,7 @@ _OPTIMIZER_PACKAGES = (
 
 def model_problems(config: TrainingConfig) -> list[str]:
     """One line for each setting that cannot work, wherever it runs."""
-    return [*_quantization(config), *_adalora(config), *_optimizer(config), *_rope(config.model)]
+    return [*_quantization(config), *_adalora(config), *_loha(config), *_optimizer(config), *_rope(config.model)]
 
 
 def missing_packages(config: TrainingConfig) -> list[str]:
@@ -79,6 +79,13 @@ def _adalora(config: TrainingConfig) -> list[str]:
     if model.dtype == "float16":
         found.append(f"{what} scores by gradients, which float16 lets be infinite; set model.dtype bfloat16 or float32")
     return found
+
+
+def _loha(config: TrainingConfig) -> list[str]:
+    if config.model.tuner == "loha" and (config.cluster.zero_stage == 3 or config.cluster.deepspeed):
+        what = "model.tuner = loha takes the shapes of whole weights, and ZeRO-3 cuts them"
+        return [f"{what}; set cluster.zero_stage 0, 1 or 2"]
+    return []
 
 
 def _optimizer(config: TrainingConfig) -> list[str]:

@@ -266,6 +266,7 @@ def test_table_of_parameters(base: Path, tmp_path: Path) -> None:
             "tinit + tfinal = 9 leave no step of train.max_steps = 9",
         ),
         (["--tuner", "adalora", "--max_steps", "9", "--zero_stage", "2"], "ZeRO has freed them"),
+        (["--tuner", "loha", "--zero_stage", "3"], "takes the shapes of whole weights, and ZeRO-3 cuts them"),
         (["--optim", "schedule_free_adamw", "--zero_stage", "1"], "switches between two sets of weights"),
         (["--optim", "apollo_adamw"], "set train.optim_target_modules"),
         (["--rope_scaling", '{"rope_type": "yarm", "factor": 2}'], "rope_type = 'yarm' is not one of"),
