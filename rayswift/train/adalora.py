@@ -49,7 +49,8 @@ class RankBudget(TrainerCallback):
         if self._resume_from is None:
             return
         allocator = kwargs["model"].base_model.rankallocator
-        saved = torch.load(self._resume_from / STATE, map_location=args.device, weights_only=True)
+        device = args.device.type  # of several workers on a CPU it is cpu:0, which torch.load does not know
+        saved = torch.load(self._resume_from / STATE, map_location=device, weights_only=True)
         self._left = saved["left"]
         allocator.exp_avg_ipt, allocator.exp_avg_unc = saved["importance"], saved["uncertainty"]
         allocator.ipt = dict(saved["importance"])  # only whether a name is there counts
