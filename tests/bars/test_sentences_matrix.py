@@ -5,7 +5,6 @@ Minutes, so not part of the suite: pytest tests/bars/test_sentences_matrix.py
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from rayswift.train.checkpoint import model_folder
+from tests.bars.test_tasks_matrix import TUNERS, InProcess
 from tests.ray import test_sentences, test_tasks
 from tests.ray.conftest import assert_same_curve, curve, train
 
@@ -31,9 +31,6 @@ CASES: dict[str, tuple[str, ...]] = {
     "generative pointwise": test_sentences.GENERATIVE,
     "generative listwise": (*test_sentences.GENERATIVE, "--loss_type", "listwise"),
 }
-# Of all weights trained at 1e-3, rounding alone grows to 3e-4 of the gradient norm within twenty steps.
-TUNERS = {"full": ("--learning_rate", "1e-4"), "lora": ("--tuner", "lora", "--lora_dropout", "0")}
-InProcess = Callable[[str, str], Path]
 
 
 def rows_of(case: str) -> list[dict[str, Any]]:
