@@ -11,7 +11,7 @@ import pytest
 from rayswift.config.built import WITH_OTHER_ADAPTERS, WITH_QLORA, WITH_STARTING_ADAPTERS
 from tests.bars.test_tasks_matrix import TASKS, rows_of
 from tests.ray import test_tasks
-from tests.ray.conftest import curve, sft, train
+from tests.ray.conftest import assert_same_end, curve, sft, train
 
 LORA = ("--tuner", "lora", "--lora_dropout", "0")
 TUNERS = {
@@ -33,9 +33,7 @@ def continued(task: str, flags: tuple[str, ...], folder: Path) -> Path:
     whole, rest = folder / "whole", folder / "rest"
     train(verb, whole, *run)
     train(verb, rest, *run, "--resume", str(whole / "checkpoint-2"))
-    for key in ("loss", "grad_norm"):
-        end = {step: value for step, value in curve(whole, key).items() if step > 2}
-        assert curve(rest, key) == pytest.approx(end, abs=test_tasks.TOLERANCE), key
+    assert_same_end(rest, whole, 2, test_tasks.TOLERANCE)
     return whole
 
 

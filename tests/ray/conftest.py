@@ -135,6 +135,15 @@ def assert_same_curve(
         assert ours == pytest.approx(theirs, abs=tolerance), key
 
 
+def assert_same_end(
+    run_dir: Path, whole: Path, step: int, tolerance: float, keys: tuple[str, ...] = ("loss", "grad_norm")
+) -> None:
+    """A run continued behind a step is as the whole one from there on."""
+    for key in keys:
+        end = {at: value for at, value in curve(whole, key).items() if at > step}
+        assert curve(run_dir, key) == pytest.approx(end, abs=tolerance), key
+
+
 @pytest.fixture(scope="session")
 def tiny() -> tuple[str, ...]:
     """Flags of a small, fast, deterministic run with dropout in it (through LoRA, where that is on)."""
