@@ -14,7 +14,7 @@ from rayswift.data.global_batches import micro_batches
 from rayswift.data.mixing import weights_of
 from rayswift.log import UserError
 from rayswift.resources import Layout, memory_per_worker_bytes
-from rayswift.train import evaluation, memory
+from rayswift.train import checkpoint, evaluation, memory
 from rayswift.train.run_folder import Resume
 from rayswift.train.tasks import TASKS
 
@@ -174,9 +174,9 @@ def _problems(config: TrainingConfig, has_eval: bool) -> list[str]:
         found.append(f"train.lr_scheduler_type = {train.lr_scheduler_type} counts steps; set train.max_steps")
     folder = Path(config.model.path)
     if folder.is_dir() and not config.model.random_init and not _has_weights(folder):
-        found.append(
-            f"model.path = {str(folder)!r} holds no weights (*.safetensors); set model.random_init to begin anew"
-        )
+        saved = checkpoint.newest(folder)  # of a run folder
+        remedy = f"name its checkpoint {saved.path}" if saved else "set model.random_init to begin anew"
+        found.append(f"model.path = {str(folder)!r} holds no weights (*.safetensors); {remedy}")
     positions = _positions(config)
     online = isinstance(config, RlhfConfig) and rollout_of(config) is not None
     longest = max_sequence_length(config) if isinstance(config, RlhfConfig) and online else data.max_length

@@ -1,13 +1,17 @@
 """Checkpoint folders: complete or nothing, which is newest, which are kept."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from rayswift.config.load import load
 from rayswift.log import UserError
+from rayswift.resources import lay_out
 from rayswift.train import checkpoint
 from rayswift.train.checkpoint import Saved
+from rayswift.train.plan import resolve
 
 
 def save(run_dir: Path, step: int, sealed: bool = True) -> Path:
@@ -163,3 +167,10 @@ def test_folders_without_a_model(tmp_path: Path) -> None:
     save(tmp_path, 1, sealed=False)
     with pytest.raises(UserError, match="holds no complete checkpoint"):
         checkpoint.model_folder(tmp_path)
+
+
+def test_training_names_the_checkpoint_of_a_run_folder(tmp_path: Path) -> None:
+    folder = save(tmp_path, 3)
+    config = load("sft", ["--model", str(tmp_path), "--dataset", "rows.jsonl", "--num_workers", "0"]).config
+    with pytest.raises(UserError, match=rf"holds no weights .*; name its checkpoint {re.escape(str(folder))}"):
+        resolve(config, lay_out(config.cluster), None)
