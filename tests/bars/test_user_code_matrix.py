@@ -14,16 +14,16 @@ from tests.ray.test_user_code import POISON, write_numbers
 
 # Weights that differ from token to token, in every batch of every worker.
 CODE = """
-import rayswift.train.stream as stream
+import rayswift.data.batches as batches
 
-collate = stream.collate
+collate = batches.collate
 
 def weighted(rows, pad_token_id, layout):
     batch = collate(rows, pad_token_id, layout)
     batch["loss_weights"] = 0.5 + (batch["input_ids"] % 3).float() / 2
     return batch
 
-stream.collate = weighted
+batches.collate = weighted
 
 def metric(batch):
     trained = batch.labels != -100
