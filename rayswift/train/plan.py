@@ -174,8 +174,8 @@ def _problems(config: TrainingConfig, has_eval: bool) -> list[str]:
         found.append(f"train.lr_scheduler_type = {train.lr_scheduler_type} counts steps; set train.max_steps")
     folder = Path(config.model.path)
     if folder.is_dir() and not config.model.random_init and not _has_weights(folder):
-        saved = checkpoint.newest(folder)  # of a run folder
-        remedy = f"name its checkpoint {saved.path}" if saved else "set model.random_init to begin anew"
+        result = checkpoint.model_folder(folder) if checkpoint.newest(folder) else folder  # of a run folder
+        remedy = f"name its checkpoint {result}" if result != folder else "set model.random_init to begin anew"
         found.append(f"model.path = {str(folder)!r} holds no weights (*.safetensors); {remedy}")
     positions = _positions(config)
     online = isinstance(config, RlhfConfig) and rollout_of(config) is not None

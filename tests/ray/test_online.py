@@ -1,11 +1,11 @@
-"""GRPO on the real stack: it runs, and driver and engine may be killed without changing what is trained."""
+"""GRPO on the real stack: it runs, and a killed driver, engine or train worker changes nothing of what is trained."""
 
 from pathlib import Path
 
 import pytest
 
 from rayswift.rollout.completions import newest
-from rayswift.train import checkpoint
+from rayswift.train import checkpoint, events
 from rayswift.train.accounting import read_accounting
 from tests.ray.conftest import assert_same_curve, curve, start, train
 
@@ -32,16 +32,30 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def test_a_killed_driver_and_a_killed_engine_change_nothing(
-    flags: tuple[str, ...], run_dir: Path, tmp_path: Path
-) -> None:
-    undisturbed = tmp_path / "undisturbed"
-    train("rlhf", undisturbed, *flags)
+@pytest.fixture(scope="module")
+def undisturbed(flags: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole run, in which nothing is killed."""
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    train("rlhf", run_dir, *flags)
+    return run_dir
+
+
+def assert_same_run(run_dir: Path, undisturbed: Path) -> None:
+    """Other batches round otherwise in the engines: that moves the last digits of log-probabilities, not a token."""
+    assert_same_curve(run_dir, undisturbed, 1e-3, keys=("loss", "grad_norm", "reward", "completions/mean_length"))
+    assert read_accounting(run_dir) == {"trained": 8 * STEPS}
+
+
+def test_every_prompt_is_trained_and_kept(undisturbed: Path) -> None:
     assert set(curve(undisturbed, "reward")) == set(range(1, STEPS + 1))
     assert max(curve(undisturbed, "sampling_logp_difference").values()) < 1e-4
     assert read_accounting(undisturbed) == {"trained": 8 * STEPS}
     assert len(newest(undisturbed, 5)) == 5
 
+
+def test_a_killed_driver_and_a_killed_engine_change_nothing(
+    flags: tuple[str, ...], run_dir: Path, undisturbed: Path
+) -> None:
     run = start("rlhf", run_dir, *flags)
     run.wait_for(lambda: checkpoint.newest(run_dir) is not None, "a checkpoint", timeout_s=200)
     run.kill_driver()
@@ -53,9 +67,17 @@ def test_a_killed_driver_and_a_killed_engine_change_nothing(
     code, out = resumed.wait()
     assert code == 0, out
     assert "continuing" in out
-    # Other batches round otherwise in the engines: that moves the last digits of log-probabilities, not a token.
-    assert_same_curve(run_dir, undisturbed, 1e-3, keys=("loss", "grad_norm", "reward", "completions/mean_length"))
-    assert read_accounting(run_dir) == {"trained": 8 * STEPS}
+    assert_same_run(run_dir, undisturbed)
+
+
+def test_a_killed_train_worker_changes_nothing(flags: tuple[str, ...], run_dir: Path, undisturbed: Path) -> None:
+    run = start("rlhf", run_dir, *flags)
+    run.wait_for(lambda: checkpoint.newest(run_dir) is not None, "a checkpoint", timeout_s=200)
+    run.kill("ray::RayTrainWorker")
+    code, out = run.wait()
+    assert code == 0, out
+    assert [event.kind for event in events.read(run_dir)].count("start") == 2, "the worker was not killed"
+    assert_same_run(run_dir, undisturbed)
 
 
 def test_engines_serve_the_adapter_that_is_trained(flags: tuple[str, ...], run_dir: Path, tiny_model_dir: Path) -> None:
