@@ -2,7 +2,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .NOTPARALLEL:
-.PHONY: help setup demo test unit style bars clean
+.PHONY: help setup demo test unit style bars elsewhere clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -30,6 +30,9 @@ style: setup  ## lint, format, types, spelling
 
 bars: setup  ## the large matrices, by hand
 	$(BIN)/python -m pytest tests/bars
+
+elsewhere: setup  ## the demo and all tests with the arithmetic of other CPUs, by hand: hours
+	@.ci/elsewhere
 
 clean:  ## remove .venv, runs and caches
 	rm -rf .venv runs build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -59,7 +59,7 @@ def test_a_tuner_is_the_same_on_every_layout(name: str, tmp_path: Path, tiny: tu
     assert code == 0, out
     with torch.inference_mode():
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "one/merged-checkpoint-3")(tokens).logits
-    torch.testing.assert_close(merged, adapted, atol=1e-4, rtol=0)
+    torch.testing.assert_close(merged, adapted, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

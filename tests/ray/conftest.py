@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -125,14 +126,25 @@ def curve(run_dir: Path, key: str = "loss") -> dict[int, float]:
     return {entry["step"]: entry[key] for entry in entries if key in entry}
 
 
+def close_to(values: dict[int, float], tolerance: float) -> Any:
+    """Equal within float32: `tolerance` for values below 10, a tenth of it relative to larger ones.
+
+    Float32 rounds each result by up to 6e-8 of it. Another order of summing (threads, ranks, the kernels of another
+    CPU) moves a sum of thousands of terms by tens of roundings, and optimizer steps make the difference grow. At 1e-4
+    the relative bound, 1e-5, is 170 roundings. Losses and their differences are small beside the log-probabilities
+    they are sums of, so that they have the absolute bound.
+    """
+    return pytest.approx(values, abs=tolerance, rel=tolerance / 10)
+
+
 def assert_same_curve(
     run_dir: Path, reference: Path, tolerance: float, keys: tuple[str, ...] = ("loss", "grad_norm")
 ) -> None:
-    """Every step of the reference is there, with the same values."""
+    """Every step of the reference is there, with the same values as `close_to` has it."""
     for key in keys:
         ours, theirs = curve(run_dir, key), curve(reference, key)
         assert ours.keys() == theirs.keys()
-        assert ours == pytest.approx(theirs, abs=tolerance), key
+        assert ours == close_to(theirs, tolerance), key
 
 
 def assert_same_end(
@@ -141,7 +153,7 @@ def assert_same_end(
     """A run continued behind a step is as the whole one from there on."""
     for key in keys:
         end = {at: value for at, value in curve(whole, key).items() if at > step}
-        assert curve(run_dir, key) == pytest.approx(end, abs=tolerance), key
+        assert curve(run_dir, key) == close_to(end, tolerance), key
 
 
 @pytest.fixture(scope="session")

@@ -53,9 +53,9 @@ def test_the_commands_of_the_readme_are_understood(command: str, tmp_path: Path)
     assert "Traceback" not in out
 
 
-def test_the_demo() -> None:
+def test_the_demo(tmp_path: Path) -> None:
     """A few steps of each of its runs; the whole of it is in tests/bars/test_demo.py."""
-    command = [sys.executable, "examples/demo.py", "--max_steps", "5"]
+    command = [sys.executable, "examples/demo.py", "--max_steps", "5", "--runs", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Accuracy on 500 test sums: 0.0% -> " in done.stdout

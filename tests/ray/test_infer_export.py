@@ -132,7 +132,7 @@ def test_merged_model_has_the_adapters_logits(run_dir, merged):
     adapted = logits(with_adapter(found))
     plain = logits(AutoModelForCausalLM.from_pretrained(found.weights))
     exported = logits(AutoModelForCausalLM.from_pretrained(merged))
-    torch.testing.assert_close(exported, adapted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(exported, adapted, atol=1e-5, rtol=1e-5)
     assert (plain - adapted).abs().max() > 0.1
     assert not list(merged.parent.glob(".*partial"))
     template = (TINY / "chat_template.jinja").read_text()
@@ -155,7 +155,7 @@ def test_own_head_survives_the_merge(tmp_path):
     adapted = logits(with_adapter(found))
     out = tmp_path / "out"
     export.run(load("export", ["--model", str(found.folder), "--merge_lora", "--output_dir", str(out)]))
-    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(out)), adapted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(out)), adapted, atol=1e-5, rtol=1e-5)
 
 
 def test_end_of_turn_stops_an_answer_though_only_the_template_knows_it(base, tmp_path):
