@@ -105,7 +105,15 @@ def start(verb: str, run_dir: Path | str, *flags: str, as_a_user: bool = False) 
             subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True),
             run_dir,
         )
-    return Run(Forked(argv, environment, ROOT), run_dir)
+    return Run(Forked("rayswift", argv, environment, ROOT), run_dir)
+
+
+def reference(module: str, out_dir: Path, *argv: object) -> Path:
+    """Run a reference trainer (`python -m module ...`) to its end, in a process of one thread; returns `out_dir`."""
+    process = Forked(module, [str(word) for word in argv], dict(os.environ), ROOT, num_threads=1)
+    out, _ = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, out
+    return out_dir
 
 
 def train(verb: str, run_dir: Path | str, *flags: str, code: int = 0) -> str:

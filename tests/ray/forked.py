@@ -1,13 +1,14 @@
-"""Commands that start at once: processes forked from one that has done the imports (`preloaded`).
+"""Modules that start at once: processes forked from one that has done the imports (`preloaded`).
 
-A run on two cores spends up to nine seconds in imports; the suite starts some sixty runs. What a command does from
-`rayswift.cli.main` on is what it does when a user starts it.
+A run on two cores spends up to nine seconds in imports; the suite starts some sixty runs and a dozen references. What a
+module does behind its imports is what `python -m` does.
 """
 
 import atexit
 import importlib
 import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -19,18 +20,24 @@ _CONTEXT.set_forkserver_preload(["tests.ray.preloaded"])
 
 
 class Forked:
-    """A running `rayswift` command; the few members of `subprocess.Popen` that tests use.
+    """A running `python -m MODULE`; the few members of `subprocess.Popen` that tests use.
 
     Args:
-        argv: Words behind `rayswift`.
-        environment: All of the command's environment variables.
+        module: Run as `__main__`.
+        argv: Words behind the module.
+        environment: All of the process's environment variables.
         cwd: Its working directory.
+        num_threads: Of torch, which reads OMP_NUM_THREADS when it is imported only; None leaves them.
     """
 
-    def __init__(self, argv: list[str], environment: dict[str, str], cwd: Path):
-        self.args = ["rayswift", *argv]
+    def __init__(
+        self, module: str, argv: list[str], environment: dict[str, str], cwd: Path, num_threads: int | None = None
+    ):
+        self.args = [module, *argv]
         self._output = tempfile.NamedTemporaryFile(prefix="rayswift-", suffix=".out")  # noqa: SIM115
-        self._process = _CONTEXT.Process(target=_command, args=(argv, environment, self._output.name, str(cwd)))
+        self._process = _CONTEXT.Process(
+            target=_run_module, args=(module, argv, environment, self._output.name, str(cwd), num_threads)
+        )
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -69,23 +76,28 @@ class Forked:
         return Path(self._output.name).read_text(encoding="utf-8", errors="replace")
 
 
-def _command(argv: list[str], environment: dict[str, str], output: str, cwd: str) -> None:
+def _run_module(
+    module: str, argv: list[str], environment: dict[str, str], output: str, cwd: str, num_threads: int | None
+) -> None:
     with open(output, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
-    sys.argv = ["rayswift", *argv]
+    sys.argv = [module, *argv]
     # Ray read its settings when it was imported, before this environment.
     importlib.import_module("ray._raylet").Config.initialize("")
-    code = 1
+    if num_threads:
+        importlib.import_module("torch").set_num_threads(num_threads)
+    code = 0
     try:
-        importlib.import_module("rayswift.cli").main()
+        runpy.run_module(module, run_name="__main__")
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:
         traceback.print_exc()
+        code = 1
     # A forked process ends without them, and Ray is shut down by one.
     atexit._run_exitfuncs()
     sys.stdout.flush()

@@ -1,13 +1,12 @@
 """Plain TRL = in-process = 1 worker = 2 workers = ZeRO 1, 2, 3: loss and gradient norm of every step, float32."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.ray.conftest import ROOT, assert_same_curve, sft
+from tests.ray import conftest
+from tests.ray.conftest import assert_same_curve, sft
 
 STEPS, ROWS = 5, 8
 TOLERANCE = 1e-4
@@ -42,9 +41,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory, tiny: tuple[str, ...]) -
 
 @pytest.mark.parametrize("tuner", TUNERS)
 def test_in_process_equals_plain_trl(tuner: str, reference: Callable[[str], Path], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.ray.oracle_trl", str(reference(tuner)), str(tmp_path), str(STEPS), "2", "4"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
+    conftest.reference("tests.ray.oracle_trl", tmp_path, reference(tuner), tmp_path, STEPS, 2, 4)
     assert_same_curve(reference(tuner), tmp_path, TOLERANCE)
 
 

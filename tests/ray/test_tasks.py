@@ -1,10 +1,7 @@
 """Each task against the plain trainer of TRL or transformers on the same rows in the same order, float32."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tests.ray import conftest
 from tests.ray.conftest import ROOT, assert_same_curve, train
 
 STEPS, PER_DEVICE, ACCUMULATION = 8, 2, 2
@@ -45,13 +43,9 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 def reference(
     module: str, run_dir: Path, out_dir: Path, verb: str, cut: tuple[int, int, int] = (STEPS, PER_DEVICE, ACCUMULATION)
 ) -> Path:
-    """The plain trainer on the rows of a run, in a process of one thread; `cut`: steps, rows, micro-batches."""
+    """The plain trainer on the rows of a run; `cut`: steps, rows, micro-batches."""
     out_dir.mkdir()
-    command = [sys.executable, "-m", module, str(run_dir), str(out_dir), *map(str, cut), verb]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    return out_dir
+    return conftest.reference(module, out_dir, run_dir, out_dir, *cut, verb)
 
 
 def pairs(num_rows: int) -> list[dict[str, Any]]:
