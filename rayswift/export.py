@@ -31,7 +31,6 @@ def run(invocation: Invocation) -> None:
     folder = model_folder(Path(section.model)).resolve()
     if not (folder / "adapter_config.json").exists():
         raise UserError(f"export.model = {section.model!r}: {folder} has no adapter to merge")
-    # Not `checkpoint-7-merged`: a run sweeps `checkpoint-*` without a manifest as what a killed save left.
     beside = folder.with_name(f"merged-{folder.name}")
     output = Path(section.output_dir).absolute() if section.output_dir else beside
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):

@@ -229,6 +229,8 @@ class ClusterConfig(Section):
     """Where a run whose `train.output_dir` is a URL keeps its working copy; null: the system's temporary folder."""
     timeout_s: int = Field(600, ge=1)
     """Longest wait for a collective, a batch or an actor before the run ends with an error."""
+    storage_timeout_s: int = Field(3600, ge=1)
+    """Longest that one worker may write, convert, check or upload weights while the others wait."""
 
     @property
     def uses_deepspeed(self) -> bool:

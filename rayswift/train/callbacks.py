@@ -18,6 +18,7 @@ from rayswift.train import checkpoint, universal
 from rayswift.train.accounting import write_accounting
 from rayswift.train.best import best_of, evaluations, num_without_improvement
 from rayswift.train.clock import Clock
+from rayswift.train.group_work import work_together
 from rayswift.train.launch import RunSpec
 from rayswift.train.report.curves import METRICS
 from rayswift.train.run_folder import CONFIG
@@ -98,8 +99,8 @@ class Checkpoints(TrainerCallback):
         self._run_dir, self._stream, self._train = spec.run_dir, stream, spec.config.train
         self._zero_stage = spec.config.cluster.zero_stage or 0
         self._limit = spec.config.train.save_total_limit
-        output_dir, timeout_s = spec.config.train.output_dir, spec.config.cluster.timeout_s
-        self._uploads = Uploads(output_dir, self._run_dir, self._limit, timeout_s)
+        self._storage_timeout_s = spec.config.cluster.storage_timeout_s
+        self._uploads = Uploads(spec.config.train.output_dir, self._run_dir, self._limit, self._storage_timeout_s)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -115,23 +116,35 @@ class Checkpoints(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Called on every rank, behind its last written file."""
         folder = self._run_dir / f"checkpoint-{state.global_step}"
-        if args.world_size > 1:
-            dist.barrier()
-        if args.should_save:
-            self._uploads.wait()  # a slow storage slows the training down, rather than lose checkpoints
+        rank, size = args.process_index, args.world_size
+
+        def check_own() -> dict[str, str]:
+            if args.should_save:
+                self._uploads.wait()  # a slow storage slows the training down, rather than lose checkpoints
+            return checkpoint.checksums(folder, checkpoint.written_by(folder, rank), write_through=True)
+
+        sums = work_together(rank, size, f"saving {folder.name}", self._storage_timeout_s, check_own)
+
+        def seal() -> None:
+            known = {name: checksum for each in sums for name, checksum in each.items()}
             (folder / checkpoint.DATA_STATE).write_text(json.dumps(self._stream.state()), encoding="utf-8")
             shutil.copyfile(self._run_dir / CONFIG, folder / CONFIG)
-            checkpoint.seal(folder, state.global_step, args.world_size, self._zero_stage)
+            checkpoint.seal(folder, state.global_step, args.world_size, self._zero_stage, known)
             universal.discard(self._run_dir)
             checkpoint.retain(self._run_dir, self._limit, state.best_global_step)
             logger.info("saved %s", folder)
             self._uploads.start(state.best_global_step)
 
+        work = seal if args.should_save else lambda: None
+        work_together(rank, size, f"sealing {folder.name}", self._storage_timeout_s, work)
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """The run is over when its last checkpoint is where it shall last."""
-        self._uploads.wait()
+        work = self._uploads.wait if args.should_save else lambda: None
+        what = "uploading the last checkpoint"
+        work_together(args.process_index, args.world_size, what, self._storage_timeout_s, work)
 
 
 class Metrics(TrainerCallback):

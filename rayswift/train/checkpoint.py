@@ -3,20 +3,34 @@
 checkpoint-20/  model.safetensors, tokenizer, ...   loads in transformers and vLLM as it is
                 global_step20/, scheduler.pt, ...   optimizer, schedule, random states, of every rank
                 trainer_state.json, data_state.json what HF's Trainer and the data feed continue from
-                manifest.json                       every file above and its size
+                manifest.json                       every file above, its size and its checksum (XXH3)
+set_aside/      what held weights and was in the way of a run: halves of killed saves, damaged checkpoints
+
+Whole checkpoints are deleted by `retain` alone, for `train.save_total_limit`. All else that holds weights is set aside.
 """
 
 import json
 import os
+import re
 import shutil
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rayswift.log import UserError
+import xxhash
+
+from rayswift.log import UserError, logger
 
 MANIFEST = "manifest.json"
 DATA_STATE = "data_state.json"
+SET_ASIDE = "set_aside"
+_NAME = re.compile(r"checkpoint-\d+")
+_WEIGHTS = frozenset((".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack"))
+_OF_RANK = re.compile(r"rank_(\d+)_|rng_state_(\d+)\.pth")
+_CHUNK_BYTES = 1 << 20
+_NUM_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -29,37 +43,188 @@ class Saved:
     zero_stage: int
 
 
-def seal(folder: Path, step: int, world_size: int, zero_stage: int) -> None:
-    """Write the manifest of a folder whose other files are all in place."""
-    files = {
-        str(path.relative_to(folder)): path.stat().st_size
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
-    }
+class Damaged(Exception):
+    """A checkpoint that is not as it was saved, and in what; `sealed`: whether it was ever whole, by its manifest."""
+
+    def __init__(self, reason: str, sealed: bool):
+        super().__init__(reason)
+        self.sealed = sealed
+
+
+def seal(folder: Path, step: int, world_size: int, zero_stage: int, known: Mapping[str, str] | None = None) -> None:
+    """Write the manifest of a folder whose other files are all in place.
+
+    Args:
+        folder: The checkpoint.
+        step: Its step.
+        world_size: Ranks that saved it.
+        zero_stage: As they trained.
+        known: Checksums of files, as the ranks that wrote them took them; those of the others are taken here.
+    """
+    files = {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
+    sums = dict(known or {})
+    sums |= checksums(folder, files.keys() - sums.keys(), write_through=True)
     manifest = {"step": step, "world_size": world_size, "zero_stage": zero_stage, "files": files}
     partial = folder / f"{MANIFEST}.partial"
     with open(partial, "w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1)
+        json.dump(manifest | {"checksums": {name: sums[name] for name in files}}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(folder / MANIFEST)
+    _sync_folder(folder)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def checksums(folder: Path, names: Iterable[str], write_through: bool = False) -> dict[str, str]:
+    """XXH3 of files, several at a time.
+
+    Args:
+        folder: Where they lie.
+        names: Of the files.
+        write_through: Whether they must be on the disk, not in the system's memory alone, when this returns.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+
+    def checksum(name: str) -> str:
+        digest = xxhash.xxh3_128()
+        buffer = memoryview(bytearray(_CHUNK_BYTES))
+        with open(folder / name, "rb", buffering=0) as file:
+            if write_through:
+                os.fsync(file.fileno())
+            while length := file.readinto(buffer):
+                digest.update(buffer[:length])
+        return digest.hexdigest()
+
+    names = sorted(names)
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        return dict(zip(names, pool.map(checksum, names), strict=True))
+
+
+def share_of(names: Iterable[str], rank: int, size: int) -> list[str]:
+    """The files that one of `size` ranks reads for all: those that bear its number, and its part of the others."""
+    found = []
+    for index, name in enumerate(sorted(names)):
+        numbers = _OF_RANK.search(name)
+        owner = int(numbers[1] or numbers[2]) if numbers else index
+        if owner % size == rank:
+            found.append(name)
+    return found
+
+
+def written_by(folder: Path, rank: int) -> list[str]:
+    """The files of a checkpoint that this rank has just written: those that bear its number."""
+    names = (str(path.relative_to(folder)) for path in _files(folder))
+    found = ((name, _OF_RANK.search(name)) for name in names)
+    return [name for name, numbers in found if numbers and int(numbers[1] or numbers[2]) == rank]
+
+
+def read(folder: Path) -> Saved:
+    """The checkpoint in a folder, every file of its manifest there with its size.
+
+    Raises:
+        Damaged: it is not.
+    """
+    manifest = read_manifest(folder)
+    for name, size in manifest["files"].items():
+        try:
+            found = (folder / name).stat().st_size
+        except OSError as error:
+            raise Damaged(f"{name} is missing", sealed=True) from error
+        if found != size or not (folder / name).is_file():
+            raise Damaged(f"{name} has {found} bytes, it was saved with {size}", sealed=True)
+    return Saved(folder, int(manifest["step"]), int(manifest["world_size"]), int(manifest["zero_stage"]))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, its shape checked.
+
+    Raises:
+        Damaged: there is none, or it is not one.
+    """
+    try:
+        return parse_manifest((folder / MANIFEST).read_bytes())
+    except FileNotFoundError as error:
+        raise Damaged(f"it has no {MANIFEST}: its save did not come to an end", sealed=False) from error
+    except OSError as error:
+        raise Damaged(f"its {MANIFEST} cannot be read: {error.strerror}", sealed=True) from error
+
+
+def parse_manifest(content: bytes) -> dict[str, Any]:
+    """The manifest, its shape checked.
+
+    Raises:
+        Damaged: it is not one.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads(content)
+        for key in ("step", "world_size", "zero_stage"):
+            int(manifest[key])
+        if not all(isinstance(size, int) for size in manifest["files"].values()):
+            raise ValueError("sizes")
+        dict(manifest.get("checksums", {}))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"its {MANIFEST} is cut off or is not one", sealed=True) from error
+    return manifest
 
 
 def read_complete(folder: Path) -> Saved | None:
     """The checkpoint in a folder, if every file of its manifest is there with its size."""
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        for name, size in manifest["files"].items():
-            if (folder / name).stat().st_size != size:
-                return None
-        return Saved(folder, int(manifest["step"]), int(manifest["world_size"]), int(manifest["zero_stage"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return read(folder)
+    except Damaged:
         return None
+
+
+def verify(folder: Path, share: tuple[int, int] = (0, 1), most_bytes: int | None = None) -> None:
+    """Compare files with their checksums; a manifest of before there were any holds none, and passes.
+
+    Args:
+        folder: A checkpoint.
+        share: (rank, size): the files of one of several ranks that read it together.
+        most_bytes: Larger files are left out.
+
+    Raises:
+        Damaged: one is not as it was saved.
+    """
+    manifest = read_manifest(folder)
+    sizes, sums = manifest["files"], manifest.get("checksums", {})
+    names = [name for name in sums if most_bytes is None or sizes.get(name, 0) <= most_bytes]
+    try:
+        found = checksums(folder, share_of(names, *share))
+    except OSError as error:
+        raise Damaged(f"{error.filename} cannot be read: {error.strerror}", sealed=True) from error
+    for name, checksum in found.items():
+        if checksum != sums[name]:
+            raise Damaged(f"the content of {name} has changed since it was saved", sealed=True)
+
+
+def folders(run_dir: Path) -> list[Path]:
+    """Every `checkpoint-N`, complete or not, by its step; other names are not ours."""
+    found = (path for path in run_dir.glob("checkpoint-*") if is_name(path.name) and path.is_dir())
+    return sorted(found, key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The step in the name of a `checkpoint-N`."""
+    return int(folder.name.rpartition("-")[2])
 
 
 def find_all(run_dir: Path) -> list[Saved]:
     """Complete checkpoints of a run, oldest first."""
-    found = (read_complete(path) for path in run_dir.glob("checkpoint-*"))
+    found = (read_complete(path) for path in folders(run_dir))
     return sorted((saved for saved in found if saved), key=lambda saved: saved.step)
 
 
@@ -75,11 +240,63 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def sweep(run_dir: Path) -> None:
-    """Remove what a killed save left behind."""
-    for folder in run_dir.glob("checkpoint-*"):
-        if folder.is_dir() and read_complete(folder) is None:
-            discard(folder)
+def is_name(name: str) -> bool:
+    """Whether a folder of this name is a run's checkpoint."""
+    return _NAME.fullmatch(name) is not None
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of this name may be weights, or states of an optimizer."""
+    return Path(name).suffix in _WEIGHTS
+
+
+def holds_weights(path: Path) -> bool:
+    """Whether a file, or any file in a folder, may be weights; a link to a folder may."""
+    if path.is_dir():
+        return path.is_symlink() or any(is_weights(each.name) for each in path.rglob("*"))
+    return is_weights(path.name)
+
+
+def set_aside(path: Path, why: str) -> Path | None:
+    """Take a file or a folder out of a run's way: moved to `set_aside/` and named if it holds weights, else deleted.
+
+    Returns:
+        Where it is now, or None.
+
+    Raises:
+        UserError: it cannot be moved.
+    """
+    if not os.path.lexists(path):
+        return None
+    if not holds_weights(path):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        return None
+    parent = path.parent / SET_ASIDE
+    try:
+        parent.mkdir(exist_ok=True)
+        names = (f"{path.name}-{number}" if number else path.name for number in range(1 << 20))
+        target = next(parent / name for name in names if not os.path.lexists(parent / name))
+        path.rename(target)
+    except OSError as error:
+        raise UserError(f"{path} is in the way and cannot be moved to {parent}: {error.strerror}") from error
+    logger.info("%s is set aside as %s/%s: %s; delete it if you do not need it", path, SET_ASIDE, target.name, why)
+    return target
+
+
+def clear_way(run_dir: Path, step: int | None, damaged: Mapping[Path, Damaged]) -> None:
+    """Set aside every checkpoint behind `step`, the one that is continued, for the run is going to save there.
+
+    Args:
+        run_dir: The run folder.
+        step: None: nothing of this folder is continued.
+        damaged: What is known of them.
+    """
+    for folder in folders(run_dir):
+        if step is None or step_of(folder) > step:
+            set_aside(folder, str(damaged.get(folder, "it is behind the one that is continued")))
 
 
 def retain(run_dir: Path, limit: int | None, best_step: int | None) -> None:

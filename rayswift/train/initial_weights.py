@@ -6,7 +6,6 @@ ZeRO stage, a resumed run and whoever loads the result later find the same files
 """
 
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ from rayswift.config.model import ModelConfig
 from rayswift.config.tuner_fields import is_initialised_before
 from rayswift.data.windows import PackedRow
 from rayswift.log import UserError, logger
-from rayswift.train import heads, initial_adapter, tuners
+from rayswift.train import checkpoint, heads, initial_adapter, tuners
 from rayswift.train.adapters import adapter_folder
+from rayswift.train.run_folder import RECIPE
 from rayswift.train.tasks import Head
 
 _ORIGINAL = "original_max_position_embeddings"
@@ -32,6 +32,7 @@ def write(
     seed: int,
     head: Head = "causal_lm",
     rows: Sequence[PackedRow] = (),
+    recipe: str | None = None,
 ) -> None:
     """Write the weights to `folder`, which appears when it is whole.
 
@@ -42,6 +43,7 @@ def write(
         seed: Of what is drawn.
         head: What the model ends in.
         rows: What an adapter initialised from rows looks at.
+        recipe: What tells a later launch that it would write the same.
 
     Raises:
         UserError: the model's positions cannot be stretched as asked, or an adapter does not fit.
@@ -64,10 +66,12 @@ def write(
         logger.info("merging the adapter %s into the weights", adapter)
         network = tuners.continue_adapter(network, adapter).merge_and_unload(safe_merge=True)
     partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    checkpoint.set_aside(partial, "a process that was killed left it half-written")
     if is_initialised_before(model):
         network = initial_adapter.write(network, model, head, partial / tuners.INITIAL, folder, rows)
     network.save_pretrained(partial)
+    if recipe:
+        (partial / RECIPE).write_text(recipe, encoding="utf-8")
     partial.replace(folder)
 
 

@@ -26,6 +26,10 @@ from rayswift.train.console import Console
 from rayswift.train.supply import Connect, Supply, SupplyClient
 
 
+class NotSeen(RuntimeError):
+    """A rank does not see what the group agreed on; Ray Train restarts the group."""
+
+
 @dataclass(frozen=True)
 class RunSpec:
     """All a worker needs, as plain values.
@@ -138,7 +142,7 @@ def _worker_main(spec: RunSpec, train_loop: TrainLoop, connect: Connect) -> None
     except (Exception, SystemExit) as error:
         failure = _as_user_error(error, spec, rank)
         ours = user_error_in(error) or user_code.blame(error, spec.config)
-        if not ours and (isinstance(error, StaleAttempt) or _comes_from_a_dead_peer(error)):
+        if not ours and (isinstance(error, StaleAttempt | NotSeen) or _comes_from_a_dead_peer(error)):
             raise  # Ray Train restarts the group
         raise failure from None
 

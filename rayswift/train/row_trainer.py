@@ -129,7 +129,8 @@ class RowMeans(Streamed):
         Every start makes that copy anew, and where HF finds one it would continue with it, not with what was trained.
         """
         super()._save(output_dir, state_dict)
-        shutil.rmtree(Path(output_dir or self.args.output_dir) / "ref", ignore_errors=True)
+        if output_dir:  # never one of the run folder's own
+            shutil.rmtree(Path(output_dir) / "ref", ignore_errors=True)
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Means over every row, whatever the number of workers and rows in a batch."""

@@ -1,34 +1,35 @@
 """The run folder: what is in it before a launch, whether it may be continued, and its record of a run."""
 
-import ast
-import contextlib
-import hashlib
 import json
-import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rayswift.config import trl_fields
 from rayswift.config.load import to_yaml
 from rayswift.config.schema import TrainConfig, TrainingConfig
-from rayswift.config.section import Section
 from rayswift.data.global_batches import Position
-from rayswift.log import UserError, logger
+from rayswift.log import UserError
 from rayswift.rollout import completions
 from rayswift.rollout.ledger import LedgerSnapshot
-from rayswift.train import checkpoint, guard, user_code
+from rayswift.train import checkpoint, guard
 from rayswift.train.accounting import write_accounting
 from rayswift.train.best import evaluations, num_without_improvement
+from rayswift.train.checkpoint import Damaged
 from rayswift.train.events import EVENTS
+from rayswift.train.fingerprint import initial_recipe
 from rayswift.train.report.curves import METRICS
 from rayswift.train.report.live import REPORT
 
 CONFIG = "config.yaml"
 FINGERPRINT = "fingerprint.json"
 RESULT = "result.json"
+TRAINER_STATE = "trainer_state.json"
+INITIAL = "init"
+RECIPE = "recipe.txt"  # beside initial weights: what they were made from
+_MOST_BYTES_CHECKED = 16 << 20
 # What a launch writes beside checkpoints; a new run clears it where the fingerprint says that a run wrote it.
 _OWN = (
     CONFIG,
@@ -40,84 +41,12 @@ _OWN = (
     "logs",
     "data",
     "tokenizer",
-    "init",
-    "init.partial",
+    INITIAL,
+    f"{INITIAL}.partial",
     "ray",
     "runs",
     guard.FOLDER,
     completions.FOLDER,
-)
-
-# What may differ when a run is continued, because it changes no step; all else, new fields too, must be as it was.
-# Callbacks are the user's own affair.
-_FREE = frozenset(
-    (
-        "cluster.address",
-        "cluster.device",
-        "cluster.max_failures",
-        "cluster.num_data_cpus",
-        "cluster.num_workers",
-        "cluster.scratch_dir",
-        "cluster.threads_per_worker",
-        "cluster.timeout_s",
-        "cluster.wait_for_nodes_s",
-        "data.eval",
-        "data.max_bad_fraction",
-        "rollout.canary_steps",
-        "rollout.engine_resources",
-        "rollout.engine_threads",
-        "rollout.gpu_memory_utilization",
-        "rollout.max_failed_fraction",
-        "rollout.max_logprob_drift",
-        "rollout.max_num_seqs",
-        "rollout.num_engines",
-        "rollout.num_generations_eval",
-        "rollout.reward_timeout_s",
-        "rollout.reward_workers",
-        "train.early_stopping_patience",
-        "train.eval_on_start",
-        "train.eval_steps",
-        "train.eval_strategy",
-        "train.gradient_accumulation_steps",
-        "train.greater_is_better",
-        "train.load_best_model_at_end",
-        "train.logging_steps",
-        "train.metric_for_best_model",
-        "train.output_dir",
-        "train.per_device_eval_batch_size",
-        "train.per_device_train_batch_size",
-        "train.callbacks",
-        "train.debug",
-        "train.eval_delay",
-        "train.eval_do_concat_batches",
-        "train.eval_use_gather_object",
-        "train.hub_always_push",
-        "train.hub_model_id",
-        "train.hub_private_repo",
-        "train.hub_revision",
-        "train.hub_strategy",
-        "train.hub_token",
-        "train.include_num_input_tokens_seen",
-        "train.log_level",
-        "train.log_level_replica",
-        "train.log_on_each_node",
-        "train.logging_first_step",
-        "train.metrics",
-        "train.project",
-        "train.push_to_hub",
-        "train.report_to",
-        "train.resume",
-        "train.run_name",
-        "train.save_only_model",
-        "train.save_steps",
-        "train.save_strategy",
-        "train.save_total_limit",
-        "train.skip_memory_metrics",
-        "train.torch_empty_cache_steps",
-        "train.trackio_bucket_id",
-        "train.trackio_space_id",
-        "train.trackio_static_space_id",
-    )
 )
 
 
@@ -178,15 +107,49 @@ def open_run(config: TrainingConfig, run_dir: Path) -> Resume | None:
             f"train.output_dir = {str(run_dir)!r} holds {saved.path.name} of an earlier run; continue it with "
             "--resume auto, or choose another --train.output_dir"
         )
+    found, damaged = _find(run_dir, config.train)
     if resume not in ("never", "auto"):
-        saved = _named(Path(resume), saved)
+        found = _named(Path(resume), found)
+    is_here = found is not None and found.saved.path.parent.resolve() == run_dir.resolve()
     if (run_dir / FINGERPRINT).exists():
-        checkpoint.sweep(run_dir)
-        if saved is None or saved.path.parent.resolve() != run_dir.resolve():
-            _clear(run_dir)
-    if not (run_dir / FINGERPRINT).exists():
+        checkpoint.clear_way(run_dir, found.saved.step if found and is_here else None, damaged)
+        if not is_here:
+            _clear(run_dir, config)
+    if not is_here:
         (run_dir / FINGERPRINT).write_text("{}", encoding="utf-8")
-    return load_resume(saved) if saved else None
+    return found
+
+
+def _find(run_dir: Path, train: TrainConfig) -> tuple[Resume | None, dict[Path, Damaged]]:
+    """The newest checkpoint of the folder that can be continued, and the damaged ones that are passed over for it.
+
+    Raises:
+        UserError: all that were ever whole are damaged.
+    """
+    damaged: dict[Path, Damaged] = {}
+    for folder in reversed(checkpoint.folders(run_dir)):
+        try:
+            return _read_resume(folder, train), damaged
+        except Damaged as damage:
+            damaged[folder] = damage
+    refuse_damaged({folder.name: damage for folder, damage in damaged.items()}, str(run_dir))
+    return None, damaged
+
+
+def refuse_damaged(damaged: Mapping[str, Damaged], where: str) -> None:
+    """Refuse a folder whose checkpoints were whole once, and are not any more: their weights may still be of use.
+
+    Raises:
+        UserError: there are such.
+    """
+    lines = [f"  {name}: {damage}" for name, damage in damaged.items() if damage.sealed]
+    if lines:
+        raise UserError(
+            f"train.output_dir = {where!r} holds checkpoints of an earlier run, none of which can be continued:\n"
+            + "\n".join(lines)
+            + "\n  nothing was changed; give one's folder as --model to train its weights anew, and choose another "
+            "--train.output_dir, or move them away"
+        )
 
 
 def check_ownership(names: set[str], owned: bool, where: str) -> None:
@@ -203,16 +166,32 @@ def check_ownership(names: set[str], owned: bool, where: str) -> None:
         )
 
 
-def _named(path: Path, newest: checkpoint.Saved | None) -> checkpoint.Saved:
-    saved = checkpoint.read_complete(path)
-    if saved is None:
-        raise UserError(f"train.resume = {str(path)!r} is no complete checkpoint (its manifest must verify)")
-    if newest and newest.path.resolve() != path.resolve():
+def _named(path: Path, found: Resume | None) -> Resume:
+    try:
+        resume = load_resume(checkpoint.read(path))
+        checkpoint.verify(path, most_bytes=_MOST_BYTES_CHECKED)
+    except Damaged as damage:
         raise UserError(
-            f"train.resume = {str(path)!r}, but the run folder holds {newest.path}; continue that with --resume auto, "
-            "or begin a new folder with another --train.output_dir"
+            f"train.resume = {str(path)!r} is no complete checkpoint (its manifest must verify): {damage}"
+        ) from damage
+    if found and found.saved.path.resolve() != path.resolve():
+        raise UserError(
+            f"train.resume = {str(path)!r}, but the run folder holds {found.saved.path}; continue that with --resume "
+            "auto, or begin a new folder with another --train.output_dir"
         )
-    return saved
+    return resume
+
+
+def _read_resume(folder: Path, train: TrainConfig) -> Resume:
+    """A checkpoint whose small files are as they were saved; the workers, which read the others, check those.
+
+    Raises:
+        Damaged: it is not whole.
+    """
+    resume = load_resume(checkpoint.read(folder))
+    ended = resume.is_end_of(train)  # then no worker will look at it
+    checkpoint.verify(folder, most_bytes=None if ended else _MOST_BYTES_CHECKED)
+    return resume
 
 
 def load_resume(saved: checkpoint.Saved) -> Resume:
@@ -220,91 +199,41 @@ def load_resume(saved: checkpoint.Saved) -> Resume:
 
     Raises:
         UserError: it was saved without what continuing needs.
+        Damaged: a file of it is not as it was saved.
     """
-    data_state = saved.path / checkpoint.DATA_STATE
     if not list(saved.path.glob("global_step*")) and not (saved.path / "optimizer.pt").exists():
         raise UserError(f"{saved.path} was saved with train.save_only_model and cannot be continued")
-    state = json.loads(data_state.read_text(encoding="utf-8"))
-    config = yaml.safe_load((saved.path / CONFIG).read_text(encoding="utf-8"))
-    trainer_state = json.loads((saved.path / "trainer_state.json").read_text(encoding="utf-8"))
-    return Resume(
-        saved,
-        Position(**state["position"]),
-        state["epochs"],
-        config,
-        trainer_state.get("log_history", []),
-        LedgerSnapshot.from_json(state["ledger"]) if "ledger" in state else LedgerSnapshot(),
-    )
-
-
-def _clear(run_dir: Path) -> None:
-    for name in _OWN:
-        path = run_dir / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def fingerprint(config: TrainingConfig, tokenizer_hash: str, num_rows: int) -> dict[str, Any]:
-    """What a continued run must find unchanged beside its config: model, tokenizer, data."""
-    folder = Path(config.model.path)
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    described = "".join(f"{path.name} {path.stat().st_size}\n" for path in files)
-    model_config = folder / "config.json"
-    if model_config.exists():
-        described += model_config.read_text(encoding="utf-8")
-    model_hash = hashlib.sha256(described.encode()).hexdigest()[:16]
-    found = {"model": model_hash, "tokenizer": tokenizer_hash, "rows": num_rows}
-    own_code = user_code.content_hash(config)
-    return found | ({"loss, plugins and rewards": own_code} if own_code else {})
-
-
-def check_unchanged(resume: Resume, config: TrainingConfig, found: dict[str, Any]) -> None:
-    """Refuse to continue with anything that would change a step; other differences are logged.
-
-    Raises:
-        UserError: a line for each difference: field, saved value, value now.
-    """
-    lines = []
-    for path, line in differences(config, resume.config).items():
-        if path in _FREE:
-            logger.info("changed since %s: %s", resume.saved.path.name, line)
-        else:
-            lines.append(f"  {line}")
-    file = resume.saved.path.parent / FINGERPRINT
-    saved = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    for name, was in saved.items():
-        if found.get(name) != was:
-            lines.append(f"  content of the {name}: was {was}, is {found.get(name)}")
-    if lines:
-        raise UserError(
-            f"{resume.saved.path} cannot be continued with what changes its steps:\n"
-            + "\n".join(lines)
-            + "\n  set these back, or begin a new run with another --train.output_dir"
+    try:
+        state = json.loads((saved.path / checkpoint.DATA_STATE).read_text(encoding="utf-8"))
+        config = yaml.safe_load((saved.path / CONFIG).read_text(encoding="utf-8"))
+        trainer_state = json.loads((saved.path / TRAINER_STATE).read_text(encoding="utf-8"))
+        return Resume(
+            saved,
+            Position(**state["position"]),
+            float(state["epochs"]),
+            dict(config),
+            list(trainer_state.get("log_history", [])),
+            LedgerSnapshot.from_json(state["ledger"]) if "ledger" in state else LedgerSnapshot(),
         )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        names = f"{checkpoint.DATA_STATE}, {CONFIG} or {TRAINER_STATE}"
+        raise Damaged(f"{names} is missing or cut off ({type(error).__name__})", sealed=True) from error
 
 
-def differences(config: TrainingConfig, saved: dict[str, Any]) -> dict[str, str]:
-    """Every field that differs from a saved config, with both values; what a config leaves out has its default."""
-    now, found = config.model_dump(mode="json"), {}
-    for section, fields in now.items():
-        was_fields = saved.get(section, {})
-        defaults = _defaults(type(getattr(config, section)), config.train.task)
-        for name in sorted({*fields, *was_fields}):
-            was, is_now = (tree.get(name, defaults.get(name)) for tree in (was_fields, fields))
-            if was != is_now:
-                found[f"{section}.{name}"] = f"{section}.{name}: was {was!r}, is {is_now!r}"
-    return found
+def _clear(run_dir: Path, config: TrainingConfig) -> None:
+    """Remove what a run without a checkpoint left, but for initial weights that would be written alike again."""
+    for name in _OWN:
+        if name == FINGERPRINT:
+            continue  # it marks the folder as a run's own, whenever this is killed
+        if name == INITIAL and read_recipe(run_dir / name) == initial_recipe(config):
+            continue
+        checkpoint.set_aside(run_dir / name, "a new run begins")
 
 
-def _defaults(section: type[Section], task: str) -> dict[str, Any]:
-    """Defaults of a section's fields, TRL's included where they are plain values."""
-    found: dict[str, Any] = {}
-    for name, trl_field in trl_fields.read_fields(task).items() if issubclass(section, TrainConfig) else ():
-        with contextlib.suppress(ValueError, SyntaxError):
-            found[name] = ast.literal_eval(trl_field.default)
-    return found | {name: info.default for name, info in section.model_fields.items() if not info.is_required()}
+def read_recipe(folder: Path) -> str:
+    """The recipe of initial weights that are there; empty: not known."""
+    path = folder / RECIPE
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def write_record(run_dir: Path, config: TrainingConfig, found: dict[str, Any]) -> None:
@@ -323,7 +252,7 @@ def write_result(run_dir: Path, config: TrainingConfig) -> tuple[Path, dict[str,
     if saved is None:
         raise UserError(f"{run_dir} holds no complete checkpoint", exit_code=1)
     model = saved.path
-    state = json.loads((saved.path / "trainer_state.json").read_text(encoding="utf-8"))
+    state = json.loads((saved.path / TRAINER_STATE).read_text(encoding="utf-8"))
     best = run_dir / f"checkpoint-{state.get('best_global_step')}"
     if config.train.load_best_model_at_end and checkpoint.read_complete(best):
         model = best

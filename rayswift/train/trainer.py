@@ -17,7 +17,7 @@ from rayswift.log import UserError
 from rayswift.train import evaluation, user_code
 from rayswift.train.adalora import RankBudget
 from rayswift.train.callbacks import Checkpoints, EarlyStopping, Metrics, StreamFlow
-from rayswift.train.checkpoint import discard
+from rayswift.train.checkpoint import set_aside
 from rayswift.train.clock import Clock
 from rayswift.train.launch import RunSpec, Worker
 from rayswift.train.optimizers import state_classes
@@ -201,7 +201,7 @@ class Streamed(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            discard(folder)  # an older life's, or half of one
+            set_aside(folder, "an older life of the run left it")
         if self.args.world_size > 1:
             dist.barrier()
         try:
@@ -211,10 +211,10 @@ class Streamed(Trainer):
         except Exception as error:
             if not _disk_is_full(error, folder):
                 raise
-            discard(folder)
             raise UserError(
                 f"the disk is full: {folder} could not be saved ({error}); older checkpoints stay as they were; "
-                "free some space and continue with --resume auto",
+                "what was written of it is still there, and can be deleted; free some space and "
+                "continue with --resume auto",
                 exit_code=1,
             ) from error
 

@@ -16,7 +16,15 @@ from rayswift.log import logger
 from rayswift.resources import Layout, connect, join, lay_out
 from rayswift.rollout import checks
 from rayswift.rollout.ledger import LedgerSnapshot
-from rayswift.train import adapters, reference_logps, run_folder, storage, user_code
+from rayswift.train import (
+    adapters,
+    continuation,
+    fingerprint,
+    reference_logps,
+    run_folder,
+    storage,
+    user_code,
+)
 from rayswift.train import plan as planning
 from rayswift.train.clock import Clock
 from rayswift.train.feed_supply import FeedSupply
@@ -38,7 +46,8 @@ def run(config: TrainingConfig) -> None:
     adapters.check(config.model)
     user_code.check(config)
     checks.check(config)
-    with storage.working_copy(train.output_dir, train.resume, config.cluster.scratch_dir) as run_dir:
+    recipe = fingerprint.initial_recipe(config)
+    with storage.working_copy(train.output_dir, train.resume, config.cluster.scratch_dir, recipe) as run_dir:
         _train(config, run_dir, clock)
 
 
@@ -58,9 +67,9 @@ def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:
     )
     plan = planning.with_window_rows(plan, windows.window_rows)
     config = plan.config
-    found = run_folder.fingerprint(config, windows.tokenizer_hash, windows.num_rows)
+    found = fingerprint.fingerprint(config, windows.tokenizer_hash, windows.num_rows)
     if resume:
-        run_folder.check_unchanged(resume, config, found)
+        continuation.check_unchanged(resume, config, found)
         logger.info("continuing %s at step %d", resume.saved.path, resume.saved.step)
     run_folder.write_record(run_dir, config, found)
     logger.info("%s", planning.describe(plan, windows.num_rows, []))
@@ -128,7 +137,7 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     weights = weights_to_load(spec, worker)  # before the arguments: ZeRO-3 cuts whatever is built from then on
     dtype = models.resolve_dtype(config.model.dtype, spec.layout.device)
     resume, attempt = agree_on_checkpoint(spec, worker)
-    universal = prepare_checkpoint(resume, worker)
+    universal = prepare_checkpoint(spec, resume, worker)
     args = trainer_arguments(spec, load(task.arguments), dtype, worker.rank == 0, universal)
     worker.supply.begin(attempt, _start(config, resume))
     # Without DeepSpeed, which keeps float32 masters itself, weights stay float32 and autocast computes in `dtype`.

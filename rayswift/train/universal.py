@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from rayswift.log import logger
-from rayswift.train.checkpoint import Saved
+from rayswift.train.checkpoint import Saved, read_complete
 
 _LATEST = "latest_universal"
 _SUFFIX = "_universal"
@@ -52,9 +52,12 @@ def convert(saved: Saved) -> None:
 def discard(run_dir: Path) -> None:
     """Remove the converted forms; a newer checkpoint has taken their place."""
     for latest in run_dir.glob(f"checkpoint-*/{_LATEST}"):
+        if read_complete(latest.parent) is None:
+            continue  # the converted form may be all that is left
         latest.unlink(missing_ok=True)
         for folder in latest.parent.glob(f"global_step*{_SUFFIX}"):
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.with_name(folder.name.removesuffix(_SUFFIX)).is_dir():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def complete_load(engine: Any, group_settings: list[dict[str, Any]]) -> None:

@@ -87,19 +87,97 @@ def test_newest_is_by_step_and_complete(tmp_path: Path) -> None:
     assert newest.path.name == "checkpoint-100"
 
 
-def test_sweep_removes_what_is_incomplete(tmp_path: Path) -> None:
-    save(tmp_path, 1)
-    save(tmp_path, 2, sealed=False)
-    (save(tmp_path, 3) / "model.safetensors").write_bytes(b"")
-    (tmp_path / "logs").mkdir()
-    checkpoint.sweep(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "logs"]
-
-
-def test_sweep_leaves_files_alone(tmp_path: Path) -> None:
+def test_what_is_incomplete_and_in_the_way_is_set_aside(tmp_path: Path) -> None:
+    save(tmp_path, 1, sealed=False)
+    save(tmp_path, 2)
+    save(tmp_path, 3, sealed=False)
+    (save(tmp_path, 4) / "model.safetensors").write_bytes(b"")
+    (tmp_path / "checkpoint-5").mkdir()
+    (tmp_path / "checkpoint-5" / "config.json").write_text("{}")  # holds no weights
+    (tmp_path / "checkpoint-6-merged").mkdir()  # not ours
     (tmp_path / "checkpoint-notes.txt").write_text("mine")
-    checkpoint.sweep(tmp_path)
-    assert (tmp_path / "checkpoint-notes.txt").exists()
+    for _ in range(2):
+        checkpoint.clear_way(tmp_path, 2, {})
+        left = sorted(path.name for path in tmp_path.iterdir())
+        assert left == ["checkpoint-1", "checkpoint-2", "checkpoint-6-merged", "checkpoint-notes.txt", "set_aside"]
+        assert sorted(path.name for path in (tmp_path / "set_aside").iterdir()) == ["checkpoint-3", "checkpoint-4"]
+    checkpoint.clear_way(tmp_path, None, {})
+    assert (tmp_path / "set_aside" / "checkpoint-1" / "model.safetensors").exists()
+    assert not checkpoint.folders(tmp_path)
+
+
+def test_what_is_set_aside_replaces_nothing(tmp_path: Path) -> None:
+    for n in range(3):
+        folder = save(tmp_path, 3, sealed=False)
+        (folder / "model.safetensors").write_text(str(n))
+        checkpoint.set_aside(folder, "of a test")
+    found = sorted((tmp_path / "set_aside").rglob("*.safetensors"))
+    assert [path.read_text() for path in found] == ["0", "1", "2"]
+
+
+# ---- checksums ----
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_checksums_find_a_flipped_bit(tmp_path: Path) -> None:
+    folder = save(tmp_path, 20)
+    checkpoint.verify(folder)
+    flip(folder / "model.safetensors")
+    assert checkpoint.read_complete(folder), "sizes say nothing"
+    with pytest.raises(checkpoint.Damaged, match=r"the content of model\.safetensors has changed") as caught:
+        checkpoint.verify(folder)
+    assert caught.value.sealed
+    checkpoint.verify(folder, most_bytes=100)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_ranks_read_every_file_once(tmp_path: Path, size: int) -> None:
+    names = [
+        "model-1.safetensors",
+        "model-2.safetensors",
+        *(f"rng_state_{n}.pth" for n in range(4)),
+        *(f"global_step3/bf16_zero_pp_rank_{n}_mp_rank_00_optim_states.pt" for n in range(4)),
+    ]
+    shares = [checkpoint.share_of(names, rank, size) for rank in range(size)]
+    assert sorted(name for share in shares for name in share) == sorted(names)
+    if size == 2:
+        assert "rng_state_3.pth" in shares[1]
+    folder = save(tmp_path, 20)
+    flip(folder / "global_step20" / "optim.pt")
+    damaged = 0
+    for rank in range(size):
+        try:
+            checkpoint.verify(folder, (rank, size))
+        except checkpoint.Damaged:
+            damaged += 1
+    assert damaged == 1
+
+
+def test_a_rank_takes_the_checksums_of_what_it_wrote(tmp_path: Path) -> None:
+    folder = save(tmp_path, 20, sealed=False)
+    own = ["global_step20/zero_pp_rank_1_mp_rank_00_optim_states.pt", "rng_state_1.pth"]
+    for name in [*own, "rng_state_0.pth", "global_step20/mp_rank_00_model_states.pt"]:
+        (folder / name).write_bytes(name.encode())
+    assert sorted(checkpoint.written_by(folder, 1)) == own
+    known = checkpoint.checksums(folder, own, write_through=True)
+    checkpoint.seal(folder, 20, 2, 1, known)
+    checkpoint.verify(folder)
+    sums = json.loads((folder / "manifest.json").read_text())["checksums"]
+    assert len(sums) == 7 and sums[own[0]] == known[own[0]]
+
+
+def test_a_manifest_without_checksums_still_counts(tmp_path: Path) -> None:
+    folder = save(tmp_path, 20)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["checksums"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert checkpoint.read_complete(folder)
+    checkpoint.verify(folder)
 
 
 def test_discard_removes_all(tmp_path: Path) -> None:

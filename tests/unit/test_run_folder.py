@@ -12,8 +12,9 @@ from rayswift.config.load import load, paths_of, to_yaml
 from rayswift.config.schema import RlhfConfig, SftConfig
 from rayswift.data.global_batches import Position
 from rayswift.log import UserError
-from rayswift.train import checkpoint, run_folder
-from rayswift.train.run_folder import Resume, check_unchanged, open_run
+from rayswift.train import checkpoint, continuation, fingerprint, run_folder
+from rayswift.train.continuation import check_unchanged
+from rayswift.train.run_folder import Resume, open_run
 
 POSITION = Position(step=20, epoch=1, window=3, row=2, counts={"trained": 90, "quarantined: malformed JSON": 10})
 FOUND = {"model": "m1", "tokenizer": "t1", "rows": 100}
@@ -128,7 +129,9 @@ def test_auto_continues_the_newest_complete_checkpoint(tmp_path: Path) -> None:
     assert (resume.saved.step, resume.epochs, resume.zero_stage) == (20, 1.5, 0)
     assert resume.position == POSITION
     assert resume.config["data"]["dataset"] == ["d.jsonl"]
-    assert names(tmp_path) == ["checkpoint-10", "checkpoint-20", "fingerprint.json", "metrics.jsonl"]
+    kept = ["checkpoint-10", "checkpoint-20", "fingerprint.json", "metrics.jsonl", "set_aside"]
+    assert names(tmp_path) == kept
+    assert names(tmp_path / "set_aside") == ["checkpoint-30"]
 
 
 def test_a_path_is_continued_into_another_folder(tmp_path: Path) -> None:
@@ -235,12 +238,12 @@ def test_what_may_change_is_shown(tmp_path: Path) -> None:
     shown: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: shown.append(record.getMessage())  # type: ignore[method-assign]
-    run_folder.logger.addHandler(handler)
-    run_folder.logger.setLevel(logging.INFO)
+    continuation.logger.addHandler(handler)
+    continuation.logger.setLevel(logging.INFO)
     try:
         check_unchanged(resumed(tmp_path), config_of(tmp_path, "--save_steps", "7"), FOUND)
     finally:
-        run_folder.logger.removeHandler(handler)
+        continuation.logger.removeHandler(handler)
     assert shown == ["changed since checkpoint-20: train.save_steps: was 500, is 7"]
 
 
@@ -258,9 +261,9 @@ def test_a_checkpoint_of_before_a_field_has_its_default(tmp_path: Path) -> None:
 def test_loss_and_plugins_are_part_of_the_fingerprint(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("a")
     config = config_of(tmp_path, "--plugins", str(tmp_path / "mine.py"))
-    found = run_folder.fingerprint(config, "t", 3)
+    found = fingerprint.fingerprint(config, "t", 3)
     (tmp_path / "mine.py").write_text("b")
-    assert found["loss, plugins and rewards"] != run_folder.fingerprint(config, "t", 3)["loss, plugins and rewards"]
+    assert found["loss, plugins and rewards"] != fingerprint.fingerprint(config, "t", 3)["loss, plugins and rewards"]
 
 
 # Beginnings of names that speak of watching, saving and waiting; all of these may change.
@@ -283,7 +286,7 @@ STEERING = {"data.eval_fraction"}  # it takes rows from the training
 def test_fields_that_only_watch_are_free() -> None:
     fields = [path for path in paths_of(SftConfig) if path.split(".")[1].startswith(WATCHING)]
     assert {"train.save_steps", "train.callbacks", "cluster.timeout_s", "train.hub_token"} <= set(fields)
-    assert set(fields) - STEERING <= run_folder._FREE, "give it a line in _FREE, or in STEERING here"
+    assert set(fields) - STEERING <= continuation._FREE, "give it a line in _FREE, or in STEERING here"
 
 
 @pytest.mark.parametrize(("patience", "ended"), [(None, False), (3, False), (2, True), (1, True)])
@@ -312,11 +315,11 @@ def test_other_contents(tmp_path: Path) -> None:
 
 
 def test_free_fields_exist_and_change_no_step() -> None:
-    assert {*paths_of(SftConfig), *paths_of(RlhfConfig)} >= run_folder._FREE
+    assert {*paths_of(SftConfig), *paths_of(RlhfConfig)} >= continuation._FREE
     steps = ["seed", "num_train_epochs", "max_steps", "learning_rate", "warmup_steps", "optim"]
-    assert not run_folder._FREE & {f"train.{name}" for name in steps}
-    assert not {field for field in run_folder._FREE if field.startswith("model.")}
-    assert {field for field in run_folder._FREE if field.startswith("data.")} == {
+    assert not continuation._FREE & {f"train.{name}" for name in steps}
+    assert not {field for field in continuation._FREE if field.startswith("model.")}
+    assert {field for field in continuation._FREE if field.startswith("data.")} == {
         "data.eval",
         "data.max_bad_fraction",
     }
@@ -333,9 +336,9 @@ def test_the_fingerprint_sees_the_model(tmp_path: Path) -> None:
         ("a.safetensors", "xy"),
     ):
         (model / name).write_text(content)
-        seen.add(run_folder.fingerprint(config_of(tmp_path, "--model", str(model)), "t", 3)["model"])
+        seen.add(fingerprint.fingerprint(config_of(tmp_path, "--model", str(model)), "t", 3)["model"])
     assert len(seen) == 4
-    assert run_folder.fingerprint(config_of(tmp_path), "t", 3) | {"model": ""} == {
+    assert fingerprint.fingerprint(config_of(tmp_path), "t", 3) | {"model": ""} == {
         "model": "",
         "tokenizer": "t",
         "rows": 3,
@@ -396,7 +399,7 @@ def test_another_runs_checkpoint_is_continued_where_a_run_left_none(tmp_path: Pa
     save(tmp_path / "run", 5, sealed=False)
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 5}\n')
     assert agreed(tmp_path / "run", str(other)) == other
-    assert names(tmp_path / "run") == ["events.jsonl", "fingerprint.json"]
+    assert names(tmp_path / "run") == ["events.jsonl", "fingerprint.json", "set_aside"]
 
 
 # ---- records ----
