@@ -75,6 +75,17 @@ class RolloutConfig(Section):
     num_engines: Annotated[Annotated[int, Field(ge=1)] | EngineRange | None, BeforeValidator(one_or_range)] = None
     """vLLM engines; a list [least, most]: as many as keep the trainer busy; null: one per GPU that the trainers leave
     free, else 1."""
+    engine_place_timeout_s: float = Field(900.0, gt=0)
+    """Longest time that requests may wait while no engine has found a place in the cluster."""
+    engine_start_timeout_s: float = Field(600.0, gt=0)
+    """Longest time that an engine may take to start, once it has its place; then another is started."""
+    engine_silence_timeout_s: float = Field(60.0, gt=0)
+    """Time without an answer after which an engine is replaced; the loading of weights does not count."""
+    engine_stall_timeout_s: float = Field(600.0, gt=0)
+    """Time without a token, although it has requests, after which an engine is replaced; the loading of weights does
+    not count."""
+    load_timeout_s: float = Field(300.0, gt=0)
+    """Longest time that an engine may take to load new weights; then it is replaced."""
     engine_resources: dict[str, float] = {}
     """Custom Ray resources that each engine holds, to place engines on nodes of their own (`{"rollout": 1}`)."""
     engine_threads: int | None = Field(None, ge=1)

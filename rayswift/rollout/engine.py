@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rayswift.log import UserError
 from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest
 from rayswift.rollout.wire import Columns, columns_of, completions_of
 
@@ -23,6 +24,14 @@ class SamplingSettings:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     structured_outputs_regex: str | None = None
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether tokens made may go behind the prompt of a new request, and what follows is as if never interrupted.
+
+        A grammar would begin anew in the midst of the answer, and a stop string that lies across the seam is not seen.
+        """
+        return not self.stop and self.structured_outputs_regex is None
 
 
 @dataclass(frozen=True)
@@ -57,28 +66,34 @@ def _collected(finished: Columns, progress: Columns) -> Collected:
 class Engine(Protocol):
     """An engine as an asyncio object; the pool reaches it through a Ray actor handle with the same methods.
 
-    Every call answers in bounded time. Calls may overlap; `load` goes between two decoding steps, with requests in
-    flight, and what they sample from then on is of the new version.
+    Every call answers in bounded time, but none while the engine takes over weights. Calls may overlap; `load` goes
+    between two decoding steps, with requests in flight, and what they sample from then on is of the new version.
     """
 
     async def start(self) -> None:
         """Build the engine, without weights that could be sampled from."""
 
     async def submit(self, requests: Sequence[SampleRequest]) -> None:
-        """Take requests; their completions come out of `collect`. Refused before the first `load`.
+        """Take requests; their completions come out of `collect`.
 
         Raises:
-            ValueError, UserError: one of them cannot be served; then none is taken.
+            RequestRefused: one of them cannot be served, by no engine of the run; then none is taken.
+            NoWeights: there was no `load` yet, or the last one failed.
         """
 
     async def collect(self, timeout_s: float) -> Collected:
         """What has finished since the last call; waits for the first one up to `timeout_s`."""
 
     async def abort(self, keys: Sequence[str]) -> tuple[Completion, ...]:
-        """Give requests up; the parts made and not yet collected."""
+        """Give requests up; what there is of each, collected before or not; a finished one may be among them."""
 
     async def load(self, version: PolicyVersion, weights: Any) -> float:
-        """Take over published weights (a `weights.Published`), check them, and return the seconds sampling paused."""
+        """Take over published weights (a `weights.Published`), check them, and return the seconds sampling paused.
+
+        Raises:
+            LoadFailed: the weights before are gone too.
+            Exception: any other: the weights cannot be had, and it goes on with those before.
+        """
 
     async def score(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32]:
         """Log-probabilities [T - 1] of tokens 1 to T - 1 of a text, for the canary."""
@@ -89,6 +104,37 @@ class Engine(Protocol):
 
 class EngineLost(Exception):
     """An engine is of no use any more; says why."""
+
+
+class RequestRefused(UserError):
+    """A request that no engine of the run can serve."""
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, int]]:
+        return RequestRefused, (str(self), self.exit_code)
+
+
+class NoWeights(Exception):
+    """An engine holds no weights that could be sampled from; the request is as good as before."""
+
+
+class LoadFailed(Exception):
+    """Only a part of new weights is in place, so the engine holds none, and has given up all that was in flight.
+
+    Args:
+        message: Why.
+        parts: What there is of each request that was given up, from its first token on.
+    """
+
+    def __init__(self, message: str, parts: tuple[Completion, ...]):
+        super().__init__(message)
+        self.parts = parts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _load_failed, (str(self), columns_of(self.parts))
+
+
+def _load_failed(message: str, parts: Columns) -> LoadFailed:
+    return LoadFailed(message, completions_of(parts))
 
 
 class EngineHandle(Engine, Protocol):

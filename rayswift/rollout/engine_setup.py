@@ -37,7 +37,7 @@ class EngineSetup:
     model: folder or hub id of config and, unless `load_format` is dummy, weights. max_model_len: tokens of prompt and
     completion. tokenizer: its folder, needed for stop strings and for a regular expression only. lora_rank: of the
     adapter it will serve, over the weights at `model`; None: no adapter. num_threads: where it computes on CPUs.
-    engine_kwargs: further arguments under vLLM's names.
+    load_timeout_s: within which published bytes must arrive. engine_kwargs: further arguments under vLLM's names.
     """
 
     model: str
@@ -55,6 +55,7 @@ class EngineSetup:
     max_num_seqs: int = 256
     tensor_parallel_size: int = 1
     gpu_memory_utilization: float = 0.9
+    load_timeout_s: float = 300.0
     engine_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -98,6 +99,7 @@ def engine_setup(
         max_num_seqs=rollout.max_num_seqs,
         tensor_parallel_size=rollout.tensor_parallel_size,
         gpu_memory_utilization=rollout.gpu_memory_utilization,
+        load_timeout_s=rollout.load_timeout_s,
         engine_kwargs=dict(rollout.engine_kwargs),
         **more,
     )

@@ -2,13 +2,14 @@
 
 An engine's state follows from what is known of it, so that none can be healthy without the current weights:
 
-    STARTING -> SYNCING <-> HEALTHY     started; a version is published, loaded
-                   |           |
-                   +- SUSPECT -+        it has not answered for a while; back when it answers
-                        |
-    any state ------> DEAD              it failed, or was silent for too long; for good
+    STARTING -> SYNCING <-> LOADING -> HEALTHY     started; a version is published; it takes it over; has it
+                   |                      |
+                   +------- SUSPECT ------+        it has not answered for a while; back when it answers
+                               |
+    any state -------------> DEAD                  it failed, or was silent for too long; for good
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -17,10 +18,12 @@ from rayswift.rollout.samples import PolicyVersion
 
 
 class State(Enum):
-    """STARTING: no weights could be loaded yet; SYNCING: not with the current weights; SUSPECT: silent."""
+    """STARTING: no weights could be loaded yet; SYNCING: not with the current weights; LOADING: takes over weights, and
+    may not answer meanwhile; SUSPECT: silent."""
 
     STARTING = "starting"
     SYNCING = "syncing"
+    LOADING = "loading"
     HEALTHY = "healthy"
     SUSPECT = "suspect"
     DEAD = "dead"
@@ -30,14 +33,16 @@ class State(Enum):
 class Member:
     """What is known of an engine.
 
-    placed: its process runs; started: it can load weights; version: of the weights it holds; current: published last;
-    silent: an answer is overdue; draining: it is to leave, and takes no new requests; died: why it is dead.
+    placed: its process runs; started: it can load weights; version: of the weights it holds, None: of none; current:
+    published last; loading: those that it takes over; silent: an answer is overdue; draining: it is to leave, and takes
+    no new requests; died: why it is dead.
     """
 
     placed: bool = False
     started: bool = False
     version: PolicyVersion | None = None
     current: PolicyVersion | None = None
+    loading: PolicyVersion | None = None
     silent: bool = False
     draining: bool = False
     died: str | None = None
@@ -49,6 +54,8 @@ class Member:
             return State.DEAD
         if not self.started:
             return State.STARTING
+        if self.loading is not None:
+            return State.LOADING
         if self.silent:
             return State.SUSPECT
         return State.HEALTHY if self.version and self.version == self.current else State.SYNCING
@@ -58,13 +65,18 @@ class Member:
         """Whether it is not dead."""
         return self.died is None
 
+    @property
+    def is_coming(self) -> bool:
+        """Whether it is on the way to its weights, with a deadline for what it does."""
+        return self.placed and not self.draining and self.state in (State.STARTING, State.LOADING)
+
     def takes(self, min_step: int) -> bool:
         """Whether a request may go to it that wants weights behind at least `min_step` rounds.
 
         An engine that has yet to load the current weights serves as long as its own are of the same worker group
         and new enough.
         """
-        if self.draining or self.state not in (State.SYNCING, State.HEALTHY):
+        if self.draining or self.silent or self.state not in (State.SYNCING, State.LOADING, State.HEALTHY):
             return False
         if self.version is None or self.current is None or self.version.attempt != self.current.attempt:
             return False
@@ -86,12 +98,15 @@ class Member:
             return f"{text}: {self.died}"
         if self.state is State.STARTING and not self.placed:
             text = "waiting for a place in the cluster"
+        elif self.state is State.LOADING:
+            text += f" {name_of(self.loading)}"
         elif self.state is State.SYNCING:
-            text += f" (has {_name(self.version)}, current {_name(self.current)})"
+            text += f" (has {name_of(self.version)}, current {name_of(self.current)})"
         return text + (", draining" if self.draining else "")
 
 
-def _name(version: PolicyVersion | None) -> str:
+def name_of(version: PolicyVersion | None) -> str:
+    """`version 3 of attempt 1`."""
     return "no weights" if version is None else f"version {version.step} of attempt {version.attempt}"
 
 
@@ -123,3 +138,60 @@ def change(members: Sequence[tuple[str, Member]], wanted: int) -> Change:
         return Change(start=missing - len(keep), keep=keep)
     order = sorted(range(len(staying)), key=lambda i: (staying[i][1].version is None, i), reverse=True)
     return Change(drain=tuple(staying[i][0] for i in order[:-missing]))
+
+
+@dataclass(frozen=True)
+class _Failure:
+    generation: int
+    alike: str
+
+
+class Joins:
+    """Tells a run whose engines can never serve from a bad node, by the engines that were lost before they did; pure.
+
+    An engine has joined when it has loaded weights. Those that are started when others have failed are of a later
+    generation; where these fail as well, and for the same reason, there is nothing left to hope for.
+
+    Args:
+        most: Failures in a row that end the hope, whatever their reasons.
+        most_alike: The same for one reason.
+    """
+
+    def __init__(self, most: int, most_alike: int):
+        self._most, self._most_alike = most, most_alike
+        self._failures: list[_Failure] = []
+        self.generation = 0
+        """Of an engine that is started now."""
+
+    @property
+    def num_failed(self) -> int:
+        """Engines in a row that were lost before they had joined."""
+        return len(self._failures)
+
+    def joined(self) -> None:
+        """An engine has loaded the current weights."""
+        self._failures.clear()
+
+    def failed(self, generation: int, why: str) -> None:
+        """An engine was lost before it had."""
+        # A process, a node or a time in it tells two engines apart, not two reasons.
+        alike = re.sub(r"\b(?=\w*\d)\w+", "#", why.partition("\n")[0])
+        self._failures.append(_Failure(generation, alike))
+        self.generation = max(self.generation, generation + 1)
+
+    def hopeless(self, others: Sequence[tuple[int, Member]]) -> bool:
+        """Whether no engine will ever serve.
+
+        Args:
+            others: The engines that are there, with their generation.
+        """
+        if not self._failures or any(member.alive and member.version is not None for _, member in others):
+            return False
+        last = self._failures[-1]
+        if any(member.alive and member.is_coming and generation < last.generation for generation, member in others):
+            return False
+        alike = [failure for failure in self._failures if failure.alike == last.alike]
+        return any(
+            len(failures) >= most and len({failure.generation for failure in failures}) >= min(2, most)
+            for failures, most in ((self._failures, self._most), (alike, self._most_alike))
+        )

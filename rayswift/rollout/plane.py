@@ -23,13 +23,13 @@ from rayswift.rollout.autoscale import Rule
 from rayswift.rollout.completions import CompletionsFile
 from rayswift.rollout.coordinator import Coordinator
 from rayswift.rollout.end_tokens import end_tokens
-from rayswift.rollout.engine_setup import engine_setup
+from rayswift.rollout.engine_setup import EngineSetup, engine_setup
 from rayswift.rollout.ledger import LedgerSnapshot
+from rayswift.rollout.patience import limits_of
 from rayswift.rollout.pool import Pool
 from rayswift.rollout.prompts import PromptFeed, prompt_plan
 from rayswift.rollout.rewards.runner import RewardRunner
 from rayswift.rollout.rounds import Round
-from rayswift.rollout.seat import Limits
 from rayswift.rollout.vllm_engine import VllmEngine
 from rayswift.rollout.weights import Published, WeightStore
 
@@ -120,9 +120,23 @@ def engine_dtype(config: RlhfConfig, layout: Layout) -> str:
 
 
 def _make_pool(spec: PlaneSpec) -> Pool:
+    # Resources of an engine are the layout's: preflight has seen that they fit.
+    held = dict(spec.layout.engine)
+    options = {"num_cpus": held.pop("CPU", 0.0), "num_gpus": held.pop("GPU", 0.0), "resources": held}
+    limits = limits_of(spec.config.rollout, spec.plan.max_outstanding)
+    return Pool(RayEngines(VllmEngine, (setup_of(spec),), options), limits, salvages(spec))
+
+
+def salvages(spec: PlaneSpec) -> bool:
+    """Whether what a lost engine had made of a completion is kept."""
+    return spec.config.rollout.max_staleness > 0 and setup_of(spec).sampling.can_resume
+
+
+def setup_of(spec: PlaneSpec) -> EngineSetup:
+    """What the run's engines are built from."""
     config, layout = spec.config, spec.layout
     lora_rank = config.model.lora_rank if config.rollout.lora_sync == "adapter" else None
-    setup = engine_setup(
+    return engine_setup(
         config.rollout,
         layout,
         model=config.model.path,
@@ -130,16 +144,11 @@ def _make_pool(spec: PlaneSpec) -> Pool:
         dtype=engine_dtype(config, layout),
         max_model_len=max_sequence_length(config),
         lora_rank=lora_rank if config.model.tuner == "lora" else None,
+        revision=config.model.revision,
         trust_remote_code=config.model.trust_remote_code,
         seed=config.train.seed,
         stop_token_ids=end_tokens(spec.tokenizer_dir),
     )
-    # Resources of an engine are the layout's: preflight has seen that they fit.
-    held = dict(layout.engine)
-    options = {"num_cpus": held.pop("CPU", 0.0), "num_gpus": held.pop("GPU", 0.0), "resources": held}
-    limits = Limits(max_outstanding=spec.plan.max_outstanding)
-    salvage = config.rollout.max_staleness > 0
-    return Pool(RayEngines(VllmEngine, (setup,), options), limits, salvage)
 
 
 class RolloutClient:

@@ -27,10 +27,12 @@ from numpy.typing import NDArray
 
 from rayswift.log import UserError, logger
 from rayswift.rollout.engine import EngineLost, Factory
-from rayswift.rollout.membership import State, change
+from rayswift.rollout.membership import Joins, State, change
+from rayswift.rollout.patience import Limits
 from rayswift.rollout.salvage import joined, num_tokens
 from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest
-from rayswift.rollout.seat import Limits, Seat, Work
+from rayswift.rollout.seat import Seat
+from rayswift.rollout.work import Work
 
 _WATCH_S = 1.0
 _MAX_COLLECTS_PER_S = 1000
@@ -92,7 +94,7 @@ class Pool:
         self._weights: Any = None
         self._error: EnginesFailed | None = None
         self._counts: Counter[str] = Counter()
-        self._failed_starts = 0
+        self._joins = Joins(limits.max_starts, limits.max_alike)
         self._replace_at = 0.0
         self._unserved_since: float | None = None
         self._dispatch_due = False
@@ -211,10 +213,13 @@ class Pool:
 
     def changed(self, seat: Seat) -> None:
         """See `seat.Owner`."""
-        if _has_ever_loaded(seat):
-            self._failed_starts = 0
         self._dispatch_soon()
         self._ring()
+
+    def joined(self, seat: Seat) -> None:
+        """See `seat.Owner`."""
+        if seat.member.version == self._version:
+            self._joins.joined()
 
     def finished(self, work: Work, completion: Completion) -> None:
         """See `seat.Owner`."""
@@ -246,17 +251,18 @@ class Pool:
                 self._enqueue(work)
         if why is not None:
             self._counts["lost"] += 1
-            if not _has_ever_loaded(seat):
-                self._failed_starts += 1
-                self._replace_at = self._loop.time() + min(_LONGEST_BACKOFF_S, 2.0 ** (self._failed_starts - 2))
+            if seat.member.version is None or seat.member.version != self._version:
+                self._joins.failed(seat.generation, why)
+                backoff_s = min(_LONGEST_BACKOFF_S, 2.0 ** (self._joins.num_failed - 2))
+                self._replace_at = self._loop.time() + backoff_s
         self._dispatch_soon()
 
     def gone(self, seat: Seat) -> None:
         """See `seat.Owner`."""
         del self._seats[seat.name]
-        serving = any(_has_ever_loaded(other) for other in self._seats.values())
-        if self._failed_starts >= self._limits.max_starts and not serving:
-            self._break(f"{self._failed_starts} engines in a row could not start; {seat.name}: {seat.member.died}")
+        if self._joins.hopeless([(other.generation, other.member) for other in self._seats.values()]):
+            what = "come to serve" if seat.member.started else "start"
+            self._break(f"{self._joins.num_failed} engines in a row could not {what}; {seat.name}: {seat.member.died}")
         self.scale_to(self._wanted)
         self._ring()
 
@@ -334,7 +340,7 @@ class Pool:
 
     def _start_engine(self) -> None:
         name = f"{self._prefix}-{next(self._numbers)}"
-        seat = Seat(name, self._factory(name), self._limits, self)
+        seat = Seat(name, self._factory(name), self._limits, self, self._joins.generation)
         self._seats[name] = seat
         if self._version is not None:
             seat.publish(self._version, self._weights)
@@ -348,12 +354,13 @@ class Pool:
             self.scale_to(self._wanted)
             now = self._loop.time()
             served = all(any(seat.member.takes(step) for seat in self._seats.values()) for step in self._queues)
-            if served:
+            coming = any(seat.member.is_coming for seat in self._seats.values())
+            if served or coming:
                 self._unserved_since = None
             elif self._unserved_since is None:
                 self._unserved_since = now
             elif now - self._unserved_since > self._limits.unserved_s:
-                waited = f"{self._limits.unserved_s:g} s"
+                waited = f"{self._limits.unserved_s:g} s (rollout.engine_place_timeout_s)"
                 self._break(f"no engine could take requests for {waited}: {self.describe()}")
 
     def _break(self, why: str) -> None:
@@ -380,7 +387,3 @@ _COUNTED = ("requests", "tokens", "salvaged_tokens", "regenerated_tokens", "move
 def _has(seat: Seat, version: PolicyVersion) -> bool:
     held = seat.member.version
     return not seat.member.alive or (held is not None and held >= version)
-
-
-def _has_ever_loaded(seat: Seat) -> bool:
-    return seat.member.version is not None

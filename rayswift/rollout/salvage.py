@@ -1,10 +1,10 @@
-"""A completion out of its parts: those of engines that are gone, and what the last one made; pure."""
+"""A completion in parts, those of engines that are gone and what the last one made, and out of its parts; pure."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from rayswift.rollout.samples import Completion, Finish, Span
+from rayswift.rollout.samples import Completion, Finish, SampleRequest, Span
 
 
 def joined(key: str, parts: Sequence[Completion], finish: Finish | None) -> Completion:
@@ -28,3 +28,30 @@ def joined(key: str, parts: Sequence[Completion], finish: Finish | None) -> Comp
 def num_tokens(parts: Sequence[Completion]) -> int:
     """Tokens of parts together."""
     return sum(len(part.token_ids) for part in parts)
+
+
+def part(
+    key: str,
+    spans: Sequence[Span],
+    begin: int,
+    tokens: Sequence[int],
+    logprobs: Sequence[float],
+    finish: Finish | None,
+) -> Completion:
+    """Tokens of a completion from `begin` on, their spans counted from there."""
+    moved = [Span(max(0, span.begin - begin), span.version) for span in spans if span.begin < len(tokens)]
+    behind = [i for i, span in enumerate(moved) if span.begin == 0]
+    return Completion(
+        key=key,
+        token_ids=np.array(tokens[begin:], np.int32),
+        logprobs=np.array(logprobs[begin : len(tokens)], np.float32),
+        spans=tuple(moved[behind[-1] :] if behind else moved),
+        finish=finish,
+    )
+
+
+def continued_seed(request: SampleRequest) -> int:
+    """The seed of a request: a continued completion must not draw the numbers of its beginning again."""
+    if not len(request.begun):
+        return request.seed
+    return int(np.random.SeedSequence([request.seed, len(request.begun)]).generate_state(1)[0])

@@ -1,76 +1,30 @@
 """One engine of the pool, from its making to its end: it is started, kept on the current weights, fed, listened to.
 
 Every call to it has a deadline. Its sign of life is `collect`, which answers once a second also when there is
-nothing. However it ends, what it was working on goes back to the pool, with the tokens that had arrived.
+nothing, unless it loads weights. However it ends, what it was working on goes back to the pool, with the tokens that
+had arrived.
 """
 
 import asyncio
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rayswift.log import UserError, logger
-from rayswift.rollout.engine import Collected, EngineHandle, EngineLost
-from rayswift.rollout.membership import Member
+from rayswift.rollout.engine import Collected, EngineHandle, EngineLost, LoadFailed, NoWeights, RequestRefused
+from rayswift.rollout.membership import Member, name_of
+from rayswift.rollout.patience import Limits, Patience
 from rayswift.rollout.salvage import num_tokens
 from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest
+from rayswift.rollout.work import Work
 
 _T = TypeVar("_T")
 _COLLECT_S = 1.0
 _RETRY_LOAD_S = 1.0
 _LAST_LINES_S = 5.0
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Bounds of the pool, in seconds where the name ends in `_s`.
-
-    max_outstanding: requests that an engine holds, those it decodes and a few to follow; start_s: for an engine to
-    start once it has its place; load_s: to take over weights; answer_s: for short calls; suspect_s, dead_s: silence
-    after which an engine gets no new requests, is given up; stall_s: without a token although it has requests;
-    drain_s: for a leaving engine to finish its requests before they move; unserved_s: that requests may wait while no
-    engine can take them; max_tries: engines that may be lost under a request before it fails; max_starts: engines in
-    a row that may fail to start.
-    """
-
-    max_outstanding: int = 320
-    start_s: float = 600.0
-    load_s: float = 300.0
-    answer_s: float = 60.0
-    suspect_s: float = 10.0
-    dead_s: float = 60.0
-    stall_s: float = 600.0
-    drain_s: float = 60.0
-    unserved_s: float = 900.0
-    max_tries: int = 5
-    max_starts: int = 5
-
-
-@dataclass(eq=False)
-class Work:
-    """A request on its way.
-
-    order: its place among all; future: what the caller waits for; carried: parts of engines that are gone; current:
-    what has arrived of its present try; tries: why earlier ones failed; seat, wire_key: where it is, under what key.
-    """
-
-    request: SampleRequest
-    min_step: int
-    order: int
-    future: asyncio.Future[Completion]
-    carried: list[Completion] = field(default_factory=list)
-    current: list[Completion] = field(default_factory=list)
-    tries: list[str] = field(default_factory=list)
-    seat: "Seat | None" = None
-    wire_key: str = ""
-
-    @property
-    def room(self) -> int:
-        """Tokens that the engine it goes to may still make."""
-        return self.request.max_tokens - len(self.request.begun) - num_tokens(self.carried)
 
 
 class Owner(Protocol):
@@ -79,6 +33,9 @@ class Owner(Protocol):
     def changed(self, seat: "Seat") -> None:
         """It may take more requests, or fewer."""
 
+    def joined(self, seat: "Seat") -> None:
+        """It has loaded the current weights."""
+
     def finished(self, work: Work, completion: Completion) -> None:
         """A request is done; `completion` is what the last engine made."""
 
@@ -86,7 +43,7 @@ class Owner(Protocol):
         """The engine will not do this request, nor would another."""
 
     def returned(self, seat: "Seat", works: Sequence[Work], why: str | None) -> None:
-        """Requests that the engine will not finish; why: it is lost, None: it leaves as asked."""
+        """Requests that the engine will not finish; why: it is lost, None: it is not, but hands them back."""
 
     def gone(self, seat: "Seat") -> None:
         """It has ended; nothing follows."""
@@ -103,11 +60,15 @@ class Seat:
         handle: The engine; its process may still have to start.
         limits: Deadlines.
         owner: Hears of everything.
+        generation: See `membership.Joins`.
     """
 
-    def __init__(self, name: str, handle: EngineHandle, limits: Limits, owner: Owner):
-        self.name, self.handle = name, handle
+    def __init__(self, name: str, handle: EngineHandle, limits: Limits, owner: Owner, generation: int):
+        self.name, self.handle, self.generation = name, handle, generation
         self.member = Member()
+        self._clock = asyncio.get_running_loop().time
+        self._since = self._clock()
+        self._patience = Patience(self._clock)
         self.works: dict[str, Work] = {}
         self.num_tokens_ahead = 0
         """Prompt and completion tokens that its requests may still need, at most."""
@@ -132,7 +93,7 @@ class Seat:
         if parts:
             request = replace(request, begun=np.concatenate([work.request.begun, *parts]))
         if not self.works:
-            self._token_at = asyncio.get_running_loop().time()
+            self._token_at = self._patience.now()
         self.works[wire_key] = work
         work.seat, work.wire_key = self, wire_key
         self.num_tokens_ahead += len(request.prompt_ids) + work.room
@@ -151,12 +112,12 @@ class Seat:
     def publish(self, version: PolicyVersion, weights: Any) -> None:
         """Have it take over these weights, unless it holds that version; in place of those asked for before."""
         self._weights = weights
-        self.member = replace(self.member, current=version)
+        self._become(current=version)
         self._to_load.set()
 
     def drain(self, draining: bool = True) -> None:
         """Let it finish what it has and leave; or stay after all."""
-        self.member = replace(self.member, draining=draining)
+        self._become(draining=draining)
         if draining:
             self._to_leave.set()
             if not self.member.started:
@@ -172,7 +133,12 @@ class Seat:
         await asyncio.wait({self._life})
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.member}, {len(self.works)} requests"
+        return f"{self.name}: {self.member} for {self._clock() - self._since:.0f} s, {len(self.works)} requests"
+
+    def _become(self, **changes: Any) -> None:
+        before, self.member = self.member.state, replace(self.member, **changes)
+        if self.member.state is not before:
+            self._since = self._clock()
 
     # ---- its life ----
 
@@ -190,7 +156,7 @@ class Seat:
             first = _first(error)
             if not isinstance(first, _Left):
                 why = str(first) if isinstance(first, EngineLost | UserError) else f"{type(first).__name__}: {first}"
-                read_log = isinstance(first, EngineLost)
+                read_log = not isinstance(first, UserError)  # which quotes them itself
         self.member = self.member.has_died(why or "left")
         works, self.works = list(self.works.values()), {}
         self._owner.returned(self, works, why)
@@ -207,9 +173,11 @@ class Seat:
     async def _start(self) -> None:
         # How long a place may take is the pool's to judge: other engines may serve meanwhile.
         await self.handle.placed()
-        self.member = replace(self.member, placed=True)
-        await self._answer("start", self.handle.start(), self._limits.start_s)
-        self.member = replace(self.member, started=True)
+        self._since = self._clock()
+        self._become(placed=True)
+        limit = "rollout.engine_start_timeout_s"
+        await self._patience.answer("start", self.handle.start(), self._limits.start_s, limit)
+        self._become(started=True)
         self._owner.changed(self)
 
     async def _last_lines(self) -> str:
@@ -219,43 +187,91 @@ class Seat:
         except Exception as error:  # an explanation that cannot be had must not hide what it was to explain
             return f"  (not to be had: {type(error).__name__}: {error})"
 
-    async def _answer(self, what: str, call: Awaitable[_T], timeout_s: float) -> _T:
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await call
-        except TimeoutError as error:
-            raise EngineLost(f"it did not answer `{what}` within {timeout_s:g} s") from error
+    async def _answer(self, what: str, call: Awaitable[_T]) -> _T:
+        what, timeout_s = f"answer `{what}`", self._limits.answer_s
+        return await self._patience.answer(what, call, timeout_s, "rollout.engine_silence_timeout_s")
 
     async def score(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32]:
         """See `Engine`.
 
         Raises:
             EngineLost: it died, or did not answer.
+            NoWeights: it has lost its weights.
         """
-        return await self._answer("score", self.handle.score(token_ids), self._limits.answer_s)
+        return await self._answer("score", self.handle.score(token_ids))
 
     # ---- weights ----
 
     async def _load(self) -> None:
-        clock = asyncio.get_running_loop().time
         while True:
             await self._to_load.wait()
             self._to_load.clear()
-            wanted, weights, began = self.member.current, self._weights, clock()
-            while wanted is not None and wanted != self.member.version and not self._to_load.is_set():
-                try:
-                    pause_s = await self._answer("load", self.handle.load(wanted, weights), self._limits.load_s)
-                except EngineLost:
-                    raise
-                except Exception as error:  # perhaps its publisher is dead: wait for the next one's weights
-                    if clock() - began > self._limits.load_s:
-                        raise EngineLost(f"it could not load version {wanted}: {error}") from error
-                    logger.warning("%s could not load version %s, and tries again: %s", self.name, wanted, error)
-                    await self._sooner(self._to_load, _RETRY_LOAD_S)
-                    continue
+            if self.member.current is not None:
+                await self._take_over(self.member.current, self._weights)
+
+    async def _take_over(self, wanted: PolicyVersion, weights: Any) -> None:
+        """Have it load a version, again and again where that fails, until there is a newer one."""
+        began, num_failed = self._clock(), 0
+        while wanted != self.member.version and not self._to_load.is_set():
+            try:
+                pause_s = await self._loaded(wanted, weights)
+            except EngineLost:
+                raise
+            except LoadFailed as error:
+                num_failed += 1
+                self._hand_back(error.parts)
+                failure: Exception = error
+                if num_failed >= self._limits.max_loads:
+                    why = f"it could not load {name_of(wanted)} in {num_failed} tries: {error}"
+                    raise EngineLost(why) from error
+            except Exception as error:  # perhaps its publisher is dead: wait for the next one's weights
+                failure = error
+                if self._clock() - began > self._limits.load_s:
+                    raise EngineLost(f"it could not load {name_of(wanted)}: {error}") from error
+            else:
                 self.member = self.member.has_loaded(wanted)
                 self.pauses_s = {wanted: pause_s}
+                self._owner.joined(self)
                 self._owner.changed(self)
+                return
+            logger.warning("%s could not load %s, and tries again: %s", self.name, name_of(wanted), failure)
+            await self._sooner(self._to_load, _RETRY_LOAD_S)
+
+    async def _loaded(self, version: PolicyVersion, weights: Any) -> float:
+        call = asyncio.ensure_future(self.handle.load(version, weights))
+        self._become(loading=version)
+        try:
+            with self._patience.loading():
+                await asyncio.wait({call}, timeout=self._limits.load_s)
+        finally:
+            self._become(loading=None)
+            if not call.done():
+                call.cancel()
+        if call.cancelled() or not call.done():
+            limit = f"{self._limits.load_s:g} s (rollout.load_timeout_s)"
+            raise EngineLost(f"it did not load {name_of(version)} within {limit}")
+        return call.result()
+
+    def _hand_back(self, parts: Sequence[Completion]) -> None:
+        """It has lost its weights: what it had in flight, `parts` of it made, and what it was to get goes elsewhere."""
+        self._become(version=None)
+        unsent, self._outbox = [request.key for request in self._outbox], []
+        works = [work for key in unsent if (work := self._take_out(key)) is not None]
+        self._owner.returned(self, [*works, *self._taken_back(parts)], None)
+
+    def _taken_back(self, parts: Sequence[Completion]) -> list[Work]:
+        """Requests that it has given up, with all that it had made of them; finished ones are done."""
+        works = []
+        for part in parts:
+            if (work := self._take_out(part.key)) is None:
+                continue  # given up meanwhile
+            self._check_versions(work, part)
+            if part.finish is not None:
+                self._owner.finished(work, part)
+            else:
+                work.current = [part]
+                works.append(work)
+        return works
 
     # ---- requests ----
 
@@ -266,14 +282,17 @@ class Seat:
             unwanted, self._unwanted = self._unwanted, []
             batch, self._outbox = self._outbox, []
             if unwanted:
-                await self._answer("abort", self.handle.abort(unwanted), self._limits.answer_s)
+                await self._answer("abort", self.handle.abort(unwanted))
             if batch:
                 await self._submit(batch)
 
     async def _submit(self, batch: Sequence[SampleRequest]) -> None:
         try:
-            await self._answer("submit", self.handle.submit(batch), self._limits.answer_s)
-        except (ValueError, UserError) as error:
+            await self._answer("submit", self.handle.submit(batch))
+        except NoWeights:  # a load has failed; that is not the requests' fault
+            works = [work for request in batch if (work := self._take_out(request.key)) is not None]
+            self._owner.returned(self, works, None)
+        except RequestRefused as error:
             if len(batch) > 1:  # one of them is to blame, and the engine has taken none
                 await self._submit(batch[: len(batch) // 2])
                 await self._submit(batch[len(batch) // 2 :])
@@ -283,35 +302,36 @@ class Seat:
     async def _collect(self) -> None:
         while True:
             self._take(await self._collected())
+            now, limit_s = self._patience.now(), self._limits.stall_s
             if not self.works:
-                self._token_at = asyncio.get_running_loop().time()
-            elif asyncio.get_running_loop().time() - self._token_at > self._limits.stall_s:
-                raise EngineLost(f"it has made no token of {len(self.works)} requests for {self._limits.stall_s:g} s")
+                self._token_at = now
+            elif now - self._token_at > limit_s:
+                limit = f"{limit_s:g} s (rollout.engine_stall_timeout_s)"
+                raise EngineLost(f"it has made no token of {len(self.works)} requests for {limit}")
             await asyncio.sleep(self._owner.pace_s())
 
     async def _collected(self) -> Collected:
-        limits = self._limits
+        limits, asked_at = self._limits, self._patience.now()
         call = asyncio.ensure_future(self.handle.collect(_COLLECT_S))
         try:
             await asyncio.wait({call}, timeout=_COLLECT_S + limits.suspect_s)
             if not call.done():
-                self.member = replace(self.member, silent=True)
-                logger.warning("%s has not answered for %g s", self.name, limits.suspect_s)
+                self._become(silent=True)
+                if not self._patience.loads:
+                    logger.warning("%s has not answered for %g s", self.name, limits.suspect_s)
                 self._owner.changed(self)
-                await asyncio.wait({call}, timeout=limits.dead_s - limits.suspect_s)
-            if not call.done():
-                raise EngineLost(f"it did not answer for {limits.dead_s:g} s")
+            if not await self._patience.wait(call, asked_at + _COLLECT_S + limits.dead_s):
+                raise EngineLost(f"it did not answer for {limits.dead_s:g} s (rollout.engine_silence_timeout_s)")
         finally:
-            if not call.done():
-                call.cancel()
+            call.cancel()
         if self.member.silent:
-            self.member = replace(self.member, silent=False)
+            self._become(silent=False)
             self._owner.changed(self)
         return call.result()
 
     def _take(self, collected: Collected) -> None:
         if collected.finished or collected.progress:
-            self._token_at = asyncio.get_running_loop().time()
+            self._token_at = self._patience.now()
         for part in collected.progress:
             if (work := self.works.get(part.key)) is not None:
                 self._check_versions(work, part)
@@ -341,18 +361,16 @@ class Seat:
     # ---- leaving ----
 
     async def _leave(self) -> None:
-        clock = asyncio.get_running_loop().time
         while True:
             await self._to_leave.wait()
-            deadline = clock() + self._limits.drain_s
-            while self.works and self.member.draining and clock() < deadline:
+            deadline = self._clock() + self._limits.drain_s
+            while self.works and self.member.draining and self._clock() < deadline:
                 await asyncio.sleep(0.1)
             if not self.member.draining:
                 continue
             if self.works:
-                keys = list(self.works)
-                for part in await self._answer("abort", self.handle.abort(keys), self._limits.answer_s):
-                    self.works[part.key].current.append(part)
+                parts = await self._answer("abort", self.handle.abort(list(self.works)))
+                self._owner.returned(self, self._taken_back(parts), None)
             raise _Left
 
     async def _sooner(self, event: asyncio.Event, seconds: float) -> None:

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from rayswift.data.feed import StaleAttempt
 from rayswift.log import UserError
-from rayswift.rollout.engine import Collected, EngineStatus
+from rayswift.rollout.engine import Collected, EngineStatus, LoadFailed, NoWeights, RequestRefused
 from rayswift.rollout.engine_setup import EngineSetup, lora_capacity, require_vllm
 from rayswift.rollout.log_tail import LogTail
-from rayswift.rollout.samples import Completion, Finish, PolicyVersion, SampleRequest, Span
+from rayswift.rollout.salvage import continued_seed, part
+from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest, Span
 from rayswift.rollout.tensors import as_tensors, spooled, write_adapter
 from rayswift.rollout.weights import Bytes, Published, TensorInfo
 
@@ -41,18 +42,22 @@ class _Sample:
     taken: int = 0
 
 
+Scored = Callable[[NDArray[np.float32] | NoWeights], None]
+"""Hears the log-probabilities of a text, or why there are none."""
+
+
 class _Score:
     """Log-probabilities [T] of tokens, which come one by one."""
 
-    def __init__(self, tokens: Sequence[int], done: Callable[[NDArray[np.float32]], None]):
-        self.tokens, self._done = tokens, done
+    def __init__(self, tokens: Sequence[int], done: Scored):
+        self.tokens, self.done = tokens, done
         self._found: dict[int, float] = {}
 
     def take(self, place: int, logprobs: Mapping[int, Any]) -> None:
         """The distribution that the token at a place is of."""
         self._found[place] = logprobs[self.tokens[place]].logprob
         if len(self._found) == len(self.tokens):
-            self._done(np.array([self._found[each] for each in range(len(self.tokens))], np.float32))
+            self.done(np.array([self._found[each] for each in range(len(self.tokens))], np.float32))
 
 
 class VllmCore:
@@ -93,33 +98,40 @@ class VllmCore:
         """Take all requests, or none of them.
 
         Raises:
-            UserError: no weights were loaded, or a request has no room in the engine's window.
+            NoWeights: none were loaded, or the last load failed.
+            RequestRefused: a request has no room in the engine's window, or vLLM does not take it.
         """
-        if self._version is None:
-            raise UserError("the engine has no weights yet; load a published version first", exit_code=1)
+        version = self._held()
         for request in requests:
             length, room = len(request.prompt_ids), request.max_tokens
             if room <= len(request.begun) or length + room > self._setup.max_model_len:
-                raise UserError(
+                raise RequestRefused(
                     f"request {request.key}: a prompt of {length} tokens with {room} for its completion, "
                     f"{len(request.begun)} of them there, does not fit a window of {self._setup.max_model_len}; "
                     "raise rollout.max_model_len",
                     exit_code=1,
                 )
             if request.key in self._samples:
-                raise UserError(f"request {request.key} is in flight already", exit_code=1)
+                raise RequestRefused(f"request {request.key} is in flight already", exit_code=1)
         added: list[str] = []
         try:
             for request in requests:
                 begun = len(request.begun)
-                params = self._sampling(request.max_tokens - begun, _seed_of(request))
+                params = self._sampling(request.max_tokens - begun, continued_seed(request))
                 prompt = {"prompt_token_ids": [*request.prompt_ids.tolist(), *request.begun.tolist()]}
                 internal = self._llm.add_request(request.key, prompt, params, lora_request=self._adapter)
-                self._samples[request.key] = _Sample(request, internal, [Span(0, self._version)])
+                self._samples[request.key] = _Sample(request, internal, [Span(0, version)])
                 added.append(request.key)
-        except Exception:
+        except Exception as error:
             self.abort(added)
+            if isinstance(error, ValueError):
+                raise RequestRefused(f"request {request.key}: {error}", exit_code=1) from error
             raise
+
+    def _held(self) -> PolicyVersion:
+        if self._version is None:
+            raise NoWeights("the engine has no weights; load a published version first")
+        return self._version
 
     def step(self) -> None:
         """One token for every running request."""
@@ -136,35 +148,40 @@ class VllmCore:
         if made.finish_reason not in ("stop", "length"):
             raise RuntimeError(f"vLLM ended request {output.request_id} with {made.finish_reason!r}")
         self._num_tokens += len(made.token_ids)
-        self.finished.append(_completion(sample, 0, made.token_ids, made.logprobs.logprobs, made.finish_reason))
+        logprobs = made.logprobs.logprobs
+        self.finished.append(part(sample.request.key, sample.spans, 0, made.token_ids, logprobs, made.finish_reason))
 
     def take(self, with_progress: bool) -> Collected:
         """What has finished since the last call, and, if wanted, what the unfinished have that is new."""
         finished, self.finished = tuple(self.finished), []
-        progress = [self._part(sample) for sample in self._samples.values()] if with_progress else []
-        return Collected(finished, tuple(part for part in progress if len(part.token_ids)))
+        samples = list(self._samples.values()) if with_progress else []
+        progress = [self._made(sample, sample.taken) for sample in samples]
+        for sample, new in zip(samples, progress, strict=True):
+            sample.taken += len(new.token_ids)
+        return Collected(finished, tuple(new for new in progress if len(new.token_ids)))
 
     def abort(self, keys: Sequence[str]) -> tuple[Completion, ...]:
-        """Give up what of these is in flight; the parts not handed over yet."""
+        """Give up what of these is in flight; what there is of each, what has finished included."""
+        asked = set(keys)
         samples = [self._samples.pop(key) for key in keys if key in self._samples]
-        parts = tuple(self._part(sample) for sample in samples)
+        parts = [self._made(sample, 0) for sample in samples]
         self._llm.abort_request([sample.request.key for sample in samples])
-        return parts
+        parts += [completion for completion in self.finished if completion.key in asked]
+        self.finished = [completion for completion in self.finished if completion.key not in asked]
+        return tuple(parts)
 
-    def _part(self, sample: _Sample) -> Completion:
-        """The tokens of an unfinished sample that were not handed over yet."""
+    def _made(self, sample: _Sample, begin: int) -> Completion:
+        """The tokens of an unfinished sample from one on."""
         state = self._llm.output_processor.request_states[sample.internal_id]
         tokens, logprobs = state.detokenizer.output_token_ids, state.logprobs_processor.logprobs.logprobs
-        part = _completion(sample, sample.taken, tokens, logprobs, None)
-        sample.taken = len(tokens)
-        return part
+        return part(sample.request.key, sample.spans, begin, tokens, logprobs, None)
 
     def load(self, published: Published, tensors: Sequence[tuple[TensorInfo, Bytes]]) -> float:
         """Take over verified weights; what is in flight goes on with them. Returns the seconds it took.
 
         Raises:
             StaleAttempt: the engine has newer ones.
-            UserError: they are not the model's.
+            LoadFailed: they are not the model's, or vLLM fails with them.
         """
         version = published.version
         if self._version and version < self._version:
@@ -180,15 +197,22 @@ class VllmCore:
                 self._llm.collective_rpc("load_in_place", args=(as_tensors(tensors),))
         except Exception as error:
             # Half of them may be in place: nothing is sampled from that.
-            self._version = None
-            self.abort([*self._samples])
-            raise self.explained(f"weights {version} could not be loaded", error) from error
+            raise LoadFailed(str(self.explained("vLLM stopped", error)), self._lose_weights()) from error
         # What was computed with the old weights, keys and values of running requests included, is computed anew.
         self._llm.reset_prefix_cache(reset_running_requests=True)
         self._version = version
         for sample in self._samples.values():
             self._begin_span(sample, version)
         return time.perf_counter() - began
+
+    def _lose_weights(self) -> tuple[Completion, ...]:
+        """Have no weights from now on, and nothing in flight."""
+        self._version = None
+        for score in {id(score): score for score, _ in self._scores.values()}.values():
+            score.done(NoWeights("the engine has lost its weights"))
+        self._llm.abort_request([*self._scores])
+        self._scores.clear()
+        return self.abort([*self._samples])
 
     def _begin_span(self, sample: _Sample, version: PolicyVersion) -> None:
         state = self._llm.output_processor.request_states[sample.internal_id]
@@ -199,8 +223,12 @@ class VllmCore:
 
     def _load_adapter(self, config: dict[str, Any], tensors: Sequence[tuple[TensorInfo, Bytes]]) -> None:
         folder = Path(tempfile.mkdtemp(prefix="rayswift-adapter-"))
-        write_adapter(folder, config, as_tensors(tensors))
-        self.use_adapter(folder)
+        try:
+            write_adapter(folder, config, as_tensors(tensors))
+            self.use_adapter(folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         if self._adapter_folder:
             shutil.rmtree(self._adapter_folder, ignore_errors=True)
         self._adapter_folder = folder
@@ -217,7 +245,7 @@ class VllmCore:
         assert self._setup.load_format == "auto", "the weights are random"
         self._version = version
 
-    def score(self, token_ids: NDArray[np.int32], done: Callable[[NDArray[np.float32]], None]) -> None:
+    def score(self, token_ids: NDArray[np.int32], done: Scored) -> None:
         """Have `done` called with the log-probabilities [T - 1] of tokens 1 to T - 1, at the sampling's temperature.
 
         A request for each, that draws a token behind those before it: vLLM 0.29 fails where a prompt's own
@@ -225,8 +253,7 @@ class VllmCore:
         """
         from vllm import SamplingParams
 
-        if self._version is None:
-            raise UserError("the engine has no weights yet; load a published version first", exit_code=1)
+        self._held()
         self._num_scores += 1
         ids, temperature = token_ids.tolist(), self._setup.sampling.temperature
         score = _Score(ids[1:], done)
@@ -254,28 +281,6 @@ class VllmCore:
         if self._adapter_folder:
             shutil.rmtree(self._adapter_folder, ignore_errors=True)
         self._log.close()
-
-
-def _completion(
-    sample: _Sample, begin: int, tokens: Sequence[int], logprobs: Sequence[float], finish: Finish | None
-) -> Completion:
-    """Tokens from `begin` on, their spans counted from there."""
-    spans = [Span(max(0, span.begin - begin), span.version) for span in sample.spans if span.begin < len(tokens)]
-    behind = [i for i, span in enumerate(spans) if span.begin == 0]
-    return Completion(
-        key=sample.request.key,
-        token_ids=np.array(tokens[begin:], np.int32),
-        logprobs=np.array(logprobs[begin : len(tokens)], np.float32),
-        spans=tuple(spans[behind[-1] :] if behind else spans),
-        finish=finish,
-    )
-
-
-def _seed_of(request: SampleRequest) -> int:
-    """A continued completion must not draw the numbers of its beginning again."""
-    if not len(request.begun):
-        return request.seed
-    return int(np.random.SeedSequence([request.seed, len(request.begun)]).generate_state(1)[0])
 
 
 def _build(setup: EngineSetup) -> tuple[Any, Callable[[int, int], Any]]:

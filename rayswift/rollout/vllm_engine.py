@@ -29,7 +29,6 @@ T = TypeVar("T")
 _PROGRESS_EVERY_S = 1.0
 # Behind the first completion that has finished: one answer for the many that finish with it.
 _LINGER_S = 0.02
-_FETCH_WITHIN_S = 600.0
 
 
 class VllmEngine:
@@ -92,11 +91,12 @@ class VllmEngine:
         Raises:
             StaleAttempt: the engine has newer weights.
             TimeoutError: the bytes did not arrive.
-            UserError: they arrived damaged, or are not the model's.
+            UserError: they arrived damaged.
+            LoadFailed: they are not the model's.
         """
         assert version == weights.version
         self._check()
-        tensors = await fetch(weights, self._transport, _FETCH_WITHIN_S)
+        tensors = await fetch(weights, self._transport, self._setup.load_timeout_s)
         return await self._call(lambda core: core.load(weights, tensors))
 
     async def score(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32]:

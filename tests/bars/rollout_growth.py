@@ -13,8 +13,8 @@ import ray
 
 from rayswift.rollout.actors import RayEngines
 from rayswift.rollout.autoscale import Rule
-from rayswift.rollout.fake_engine import FakeEngine, FakeSettings
 from tests.bench.simulated_run import Setting, SimulatedRun
+from tests.support.fake_engine import FakeEngine, FakeSettings
 
 HUNGRY_ROUNDS, NUM_ROUNDS = 8, 70
 SETTING = Setting(

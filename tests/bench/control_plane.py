@@ -21,12 +21,12 @@ from rayswift.data.global_batches import Position
 from rayswift.rollout.admission import RoundPlan
 from rayswift.rollout.attempt import Attempt, RolloutPlan
 from rayswift.rollout.engine import Collected
-from rayswift.rollout.fake_engine import FakeEngine, FakeSettings
 from rayswift.rollout.ledger import LedgerSnapshot
+from rayswift.rollout.patience import Limits
 from rayswift.rollout.pool import Pool
 from rayswift.rollout.prompts import Drawn
 from rayswift.rollout.samples import Completion, PolicyVersion, Prompt, SampleRequest, Scored
-from rayswift.rollout.seat import Limits
+from tests.support.fake_engine import FakeEngine, FakeSettings
 
 SPEED = FakeSettings(
     start_s=0.0, load_s=0.05, pause_s=0.01, step_s=0.02, median_length=75, length_sigma=0.2, max_num_seqs=16

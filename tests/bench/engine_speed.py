@@ -21,9 +21,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rayswift.rollout.actors import RayEngines
 from rayswift.rollout.engine import SamplingSettings
 from rayswift.rollout.engine_setup import EngineSetup, engine_options
+from rayswift.rollout.patience import Limits
 from rayswift.rollout.pool import Pool
 from rayswift.rollout.samples import PolicyVersion, SampleRequest
-from rayswift.rollout.seat import Limits
 from rayswift.rollout.vllm_engine import VllmEngine
 from rayswift.rollout.weights import ObjectStore
 from rayswift.train.policy.publish import Publisher

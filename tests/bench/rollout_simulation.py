@@ -11,9 +11,9 @@ import argparse
 from dataclasses import replace
 
 from rayswift.rollout.autoscale import Rule
-from rayswift.rollout.fake_engine import FakeSettings
 from tests import virtual_time
 from tests.bench.simulated_run import Measured, Setting, SimulatedRun
+from tests.support.fake_engine import FakeSettings
 
 
 def main() -> None:

@@ -13,10 +13,10 @@ from rayswift.data.windows import TRAINED
 from rayswift.rollout.admission import Admission, RoundPlan
 from rayswift.rollout.autoscale import Meter, Rule, Scale, Signals, look
 from rayswift.rollout.engine import Factory
-from rayswift.rollout.fake_engine import FakeEngine, FakeSettings
+from rayswift.rollout.patience import Limits
 from rayswift.rollout.pool import Pool
 from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest
-from rayswift.rollout.seat import Limits
+from tests.support.fake_engine import FakeEngine, FakeSettings
 
 _PROMPT_TOKENS = 100
 _LOOK_S = 1.0

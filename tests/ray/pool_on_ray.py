@@ -11,10 +11,10 @@ import numpy as np
 import ray
 
 from rayswift.rollout.actors import RayEngines
-from rayswift.rollout.fake_engine import FakeEngine, FakeSettings
+from rayswift.rollout.patience import Limits
 from rayswift.rollout.pool import EnginesFailed, Pool
 from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest
-from rayswift.rollout.seat import Limits
+from tests.support.fake_engine import FakeEngine, FakeSettings
 
 SPEED = FakeSettings(start_s=0.1, load_s=0.05, pause_s=0.01, step_s=0.004, median_length=200, max_num_seqs=64)
 LIMITS = Limits(max_outstanding=80, suspect_s=3, dead_s=10, drain_s=1)

@@ -17,14 +17,14 @@ from rayswift.rollout.admission import RoundPlan
 from rayswift.rollout.attempt import RolloutPlan
 from rayswift.rollout.autoscale import Rule
 from rayswift.rollout.coordinator import Coordinator
-from rayswift.rollout.fake_engine import FakeEngine, FakeSettings
 from rayswift.rollout.ledger import ALL_EQUAL, TAIL, LedgerSnapshot
+from rayswift.rollout.patience import Limits
 from rayswift.rollout.pool import Pool
 from rayswift.rollout.prompts import Drawn
 from rayswift.rollout.rounds import Round
 from rayswift.rollout.samples import Completion, Group, PolicyVersion, Prompt, Scored
-from rayswift.rollout.seat import Limits
 from rayswift.rollout.weights import Published
+from tests.support.fake_engine import FakeEngine, FakeSettings
 
 FAST = FakeSettings(
     start_s=0.0, load_s=0.001, pause_s=0.0, step_s=1e-5, median_length=5, length_sigma=0.5, progress_s=0.05

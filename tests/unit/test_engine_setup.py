@@ -2,15 +2,23 @@
 
 import logging
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rayswift.config.model import ModelConfig
 from rayswift.config.rollout import RolloutConfig
+from rayswift.config.schema import RlhfConfig
 from rayswift.log import UserError
 from rayswift.resources import Layout
-from rayswift.rollout import engine_setup
+from rayswift.rollout import engine_setup, plane
+from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.rollout.log_tail import LogTail
+from rayswift.rollout.patience import Limits, limits_of
+from rayswift.rollout.plane import PlaneSpec
+from rayswift.train.policy.rollout_supply import rollout_plan
+from tests.conftest import TINY
 
 CPU, GPU = Layout(1, "cpu", 1, True), Layout(1, "cuda", 1, False)
 
@@ -91,3 +99,46 @@ def test_the_last_log_lines_are_kept() -> None:
     tail.close()
     log.info("after")
     assert "after" not in tail.indented()
+
+
+def spec(**rollout: object) -> PlaneSpec:
+    config = RlhfConfig.model_validate(
+        {
+            "model": {"path": "org/model", "revision": "v2"},
+            "data": {"dataset": ["d"]},
+            "train": {"task": "grpo", "global_batch_size": 8},
+            "rollout": {"reward_funcs": ["accuracy"], **rollout},
+        }
+    )
+    here = Path()
+    windows: Any = None  # a pool needs none
+    return PlaneSpec(config, rollout_plan(config), CPU, here, TINY, here, windows, None, LedgerSnapshot())
+
+
+def test_engines_are_built_from_the_revision_that_is_trained() -> None:
+    made = plane.setup_of(spec())
+    assert (made.model, made.revision) == ("org/model", "v2")
+
+
+def test_what_cannot_go_on_behind_its_tokens_starts_anew() -> None:
+    """A grammar would begin again in the midst of an answer, and a stop string across the seam would not be seen."""
+    assert plane.salvages(spec(max_staleness=1))
+    assert not plane.salvages(spec(max_staleness=0))
+    assert not plane.salvages(spec(max_staleness=1, stop=["END"]))
+    assert not plane.salvages(spec(max_staleness=1, structured_outputs_regex=r"\d+"))
+
+
+def test_limits_are_the_configs() -> None:
+    limits = limits_of(RolloutConfig(), 10)
+    assert limits == Limits(max_outstanding=10)
+    changed = RolloutConfig(
+        load_timeout_s=1800,
+        engine_start_timeout_s=1200,
+        engine_silence_timeout_s=12,
+        engine_stall_timeout_s=700,
+        engine_place_timeout_s=100,
+    )
+    limits = limits_of(changed, 10)
+    assert (limits.load_s, limits.start_s, limits.dead_s, limits.answer_s) == (1800, 1200, 12, 12)
+    assert (limits.stall_s, limits.unserved_s, limits.suspect_s) == (700, 100, 6)
+    assert setup(changed).load_timeout_s == 1800

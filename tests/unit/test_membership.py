@@ -6,14 +6,21 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayswift.rollout.membership import Member, State, change
+from rayswift.rollout.membership import Joins, Member, State, change
 from rayswift.rollout.samples import PolicyVersion
 
 VERSIONS = [None, PolicyVersion(1, 3), PolicyVersion(1, 4), PolicyVersion(2, 4)]
 ALL = [
-    Member(placed, started, version if started else None, current, silent, draining, died)
-    for placed, started, version, current, silent, draining, died in product(
-        [True], [False, True], VERSIONS, VERSIONS, [False, True], [False, True], [None, "gone"]
+    Member(placed, started, version if started else None, current, loading if started else None, silent, draining, died)
+    for placed, started, version, current, loading, silent, draining, died in product(
+        [True],
+        [False, True],
+        VERSIONS,
+        VERSIONS,
+        [None, PolicyVersion(1, 4)],
+        [False, True],
+        [False, True],
+        [None, "gone"],
     )
 ]
 
@@ -77,3 +84,60 @@ def test_the_last_to_come_leave_first_and_none_that_serves_before_one_that_does_
             serves, leaves_serving = kept[1].version is not None, member.version is not None
             assert serves >= leaves_serving
             assert serves > leaves_serving or int(kept[0]) < int(leaving)
+
+
+def test_loading_is_a_state() -> None:
+    loading = Member(placed=True, started=True, current=PolicyVersion(1, 1), loading=PolicyVersion(1, 1))
+    assert (loading.state, str(loading)) == (State.LOADING, "loading version 1 of attempt 1")
+    assert loading.is_coming and not loading.takes(0)
+    before = replace(loading, version=PolicyVersion(1, 0))
+    assert before.takes(0) and not before.takes(1)  # it goes on with those it has, as long as it answers
+    assert not replace(before, silent=True).takes(0)
+    assert replace(before, silent=True).state is State.LOADING  # silence is no bad sign meanwhile
+
+
+# ---- engines that cannot start, and nodes where they cannot ----
+
+STARTING = Member(placed=True)
+SERVES = Member(placed=True, started=True, version=PolicyVersion(1, 0), current=PolicyVersion(1, 0))
+
+
+def failing(joins: Joins, whys: list[tuple[int, str]]) -> None:
+    for generation, why in whys:
+        joins.failed(generation, why)
+
+
+def test_the_same_reason_in_two_generations_is_hopeless() -> None:
+    joins = Joins(5, 3)
+    failing(joins, [(0, "process 12 on node 4fe1: no model x"), (0, "process 13 on node 90aa: no model x")])
+    assert joins.generation == 1
+    assert not joins.hopeless([])
+    joins.failed(1, "process 77 on node 4fe1: no model x\n  and more lines")
+    assert joins.hopeless([])
+    assert joins.hopeless([(1, STARTING)])
+    joins.joined()
+    assert not joins.hopeless([]) and joins.num_failed == 0
+
+
+def test_a_bad_node_is_not_hopeless_while_others_may_serve() -> None:
+    joins = Joins(5, 3)
+    failing(joins, [(0, "bad device")] * 4 + [(1, "bad device")] * 2)
+    assert not joins.hopeless([(0, STARTING)])
+    assert not joins.hopeless([(1, SERVES)])
+    assert joins.hopeless([(0, Member())])  # one without a place has nothing to show
+    assert joins.hopeless([(0, replace(STARTING, died="too"))])
+
+
+def test_a_node_that_dies_with_all_its_engines_is_not_hopeless() -> None:
+    joins = Joins(5, 3)
+    failing(joins, [(0, "its node died")] * 8)
+    assert not joins.hopeless([])
+
+
+def test_failures_for_different_reasons_are_borne_longer() -> None:
+    joins = Joins(5, 3)
+    for generation, why in enumerate("abcd"):
+        joins.failed(generation, why)
+        assert not joins.hopeless([])
+    joins.failed(4, "e")
+    assert joins.hopeless([])

@@ -5,10 +5,11 @@ import asyncio
 import numpy as np
 
 from rayswift.rollout.autoscale import Rule
-from rayswift.rollout.fake_engine import FakeEngine, FakeSettings
-from rayswift.rollout.pool import Limits, Pool
+from rayswift.rollout.patience import Limits
+from rayswift.rollout.pool import Pool
 from rayswift.rollout.samples import PolicyVersion, SampleRequest
 from rayswift.rollout.scaler import Scaler
+from tests.support.fake_engine import FakeEngine, FakeSettings
 from tests.virtual_time import run
 
 SPEED = FakeSettings(start_s=5, load_s=0.1, step_s=0.05, median_length=100, length_sigma=0.1, max_num_seqs=8)

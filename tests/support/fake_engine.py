@@ -4,6 +4,10 @@ It decodes as an engine with continuous batching does: all running sequences get
 `step_s + sequence_step_s x sequences`. Tokens are a function of (seed, prompt, place, version) and lengths of (seed,
 prompt), so a completion that moved must equal one that did not. It computes events, not steps: cost grows with the
 number of completions, not with their tokens. Time is the event loop's, which may be virtual.
+
+It is as nasty as `VllmEngine`: one thread steps, loads and answers, so while weights are taken over no token is made
+and no call is answered, `collect` included; a load may fail with half of the weights in place, which leaves nothing
+that could be sampled from; texts to score queue behind requests.
 """
 
 import asyncio
@@ -11,27 +15,32 @@ import heapq
 import itertools
 import zlib
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rayswift.rollout.engine import Collected, EngineLost, EngineStatus
+from rayswift.rollout.engine import Collected, EngineLost, EngineStatus, LoadFailed, NoWeights, RequestRefused
+from rayswift.rollout.salvage import joined
 from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest, Span
 
 VOCABULARY = 32_000
+Load = Literal["take", "fail", "unreachable", "die", "hang"]
+"""What becomes of a load: fail: half of the weights are in place, those before are gone; unreachable: the bytes cannot
+be had; die, hang: of the engine, in the midst of it."""
 
 
 @dataclass(frozen=True)
 class FakeSettings:
     """How fast it is, and how long completions get.
 
-    start_s, load_s, pause_s: to start, to take over weights, of which sampling stands still; step_s,
-    sequence_step_s: of a decoding step, its fixed part and for each sequence; prefill_s: for each prompt token;
-    median_length, length_sigma: median and spread of the log-normal lengths; max_num_seqs: sequences decoded at once;
-    progress_s: between reports of what is unfinished.
+    start_s, load_s, pause_s: to start, to take over weights once asked, the last part of that, in which the engine does
+    nothing else; step_s, sequence_step_s: of a decoding step, its fixed part and for each sequence; prefill_s: for each
+    prompt token; median_length, length_sigma: median and spread of the log-normal lengths; max_num_seqs: sequences
+    decoded at once; progress_s: between reports of what is unfinished.
     """
 
     start_s: float = 20.0
@@ -48,10 +57,11 @@ class FakeSettings:
 
 @dataclass(eq=False)
 class _Sequence:
-    """begin: steps of the engine when it was admitted; handed: tokens that were collected."""
+    """begin: steps of the engine when it was admitted; handed: tokens collected; score: that it is part of."""
 
     request: SampleRequest
     length: int
+    score: "_Score | None" = None
     begin: int = 0
     handed: int = 0
     spans: list[Span] = field(default_factory=list)
@@ -61,19 +71,37 @@ class _Sequence:
         return min(self.length, steps - self.begin)
 
 
+@dataclass(eq=False)
+class _Score:
+    """A text to score: a sequence of one token for each but its first, of which `left` are to come."""
+
+    left: int
+    done: asyncio.Future[None]
+
+
 class FakeEngine:
-    """See the module; `kill`, `hang`, `go_on` and `slow_down` make it fail.
+    """See the module; `kill`, `hang`, `go_on`, `slow_down`, `spoil_loads` and `slow_loads` are what may happen to it.
 
     Args:
         settings: Speed and lengths.
         placed: Whether it has a place from the start, or from `place` on.
         start_error: What its start fails with.
+        loads: What becomes of its first loads; those behind go well.
     """
 
-    def __init__(self, settings: FakeSettings, placed: bool = True, start_error: str | None = None):
+    def __init__(
+        self,
+        settings: FakeSettings,
+        placed: bool = True,
+        start_error: str | None = None,
+        loads: Iterable[Load] = (),
+    ):
         self.version: PolicyVersion | None = None
         self.tokens = 0
         self._settings, self._start_error = settings, start_error
+        self._loads = iter(loads)
+        self._thread = asyncio.Lock()
+        self._num_scores = 0
         self._waiting: deque[_Sequence] = deque()
         self._running: dict[str, _Sequence] = {}
         self._ends: list[tuple[int, int, _Sequence]] = []
@@ -113,6 +141,14 @@ class FakeEngine:
         self._advance()
         self._slowness = factor
 
+    def spoil_loads(self, loads: Iterable[Load]) -> None:
+        """What becomes of its next loads."""
+        self._loads = iter(loads)
+
+    def slow_loads(self, seconds: float) -> None:
+        """Take so long to load from now on, and do nothing else meanwhile."""
+        self._settings = replace(self._settings, load_s=seconds, pause_s=seconds)
+
     @property
     def dead(self) -> bool:
         """Whether it was killed."""
@@ -137,17 +173,16 @@ class FakeEngine:
         self._now = self._clock()
 
     async def submit(self, requests: Sequence[SampleRequest]) -> None:
-        """See `Engine`; refuses room for no token."""
-        await self._answers()
-        if self.version is None:
-            raise ValueError("no weights yet")
-        for request in requests:
-            if request.max_tokens <= len(request.begun):
-                raise ValueError(f"{request.key}: no room for a token")
-        self._advance()
-        for request in requests:
-            self._waiting.append(_Sequence(request, self._length(request) - len(request.begun)))
-        self._admit()
+        """See `Engine`; refuses a request without room for a token."""
+        async with self._turn():
+            if self.version is None:
+                raise NoWeights("no weights yet")
+            for request in requests:
+                if request.max_tokens <= len(request.begun):
+                    raise RequestRefused(f"{request.key}: no room for a token")
+            for request in requests:
+                self._waiting.append(_Sequence(request, self._length(request) - len(request.begun)))
+            self._admit()
         self._woken.set()
 
     async def collect(self, timeout_s: float) -> Collected:
@@ -155,69 +190,112 @@ class FakeEngine:
         await self._answers()
         deadline = self._clock() + timeout_s
         while True:
-            self._advance()
-            await self._answers()
-            left_s = deadline - self._clock()
-            if self._finished or left_s <= 1e-9:
-                break
-            self._woken.clear()
+            async with self._turn():
+                left_s = deadline - self._clock()
+                if self._finished or left_s <= 1e-9:
+                    return self._collected()
+                self._woken.clear()
+                wait_s = min(left_s, self._next_end_s())
             try:
-                async with asyncio.timeout(min(left_s, self._next_end_s())):
+                async with asyncio.timeout(wait_s):
                     await self._woken.wait()
             except TimeoutError:
                 pass
+
+    def _collected(self) -> Collected:
         finished, self._finished = tuple(self._finished), []
         progress: tuple[Completion, ...] = ()
         if self._clock() >= self._progress_at:
             self._progress_at = self._clock() + self._settings.progress_s
-            parts = (self._part(sequence) for sequence in self._running.values())
-            progress = tuple(part for part in parts if len(part.token_ids))
+            progress = tuple(self._new_part(sequence) for sequence in self._running.values() if sequence.score is None)
+            progress = tuple(part for part in progress if len(part.token_ids))
         return Collected(finished, progress)
 
     async def abort(self, keys: Sequence[str]) -> tuple[Completion, ...]:
         """See `Engine`."""
-        await self._answers()
-        self._advance()
-        parts = []
-        for key in keys:
-            sequence = self._running.pop(key, None)
-            if sequence is not None:
-                parts.append(self._part(sequence))
-        asked = set(keys)
-        self._waiting = deque(sequence for sequence in self._waiting if sequence.request.key not in asked)
-        # What ended just now and was not collected is no longer wanted either, but made.
-        parts += [completion for completion in self._finished if completion.key in asked]
-        self._finished = [completion for completion in self._finished if completion.key not in asked]
-        self._ends = [end for end in self._ends if end[2].request.key not in asked]
+        async with self._turn():
+            parts = self._forget(set(keys))
+            self._admit()
+        return parts
+
+    def _forget(self, keys: set[str]) -> tuple[Completion, ...]:
+        """Give up requests; returns what there is of them."""
+        parts = tuple(
+            self._part(sequence, 0)
+            for sequence in (*self._running.values(), *self._waiting)
+            if sequence.request.key in keys and sequence.score is None
+        )
+        finished = tuple(completion for completion in self._finished if completion.key in keys)
+        self._finished = [completion for completion in self._finished if completion.key not in keys]
+        self._running = {key: sequence for key, sequence in self._running.items() if key not in keys}
+        self._waiting = deque(sequence for sequence in self._waiting if sequence.request.key not in keys)
+        self._ends = [end for end in self._ends if end[2].request.key not in keys]
         heapq.heapify(self._ends)
-        self._admit()
-        return tuple(part for part in parts if len(part.token_ids))
+        return parts + finished
 
     async def load(self, version: PolicyVersion, weights: Any) -> float:
-        """See `Engine`."""
-        await self._pass(self._settings.load_s)
-        self._advance()
-        self.version = version
-        for sequence in self._running.values():
-            _switch(sequence, sequence.made(self._steps), version)
-        self._now += self._settings.pause_s
-        return self._settings.pause_s
+        """See `Engine`; it steps on while the bytes arrive, and does nothing else while it takes them over."""
+        what = next(self._loads, "take")
+        pause_s = self._settings.pause_s
+        await self._pass(self._settings.load_s - pause_s)
+        if what == "unreachable":
+            raise RuntimeError("the owner of the weights died")
+        async with self._turn():
+            self._now += pause_s * self._slowness
+            await self._pass(pause_s)
+            if what == "die":
+                self.kill()
+            elif what == "hang":
+                self.hang()
+            await self._answers()
+            if what == "fail":
+                raise LoadFailed("half of the weights are in place", self._lose_weights())
+            self.version = version
+            for sequence in self._running.values():
+                _switch(sequence, sequence.made(self._steps), version)
+            return pause_s
+
+    def _lose_weights(self) -> tuple[Completion, ...]:
+        self.version = None
+        sequences = (*self._running.values(), *self._waiting)
+        for sequence in sequences:
+            if sequence.score is not None and not sequence.score.done.done():
+                sequence.score.done.set_exception(NoWeights("they are gone"))
+        return self._forget({sequence.request.key for sequence in sequences})
 
     async def score(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32]:
-        """See `Engine`."""
-        await self._answers()
+        """See `Engine`; behind what is there already."""
+        async with self._turn():
+            self._num_scores += 1
+            score = _Score(len(token_ids) - 1, asyncio.get_running_loop().create_future())
+            for place in range(1, len(token_ids)):
+                request = SampleRequest(f"score:{self._num_scores}:{place}", token_ids[:place], 1, 0)
+                self._waiting.append(_Sequence(request, 1, score))
+            self._admit()
+        while not score.done.done():
+            async with self._turn():
+                wait_s = min(1.0, self._next_end_s())
+            await asyncio.wait({score.done}, timeout=wait_s)
+        score.done.result()
         return _logprobs(token_ids[1:])
 
     async def status(self) -> EngineStatus:
         """See `Engine`."""
-        await self._answers()
-        self._advance()
-        return EngineStatus(self.version, len(self._running), len(self._waiting), self.tokens)
+        async with self._turn():
+            return EngineStatus(self.version, len(self._running), len(self._waiting), self.tokens)
 
     # ---- its clockwork ----
 
     def _clock(self) -> float:
         return asyncio.get_running_loop().time()
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """The thread, between two steps; others wait for it in their order."""
+        async with self._thread:
+            await self._answers()
+            self._advance()
+            yield
 
     async def _answers(self) -> None:
         """Answer late if it hangs, not at all if it is dead."""
@@ -265,9 +343,18 @@ class FakeEngine:
             while self._ends and self._ends[0][0] <= self._steps:
                 sequence = heapq.heappop(self._ends)[2]
                 del self._running[sequence.request.key]
-                self._finished.append(self._whole(sequence))
+                self._end(sequence)
             self._admit()
         self._now = max(self._now, now)
+
+    def _end(self, sequence: _Sequence) -> None:
+        score = sequence.score
+        if score is None:
+            self._finished.append(self._whole(sequence))
+            return
+        score.left -= 1
+        if not score.left:
+            score.done.set_result(None)
 
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self._settings.max_num_seqs:
@@ -285,10 +372,17 @@ class FakeEngine:
         tokens = tokens_of(request, sequence.spans, 0, sequence.length)
         return Completion(request.key, tokens, _logprobs(tokens), tuple(sequence.spans), "length" if full else "stop")
 
-    def _part(self, sequence: _Sequence) -> Completion:
+    def _new_part(self, sequence: _Sequence) -> Completion:
         """What is new of an unfinished sequence."""
-        begin, end = sequence.handed, sequence.made(self._steps)
-        sequence.handed = end
+        part = self._part(sequence, sequence.handed)
+        sequence.handed += len(part.token_ids)
+        return part
+
+    def _part(self, sequence: _Sequence, begin: int) -> Completion:
+        """What there is of an unfinished sequence, from a token on."""
+        end = sequence.made(self._steps) if sequence.spans else 0
+        if end == begin:
+            return joined(sequence.request.key, (), None)
         tokens = tokens_of(sequence.request, sequence.spans, begin, end)
         # The last span that begins at or before the part's first token is its first.
         before = [span for span in sequence.spans if span.begin <= begin][-1]
