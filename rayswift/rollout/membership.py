@@ -168,6 +168,11 @@ class Joins:
         """Engines in a row that were lost before they had joined."""
         return len(self._failures)
 
+    @property
+    def num_generations(self) -> int:
+        """Of these engines."""
+        return len({failure.generation for failure in self._failures})
+
     def joined(self) -> None:
         """An engine has loaded the current weights."""
         self._failures.clear()

@@ -253,7 +253,7 @@ class Pool:
             self._counts["lost"] += 1
             if seat.member.version is None or seat.member.version != self._version:
                 self._joins.failed(seat.generation, why)
-                backoff_s = min(_LONGEST_BACKOFF_S, 2.0 ** (self._joins.num_failed - 2))
+                backoff_s = min(_LONGEST_BACKOFF_S, 2.0 ** (self._joins.num_generations - 2))
                 self._replace_at = self._loop.time() + backoff_s
         self._dispatch_soon()
 
