@@ -1,10 +1,9 @@
 """`rayswift <verb> ...`: verb -> module. Imports neither torch nor ray, so `--help` answers at once."""
 
 import importlib
-import os
 import sys
 
-from rayswift import __version__
+from rayswift import __version__, signals
 from rayswift.log import UserError, logger, setup_driver
 
 VERBS = {
@@ -20,10 +19,18 @@ VERBS = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one verb; exit code 0 done, 1 failed, 2 bad input, 130 interrupted."""
-    code = _run(sys.argv[1:] if argv is None else argv)
-    if code:
-        _leave_ray_quietly()
+    """Run one verb; exit code 0 done, 1 failed, 2 bad input, 128 + the signal's number interrupted (130, 143)."""
+    signals.listen()
+    try:
+        code = _run(sys.argv[1:] if argv is None else argv)
+        if code:
+            _leave_ray_quietly()
+    except KeyboardInterrupt:
+        signals.tell()
+        if "ray" in sys.modules:
+            signals.leave()
+        code = signals.exit_code()
+    signals.stop_listening()
     sys.exit(code)
 
 
@@ -61,9 +68,6 @@ def _run(argv: list[str]) -> int:
             importlib.import_module(f"rayswift.{verb.replace(' ', '_')}").run(invocation)
     except UserError as error:
         return _complain(error, error.exit_code)
-    except KeyboardInterrupt:
-        logger.error("interrupted")
-        return 130
     return 0
 
 
@@ -79,9 +83,7 @@ def _leave_ray_quietly() -> None:
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-        os.dup2(nowhere.fileno(), 2)
+    signals.silence()
     import ray
 
     ray.shutdown()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from rayswift import preflight
+from rayswift import preflight, signals
 from rayswift.config.rollout import RolloutConfig
 from rayswift.config.schema import ClusterConfig
 from rayswift.log import UserError
@@ -75,7 +75,8 @@ def join(cluster: ClusterConfig) -> dict[str, float] | None:
     if not ray.is_initialized():
         _set_up_ray_train(cluster)
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            with signals.kept():
+                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
@@ -211,18 +212,19 @@ def connect(cluster: ClusterConfig, layout: Layout, run_dir: Path) -> None:
     os.environ.setdefault("RAY_WARN_BLOCKING_GET_INSIDE_ASYNC", "0")  # Ray Train's controller does so
     engine_gpus = layout.engine.get("GPU", 0.0)
     try:
-        ray.init(
-            num_cpus=cluster.num_data_cpus,
-            num_gpus=layout.world_size + int(layout.max_engines * engine_gpus) if layout.device == "cuda" else 0,
-            resources={
-                # What users name for nodes of their own is all here.
-                **{name: layout.max_engines * each for name, each in layout.engine.items() if name not in _OF_RAY},
-                TRAINER: float(layout.world_size),
-            },
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
+        with signals.kept():
+            ray.init(
+                num_cpus=cluster.num_data_cpus,
+                num_gpus=layout.world_size + int(layout.max_engines * engine_gpus) if layout.device == "cuda" else 0,
+                resources={
+                    # What users name for nodes of their own is all here.
+                    **{name: layout.max_engines * each for name, each in layout.engine.items() if name not in _OF_RAY},
+                    TRAINER: float(layout.world_size),
+                },
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
     except OSError as error:  # its sockets lie below the temporary folder, and their paths may have 107 bytes
         raise UserError(f"Ray cannot start: {error}; set RAY_TMPDIR to a short path on a local disk") from error
 

@@ -42,7 +42,7 @@ class Console:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._done.set()
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=10 if error is None or isinstance(error, Exception) else 1)
 
     def _run(self) -> None:
         bar = tqdm(total=100, bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed}", leave=False, delay=1e-3)

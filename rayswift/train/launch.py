@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rayswift import signals
 from rayswift.config.schema import TrainingConfig
 from rayswift.data.feed import StaleAttempt
 from rayswift.data.global_batches import FeedPlan, micro_batches
@@ -104,7 +105,8 @@ def fit(spec: RunSpec, train_loop: TrainLoop, supply: Supply) -> None:
             f"Ray Train's controller died: {_first_line(error)}; continue with --resume auto", exit_code=1
         ) from error
     finally:
-        supply.close()
+        if not signals.asked_to_end():  # else all of it ends with this process
+            supply.close()
 
 
 def _fit_here(spec: RunSpec, train_loop: TrainLoop, supply: Supply) -> None:
@@ -119,7 +121,8 @@ def _fit_here(spec: RunSpec, train_loop: TrainLoop, supply: Supply) -> None:
     except (Exception, SystemExit) as error:  # a callback may call sys.exit
         raise _as_user_error(error, spec, 0) from error
     finally:
-        supply.close()
+        if not signals.asked_to_end():
+            supply.close()
         logger.handlers = driver_handlers
 
 

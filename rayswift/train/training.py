@@ -4,6 +4,7 @@ from pathlib import Path
 
 import psutil
 
+from rayswift import signals
 from rayswift.config.built import refuse_unbuilt
 from rayswift.config.schema import TrainingConfig
 from rayswift.config.task_checks import rollout_of
@@ -48,7 +49,13 @@ def run(config: TrainingConfig) -> None:
     checks.check(config)
     recipe = fingerprint.initial_recipe(config)
     with storage.working_copy(train.output_dir, train.resume, config.cluster.scratch_dir, recipe) as run_dir:
-        _train(config, run_dir, clock)
+        try:
+            _train(config, run_dir, clock)
+        except KeyboardInterrupt:
+            if is_url(train.output_dir):
+                signals.take_time()
+                logger.info("copying what is left to %s; a second signal ends this at once", train.output_dir)
+            raise
 
 
 def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:

@@ -24,6 +24,7 @@ LAYERS = (
     "preflight",
     "config",
     "heap",
+    "signals",
     "log",
     "__init__",
 )

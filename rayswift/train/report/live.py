@@ -7,6 +7,7 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
+from rayswift import signals
 from rayswift.config.schema import TrainingConfig
 from rayswift.data.global_batches import UnusableRows
 from rayswift.log import UserError, logger
@@ -43,10 +44,14 @@ class LiveReport:
         self._environment: dict[str, str] = {}
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
+        self._ending, self._ended = threading.Lock(), False
+        self._writing = threading.Lock()
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "LiveReport":
         step, name = (self._continued.step, self._continued.path.name) if self._continued else (0, "")
         events.record(self._run_dir, "launch", step=step, text=name)
+        self._stack.enter_context(signals.last_words(lambda: self._end("interrupted", "")))
         self._thread.start()
         return self
 
@@ -54,16 +59,28 @@ class LiveReport:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._done.set()
-        self._thread.join(timeout=30)
-        state, text = _outcome(error)
+        self._thread.join(timeout=0.5 if signals.asked_to_end() else 30)
+        if isinstance(error, UnusableRows):
+            write_accounting(self._run_dir, error.counts)
+        self._end(*_outcome(error))
+        self._stack.close()
+
+    def _end(self, state: events.State, text: str) -> None:
+        """Record how the run ended; whoever comes first says it."""
+        if not self._ending.acquire(timeout=1):
+            return
         try:
-            if isinstance(error, UnusableRows):
-                write_accounting(self._run_dir, error.counts)
+            if self._ended:
+                return
+            self._ended = True
+            self._done.set()
             self._metrics.read()
             events.record(self._run_dir, "end", state=state, text=text, step=self._metrics.step)
             self.write(state, text)
         except Exception as problem:  # a full disk, say, must not hide how the run ended
             logger.warning("report.html could not be written: %s: %s", type(problem).__name__, problem)
+        finally:
+            self._ending.release()
 
     def write(self, state: events.State, error: str = "") -> None:
         """Write the page as things stand now."""
@@ -82,9 +99,13 @@ class LiveReport:
             error=error,
             samples=newest(self._run_dir, _NUM_SAMPLES),
         )
-        partial = self._run_dir / f"{REPORT}.partial"
-        partial.write_text(render(view), encoding="utf-8")
-        partial.replace(self._run_dir / REPORT)
+        page = render(view)
+        with self._writing:
+            if state == "running" and self._done.is_set():
+                return
+            partial = self._run_dir / f"{REPORT}.partial"
+            partial.write_text(page, encoding="utf-8")
+            partial.replace(self._run_dir / REPORT)
 
     def _run(self) -> None:
         try:

@@ -1,0 +1,123 @@
+"""A process that is told to end, whatever it is doing; each in a Python of its own."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+HEAD = """
+import sys, time
+from rayswift import signals
+signals.listen()
+def main():
+    {}
+try:
+    main()
+except KeyboardInterrupt:
+    print("unwound", flush=True)
+    signals.tell()
+    print("nobody reads this", flush=True)
+    sys.exit(signals.exit_code())
+"""
+SLEEPS = "print('ready', flush=True); time.sleep(30)"
+SWALLOWS = """
+    class Careless:
+        def __del__(self):
+            print("ready", flush=True)
+            time.sleep(30)  # what is raised here goes nowhere
+    careless = Careless()
+    del careless
+    with signals.last_words(lambda: print("last words", flush=True)):
+        time.sleep(30)
+"""
+COMPILED = """
+    import hashlib
+    print("ready", flush=True)
+    with signals.last_words(lambda: print("last words", flush=True)):
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)
+"""
+UNWINDS_FOR_LONG = """
+    try:
+        print("ready", flush=True)
+        time.sleep(30)
+    finally:
+        signals.take_time()
+        print("copying", flush=True)
+        time.sleep(30)
+"""
+HAS_A_CHILD = """
+    import os, subprocess
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    print("ready", child.pid, flush=True)
+    try:
+        time.sleep(30)
+    except KeyboardInterrupt:
+        signals.tell()
+        signals.leave()
+"""
+
+
+def begin(body: str) -> "subprocess.Popen[str]":
+    """A process that has printed `ready`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HEAD.format(body)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout
+    assert process.stdout.readline().startswith("ready")
+    return process
+
+
+def end(process: "subprocess.Popen[str]") -> tuple[int, str, float]:
+    """Exit code, what it printed, seconds."""
+    began = time.monotonic()
+    out, _ = process.communicate(timeout=20)
+    return process.returncode, out, time.monotonic() - began
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_unwinds_the_command(number: signal.Signals, code: int) -> None:
+    process = begin(SLEEPS)
+    process.send_signal(number)
+    assert end(process)[:2] == (code, "unwound\ninterrupted\n")
+
+
+@pytest.mark.parametrize("body", [SWALLOWS, COMPILED])
+def test_a_signal_that_nobody_sees_ends_the_process_all_the_same(body: str) -> None:
+    process = begin(body)
+    process.send_signal(signal.SIGTERM)
+    code, out, seconds = end(process)
+    assert code == 143
+    assert out.endswith("last words\ninterrupted\n")
+    assert "unwound" not in out
+    assert seconds < 5
+
+
+def test_a_second_signal_ends_what_takes_its_time() -> None:
+    process = begin(UNWINDS_FOR_LONG)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)  # as `timeout` does: to the child, and to its group
+    assert process.stdout
+    assert process.stdout.readline() == "copying\n"
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(3)
+    process.send_signal(signal.SIGTERM)
+    code, out, seconds = end(process)
+    assert (code, out) == (143, "interrupted\n")
+    assert seconds < 2
+
+
+def test_nothing_is_left_below_it() -> None:
+    process = begin(HAS_A_CHILD)
+    process.send_signal(signal.SIGTERM)
+    code, out, seconds = end(process)  # the child would hold the pipe open
+    assert (code, out) == (143, "interrupted\n")
+    assert seconds < 5
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    """`nohup rayswift ...`"""
+    code = "import signal; from rayswift import signals; signals.listen(); print(signal.getsignal(signal.SIGHUP).name)"
+    nohup = subprocess.run(["nohup", sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert nohup.stdout == "SIG_IGN\n"
