@@ -16,18 +16,18 @@ from typing import Any
 
 from rayswift import signals
 from rayswift.config.schema import TrainingConfig
-from rayswift.data.feed import StaleAttempt
 from rayswift.data.global_batches import FeedPlan, micro_batches
 from rayswift.data.stream import user_error_in
 from rayswift.log import UserError, logger, setup_worker
 from rayswift.resources import Layout
-from rayswift.train import events, user_code
+from rayswift.train import checkpoint, events
 from rayswift.train.clock import Clock
 from rayswift.train.console import Console
+from rayswift.train.failures import Failures, explain, first_line, main_cause
 from rayswift.train.supply import Connect, Supply, SupplyClient
 
 
-class NotSeen(RuntimeError):
+class NotSeen(OSError):
     """A rank does not see what the group agreed on; Ray Train restarts the group."""
 
 
@@ -102,7 +102,7 @@ def fit(spec: RunSpec, train_loop: TrainLoop, supply: Supply) -> None:
         raise _explain(error, spec) from error
     except ray.exceptions.RayActorError as error:
         raise UserError(
-            f"Ray Train's controller died: {_first_line(error)}; continue with --resume auto", exit_code=1
+            f"Ray Train's controller died: {first_line(error)}; continue with --resume auto", exit_code=1
         ) from error
     finally:
         if not signals.asked_to_end():  # else all of it ends with this process
@@ -119,7 +119,8 @@ def _fit_here(spec: RunSpec, train_loop: TrainLoop, supply: Supply) -> None:
         with Console(spec.run_dir, supply.progress, spec.feed_plan):
             train_loop(spec.as_seen_by(1), Worker(0, 1, client))
     except (Exception, SystemExit) as error:  # a callback may call sys.exit
-        raise _as_user_error(error, spec, 0) from error
+        failure = explain(error, spec.config, spec.run_dir, 0)
+        raise (failure if isinstance(failure, UserError) else UserError(str(failure), exit_code=1)) from error
     finally:
         if not signals.asked_to_end():
             supply.close()
@@ -143,22 +144,7 @@ def _worker_main(spec: RunSpec, train_loop: TrainLoop, connect: Connect) -> None
     try:
         train_loop(spec.as_seen_by(size), Worker(rank, size, connect(rank, size)))
     except (Exception, SystemExit) as error:
-        failure = _as_user_error(error, spec, rank)
-        ours = user_error_in(error) or user_code.blame(error, spec.config)
-        if not ours and (isinstance(error, StaleAttempt | NotSeen) or _comes_from_a_dead_peer(error)):
-            raise  # Ray Train restarts the group
-        raise failure from None
-
-
-def _as_user_error(error: BaseException, spec: RunSpec, rank: int) -> UserError:
-    """What the user is told of a rank's error; its traceback goes to the rank's log."""
-    logger.exception("rank %d stopped", rank)
-    user_error = user_error_in(error)
-    if user_error:
-        return user_error
-    culprit = user_code.blame(error, spec.config)
-    what = f"{culprit} raised {type(error).__name__}" if culprit else type(error).__name__
-    return UserError(f"{what}: {error}\n  traceback in {spec.run_dir / 'logs' / f'rank-{rank}.log'}", exit_code=1)
+        raise explain(error, spec.config, spec.run_dir, rank) from None
 
 
 def join_process_group(spec: RunSpec, worker: Worker) -> None:
@@ -200,25 +186,20 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _comes_from_a_dead_peer(error: BaseException) -> bool:
-    text = str(error).lower()
-    marks = ("gloo", "nccl", "connection closed by peer", "connection reset", "socket", "distbackenderror", "timed out")
-    return isinstance(error, RuntimeError) and any(mark in text for mark in marks)
-
-
 def _on_failure(run_dir: Path) -> Any:
     from ray.train import UserCallback
 
     class OnFailure(UserCallback):
-        """An error of the user's would come again after a restart: end the run at once. Any other is recorded."""
+        """Ends the run at once where a restart would not help; any other failure is recorded."""
+
+        def __init__(self) -> None:
+            self._failures = Failures()
 
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            for error in worker_exceptions.values():
-                found = user_error_in(error)
-                if found:
-                    raise found
-            rank, first = min(worker_exceptions.items())
-            events.record(run_dir, "failure", text=f"worker {rank}: {_first_line(first)}")
+            newest = checkpoint.newest(run_dir)
+            self._failures.check(worker_exceptions, newest.step if newest else 0)
+            rank, first = main_cause(worker_exceptions)
+            events.record(run_dir, "failure", text=f"worker {rank}: {first_line(first)}")
 
     return OnFailure()
 
@@ -233,7 +214,7 @@ def _explain(error: Exception, spec: RunSpec) -> UserError:
     who, first = next(iter(causes.items()), ("", error))
     return UserError(
         f"training failed after cluster.max_failures = {spec.config.cluster.max_failures} restarts: "
-        f"{who}{_first_line(first)}\n  see {spec.run_dir / 'logs'}; continue with --resume auto",
+        f"{who}{first_line(first)}\n  see {spec.run_dir / 'logs'}; continue with --resume auto",
         exit_code=1,
     )
 
@@ -245,9 +226,6 @@ def _causes(error: Exception) -> dict[str, Exception]:
     if isinstance(error, ControllerError):
         return {"": error.controller_failure}
     if isinstance(error, WorkerGroupError):
-        return {f"worker {rank}: ": failure for rank, failure in sorted(error.worker_failures.items())}
+        rank, first = main_cause(error.worker_failures)
+        return {f"worker {rank}: ": first, **{f"worker {n}: ": each for n, each in error.worker_failures.items()}}
     return {"": error}
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
