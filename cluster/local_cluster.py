@@ -4,7 +4,8 @@
     ray job submit --address http://127.0.0.1:8265 --working-dir . -- rayswift sft --config run.yaml
 
 It runs until interrupted, and ends what it started and nothing else. Nobody is asked for a token, so it listens on
-this machine only.
+this machine only. With `--hosts 3` in place of `--nodes` each node is a host with an address, a name, processes and a
+`/tmp` of its own, see `local_hosts.py`.
 """
 
 import argparse
@@ -185,9 +186,14 @@ def main() -> None:
     """Start a cluster and hold it until interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, default=1, help="nodes beside the head")
+    parser.add_argument("--hosts", type=int, default=0, help="hosts, the head's with them, in place of nodes")
     parser.add_argument("--cpus", type=int, default=2, help="CPUs of each")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if args.hosts:
+        from local_hosts import hold  # beside this script
+
+        return hold(args.hosts, args.cpus)
     with LocalCluster(args.cpus) as cluster:
         for _ in range(args.nodes):
             cluster.add_node(args.cpus)
