@@ -1,4 +1,4 @@
-"""Before a run on a cluster that is there: does the head answer, does the run fit, do the nodes share the run folder?
+"""Before a run on a cluster that is there: does the head answer, does the run fit?
 
 Each answer takes seconds. The one wait is for nodes that the autoscaler can add or that other work holds: it is
 announced, and `cluster.wait_for_nodes_s` bounds it.
@@ -7,11 +7,8 @@ announced, and `cluster.wait_for_nodes_s` bounds it.
 import json
 import socket
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 from rayswift.log import UserError, logger
 
@@ -20,7 +17,6 @@ Resources = dict[str, float]
 _CONNECT_S = 5
 _POLL_S = 0.5
 _REMIND_S = 30
-_LOOK_S = 60
 # Some updates of the autoscaler, which makes one every 5 s.
 _VERDICT_S = 30
 
@@ -110,6 +106,11 @@ def check_head_answers(address: str) -> None:
             f"no Ray cluster answers at {address} (cluster.address, or RAY_ADDRESS): {error}; check the address, and "
             "that `ray status` works on its head node"
         ) from error
+
+
+def could_fit(ask: Ask) -> bool:
+    """Whether the nodes that are there could hold it, if nothing else ran on them."""
+    return num_workers_that_fit(ask, _nodes()[0]) >= ask.num_workers
 
 
 def wait_until_it_fits(ask: Ask, timeout_s: float) -> None:
@@ -235,50 +236,3 @@ def _nodes() -> tuple[list[Resources], list[Resources]]:
     free = available_resources_per_node()
     alive = [node for node in ray.nodes() if node["Alive"]]
     return [dict(node["Resources"]) for node in alive], [dict(free.get(node["NodeID"], {})) for node in alive]
-
-
-def check_shared(run_dir: Path) -> None:
-    """Every node must see the run folder: workers write their checkpoints into it, data tasks read from it.
-
-    Args:
-        run_dir: The folder, as this process sees it.
-
-    Raises:
-        UserError: a node does not see what this process writes there.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
-    here = ray.get_runtime_context().get_node_id()
-    others = {node["NodeID"]: node["NodeManagerAddress"] for node in nodes if node["NodeID"] != here}
-    if not others:
-        return
-    mark = run_dir / f".shared-{uuid.uuid4().hex[:8]}"
-    mark.touch()
-    try:
-        sees: dict[Any, str] = {
-            ray.remote(_exists)
-            .options(num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False))
-            .remote(str(mark)): address
-            for node_id, address in others.items()
-        }
-        answered, silent = ray.wait(list(sees), num_returns=len(sees), timeout=_LOOK_S)
-        blind = sorted({sees[ref] for ref in answered if not ray.get(ref)})
-    except ray.exceptions.RayError as error:
-        raise UserError(f"a node of the Ray cluster died while it was asked for the run folder: {error}") from error
-    finally:
-        mark.unlink(missing_ok=True)
-    if silent:
-        names = ", ".join(sorted({sees[ref] for ref in silent}))
-        raise UserError(f"node(s) {names} of the Ray cluster ran no task within {_LOOK_S} s; see `ray status` there")
-    if blind:
-        raise UserError(
-            f"the run folder {run_dir} is not shared: node(s) {', '.join(blind)} of the Ray cluster do not see what is "
-            "written here; put train.output_dir (or, if that is a URL, cluster.scratch_dir) on storage that all nodes "
-            "mount under one path"
-        )
-
-
-def _exists(path: str) -> bool:
-    return Path(path).exists()

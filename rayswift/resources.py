@@ -4,12 +4,13 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
 
-from rayswift import preflight, signals
+from rayswift import nodes, preflight, signals
 from rayswift.config.rollout import RolloutConfig
 from rayswift.config.schema import ClusterConfig
 from rayswift.log import UserError
@@ -180,6 +181,34 @@ def count_gpus() -> int:
     return min(len(devices), len([d for d in visible.split(",") if d.strip() not in ("", "-1")]))
 
 
+def network_environment(
+    address: str, interfaces: Mapping[str, Sequence[str]], set_by_user: Mapping[str, str]
+) -> dict[str, str]:
+    """Variables that make gloo, NCCL, TensorPipe and vLLM talk over the interface that holds this node's address.
+
+    Left to themselves, gloo and TensorPipe take the address that the host's own name resolves to, by default 127.0.1.1
+    on Debian, which no other host reaches; NCCL and vLLM guess, and are wrong on hosts with several networks.
+
+    Args:
+        address: By which Ray reaches this node.
+        interfaces: Addresses of each, see `interfaces`.
+        set_by_user: Variables that stay as they are.
+    """
+    name = next((name for name, addresses in interfaces.items() if address in addresses), None)
+    if name is None:  # behind address translation: what the system would choose is as good a guess as any
+        return {}
+    # NCCL takes a prefix unless told to take the whole name.
+    wanted = {"GLOO_SOCKET_IFNAME": name, "TP_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"}
+    wanted["VLLM_HOST_IP"] = address
+    return {variable: value for variable, value in wanted.items() if variable not in set_by_user}
+
+
+def interfaces() -> dict[str, list[str]]:
+    """Addresses of each network interface of this machine."""
+    found = psutil.net_if_addrs()
+    return {name: [each.address.partition("%")[0] for each in addresses] for name, addresses in found.items()}
+
+
 def memory_per_worker_bytes(layout: Layout) -> int:
     """Memory that a worker's training may take: its GPU's, or its share of this machine's."""
     if layout.device == "cuda" and shutil.which("nvidia-smi"):
@@ -190,11 +219,24 @@ def memory_per_worker_bytes(layout: Layout) -> int:
     return int(psutil.virtual_memory().total * 0.8) // layout.world_size
 
 
-def connect(cluster: ClusterConfig, layout: Layout, run_dir: Path) -> None:
-    """Start Ray for this run, or make sure that workers and data tasks fit the cluster that was joined.
+def connect(
+    cluster: ClusterConfig,
+    layout: Layout,
+    run_dir: Path,
+    for_workers: Mapping[str, Path] | None = None,
+    for_all: Mapping[str, Path] | None = None,
+) -> None:
+    """Start Ray for this run, or make sure that the cluster that was joined has what workers and data tasks need.
+
+    Args:
+        cluster: As loaded.
+        layout: Workers and engines.
+        run_dir: The run folder.
+        for_workers: Files that nodes with workers or engines must have, by what names them.
+        for_all: Files that every node must have.
 
     Raises:
-        UserError: the cluster has too little, or its nodes do not share the run folder.
+        UserError: the cluster has too little, its nodes do not reach each other, or lack files.
     """
     import ray
 
@@ -203,7 +245,10 @@ def connect(cluster: ClusterConfig, layout: Layout, run_dir: Path) -> None:
         fewest = layout.min_workers or layout.num_workers
         ask = preflight.Ask(fewest, worker_resources(layout), layout.min_engines, layout.engine)
         preflight.wait_until_it_fits(ask, cluster.wait_for_nodes_s)
-        preflight.check_shared(run_dir)
+        holders = tuple(each for each in (ask.worker, layout.engine) if each)
+        needed = [nodes.Needed(what, path, holders) for what, path in (for_workers or {}).items()]
+        needed += [nodes.Needed(what, path, ({"CPU": 1.0},)) for what, path in (for_all or {}).items()]
+        nodes.check(run_dir, needed)
         return
     if ray.is_initialized():
         return

@@ -192,6 +192,14 @@ class Feed:
             batch = self._ready.get(step)
             return step, batch.epochs if batch else 0.0
 
+    def standing(self) -> tuple[object, str]:
+        """What differs when it got further, and the step whose rows ranks wait for; for display."""
+        with self._changed:
+            newest = max(self._ready, default=-1)
+            late = sorted({step for step in self._wanted.values() if step not in self._ready})
+            text = f"the rows of step {late[0] + 1} are not encoded yet" if late and self._ended_at is None else ""
+            return (self._generation, newest, dict(self._wanted)), text
+
     def evaluation(self, rank: int, size: int) -> tuple[tuple[PackedRow, ...], int]:
         """This rank's evaluation rows, and the largest number that any rank has; encoded once."""
         with self._eval_lock:

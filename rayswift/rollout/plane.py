@@ -77,6 +77,13 @@ class CoordinatorActor(Coordinator):
         await self.opened()
         return await super().new_attempt()
 
+    async def standing(self) -> tuple[object, str]:
+        """See `Plane.standing`."""
+        if self._opening is None or not self._opening.done():
+            return None, "the rollout coordinator starts engines and rewards"
+        status = await self.status()
+        return (status["pool"], status["under_way"]), f"rollouts: {status['under_way']}; engines: {status['engines']}"
+
     async def _open(self) -> None:
         spec = self._spec
         setup_worker(spec.run_dir / "logs", "rollouts")
@@ -251,6 +258,11 @@ class Plane:
         """For display."""
         shown: tuple[int, float] = self._ray.get(self._coordinator.progress.remote(), timeout=5)
         return shown
+
+    def standing(self) -> tuple[object, str]:
+        """What differs when rounds or engines got further, and whom they wait for; for display."""
+        standing: tuple[object, str] = self._ray.get(self._coordinator.standing.remote(), timeout=5)
+        return standing
 
     def close(self) -> None:
         """End engines and actors."""

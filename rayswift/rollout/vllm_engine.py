@@ -6,7 +6,9 @@ outside that thread, while it goes on stepping.
 """
 
 import asyncio
+import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 
 from rayswift import heap
 from rayswift.log import UserError
+from rayswift.resources import interfaces, network_environment
 from rayswift.rollout.engine import Collected, EngineStatus
 from rayswift.rollout.engine_setup import EngineSetup
 from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest
@@ -53,6 +56,7 @@ class VllmEngine:
         Raises:
             UserError: vLLM is not installed, or cannot build the engine; with its last log lines.
         """
+        os.environ.update(network_environment(_node_address(), interfaces(), os.environ))
         self._loop = asyncio.get_running_loop()
         self._has_finished, self._is_idle = asyncio.Event(), asyncio.Event()
         built: asyncio.Future[None] = self._loop.create_future()
@@ -201,6 +205,15 @@ def _set(future: "asyncio.Future[Any]", result: Any) -> None:
         future.set_exception(result)
     else:
         future.set_result(result)
+
+
+def _node_address() -> str:
+    """By which Ray reaches this node; an engine outside Ray is reached by nobody."""
+    if "ray" not in sys.modules:
+        return "127.0.0.1"
+    import ray
+
+    return str(ray.util.get_node_ip_address()) if ray.is_initialized() else "127.0.0.1"
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

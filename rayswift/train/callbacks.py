@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,41 @@ class StreamFlow(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Remember what is saved."""
         self._saved_step = state.global_step
+
+
+class Whereabouts(TrainerCallback):
+    """Notes what this rank does, for who waits for it."""
+
+    def __init__(self, at: Callable[[str], None], supplied: str):
+        self._at, self._supplied = at, supplied
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The first batch is asked for."""
+        self._at(f"waits for the {self._supplied} of step {state.global_step + 1}")
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Batches are there."""
+        self._at(f"trains step {state.global_step + 1}")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """What follows is due behind the step, or the next batch."""
+        due = [
+            what for what, is_due in (("evaluates", control.should_evaluate), ("saves", control.should_save)) if is_due
+        ]
+        done = f"{' and '.join(due)} behind step {state.global_step}"
+        self._at(done if due else f"waits for the {self._supplied} of step {state.global_step + 1}")
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """It is saved."""
+        self._at(f"waits for the {self._supplied} of step {state.global_step + 1}")
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """It is evaluated."""
+        self._at(f"waits for the {self._supplied} of step {state.global_step + 1}")
 
 
 class EarlyStopping(TrainerCallback):

@@ -63,6 +63,15 @@ class FeedSupply:
         progress: tuple[int, float] = ray.get(self._actor.progress.remote(), timeout=5)
         return progress
 
+    def standing(self) -> tuple[object, str]:
+        """See Supply."""
+        if self._feed is not None:
+            return self._feed.standing()
+        import ray
+
+        standing: tuple[object, str] = ray.get(self._actor.standing.remote(), timeout=5)
+        return standing
+
     def close(self) -> None:
         """See Supply; an actor ends with its driver."""
         if self._feed is not None:

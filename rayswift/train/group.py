@@ -5,8 +5,8 @@ that only behind a fresh one: before it grows, one is asked for and waited for, 
 """
 
 import itertools
-import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import ray
 from ray.train import ScalingConfig
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
 
@@ -21,10 +22,14 @@ from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from rayswift.log import UserError
+from rayswift.nodes import silent
 from rayswift.resources import Layout, worker_resources
 from rayswift.train import checkpoint
+from rayswift.train.supply import beside_the_driver
 
 _LOOK_EVERY_S = 1.0
+_CHECK_EVERY_S = 1.0
+_QUIET = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}  # Ray Train's controller does so
 _ANSWER_WITHIN_S = 2.0
 
 
@@ -38,8 +43,12 @@ def scaling(layout: Layout) -> ScalingConfig:
     )
 
 
-def trainer_class(layout: Layout, run_dir: Path, feed_name: str, patience_s: float) -> type[DataParallelTrainer]:
+def trainer_class(
+    layout: Layout, run_dir: Path, feed_name: str, patience_s: float, check: Callable[[], None]
+) -> type[DataParallelTrainer]:
     """Ray Train's trainer with our policy of changing the group, and without helper actors that a run has no use for.
+
+    `check` is called every second; what it raises ends the run.
 
     Each helper takes seconds of CPU to start and wakes a hundred times a second: with two cores, training feels it.
     """
@@ -53,12 +62,16 @@ def trainer_class(layout: Layout, run_dir: Path, feed_name: str, patience_s: flo
         def _initialize_and_run_controller(self, **controller: Any) -> Any:
             if self.scaling_config.elasticity_enabled:
                 controller["scaling_policy"] = FollowCluster(self.scaling_config, run_dir, feed_name, patience_s)
+            options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": beside_the_driver()}
             if not layout.local:
-                return super()._initialize_and_run_controller(**controller)
-            # Without a runtime environment, which a Ray of our own needs none of: the actor then starts in a process
-            # that is already there, two seconds sooner.
-            actor = ray.remote(num_cpus=0)(TrainController).remote(**controller)
-            ray.get(actor.run.remote())
+                options["runtime_env"] = {"env_vars": {**_QUIET, **get_env_vars_to_propagate()}}
+            # A Ray of our own needs no runtime environment: the actor then starts in a process that is already there,
+            # two seconds sooner.
+            actor = ray.remote(**options)(TrainController).remote(**controller)
+            running = actor.run.remote()
+            while not ray.wait([running], timeout=_CHECK_EVERY_S)[0]:
+                check()
+            ray.get(running)
             return ray.get(actor.get_result.remote())
 
         def _register_sigint_handler(self, controller: Any) -> None:
@@ -162,14 +175,6 @@ class FollowCluster(ElasticScalingPolicy):
         # Ray lists a node that lost its power for some fifteen seconds more. A group that starts then would be
         # planned too large, so each node is asked; while a group runs, only those that did not answer.
         asked = [node for node in nodes if not self._running or node["NodeID"] in self._silent]
-        self._silent = {node["NodeID"] for node in asked if not _answers(node)}
+        self._silent = {node["NodeID"] for node in silent(asked, timeout_s=1.0)}
         self._num_cpus = sum(node["Resources"].get("CPU", 0) for node in nodes if node["NodeID"] not in self._silent)
         return self._reserved
-
-
-def _answers(node: dict[str, Any]) -> bool:
-    try:
-        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=1).close()
-    except OSError:
-        return False
-    return True

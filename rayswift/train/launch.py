@@ -14,13 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rayswift import signals
+from rayswift import preflight, signals
 from rayswift.config.schema import TrainingConfig
 from rayswift.data.global_batches import FeedPlan, micro_batches
 from rayswift.data.stream import user_error_in
 from rayswift.log import UserError, logger, setup_worker
-from rayswift.resources import Layout
-from rayswift.train import checkpoint, events
+from rayswift.resources import Layout, interfaces, network_environment, worker_resources
+from rayswift.train import checkpoint, events, waiting
 from rayswift.train.clock import Clock
 from rayswift.train.console import Console
 from rayswift.train.failures import Failures, explain, first_line, main_cause
@@ -60,11 +60,12 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class Worker:
-    """Who a training process is, and how it reaches the others."""
+    """Who a training process is, and how it reaches the others; `at` notes what it does, for who waits for it."""
 
     rank: int
     size: int
     supply: SupplyClient
+    at: Callable[[str], None] = waiting.unnoted
 
 
 TrainLoop = Callable[[RunSpec, Worker], None]
@@ -85,7 +86,10 @@ def fit(spec: RunSpec, train_loop: TrainLoop, supply: Supply) -> None:
 
     name = f"rayswift-{uuid.uuid4().hex[:8]}"
     connect = supply.start(name)
-    trainer = trainer_class(spec.layout, spec.run_dir, name, spec.config.cluster.wait_for_nodes_s)(
+    watch = waiting.Watch(
+        spec.run_dir, spec.layout.min_world_size, supply.standing, _cluster(spec), spec.config.cluster.timeout_s
+    )
+    trainer = trainer_class(spec.layout, spec.run_dir, name, spec.config.cluster.wait_for_nodes_s, watch.check)(
         partial(_worker_main, spec, train_loop, connect),
         scaling_config=scaling(spec.layout),
         run_config=RunConfig(
@@ -96,7 +100,7 @@ def fit(spec: RunSpec, train_loop: TrainLoop, supply: Supply) -> None:
         ),
     )
     try:
-        with Console(spec.run_dir, supply.progress, spec.feed_plan):
+        with Console(spec.run_dir, supply.progress, spec.feed_plan), watch:
             trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _explain(error, spec) from error
@@ -109,15 +113,28 @@ def fit(spec: RunSpec, train_loop: TrainLoop, supply: Supply) -> None:
             supply.close()
 
 
+def _cluster(spec: RunSpec) -> waiting.Cluster | None:
+    if spec.layout.local:
+        return None
+    ask = preflight.Ask(spec.layout.min_world_size, worker_resources(spec.layout))
+    return waiting.Cluster(ask, spec.config.cluster.wait_for_nodes_s)
+
+
 def _fit_here(spec: RunSpec, train_loop: TrainLoop, supply: Supply) -> None:
     client = supply.start_here()
     if spec.config.cluster.uses_deepspeed:
         os.environ.update(_rank_environment(0, 1, 0, 1, "127.0.0.1", _free_port()))
+        os.environ.update(network_environment("127.0.0.1", interfaces(), os.environ))
     driver_handlers = logger.handlers
     setup_worker(spec.run_dir / "logs", "rank-0")
+    watch = waiting.Watch(spec.run_dir, 1, supply.standing, None, spec.config.cluster.timeout_s)
     try:
-        with Console(spec.run_dir, supply.progress, spec.feed_plan):
-            train_loop(spec.as_seen_by(1), Worker(0, 1, client))
+        with (
+            Console(spec.run_dir, supply.progress, spec.feed_plan),
+            watch,
+            waiting.Notes(spec.run_dir / "logs", 0, 1, "this machine") as notes,
+        ):
+            train_loop(spec.as_seen_by(1), Worker(0, 1, client, notes))
     except (Exception, SystemExit) as error:  # a callback may call sys.exit
         failure = explain(error, spec.config, spec.run_dir, 0)
         raise (failure if isinstance(failure, UserError) else UserError(str(failure), exit_code=1)) from error
@@ -137,14 +154,20 @@ def _worker_main(spec: RunSpec, train_loop: TrainLoop, connect: Connect) -> None
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     setup_worker(spec.run_dir / "logs", f"rank-{rank}")
+    here = ray.util.get_node_ip_address()
+    notes = waiting.Notes(spec.run_dir / "logs", rank, size, here)
     if size > 1 or spec.config.cluster.uses_deepspeed:
-        address = ray.train.collective.broadcast_from_rank_zero((ray.util.get_node_ip_address(), _free_port()))
+        notes("waits for all ranks to start")
+        address = ray.train.collective.broadcast_from_rank_zero((here, _free_port()))
         local_rank, local_size = context.get_local_rank(), context.get_local_world_size()
         os.environ.update(_rank_environment(rank, size, local_rank, local_size, *address))
+        os.environ.update(network_environment(here, interfaces(), os.environ))
     try:
-        train_loop(spec.as_seen_by(size), Worker(rank, size, connect(rank, size)))
+        train_loop(spec.as_seen_by(size), Worker(rank, size, connect(rank, size), notes))
     except (Exception, SystemExit) as error:
         raise explain(error, spec.config, spec.run_dir, rank) from None
+    finally:
+        notes.close()
 
 
 def join_process_group(spec: RunSpec, worker: Worker) -> None:
@@ -157,6 +180,8 @@ def join_process_group(spec: RunSpec, worker: Worker) -> None:
     if layout.device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "gloo" if layout.device == "cpu" else "nccl"
+    interface = os.environ.get("GLOO_SOCKET_IFNAME" if backend == "gloo" else "NCCL_SOCKET_IFNAME", "").strip("=")
+    worker.at(f"connects to the other ranks ({backend} on {interface or 'any interface'})")
     if spec.config.cluster.uses_deepspeed:
         import deepspeed
         import deepspeed.ops

@@ -18,6 +18,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
 from pathlib import Path
 
+from rayswift.config.paths import in_a_jobs_folder
 from rayswift.data.filesystem import is_url
 from rayswift.log import UserError, logger
 from rayswift.train import checkpoint
@@ -67,7 +68,7 @@ def working_copy(output_dir: str, resume: str, scratch_dir: str | None, recipe: 
         UserError: the URL cannot be read or written (exit code 2), or what the run leaves could not be copied up (1).
     """
     if not is_url(output_dir):
-        if _in_a_jobs_folder() and not Path(output_dir).is_absolute():
+        if in_a_jobs_folder(Path.cwd()) and not Path(output_dir).is_absolute():
             logger.warning(
                 "train.output_dir = %r lies in this job's working folder, which Ray deletes when it needs the room; "
                 "give an absolute path, or a URL, to keep the run",
@@ -130,11 +131,6 @@ def _unit(name: str) -> str:
     """What a file belongs to: a checkpoint, a folder."""
     parts = name.split("/")
     return "/".join(parts[:2]) if parts[0] == checkpoint.SET_ASIDE else parts[0]
-
-
-def _in_a_jobs_folder() -> bool:
-    # Where Ray unpacks `--working-dir`.
-    return "working_dir_files" in Path.cwd().parts
 
 
 def pull(remote: Remote, run_dir: Path, resume: str, recipe: str | None = None) -> None:

@@ -30,6 +30,9 @@ class Supply(Protocol):
     def progress(self) -> tuple[int, float]:
         """The step that is being trained, and the passes over the data done before it; for display."""
 
+    def standing(self) -> tuple[object, str]:
+        """Anything that differs when it has got further, and whom or what it waits for, for display."""
+
     def close(self) -> None:
         """End it."""
 

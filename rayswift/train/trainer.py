@@ -13,10 +13,11 @@ import torch.distributed as dist
 from accelerate.optimizer import AcceleratedOptimizer
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
+from rayswift.config.task_checks import rollout_of
 from rayswift.log import UserError
 from rayswift.train import evaluation, user_code
 from rayswift.train.adalora import RankBudget
-from rayswift.train.callbacks import Checkpoints, EarlyStopping, Metrics, StreamFlow
+from rayswift.train.callbacks import Checkpoints, EarlyStopping, Metrics, StreamFlow, Whereabouts
 from rayswift.train.checkpoint import set_aside
 from rayswift.train.clock import Clock
 from rayswift.train.launch import RunSpec, Worker
@@ -241,6 +242,8 @@ def callbacks_of(
         callbacks.append(Metrics(spec.run_dir, stream, resume.saved.step if resume else 0))
     if train.early_stopping_patience:
         callbacks.append(EarlyStopping(train))
+    # Behind all that decides what is due.
+    callbacks.append(Whereabouts(worker.at, "completions" if rollout_of(spec.config) else "rows"))
     return callbacks + [user_code.make_callback(name) for name in train.callbacks]
 
 

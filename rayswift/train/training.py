@@ -5,6 +5,7 @@ from pathlib import Path
 import psutil
 
 from rayswift import signals
+from rayswift.config import paths
 from rayswift.config.built import refuse_unbuilt
 from rayswift.config.schema import TrainingConfig
 from rayswift.config.task_checks import rollout_of
@@ -85,10 +86,17 @@ def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:
         if resume and resume.is_end_of(plan.config.train):
             return _finish(run_dir, config, clock)
 
-        # 3. Ray, workers, the training itself.
+        # 3. Ray, workers, the training itself; from here on other processes read the config, in other folders.
         clock.lap("data")
+        config = paths.absolute(config, Path.cwd())
         if _needs_ray(config, layout, windows, eval_windows):
-            connect(config.cluster, layout, run_dir)
+            connect(
+                config.cluster,
+                layout,
+                run_dir,
+                for_workers=paths.needed(config, Path.cwd()),
+                for_all=paths.needed_by_rewards(config, Path.cwd()),
+            )
         clock.lap("Ray")
         if config.train.trl_extra.get("precompute_ref_log_probs"):
             windows, eval_windows = reference_logps.computed(config, layout, run_dir, windows, eval_windows)
@@ -129,6 +137,7 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     clock = spec.clock
     clock.lap("worker process")
     join_process_group(spec, worker)
+    worker.at("loads its libraries")
     from transformers import set_seed
 
     from rayswift.train import model as models
@@ -141,15 +150,20 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     config, task = spec.config, TASKS[spec.config.train.task]
     trainer_class = load(task.trainer)
     user_code.import_plugins(config.train)
+    worker.at("makes the weights to begin with, or waits for rank 0 to make them")
     weights = weights_to_load(spec, worker)  # before the arguments: ZeRO-3 cuts whatever is built from then on
     dtype = models.resolve_dtype(config.model.dtype, spec.layout.device)
+    worker.at("looks for the checkpoint to begin at, or waits for rank 0 to find it")
     resume, attempt = agree_on_checkpoint(spec, worker)
+    worker.at("makes the checkpoint fit this number of ranks, or waits for rank 0 to do so")
     universal = prepare_checkpoint(spec, resume, worker)
     args = trainer_arguments(spec, load(task.arguments), dtype, worker.rank == 0, universal)
+    worker.at("waits for what supplies the batches to begin")
     worker.supply.begin(attempt, _start(config, resume))
     # Without DeepSpeed, which keeps float32 masters itself, weights stay float32 and autocast computes in `dtype`.
     # Quantized ones are frozen, and computed in the number format they are loaded with.
     weights_dtype = dtype if config.cluster.uses_deepspeed or config.model.quantization else "float32"
+    worker.at("loads the model")
     set_seed(config.train.seed)  # a head that the weights do not hold is the same on every rank
     model = models.load_model(config.model, weights, weights_dtype, task.head)
     tokenizer = models.load_tokenizer(str(spec.tokenizer_dir), config.model.trust_remote_code)

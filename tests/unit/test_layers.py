@@ -21,6 +21,7 @@ LAYERS = (
     "rollout",
     "data",
     "resources",
+    "nodes",
     "preflight",
     "config",
     "heap",

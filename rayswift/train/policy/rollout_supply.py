@@ -83,6 +83,10 @@ class RolloutSupply:
         """See Supply."""
         return self._plane.progress() if self._plane else (0, 0.0)
 
+    def standing(self) -> tuple[object, str]:
+        """See Supply."""
+        return self._plane.standing() if self._plane else (None, "")
+
     def close(self) -> None:
         """See Supply."""
         if self._plane:

@@ -1,0 +1,432 @@
+"""Who waits for whom: each rank notes what it does, and the driver says so when nothing has moved for a while.
+
+Notes are small files beside the logs, `logs/rank-0.note`, refreshed for as long as the rank's process lives. They need
+no clock that machines share: the driver only sees that they change.
+"""
+
+import contextlib
+import json
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from tqdm import tqdm
+
+from rayswift import nodes, preflight
+from rayswift.log import UserError
+from rayswift.train import events
+
+_SIGN_S = 5.0
+"""A living rank gives a sign as often."""
+_WRITE_S = 1.0
+NO_SIGN_S = 20.0
+"""Behind so long without a sign a rank is spoken of as lost."""
+SAY_S = 30.0
+"""What lasts so long without any movement is said, and again as often."""
+_HEAD_EVERY_S = 2.0
+_TELL_HEAD_S = 10.0
+# Ray ends a driver whose head has been silent for 60 s (RAY_gcs_rpc_server_reconnect_timeout_s), from inside.
+_HEAD_S = 50.0
+_RECORD = re.compile(r"\d\d:\d\d:\d\d \S+ (?P<level>[A-Z]+) (?P<message>.*)")
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a rank was doing last. address: of its node; number: higher with every sign."""
+
+    rank: int
+    size: int
+    address: str
+    what: str
+    number: int
+
+    @property
+    def who(self) -> str:
+        """`rank 2 on 10.0.0.3`."""
+        return f"rank {self.rank} on {self.address}"
+
+
+class Notes:
+    """A rank's notes; a thread writes them, so that a rank that hangs still gives signs, and no step waits.
+
+    Args:
+        log_dir: `logs` of the run folder.
+        rank, size: Whose.
+        address: Of its node.
+    """
+
+    def __init__(self, log_dir: Path, rank: int, size: int, address: str):
+        self._file = log_dir / f"rank-{rank}.note"
+        self._note = Note(rank, size, address, "starts", time.time_ns())
+        self._changed, self._ended = threading.Event(), threading.Event()
+        if rank == 0:  # of a group before that had more ranks
+            for number, file in _files(log_dir).items():
+                if number >= size:
+                    file.unlink(missing_ok=True)
+        self._write()
+        self._thread = threading.Thread(target=self._run, name="notes", daemon=True)
+        self._thread.start()
+
+    def __call__(self, what: str) -> None:
+        """Note what the rank does from now on."""
+        self._note = Note(self._note.rank, self._note.size, self._note.address, what, self._note.number)
+        self._changed.set()
+
+    def __enter__(self) -> "Notes":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give no more signs, and take back the last."""
+        self._ended.set()
+        self._changed.set()
+        self._thread.join(timeout=_SIGN_S)
+        self._file.unlink(missing_ok=True)
+
+    def _run(self) -> None:
+        while not self._ended.wait(_WRITE_S):
+            self._changed.wait(_SIGN_S - _WRITE_S)
+            self._changed.clear()
+            self._write()
+
+    def _write(self) -> None:
+        self._note = Note(**{**asdict(self._note), "number": self._note.number + 1})
+        partial = self._file.with_suffix(".note-partial")
+        with contextlib.suppress(OSError):  # a full disk ends the run elsewhere
+            partial.write_text(json.dumps(asdict(self._note)), encoding="utf-8")
+            partial.replace(self._file)
+
+
+def unnoted(what: str) -> None:
+    """For ranks whose waiting nobody watches."""
+
+
+def clear(log_dir: Path) -> None:
+    """Remove the notes of launches before."""
+    for file in _files(log_dir).values():
+        file.unlink(missing_ok=True)
+
+
+def read(log_dir: Path) -> dict[int, Note]:
+    """The last note of each rank."""
+    found = {}
+    for rank, file in _files(log_dir).items():
+        with contextlib.suppress(OSError, ValueError, TypeError):  # it may be replaced while it is read
+            found[rank] = Note(**json.loads(file.read_text(encoding="utf-8")))
+    return found
+
+
+def _files(log_dir: Path) -> dict[int, Path]:
+    return {int(file.stem.partition("-")[2]): file for file in sorted(log_dir.glob("rank-*.note"))}
+
+
+@dataclass
+class Waiting:
+    """What the driver has seen; pure.
+
+    now_s: when it begins to look, by any clock; size: ranks that the group is to have, at least.
+    """
+
+    size: int
+    now_s: float
+    _notes: Mapping[int, Note] = field(default_factory=dict)
+    _signs_s: dict[int, float] = field(default_factory=dict)
+    _moved: object = None
+    _moved_s: float = 0.0
+    _said_s: float = 0.0
+    _alive_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._moved_s = self._said_s = self._alive_s = self.now_s
+
+    def look(self, now_s: float, notes: Mapping[int, Note], moved: object) -> None:
+        """Take in how things stand.
+
+        Args:
+            now_s: By the same clock.
+            notes: Of the ranks.
+            moved: Anything that differs when something has moved.
+        """
+        for rank, note in notes.items():
+            before = self._notes.get(rank)
+            if before is None or before.number != note.number:
+                self._signs_s[rank] = now_s
+                self._alive_s = now_s
+        moved = moved, sorted((rank, note.what) for rank, note in notes.items())
+        if moved != self._moved:
+            self._moved, self._moved_s, self._said_s = moved, now_s, now_s
+        self._notes, self.now_s = notes, now_s
+
+    @property
+    def without_ranks_s(self) -> float:
+        """Seconds since any rank gave a sign, or since the look-out began."""
+        return self.now_s - self._alive_s
+
+    def begin_anew(self, now_s: float) -> None:
+        """Count from now on: what was waited for has come."""
+        self._alive_s = self.now_s = now_s
+
+    def due(self) -> bool:
+        """Whether something must be said; not again before as much time has passed again."""
+        if self.now_s - self._said_s < SAY_S:
+            return False
+        self._said_s = self.now_s
+        return True
+
+    def describe(self, supply: str, lost_nodes: Sequence[str] = ()) -> str:
+        """Who waits for whom, in a line.
+
+        Args:
+            supply: What supplies the batches says of itself.
+            lost_nodes: Addresses of nodes that take no connection.
+        """
+        quiet = [note for rank, note in sorted(self._notes.items()) if self._is_quiet(rank)]
+        living = [note for rank, note in sorted(self._notes.items()) if not self._is_quiet(rank)]
+        size = max([self.size, *(note.size for note in living)])
+        missing = sorted(set(range(size)) - self._notes.keys())
+        waited_for = [f"{note.who}, which has given no sign for {self._quiet_s(note):.0f} s" for note in quiet]
+        if missing:
+            waited_for.append(f"{_ranks(missing)} to start")
+        parts = []
+        if not living:
+            parts.append(f"waiting for {'; '.join(waited_for) or 'workers'}")
+        for what, ranks in _by_what(living).items():
+            parts.append(f"{_ranks(ranks)}: {what}")
+        if living and waited_for:
+            parts[-1] += f", waiting for {'; '.join(waited_for)}"
+        if lost_nodes:
+            parts.append(f"no connection to node(s) {', '.join(lost_nodes)}")
+        if supply:
+            parts.append(supply)
+        return f"nothing has moved for {self.now_s - self._moved_s:.0f} s: {'; '.join(parts)}"
+
+    def _is_quiet(self, rank: int) -> bool:
+        return self.now_s - self._signs_s[rank] > NO_SIGN_S
+
+    def _quiet_s(self, note: Note) -> float:
+        return self.now_s - self._signs_s[note.rank]
+
+
+def _by_what(notes: Sequence[Note]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for note in notes:
+        found.setdefault(note.what, []).append(note.rank)
+    return found
+
+
+def _ranks(ranks: Sequence[int], most: int = 8) -> str:
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    shown = ", ".join(map(str, ranks[:most]))
+    return f"ranks {shown}" + (f" and {len(ranks) - most} more" if len(ranks) > most else "")
+
+
+class Lines:
+    """The complete lines that are new in a file, from its end on."""
+
+    def __init__(self, file: Path):
+        self._file = file
+        self._offset = file.stat().st_size if file.exists() else 0
+
+    def new(self) -> list[str]:
+        """Those since the last call."""
+        if not self._file.exists():
+            return []
+        with open(self._file, "rb") as file:
+            file.seek(self._offset)
+            complete, newline, _ = file.read().rpartition(b"\n")
+        self._offset += len(complete + newline)
+        return complete.decode(errors="replace").splitlines()
+
+
+def warnings(lines: Sequence[str], most: int = 3, most_below: int = 16) -> list[str]:
+    """Warnings and errors of a log's new lines, each with what stands below it; of many the first."""
+    found: list[list[str]] = []
+    belongs = False
+    for line in lines:
+        head = _RECORD.match(line)
+        if head:
+            belongs = head["level"] in ("WARNING", "ERROR")
+            if belongs:
+                found.append([head["message"]])
+        elif belongs:
+            found[-1].append(line)
+    shown = ["\n".join(each[: 1 + most_below]) for each in found[:most]]
+    return shown + ([f"and {len(found) - most} more warnings"] if len(found) > most else [])
+
+
+class Watch:
+    """Looks for the driver, in a thread, while its block runs: shows what must be said, and knows when to give up.
+
+    Args:
+        run_dir: The run folder.
+        size: Ranks that the group is to have, at least.
+        supply: What supplies the batches says of itself: how far it is, and whom it waits for.
+        cluster: The cluster, if it is not this machine's own.
+        timeout_s: Longest wait for a worker group, `cluster.timeout_s`.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        size: int,
+        supply: Callable[[], tuple[object, str]],
+        cluster: "Cluster | None",
+        timeout_s: float,
+    ):
+        self._run_dir, self._log_dir = run_dir, run_dir / "logs"
+        self._supply, self._cluster, self._timeout_s = supply, cluster, timeout_s
+        clear(self._log_dir)
+        self._waiting = Waiting(size, time.monotonic())
+        self._events, self._rollouts = Lines(run_dir / events.EVENTS), Lines(self._log_dir / "rollouts.log")
+        self._said = ""
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def __enter__(self) -> "Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join(timeout=_SIGN_S)
+
+    def check(self) -> None:
+        """Called by whoever waits for the run's end.
+
+        Raises:
+            UserError: there is nothing more to wait for.
+        """
+        if self._cluster is not None:
+            self._cluster.check_head()
+            if self._waiting.without_ranks_s > NO_SIGN_S and self._cluster.wait_for_room():
+                self._waiting.begin_anew(time.monotonic())
+        if self._waiting.without_ranks_s > self._timeout_s:
+            raise UserError(
+                f"no worker gave a sign within cluster.timeout_s = {self._timeout_s:g} s: "
+                f"{self._said or 'none started'}; see {self._log_dir}; continue with --resume auto",
+                exit_code=1,
+            )
+
+    def _run(self) -> None:
+        while not self._done.wait(_WRITE_S):
+            self._look()
+        self._show_news()
+
+    def _look(self) -> None:
+        self._show_news()
+        moved, supply = self._ask_supply()
+        sizes = [_size(self._log_dir / "rank-0.log"), _size(self._run_dir / events.EVENTS)]
+        self._waiting.look(time.monotonic(), read(self._log_dir), (moved, sizes))
+        if self._waiting.due():
+            lost = self._cluster.lost_nodes() if self._cluster is not None else []
+            self._said = self._waiting.describe(supply, lost)
+            _say(self._said)
+
+    def _ask_supply(self) -> tuple[object, str]:
+        try:
+            return self._supply()
+        except Exception as error:  # whatever it is going through, the look-out goes on
+            return None, f"what supplies the batches does not answer ({type(error).__name__})"
+
+    def _show_news(self) -> None:
+        for line in self._events.new():
+            with contextlib.suppress(ValueError):
+                event = json.loads(line)
+                if event.get("kind") == "failure":
+                    _say(f"the workers stopped, and are started anew if they may be: {event.get('text', '')}")
+        for text in warnings(self._rollouts.new()):
+            _say(text)
+
+
+class Cluster:
+    """The cluster that a run joined, as its driver sees it.
+
+    Args:
+        ask: What the worker group needs, at least.
+        patience_s: Longest wait for nodes.
+    """
+
+    def __init__(self, ask: preflight.Ask, patience_s: float):
+        import ray
+
+        self._ask, self._patience_s = ask, patience_s
+        address, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        self._head = address.strip("[]"), int(port)
+        self._answered_s = self._told_s = time.monotonic()
+        self._looked_s = 0.0
+
+    def check_head(self) -> None:
+        """Say that the head is silent, and give up shortly before Ray would end this process without a word.
+
+        Raises:
+            UserError: it was silent for too long.
+        """
+        now = time.monotonic()
+        if now - self._looked_s < _HEAD_EVERY_S:
+            return
+        self._looked_s = now
+        if nodes.answers(*self._head, timeout_s=_HEAD_EVERY_S):
+            self._answered_s = self._told_s = time.monotonic()
+            return
+        now = time.monotonic()
+        where = f"the head of the Ray cluster, {self._head[0]}:{self._head[1]},"
+        if now - self._answered_s > _HEAD_S:
+            raise UserError(
+                f"{where} has not answered for {now - self._answered_s:.0f} s; bring it back and continue with "
+                "--resume auto",
+                exit_code=1,
+            )
+        if now - self._told_s > _TELL_HEAD_S:
+            self._told_s = now
+            _say(f"{where} has not answered for {now - self._answered_s:.0f} s")
+
+    @property
+    def has_head(self) -> bool:
+        """Whether it answered just now."""
+        return time.monotonic() - self._answered_s < 3 * _HEAD_EVERY_S
+
+    def wait_for_room(self) -> bool:
+        """Where the nodes that are left cannot hold the group: ask the autoscaler, and wait.
+
+        Returns:
+            Whether it was waited.
+
+        Raises:
+            UserError: no nodes can come, or none came.
+        """
+        if not self.has_head or preflight.could_fit(self._ask):
+            return False
+        _say("nodes of the Ray cluster were lost: what is left cannot hold the workers")
+        try:
+            preflight.wait_until_it_fits(self._ask, self._patience_s)
+        except UserError as error:
+            raise UserError(f"{error}; continue with --resume auto", exit_code=1) from error
+        return True
+
+    def lost_nodes(self) -> list[str]:
+        """Addresses of nodes that Ray lists, and that take no connection from here."""
+        import ray
+
+        if not self.has_head:  # whom Ray would ask
+            return [f"{self._head[0]} (the head)"]
+        return [node["NodeManagerAddress"] for node in nodes.silent([each for each in ray.nodes() if each["Alive"]])]
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)

@@ -1,0 +1,58 @@
+"""Paths of a config made absolute for actors, and what nodes must have of them."""
+
+from pathlib import Path
+
+from rayswift.config import paths
+from rayswift.config.load import load
+
+FLAGS = [
+    "--rlhf_type", "grpo", "--model", "models/tiny", "--data.dataset", "rows.jsonl", "--reward_funcs",
+    "rewards.py:digits", "accuracy", "mine.rewards:other", "--reward_models", "models/reward", "org/on-the-hub",
+    "--reward_kwargs", '{"rewards.py:digits": {"scale": 2}, "accuracy": {"tolerance": 1}}', "--plugins", "plugin.py",
+    "--chat_template", "chat.jinja",
+]  # fmt: skip
+
+
+def project(folder: Path) -> Path:
+    for name in ("models/tiny", "models/reward"):
+        (folder / name).mkdir(parents=True)
+    for name in ("rewards.py", "plugin.py", "chat.jinja", "accuracy"):
+        (folder / name).touch()
+    (folder / "accuracy").unlink()
+    return folder
+
+
+def test_what_lies_in_the_folder_becomes_absolute(tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    config = paths.absolute(load("rlhf", FLAGS).config, folder)
+    assert config.model.path == f"{folder}/models/tiny"
+    assert config.model.chat_template == f"{folder}/chat.jinja"
+    assert config.train.plugins == [f"{folder}/plugin.py"]
+    assert config.rollout.reward_funcs == [f"{folder}/rewards.py:digits", "accuracy", "mine.rewards:other"]
+    assert config.rollout.reward_models == [f"{folder}/models/reward", "org/on-the-hub"]
+    assert config.rollout.reward_kwargs == {f"{folder}/rewards.py:digits": {"scale": 2}, "accuracy": {"tolerance": 1}}
+    assert paths.absolute(config, Path("/elsewhere")) == config
+
+
+def test_a_job_keeps_paths_that_each_node_unpacks_for_itself(tmp_path: Path) -> None:
+    folder = project(tmp_path / "working_dir_files" / "_ray_pkg_0")
+    config = load("rlhf", FLAGS).config
+    assert paths.absolute(config, folder) == config
+    assert paths.needed(config, folder)["model.path = 'models/tiny'"] == Path("models/tiny")
+
+
+def test_what_nodes_must_have(tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    config = paths.absolute(load("rlhf", FLAGS).config, folder)
+    assert set(paths.needed(config, folder).values()) == {
+        folder / "models/tiny", folder / "chat.jinja", folder / "plugin.py",
+    }  # fmt: skip
+    rewards = paths.needed_by_rewards(config, folder)
+    assert set(rewards.values()) == {folder / "rewards.py", folder / "models/reward"}
+
+
+def test_every_name_is_a_field() -> None:
+    config = load("rlhf", FLAGS).config
+    for name in (*paths._FOR_WORKERS, *paths._FOR_REWARDS):
+        section, _, field = name.partition(".")
+        assert field in type(dict(config)[section]).model_fields, name
