@@ -7,13 +7,14 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from rayswift import nodes, preflight, signals
 from rayswift.config.rollout import RolloutConfig
 from rayswift.config.schema import ClusterConfig
-from rayswift.log import UserError
+from rayswift.log import UserError, logger
 
 TRAINER = "rayswift_trainer"
 """Custom resource of a Ray started here: train workers hold it, so that all CPUs stay with the data tasks."""
@@ -75,14 +76,7 @@ def join(cluster: ClusterConfig) -> dict[str, float] | None:
 
     if not ray.is_initialized():
         _set_up_ray_train(cluster)
-        try:
-            with signals.kept():
-                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"no Ray cluster answers at {address} (cluster.address, or RAY_ADDRESS): {reason}"
-            ) from error
+        _init(f"the Ray cluster at {address} (cluster.address, or RAY_ADDRESS) cannot be joined", address=address)
     resources: dict[str, float] = ray.cluster_resources()
     return resources
 
@@ -256,22 +250,43 @@ def connect(
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine's only node
     os.environ.setdefault("RAY_WARN_BLOCKING_GET_INSIDE_ASYNC", "0")  # Ray Train's controller does so
     engine_gpus = layout.engine.get("GPU", 0.0)
-    try:
-        with signals.kept():
-            ray.init(
-                num_cpus=cluster.num_data_cpus,
-                num_gpus=layout.world_size + int(layout.max_engines * engine_gpus) if layout.device == "cuda" else 0,
-                resources={
-                    # What users name for nodes of their own is all here.
-                    **{name: layout.max_engines * each for name, each in layout.engine.items() if name not in _OF_RAY},
-                    TRAINER: float(layout.world_size),
-                },
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-            )
-    except OSError as error:  # its sockets lie below the temporary folder, and their paths may have 107 bytes
-        raise UserError(f"Ray cannot start: {error}; set RAY_TMPDIR to a short path on a local disk") from error
+    _init(
+        "Ray cannot start on this machine",
+        num_cpus=cluster.num_data_cpus,
+        num_gpus=layout.world_size + int(layout.max_engines * engine_gpus) if layout.device == "cuda" else 0,
+        resources={
+            # What users name for nodes of their own is all here.
+            **{name: layout.max_engines * each for name, each in layout.engine.items() if name not in _OF_RAY},
+            TRAINER: float(layout.world_size),
+        },
+        include_dashboard=False,
+    )
+
+
+def _init(problem: str, **how: Any) -> None:
+    """`ray.init`, once more where it fails: a busy machine starts or answers too late.
+
+    Raises:
+        UserError: twice, or for a reason that stays.
+    """
+    import ray
+
+    for is_last in (False, True):
+        try:
+            with signals.kept():
+                ray.init(log_to_driver=False, logging_level="ERROR", **how)
+            return
+        except Exception as error:  # of a node that starts too slowly Ray raises just this class
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            ray.shutdown()
+            if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
+                # Its sockets lie below the temporary folder, and their paths may have 107 bytes.
+                raise UserError(f"{problem}: {reason}; set RAY_TMPDIR to a short path on a local disk") from error
+            if isinstance(error, ValueError):
+                raise UserError(f"{problem}: {reason}") from error
+            if is_last:
+                raise UserError(f"{problem}: {reason}; tried twice: is it too busy? Ray's logs say more", 1) from error
+            logger.warning("%s: %s; trying once more", problem, reason)
 
 
 def worker_resources(layout: Layout) -> dict[str, float]:
