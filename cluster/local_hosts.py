@@ -9,6 +9,7 @@ Needs root and the commands `ip`, `unshare` and `nsenter`; see `obstacle`.
 """
 
 import contextlib
+import json
 import os
 import shlex
 import shutil
@@ -27,7 +28,7 @@ _NETWORK = "10.77.0"
 SWITCH = f"{_NETWORK}.254"
 """Where whatever `LocalHosts.start_at_switch` starts is reached from every host."""
 _GCS_PORT, _DASHBOARD_PORT, _AGENT_PORT = 6379, 8265, 52365
-_START_S = 120
+_START_S = 180
 _NEEDED = ("ip", "iptables", "mount", "nsenter", "ss", "tc", "unshare")
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -154,6 +155,8 @@ class Host:
         self._environment, self._switch, self._plug = dict(environment), switch, f"veth{number}"
         self._ray: subprocess.Popen[bytes] | None = None
         self._ports: list[int] = []
+        self._ray_command: list[str] = []
+        self._ray_environment: dict[str, str] = {}
         own = folder / self.name
         own.mkdir(exist_ok=True)
         kinds = ("uts", "ipc", "net")
@@ -217,6 +220,7 @@ class Host:
     def start_ray(
         self,
         num_cpus: int,
+        resources: Mapping[str, float] | None = None,
         head: str | None = None,
         dashboard: bool = True,
         environment: Mapping[str, str] | None = None,
@@ -225,22 +229,29 @@ class Host:
 
         Args:
             num_cpus: Its CPUs.
+            resources: Its custom resources.
             head: Address of the head; None: this is the head.
             dashboard: Whether a head takes jobs.
             environment: More variables for it.
         """
         flags = [f"--num-cpus={num_cpus}", f"--dashboard-agent-listen-port={_AGENT_PORT}"]
+        if resources:
+            flags.append(f"--resources={json.dumps(dict(resources))}")
         if head:
             flags.append(f"--address={head}:{_GCS_PORT}")
         else:
             flags += ["--head", f"--port={_GCS_PORT}", f"--include-dashboard={str(dashboard).lower()}"]
             flags += ["--dashboard-host=0.0.0.0", f"--dashboard-port={_DASHBOARD_PORT}"]
         self._ports = [] if head or not dashboard else [_DASHBOARD_PORT, _AGENT_PORT]
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *flags]
+        self._ray_command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *flags]
+        self._ray_environment = {**self._environment, **(environment or {})}
+        self._ray = self._start_node()
+
+    def _start_node(self) -> subprocess.Popen[bytes]:
         with open(self.log, "wb") as log:
-            self._ray = subprocess.Popen(
-                self.command(command),
-                env={**self._environment, **(environment or {})},
+            return subprocess.Popen(
+                self.command(self._ray_command),
+                env=self._ray_environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -254,9 +265,13 @@ class Host:
             RuntimeError: it did not come up.
         """
         assert self._ray is not None, "started"
-        deadline = time.monotonic() + _START_S
+        deadline, is_second = time.monotonic() + _START_S, False
         while "Ray runtime started" not in (text := self.log.read_text(encoding="utf-8", errors="replace")):
-            if self._ray.poll() is not None or time.monotonic() > deadline:
+            if (
+                self._ray.poll() is not None and not is_second
+            ):  # Ray waits 30 s for its own, too short on a busy machine
+                is_second, self._ray = True, self._start_node()
+            elif self._ray.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"Ray did not come up on {self.name} within {_START_S} s:\n{text[-3000:]}")
             time.sleep(0.1)
         for port in self._ports:
@@ -343,6 +358,7 @@ class LocalHosts:
     Args:
         num_hosts: With the head.
         num_cpus: CPUs of each in Ray's eyes, or one number for all.
+        resources: Custom resources of hosts, by number.
         seen: Folders below `/tmp` that all hosts see as this machine does.
         dashboard: Whether the head takes jobs (`ray job submit`).
         environment: Variables of whatever runs on the hosts, beside this process's own.
@@ -353,6 +369,7 @@ class LocalHosts:
         self,
         num_hosts: int = 3,
         num_cpus: int | Sequence[int] = 1,
+        resources: Mapping[int, Mapping[str, float]] | None = None,
         seen: Sequence[Path] = (),
         dashboard: bool = True,
         environment: Mapping[str, str] | None = None,
@@ -360,6 +377,7 @@ class LocalHosts:
     ):
         self._folder = Path(tempfile.mkdtemp(prefix="ray-hosts-", dir="/tmp"))
         self._num_cpus = [num_cpus] * num_hosts if isinstance(num_cpus, int) else list(num_cpus)
+        self._resources = {number: dict(held) for number, held in (resources or {}).items()}
         # Where Python and this package lie below /tmp, hosts see these too.
         self._seen = [path for path in (*seen, _ROOT, Path(sys.prefix).resolve()) if path.parts[:2] == ("/", "tmp")]
         inherited = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "TMPDIR")}
@@ -412,10 +430,13 @@ class LocalHosts:
 
     def start_ray(self, number: int) -> None:
         """Begin to start the Ray node of a host; host 0 is the head."""
+        resources = self._resources.get(number)
         if number == 0:
-            self[0].start_ray(self._num_cpus[0], dashboard=self._dashboard, environment=self._head_environment)
+            self[0].start_ray(
+                self._num_cpus[0], resources, dashboard=self._dashboard, environment=self._head_environment
+            )
         else:
-            self[number].start_ray(self._num_cpus[number], head=self[0].address)
+            self[number].start_ray(self._num_cpus[number], resources, head=self[0].address)
 
     def start_at_switch(
         self, argv: Sequence[str], environment: Mapping[str, str] | None = None
