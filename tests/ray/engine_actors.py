@@ -6,6 +6,7 @@ python -m tests.ray.engine_actors FOLDER
 import asyncio
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,20 +18,51 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from rayswift.log import UserError
+from rayswift.rollout.actors import ActorEngine
 from rayswift.rollout.engine import SamplingSettings
 from rayswift.rollout.engine_setup import EngineSetup, engine_options
+from rayswift.rollout.patience import Limits
+from rayswift.rollout.pool import Pool
 from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest
 from rayswift.rollout.vllm_engine import VllmEngine
-from rayswift.rollout.weights import ObjectStore, WeightStore
+from rayswift.rollout.weights import ObjectStore, Published, WeightStore, fetch
 from rayswift.train.policy.publish import Publisher
 from tests.conftest import TINY
 
 FIRST, SECOND = PolicyVersion(1, 0), PolicyVersion(1, 1)
 PROMPTS, PROMPT_TOKENS, ROOM = 8, 20, 400
+SLOW_S, SILENCE_S = 5.0, 2.0
 
 
 class Probed(VllmEngine):
-    """An engine that can also be asked to fail at its start."""
+    """An engine that can also be asked to fail at its start, and to have trouble with its next load."""
+
+    trouble = ""
+
+    async def start(self) -> None:
+        """The second time, for the pool, it has started."""
+        if not self._is_built:
+            await super().start()
+
+    async def have_trouble(self, what: str) -> None:
+        """What becomes of the next load."""
+        self.trouble = what
+
+    async def load(self, version: PolicyVersion, weights: Published) -> float:
+        """See Engine."""
+        tensors = await fetch(weights, self._transport, 60)
+        what, self.trouble = self.trouble, ""
+        if what == "shape":  # vLLM stops in the midst
+            info, data = tensors[len(tensors) // 2]
+            tensors[len(tensors) // 2] = replace(info, shape=(1, *info.shape)), data
+        elif what == "missing":  # all but one are in place
+            del tensors[-1]
+
+        def take_over(core: Any) -> float:
+            time.sleep(SLOW_S if what == "slow" else 0)
+            return core.load(weights, tensors)  # type: ignore[no-any-return]
+
+        return await self._call(take_over)
 
     async def fail_to_start(self) -> str:
         try:
@@ -155,6 +187,41 @@ async def story(engine: Any, store: Any, config: Any) -> dict[str, Any]:
     return found
 
 
+async def troubled(engine: Any, config: Any) -> dict[str, Any]:
+    """In a pool, under requests: a load that takes longer than the engine may be silent, loads that fail once."""
+    limits = Limits(suspect_s=1, dead_s=SILENCE_S, answer_s=SILENCE_S)
+    pool = Pool(lambda name: ActorEngine(engine), limits, salvage=True)
+    pool.scale_to(1)
+    models: dict[PolicyVersion, Any] = {}
+    errors, seconds = [], {}
+    for step, what in enumerate(["", "slow", "shape", "missing"]):
+        version = PolicyVersion(2, step)
+        models[version] = policy(config, step)
+        published = Publisher(models[version], "float32", False, True, ObjectStore()).publish(version)
+        asked = requests(what)
+        futures = pool.sample(asked, max(0, step - 1))
+        while step and (await engine.status.remote()).running < PROMPTS:
+            await asyncio.sleep(0.001)
+        await engine.have_trouble.remote(what)
+        began = time.monotonic()
+        await pool.set_weights(version, published)
+        seconds[what] = time.monotonic() - began
+        done = {completion.key: completion for completion in await asyncio.gather(*futures)}
+        assert step == 0 or any(len(completion.spans) > 1 for completion in done.values()), "none was in flight"
+        errors.append(error_of(asked, done, models))
+    stands = pool.statistics()
+    await pool.close()
+    return {
+        "errors": errors,
+        "seconds": seconds,
+        "lost": stands.lost,
+        "failed": stands.failed,
+        "requests": stands.requests,
+        "salvaged": stands.salvaged_tokens,
+        "regenerated": stands.regenerated_tokens,
+    }
+
+
 async def main(folder: Path) -> None:
     """Start both engines at once, and print what came of them."""
     engines = []
@@ -169,7 +236,7 @@ async def main(folder: Path) -> None:
     for engine, config in engines:
         store = ray.remote(WeightStore).options(num_cpus=0).remote(60)
         found.append(await story(engine, store, config))
-        await engine.close.remote()
+        found[-1]["troubled"] = await troubled(engine, config)
     print(json.dumps(found))  # noqa: T201
 
 

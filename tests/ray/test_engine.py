@@ -24,3 +24,8 @@ def test_tokens_are_of_the_weights_they_say_while_weights_change(tmp_path: Path)
         assert found["whole"] == [400]
         assert found["scored"] < 1e-5
         assert "cannot start" in found["cannot_start"]
+        troubled = found["troubled"]
+        assert troubled["seconds"]["slow"] >= 5  # of which it may be silent for 2
+        assert max(troubled["errors"]) < 1e-5
+        assert (troubled["lost"], troubled["failed"], troubled["requests"]) == (0, 0, 4 * 8)
+        assert troubled["salvaged"] > 0 == troubled["regenerated"]
