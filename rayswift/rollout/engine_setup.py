@@ -1,8 +1,10 @@
 """Section `rollout` -> what an engine is built from and what its actor holds; without ray, torch and vllm."""
 
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 from rayswift.config.model import ModelConfig
@@ -118,6 +120,20 @@ def engine_options(resources: Mapping[str, float]) -> dict[str, Any]:
         "max_restarts": 0,
         "max_task_retries": 0,
     }
+
+
+def require_model(setup: EngineSetup) -> None:
+    """Make sure that a model's folder is here, before vLLM takes its name for one of a hub.
+
+    Raises:
+        UserError: with the machine's name.
+    """
+    if Path(setup.model).is_absolute() and not Path(setup.model).is_dir():
+        raise UserError(
+            f"model.path = {setup.model} is no folder on {socket.gethostname()}, where an engine starts; put the model "
+            "where every node sees it, or give engines nodes that do (rollout.engine_resources)",
+            exit_code=1,
+        )
 
 
 def require_vllm(setting: str) -> None:

@@ -143,6 +143,7 @@ def change(members: Sequence[tuple[str, Member]], wanted: int) -> Change:
 @dataclass(frozen=True)
 class _Failure:
     generation: int
+    why: str
     alike: str
 
 
@@ -180,9 +181,15 @@ class Joins:
     def failed(self, generation: int, why: str) -> None:
         """An engine was lost before it had."""
         # A process, a node or a time in it tells two engines apart, not two reasons.
-        alike = re.sub(r"\b(?=\w*\d)\w+", "#", why.partition("\n")[0])
-        self._failures.append(_Failure(generation, alike))
+        why = why.partition("\n")[0]
+        self._failures.append(_Failure(generation, why, re.sub(r"\b(?=\w*\d)\w+", "#", why)))
         self.generation = max(self.generation, generation + 1)
+
+    def __str__(self) -> str:
+        """For people; empty where the last engine that came has joined."""
+        if not self._failures:
+            return ""
+        return f"{self.num_failed} in a row were lost before they served, the last: {self._failures[-1].why}"
 
     def hopeless(self, others: Sequence[tuple[int, Member]]) -> bool:
         """Whether no engine will ever serve.

@@ -73,8 +73,13 @@ class CoordinatorActor(Coordinator):
         await asyncio.shield(self._opening)
 
     async def new_attempt(self) -> int:
-        """See Coordinator; the first call of every worker group."""
+        """See Coordinator; the first call of every worker group.
+
+        Raises:
+            EnginesFailed: engines can start nowhere, as is known by now.
+        """
         await self.opened()
+        self._pool.check()
         return await super().new_attempt()
 
     async def standing(self) -> tuple[object, str]:

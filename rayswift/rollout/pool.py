@@ -198,8 +198,9 @@ class Pool:
         )
 
     def describe(self) -> str:
-        """Each engine's state, for people."""
-        return "; ".join(map(str, self._seats.values())) or "no engine"
+        """Each engine's state, for people, and why others are gone before they served."""
+        engines = "; ".join(map(str, self._seats.values())) or "no engine"
+        return f"{engines}; {self._joins}" if self._joins.num_failed else engines
 
     async def close(self) -> None:
         """End all engines; what was asked for is cancelled."""

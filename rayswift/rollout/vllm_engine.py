@@ -21,7 +21,7 @@ from rayswift import heap
 from rayswift.log import UserError
 from rayswift.resources import interfaces, network_environment
 from rayswift.rollout.engine import Collected, EngineStatus
-from rayswift.rollout.engine_setup import EngineSetup
+from rayswift.rollout.engine_setup import EngineSetup, require_model
 from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest
 from rayswift.rollout.weights import ObjectStore, Published, Transport, fetch
 
@@ -54,8 +54,9 @@ class VllmEngine:
         """See Engine.
 
         Raises:
-            UserError: vLLM is not installed, or cannot build the engine; with its last log lines.
+            UserError: vLLM or the model is not here, or vLLM cannot build the engine; with its last log lines.
         """
+        require_model(self._setup)
         os.environ.update(network_environment(_node_address(), interfaces(), os.environ))
         self._loop = asyncio.get_running_loop()
         self._has_finished, self._is_idle = asyncio.Event(), asyncio.Event()

@@ -1,6 +1,7 @@
 """What an engine is built from, and what is refused before one is."""
 
 import logging
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,14 @@ def test_a_missing_vllm_is_named_with_the_command(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(engine_setup, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'rayswift\[gpu\]'"):
         engine_setup.require_vllm("train.task = grpo")
+
+
+def test_a_model_that_is_not_on_the_engines_node_is_named_with_the_node(tmp_path: Path) -> None:
+    made = setup(RolloutConfig())
+    engine_setup.require_model(made)  # a hub id
+    engine_setup.require_model(replace(made, model=str(tmp_path)))
+    with pytest.raises(UserError, match=f"model.path = {tmp_path}/gone is no folder on {socket.gethostname()}"):
+        engine_setup.require_model(replace(made, model=f"{tmp_path}/gone"))
 
 
 def test_adapters_that_vllm_cannot_serve() -> None:

@@ -113,6 +113,7 @@ def test_the_same_reason_in_two_generations_is_hopeless() -> None:
     assert joins.generation == 1
     assert not joins.hopeless([])
     joins.failed(1, "process 77 on node 4fe1: no model x\n  and more lines")
+    assert str(joins) == "3 in a row were lost before they served, the last: process 77 on node 4fe1: no model x"
     assert joins.hopeless([])
     assert joins.hopeless([(1, STARTING)])
     joins.joined()
