@@ -59,10 +59,12 @@ def merge(model: FoundModel, folder: Path) -> None:
     which sentence-transformers loads an embedding or a reranker."""
     from peft import PeftModel
 
+    from rayswift.train import generation_config
     from rayswift.train.heads import class_of_adapter
 
     network, settings = class_of_adapter(model.adapter, model.folder)
     base = network.from_pretrained(model.weights, dtype="auto", **settings)
+    generation_config.mend(base)
     merged = PeftModel.from_pretrained(base, model.folder).merge_and_unload(safe_merge=True)
     tokenizer = load_tokenizer(model)
     if merged.can_generate():

@@ -1,12 +1,14 @@
 """HF's trainer for classes and values of whole texts, on the stream."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 
 from rayswift.data.windows import PackedRow
-from rayswift.train import evaluation
+from rayswift.train import evaluation, heads
 from rayswift.train.head_trainer import HeadTrainer
 
 _OF_CLASS = "f1 of class "
@@ -22,6 +24,11 @@ class StreamedClassTrainer(HeadTrainer):
     def __init__(self, *, model: Any, **kwargs: Any):
         self._is_regression = model.config.problem_type == "regression"
         super().__init__(model=model, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if isinstance(self.model, PeftModel):  # an adapter has no config.json
+            heads.write_settings(Path(output_dir or self.args.output_dir), self.model.config)
 
     def _loss(self, model: Any, inputs: dict[str, Any], rows: Sequence[PackedRow]) -> tuple[Any, evaluation.Sums]:
         labels = inputs.get("labels")

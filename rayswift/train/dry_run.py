@@ -21,8 +21,6 @@ def dry_run(config: TrainingConfig) -> None:
     unchecked = []
     if not plan.layout.local:
         unchecked.append("the cluster: what it has, and what of it is free, is looked at when the run starts")
-    if plan.estimates is None:
-        unchecked.append(f"the model: no {config.model.path}/config.json here, so sizes and memory are unknown")
     for source in [*config.data.dataset, *config.data.eval]:
         if not Path(parse_source(source).path).exists():
             unchecked.append(f"the rows of {source}: not a file here")

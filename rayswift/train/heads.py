@@ -1,14 +1,18 @@
 """What a model ends in: the class that loads it, what its config says of it, and what PEFT calls it."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
 
 from rayswift.config.model import ModelConfig
 from rayswift.train.memory import read_header
 from rayswift.train.tasks import Head, problem_type
+
+# Beside an adapter with a classification head: what its outputs mean.
+_SETTINGS = "head_config.json"
 
 CLASSES: dict[Head, Any] = {
     "causal_lm": AutoModelForCausalLM,
@@ -31,6 +35,13 @@ def settings(model: ModelConfig, head: Head) -> dict[str, Any]:
     return {"num_labels": 1} if head == "reward" else {}
 
 
+def write_settings(folder: Path, config: PreTrainedConfig) -> None:
+    """Write beside an adapter what a classification head's `config.json` would say of its outputs."""
+    labels = {str(number): name for number, name in config.id2label.items()}
+    said = {"problem_type": config.problem_type, "id2label": labels, "label2id": config.label2id}
+    (folder / _SETTINGS).write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def class_of_adapter(adapter: Mapping[str, Any], folder: Path) -> tuple[Any, dict[str, Any]]:
     """What an adapter goes around: the class, and the fields that its head needs beyond the base's `config.json`.
 
@@ -42,6 +53,9 @@ def class_of_adapter(adapter: Mapping[str, Any], folder: Path) -> tuple[Any, dic
     head = found[0] if found else "causal_lm"
     if PEFT_TASK_TYPES[head] != "SEQ_CLS":
         return CLASSES[head], {}
+    if (folder / _SETTINGS).exists():
+        said = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+        return CLASSES[head], said | {"id2label": {int(number): name for number, name in said["id2label"].items()}}
     tensors = read_header(folder / "adapter_model.safetensors")
     rows = [tensor["shape"][0] for name, tensor in tensors.items() if name.endswith("score.weight")]
     return CLASSES[head], {"num_labels": rows[0]} if rows else {}

@@ -17,7 +17,7 @@ from rayswift.config.model import ModelConfig
 from rayswift.config.tuner_fields import is_initialised_before
 from rayswift.data.windows import PackedRow
 from rayswift.log import UserError, logger
-from rayswift.train import checkpoint, heads, initial_adapter, tuners
+from rayswift.train import checkpoint, generation_config, heads, initial_adapter, tuners
 from rayswift.train.adapters import adapter_folder
 from rayswift.train.run_folder import RECIPE
 from rayswift.train.tasks import Head
@@ -57,6 +57,7 @@ def write(
     )
     _stretch(architecture.get_text_config(), model)
     network = _load(model, architecture, head)
+    generation_config.mend(network)
     if model.new_special_tokens:
         _add_rows(network, tokenizer_dir)
         if model.tuner != "full" and not model.modules_to_save:

@@ -5,12 +5,15 @@ each divided by the workers from its stage on.
 """
 
 import json
+import re
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from rayswift.config.model import ModelConfig
 from rayswift.log import UserError
 
 # Times hidden size, in half precision. A checkpointed layer keeps its input; else Korthikanti et al. (2022, eq. 2)
@@ -19,17 +22,34 @@ from rayswift.log import UserError
 _ACTIVATION_BYTES_PER_TOKEN_LAYER = {True: 2.0, False: 50.0}
 # The head's logits in the model's precision and in float32, and their gradient.
 _LOGIT_BYTES = 12
+# Of a weight that bitsandbytes packs: blocks of 64 in 4 bits with a scale each, which is quantized too.
+_QUANTIZED_BYTES = {"nf4": 0.5 + 1 / 64, "fp4": 0.5 + 1 / 64, "int8": 1.0}
+# Parts of the names of matrices that PEFT's all-linear and bitsandbytes pass over, and what ends those of heads.
+_NOT_LINEAR = ("embed", "wte", "wpe", "norm", ".experts.")
+_HEADS = ("lm_head", "embed_out", "score", "classifier")
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Sizes of a model: all parameters, those trained, and what activations scale with."""
+    """Sizes of a model: its parameters, those trained (an adapter's are beside the model's), those kept as they are,
+    those in matrices that can be quantized; and what activations scale with.
+    """
 
     num_parameters: int
     num_trainable: int
+    num_frozen: int
+    num_quantizable: int
     hidden_size: int
     num_layers: int
     vocab_size: int
+
+    def beside(self, reference: "ModelSize") -> "ModelSize":
+        """The sizes with those of a frozen reference model added."""
+        return replace(
+            self,
+            num_parameters=self.num_parameters + reference.num_parameters,
+            num_frozen=self.num_frozen + reference.num_parameters,
+        )
 
 
 @dataclass(frozen=True)
@@ -47,21 +67,77 @@ class MemoryEstimate:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def model_size(folder: Path, tuner: str, lora_rank: int) -> ModelSize:
-    """Sizes from safetensors headers where there are weights, else from config.json (dense decoder arithmetic).
+def model_size(
+    config: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    model: ModelConfig,
+    num_trainable: int | None = None,
+) -> ModelSize:
+    """Sizes of the model and of what is trained of it.
 
-    Raises:
-        OSError: config.json is missing.
+    Args:
+        config: Its `config.json`.
+        shapes: Of its parameters, as `shapes.find` gives them.
+        model: Which of them are trained, or get an adapter.
+        num_trainable: Parameters of the adapter, where the shapes do not tell.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config = config.get("text_config", config)
-    hidden, layers = int(config.get("hidden_size", 0)), int(config.get("num_hidden_layers", 0))
-    vocab, inner = int(config.get("vocab_size", 0)), int(config.get("intermediate_size", 4 * hidden))
-    headers = list(folder.glob("*.safetensors"))
-    total = sum(_count_in_header(path) for path in headers) if headers else _count_from_config(config)
-    # A rank-r adapter on every linear layer of a block: r * (in + out) for each of its seven matrices.
-    trainable = total if tuner == "full" else lora_rank * layers * (8 * hidden + 3 * (hidden + inner))
-    return ModelSize(total, trainable, hidden, layers, vocab)
+    text = config.get("text_config", config)
+    sizes = {name: prod(shape) for name, shape in shapes.items()}
+    linear = {name: shape for name, shape in shapes.items() if _is_linear(name, shape)}
+    total = sum(sizes.values())
+    if model.tuner == "full":
+        trained = _trained_of_full(sizes, model)
+        frozen = total - trained
+    else:
+        # A rank-r adapter around a matrix [out, in] has r * (in + out) weights; other kinds have fewer.
+        adapted = sum(sum(shape) for name, shape in linear.items() if _is_target(name, model))
+        copied = sum(sizes[name] for name in sizes if _is_named(name, model.modules_to_save))
+        trained, frozen = model.lora_rank * adapted + copied if num_trainable is None else num_trainable, total
+    return ModelSize(
+        num_parameters=total,
+        num_trainable=trained,
+        num_frozen=frozen,
+        num_quantizable=sum(sizes[name] for name in linear),
+        hidden_size=_first_number(text, "hidden_size", "n_embd", "d_model"),
+        num_layers=_first_number(text, "num_hidden_layers", "n_layer", "num_layers"),
+        vocab_size=_first_number(text, "vocab_size"),
+    )
+
+
+def _first_number(config: Mapping[str, Any], *names: str) -> int:
+    return next((config[name] for name in names if isinstance(config.get(name), int)), 0)
+
+
+def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether it is the matrix of a linear layer below the head; experts are stacked, so they are none."""
+    module = name.removesuffix(".weight")
+    return (
+        len(shape) == 2
+        and module != name
+        and not any(part in module for part in _NOT_LINEAR)
+        and not module.endswith(_HEADS)
+    )
+
+
+def _is_named(name: str, modules: Sequence[str]) -> bool:
+    module = f".{name.rpartition('.')[0]}."
+    return any(f".{each}." in module for each in modules)
+
+
+def _is_target(name: str, model: ModelConfig) -> bool:
+    if model.target_regex:
+        return re.fullmatch(model.target_regex, name.removesuffix(".weight")) is not None
+    module = f".{name.removesuffix('.weight')}"
+    return any(each == "all-linear" or module.endswith(f".{each}") for each in model.target_modules)
+
+
+def _trained_of_full(sizes: Mapping[str, int], model: ModelConfig) -> int:
+    """Parameters that `model.freeze`, `freeze_ratio` and `unfreeze` leave trained, whatever their order."""
+    freezes = re.compile(model.freeze) if model.freeze else None
+    unfreezes = re.compile(model.unfreeze) if model.unfreeze else None
+    kept = {name for name in sizes if not (freezes and freezes.match(name))}
+    trained = sum(sizes[name] for name in kept) - int(sum(sizes.values()) * model.freeze_ratio)
+    return max(trained, sum(size for name, size in sizes.items() if unfreezes and unfreezes.match(name)), 0)
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -86,24 +162,6 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def _count_in_header(path: Path) -> int:
-    return sum(prod(tensor["shape"]) for tensor in read_header(path).values())
-
-
-def _count_from_config(config: dict[str, Any]) -> int:
-    hidden, layers, vocab = (int(config.get(k, 0)) for k in ("hidden_size", "num_hidden_layers", "vocab_size"))
-    heads = int(config.get("num_attention_heads", 1))
-    head_dim = int(config.get("head_dim") or hidden // heads)
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    inner = int(config.get("intermediate_size", 4 * hidden))
-    experts = int(config.get("num_experts") or config.get("num_local_experts") or 1)
-    attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
-    query_key_norms = 2 * head_dim if str(config.get("model_type", "")).startswith("qwen3") else 0
-    block = attention + query_key_norms + experts * 3 * hidden * inner + 2 * hidden
-    embeddings = vocab * hidden * (1 if config.get("tie_word_embeddings") else 2)
-    return layers * block + embeddings + hidden
-
-
 def estimate(
     size: ModelSize,
     *,
@@ -113,30 +171,39 @@ def estimate(
     half: bool,
     tokens_per_micro_batch: int,
     gradient_checkpointing: bool,
+    quantization: str | None = None,
 ) -> MemoryEstimate:
-    """Memory of one worker under a ZeRO stage.
+    """Memory of one worker under a ZeRO stage, with Adam.
 
     Args:
         size: The model.
-        zero_stage: 0 to 3.
+        zero_stage: 0 to 3; 0 is PyTorch's DistributedDataParallel, without DeepSpeed.
         offload: none, optimizer or all.
         world_size: Data-parallel workers.
-        half: bfloat16 or float16 weights with float32 master weights, else float32 throughout.
+        half: Whether `model.dtype` is bfloat16 or float16, else float32.
         tokens_per_micro_batch: Rows times row length.
         gradient_checkpointing: Whether only layer inputs are kept.
+        quantization: Of the frozen weights below an adapter: int8, nf4, fp4 or None.
     """
-    share = [world_size if zero_stage >= stage else 1 for stage in (3, 2, 1)]
     bytes_each = 2 if half else 4
-    weights = size.num_parameters * bytes_each // share[0]
-    gradients = size.num_trainable * bytes_each // share[1]
-    optimizer = size.num_trainable * (12 if half else 8) // share[2]
+    trained, adapter_bytes = size.num_trainable, 4 if zero_stage == 0 else bytes_each
+    whole, part = 1.0, 1 / world_size
+    shares = [part if zero_stage >= stage else whole for stage in (3, 2, 1)]
+    frozen_bytes = size.num_frozen * float(bytes_each)
+    if quantization:
+        frozen_bytes -= size.num_quantizable * (bytes_each - _QUANTIZED_BYTES[quantization])
+    weights = (frozen_bytes + trained * adapter_bytes) * shares[0]
+    if zero_stage == 0:  # float32 throughout; DDP keeps a second copy of gradients in the buckets that it sends
+        gradients, optimizer = trained * (4.0 if world_size == 1 else 8.0), trained * 8.0
+    else:  # the optimizer steps on a float32 copy of the worker's part
+        gradients, optimizer = trained * (bytes_each * shares[1] + 4 * part), trained * 12 * shares[2]
     per_layer = _ACTIVATION_BYTES_PER_TOKEN_LAYER[gradient_checkpointing] * size.hidden_size * bytes_each / 2
     layers = size.num_layers + (25 if gradient_checkpointing else 0)  # one layer at a time is recomputed in full
     per_token = per_layer * layers + size.vocab_size * _LOGIT_BYTES
     return MemoryEstimate(
-        0 if offload == "all" else weights,
-        gradients,
-        0 if offload != "none" else optimizer,
+        0 if offload == "all" else int(weights),
+        int(gradients),
+        0 if offload != "none" else int(optimizer),
         int(tokens_per_micro_batch * per_token),
     )
 

@@ -1,5 +1,6 @@
 """Model and tokenizer of a worker."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from transformers import (
 from rayswift.config.model import ModelConfig
 from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.data.batches import Layout
-from rayswift.train import heads, tuners
+from rayswift.train import generation_config, heads, tuners
 from rayswift.train.tasks import Head
 
+# As `transformers` names rates: attention_dropout, attn_pdrop, hidden_dropout_prob.
+_DROPOUT = re.compile("dropout|pdrop")
 _FLASH = ("flash_attention", "kernels-community/flash")
 
 
@@ -26,6 +29,26 @@ def resolve_dtype(dtype: str, device: str) -> str:
     if dtype != "auto":
         return dtype
     return "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+
+
+def weights_dtype(model: ModelConfig, uses_deepspeed: bool, dtype: str) -> str:
+    """Number format that weights are loaded in.
+
+    DeepSpeed keeps float32 masters of weights in `model.dtype` itself. Without it, all weights that are trained stay
+    float32, and autocast computes in `model.dtype`; below an adapter they are frozen, and need no masters.
+    """
+    return dtype if uses_deepspeed or model.tuner != "full" else "float32"
+
+
+def hold_masters(network: PreTrainedModel | PeftModel, dtype: str) -> None:
+    """Without DeepSpeed: what is trained goes to float32; what full training freezes, and was loaded so, to `dtype`."""
+    kept = network._keep_in_fp32_modules_strict or ()  # small parts that `transformers` computes in float32
+    below_adapter = isinstance(network, PeftModel)  # loaded in `dtype`
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.float32)
+        elif not below_adapter and not any(part in name for part in kept):
+            parameter.data = parameter.data.to(getattr(torch, dtype))
 
 
 def load_tokenizer(folder: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -58,6 +81,7 @@ def load_model(config: ModelConfig, path: str, dtype: str, head: Head = "causal_
         kwargs |= _quantized(config, kwargs["dtype"])
     model: PreTrainedModel = heads.CLASSES[head].from_pretrained(path, **kwargs, **heads.settings(config, head))
     model.config.use_cache = False
+    generation_config.mend(model)
     if config.tuner == "full":
         tuners.freeze(model, config)
         return model
@@ -81,6 +105,16 @@ def _quantized(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
         )
     device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
     return {"quantization_config": bits, "device_map": {"": device}}
+
+
+def switch_off_dropout(network: torch.nn.Module) -> None:
+    """Every dropout of the model, also the rates that attention and others hold as numbers, which TRL leaves on."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if isinstance(value, float) and _DROPOUT.search(name):
+                setattr(module, name, 0.0)
 
 
 def reference(config: TrainingConfig, is_wanted: bool, initial: str, dtype: str) -> dict[str, Any]:

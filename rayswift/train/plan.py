@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from rayswift.config.model import ModelConfig, RlhfModelConfig
 from rayswift.config.model_checks import model_problems
 from rayswift.config.online_checks import max_sequence_length
 from rayswift.config.schema import DataConfig, RlhfConfig, SftConfig, TrainingConfig
@@ -14,9 +15,9 @@ from rayswift.data.global_batches import micro_batches
 from rayswift.data.mixing import weights_of
 from rayswift.log import UserError
 from rayswift.resources import Layout, memory_per_worker_bytes
-from rayswift.train import checkpoint, evaluation, memory
+from rayswift.train import checkpoint, evaluation, memory, shapes
 from rayswift.train.run_folder import Resume
-from rayswift.train.tasks import TASKS
+from rayswift.train.tasks import TASKS, keeps_reference
 
 _NOT_STRETCHABLE = ("reduce_lr_on_plateau", "greedy", "warmup_stable_decay")
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
@@ -24,11 +25,11 @@ ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
 @dataclass(frozen=True)
 class Plan(Generic[ConfigT]):
-    """A resolved config, where it runs, and the memory each ZeRO stage would take (None where sizes are unknown)."""
+    """A resolved config, where it runs, and the memory each ZeRO stage would take, or why it is unknown."""
 
     config: ConfigT
     layout: Layout
-    estimates: list[memory.MemoryEstimate] | None
+    estimates: list[memory.MemoryEstimate] | str
     available_bytes: int
 
     @property
@@ -57,8 +58,8 @@ def resolve(config: ConfigT, layout: Layout, resume: Resume | None) -> Plan[Conf
         stage = resume.zero_stage
     if stage is None:
         lowest = {"none": 0, "optimizer": 1, "all": 3}[config.cluster.offload]
-        fitting = memory.smallest_stage(available, layout.min_world_size, estimates) if estimates else 0
-        stage = max(lowest, fitting)
+        known = estimates if isinstance(estimates, list) else []
+        stage = max(lowest, memory.smallest_stage(available, layout.min_world_size, known) if known else 0)
     has_eval = bool(config.data.eval or config.data.eval_fraction)
     metric, greater = config.train.metric_for_best_model, config.train.greater_is_better
     if rollout_of(config) and metric == "loss":  # an evaluation that samples has none
@@ -213,12 +214,21 @@ def _config_value(path: str, key: str) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _estimates(config: TrainingConfig, layout: Layout) -> list[memory.MemoryEstimate] | None:
+def _estimates(config: TrainingConfig, layout: Layout) -> list[memory.MemoryEstimate] | str:
+    """For each ZeRO stage; or why there are none."""
+    model = config.model
     try:
-        size = memory.model_size(Path(config.model.path), config.model.tuner, config.model.lora_rank)
-    except OSError:
-        return None
-    half = config.model.dtype in ("bfloat16", "float16") or (config.model.dtype == "auto" and layout.device == "cuda")
+        size = _size(model, config)
+        if config.train.task in TASKS and keeps_reference(config):
+            named = model.reference if isinstance(model, RlhfModelConfig) else None
+            if named:
+                whole = {"path": named, "revision": None, "random_init": False, "tuner": "full"}
+                size = size.beside(_size(model.model_copy(update=whole), config))
+            elif model.tuner == "full":
+                size = size.beside(size)
+    except OSError as error:
+        return str(error)
+    half = model.dtype in ("bfloat16", "float16") or (model.dtype == "auto" and layout.device == "cuda")
     return [
         memory.estimate(
             size,
@@ -226,11 +236,18 @@ def _estimates(config: TrainingConfig, layout: Layout) -> list[memory.MemoryEsti
             offload=config.cluster.offload,
             world_size=layout.min_world_size,
             half=half,
+            quantization=model.quantization,
             tokens_per_micro_batch=config.train.per_device_train_batch_size * config.data.max_length,
             gradient_checkpointing=config.train.gradient_checkpointing,
         )
         for stage in range(4)
     ]
+
+
+def _size(model: ModelConfig, config: TrainingConfig) -> memory.ModelSize:
+    head = TASKS[config.train.task].head if config.train.task in TASKS else "causal_lm"
+    found = shapes.find(model, head)
+    return memory.model_size(found.config, found.shapes, model, found.num_trainable)
 
 
 def describe(plan: Plan[Any], num_rows: int | None, unchecked: list[str]) -> str:
@@ -253,12 +270,16 @@ def describe(plan: Plan[Any], num_rows: int | None, unchecked: list[str]) -> str
     ]
     if num_rows is not None:
         lines.append(f"  rows          {num_rows:,} to train")
-    if plan.estimates:
+    if isinstance(plan.estimates, str):
+        lines.append(
+            f"  memory        not estimated: {plan.estimates}; ZeRO {config.cluster.zero_stage} is not checked"
+        )
+    else:
         lines.append(f"  memory        of {_gib(plan.available_bytes)} per worker, estimated for each ZeRO stage:")
-        for stage, needed in enumerate(plan.estimates):
-            mark = ">" if stage == config.cluster.zero_stage else " "
+        for number, needed in enumerate(plan.estimates):
+            mark = ">" if number == config.cluster.zero_stage else " "
             lines.append(
-                f"             {mark}  {stage}: {_gib(needed.total)}  (weights {_gib(needed.weights)}, gradients "
+                f"             {mark}  {number}: {_gib(needed.total)}  (weights {_gib(needed.weights)}, gradients "
                 f"{_gib(needed.gradients)}, optimizer {_gib(needed.optimizer)}, activations {_gib(needed.activations)})"
             )
     lines += [f"  not checked   {what}" for what in unchecked]

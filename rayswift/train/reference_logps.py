@@ -59,11 +59,14 @@ def _function(config: TrainingConfig, layout: Layout, encode: EncodeConfig) -> "
     model = config.model
     named = model.reference if isinstance(model, RlhfModelConfig) else None
     extra = config.train.trl_extra
-    whole: dict[str, Any] = {"tuner": "full", "adapters": [], "freeze": None, "freeze_ratio": 0.0, "unfreeze": None}
-    alone = model.model_copy(update=whole | ({"path": named, "revision": None} if named else {}))
+    whole: dict[str, Any] = {"freeze": None, "freeze_ratio": 0.0, "unfreeze": None}
+    if named:  # else the model as training begins with it: with the adapter that is continued
+        whole |= {"tuner": "full", "adapters": [], "path": named, "revision": None}
+    alone = model.model_copy(update=whole)
     return ReferenceLogps(
         encode=encode,
         model_json=alone.model_dump_json(include=set(ModelConfig.model_fields)),
+        uses_deepspeed=config.cluster.uses_deepspeed,
         device=layout.device,
         threads=layout.threads_per_worker,
         batch_rows=extra.get("precompute_ref_batch_size") or config.train.per_device_train_batch_size,
@@ -81,6 +84,7 @@ class ReferenceLogps:
 
     encode: EncodeConfig
     model_json: str
+    uses_deepspeed: bool
     device: str
     threads: int
     batch_rows: int
@@ -113,8 +117,14 @@ class ReferenceLogps:
         import torch
 
         from rayswift.data.member_batches import preference_batch
+        from rayswift.train.model import resolve_dtype
 
-        model, pad_token_id = _loaded(self.model_json, self.encode.tokenizer_dir, self.device, self.threads)
+        model, pad_token_id = _loaded(
+            self.model_json, self.uses_deepspeed, self.encode.tokenizer_dir, self.device, self.threads
+        )
+        # As the policy is scored at every step, so that at the first one they are equal.
+        dtype = getattr(torch, resolve_dtype(ModelConfig.model_validate_json(self.model_json).dtype, self.device))
+        computing = torch.autocast(self.device, dtype, enabled=dtype != torch.float32 and not self.uses_deepspeed)
         order = sorted(range(len(pairs)), key=lambda i: len(pairs[i].input_ids))
         logps = [(0.0, 0.0)] * len(pairs)
         for begin in range(0, len(order), self.batch_rows):
@@ -122,7 +132,7 @@ class ReferenceLogps:
             batch = preference_batch([pairs[i] for i in picked], pad_token_id, "rows")
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
             mask = inputs.pop("completion_mask")
-            with torch.inference_mode():
+            with torch.inference_mode(), computing:
                 logits = model(**inputs, use_cache=False).logits[:, :-1].float()
             of_tokens = logits.log_softmax(-1).gather(-1, inputs["input_ids"][:, 1:, None]).squeeze(-1)
             chosen, rejected = answer_logps(of_tokens, mask[:, 1:], self.ld_alpha).chunk(2)
@@ -148,14 +158,18 @@ def _pair(chosen: EncodedRow, rejected: EncodedRow) -> PackedRow:
 
 
 @cache
-def _loaded(model_json: str, tokenizer_dir: str, device: str, threads: int) -> tuple[Any, int]:
+def _loaded(model_json: str, uses_deepspeed: bool, tokenizer_dir: str, device: str, threads: int) -> tuple[Any, int]:
     """This process's reference model, and the token that fills batches."""
     import torch
 
-    from rayswift.train.model import load_model, load_tokenizer, resolve_dtype
+    from rayswift.train.model import load_model, load_tokenizer, resolve_dtype, weights_dtype
 
     config = ModelConfig.model_validate_json(model_json)
     torch.set_num_threads(threads)
-    model = load_model(config, config.path, resolve_dtype(config.dtype, device)).to(device).eval()
+    dtype = weights_dtype(config, uses_deepspeed, resolve_dtype(config.dtype, device))
+    model = load_model(config, config.path, dtype)
+    if not config.quantization:  # bitsandbytes has put its weights there
+        model = model.to(device)
+    model.eval()
     pad_token_id = load_tokenizer(tokenizer_dir, config.trust_remote_code).pad_token_id
     return model, int(pad_token_id)

@@ -160,14 +160,13 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     args = trainer_arguments(spec, load(task.arguments), dtype, worker.rank == 0, universal)
     worker.at("waits for what supplies the batches to begin")
     worker.supply.begin(attempt, _start(config, resume))
-    # Without DeepSpeed, which keeps float32 masters itself, weights stay float32 and autocast computes in `dtype`.
-    # Quantized ones are frozen, and computed in the number format they are loaded with.
-    weights_dtype = dtype if config.cluster.uses_deepspeed or config.model.quantization else "float32"
+    weights_dtype = models.weights_dtype(config.model, config.cluster.uses_deepspeed, dtype)
     worker.at("loads the model")
     set_seed(config.train.seed)  # a head that the weights do not hold is the same on every rank
     model = models.load_model(config.model, weights, weights_dtype, task.head)
     tokenizer = models.load_tokenizer(str(spec.tokenizer_dir), config.model.trust_remote_code)
     stream = load(task.stream)(spec, worker.supply, resume, tokenizer, model)
+    reference = models.reference(config, keeps_reference(config), weights, weights_dtype)
     trainer = trainer_class(
         spec=spec,
         rank=worker.rank,
@@ -179,8 +178,13 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
         processing_class=tokenizer,
         peft_config=tuners.peft_config(config.model, task.head, config.train.max_steps),
         callbacks=callbacks_of(spec, worker, stream, clock, resume),
-        **models.reference(config, keeps_reference(config), weights, weights_dtype),
+        **reference,
     )
+    if "disable_dropout" in args.__dataclass_fields__ and args.disable_dropout:
+        for network in (trainer.model, *reference.values()):
+            models.switch_off_dropout(network)
+    if not config.cluster.uses_deepspeed and not config.model.quantization:
+        models.hold_masters(trainer.model, dtype)
     if task.is_online:
         from rayswift.train.policy import online
 

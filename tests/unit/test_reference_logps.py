@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 
 from rayswift.config.model import ModelConfig
+from rayswift.config.schema import RlhfConfig
 from rayswift.data.computed import PartWriter, compute
 from rayswift.data.encode import EncodeConfig
+from rayswift.data.members import cached_encoder
 from rayswift.data.sources import open_sources
 from rayswift.data.windows import RowSet, WindowPlan
+from rayswift.resources import Layout
+from rayswift.train import reference_logps
 from rayswift.train.reference_logps import ReferenceLogps, answer_logps
 
 ROWS: list[dict[str, Any]] = [
@@ -42,7 +46,7 @@ def test_every_pair_has_what_the_model_gives_its_answers(
     encode = EncodeConfig(str(tiny_model_dir), "hash", 64, family="preference")
     plan = WindowPlan(RowSet(open_sources([str(path)], tmp_path / "work"), 5), encode, packing=False, window_rows=3)
     model_json = ModelConfig(path=str(tiny_model_dir), dtype="float32").model_dump_json()
-    function = ReferenceLogps(encode, model_json, "cpu", 1, 2, ld_alpha)
+    function = ReferenceLogps(encode, model_json, False, "cpu", 1, 2, ld_alpha)
     columns = compute(plan.row_set, function, tmp_path / "columns", {}, here, part_rows=3)
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype="float32")
     seen = 0
@@ -70,6 +74,48 @@ def test_every_pair_has_what_the_model_gives_its_answers(
                 [dict(row.numbers)["ref_chosen_logps"] for row in rows]
             )
     assert seen == 2 * 4
+
+
+def test_an_adapter_that_training_continues_is_part_of_the_reference(tmp_path: Path, tiny_model_dir: Path) -> None:
+    """Before the first step policy and reference are one model, so that the first loss of dpo is ln 2."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype="float32")
+    tuned = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).eval()
+    tuned.save_pretrained(tmp_path / "adapter")
+    given = {
+        "model": {"path": str(tiny_model_dir), "tuner": "lora", "adapters": [str(tmp_path / "adapter")]},
+        "data": {"dataset": ["rows.jsonl"]},
+        "train": {"task": "dpo", "precompute_ref_log_probs": True},
+    }
+    encode = EncodeConfig(str(tiny_model_dir), "hash", 64, family="preference")
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(ROWS[0]) + "\n", encoding="utf-8")
+    (raw,) = open_sources([str(path)], tmp_path / "work")[0].read([0])
+
+    def computed(named: str | None) -> float:
+        config = RlhfConfig.model_validate(given | {"model": {**given["model"], "reference": named}})  # type: ignore[dict-item]
+        logps = reference_logps._function(config, Layout(1, "cpu", 1, True), encode)([raw])["ref_chosen_logps"][0]
+        assert logps is not None
+        return logps[0]
+
+    documents = cached_encoder(json.dumps(asdict(encode))).encode([raw.value])[0]
+    assert isinstance(documents, list)
+    ids, trained = torch.from_numpy(documents[0].input_ids.astype(np.int64)), np.flatnonzero(documents[0].trained)
+
+    def expected(model: Any) -> float:
+        with torch.inference_mode():
+            logps = model(ids[None]).logits[0].log_softmax(-1)
+        return sum(float(logps[i - 1, ids[i]]) for i in trained)
+
+    assert computed(None) == pytest.approx(expected(tuned), rel=1e-5)
+    with tuned.disable_adapter():
+        alone = expected(tuned)
+    assert computed(str(tiny_model_dir)) == pytest.approx(alone, rel=1e-5)
+    assert abs(alone - expected(tuned)) > 0.01
 
 
 def test_length_desensitised() -> None:

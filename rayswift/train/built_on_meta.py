@@ -1,0 +1,38 @@
+"""The process behind `shapes.built`: builds a model of `config.json` without storage, and the adapter around it."""
+
+import json
+import sys
+from typing import Any, cast
+
+import torch
+from peft import get_peft_model
+from transformers import AutoConfig
+
+from rayswift.config.model import ModelConfig
+from rayswift.train import tuners
+from rayswift.train.heads import CLASSES, settings
+from rayswift.train.tasks import Head
+
+
+def build(folder: str, head: Head, model: ModelConfig) -> dict[str, Any]:
+    """What `shapes.Found` holds: `shapes` (name -> shape of each parameter, a shared one once), and `num_trainable`
+    parameters, None in full training."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code, **settings(model, head))
+    with torch.device("meta"):
+        network = CLASSES[head].from_config(config, trust_remote_code=model.trust_remote_code)
+        shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+        num_trainable = None
+        if model.tuner != "full":
+            # How an adapter is initialised, and its dropout, change no shape; some of them look at values.
+            kwargs = {name: value for name, value in model.tuner_kwargs.items() if name != "init_lora_weights"}
+            adapter = tuners.new_adapter(
+                model.model_copy(update={"tuner_kwargs": kwargs, "lora_dropout": 0.0}), head, num_steps=1000
+            )
+            tuned = get_peft_model(network, adapter)
+            num_trainable = sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
+    return {"shapes": shapes, "num_trainable": num_trainable}
+
+
+if __name__ == "__main__":
+    result = build(sys.argv[1], cast(Head, sys.argv[2]), ModelConfig.model_validate_json(sys.argv[3]))
+    print(json.dumps(result))  # noqa: T201

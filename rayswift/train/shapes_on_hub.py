@@ -1,0 +1,53 @@
+"""What the hub says of a model before its weights are fetched: `config.json`, and the headers of its weights."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    NotASafetensorsRepoError,
+    SafetensorsParsingError,
+)
+
+# Everything else is left to the hub's own limits of about ten seconds a request.
+_UNREACHABLE = (httpx.HTTPError, HfHubHTTPError, ConnectionError)
+
+
+def folder_and_headers(name: str, revision: str | None) -> tuple[Path, Callable[[], dict[str, tuple[int, ...]] | None]]:
+    """A hub model's folder in the cache, with its `config.json`, and what fetches the shapes of its weights.
+
+    What is fetched are the headers of its safetensors files; None: it has none.
+
+    Raises:
+        OSError: the hub is offline or does not know the model, and the cache has nothing; so does the function.
+    """
+    try:
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+        if not isinstance(cached, str):
+            cached = hf_hub_download(name, "config.json", revision=revision)
+    except HFValidationError as error:
+        raise OSError(f"{name} is neither a folder here nor a hub id") from error
+    except (*_UNREACHABLE, LocalEntryNotFoundError) as error:
+        raise OSError(_why(name, error)) from error
+
+    def headers() -> dict[str, tuple[int, ...]] | None:
+        try:
+            files = HfApi().get_safetensors_metadata(name, revision=revision).files_metadata.values()
+        except NotASafetensorsRepoError:
+            return None
+        except (*_UNREACHABLE, SafetensorsParsingError) as error:
+            raise OSError(_why(name, error)) from error
+        return {tensor: tuple(info.shape) for file in files for tensor, info in file.tensors.items()}
+
+    return Path(cached).parent, headers
+
+
+def _why(name: str, error: Exception) -> str:
+    if constants.HF_HUB_OFFLINE:
+        return f"{name} is no folder here, the hub's cache does not have it, and HF_HUB_OFFLINE is set"
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"the hub does not give {name}: {first_line}"
