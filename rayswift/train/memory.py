@@ -42,14 +42,11 @@ class ModelSize:
     hidden_size: int
     num_layers: int
     vocab_size: int
+    num_reference: int = 0
 
     def beside(self, reference: "ModelSize") -> "ModelSize":
-        """The sizes with those of a frozen reference model added."""
-        return replace(
-            self,
-            num_parameters=self.num_parameters + reference.num_parameters,
-            num_frozen=self.num_frozen + reference.num_parameters,
-        )
+        """The sizes with a frozen reference model beside."""
+        return replace(self, num_reference=reference.num_parameters)
 
 
 @dataclass(frozen=True)
@@ -186,17 +183,22 @@ def estimate(
         quantization: Of the frozen weights below an adapter: int8, nf4, fp4 or None.
     """
     bytes_each = 2 if half else 4
-    trained, adapter_bytes = size.num_trainable, 4 if zero_stage == 0 else bytes_each
+    trained, trained_bytes = size.num_trainable, 4 if zero_stage == 0 else bytes_each
     whole, part = 1.0, 1 / world_size
-    shares = [part if zero_stage >= stage else whole for stage in (3, 2, 1)]
     frozen_bytes = size.num_frozen * float(bytes_each)
     if quantization:
         frozen_bytes -= size.num_quantizable * (bytes_each - _QUANTIZED_BYTES[quantization])
-    weights = (frozen_bytes + trained * adapter_bytes) * shares[0]
-    if zero_stage == 0:  # float32 throughout; DDP keeps a second copy of gradients in the buckets that it sends
-        gradients, optimizer = trained * (4.0 if world_size == 1 else 8.0), trained * 8.0
-    else:  # the optimizer steps on a float32 copy of the worker's part
-        gradients, optimizer = trained * (bytes_each * shares[1] + 4 * part), trained * 12 * shares[2]
+    # A reference is held as the policy is, so that both compute the same.
+    is_full = size.num_trainable + size.num_frozen == size.num_parameters
+    reference_bytes = size.num_reference * (trained_bytes if is_full else bytes_each)
+    weights = (frozen_bytes + reference_bytes + trained * trained_bytes) * (part if zero_stage == 3 else whole)
+    if zero_stage == 0:  # all that is trained is float32, and DDP sends the gradients themselves
+        gradients, optimizer = trained * 4.0, trained * 8.0
+    else:  # float32 masters, also of float32 weights; the optimizer steps on a float32 copy of the part's gradients
+        each = (bytes_each + 4) * part
+        if zero_stage == 1:  # whole until each worker has taken its part out, and that part until it is copied
+            each = max(bytes_each * (whole + part), each + bytes_each * part)
+        gradients, optimizer = trained * each, trained * 12 * part
     per_layer = _ACTIVATION_BYTES_PER_TOKEN_LAYER[gradient_checkpointing] * size.hidden_size * bytes_each / 2
     layers = size.num_layers + (25 if gradient_checkpointing else 0)  # one layer at a time is recomputed in full
     per_token = per_layer * layers + size.vocab_size * _LOGIT_BYTES

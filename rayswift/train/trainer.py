@@ -55,6 +55,7 @@ class Streamed(Trainer):
     def __init__(self, *, spec: RunSpec, rank: int, stream: Progress, **kwargs: Any):
         super().__init__(**kwargs)
         self.remove_callback(PrinterCallback)  # `Metrics` writes the log
+        self.accelerator.ddp_handler.gradient_as_bucket_view = True  # else DDP holds every gradient twice
         self.stream = stream
         self._run_dir, self._rank, self._train = spec.run_dir, rank, spec.config.train
         self._lora_plus_ratio = spec.config.model.lora_plus_ratio
