@@ -25,7 +25,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PLAIN = ("llama", "mistral", "qwen2", "qwen3")
-_BUILD_S = 120
+_BUILD_S = 600
 _EXCEPTION = re.compile(r"[\w.]+(Error|Exception|Exit|Interrupt): ")
 
 
@@ -137,11 +137,11 @@ def built(folder: Path, head: Head, model: ModelConfig) -> Found:
     """From `config.json` of any family, by building the model without storage in another process.
 
     Raises:
-        OSError: it cannot be built, or not within two minutes.
+        OSError: it cannot be built, or not within ten minutes.
     """
     given = model.model_dump_json(include=set(ModelConfig.model_fields))
     command = [sys.executable, "-m", "rayswift.train.built_on_meta", str(folder), head, given]
-    logger.info("counting the parameters of %s by its config.json", model.path)
+    logger.info("counting the parameters of %s, built without weights by another process", model.path)
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_S, check=True)
     except subprocess.TimeoutExpired as error:

@@ -167,19 +167,20 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     tokenizer = models.load_tokenizer(str(spec.tokenizer_dir), config.model.trust_remote_code)
     stream = load(task.stream)(spec, worker.supply, resume, tokenizer, model)
     reference = models.reference(config, keeps_reference(config), weights, weights_dtype)
-    trainer = trainer_class(
-        spec=spec,
-        rank=worker.rank,
-        stream=stream,
-        model=model,
-        args=args,
-        train_dataset=trainer_class.placeholder(),
-        eval_dataset=trainer_class.placeholder() if config.train.eval_strategy != "no" else None,
-        processing_class=tokenizer,
-        peft_config=tuners.peft_config(config.model, task.head, config.train.max_steps),
-        callbacks=callbacks_of(spec, worker, stream, clock, resume),
-        **reference,
-    )
+    with tuners.named_refusals(config.model):
+        trainer = trainer_class(
+            spec=spec,
+            rank=worker.rank,
+            stream=stream,
+            model=model,
+            args=args,
+            train_dataset=trainer_class.placeholder(),
+            eval_dataset=trainer_class.placeholder() if config.train.eval_strategy != "no" else None,
+            processing_class=tokenizer,
+            peft_config=tuners.peft_config(config.model, task.head, config.train.max_steps),
+            callbacks=callbacks_of(spec, worker, stream, clock, resume),
+            **reference,
+        )
     if "disable_dropout" in args.__dataclass_fields__ and args.disable_dropout:
         for network in (trainer.model, *reference.values()):
             models.switch_off_dropout(network)

@@ -6,6 +6,8 @@ OLoRA) is done once, before the training: see `initial_weights`.
 
 import re
 from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,25 @@ def new_adapter(model: ModelConfig, head: Head = "causal_lm", num_steps: int = 0
         return _CONFIGS[model.tuner](task_type=PEFT_TASK_TYPES[head], **values | model.tuner_kwargs)
     except (ValueError, TypeError) as error:
         raise UserError(f"model.tuner = {model.tuner} is refused by PEFT: {error}", exit_code=1) from error
+
+
+@contextmanager
+def named_refusals(model: ModelConfig) -> Iterator[None]:
+    """What PEFT refuses while it puts the adapter around the model, with the field that it is about.
+
+    Raises:
+        UserError: dropout around experts that lie in one stack.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "lora_dropout" not in str(error):
+            raise
+        raise UserError(
+            f"model.lora_dropout = {model.lora_dropout}: the experts of {model.path} are stacked, and PEFT has no "
+            "dropout for those; set it to 0, or leave the experts out with model.target_modules",
+            exit_code=1,
+        ) from error
 
 
 def check_targets(network: torch.nn.Module, model: ModelConfig) -> None:

@@ -104,7 +104,7 @@ SMALL = {
     "pad_token_id": 0,
 }
 EXPERTS = ["qwen2_moe", "qwen3_moe", "mixtral", "deepseek_v2", "deepseek_v3", "gpt_oss", "granitemoe", "olmoe"]
-OTHERS = ["gemma2", "gemma3_text", "phi3", "olmo2", "gpt2", "granite", "smollm3"]
+OTHERS = ["gemma3_text", "phi3", "olmo2", "gpt2"]
 
 
 @pytest.mark.parametrize("family", EXPERTS + OTHERS)
@@ -141,12 +141,6 @@ def test_a_family_that_is_not_written_out_is_built_by_another_process(tmp_path: 
     config = MixtralConfig(**{name: value for name, value in SMALL.items() if hasattr(MixtralConfig(), name)})
     config.save_pretrained(tmp_path)
     assert size_of(tmp_path).num_parameters == parameters(MixtralForCausalLM(config))
-
-
-def test_a_config_that_cannot_be_built_says_so(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "nothing_known"}')
-    with pytest.raises(OSError, match=r"no model can be built from .*nothing_known"):
-        size_of(tmp_path)
 
 
 def test_sharded_weights_are_summed(tmp_path: Path, tiny: Any) -> None:

@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig
 
 from rayswift.config.model import ModelConfig
+from rayswift.log import UserError
 from rayswift.train import generation_config, heads, tuners
 from rayswift.train.model import hold_masters, load_model, switch_off_dropout, weights_dtype
 
@@ -41,6 +42,14 @@ def test_in_float32_everything_is(tuner: Any, tiny_model_dir: Path) -> None:
     config = ModelConfig(path=str(tiny_model_dir), tuner=tuner)
     assert weights_dtype(config, uses_deepspeed=False, dtype="float32") == "float32"
     assert weights_dtype(config, uses_deepspeed=True, dtype="bfloat16") == "bfloat16"
+
+
+def test_dropout_around_stacked_experts_is_refused_by_its_field() -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = AutoConfig.for_model("mixtral", **sizes, num_key_value_heads=2, num_local_experts=2, vocab_size=100)
+    model = ModelConfig(path="mixtral", tuner="lora")
+    with pytest.raises(UserError, match=r"model\.lora_dropout = 0\.05: .* set it to 0"), tuners.named_refusals(model):
+        get_peft_model(AutoModelForCausalLM.from_config(config), tuners.new_adapter(model))
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt2", "opt"])
