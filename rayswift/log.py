@@ -36,7 +36,8 @@ def setup_driver() -> None:
 def setup_worker(log_dir: Path, name: str) -> None:
     """Append this process's lines to `log_dir/name.log`, each with time and name."""
     log_dir.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(log_dir / f"{name}.log", encoding="utf-8")
+    # Half of a surrogate pair, from a broken row say, is no UTF-8 and would cost the whole line.
+    handler = logging.FileHandler(log_dir / f"{name}.log", encoding="utf-8", errors="backslashreplace")
     _setup(handler, f"%(asctime)s {name} %(levelname)s %(message)s")
 
 

@@ -117,17 +117,17 @@ class TrainConfig(Section):
     seed: int = 42
     """Seeds weights, order and dropout."""
     logging_steps: float = Field(10, gt=0)
-    """Steps between log lines."""
+    """Steps between log lines, or below 1 their share of the training."""
     eval_strategy: Strategy | None = None
     """When to evaluate; null: steps if there are evaluation rows, else no."""
-    eval_steps: int | None = Field(None, ge=1)
-    """Steps between evaluations; null: as `save_steps`."""
+    eval_steps: int | float | None = Field(None, gt=0)
+    """Steps between evaluations, or below 1 their share of the training; null: as `save_steps`."""
     eval_on_start: bool = False
     """Evaluate once before training."""
     save_strategy: Strategy = "steps"
     """When to save; the end of the training is always saved."""
-    save_steps: int = Field(500, ge=1)
-    """Steps between checkpoints."""
+    save_steps: int | float = Field(500, gt=0)
+    """Steps between checkpoints, or below 1 their share of the training."""
     save_total_limit: int | None = Field(None, ge=1)
     """Checkpoints kept besides the best; null: all."""
     save_only_model: bool = False

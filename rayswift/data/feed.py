@@ -6,21 +6,26 @@ Each worker group has an attempt number, later groups higher ones, and every cal
 that are not dead yet are refused, and move nothing.
 """
 
+import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rayswift.data.global_batches import FeedPlan, GlobalBatch, Position, global_batches, share
+from rayswift.data.global_batches import FeedPlan, GlobalBatch, Position, global_batches, share, table
 from rayswift.data.quarantine import QuarantineFile
-from rayswift.data.windows import PackedRow, Window, Windows
+from rayswift.data.windows import TRAINED, PackedRow, Window, Windows
 from rayswift.log import UserError
 
 DRIVERS_ATTEMPT = 0
 """The driver's, which warms the feed up before there are workers."""
 _CLOSE_S = 30
+EVALUATION_COUNTS = "evaluation.json"
+"""In the data folder: where every raw evaluation row went, by outcome; written when they have been encoded."""
+EVALUATED = "evaluated"
 Stream = Callable[[Windows, int, int], Iterator[Window]]
 
 
@@ -61,7 +66,7 @@ class Feed:
         windows: How to make a window of training rows.
         eval_windows: The same for evaluation rows, or None.
         plan: How the sequence is cut and where it ends.
-        data_dir: Folder for `quarantine.jsonl`.
+        data_dir: Folder for `quarantine.jsonl` and `evaluation.json`.
         stream: Windows of an epoch from a number on.
         ahead_steps: Batches that are held ready.
     """
@@ -77,7 +82,8 @@ class Feed:
     ):
         self._ahead_steps = ahead_steps
         self._windows, self._eval_windows, self._plan, self._stream = windows, eval_windows, plan, stream
-        self._quarantine = QuarantineFile(Path(data_dir) / "quarantine.jsonl")
+        self._data_dir = Path(data_dir)
+        self._quarantine = QuarantineFile(self._data_dir / "quarantine.jsonl")
         self._changed = threading.Condition()
         self._generation = 0
         self._attempt = self._named_attempt = DRIVERS_ATTEMPT
@@ -206,14 +212,26 @@ class Feed:
             if self._eval_rows is None:
                 assert self._eval_windows is not None, "evaluation without evaluation rows"
                 encoded: list[PackedRow] = []
+                counts: Counter[str] = Counter()
                 for window in self._stream(self._eval_windows, 0, 0):
                     encoded += window.rows
+                    counts.update({k.replace(TRAINED, EVALUATED): v for k, v in window.counts.items()})
                     self._quarantine.add(window)
+                self._write_evaluation_counts(counts)
                 if not encoded:
-                    raise UserError("no evaluation row can be used; see data/quarantine.jsonl", exit_code=1)
+                    raise UserError(
+                        f"no evaluation row can be used; see data/quarantine.jsonl\n{table(counts)}", exit_code=1
+                    )
                 self._eval_rows = self._plan.related(tuple(encoded))
         rows = self._eval_rows
         return rows[rank::size], -(-len(rows) // size)
+
+    def _write_evaluation_counts(self, counts: Counter[str]) -> None:
+        file = self._data_dir / EVALUATION_COUNTS
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(counts, indent=1), encoding="utf-8")
+        partial.replace(file)
 
     def first_rows(self, number: int) -> tuple[PackedRow, ...]:
         """The first packed rows of the first epoch, for what looks at rows before the training; nothing moves."""

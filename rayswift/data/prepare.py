@@ -154,7 +154,7 @@ def plan_encoding(
     if not held_out:
         return train, None
     evaluation = RowSet(held_out, seed, shuffle=False)
-    probe(evaluation, encode)
+    probe(evaluation, encode, "evaluation rows can be used")
     return train, replace(train, row_set=evaluation)
 
 
@@ -186,8 +186,13 @@ def _mix(data: DataConfig, stores: tuple[Store, ...]) -> Mix | None:
     return mixed
 
 
-def probe(rows: RowSet, encode: EncodeConfig) -> float:
+def probe(rows: RowSet, encode: EncodeConfig, wanted: str = "rows can be trained") -> float:
     """Encode the first rows of an epoch here, so that data that cannot work at all is refused at once.
+
+    Args:
+        rows: Which.
+        encode: How.
+        wanted: What the message says none of them can be.
 
     Returns:
         Their mean length in tokens.
@@ -209,7 +214,7 @@ def probe(rows: RowSet, encode: EncodeConfig) -> float:
     reasons = Counter(result.reason for result in bad)
     examples = {result.reason: result.detail for result in bad}
     raise UserError(
-        f"none of the first {len(bad)} rows can be trained:\n"
+        f"none of the first {len(bad)} {wanted}:\n"
         + "\n".join(f"  {count} x {reason}: {examples[reason]}" for reason, count in reasons.most_common())
     )
 

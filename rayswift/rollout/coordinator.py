@@ -271,6 +271,7 @@ class Coordinator:
             "reward": float(np.mean([one.reward for one in scored])),
             **{f"rewards/{name}/mean": float(mean) for name, mean in zip(self._rewards.names, means, strict=True)},
             "completion_length": float(np.mean([len(one.completion.token_ids) for one in scored])),
+            "completions": float(len(requests)),
             "unscored": float(sum(len(found) for _, found in results)),
         }
 

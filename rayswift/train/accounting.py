@@ -1,11 +1,15 @@
-"""`data/accounting.json`: where every raw row went so far, by outcome."""
+"""`data/accounting.json`: where every raw row went so far, by outcome; under `evaluation` those of the evaluation."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from rayswift.data.feed import EVALUATED, EVALUATION_COUNTS
 
 ACCOUNTING = Path("data") / "accounting.json"
 _SEEN = "rows seen"
+_EVALUATION = "evaluation"
 
 
 def write_accounting(run_dir: Path, counts: Mapping[str, int]) -> None:
@@ -13,7 +17,11 @@ def write_accounting(run_dir: Path, counts: Mapping[str, int]) -> None:
     path = run_dir / ACCOUNTING
     path.parent.mkdir(exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({_SEEN: sum(counts.values()), **counts}, indent=1), encoding="utf-8")
+    written: dict[str, Any] = _with_sum(counts)
+    evaluation = read_evaluation(run_dir)
+    if evaluation:
+        written[_EVALUATION] = _with_sum(evaluation)
+    partial.write_text(json.dumps(written, indent=1), encoding="utf-8")
     partial.replace(path)
 
 
@@ -21,5 +29,26 @@ def read_accounting(run_dir: Path) -> dict[str, int]:
     """Rows of each outcome; empty before the first were counted."""
     path = run_dir / ACCOUNTING
     counts: dict[str, int] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    counts.pop(_SEEN, None)
+    for name in (_SEEN, _EVALUATION):
+        counts.pop(name, None)
     return counts
+
+
+def read_evaluation(run_dir: Path) -> dict[str, int]:
+    """Evaluation rows of each outcome; empty before the first evaluation."""
+    path = run_dir / ACCOUNTING.parent / EVALUATION_COUNTS
+    counts: dict[str, int] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return counts
+
+
+def left_out(counts: Mapping[str, int]) -> str:
+    """One line for the screen of the evaluation rows that are not used as they are; empty if there is none."""
+    lost = {name: number for name, number in counts.items() if name != EVALUATED}
+    if not lost:
+        return ""
+    named = ", ".join(f"{number:,} {name}" for name, number in sorted(lost.items(), key=lambda item: -item[1]))
+    return f"evaluation rows: {counts.get(EVALUATED, 0):,} of {sum(counts.values()):,} are used as they are; {named}"
+
+
+def _with_sum(counts: Mapping[str, int]) -> dict[str, Any]:
+    return {_SEEN: sum(counts.values()), **counts}

@@ -73,6 +73,11 @@ def trainer_arguments(spec: RunSpec, arguments: Any, dtype: str, tracks: bool, u
         "ddp_find_unused_parameters": False,
         "ddp_timeout": config.cluster.timeout_s,
     }
+    if not spec.feed_plan.ends_by_steps:
+        # HF would take shares of the bound; `StreamFlow` takes them of the rows.
+        for name in ("logging_steps", "eval_steps", "save_steps"):
+            if values[name] is not None and values[name] < 1:
+                values[name] = values["max_steps"] + 1
     if spec.layout.world_size > 1:
         values["ddp_backend"] = "gloo" if spec.layout.device == "cpu" else "nccl"
     if config.cluster.uses_deepspeed:

@@ -1,6 +1,7 @@
 """What happens around the steps: seeding, epochs, checkpoints, metrics, the first step's log line."""
 
 import json
+import math
 import os
 import shutil
 import time
@@ -30,8 +31,9 @@ from rayswift.train.stream import Progress
 class StreamFlow(TrainerCallback):
     """Epochs, the end and random states, as the stream says. Must stand behind HF's own flow callback."""
 
-    def __init__(self, stream: Progress, rank: int, clock: Clock):
+    def __init__(self, stream: Progress, rank: int, clock: Clock, spec: RunSpec):
         self._stream, self._rank, self._clock = stream, rank, clock
+        self._train, self._plan = spec.config.train, spec.feed_plan
         self._epochs_before = stream.epochs
         self._saved_step = -1
         self._first = True
@@ -52,14 +54,25 @@ class StreamFlow(TrainerCallback):
         epochs = self._stream.epochs
         state.epoch = epochs
         ends = self._stream.last or state.global_step >= state.max_steps
-        new_epoch = int(epochs + 1e-9) > int(self._epochs_before + 1e-9)
-        self._epochs_before = epochs
+        before, self._epochs_before = self._epochs_before, epochs
+        new_epoch = crosses(before, epochs, 1.0)
+        train = self._train
         control.should_training_stop |= ends
-        control.should_log |= ends or state.global_step == 1
+        control.should_log |= ends or state.global_step == 1 or self._is_due(train.logging_steps, before, epochs)
         control.should_evaluate |= (ends and args.eval_strategy != "no") or (
             new_epoch and args.eval_strategy == "epoch"
         )
         control.should_save |= ends or self._stream.save or (new_epoch and args.save_strategy == "epoch")
+        if args.eval_strategy == "steps":
+            control.should_evaluate |= self._is_due(train.eval_steps, before, epochs)
+        if args.save_strategy == "steps":
+            control.should_save |= self._is_due(train.save_steps, before, epochs)
+
+    def _is_due(self, steps: float | None, before: float, now: float) -> bool:
+        """Over epochs, whether a step passed a multiple of a share of the training; HF knows shares of steps only."""
+        if steps is None or steps >= 1 or self._plan.ends_by_steps:
+            return False
+        return crosses(before, now, steps * self._plan.num_epochs)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -106,6 +119,11 @@ class Whereabouts(TrainerCallback):
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """It is evaluated."""
         self._at(f"waits for the {self._supplied} of step {state.global_step + 1}")
+
+
+def crosses(before: float, now: float, every: float) -> bool:
+    """Whether a multiple of `every` lies in (before, now], floats taken for the rationals they stand for."""
+    return math.floor(now / every + 1e-9) > math.floor(before / every + 1e-9)
 
 
 class EarlyStopping(TrainerCallback):

@@ -49,10 +49,12 @@ class Console:
         bar.disable = bar.disable or not sys.stderr.isatty()
         with bar:
             while not self._done.wait(_POLL_S):
-                self._copy_lines(bar)
+                with contextlib.suppress(OSError):  # a closed terminal, a network folder that is away for a moment
+                    self._copy_lines(bar)
                 if not bar.disable:
                     self._draw(bar)
-            self._copy_lines(bar)
+            with contextlib.suppress(OSError):
+                self._copy_lines(bar)
 
     def _draw(self, bar: Any) -> None:
         with contextlib.suppress(Exception):  # a display must not end a run, whatever the feed is going through
@@ -65,12 +67,12 @@ class Console:
     def _copy_lines(self, bar: Any) -> None:
         if not self._log.exists():
             return
-        with open(self._log, encoding="utf-8") as file:
+        # Bytes: a letter may be half written, and what user code prints into the file need be no text at all.
+        with open(self._log, "rb") as file:
             file.seek(self._offset)
-            text = file.read()
-            complete, newline, _ = text.rpartition("\n")
-            self._offset += len((complete + newline).encode())
-        for line in complete.splitlines():
-            _, mark, message = line.partition(" rank-0 INFO ")
+            complete, newline, _ = file.read().rpartition(b"\n")
+        self._offset += len(complete + newline)
+        for line in complete.split(b"\n"):
+            _, mark, message = line.decode(errors="replace").partition(" rank-0 INFO ")
             if mark:
                 tqdm.write(message, file=sys.stderr)

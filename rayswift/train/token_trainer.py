@@ -18,6 +18,8 @@ from rayswift.train.stream import Stream
 from rayswift.train.token_outputs import TokenOutputs
 from rayswift.train.trainer import Streamed
 
+_EXAMPLES = "examples"  # beside the sums of the metrics while ranks add them up
+
 
 class StreamedSFTTrainer(Streamed, SFTTrainer):
     """`SFTTrainer`, streamed, with loss weights, metrics and losses of the user's own; see `Streamed`."""
@@ -104,7 +106,9 @@ class StreamedSFTTrainer(Streamed, SFTTrainer):
         model = self.model_wrapped if self.is_in_train else self._wrap_model(self.model, training=False)
         model.eval()
         totals: evaluation.Sums = {}
-        for _, batch in dataloader:
+        num_examples = 0
+        for rows, batch in dataloader:
+            num_examples += sum(len(row.lengths) - row.num_continued for row in rows)
             inputs = self._prepare_inputs(batch)
             num_tokens = int((inputs["labels"][..., 1:] != -100).sum())
             with torch.no_grad(), self.compute_loss_context_manager():
@@ -113,9 +117,10 @@ class StreamedSFTTrainer(Streamed, SFTTrainer):
                 evaluation.add(totals, self._tokens.sums())
                 self._measure(model, inputs, num_tokens, totals)
         self._metrics["eval"].clear()  # TRL's means of batch means
+        evaluation.add(totals, {_EXAMPLES: (num_examples, 1)})
         totals = self.sums_over_ranks(totals)
+        num_samples = int(totals.pop(_EXAMPLES)[0])
         metrics = evaluation.values(totals, prefix)
-        num_samples = int(totals["loss"][1])
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_samples)
 
     def _measure(self, model: Any, inputs: dict[str, Any], num_tokens: int, totals: evaluation.Sums) -> None:

@@ -14,8 +14,9 @@ from accelerate.optimizer import AcceleratedOptimizer
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from rayswift.config.task_checks import rollout_of
-from rayswift.log import UserError
+from rayswift.log import UserError, logger
 from rayswift.train import evaluation, user_code
+from rayswift.train.accounting import left_out, read_evaluation
 from rayswift.train.adalora import RankBudget
 from rayswift.train.callbacks import Checkpoints, EarlyStopping, Metrics, StreamFlow, Whereabouts
 from rayswift.train.checkpoint import set_aside
@@ -62,6 +63,7 @@ class Streamed(Trainer):
         self._num_epochs = None if spec.feed_plan.ends_by_steps else spec.feed_plan.num_epochs
         self._group_settings: list[dict[str, Any]] = []
         self._step: list[Any] = []
+        self._num_eval_batches, self._has_evaluated = 0, False
 
     def get_train_dataloader(self) -> Any:
         """The stream: order, sharding and position are the feed's."""
@@ -69,7 +71,13 @@ class Streamed(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """The evaluation rows, encoded once."""
-        return _Batches(lambda: self.stream.evaluation_batches(self.args.per_device_eval_batch_size))
+        return _Batches(self._evaluation_batches)
+
+    def _evaluation_batches(self) -> Iterator[Any]:
+        self._num_eval_batches = 0
+        for batch in self.stream.evaluation_batches(self.args.per_device_eval_batch_size):
+            self._num_eval_batches += 1
+            yield batch
 
     def create_optimizer(self, model: Any = None) -> Any:
         """HF's, without the parameter groups that hold nothing: DeepSpeed drops them, and checkpoints count groups."""
@@ -133,7 +141,12 @@ class Streamed(Trainer):
         self._settle()
         with self.stream.pause():
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
-            return metrics
+        if self._rank == 0 and not self._has_evaluated:
+            line = left_out(read_evaluation(self._run_dir))
+            if line:
+                logger.info("%s", line)
+        self._has_evaluated = True
+        return metrics
 
     def _settle(self) -> None:
         """Have the weights be those to judge and to save: a schedule-free optimizer trains at others."""
@@ -160,6 +173,11 @@ class Streamed(Trainer):
         if "loss" in logs:
             logs.update(self._throughput())
             logs["workers"] = self.args.world_size
+        if "eval_steps_per_second" in logs:
+            # HF takes the number of rows over the batch size for it, and a packed row holds many examples.
+            del logs["eval_steps_per_second"]
+            if self._num_eval_batches:
+                logs["eval_steps_per_second"] = round(self._num_eval_batches / max(1e-9, logs["eval_runtime"]), 3)
         super().log(logs, start_time)
 
     def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
@@ -235,7 +253,7 @@ def callbacks_of(
 ) -> list[TrainerCallback]:
     """A rank's callbacks, in the order they must be called."""
     train = spec.config.train
-    callbacks: list[TrainerCallback] = [StreamFlow(stream, worker.rank, clock)]
+    callbacks: list[TrainerCallback] = [StreamFlow(stream, worker.rank, clock, spec)]
     if spec.config.model.tuner == "adalora":
         callbacks.append(RankBudget(spec.run_dir, resume.saved.path if resume else None))
     callbacks.append(Checkpoints(spec, stream))

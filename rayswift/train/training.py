@@ -28,6 +28,7 @@ from rayswift.train import (
     user_code,
 )
 from rayswift.train import plan as planning
+from rayswift.train.accounting import read_evaluation
 from rayswift.train.clock import Clock
 from rayswift.train.feed_supply import FeedSupply
 from rayswift.train.launch import RunSpec, Worker, fit, join_process_group
@@ -128,6 +129,9 @@ def _finish(run_dir: Path, config: TrainingConfig, clock: Clock) -> None:
     """Say what came of the run."""
     model, counts = run_folder.write_result(run_dir, config)
     logger.info("rows\n%s", table(counts))
+    evaluation = read_evaluation(run_dir)
+    if evaluation:
+        logger.info("evaluation rows\n%s", table(evaluation))
     home = config.train.output_dir if is_url(config.train.output_dir) else run_dir
     logger.info("done in %.0f s; model: %s/%s; report: %s/%s", clock.total(), home, model.name, home, REPORT)
 

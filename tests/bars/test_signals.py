@@ -1,6 +1,5 @@
 """Every signal, in every mode, at every moment of a run: exit code, last line, what is left, and the run goes on.
 
-
 Some 15 minutes, by hand: pytest -s tests/bars/test_signals.py; it prints a table.
 """
 

@@ -13,10 +13,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from streams import batches, feed_plan, good, in_process, numbers, window_plan
 
-from rayswift.data.feed import DRIVERS_ATTEMPT, Feed, Slice, StaleAttempt
+from rayswift.data.feed import DRIVERS_ATTEMPT, EVALUATION_COUNTS, Feed, Slice, StaleAttempt
 from rayswift.data.global_batches import FeedPlan, Position
 from rayswift.data.windows import Window, WindowPlan
 from rayswift.log import UserError
+from rayswift.train.accounting import left_out, read_accounting, read_evaluation, write_accounting
 
 PATIENCE_S = 20.0
 
@@ -419,6 +420,25 @@ def test_evaluation_rows_are_divided_among_the_ranks(tmp_path: Path, size: int) 
     assert quarantined(tmp_path) == ids_of(tmp_path / "eval", 3)
 
 
+def test_evaluation_rows_are_accounted_for(tmp_path: Path) -> None:
+    feed = evaluating(tmp_path, "ggblglgug")
+    feed.evaluation(0, 1)
+    counts = json.loads((tmp_path / "data" / EVALUATION_COUNTS).read_text())
+    assert sum(counts.values()) == 9
+    assert counts["evaluated"] == 5
+    assert counts["quarantined: malformed JSON"] == 1
+    assert counts["filtered: longer than data.max_length"] == 2
+    assert not any(name.startswith("trained") for name in counts)
+    write_accounting(tmp_path, {"trained": 10})
+    assert read_accounting(tmp_path) == {"trained": 10}
+    assert read_evaluation(tmp_path) == counts
+    written = json.loads((tmp_path / "data" / "accounting.json").read_text())
+    assert written == {"rows seen": 10, "trained": 10, "evaluation": {"rows seen": 9, **counts}}
+    line = left_out(counts)
+    assert line.startswith("evaluation rows: 5 of 9 are used as they are; 2 filtered: longer than data.max_length, ")
+    assert left_out({"evaluated": 5}) == ""
+
+
 def test_evaluation_and_training_at_once(tmp_path: Path) -> None:
     feed = evaluating(tmp_path, "g" * 20)
     with ThreadPoolExecutor(2) as pool:
@@ -431,5 +451,5 @@ def test_evaluation_and_training_at_once(tmp_path: Path) -> None:
 def test_every_rank_hears_that_no_evaluation_row_can_be_used(tmp_path: Path) -> None:
     feed = evaluating(tmp_path, "bul")
     for rank in range(2):
-        with pytest.raises(UserError, match="no evaluation row"):
+        with pytest.raises(UserError, match=r"no evaluation row[^!]*quarantined: malformed JSON"):
             feed.evaluation(rank, 2)

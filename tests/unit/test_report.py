@@ -410,6 +410,14 @@ def test_the_environment_is_named() -> None:
     assert all(facts.values())
 
 
+def test_evaluation_rows_have_a_table_of_their_own() -> None:
+    counts = {"evaluated": 3, "quarantined: malformed JSON": 1}
+    page = Page(render(view_of(counts={"trained": 7}, eval_counts=counts)))
+    assert "Evaluation rows" in page.text
+    assert "evaluated" in page.text
+    assert "Evaluation rows" not in Page(render(view_of(counts={"trained": 7}))).text
+
+
 # ---- live ----
 
 

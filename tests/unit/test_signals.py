@@ -50,8 +50,8 @@ UNWINDS_FOR_LONG = """
 HAS_A_CHILD = """
     import os, subprocess
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    print("ready", child.pid, flush=True)
     try:
+        print("ready", child.pid, flush=True)
         time.sleep(30)
     except KeyboardInterrupt:
         signals.tell()

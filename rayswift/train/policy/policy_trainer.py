@@ -284,8 +284,9 @@ class StreamedPolicyTrainer(Streamed):
         if self.args.world_size > 1:
             dist.broadcast_object_list(found)
         prefix = kwargs.get("metric_key_prefix", "eval")
+        num_samples = int(found[0].pop("completions"))
         metrics = {f"{prefix}_{name}": value for name, value in found[0].items()}
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=0)
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_samples)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Rewards, lengths and what the loss saw since the last entry, beside the loss."""

@@ -13,7 +13,7 @@ from rayswift.data.global_batches import UnusableRows
 from rayswift.log import UserError, logger
 from rayswift.rollout.completions import newest
 from rayswift.train import events
-from rayswift.train.accounting import read_accounting, write_accounting
+from rayswift.train.accounting import read_accounting, read_evaluation, write_accounting
 from rayswift.train.checkpoint import Saved
 from rayswift.train.report.curves import METRICS, MetricsFile
 from rayswift.train.report.environment import environment
@@ -93,6 +93,7 @@ class LiveReport:
             step=self._metrics.step,
             curves=self._metrics.curves,
             counts=read_accounting(self._run_dir),
+            eval_counts=read_evaluation(self._run_dir),
             events=events.read(self._run_dir),
             environment=self._environment,
             local=self._local,

@@ -67,6 +67,7 @@ class View:
     step: int = 0
     curves: dict[str, Curve] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    eval_counts: dict[str, int] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     local: bool = True
@@ -86,7 +87,8 @@ def render(view: View) -> str:
         ),
         f'<section class="charts">{charts}</section>' if charts else "",
         _section("Completions", _samples(view.samples)),
-        _section("Rows", _rows(view.counts)),
+        _section("Rows", _rows(view.counts, "over all epochs")),
+        _section("Evaluation rows", _rows(view.eval_counts, "once")) if view.eval_counts else "",
         _section("Starts", _starts(view.events)),
         _section("Environment", _facts(view.environment)),
         f"<section><details><summary>Resolved config</summary><pre>{_config(view.config)}</pre></details></section>",
@@ -191,7 +193,7 @@ def _advice(found: Iterable[Advice], otherwise: str) -> str:
     return f'<section><ul class="advice">{"".join(lines) or f"<li>{otherwise}</li>"}</ul></section>'
 
 
-def _rows(counts: Mapping[str, int]) -> str:
+def _rows(counts: Mapping[str, int], seen_when: str) -> str:
     seen = sum(counts.values())
     if not seen:
         return '<p class="none">None is accounted for yet.</p>'
@@ -203,7 +205,7 @@ def _rows(counts: Mapping[str, int]) -> str:
             f'<tr><td>{_escape(outcome)}</td><td class="n">{count:,}</td><td class="n">{show(count / seen, "%")}</td>'
             f'<td class="share">{share}</td></tr>'
         )
-    total = f'<tr class="total"><td>rows seen, over all epochs</td><td class="n">{seen:,}</td><td></td><td></td></tr>'
+    total = f'<tr class="total"><td>rows seen, {seen_when}</td><td class="n">{seen:,}</td><td></td><td></td></tr>'
     head = '<tr><th>outcome</th><th class="n">rows</th><th class="n">share</th><th></th></tr>'
     return f'<div class="wide"><table>{head}{"".join(lines)}{total}</table></div>'
 
