@@ -2,7 +2,9 @@
 # A Ray cluster inside a Slurm allocation, and one run on it.
 #   sbatch --nodes 2 cluster/slurm.sh sft --config run.yaml --output_dir /shared/runs/first
 # Whatever stands behind the script goes to `rayswift`. If the allocation ends before the run, submit the same line
-# with `--resume auto`.
+# with `--resume auto`. Or let Slurm do it: with
+#   sbatch --requeue --signal=B:USR1@120 ...
+# the run ends in order two minutes before the allocation does, is queued again, and then continues.
 #SBATCH --job-name=rayswift
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -56,4 +58,23 @@ PY
     sleep 2
 done
 
-rayswift "$@"
+resume=()
+if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [[ " $* " != *" --resume "* ]]; then
+    resume=(--resume auto)
+fi
+# In the background: bash would hear a signal only when the command in front of it has ended.
+rayswift "$@" "${resume[@]}" &
+run=$!
+requeue=false
+trap 'kill -TERM "$run"' TERM INT
+trap 'requeue=true; kill -TERM "$run"' USR1
+code=0
+wait "$run" || code=$?
+while kill -0 "$run" 2>/dev/null; do # a signal ends a `wait`, not the run
+    code=0
+    wait "$run" || code=$?
+done
+if "$requeue" && [ "$code" -ne 0 ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

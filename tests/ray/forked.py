@@ -51,6 +51,10 @@ class Forked:
         """Exit code, None while it runs."""
         return self._process.exitcode
 
+    def send_signal(self, number: int) -> None:
+        """A signal to the command."""
+        os.kill(self.pid, number)
+
     def kill(self) -> None:
         """SIGKILL."""
         self._process.kill()

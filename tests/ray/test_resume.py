@@ -1,9 +1,11 @@
 """SIGKILL of a worker, of Ray Train's controller, of the driver, during a save: losses go on as if nothing was."""
 
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from rayswift.train import checkpoint, events
@@ -97,6 +99,32 @@ def test_a_kill_during_a_save_leaves_the_checkpoint_before(
     assert newest.step == SAVE_EVERY
     sft(run_dir, *tiny, *RUN, "--resume", "auto")
     assert_same_curve(run_dir, uninterrupted, 1e-5)
+
+
+@pytest.mark.parametrize("num_workers", ["2", "0"])
+def test_sigterm_during_a_save_ends_in_order_and_continues_exactly(
+    num_workers: str, run_dir: Path, tiny: tuple[str, ...], uninterrupted: Path
+) -> None:
+    """As `kill`, Slurm, Kubernetes and `ray job stop` do it; tests/bars/test_signals.py has all of it."""
+    # In process without ZeRO the same steps, of the same global batch.
+    here = ("--num_workers", "0", "--zero_stage", "0", "--global_batch_size", "4") if num_workers == "0" else ()
+    run = start("sft", run_dir, *tiny, *RUN, *here, as_a_user=True)
+    half = run_dir / f"checkpoint-{2 * SAVE_EVERY}"
+    run.wait_for(half.exists, "the second save")
+    below = psutil.Process(run.process.pid).children(recursive=True)
+    began = time.monotonic()
+    run.process.send_signal(signal.SIGTERM)
+    code, out = run.wait()
+    assert time.monotonic() - began < 5  # `ray job stop` and others kill soon
+    assert code == 143, out
+    assert out.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in out
+    _, alive = psutil.wait_procs(below, timeout=10)
+    assert not alive
+    assert events.read(run_dir)[-1].state == "interrupted"
+    assert ("data-state", "interrupted") in report_of(run_dir).attributes
+    sft(run_dir, *tiny, *RUN, *here, "--resume", "auto")
+    assert_same_curve(run_dir, uninterrupted, 1e-5 if num_workers == "2" else 1e-3)
 
 
 def test_a_killed_feed_is_rebuilt(killed: Callable[[int], Run], run_dir: Path, uninterrupted: Path) -> None:

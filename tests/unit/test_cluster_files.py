@@ -1,9 +1,12 @@
 """The files of `cluster/`: valid for those who read them, and in step with the rest of the repository."""
 
 import copy
+import os
 import re
+import signal
 import subprocess
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,55 @@ def test_slurm_asks_for_a_verb() -> None:
     done = subprocess.run(["bash", str(CLUSTER / "slurm.sh")], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("usage: sbatch")
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
+    """Start the script where each of Slurm's and Ray's commands is a few words of shell, and the run a long one."""
+    commands = {
+        "scontrol": 'if [ "$1" = requeue ]; then echo "requeued $2"; else echo node-1; fi',
+        "srun": 'case "$*" in *hostname*) echo 10.0.0.1;; esac',
+        "python3": "cat >/dev/null; echo 1",
+        "rayswift": """echo "run $*"
+            trap 'sleep 0.3; echo interrupted; exit 143' TERM
+            if [ "$1" = quick ]; then exit 0; fi
+            echo ready; while :; do sleep 0.05; done""",
+    }
+    for name, body in commands.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+
+    def start(*words: str, **environment: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            ["bash", str(CLUSTER / "slurm.sh"), *words],
+            env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "n", "SLURM_JOB_ID": "7"}
+            | environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("number", "last"), [(signal.SIGTERM, "interrupted\n"), (signal.SIGUSR1, "interrupted\nrequeued 7\n")]
+)
+def test_slurm_hands_a_signal_on_and_waits_for_the_run(
+    slurm: Callable[..., "subprocess.Popen[str]"], number: signal.Signals, last: str
+) -> None:
+    script = slurm("sft", "--model", "m")
+    assert script.stdout
+    assert [script.stdout.readline(), script.stdout.readline()] == ["run sft --model m\n", "ready\n"]
+    script.send_signal(number)
+    out, _ = script.communicate(timeout=20)
+    assert (out, script.returncode) == (last, 143)
+
+
+def test_slurm_continues_what_it_queued_again(slurm: Callable[..., "subprocess.Popen[str]"]) -> None:
+    again = slurm("quick", SLURM_RESTART_COUNT="1")
+    assert (again.communicate(timeout=20)[0], again.returncode) == ("run quick --resume auto\n", 0)
+    named = slurm("quick", "--resume", "runs/x", SLURM_RESTART_COUNT="1")
+    assert named.communicate(timeout=20)[0] == "run quick --resume runs/x\n"
 
 
 def test_the_ray_up_config_is_valid() -> None:
