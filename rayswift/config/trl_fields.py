@@ -91,6 +91,7 @@ OWNED = {
     "local_rank": "cluster (Ray Train starts the workers)",
     "use_cpu": "cluster.device",
     "resume_from_checkpoint": "train.resume",
+    "enable_jit_checkpoint": "train.save_steps (SIGTERM ends a run within seconds; --resume auto continues it)",
     "ignore_data_skip": "train.resume (the data position is part of every checkpoint)",
     "dataloader_*": "data and cluster.num_data_cpus (Ray Data feeds the workers)",
     "dataset_*": "data (Ray Data reads and encodes the rows)",
