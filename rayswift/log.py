@@ -38,6 +38,7 @@ def setup_worker(log_dir: Path, name: str) -> None:
     log_dir.mkdir(parents=True, exist_ok=True)
     # Half of a surrogate pair, from a broken row say, is no UTF-8 and would cost the whole line.
     handler = logging.FileHandler(log_dir / f"{name}.log", encoding="utf-8", errors="backslashreplace")
+    os.utime(log_dir / f"{name}.log")  # also where an earlier process left one: this one is up
     _setup(handler, f"%(asctime)s {name} %(levelname)s %(message)s")
 
 

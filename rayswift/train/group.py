@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.train import ScalingConfig
+from ray.train import ControllerError, FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
 
 # Not `TorchTrainer`: its config makes driver and controller import torch, seconds before the first worker starts.
@@ -24,7 +26,8 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from rayswift.log import UserError
 from rayswift.nodes import silent
 from rayswift.resources import Layout, worker_resources
-from rayswift.train import checkpoint
+from rayswift.train import checkpoint, events
+from rayswift.train.failures import first_line
 from rayswift.train.supply import beside_the_driver
 
 _LOOK_EVERY_S = 1.0
@@ -62,6 +65,7 @@ def trainer_class(
         def _initialize_and_run_controller(self, **controller: Any) -> Any:
             if self.scaling_config.elasticity_enabled:
                 controller["scaling_policy"] = FollowCluster(self.scaling_config, run_dir, feed_name, patience_s)
+            controller["failure_policy"] = BoundedStarts(self.run_config.failure_config, run_dir, patience_s)
             options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": beside_the_driver()}
             if not layout.local:
                 options["runtime_env"] = {"env_vars": {**_QUIET, **get_env_vars_to_propagate()}}
@@ -78,6 +82,51 @@ def trainer_class(
             """Ctrl-C stays Python's: the driver ends, and with it the feed and the group, which it owns."""
 
     return LeanTrainer
+
+
+class BoundedStarts(DefaultFailurePolicy):
+    """Ray's own policy, which tries to start workers for ever and says nothing; lives in Ray Train's controller.
+
+    Args:
+        failure_config: How often workers that ran are restarted; also how often those that die while they start.
+        run_dir: Where failures are recorded, and where a start shows.
+        patience_s: Longest wait for a place.
+    """
+
+    def __init__(self, failure_config: FailureConfig, run_dir: Path, patience_s: float):
+        super().__init__(failure_config)
+        self._run_dir, self._patience_s = run_dir, patience_s
+        self._num_starts, self._num_failed, self._since = -1, 0, 0.0
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        """Try again, or end the run with what a user can read."""
+        failure = (
+            training_failed_error.controller_failure if isinstance(training_failed_error, ControllerError) else None
+        )
+        if not isinstance(failure, WorkerGroupStartupFailedError | WorkerGroupStartupTimeoutError):
+            decision: FailureDecision = super().make_decision(training_failed_error)
+            return decision
+        num_starts = sum(event.kind == "start" for event in events.read(self._run_dir))
+        if num_starts != self._num_starts:  # a group began to train since the last of these failures
+            self._num_starts, self._num_failed, self._since = num_starts, 0, time.monotonic()
+        if isinstance(failure, WorkerGroupStartupTimeoutError):
+            reason = f"no place for all {failure.num_workers} worker(s)"
+            limit = f"cluster.wait_for_nodes_s = {self._patience_s:g}"
+            is_over = time.monotonic() - self._since >= self._patience_s
+        else:
+            self._num_failed += 1
+            reason = f"a worker died while it started: {first_line(failure.__cause__ or failure)}"
+            limit = f"cluster.max_failures = {self.failure_config.max_failures} restarts"
+            is_over = self._num_failed > self.failure_config.max_failures >= 0
+        if not is_over:
+            events.record(self._run_dir, "failure", text=reason)
+            return FailureDecision.RETRY
+        training_failed_error.controller_failure = UserError(
+            f"the train workers did not start, {limit} later: {reason}\n  the logs of its processes lie in Ray's "
+            "session folder on that node (/tmp/ray/session_latest/logs); continue with --resume auto",
+            exit_code=1,
+        )
+        return FailureDecision.RAISE
 
 
 class FollowCluster(ElasticScalingPolicy):
