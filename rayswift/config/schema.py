@@ -23,6 +23,8 @@ TruncationMode = Literal["drop", "left", "right", "split"]
 LossOn = Literal["assistant", "last_turn", "all"]
 MixUntil = Literal["first_exhausted", "all_exhausted"]
 Strategy = Literal["no", "steps", "epoch"]
+# Steps, or below 1 a share of the training.
+Steps = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]
 
 
 # The least and the most.
@@ -120,13 +122,13 @@ class TrainConfig(Section):
     """Steps between log lines, or below 1 their share of the training."""
     eval_strategy: Strategy | None = None
     """When to evaluate; null: steps if there are evaluation rows, else no."""
-    eval_steps: int | float | None = Field(None, gt=0)
+    eval_steps: Steps | None = None
     """Steps between evaluations, or below 1 their share of the training; null: as `save_steps`."""
     eval_on_start: bool = False
     """Evaluate once before training."""
     save_strategy: Strategy = "steps"
     """When to save; the end of the training is always saved."""
-    save_steps: int | float = Field(500, gt=0)
+    save_steps: Steps = 500
     """Steps between checkpoints, or below 1 their share of the training."""
     save_total_limit: int | None = Field(None, ge=1)
     """Checkpoints kept besides the best; null: all."""

@@ -136,6 +136,39 @@ SIGNALS = {
 }
 
 
+VERBS = {
+    "data encode": (
+        "data", "encode", "--model", "examples/tiny", "--data.dataset", "examples/gsm8k/train.jsonl", "--window_rows",
+        "64", "--data.max_bad_fraction", "1", "--to",
+    ),
+    "infer": (
+        "infer", "--backend", "transformers", "--max_new_tokens", "1500", "--prompt", *(["2+2="] * 50), "--model",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("after_s", [1.0, 6.0])
+@pytest.mark.parametrize("verb", VERBS)
+def test_other_verbs_end_in_order(verb: str, after_s: float, whole: Callable[[str], Path], tmp_path: Path) -> None:
+    mark, last_word = uuid.uuid4().hex, str(tmp_path / "to") if verb == "data encode" else str(whole("in process"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rayswift", *VERBS[verb], last_word], cwd=ROOT, text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "RAYSWIFT_MARK": mark}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    time.sleep(after_s)
+    assert process.poll() is None
+    began = time.monotonic()
+    process.terminate()
+    out, _ = process.communicate(timeout=30)
+    assert (process.returncode, out.splitlines()[-1]) == (143, "interrupted"), out
+    assert time.monotonic() - began < 5
+    deadline = time.monotonic() + GONE_WITHIN_S
+    while marked(mark) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not marked(mark)
+
+
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("sent", SIGNALS)
