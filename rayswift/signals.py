@@ -35,12 +35,14 @@ class _State:
     told: bool = False
     before: dict[int, Any] = field(default_factory=dict)
     wakeup: int | None = None
+    watches_forks: bool = False
     unhurried: threading.Event = field(default_factory=threading.Event)
     last_words: list[Callable[[], None]] = field(default_factory=list)
     telling: threading.Lock = field(default_factory=threading.Lock)
 
 
 _state = _State()
+_forking = threading.local()
 
 
 def listen() -> None:
@@ -52,6 +54,9 @@ def listen() -> None:
         readable, _state.wakeup = os.pipe()
         os.set_blocking(_state.wakeup, False)
         signal.set_wakeup_fd(_state.wakeup, warn_on_full_buffer=False)
+        if not _state.watches_forks:
+            os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
+            _state.watches_forks = True
         threading.Thread(target=_watch, args=(readable,), name="signals", daemon=True).start()
 
 
@@ -69,13 +74,17 @@ def stop_listening() -> None:
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
     """Around `ray.init`, which puts a handler of its own for SIGTERM, one that calls `sys.exit`."""
+    listening = _state.wakeup is not None
     try:
         yield
     except SystemExit as error:
+        if not listening:
+            raise
         _state.number = _state.number or signal.SIGTERM
         raise KeyboardInterrupt from error
     finally:
-        listen()
+        if listening:
+            listen()
 
 
 def asked_to_end() -> bool:
@@ -136,6 +145,20 @@ def leave() -> None:
             with contextlib.suppress(psutil.Error):
                 child.kill()
     os._exit(code)
+
+
+def _before_fork() -> None:
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+
+def _after_fork() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
+def _after_fork_in_child() -> None:
+    """The pipe is the parent's: a pool that terminates its workers would end the run."""
+    stop_listening()
+    _after_fork()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -51,13 +51,15 @@ def run(config: TrainingConfig) -> None:
     checks.check(config)
     recipe = fingerprint.initial_recipe(config)
     with storage.working_copy(train.output_dir, train.resume, config.cluster.scratch_dir, recipe) as run_dir:
-        try:
-            _train(config, run_dir, clock)
-        except KeyboardInterrupt:
-            if is_url(train.output_dir):
+        if not is_url(train.output_dir):
+            return _train(config, run_dir, clock)
+        with signals.last_words(lambda: logger.warning("what is not at %s stays in %s", train.output_dir, run_dir)):
+            try:
+                _train(config, run_dir, clock)
+            except KeyboardInterrupt:
                 signals.take_time()
                 logger.info("copying what is left to %s; a second signal ends this at once", train.output_dir)
-            raise
+                raise
 
 
 def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:

@@ -58,6 +58,18 @@ HAS_A_CHILD = """
         signals.leave()
 """
 
+FORKS = """
+    import multiprocessing
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,))
+    child.start()
+    print("ready", flush=True)
+    child.terminate()
+    child.join()
+    print(child.exitcode, flush=True)
+    time.sleep(3)
+    print("done", flush=True)
+"""
+
 
 def begin(body: str) -> "subprocess.Popen[str]":
     """A process that has printed `ready`."""
@@ -114,6 +126,13 @@ def test_nothing_is_left_below_it() -> None:
     code, out, seconds = end(process)  # the child would hold the pipe open
     assert (code, out) == (143, "interrupted\n")
     assert seconds < 5
+
+
+def test_the_signals_of_a_forked_child_are_its_own() -> None:
+    """`multiprocessing` ends the workers of a pool by SIGTERM."""
+    process = begin(FORKS)
+    code, out, _ = end(process)
+    assert (code, out) == (0, "-15\ndone\n")
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
