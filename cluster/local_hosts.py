@@ -26,7 +26,7 @@ import psutil
 
 _NETWORK = "10.77.0"
 SWITCH = f"{_NETWORK}.254"
-"""Where whatever `LocalHosts.start_at_switch` starts is reached from every host."""
+"""Where services at the switch are reached from every host."""
 _GCS_PORT, _DASHBOARD_PORT, _AGENT_PORT = 6379, 8265, 52365
 _START_S = 180
 _NEEDED = ("ip", "iptables", "mount", "nsenter", "ss", "tc", "unshare")
@@ -363,6 +363,7 @@ class LocalHosts:
         dashboard: Whether the head takes jobs (`ray job submit`).
         environment: Variables of whatever runs on the hosts, beside this process's own.
         head_environment: More of them for the head's Ray.
+        at_switch: Commands of services that no host's end takes with it; hosts reach them at `SWITCH`.
     """
 
     def __init__(
@@ -374,6 +375,7 @@ class LocalHosts:
         dashboard: bool = True,
         environment: Mapping[str, str] | None = None,
         head_environment: Mapping[str, str] | None = None,
+        at_switch: Sequence[Sequence[str]] = (),
     ):
         self._folder = Path(tempfile.mkdtemp(prefix="ray-hosts-", dir="/tmp"))
         self._num_cpus = [num_cpus] * num_hosts if isinstance(num_cpus, int) else list(num_cpus)
@@ -388,6 +390,7 @@ class LocalHosts:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             **(environment or {}),
         }
+        self._at_switch = at_switch
         self._dashboard, self._head_environment = dashboard, head_environment
         self._switch: _Namespaces | None = None
         self._hosts: dict[int, Host] = {}
@@ -398,6 +401,8 @@ class LocalHosts:
         try:
             environment = {**self.environment, "SWITCH": SWITCH}
             self._switch = _Namespaces(("net",), _SET_UP_SWITCH, [], environment)
+            for service in self._at_switch:
+                self._start_at_switch(service)
             for number in range(len(self._num_cpus)):
                 self.add(number)
             self.start_ray(0)
@@ -438,15 +443,13 @@ class LocalHosts:
         else:
             self[number].start_ray(self._num_cpus[number], resources, head=self[0].address)
 
-    def start_at_switch(
-        self, argv: Sequence[str], environment: Mapping[str, str] | None = None
-    ) -> subprocess.Popen[str]:
-        """Start a service that no host's end takes with it; hosts reach it at `SWITCH`."""
+    def _start_at_switch(self, argv: Sequence[str]) -> None:
         assert self._switch is not None, "entered"
-        return subprocess.Popen(
-            self._switch.command(argv), env={**self.environment, **(environment or {})}, text=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+        with open(self._folder / f"{Path(argv[0]).name}.log", "wb") as log:
+            subprocess.Popen(
+                self._switch.command(argv, self._folder), env=self.environment, stdin=subprocess.DEVNULL, stdout=log,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
 
     def stop(self) -> None:
         """End all that runs on the hosts, and remove what they wrote."""
