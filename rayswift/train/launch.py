@@ -20,7 +20,7 @@ from rayswift.data.global_batches import FeedPlan, micro_batches
 from rayswift.data.stream import user_error_in
 from rayswift.log import UserError, logger, setup_worker
 from rayswift.resources import Layout, interfaces, network_environment, worker_resources
-from rayswift.train import checkpoint, events, waiting
+from rayswift.train import checkpoint, events, waiting, watch
 from rayswift.train.clock import Clock
 from rayswift.train.console import Console
 from rayswift.train.failures import Failures, explain, first_line, main_cause
@@ -86,10 +86,10 @@ def fit(spec: RunSpec, train_loop: TrainLoop, supply: Supply) -> None:
 
     name = f"rayswift-{uuid.uuid4().hex[:8]}"
     connect = supply.start(name)
-    watch = waiting.Watch(
+    look_out = watch.Watch(
         spec.run_dir, spec.layout.min_world_size, supply.standing, _cluster(spec), spec.config.cluster.timeout_s
     )
-    trainer = trainer_class(spec.layout, spec.run_dir, name, spec.config.cluster.wait_for_nodes_s, watch.check)(
+    trainer = trainer_class(spec.layout, spec.run_dir, name, spec.config.cluster.wait_for_nodes_s, look_out.check)(
         partial(_worker_main, spec, train_loop, connect),
         scaling_config=scaling(spec.layout),
         run_config=RunConfig(
@@ -100,7 +100,7 @@ def fit(spec: RunSpec, train_loop: TrainLoop, supply: Supply) -> None:
         ),
     )
     try:
-        with Console(spec.run_dir, supply.progress, spec.feed_plan), watch:
+        with Console(spec.run_dir, supply.progress, spec.feed_plan), look_out:
             trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _explain(error, spec) from error
@@ -113,11 +113,11 @@ def fit(spec: RunSpec, train_loop: TrainLoop, supply: Supply) -> None:
             supply.close()
 
 
-def _cluster(spec: RunSpec) -> waiting.Cluster | None:
+def _cluster(spec: RunSpec) -> watch.Cluster | None:
     if spec.layout.local:
         return None
     ask = preflight.Ask(spec.layout.min_world_size, worker_resources(spec.layout))
-    return waiting.Cluster(ask, spec.config.cluster.wait_for_nodes_s)
+    return watch.Cluster(ask, spec.config.cluster.wait_for_nodes_s)
 
 
 def _fit_here(spec: RunSpec, train_loop: TrainLoop, supply: Supply) -> None:
@@ -127,11 +127,11 @@ def _fit_here(spec: RunSpec, train_loop: TrainLoop, supply: Supply) -> None:
         os.environ.update(network_environment("127.0.0.1", interfaces(), os.environ))
     driver_handlers = logger.handlers
     setup_worker(spec.run_dir / "logs", "rank-0")
-    watch = waiting.Watch(spec.run_dir, 1, supply.standing, None, spec.config.cluster.timeout_s)
+    look_out = watch.Watch(spec.run_dir, 1, supply.standing, None, spec.config.cluster.timeout_s)
     try:
         with (
             Console(spec.run_dir, supply.progress, spec.feed_plan),
-            watch,
+            look_out,
             waiting.Notes(spec.run_dir / "logs", 0, 1, "this machine") as notes,
         ):
             train_loop(spec.as_seen_by(1), Worker(0, 1, client, notes))

@@ -8,8 +8,8 @@ from rayswift.train.waiting import NO_SIGN_S, SAY_S, Lines, Note, Notes, Waiting
 HOSTS = ("10.0.0.1", "10.0.0.2", "10.0.0.3")
 
 
-def notes(*whats: str, number: int = 0) -> dict[int, Note]:
-    return {rank: Note(rank, 3, HOSTS[rank], what, number) for rank, what in enumerate(whats)}
+def notes(*doings: str, number: int = 0) -> dict[int, Note]:
+    return {rank: Note(rank, 3, HOSTS[rank], what, number) for rank, what in enumerate(doings)}
 
 
 def test_nothing_is_said_while_something_moves() -> None:
