@@ -106,7 +106,7 @@ def fit(spec: RunSpec, train_loop: TrainLoop, supply: Supply) -> None:
         raise _explain(error, spec) from error
     except ray.exceptions.RayActorError as error:
         raise UserError(
-            f"Ray Train's controller died: {first_line(error)}; continue with --resume auto", exit_code=1
+            f"Ray Train's controller died: {_death(error)}; continue with --resume auto", exit_code=1
         ) from error
     finally:
         if not signals.asked_to_end():  # else all of it ends with this process
@@ -254,3 +254,9 @@ def _causes(error: Exception) -> dict[str, Exception]:
         rank, first = main_cause(error.worker_failures)
         return {f"worker {rank}: ": first, **{f"worker {n}: ": each for n, each in error.worker_failures.items()}}
     return {"": error}
+
+
+def _death(error: Exception) -> str:
+    """Ray's first line on a dead actor; behind a traceback of its constructor, what that ended in."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if "Traceback" in str(error) else first_line(error)
