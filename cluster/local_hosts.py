@@ -28,6 +28,7 @@ _NETWORK = "10.77.0"
 SWITCH = f"{_NETWORK}.254"
 """Where services at the switch are reached from every host."""
 _GCS_PORT, _DASHBOARD_PORT, _AGENT_PORT = 6379, 8265, 52365
+_AGENTS = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "metrics-export")
 _START_S = 180
 _NEEDED = ("ip", "iptables", "mount", "nsenter", "ss", "tc", "unshare")
 _ROOT = Path(__file__).resolve().parents[1]
@@ -234,7 +235,8 @@ class Host:
             dashboard: Whether a head takes jobs.
             environment: More variables for it.
         """
-        flags = [f"--num-cpus={num_cpus}", f"--dashboard-agent-listen-port={_AGENT_PORT}"]
+        # A raylet gives its agent 15 s to choose ports, too few on a busy machine; on a host of its own these are free.
+        flags = [f"--num-cpus={num_cpus}", *(f"--{what}-port={_AGENT_PORT + i}" for i, what in enumerate(_AGENTS))]
         if resources:
             flags.append(f"--resources={json.dumps(dict(resources))}")
         if head:
