@@ -267,14 +267,12 @@ class Host:
             RuntimeError: it did not come up.
         """
         assert self._ray is not None, "started"
-        deadline, is_second = time.monotonic() + _START_S, False
+        deadline = time.monotonic() + _START_S
         while "Ray runtime started" not in (text := self.log.read_text(encoding="utf-8", errors="replace")):
-            if (
-                self._ray.poll() is not None and not is_second
-            ):  # Ray waits 30 s for its own, too short on a busy machine
-                is_second, self._ray = True, self._start_node()
-            elif self._ray.poll() is not None or time.monotonic() > deadline:
+            if time.monotonic() > deadline:
                 raise RuntimeError(f"Ray did not come up on {self.name} within {_START_S} s:\n{text[-3000:]}")
+            if self._ray.poll() is not None:  # Ray waits 30 s for its own, too short on a busy machine
+                self._ray = self._start_node()
             time.sleep(0.1)
         for port in self._ports:
             self.wait_for_port(port)
