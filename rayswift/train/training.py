@@ -35,6 +35,7 @@ from rayswift.train.launch import RunSpec, Worker, fit, join_process_group
 from rayswift.train.report.live import REPORT, LiveReport
 from rayswift.train.supply import Supply
 from rayswift.train.tasks import TASKS, compares_partners, keeps_reference, load, row_kind
+from rayswift.train.watch import announced
 
 
 def run(config: TrainingConfig) -> None:
@@ -64,18 +65,22 @@ def run(config: TrainingConfig) -> None:
 
 def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:
     # 1. What runs where, and what an earlier launch of this run left.
-    layout = lay_out(config.cluster, join(config.cluster), rollout_of(config))
+    with announced("joining the Ray cluster"):
+        joined = join(config.cluster)
+    layout = lay_out(config.cluster, joined, rollout_of(config))
     resume = run_folder.open_run(config, run_dir)
     plan = planning.resolve(config, layout, resume)
     config = plan.config
 
     # 2. Rows: tokenizer, sources, a look at the first of them.
-    tokenizer_dir = prepare.prepare_tokenizer(config.model, run_dir / "tokenizer", row_kind(config))
+    with announced("fetching the tokenizer"):
+        tokenizer_dir = prepare.prepare_tokenizer(config.model, run_dir / "tokenizer", row_kind(config))
     if resume and config.data.window_rows is None:
         plan = planning.with_window_rows(plan, resume.window_rows)
-    windows, eval_windows = prepare.plan_windows(
-        plan.config.data, tokenizer_dir, config.train.seed, run_dir / "data", row_kind(config)
-    )
+    with announced("looking at the rows"):
+        windows, eval_windows = prepare.plan_windows(
+            plan.config.data, tokenizer_dir, config.train.seed, run_dir / "data", row_kind(config)
+        )
     plan = planning.with_window_rows(plan, windows.window_rows)
     config = plan.config
     found = fingerprint.fingerprint(config, windows.tokenizer_hash, windows.num_rows)
@@ -93,16 +98,18 @@ def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:
         clock.lap("data")
         config = paths.absolute(config, Path.cwd())
         if _needs_ray(config, layout, windows, eval_windows):
-            connect(
-                config.cluster,
-                layout,
-                run_dir,
-                for_workers=paths.needed(config, Path.cwd()),
-                for_all=paths.needed_by_rewards(config, Path.cwd()),
-            )
+            with announced("preparing Ray"):
+                connect(
+                    config.cluster,
+                    layout,
+                    run_dir,
+                    for_workers=paths.needed(config, Path.cwd()),
+                    for_all=paths.needed_by_rewards(config, Path.cwd()),
+                )
         clock.lap("Ray")
         if config.train.trl_extra.get("precompute_ref_log_probs"):
-            windows, eval_windows = reference_logps.computed(config, layout, run_dir, windows, eval_windows)
+            with announced("computing the reference's log-probabilities"):
+                windows, eval_windows = reference_logps.computed(config, layout, run_dir, windows, eval_windows)
             clock.lap("reference")
         spec = RunSpec(
             config=config,

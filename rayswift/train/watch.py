@@ -5,7 +5,8 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from rayswift import nodes, preflight
 from rayswift.log import UserError
 from rayswift.train import events
-from rayswift.train.waiting import NO_SIGN_S, Lines, Waiting, clear, read, warnings
+from rayswift.train.waiting import NO_SIGN_S, SAY_S, Lines, Waiting, clear, read, warnings
 
 _LOOK_S = 1.0
 _CLOSE_S = 5.0
@@ -22,6 +23,24 @@ _HEAD_EVERY_S = 2.0
 _TELL_HEAD_S = 10.0
 # Ray ends a driver whose head has been silent for 60 s (RAY_gcs_rpc_server_reconnect_timeout_s), from inside.
 _HEAD_S = 50.0
+
+
+@contextmanager
+def announced(what: str, every_s: float = SAY_S) -> Iterator[None]:
+    """Say that a step of the driver's own goes on, where it takes long."""
+    begun, done = time.monotonic(), threading.Event()
+
+    def run() -> None:
+        while not done.wait(every_s):
+            _say(f"{what} goes on, {time.monotonic() - begun:.0f} s so far")
+
+    thread = threading.Thread(target=run, name="announced", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 class Watch:

@@ -1,9 +1,13 @@
 """What the driver says when nothing moves, and when it gives up."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from rayswift.train.waiting import NO_SIGN_S, SAY_S, Lines, Note, Notes, Waiting, clear, read, warnings
+from rayswift.train.watch import announced
 
 HOSTS = ("10.0.0.1", "10.0.0.2", "10.0.0.3")
 
@@ -97,3 +101,12 @@ def test_new_lines_and_their_warnings(tmp_path: Path) -> None:
     assert found[0] == "engine-0 is lost; its last lines:\n  RuntimeError: no such model é"
     assert found[1:] == ["number 0", "number 1", "and 7 more warnings"]
     assert lines.new() == []
+
+
+def test_a_long_step_of_the_driver_is_announced(capsys: pytest.CaptureFixture[str]) -> None:
+    with announced("looking at the rows", every_s=0.05):
+        time.sleep(0.12)
+    assert capsys.readouterr().err.startswith("looking at the rows goes on, 0 s so far\n")
+    with announced("looking at the rows", every_s=0.5):
+        pass
+    assert capsys.readouterr().err == ""
