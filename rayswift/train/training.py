@@ -98,14 +98,7 @@ def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:
         clock.lap("data")
         config = paths.absolute(config, Path.cwd())
         if _needs_ray(config, layout, windows, eval_windows):
-            with announced("preparing Ray"):
-                connect(
-                    config.cluster,
-                    layout,
-                    run_dir,
-                    for_workers=paths.needed(config, Path.cwd()),
-                    for_all=paths.needed_by_rewards(config, Path.cwd()),
-                )
+            _prepare_ray(config, layout, run_dir)
         clock.lap("Ray")
         if config.train.trl_extra.get("precompute_ref_log_probs"):
             with announced("computing the reference's log-probabilities"):
@@ -124,6 +117,12 @@ def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:
         fit(spec, train_loop, _supply(spec, windows, eval_windows, resume))
 
         _finish(run_dir, config, clock)
+
+
+def _prepare_ray(config: TrainingConfig, layout: Layout, run_dir: Path) -> None:
+    for_workers, for_all = (find(config, Path.cwd()) for find in (paths.needed, paths.needed_by_rewards))
+    with announced("preparing Ray"):
+        connect(config.cluster, layout, run_dir, for_workers, for_all)
 
 
 def _needs_ray(config: TrainingConfig, layout: Layout, windows: Windows, eval_windows: Windows | None) -> bool:
