@@ -13,7 +13,7 @@ from types import TracebackType
 from tqdm import tqdm
 
 from rayswift import nodes, preflight
-from rayswift.log import UserError
+from rayswift.log import UserError, logger
 from rayswift.train import events
 from rayswift.train.waiting import NO_SIGN_S, SAY_S, Lines, Waiting, clear, read, warnings
 
@@ -100,7 +100,10 @@ class Watch:
 
     def _run(self) -> None:
         while not self._done.wait(_LOOK_S):
-            self._look()
+            try:
+                self._look()
+            except Exception as error:  # a cluster in trouble answers in many ways; the look-out goes on
+                logger.debug("the look-out failed: %s", error)
         self._show_news()
 
     def _look(self) -> None:
