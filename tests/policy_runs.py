@@ -13,7 +13,7 @@ from rayswift.config.load import load
 from rayswift.config.schema import RlhfConfig
 from rayswift.data.global_batches import FeedPlan, Position
 from rayswift.resources import Layout
-from rayswift.rollout.rounds import Round, make_table, make_tokens, share_of
+from rayswift.rollout.rounds import Round, lines_of, make_table, make_tokens, rows_of_ranks
 from rayswift.rollout.samples import Completion, Group, PolicyVersion, Prompt, Scored, Span
 from rayswift.train.arguments import trainer_arguments
 from rayswift.train.clock import Clock
@@ -94,7 +94,7 @@ class Rounds:
         self.asked.append(number)
         groups = self.rounds[number]
         table = make_table(groups, tuple(f"f{i}" for i in range(self.num_rewards)), PolicyVersion(0, number))
-        tokens = make_tokens(groups, share_of(table, self.num_steps, self.rank, self.size))
+        tokens = make_tokens(lines_of(groups), rows_of_ranks(table, self.num_steps, self.size)[self.rank])
         return Round(
             number=number,
             rank=self.rank,
@@ -109,6 +109,9 @@ class Rounds:
             ledger={"rounds": number + 1},
             metrics={"engines": 1.0},
         )
+
+    def keep(self) -> None:
+        """Nothing is there."""
 
     def evaluate(self, number: int) -> Mapping[str, float]:
         """The number of rounds, for want of a reward."""

@@ -1,6 +1,7 @@
 """An event loop whose clock jumps to the next thing that is due: hours of waiting pass at once, and always alike.
 
-For code that waits only by asyncio, with engines that are simulated in the same loop.
+For code that waits only by asyncio, with engines that are simulated in the same loop. While a thread of the loop's
+works, the clock stands still.
 """
 
 import asyncio
@@ -11,10 +12,16 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+_THREAD_S = 1.0
+
+
 class _Jump(selectors.DefaultSelector):
     now = 0.0
+    num_threads = 0
 
     def select(self, timeout: float | None = None) -> list[Any]:
+        if self.num_threads:
+            return super().select(0 if timeout == 0 else _THREAD_S)  # its end is an event
         if timeout is None:
             raise RuntimeError("everything waits, and nothing is due")
         self.now += max(0.0, timeout)
@@ -27,6 +34,24 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._jump = _Jump()
         super().__init__(self._jump)
+
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:
+        """As always, noting that a thread works."""
+        self._jump.num_threads += 1
+        future = super().run_in_executor(executor, func, *args)
+        future.add_done_callback(self._ended)
+        return future
+
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """As always; it waits for a thread too."""
+        self._jump.num_threads += 1
+        try:
+            await super().shutdown_default_executor()
+        finally:
+            self._jump.num_threads -= 1
+
+    def _ended(self, _: Any) -> None:
+        self._jump.num_threads -= 1
 
     def time(self) -> float:
         """Seconds since the loop was made."""

@@ -98,6 +98,7 @@ class Feed:
         self._error: BaseException | None = None
         self._eval_rows: tuple[PackedRow, ...] | None = None
         self._eval_lock = threading.Lock()
+        self._moved_at = time.monotonic()
 
     def new_attempt(self) -> int:
         """A number for a worker group that starts: higher than any before, also than those of a feed that died."""
@@ -140,18 +141,24 @@ class Feed:
         Raises:
             StaleAttempt: a newer attempt has begun.
             UserError: the data ran out of trainable rows, or too many are bad.
-            TimeoutError: no batch came in time.
+            TimeoutError: no batch came, and no window of rows for so long.
         """
-        deadline = time.monotonic() + timeout_s
+        began = time.monotonic()
         with self._changed:
             while not self._is_ready(attempt, step, rank, size):
-                if time.monotonic() >= deadline:
-                    raise TimeoutError(f"the data feed had no batch for step {step} within {timeout_s:.0f} s")
+                if time.monotonic() - max(began, self._moved_at) >= timeout_s:
+                    raise TimeoutError(
+                        f"the data feed had no batch for step {step}, and no window came within {timeout_s:.0f} s"
+                    )
                 self._changed.wait(min(1.0, timeout_s))
             batch = self._ready[step]
             self._newest_served = max(self._newest_served, step)
             rows = batch.rows[share(self._plan.global_batch, rank, size)]
             return Slice(step, rows, batch.epochs, batch.position, batch.last, step == self._save_at)
+
+    def still_s(self) -> float:
+        """Seconds since the last window of rows came, for training or evaluation."""
+        return time.monotonic() - self._moved_at
 
     def ask_for_save(self, request: int) -> None:
         """Have a checkpoint saved behind the first step of which no rank has its slice yet; once for each request."""
@@ -213,7 +220,7 @@ class Feed:
                 assert self._eval_windows is not None, "evaluation without evaluation rows"
                 encoded: list[PackedRow] = []
                 counts: Counter[str] = Counter()
-                for window in self._stream(self._eval_windows, 0, 0):
+                for window in self._noted(self._stream(self._eval_windows, 0, 0)):
                     encoded += window.rows
                     counts.update({k.replace(TRAINED, EVALUATED): v for k, v in window.counts.items()})
                     self._quarantine.add(window)
@@ -242,9 +249,14 @@ class Feed:
                 break
         return tuple(rows[:number])
 
+    def _noted(self, windows: Iterator[Window]) -> Iterator[Window]:
+        for window in windows:
+            self._moved_at = time.monotonic()
+            yield window
+
     def _produce(self, generation: int, start: Position) -> None:
         def source(epoch: int, first: int) -> Iterator[Window]:
-            return self._stream(self._windows, epoch, first)
+            return self._noted(self._stream(self._windows, epoch, first))
 
         def on_window(epoch: int, number: int, window: Window) -> None:
             if epoch == 0 and generation == self._generation:

@@ -75,9 +75,9 @@ class ActorEngine:
         """See `Engine`."""
         await self._answer(self._actor.submit.remote(Requests(requests)))
 
-    async def collect(self, timeout_s: float) -> Collected:
+    async def collect(self, timeout_s: float, part_tokens: int | None) -> Collected:
         """See `Engine`."""
-        collected: Collected = await self._answer(self._actor.collect.remote(timeout_s))
+        collected: Collected = await self._answer(self._actor.collect.remote(timeout_s, part_tokens))
         return collected
 
     async def abort(self, keys: Sequence[str]) -> tuple[Completion, ...]:
@@ -90,9 +90,9 @@ class ActorEngine:
         pause_s: float = await self._answer(self._actor.load.remote(version, weights))
         return pause_s
 
-    async def score(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32]:
+    async def score(self, token_ids: NDArray[np.int32], timeout_s: float) -> NDArray[np.float32]:
         """See `Engine`."""
-        logprobs: NDArray[np.float32] = await self._answer(self._actor.score.remote(token_ids))
+        logprobs: NDArray[np.float32] = await self._answer(self._actor.score.remote(token_ids, timeout_s))
         return logprobs
 
     async def status(self) -> EngineStatus:

@@ -124,6 +124,10 @@ class Admission:
         each = self._open.pop(number)
         return {ordinal: outcome for ordinal, outcome in sorted(each.outcomes.items()) if outcome is not None}
 
+    def reopen(self, number: int) -> None:
+        """Let a round draw as from its beginning: none of the prompts that it drew can be trained."""
+        self._open = {number: _Open(), **self._open}
+
     def is_last(self, number: int, num_ready: int, ended: bool) -> bool | None:
         """Whether no round follows one; None: that depends on prompts that are not read yet."""
         if self._plan.num_rounds is not None:

@@ -5,23 +5,21 @@ is booked in the `ledger` in the order of rounds, in which they leave here too, 
 """
 
 import asyncio
-import time
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
-from typing import Any, Protocol
+from typing import Any
 
 from rayswift.data.windows import TRAINED
 from rayswift.log import UserError, logger
 from rayswift.rollout.admission import Admission, RoundPlan
 from rayswift.rollout.autoscale import Meter
+from rayswift.rollout.groups import Sampler, Scorer, requests_for, scored_group
 from rayswift.rollout.ledger import ALL_EQUAL, FAILED, TAIL, Ledger, LedgerSnapshot
-from rayswift.rollout.pool import SampleFailed
-from rayswift.rollout.prompts import Drawn
-from rayswift.rollout.samples import Completion, Group, Prompt, SampleRequest, Scored
+from rayswift.rollout.prompts import Drawn, Prompts, draw_some
+from rayswift.rollout.samples import Completion, Group, Prompt, SampleRequest
 
-_READ_S = 1.0
+_MOST_REASONS = 100
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,8 @@ class RolloutPlan:
     rounds: see there; num_steps: optimizer steps of one pass over a round; steps_per_round: of all passes;
     num_generations, num_generations_eval: completions of a prompt; min_group: fewest scored ones that it can be
     trained with; drops_equal: filter groups whose rewards are all equal; max_failed_fraction: see
-    `rollout.max_failed_fraction`; max_outstanding: requests that an engine holds at once.
+    `rollout.max_failed_fraction`; max_outstanding: requests that an engine holds at once; max_still_s: that a wait goes
+    on while nothing at all comes forward.
     """
 
     rounds: RoundPlan
@@ -45,32 +44,15 @@ class RolloutPlan:
     max_failed_fraction: float
     seed: int
     max_outstanding: int
-
-
-class Prompts(Protocol):
-    """Where prompts come from, see `prompts.PromptFeed`."""
-
-    def draw(self, timeout_s: float) -> Drawn | None:
-        """The next; None at the end of the data; TimeoutError: none yet."""
-
-
-class Sampler(Protocol):
-    """Who samples, see `pool.Pool`."""
-
-    def sample(self, requests: Sequence[SampleRequest], min_step: int) -> list[asyncio.Future[Completion]]:
-        """A completion for each request, from weights behind at least `min_step` rounds."""
-
-
-class Scorer(Protocol):
-    """Who scores, see `rewards.runner`."""
-
-    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> Sequence[Scored | str]:
-        """Each completion with its rewards, or why it has none."""
+    max_still_s: float
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A round that can be trained: its groups by ordinal, the ledger once it is trained, whether it is the last."""
+    """A round that can be trained: its groups by ordinal, the ledger once it is trained, whether it is the last.
+
+    ended: why there is nothing to train in it, so that the run ends before it.
+    """
 
     number: int
     groups: tuple[Group, ...]
@@ -80,52 +62,15 @@ class Finished:
     filtered: int
     failed: int
     seconds: float
+    ended: str = ""
 
 
-def sample_seed(run_seed: int, use: str, ordinal: int, sample: int) -> int:
-    """The seed of a completion's random numbers, the same however often it is sampled."""
-    digest = blake2b(f"{run_seed}:{use}:{ordinal}:{sample}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 2  # vLLM takes signed 64-bit numbers
+Keep = Callable[[int, Sequence[Group], str], None]
+"""(round, groups, outcome): completions of a round that is closed, for people to read."""
 
 
-def requests_for(plan: RolloutPlan, prompt: Prompt, use: str, num_samples: int) -> list[SampleRequest]:
-    """One request for each completion of a prompt; `use` tells training from evaluations."""
-    return [
-        SampleRequest(
-            f"{use}:{prompt.ordinal}:{sample}",
-            prompt.input_ids,
-            plan.max_completion_length,
-            sample_seed(plan.seed, use, prompt.ordinal, sample),
-        )
-        for sample in range(num_samples)
-    ]
-
-
-Stage = Callable[[str, int], None]
-"""(who has a prompt, +1 or -1): it comes or goes."""
-
-
-async def scored_group(
-    scorer: Scorer, prompt: Prompt, futures: Sequence[asyncio.Future[Completion]], stage: Stage
-) -> tuple[Group, list[str]]:
-    """The completions of a prompt that were sampled and scored, and why the others were not."""
-    stage("engines", 1)
-    try:
-        sampled = await asyncio.gather(*futures, return_exceptions=True)
-    finally:
-        stage("engines", -1)
-    for each in sampled:
-        if isinstance(each, BaseException) and not isinstance(each, SampleFailed):
-            raise each
-    reasons = [f"engines: {each}" for each in sampled if isinstance(each, SampleFailed)]
-    completions = [each for each in sampled if isinstance(each, Completion)]
-    stage("rewards", 1)
-    try:
-        answers = await scorer.score(prompt, completions) if completions else []
-    finally:
-        stage("rewards", -1)
-    reasons += [each for each in answers if isinstance(each, str)]
-    return Group(prompt, tuple(each for each in answers if isinstance(each, Scored))), reasons
+def keep_nothing(number: int, groups: Sequence[Group], outcome: str) -> None:
+    """A `Keep`."""
 
 
 class Attempt:
@@ -138,6 +83,7 @@ class Attempt:
         prompts: Standing at the ledger's position.
         sampler: Samples.
         scorer: Scores.
+        keep: Is handed all groups, round after round.
     """
 
     def __init__(
@@ -148,9 +94,13 @@ class Attempt:
         prompts: Prompts,
         sampler: Sampler,
         scorer: Scorer,
+        keep: Keep = keep_nothing,
     ):
         self.number, self.start = number, start
-        self.engines_busy = Meter(time.monotonic())
+        self._clock = asyncio.get_running_loop().time
+        self.engines_busy = Meter(self._clock())
+        self.moved_at = self._clock()
+        """When a prompt, a completion's group, a reward or weights came last."""
         self._waiting: Counter[str] = Counter()
         self._plan, self._prompts, self._sampler, self._scorer = plan, prompts, sampler, scorer
         self._ledger = Ledger(start, plan.max_failed_fraction)
@@ -161,7 +111,13 @@ class Attempt:
         self._groups: dict[int, list[Group]] = {}
         self._opened_at: dict[int, float] = {}
         self._finished: dict[int, Finished] = {}
-        self._reasons: Counter[str] = Counter()
+        self._keep = keep
+        self._left_out: dict[int, dict[str, list[Group]]] = {}
+        # Of the round that is closed next: what came of prompts before it drew anew.
+        self._fruitless: Counter[str] = Counter()
+        self._equal_rewards: Counter[float] = Counter()
+        self._trained_epochs = start.epochs
+        self._reasons: list[str] = []
         self._error: BaseException | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._reading = False
@@ -173,6 +129,7 @@ class Attempt:
 
     def published(self, step: int) -> None:
         """Weights behind `step` rounds are on their way to the engines."""
+        self.moved_at = self._clock()
         self._admission.publish(step)
         self._advance()
 
@@ -189,6 +146,7 @@ class Attempt:
     async def stop(self) -> None:
         """End all that is under way; a thread that reads prompts answers within a second or so."""
         self._over = True
+        self._wake()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -198,14 +156,14 @@ class Attempt:
 
         Raises:
             UserError: it cannot be made.
-            TimeoutError: it was not there in time; the text says what it waits for.
+            TimeoutError: it was not there in time, or its worker group is over.
         """
-        deadline = time.monotonic() + timeout_s
+        deadline = self._clock() + timeout_s
         while number not in self._finished:
             if self._error is not None:
                 raise self._error
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
+            left_s = deadline - self._clock()
+            if left_s <= 0 or self._over:
                 raise TimeoutError(f"round {number} was not there within {timeout_s:g} s: {self.describe()}")
             changed = self._changed
             try:
@@ -235,8 +193,9 @@ class Attempt:
 
     def _stage(self, where: str, change: int) -> None:
         self._waiting[where] += change
+        self.moved_at = self._clock()
         if where == "engines":
-            self.engines_busy.set(float(self._waiting[where] > 0), time.monotonic())
+            self.engines_busy.set(float(self._waiting[where] > 0), self._clock())
 
     def _advance(self) -> None:
         """Draw what may be drawn, close what is complete, read on."""
@@ -256,15 +215,19 @@ class Attempt:
         while (number := self._admission.next_round(len(self._ready), self._ended)) is not None:
             prompt = self._ready.popleft()
             self._admission.draw(prompt.ordinal, number)
-            self._opened_at.setdefault(number, time.monotonic())
+            self._opened_at.setdefault(number, self._clock())
             drawn.setdefault(number, []).append(prompt)
         for number, prompts in drawn.items():
             each = self._plan.num_generations
-            requests = [one for prompt in prompts for one in requests_for(self._plan, prompt, "train", each)]
+            requests = [one for prompt in prompts for one in self._requests(prompt)]
             futures = self._sampler.sample(requests, self._admission.min_step(number))
             for index, prompt in enumerate(prompts):
                 self._spawn(self._complete(prompt, number, futures[index * each : (index + 1) * each]))
         return bool(drawn)
+
+    def _requests(self, prompt: Prompt) -> list[SampleRequest]:
+        plan = self._plan
+        return requests_for(prompt, "train", plan.num_generations, plan.max_completion_length, plan.seed)
 
     async def _complete(self, prompt: Prompt, number: int, futures: Sequence[asyncio.Future[Completion]]) -> None:
         group, reasons = await scored_group(self._scorer, prompt, futures, self._stage)
@@ -276,7 +239,9 @@ class Attempt:
             outcome = ALL_EQUAL
         else:
             self._groups.setdefault(number, []).append(group)
-        self._reasons.update(reasons)
+        if outcome != TRAINED:
+            self._left_out.setdefault(number, {}).setdefault(outcome, []).append(group)
+        self._reasons += reasons[: max(0, _MOST_REASONS - len(self._reasons))]
         self._admission.finish(prompt.ordinal, outcome)
         self._advance()
 
@@ -296,35 +261,90 @@ class Attempt:
         if last is None:
             return False
         outcomes = self._admission.close(number)
-        groups = sorted(self._groups.pop(number, []), key=lambda group: group.prompt.ordinal)
+        groups = sorted(self._groups.pop(number, []), key=_ordinal)
+        self._hand_over(number, groups)
         if not groups:
-            raise UserError(
-                f"none of the {len(outcomes)} prompts drawn for round {number} can be trained: "
-                f"{_counted(outcomes.values())}{_examples(self._reasons)}",
-                exit_code=1,
-            )
+            return self._goes_on(number, outcomes)
         ledger = self._ledger.close(outcomes)
+        self._trained_epochs = ledger.epochs
         if last and self._plan.rounds.num_rounds is None:  # else what is ready was only read ahead
             ledger = self._ledger.close({prompt.ordinal: TAIL for prompt in self._ready}, trains=False)
+        self._finish(number, groups, ledger, last, outcomes.values())
+        return True
+
+    def _finish(
+        self,
+        number: int,
+        groups: Sequence[Group],
+        ledger: LedgerSnapshot,
+        last: bool,
+        outcomes: Iterable[str],
+        ended: str = "",
+    ) -> None:
+        counts = self._fruitless + Counter(outcomes)
         self._finished[number] = Finished(
             number,
             tuple(groups),
             ledger,
             last,
-            drawn=len(outcomes),
-            filtered=sum(outcome == ALL_EQUAL for outcome in outcomes.values()),
-            failed=sum(outcome.startswith(FAILED) for outcome in outcomes.values()),
-            seconds=time.monotonic() - self._opened_at.pop(number),
+            drawn=counts.total(),
+            filtered=counts[ALL_EQUAL],
+            failed=sum(count for outcome, count in counts.items() if outcome.startswith(FAILED)),
+            seconds=self._clock() - self._opened_at.pop(number),
+            ended=ended,
         )
         self._next_to_close += 1
+        self._fruitless.clear()
+        self._equal_rewards.clear()
         self._wake()
+
+    def _hand_over(self, number: int, groups: Sequence[Group]) -> None:
+        """Have a round's completions kept, with what became of them."""
+        for outcome, left_out in sorted(self._left_out.pop(number, {}).items()):
+            self._keep(number, sorted(left_out, key=_ordinal), outcome)
+            if outcome == ALL_EQUAL:
+                self._equal_rewards.update(group.scored[0].reward for group in left_out)
+        if groups:
+            self._keep(number, groups, TRAINED)
+
+    def _goes_on(self, number: int, outcomes: Mapping[int, str]) -> bool:
+        """Nothing of a round can be trained: it draws anew, or the run ends.
+
+        Raises:
+            UserError: that is no good end: the prompts failed, or nothing was ever trained.
+        """
+        num_failed = sum(outcome.startswith(FAILED) for outcome in outcomes.values())
+        counts = self._fruitless + Counter(outcomes.values())
+        what = f"none of the {counts.total()} prompts drawn for round {number} can be trained: {_counted(counts)}"
+        if num_failed > self._plan.max_failed_fraction * len(outcomes):
+            raise UserError(f"{what}{_examples(self._reasons)}", exit_code=1)
+        if self._equal_rewards:
+            told = (f"{reward:g} in {count}" for reward, count in self._equal_rewards.most_common(5))
+            what += f" (reward {', '.join(told)})"
+        ledger = self._ledger.close(outcomes, trains=False)
+        # The weights stay as they are: another pass would show much the same.
+        ends = (self._ended and not self._ready) or ledger.epochs >= self._trained_epochs + 1
+        if not ends:
+            logger.info("%s; more are drawn", what)
+            self._fruitless = counts
+            self._admission.reopen(number)
+            return True
+        if not ledger.rounds:
+            raise UserError(
+                f"{what}{_examples(self._reasons)}\n  rewards that tell completions apart, harder or easier prompts or "
+                "a higher rollout.temperature give something to learn from",
+                exit_code=1,
+            )
+        self._finish(number, (), ledger, True, outcomes.values(), ended=what)
         return True
 
     async def _read(self) -> None:
         try:
-            drawn, ended = await _in_thread(lambda: _draw_some(self._prompts, self._plan.rounds.num_prompts))
+            drawn, ended = await _in_thread(lambda: draw_some(self._prompts, self._plan.rounds.num_prompts))
         finally:
             self._reading = False
+        if drawn:
+            self.moved_at = self._clock()
         for each in drawn:
             self._ledger.seen(each.prompt.ordinal, each.position, each.epochs)
             if not self._ledger.is_done(each.prompt.ordinal):
@@ -357,31 +377,19 @@ async def _in_thread(work: Callable[[], tuple[list[Drawn], bool]]) -> tuple[list
         raise
 
 
-def _draw_some(prompts: Prompts, most: int) -> tuple[list[Drawn], bool]:
-    """Up to so many prompts, fewer if they do not come at once; whether these are the last."""
-    drawn: list[Drawn] = []
-    try:
-        while len(drawn) < most:
-            each = prompts.draw(_READ_S)
-            if each is None:
-                return drawn, True
-            drawn.append(each)
-            if each.last:
-                return drawn, True
-    except TimeoutError:
-        pass
-    return drawn, False
-
-
 def _kind(reasons: Sequence[str]) -> str:
     """The commonest reason, shortened to what counts alike."""
     (reason, _), *_ = Counter(reason.partition(":")[0] for reason in reasons).most_common(1) or [("no reason", 0)]
     return reason
 
 
-def _counted(outcomes: Any) -> str:
-    return ", ".join(f"{count} {name}" for name, count in Counter(outcomes).most_common())
+def _ordinal(group: Group) -> int:
+    return group.prompt.ordinal
 
 
-def _examples(reasons: Mapping[str, int]) -> str:
-    return "".join(f"\n  {reason}" for reason in list(reasons)[:3])
+def _counted(counts: Counter[Any]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in counts.most_common(5))
+
+
+def _examples(reasons: Sequence[str]) -> str:
+    return "".join(f"\n  {reason}" for reason in dict.fromkeys(reasons[:3]))

@@ -1,8 +1,8 @@
 """The completions of a run as Parquet, `completions/part-ROUND.parquet`, a row each: asked, said, scored.
 
-The newest part is written again, whole, as rounds come, and a new one begun once it is large: what is there can always
-be read, memory holds one part, and a kill loses the rounds of the last seconds, which a run resumed from before writes
-again.
+The newest part is written again, whole, as rounds come and before each checkpoint, and a new one begun once it is
+large: what is there can always be read, memory holds one part, and a kill loses only rounds that no checkpoint holds,
+which a resumed run writes again.
 """
 
 import os
@@ -36,7 +36,7 @@ class CompletionsFile:
         self._folder, self._names = run_dir / FOLDER, tuple(reward_names)
         self._rows: list[dict[str, Any]] = []
         self._num_chars = 0
-        self._first_round: int | None = None
+        self._part: Path | None = None
         self._written_s = 0.0
 
     def begin(self, number: int) -> None:
@@ -51,10 +51,10 @@ class CompletionsFile:
             elif kept.num_rows < table.num_rows:
                 _replace(kept, part)
 
-    def add(self, number: int, groups: Sequence[Group], outcome: str = "trained") -> None:
-        """Append groups of a round, and what became of them."""
-        if self._first_round is None:
-            self._first_round = number
+    def add(self, number: int, groups: Sequence[Group], outcome: str) -> None:
+        """Append groups of a round, and what became of them; rounds come in their order."""
+        if self._part is None:
+            self._part = self._new_part(number)
         for group in groups:
             asked = "\n".join(str(message["content"]) for message in group.prompt.messages)
             for scored in group.scored:
@@ -78,18 +78,27 @@ class CompletionsFile:
         if len(self._rows) >= _PART_ROWS or self._num_chars >= _PART_CHARS:
             self.close()
         elif time.monotonic() - self._written_s >= _WRITE_EVERY_S:
-            self._write()
+            self.flush()
 
     def close(self) -> None:
         """Write what is held; what comes later begins a new part."""
-        self._write()
-        self._rows, self._num_chars, self._first_round = [], 0, None
+        self.flush()
+        self._rows, self._num_chars, self._part = [], 0, None
 
-    def _write(self) -> None:
-        if not self._rows:
+    def _new_part(self, number: int) -> Path:
+        """One that is not there: a round may go over several."""
+        part, again = self._folder / f"part-{number:08d}.parquet", 0
+        while part.exists():
+            again += 1
+            part = self._folder / f"part-{number:08d}_{again:04d}.parquet"
+        return part
+
+    def flush(self) -> None:
+        """Write what is held."""
+        if self._part is None or not self._rows:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        _replace(pa.Table.from_pylist(self._rows), self._folder / f"part-{self._first_round:08d}.parquet")
+        _replace(pa.Table.from_pylist(self._rows), self._part)
         self._written_s = time.monotonic()
 
 

@@ -2,12 +2,13 @@
 
 It outlives worker groups. Each has an attempt number, a later group a higher one, and every call carries it: what an
 older group still asks for is refused, and what was sampled for it is thrown away. `attempt.Attempt` makes the rounds;
-here they are handed out, weights go to the pool, evaluations are made, and every wait has a deadline.
+here they are handed out, weights go to the pool, and evaluations are made. A call that waits answers within seconds,
+if only that it waits and for what; a wait ends in an error where nothing comes forward, however long it takes.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -17,17 +18,28 @@ from numpy.typing import NDArray
 
 from rayswift.data.feed import DRIVERS_ATTEMPT, StaleAttempt
 from rayswift.log import UserError, logger
-from rayswift.rollout.attempt import Attempt, Finished, RolloutPlan, requests_for, scored_group
+from rayswift.rollout.attempt import Attempt, Finished, RolloutPlan
 from rayswift.rollout.autoscale import Rule
+from rayswift.rollout.evaluation import evaluated
 from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.rollout.pool import Pool
+from rayswift.rollout.probing import Probed
 from rayswift.rollout.prompts import PromptFeed
-from rayswift.rollout.rounds import Round, make_table, make_tokens, share_of
+from rayswift.rollout.rounds import NO_TOKENS, Dealt, Round, Serving, lines_of, make_table
 from rayswift.rollout.samples import Completion, Group, PolicyVersion, Prompt, Scored
 from rayswift.rollout.scaler import Scaler
 from rayswift.rollout.weights import Published
 
 _POLL_S = 0.1
+_KEPT = 8
+"""Of what was made once for all ranks: some may still have to fetch it."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What was asked for is not there yet, and why: ask again. No call holds its place in the actor for longer."""
+
+    text: str
 
 
 class Rewards(Protocol):
@@ -57,21 +69,14 @@ class Completions(Protocol):
     def begin(self, number: int) -> None:
         """Forget those of this round and later ones."""
 
-    def add(self, number: int, groups: Sequence[Group]) -> None:
-        """Those of a round."""
+    def add(self, number: int, groups: Sequence[Group], outcome: str) -> None:
+        """Some of a round, and what became of them."""
+
+    def flush(self) -> None:
+        """Write what is held so far."""
 
     def close(self) -> None:
         """Write what is held."""
-
-
-@dataclass
-class _Serving:
-    """Who of the ranks has asked for which round, and what each of them gets."""
-
-    wanted: dict[int, int]
-    newest_served: int
-    save_request: int | None = None
-    save_at: int | None = None
 
 
 class Coordinator:
@@ -102,13 +107,16 @@ class Coordinator:
         self._named_attempt = 0
         self._life: Attempt | None = None
         self._begins = asyncio.Lock()
-        self._serving = _Serving({}, -1)
+        self._serving = Serving(-1)
         self._syncs: set[asyncio.Task[None]] = set()
         self._sync_s = 0.0
-        self._evaluations: dict[int, asyncio.Task[dict[str, float]]] = {}
+        self._clock = asyncio.get_running_loop().time
+        self._moved_at = self._clock()
+        # What is made once for all ranks, by its name, and when the first of them asked.
+        self._once: dict[str, tuple[asyncio.Task[Any], float]] = {}
         self._kept, self._told = -1, dict[str, float]()
         self._writer = ThreadPoolExecutor(1, "completions")
-        self._tokens_at = (time.monotonic(), 0)
+        self._tokens_at = (self._clock(), 0)
         self._waiting_ranks: set[int] = set()
         self._shown = (0, 0.0)
         self._scaler = Scaler(engines, pool, plan.max_outstanding)
@@ -136,14 +144,14 @@ class Coordinator:
                     return
                 await self._life.stop()
             self._pool.abandon()
-            for task in (*self._syncs, *self._evaluations.values()):
+            for task in (*self._syncs, *(task for task, _ in self._once.values())):
                 task.cancel()
-            self._evaluations.clear()
+            self._once.clear()
             await asyncio.to_thread(self._prompts.begin, start.position)
             self._kept = start.rounds - 1
             self._write(self._completions.begin, start.rounds)
-            self._serving = _Serving({}, start.rounds - 1)
-            self._life = Attempt(attempt, start, self._plan, self._prompts, self._pool, self._rewards)
+            self._serving = Serving(start.rounds - 1)
+            self._life = Attempt(attempt, start, self._plan, self._prompts, self._pool, self._rewards, self._note)
             self._life.begin()
 
     async def published(self, attempt: int, published: Published) -> None:
@@ -162,24 +170,24 @@ class Coordinator:
             await asyncio.sleep(0)
         life.published(published.version.step)
 
-    async def next(self, attempt: int, number: int, rank: int, size: int, timeout_s: float) -> Round:
-        """A rank's share of a round.
+    async def next(self, attempt: int, number: int, rank: int, size: int, wait_s: float) -> Round | Waiting:
+        """A rank's share of a round, within `wait_s` or not yet.
 
         Raises:
             StaleAttempt: a newer attempt has begun.
             UserError: the round cannot be made.
-            TimeoutError: it was not there in time; the text says what it waits for.
+            TimeoutError: nothing comes forward; the text says what it waits for.
         """
         life, serving = self._current(attempt), self._serving
-        serving.wanted[rank] = number
-        if len(serving.wanted) >= size:
-            life.forget_before(min(serving.wanted.values()))
+        if (oldest := serving.ask(rank, number, size, self._clock())) is not None:
+            life.forget_before(oldest)
         self._waiting_ranks.add(rank)
         self._scaler.trainer_waits(True)
         try:
-            finished = await life.round(number, timeout_s)
-        except TimeoutError as error:
-            raise TimeoutError(f"{error}; engines: {self._pool.describe()}") from error
+            finished = await life.round(number, wait_s)
+        except TimeoutError:
+            self._refuse_older(attempt)
+            return self._still_waiting(life, f"round {number} is not there", serving.since[rank])
         finally:
             self._waiting_ranks.discard(rank)
             self._scaler.trainer_waits(bool(self._waiting_ranks))
@@ -189,32 +197,34 @@ class Coordinator:
         if number > self._kept:
             self._kept = number
             self._told = self._metrics(life, finished)
-            self._write(self._completions.add, number, finished.groups)
-        return self._share(life, finished, rank, size)
+        if number not in serving.dealt:
+            serving.dealt[number] = self._deal(life, finished, size)
+        return serving.dealt[number].share(rank, number == serving.save_at)
 
-    def _share(self, life: Attempt, finished: Finished, rank: int, size: int) -> Round:
-        version = PolicyVersion(life.number, finished.number)
-        table = make_table(finished.groups, tuple(self._rewards.names), version)
+    def _deal(self, life: Attempt, finished: Finished, size: int) -> Dealt:
         ledger = finished.ledger
-        return Round(
+        version = PolicyVersion(life.number, finished.number)
+        common = Round(
             number=finished.number,
-            rank=rank,
+            rank=-1,
             size=size,
             num_steps=self._plan.num_steps,
-            table=table,
-            tokens=make_tokens(finished.groups, share_of(table, self._plan.num_steps, rank, size)),
+            table=make_table(finished.groups, tuple(self._rewards.names), version),
+            tokens=NO_TOKENS,
             epochs=ledger.epochs,
             position=replace(ledger.position, counts=ledger.rows),
             last=finished.last,
-            save=finished.number == self._serving.save_at,
+            save=False,
             ledger=ledger.to_json(),
             metrics=self._told,
+            ended=finished.ended,
         )
+        return Dealt(common, lines_of(finished.groups))
 
     def _metrics(self, life: Attempt, finished: Finished) -> dict[str, float]:
         counts = self._pool.statistics()
         began, before = self._tokens_at
-        now = time.monotonic()
+        now = self._clock()
         if now - began > 1.0:
             self._tokens_at = now, counts.tokens
         return {
@@ -231,70 +241,80 @@ class Coordinator:
             "tokens_regenerated": float(counts.regenerated_tokens),
         }
 
-    async def evaluate(self, attempt: int, number: int, timeout_s: float) -> dict[str, float]:
+    def _still_waiting(self, life: Attempt, what: str, since: float) -> Waiting:
+        """What a rank that has waited since then is told.
+
+        Raises:
+            TimeoutError: nothing has come forward for too long, whoever else's deadline has not passed yet.
+        """
+        still_s = self._clock() - max(since, life.moved_at, self._moved_at, self._pool.moved_at)
+        if still_s >= self._plan.max_still_s:
+            raise TimeoutError(
+                f"{what}, and nothing has come forward for {still_s:.0f} s: {life.describe()}; engines: "
+                f"{self._pool.describe()}"
+            )
+        return Waiting(f"{life.describe()}; {self._pool.summary()}; the last sign of progress {still_s:.0f} s ago")
+
+    async def _only_once(
+        self, attempt: int, what: str, make: Callable[[], Coroutine[Any, Any, Any]], wait_s: float
+    ) -> Any | Waiting:
+        """The result of work that is done once for all ranks."""
+        life = self._current(attempt)
+        if what not in self._once:
+            for done in [name for name, (task, _) in self._once.items() if task.done()][:-_KEPT]:
+                del self._once[done]
+            self._once[what] = asyncio.create_task(make()), self._clock()
+        task, since = self._once[what]
+        await asyncio.wait({task}, timeout=wait_s)
+        self._refuse_older(attempt)
+        if task.cancelled():
+            return Waiting("a newer worker group begins")
+        return task.result() if task.done() else self._still_waiting(life, f"{what} is not there", since)
+
+    async def evaluate(self, attempt: int, number: int, wait_s: float) -> dict[str, float] | Waiting:
         """Mean rewards of the evaluation prompts under the weights behind `number` rounds; made once for all ranks.
 
         Raises:
             StaleAttempt: a newer attempt has begun.
             UserError: no evaluation prompt could be scored.
-            TimeoutError: it took too long.
+            TimeoutError: nothing comes forward; the text says what it waits for.
         """
-        self._current(attempt)
-        if number not in self._evaluations:
-            self._evaluations[number] = asyncio.create_task(self._evaluate(number))
-        try:
-            return await asyncio.wait_for(asyncio.shield(self._evaluations[number]), timeout_s)
-        except TimeoutError as error:
-            raise TimeoutError(
-                f"the evaluation of round {number} took longer than {timeout_s:g} s; engines: {self._pool.describe()}"
-            ) from error
+        what = f"the evaluation of round {number}"
+        return await self._only_once(attempt, what, lambda: self._evaluate(number), wait_s)
 
     async def _evaluate(self, number: int) -> dict[str, float]:
         prompts = await asyncio.to_thread(self._prompts.evaluation)
-        each = self._plan.num_generations_eval
-        requests = [one for prompt in prompts for one in requests_for(self._plan, prompt, "eval", each)]
-        futures = self._pool.sample(requests, number)
-        results = await asyncio.gather(
-            *(
-                scored_group(self._rewards, prompt, futures[i * each : (i + 1) * each], _unnoticed)
-                for i, prompt in enumerate(prompts)
-            )
-        )
-        scored = [one for group, _ in results for one in group.scored]
-        if not scored:
-            reasons = sorted({reason for _, found in results for reason in found})[:3]
-            raise UserError(f"no evaluation prompt could be scored: {'; '.join(reasons)}", exit_code=1)
-        rewards = np.array([one.rewards for one in scored], np.float64)
-        known = ~np.isnan(rewards)
-        means = np.where(known, rewards, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-        return {
-            "reward": float(np.mean([one.reward for one in scored])),
-            **{f"rewards/{name}/mean": float(mean) for name, mean in zip(self._rewards.names, means, strict=True)},
-            "completion_length": float(np.mean([len(one.completion.token_ids) for one in scored])),
-            "completions": float(len(requests)),
-            "unscored": float(sum(len(found) for _, found in results)),
-        }
+        return await evaluated(prompts, number, self._plan, self._pool, self._rewards, self._came_forward)
 
-    async def probe(
-        self, attempt: int, number: int, token_ids: NDArray[np.int32], timeout_s: float
-    ) -> dict[str, NDArray[np.float32]]:
-        """Log-probabilities [T - 1] of a text [T] by every engine, once it holds the weights behind `number` rounds.
+    async def probe(self, attempt: int, number: int, token_ids: NDArray[np.int32], wait_s: float) -> Probed | Waiting:
+        """What every engine makes of a text [T], once it holds the weights behind `number` rounds; once for all ranks.
 
         Raises:
             StaleAttempt: a newer attempt has begun.
             UserError: no engine can hold them.
-            TimeoutError: none did in time.
+            TimeoutError: nothing comes forward; the text says what it waits for.
         """
-        self._current(attempt)
-        try:
-            async with asyncio.timeout(timeout_s):
-                while not (found := await self._pool.score(token_ids)):
-                    await asyncio.sleep(_POLL_S)
-                return found
-        except TimeoutError as error:
-            raise TimeoutError(
-                f"no engine scored a text by version {number} within {timeout_s:g} s; engines: {self._pool.describe()}"
-            ) from error
+        life = self._current(attempt)
+        what = f"a text's scoring by version {number}"
+        return await self._only_once(attempt, what, lambda: self._probe(life, number, token_ids), wait_s)
+
+    async def _probe(self, life: Attempt, number: int, token_ids: NDArray[np.int32]) -> Probed:
+        while True:
+            if life.published_step == number:  # else only some rank is here, and not yet the one that publishes
+                self._pool.check()
+                probed = await self._pool.score(token_ids)
+                if probed.logprobs:
+                    return probed
+            await asyncio.sleep(_POLL_S)
+
+    async def keep(self, attempt: int) -> None:
+        """Write the completions of all rounds so far, before a checkpoint counts that holds them.
+
+        Raises:
+            StaleAttempt: a newer attempt has begun.
+        """
+        self._refuse_older(attempt)
+        await asyncio.wait([asyncio.wrap_future(self._write(self._completions.flush))])
 
     async def ask_for_save(self, request: int) -> None:
         """Have a checkpoint saved behind the first round of which no rank has its share yet; once for each request."""
@@ -327,14 +347,19 @@ class Coordinator:
         self._write(self._completions.close)
         await asyncio.to_thread(self._writer.shutdown)
 
-    def _write(self, work: Callable[..., None], *arguments: Any) -> None:
+    def _note(self, number: int, groups: Sequence[Group], outcome: str) -> None:
+        self._write(self._completions.add, number, groups, outcome)
+
+    def _write(self, work: Callable[..., None], *arguments: Any) -> Future[None]:
         """Behind the rounds' back: nobody waits for what only people read."""
 
         def done(writing: Future[None]) -> None:
             if (error := writing.exception()) is not None:
                 logger.warning("completions are not written: %s", error)
 
-        self._writer.submit(work, *arguments).add_done_callback(done)
+        writing = self._writer.submit(work, *arguments)
+        writing.add_done_callback(done)
+        return writing
 
     async def _take_over(self, life: Attempt, published: Published) -> None:
         """Have the engines load, then, while they sample, the weights kept."""
@@ -357,6 +382,10 @@ class Coordinator:
             # Engines that are there have the weights by now, or the pool says why not.
             logger.warning("weights %s are not kept for engines to come: %s", published.version, error)
 
+    def _came_forward(self, where: str, change: int) -> None:
+        """A prompt of an evaluation; these do not count as load."""
+        self._moved_at = self._clock()
+
     def _current(self, attempt: int) -> Attempt:
         self._refuse_older(attempt)
         if self._life is None or attempt > self._life.number:
@@ -366,7 +395,3 @@ class Coordinator:
     def _refuse_older(self, attempt: int) -> None:
         if self._life is not None and attempt < self._life.number:
             raise StaleAttempt(f"attempt {attempt} is over, attempt {self._life.number} has begun")
-
-
-def _unnoticed(where: str, change: int) -> None:
-    """Evaluations do not count as load."""

@@ -46,21 +46,24 @@ class EngineStatus:
 
 @dataclass(frozen=True)
 class Collected:
-    """finished: whole completions (behind `begun`); progress: what the unfinished ones have that is new.
+    """finished: whole completions (behind `begun`); parts: of unfinished ones, what was not handed over yet;
+    num_made: tokens that the engine has made in all; num_unfinished: of those, of requests that are unfinished.
 
     Spans are counted from the first token of what they come with.
     """
 
     finished: tuple[Completion, ...]
-    progress: tuple[Completion, ...]
+    parts: tuple[Completion, ...]
+    num_made: int
+    num_unfinished: int
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as columns, see `wire`."""
-        return _collected, (columns_of(self.finished), columns_of(self.progress))
+        return _collected, (columns_of(self.finished), columns_of(self.parts), self.num_made, self.num_unfinished)
 
 
-def _collected(finished: Columns, progress: Columns) -> Collected:
-    return Collected(completions_of(finished), completions_of(progress))
+def _collected(finished: Columns, parts: Columns, num_made: int, num_unfinished: int) -> Collected:
+    return Collected(completions_of(finished), completions_of(parts), num_made, num_unfinished)
 
 
 class Engine(Protocol):
@@ -81,8 +84,13 @@ class Engine(Protocol):
             NoWeights: there was no `load` yet, or the last one failed.
         """
 
-    async def collect(self, timeout_s: float) -> Collected:
-        """What has finished since the last call; waits for the first one up to `timeout_s`."""
+    async def collect(self, timeout_s: float, part_tokens: int | None) -> Collected:
+        """What has finished since the last call; waits for the first one up to `timeout_s`.
+
+        Args:
+            timeout_s: See above.
+            part_tokens: New tokens of an unfinished request from which on they are handed over; None: they stay here.
+        """
 
     async def abort(self, keys: Sequence[str]) -> tuple[Completion, ...]:
         """Give requests up; what there is of each, collected before or not; a finished one may be among them."""
@@ -95,8 +103,12 @@ class Engine(Protocol):
             Exception: any other: the weights cannot be had, and it goes on with those before.
         """
 
-    async def score(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Log-probabilities [T - 1] of tokens 1 to T - 1 of a text, for the canary."""
+    async def score(self, token_ids: NDArray[np.int32], timeout_s: float) -> NDArray[np.float32]:
+        """Log-probabilities [T - 1] of tokens 1 to T - 1 of a text, for the canary; before whatever waits.
+
+        Raises:
+            TimeoutError: not in time; nothing of it goes on.
+        """
 
     async def status(self) -> EngineStatus:
         """How it stands; also its sign of life."""

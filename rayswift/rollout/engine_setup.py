@@ -1,5 +1,6 @@
 """Section `rollout` -> what an engine is built from and what its actor holds; without ray, torch and vllm."""
 
+import os
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -202,3 +203,12 @@ def _lora_sync_problems(model: ModelConfig, rollout: RolloutConfig) -> list[str]
             "model.random_init or with earlier model.adapters merged in are not; set it to merged"
         ]
     return []
+
+
+def prepare_environment(setup: EngineSetup) -> None:
+    """What vLLM and OpenMP read once, before they are imported."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine's core in this process
+    os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
+    if setup.device == "cpu":
+        os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(setup.num_threads)}
+        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would win over kv_cache_memory_bytes

@@ -16,6 +16,8 @@ from enum import Enum
 
 from rayswift.rollout.samples import PolicyVersion
 
+_LONGEST_BACKOFF_S = 60.0
+
 
 class State(Enum):
     """STARTING: no weights could be loaded yet; SYNCING: not with the current weights; LOADING: takes over weights, and
@@ -170,9 +172,9 @@ class Joins:
         return len(self._failures)
 
     @property
-    def num_generations(self) -> int:
-        """Of these engines."""
-        return len({failure.generation for failure in self._failures})
+    def backoff_s(self) -> float:
+        """Until another one is started: longer with each generation."""
+        return min(_LONGEST_BACKOFF_S, 2.0 ** (len({failure.generation for failure in self._failures}) - 2))
 
     def joined(self) -> None:
         """An engine has loaded the current weights."""

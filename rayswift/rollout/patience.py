@@ -24,10 +24,11 @@ class Limits:
     max_outstanding: requests that an engine holds, those it decodes and a few to follow; start_s: for an engine to
     start once it has its place; load_s: to take over weights; answer_s: for short calls; suspect_s, dead_s: silence
     after which an engine gets no new requests, is given up; stall_s: without a token although it has requests;
-    drain_s: for a leaving engine to finish its requests before they move; unserved_s: that requests may wait while no
-    engine can take them, and none starts or loads; max_tries: engines that may be lost under a request before it fails;
-    max_loads: failed loads of a version that end an engine; max_starts, max_alike: engines in a row that may be lost
-    before they serve, for any reason, for the same.
+    drain_s: for a leaving engine to finish its requests before they move; part_tokens: new tokens of an unfinished
+    request from which on they are brought here, so that no more are lost with an engine, None: never; unserved_s: that
+    requests may wait while no engine can take them, and none starts or loads; max_tries: engines that may be lost under
+    a request before it fails; max_loads: failed loads of a version that end an engine; max_starts, max_alike: engines
+    in a row that may be lost before they serve, for any reason, for the same.
     """
 
     max_outstanding: int = 320
@@ -38,6 +39,7 @@ class Limits:
     dead_s: float = 60.0
     stall_s: float = 600.0
     drain_s: float = 60.0
+    part_tokens: int | None = 512
     unserved_s: float = 900.0
     max_tries: int = 5
     max_loads: int = 3

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +17,19 @@ from rayswift.config.schema import RlhfConfig
 from rayswift.data.feed import DRIVERS_ATTEMPT, StaleAttempt
 from rayswift.data.stream import stream_windows, user_error_in
 from rayswift.data.windows import Windows
-from rayswift.log import UserError, setup_worker
+from rayswift.log import UserError, logger, setup_worker
 from rayswift.resources import Layout
 from rayswift.rollout.actors import RayEngines
 from rayswift.rollout.attempt import RolloutPlan
 from rayswift.rollout.autoscale import Rule
 from rayswift.rollout.completions import CompletionsFile
-from rayswift.rollout.coordinator import Coordinator
+from rayswift.rollout.coordinator import Coordinator, Waiting
 from rayswift.rollout.end_tokens import end_tokens
 from rayswift.rollout.engine_setup import EngineSetup, engine_setup
 from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.rollout.patience import limits_of
 from rayswift.rollout.pool import Pool
+from rayswift.rollout.probing import Probed
 from rayswift.rollout.prompts import PromptFeed, prompt_plan
 from rayswift.rollout.rewards.runner import RewardRunner
 from rayswift.rollout.rounds import Round
@@ -34,7 +37,10 @@ from rayswift.rollout.vllm_engine import VllmEngine
 from rayswift.rollout.weights import Published, WeightStore
 
 _CLOSE_S = 20.0
-_GRACE_S = 5.0
+_WAIT_S = 10.0
+"""That a call may wait in the coordinator; then it says that it waits, and is asked again."""
+_TELL_EVERY_S = 30.0
+_CALLS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,7 @@ class RolloutClient:
     Args:
         name: Of the coordinator.
         rank, size: Who asks.
-        timeout_s: Longest wait for an answer.
+        timeout_s: Longest wait for an answer of any kind.
     """
 
     def __init__(self, name: str, rank: int, size: int, timeout_s: float):
@@ -196,36 +202,62 @@ class RolloutClient:
 
     def next(self, number: int) -> Round:
         """This rank's share of a round."""
-        asked = self._actor.next.remote(self._attempt, number, self._rank, self._size, self._timeout_s)
-        received: Round = self._get(f"hand out round {number}", asked)
+        who = self._attempt, number, self._rank, self._size
+        received: Round = self._once_there(f"hand out round {number}", lambda: self._actor.next.remote(*who, _WAIT_S))
         return received
 
     def evaluate(self, number: int) -> dict[str, float]:
-        """Mean rewards of the evaluation prompts under the weights behind `number` rounds."""
-        asked = self._actor.evaluate.remote(self._attempt, number, self._timeout_s)
-        found: dict[str, float] = self._get(f"evaluate round {number}", asked)
+        """Mean rewards of the evaluation prompts under the weights behind `number` rounds; the same on all ranks."""
+        found: dict[str, float] = self._once_there(
+            f"evaluate round {number}", lambda: self._actor.evaluate.remote(self._attempt, number, _WAIT_S)
+        )
         return found
 
-    def probe(self, number: int, token_ids: NDArray[np.int32]) -> dict[str, NDArray[np.float32]]:
-        """Each engine's log-probabilities [T - 1] of a text [T], under the weights behind `number` rounds."""
-        asked = self._actor.probe.remote(self._attempt, number, token_ids, self._timeout_s)
-        found: dict[str, NDArray[np.float32]] = self._get(f"have a text scored by version {number}", asked)
+    def probe(self, number: int, token_ids: NDArray[np.int32]) -> Probed:
+        """What each engine makes of a text [T], with the weights behind `number` rounds; the same on all ranks."""
+        found: Probed = self._once_there(
+            f"have a text scored by version {number}",
+            lambda: self._actor.probe.remote(self._attempt, number, token_ids, _WAIT_S),
+        )
         return found
 
     def publish(self, published: Published) -> None:
         """Hand weights over; engines load them while the caller goes on."""
         self._get("take the weights", self._actor.published.remote(self._attempt, published))
 
+    def keep(self) -> None:
+        """Have the completions of the rounds so far written."""
+        self._get("write the completions", self._actor.keep.remote(self._attempt))
+
+    def _once_there(self, what: str, ask: Callable[[], Any]) -> Any:
+        """Ask until there is an answer; the coordinator judges how long that may take."""
+        began = told_at = time.monotonic()
+        while isinstance(answer := self._get(what, ask()), Waiting):
+            now = time.monotonic()
+            if now - told_at >= _TELL_EVERY_S:
+                told_at = now
+                self._tell(what, now - began, answer.text)
+        return answer
+
+    def _tell(self, what: str, seconds: float, why: str) -> None:
+        logger.info("rank %d has waited %.0f s for the rollout coordinator to %s: %s", self._rank, seconds, what, why)
+
     def _get(self, what: str, asked: Any) -> Any:
         exceptions = self._ray.exceptions
+        began = time.monotonic()
         try:
-            return self._ray.get(asked, timeout=self._timeout_s + _GRACE_S)
-        except exceptions.GetTimeoutError as error:
-            raise UserError(
-                f"the rollout coordinator did not {what} within cluster.timeout_s = {self._timeout_s:g} s; continue "
-                "with --resume auto",
-                exit_code=1,
-            ) from error
+            while True:
+                seconds = time.monotonic() - began
+                try:
+                    return self._ray.get(asked, timeout=max(0.1, min(_TELL_EVERY_S, self._timeout_s - seconds)))
+                except exceptions.GetTimeoutError as error:
+                    if (seconds := time.monotonic() - began) >= self._timeout_s:
+                        raise UserError(
+                            f"the rollout coordinator did not {what} within cluster.timeout_s = {self._timeout_s:g} s; "
+                            "continue with --resume auto",
+                            exit_code=1,
+                        ) from error
+                    self._tell(what, seconds, "it does not answer")
         except exceptions.RayActorError as error:
             first_line = str(error).splitlines()[0]
             raise UserError(
@@ -253,9 +285,11 @@ class Plane:
         import ray
 
         self._ray = ray
-        options = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": placement}
+        options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": placement}
         self._store = ray.remote(WeightStore).options(**options).remote(spec.config.cluster.timeout_s)
-        self._coordinator = ray.remote(CoordinatorActor).options(name=name, **options).remote(spec, self._store)
+        # A place for whatever all ranks may ask and wait for, of this worker group and of one that has just died.
+        options |= {"name": name, "max_concurrency": _CALLS_AT_ONCE + 4 * spec.layout.num_workers}
+        self._coordinator = ray.remote(CoordinatorActor).options(**options).remote(spec, self._store)
         # Engines take the longest to start, so nothing waits for this; what goes wrong is told to who asks first.
         self._opened = self._coordinator.opened.remote()
 

@@ -18,7 +18,7 @@ import heapq
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,9 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayswift.log import UserError, logger
-from rayswift.rollout.engine import EngineLost, Factory
+from rayswift.rollout.engine import Factory
 from rayswift.rollout.membership import Joins, State, change
 from rayswift.rollout.patience import Limits
+from rayswift.rollout.probing import Probed, ask_all
 from rayswift.rollout.salvage import joined, num_tokens
 from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest
 from rayswift.rollout.seat import Seat
@@ -36,7 +37,6 @@ from rayswift.rollout.work import Work
 
 _WATCH_S = 1.0
 _MAX_COLLECTS_PER_S = 1000
-_LONGEST_BACKOFF_S = 60.0
 
 
 class SampleFailed(Exception):
@@ -84,6 +84,8 @@ class Pool:
     """
 
     def __init__(self, factory: Factory, limits: Limits, salvage: bool, prefix: str = "engine"):
+        if not salvage:
+            limits = replace(limits, part_tokens=None)
         self._factory, self._limits, self._salvage, self._prefix = factory, limits, salvage, prefix
         self._seats: dict[str, Seat] = {}
         self._wanted = 0
@@ -100,6 +102,8 @@ class Pool:
         self._dispatch_due = False
         self._bell = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+        self.moved_at = self._loop.time()
+        """When an engine came forward last: by a token, by weights, by its start."""
         self._watcher = self._loop.create_task(self._watch(), name=f"{prefix} pool")
 
     # ---- what the coordinator calls ----
@@ -157,17 +161,9 @@ class Pool:
         await self._until(lambda: all(_has(seat, version) for seat in seats))
         return {seat.name: seat.pauses_s[version] for seat in seats if version in seat.pauses_s}
 
-    async def score(self, token_ids: NDArray[np.int32]) -> dict[str, NDArray[np.float32]]:
-        """Log-probabilities [T - 1] of a text [T] by every engine with the current weights; a lost one is left out."""
-        seats = [seat for seat in self._seats.values() if seat.member.state is State.HEALTHY]
-        answers = await asyncio.gather(*(seat.score(token_ids) for seat in seats), return_exceptions=True)
-        found = {}
-        for seat, answer in zip(seats, answers, strict=True):
-            if isinstance(answer, np.ndarray):
-                found[seat.name] = answer
-            elif not isinstance(answer, EngineLost):
-                raise answer
-        return found
+    async def score(self, token_ids: NDArray[np.int32]) -> Probed:
+        """A text [T] by every engine that has started, each as soon as it holds the current weights."""
+        return await ask_all(self._seats, self._until, token_ids)
 
     def abandon(self) -> None:
         """Give up all requests: their futures are cancelled."""
@@ -202,6 +198,13 @@ class Pool:
         engines = "; ".join(map(str, self._seats.values())) or "no engine"
         return f"{engines}; {self._joins}" if self._joins.num_failed else engines
 
+    def summary(self) -> str:
+        """The same in one line, however many engines there are."""
+        stands = self.statistics()
+        engines = {"serve": stands.serving, "join": stands.joining, "do not answer": stands.suspect}
+        told = [f"{number} engines {what}" for what, number in engines.items() if number or what == "serve"]
+        return f"{', '.join(told)}, {stands.running} requests are with them and {stands.queued} wait"
+
     async def close(self) -> None:
         """End all engines; what was asked for is cancelled."""
         self._watcher.cancel()
@@ -213,25 +216,28 @@ class Pool:
     # ---- what a seat calls ----
 
     def changed(self, seat: Seat) -> None:
-        """See `seat.Owner`."""
+        """See `work.Owner`."""
+        self.moved()
         self._dispatch_soon()
         self._ring()
 
     def joined(self, seat: Seat) -> None:
-        """See `seat.Owner`."""
+        """See `work.Owner`."""
         if seat.member.version == self._version:
             self._joins.joined()
 
     def finished(self, work: Work, completion: Completion) -> None:
-        """See `seat.Owner`."""
+        """See `work.Owner`."""
         self._answer(work, [*work.carried, completion], completion)
 
     def refused(self, work: Work, why: str) -> None:
-        """See `seat.Owner`."""
+        """See `work.Owner`."""
         self._fail(work, [why])
 
-    def returned(self, seat: Seat, works: Sequence[Work], why: str | None) -> None:
-        """See `seat.Owner`."""
+    def returned(self, seat: Seat, works: Sequence[Work], num_made: int, why: str | None) -> None:
+        """See `work.Owner`."""
+        kept = sum(num_tokens(work.current) for work in works) if self._salvage else 0
+        self._counts["regenerated_tokens"] += max(0, num_made - kept)
         for work in works:
             work.seat = None
             if work.future.done():
@@ -239,8 +245,6 @@ class Pool:
             self._counts["moved"] += 1
             if self._salvage:
                 work.carried += work.current
-            else:
-                self._counts["regenerated_tokens"] += num_tokens(work.current)
             work.current = []
             if why is not None:
                 work.tries.append(f"{seat.name}: {why}")
@@ -254,12 +258,11 @@ class Pool:
             self._counts["lost"] += 1
             if seat.member.version is None or seat.member.version != self._version:
                 self._joins.failed(seat.generation, why)
-                backoff_s = min(_LONGEST_BACKOFF_S, 2.0 ** (self._joins.num_generations - 2))
-                self._replace_at = self._loop.time() + backoff_s
+                self._replace_at = self._loop.time() + self._joins.backoff_s
         self._dispatch_soon()
 
     def gone(self, seat: Seat) -> None:
-        """See `seat.Owner`."""
+        """See `work.Owner`."""
         del self._seats[seat.name]
         if self._joins.hopeless([(other.generation, other.member) for other in self._seats.values()]):
             what = "come to serve" if seat.member.started else "start"
@@ -267,8 +270,12 @@ class Pool:
         self.scale_to(self._wanted)
         self._ring()
 
+    def moved(self) -> None:
+        """See `work.Owner`."""
+        self.moved_at = self._loop.time()
+
     def pace_s(self) -> float:
-        """See `seat.Owner`: so that all engines together take a bounded share of this process."""
+        """See `work.Owner`: so that all engines together take a bounded share of this process."""
         return len(self._seats) / _MAX_COLLECTS_PER_S
 
     # ---- requests ----
@@ -356,6 +363,8 @@ class Pool:
             now = self._loop.time()
             served = all(any(seat.member.takes(step) for seat in self._seats.values()) for step in self._queues)
             coming = any(seat.member.is_coming for seat in self._seats.values())
+            if coming:
+                self.moved()  # what starts or loads has deadlines of its own
             if served or coming:
                 self._unserved_since = None
             elif self._unserved_since is None:

@@ -8,6 +8,7 @@ drawn counts as trained until the ledger says what became of it.
 import json
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 from rayswift.config.schema import RlhfConfig
 from rayswift.data.feed import DataEnded, Feed, Stream
@@ -16,6 +17,7 @@ from rayswift.data.windows import PackedRow, Windows
 from rayswift.rollout.samples import Prompt
 
 _AHEAD_PROMPTS = 256
+_READ_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,29 @@ class Drawn:
     position: Position
     epochs: float
     last: bool
+
+
+class Prompts(Protocol):
+    """Where prompts come from, see `PromptFeed`."""
+
+    def draw(self, timeout_s: float) -> Drawn | None:
+        """The next; None at the end of the data; TimeoutError: none yet."""
+
+
+def draw_some(prompts: Prompts, most: int) -> tuple[list[Drawn], bool]:
+    """Up to so many prompts, fewer if they do not come at once; whether these are the last."""
+    drawn: list[Drawn] = []
+    try:
+        while len(drawn) < most:
+            each = prompts.draw(_READ_S)
+            if each is None:
+                return drawn, True
+            drawn.append(each)
+            if each.last:
+                return drawn, True
+    except TimeoutError:
+        pass
+    return drawn, False
 
 
 def prompt_plan(config: RlhfConfig, windows: Windows) -> FeedPlan:

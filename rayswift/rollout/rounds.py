@@ -6,14 +6,14 @@ alone (`shares`), so the coordinator sends each rank its own tokens, and every r
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rayswift.data.global_batches import Position
-from rayswift.rollout.samples import Group, PolicyVersion
+from rayswift.rollout.samples import Completion, Group, PolicyVersion, Prompt
 
 Indices = NDArray[np.int64]
 _PARTS_OF_RANK = 4
@@ -63,7 +63,8 @@ class Round:
     number: the step of the policy version that it trains on; rank, size: whose share it is; num_steps: optimizer steps
     of one pass over it; tokens: of this rank's completions, of all steps. epochs, position: passes over the prompts,
     and where the next round begins; last: no round follows; save: a checkpoint is asked for behind it; ledger: see
-    `ledger`, what became of every prompt once this round is trained; metrics: what the rollout plane tells of it.
+    `ledger`, what became of every prompt once this round is trained; metrics: what the rollout plane tells of it;
+    ended: why there is nothing in it and the run ends well.
     """
 
     number: int
@@ -78,6 +79,7 @@ class Round:
     save: bool
     ledger: Mapping[str, Any]
     metrics: Mapping[str, float]
+    ended: str = ""
 
 
 def make_table(groups: Sequence[Group], reward_names: tuple[str, ...], version: PolicyVersion) -> RoundTable:
@@ -101,9 +103,21 @@ def _staleness(spans: Sequence[Any], length: int, version: PolicyVersion) -> flo
     return sum(lags) / max(1, length)
 
 
-def make_tokens(groups: Sequence[Group], rows: Indices) -> Tokens:
-    """The tokens of the completions in some lines of the groups' table."""
-    lines = [(group.prompt, scored.completion) for group in groups for scored in group.scored]
+NO_TOKENS = Tokens(
+    np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32)
+)  # fmt: skip
+
+Lines = Sequence[tuple[Prompt, Completion]]
+"""What each line of a table is of."""
+
+
+def lines_of(groups: Sequence[Group]) -> Lines:
+    """In the order of `make_table`."""
+    return [(group.prompt, scored.completion) for group in groups for scored in group.scored]
+
+
+def make_tokens(lines: Lines, rows: Indices) -> Tokens:
+    """The tokens of the completions in some lines of a table."""
     picked = [lines[row] for row in rows]
     empty = [np.empty(0, np.int32)]
     return Tokens(
@@ -155,6 +169,50 @@ def _parts(table: RoundTable, rows: Indices, size: int) -> list[tuple[int, Indic
     return sorted(parts, key=lambda each: (-each[0], each[1][0]))
 
 
-def share_of(table: RoundTable, num_steps: int, rank: int, size: int) -> Indices:
-    """All lines that a rank trains, step after step."""
-    return np.concatenate([step[rank] for step in shares(table, num_steps, size)])
+def rows_of_ranks(table: RoundTable, num_steps: int, size: int) -> list[Indices]:
+    """All lines that each rank trains, step after step."""
+    steps = shares(table, num_steps, size)
+    return [np.concatenate([step[rank] for step in steps]) for rank in range(size)]
+
+
+class Dealt:
+    """A round as its ranks ask for it: what all of them get is made once, each one's tokens when it asks.
+
+    Args:
+        common: Of every rank's round: all but its tokens, its rank and whether to save.
+        lines: Of its table.
+    """
+
+    def __init__(self, common: Round, lines: Lines):
+        self._common, self._lines = common, lines
+        self._rows = rows_of_ranks(common.table, common.num_steps, common.size)
+
+    def share(self, rank: int, save: bool) -> Round:
+        """A rank's; save: whether a checkpoint is asked for behind the round."""
+        return replace(self._common, rank=rank, tokens=make_tokens(self._lines, self._rows[rank]), save=save)
+
+
+@dataclass
+class Serving:
+    """Who of the ranks has asked for which round, and what they get.
+
+    since: when each rank first asked for what it wants; dealt: rounds that some ranks have yet to take.
+    """
+
+    newest_served: int
+    wanted: dict[int, int] = field(default_factory=dict)
+    since: dict[int, float] = field(default_factory=dict)
+    dealt: dict[int, Dealt] = field(default_factory=dict)
+    save_request: int | None = None
+    save_at: int | None = None
+
+    def ask(self, rank: int, number: int, size: int, now: float) -> int | None:
+        """Note what a rank wants; the oldest round that any of them still wants, once that is known."""
+        if self.wanted.get(rank) != number:
+            self.wanted[rank], self.since[rank] = number, now
+        if len(self.wanted) < size:
+            return None
+        oldest = min(self.wanted.values())
+        for each in [n for n in self.dealt if n < oldest]:
+            del self.dealt[each]
+        return oldest

@@ -1,6 +1,7 @@
 """A completion in parts, those of engines that are gone and what the last one made, and out of its parts; pure."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,6 +24,11 @@ def joined(key: str, parts: Sequence[Completion], finish: Finish | None) -> Comp
     token_ids = np.concatenate([part.token_ids for part in filled]) if filled else empty_ids
     logprobs = np.concatenate([part.logprobs for part in filled]) if filled else empty_logprobs
     return Completion(key, token_ids, logprobs, tuple(spans), finish)
+
+
+def alone(part: Completion) -> Completion:
+    """A part that keeps nothing of the message alive in which it came with others."""
+    return replace(part, token_ids=part.token_ids.copy(), logprobs=part.logprobs.copy())
 
 
 def num_tokens(parts: Sequence[Completion]) -> int:

@@ -1,6 +1,6 @@
 """One engine of the pool, from its making to its end: it is started, kept on the current weights, fed, listened to.
 
-Every call to it has a deadline. Its sign of life is `collect`, which answers once a second also when there is
+Every call to it has a deadline. Its sign of life is `collect`, which answers every few seconds also when there is
 nothing, unless it loads weights. However it ends, what it was working on goes back to the pool, with the tokens that
 had arrived.
 """
@@ -8,7 +8,7 @@ had arrived.
 import asyncio
 from collections.abc import Awaitable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,39 +17,16 @@ from rayswift.log import UserError, logger
 from rayswift.rollout.engine import Collected, EngineHandle, EngineLost, LoadFailed, NoWeights, RequestRefused
 from rayswift.rollout.membership import Member, name_of
 from rayswift.rollout.patience import Limits, Patience
-from rayswift.rollout.salvage import num_tokens
+from rayswift.rollout.salvage import alone, num_tokens
 from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest
-from rayswift.rollout.work import Work
+from rayswift.rollout.work import Owner, Work
 
 _T = TypeVar("_T")
-_COLLECT_S = 1.0
+_COLLECT_S = 1.0, 5.0
+"""An answer is there at the latest after the first; where there are many engines, later, up to the second."""
 _RETRY_LOAD_S = 1.0
 _LAST_LINES_S = 5.0
-
-
-class Owner(Protocol):
-    """What a seat tells the pool."""
-
-    def changed(self, seat: "Seat") -> None:
-        """It may take more requests, or fewer."""
-
-    def joined(self, seat: "Seat") -> None:
-        """It has loaded the current weights."""
-
-    def finished(self, work: Work, completion: Completion) -> None:
-        """A request is done; `completion` is what the last engine made."""
-
-    def refused(self, work: Work, why: str) -> None:
-        """The engine will not do this request, nor would another."""
-
-    def returned(self, seat: "Seat", works: Sequence[Work], why: str | None) -> None:
-        """Requests that the engine will not finish; why: it is lost, None: it is not, but hands them back."""
-
-    def gone(self, seat: "Seat") -> None:
-        """It has ended; nothing follows."""
-
-    def pace_s(self) -> float:
-        """How long to let completions gather between two calls of `collect`."""
+_SCORE_GRACE_S = 5.0
 
 
 class Seat:
@@ -70,8 +47,9 @@ class Seat:
         self._since = self._clock()
         self._patience = Patience(self._clock)
         self.works: dict[str, Work] = {}
-        self.num_tokens_ahead = 0
-        """Prompt and completion tokens that its requests may still need, at most."""
+        self.num_unfinished = 0
+        """Tokens that its requests have, as far as it told."""
+        self._num_asked = self._num_made = 0
         self.pauses_s: dict[PolicyVersion, float] = {}
         self._limits, self._owner = limits, owner
         self._weights: Any = None
@@ -80,6 +58,11 @@ class Seat:
         self._to_send, self._to_load, self._to_leave = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._token_at = 0.0
         self._life = asyncio.get_running_loop().create_task(self._live(), name=name)
+
+    @property
+    def num_tokens_ahead(self) -> int:
+        """Prompt and completion tokens that its requests may still need, at most."""
+        return max(0, self._num_asked - self.num_unfinished)
 
     @property
     def has_room(self) -> bool:
@@ -96,7 +79,7 @@ class Seat:
             self._token_at = self._patience.now()
         self.works[wire_key] = work
         work.seat, work.wire_key = self, wire_key
-        self.num_tokens_ahead += len(request.prompt_ids) + work.room
+        self._num_asked += len(request.prompt_ids) + work.room
         self._outbox.append(request)
         self._to_send.set()
 
@@ -159,7 +142,7 @@ class Seat:
                 read_log = not isinstance(first, UserError)  # which quotes them itself
         self.member = self.member.has_died(why or "left")
         works, self.works = list(self.works.values()), {}
-        self._owner.returned(self, works, why)
+        self._owner.returned(self, works, self.num_unfinished, why)
         try:
             if read_log and (lines := await self._last_lines()):
                 why = f"{why}; its last lines:\n{lines}"
@@ -195,10 +178,18 @@ class Seat:
         """See `Engine`.
 
         Raises:
-            EngineLost: it died, or did not answer.
+            EngineLost: it died.
+            TimeoutError: it did not answer in time, and does not go on.
             NoWeights: it has lost its weights.
         """
-        return await self._answer("score", self.handle.score(token_ids))
+        limit_s = self._limits.answer_s
+        asked = asyncio.ensure_future(self.handle.score(token_ids, limit_s))
+        try:
+            if not await self._patience.wait(asked, self._patience.now() + limit_s + _SCORE_GRACE_S):
+                raise TimeoutError(f"a text was not scored within {limit_s:g} s")
+            return await asked
+        finally:
+            asked.cancel()
 
     # ---- weights ----
 
@@ -257,7 +248,12 @@ class Seat:
         self._become(version=None)
         unsent, self._outbox = [request.key for request in self._outbox], []
         works = [work for key in unsent if (work := self._take_out(key)) is not None]
-        self._owner.returned(self, [*works, *self._taken_back(parts)], None)
+        self._return([*works, *self._taken_back(parts)])
+
+    def _return(self, works: Sequence[Work]) -> None:
+        """Give requests to the pool that it hands back, with all of their tokens."""
+        self.num_unfinished = 0
+        self._owner.returned(self, works, sum(num_tokens(work.current) for work in works), None)
 
     def _taken_back(self, parts: Sequence[Completion]) -> list[Work]:
         """Requests that it has given up, with all that it had made of them; finished ones are done."""
@@ -290,8 +286,7 @@ class Seat:
         try:
             await self._answer("submit", self.handle.submit(batch))
         except NoWeights:  # a load has failed; that is not the requests' fault
-            works = [work for request in batch if (work := self._take_out(request.key)) is not None]
-            self._owner.returned(self, works, None)
+            self._return([work for request in batch if (work := self._take_out(request.key)) is not None])
         except RequestRefused as error:
             if len(batch) > 1:  # one of them is to blame, and the engine has taken none
                 await self._submit(batch[: len(batch) // 2])
@@ -312,15 +307,16 @@ class Seat:
 
     async def _collected(self) -> Collected:
         limits, asked_at = self._limits, self._patience.now()
-        call = asyncio.ensure_future(self.handle.collect(_COLLECT_S))
+        within_s = min(max(_COLLECT_S[0], 5 * self._owner.pace_s()), _COLLECT_S[1])
+        call = asyncio.ensure_future(self.handle.collect(within_s, limits.part_tokens))
         try:
-            await asyncio.wait({call}, timeout=_COLLECT_S + limits.suspect_s)
+            await asyncio.wait({call}, timeout=within_s + limits.suspect_s)
             if not call.done():
                 self._become(silent=True)
                 if not self._patience.loads:
                     logger.warning("%s has not answered for %g s", self.name, limits.suspect_s)
                 self._owner.changed(self)
-            if not await self._patience.wait(call, asked_at + _COLLECT_S + limits.dead_s):
+            if not await self._patience.wait(call, asked_at + within_s + limits.dead_s):
                 raise EngineLost(f"it did not answer for {limits.dead_s:g} s (rollout.engine_silence_timeout_s)")
         finally:
             call.cancel()
@@ -330,13 +326,14 @@ class Seat:
         return call.result()
 
     def _take(self, collected: Collected) -> None:
-        if collected.finished or collected.progress:
+        if collected.finished or collected.num_made != self._num_made:
             self._token_at = self._patience.now()
-        for part in collected.progress:
+            self._owner.moved()
+        self._num_made, self.num_unfinished = collected.num_made, collected.num_unfinished
+        for part in collected.parts:
             if (work := self.works.get(part.key)) is not None:
                 self._check_versions(work, part)
-                work.current.append(part)
-                self.num_tokens_ahead -= len(part.token_ids)
+                work.current.append(alone(part))
         for completion in collected.finished:
             if (work := self.works.get(completion.key)) is not None:
                 self._check_versions(work, completion)
@@ -348,7 +345,7 @@ class Seat:
     def _take_out(self, wire_key: str) -> Work | None:
         work = self.works.pop(wire_key, None)
         if work is not None:
-            self.num_tokens_ahead -= len(work.request.prompt_ids) + work.room - num_tokens(work.current)
+            self._num_asked -= len(work.request.prompt_ids) + work.room
             work.seat = None
         return work
 
@@ -370,7 +367,7 @@ class Seat:
                 continue
             if self.works:
                 parts = await self._answer("abort", self.handle.abort(list(self.works)))
-                self._owner.returned(self, self._taken_back(parts), None)
+                self._return(self._taken_back(parts))
             raise _Left
 
     async def _sooner(self, event: asyncio.Event, seconds: float) -> None:

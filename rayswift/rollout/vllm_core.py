@@ -5,11 +5,10 @@ from vLLM's output processor only when somebody asks: an output object for every
 model's speed.
 """
 
-import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from numpy.typing import NDArray
 from rayswift.data.feed import StaleAttempt
 from rayswift.log import UserError
 from rayswift.rollout.engine import Collected, EngineStatus, LoadFailed, NoWeights, RequestRefused
-from rayswift.rollout.engine_setup import EngineSetup, lora_capacity, require_vllm
+from rayswift.rollout.engine_setup import EngineSetup, lora_capacity, prepare_environment, require_vllm
 from rayswift.rollout.log_tail import LogTail
+from rayswift.rollout.probing import Scored, TextScore
 from rayswift.rollout.salvage import continued_seed, part
 from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest, Span
 from rayswift.rollout.tensors import as_tensors, spooled, write_adapter
@@ -30,6 +30,7 @@ from rayswift.rollout.weights import Bytes, Published, TensorInfo
 _CPU_KV_CACHE_BYTES = 512 << 20
 _PREFILL_TOKENS = 4096
 _ADAPTER = "adapter"
+_SCORE_PLACES = 8
 
 
 @dataclass
@@ -40,24 +41,6 @@ class _Sample:
     internal_id: str
     spans: list[Span]
     taken: int = 0
-
-
-Scored = Callable[[NDArray[np.float32] | NoWeights], None]
-"""Hears the log-probabilities of a text, or why there are none."""
-
-
-class _Score:
-    """Log-probabilities [T] of tokens, which come one by one."""
-
-    def __init__(self, tokens: Sequence[int], done: Scored):
-        self.tokens, self.done = tokens, done
-        self._found: dict[int, float] = {}
-
-    def take(self, place: int, logprobs: Mapping[int, Any]) -> None:
-        """The distribution that the token at a place is of."""
-        self._found[place] = logprobs[self.tokens[place]].logprob
-        if len(self._found) == len(self.tokens):
-            self.done(np.array([self._found[each] for each in range(len(self.tokens))], np.float32))
 
 
 class VllmCore:
@@ -72,7 +55,7 @@ class VllmCore:
         self._log = LogTail("vllm")
         self._version: PolicyVersion | None = None
         self._samples: dict[str, _Sample] = {}
-        self._scores: dict[str, tuple[_Score, int]] = {}
+        self._scores: dict[str, tuple[TextScore, int]] = {}
         self._num_scores = 0
         self._num_tokens = 0
         self._adapter: Any = None  # vLLM's LoRARequest
@@ -135,6 +118,9 @@ class VllmCore:
 
     def step(self) -> None:
         """One token for every running request."""
+        scheduler, most = self._llm.engine_core.engine_core.scheduler, self._setup.max_num_seqs
+        # Samples that took a place meanwhile keep it: vLLM would not have more running than may run.
+        scheduler.max_num_running_reqs = most + _SCORE_PLACES if self._scores else max(most, len(scheduler.running))
         for output in self._llm.step():
             if output.finished:
                 self._finish(output)
@@ -151,26 +137,36 @@ class VllmCore:
         logprobs = made.logprobs.logprobs
         self.finished.append(part(sample.request.key, sample.spans, 0, made.token_ids, logprobs, made.finish_reason))
 
-    def take(self, with_progress: bool) -> Collected:
-        """What has finished since the last call, and, if wanted, what the unfinished have that is new."""
+    def take(self, part_tokens: int | None) -> Collected:
+        """See `Engine.collect`."""
         finished, self.finished = tuple(self.finished), []
-        samples = list(self._samples.values()) if with_progress else []
-        progress = [self._made(sample, sample.taken) for sample in samples]
-        for sample, new in zip(samples, progress, strict=True):
-            sample.taken += len(new.token_ids)
-        return Collected(finished, tuple(new for new in progress if len(new.token_ids)))
+        made = self._made()
+        parts: list[Completion] = []
+        if part_tokens is not None:
+            for sample, number in zip(self._samples.values(), made, strict=True):
+                if number - sample.taken >= part_tokens:
+                    parts.append(self._new(sample, sample.taken))
+                    sample.taken = number
+        num_unfinished = sum(made)
+        return Collected(finished, tuple(parts), self._num_tokens + num_unfinished, num_unfinished)
+
+    def _made(self) -> list[int]:
+        """Tokens of each sample in flight."""
+        states = self._llm.output_processor.request_states
+        return [len(states[each.internal_id].detokenizer.output_token_ids) for each in self._samples.values()]
 
     def abort(self, keys: Sequence[str]) -> tuple[Completion, ...]:
         """Give up what of these is in flight; what there is of each, what has finished included."""
         asked = set(keys)
         samples = [self._samples.pop(key) for key in keys if key in self._samples]
-        parts = [self._made(sample, 0) for sample in samples]
+        parts = [self._new(sample, 0) for sample in samples]
+        self._num_tokens += sum(len(new.token_ids) for new in parts)
         self._llm.abort_request([sample.request.key for sample in samples])
         parts += [completion for completion in self.finished if completion.key in asked]
         self.finished = [completion for completion in self.finished if completion.key not in asked]
         return tuple(parts)
 
-    def _made(self, sample: _Sample, begin: int) -> Completion:
+    def _new(self, sample: _Sample, begin: int) -> Completion:
         """The tokens of an unfinished sample from one on."""
         state = self._llm.output_processor.request_states[sample.internal_id]
         tokens, logprobs = state.detokenizer.output_token_ids, state.logprobs_processor.logprobs.logprobs
@@ -245,8 +241,10 @@ class VllmCore:
         assert self._setup.load_format == "auto", "the weights are random"
         self._version = version
 
-    def score(self, token_ids: NDArray[np.int32], done: Scored) -> None:
+    def score(self, token_ids: NDArray[np.int32], done: Scored) -> int:
         """Have `done` called with the log-probabilities [T - 1] of tokens 1 to T - 1, at the sampling's temperature.
+
+        Before whatever waits, in places that samples never take; the number is for `give_up_score`.
 
         A request for each, that draws a token behind those before it: vLLM 0.29 fails where a prompt's own
         log-probabilities are asked for under an adapter.
@@ -256,19 +254,27 @@ class VllmCore:
         self._held()
         self._num_scores += 1
         ids, temperature = token_ids.tolist(), self._setup.sampling.temperature
-        score = _Score(ids[1:], done)
+        score = TextScore(ids[1:], done)
         for place, token in enumerate(score.tokens):
             key = f"score:{self._num_scores}:{place}"
             params = SamplingParams(
                 max_tokens=1, temperature=temperature, logprob_token_ids=[token], detokenize=False, skip_clone=True
             )
-            self._llm.add_request(key, {"prompt_token_ids": ids[: place + 1]}, params, lora_request=self._adapter)
+            prompt = {"prompt_token_ids": ids[: place + 1]}
+            self._llm.add_request(key, prompt, params, lora_request=self._adapter, priority=-1)
             self._scores[key] = score, place
+        return self._num_scores
+
+    def give_up_score(self, number: int) -> None:
+        """Forget what is left of a text's scoring."""
+        keys = [key for key in self._scores if key.startswith(f"score:{number}:")]
+        for key in keys:
+            del self._scores[key]
+        self._llm.abort_request(keys)
 
     def status(self) -> EngineStatus:
         """How it stands."""
-        states = self._llm.output_processor.request_states
-        made = [len(states[sample.internal_id].detokenizer.output_token_ids) for sample in self._samples.values()]
+        made = self._made()
         running = min(len(made), self._setup.max_num_seqs)
         return EngineStatus(self._version, running, len(made) - running, self._num_tokens + sum(made))
 
@@ -329,7 +335,8 @@ def arguments(setup: EngineSetup) -> dict[str, Any]:
         "trust_remote_code": setup.trust_remote_code,
         "generation_config": "vllm",  # all sampling settings are ours
         "max_model_len": setup.max_model_len,
-        "max_num_seqs": setup.max_num_seqs,
+        "max_num_seqs": setup.max_num_seqs + _SCORE_PLACES,
+        "scheduling_policy": "priority",  # all samples are alike, in the order they came; a score comes first
         "seed": setup.seed,
         # Of the distribution that is sampled from, temperature and all.
         "logprobs_mode": "processed_logprobs",
@@ -352,15 +359,6 @@ def arguments(setup: EngineSetup) -> dict[str, Any]:
         found["tensor_parallel_size"] = setup.tensor_parallel_size
         found["distributed_executor_backend"] = "mp"
     return found | dict(setup.engine_kwargs)
-
-
-def prepare_environment(setup: EngineSetup) -> None:
-    """What vLLM and OpenMP read once, before they are imported."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine's core in this process
-    os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
-    if setup.device == "cpu":
-        os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(setup.num_threads)}
-        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would win over kv_cache_memory_bytes
 
 
 class LoadInPlace:

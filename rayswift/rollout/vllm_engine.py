@@ -10,7 +10,6 @@ import os
 import queue
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from rayswift.rollout.vllm_core import VllmCore
 
 T = TypeVar("T")
-_PROGRESS_EVERY_S = 1.0
 # Behind the first completion that has finished: one answer for the many that finish with it.
 _LINGER_S = 0.02
 
@@ -48,7 +46,6 @@ class VllmEngine:
         self._thread: threading.Thread | None = None
         self._is_built = False
         self._error: UserError | None = None
-        self._progressed_at = 0.0
 
     async def start(self) -> None:
         """See Engine.
@@ -69,8 +66,8 @@ class VllmEngine:
         """See Engine; all of them or none."""
         await self._call(lambda core: core.submit(requests))
 
-    async def collect(self, timeout_s: float) -> Collected:
-        """See Engine; progress comes about once a second."""
+    async def collect(self, timeout_s: float, part_tokens: int | None) -> Collected:
+        """See Engine."""
         self._check()
         try:
             await asyncio.wait_for(self._has_finished.wait(), timeout_s)
@@ -80,11 +77,7 @@ class VllmEngine:
             await _wait(self._is_idle, _LINGER_S)
         self._check()
         self._has_finished.clear()
-        now = time.monotonic()
-        wants_progress = now - self._progressed_at >= _PROGRESS_EVERY_S
-        if wants_progress:
-            self._progressed_at = now
-        return await self._call(lambda core: core.take(wants_progress))
+        return await self._call(lambda core: core.take(part_tokens))
 
     async def abort(self, keys: Sequence[str]) -> tuple[Completion, ...]:
         """See Engine."""
@@ -104,15 +97,18 @@ class VllmEngine:
         tensors = await fetch(weights, self._transport, self._setup.load_timeout_s)
         return await self._call(lambda core: core.load(weights, tensors))
 
-    async def score(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32]:
+    async def score(self, token_ids: NDArray[np.int32], timeout_s: float) -> NDArray[np.float32]:
         """See Engine; at temperature 1, whatever the sampling."""
-        scored: asyncio.Future[NDArray[np.float32]] = asyncio.get_running_loop().create_future()
-        await self._call(lambda core: core.score(token_ids, lambda found: self._resolve(scored, found)))
-        while True:  # the thread may stop before it has scored
-            await asyncio.wait([scored], timeout=1)
+        deadline = self._loop.time() + timeout_s
+        scored: asyncio.Future[NDArray[np.float32]] = self._loop.create_future()
+        number = await self._call(lambda core: core.score(token_ids, lambda found: self._resolve(scored, found)))
+        while (left_s := deadline - self._loop.time()) > 0:  # the thread may stop before it has scored
+            await asyncio.wait([scored], timeout=min(1.0, left_s))
             if scored.done():
                 return scored.result()
             self._check()
+        await self._call(lambda core: core.give_up_score(number))
+        raise TimeoutError(f"a text of {len(token_ids)} tokens was not scored within {timeout_s:g} s")
 
     async def status(self) -> EngineStatus:
         """See Engine; answered between two steps, so an engine that hangs does not answer."""

@@ -1,8 +1,9 @@
-"""A request on its way through the pool."""
+"""A request on its way through the pool, and what the pool hears of it from an engine's seat."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from rayswift.rollout.salvage import num_tokens
 from rayswift.rollout.samples import Completion, SampleRequest
@@ -33,3 +34,32 @@ class Work:
     def room(self) -> int:
         """Tokens that the engine it goes to may still make."""
         return self.request.max_tokens - len(self.request.begun) - num_tokens(self.carried)
+
+
+class Owner(Protocol):
+    """What a seat tells the pool."""
+
+    def changed(self, seat: "Seat") -> None:
+        """It may take more requests, or fewer."""
+
+    def joined(self, seat: "Seat") -> None:
+        """It has loaded the current weights."""
+
+    def finished(self, work: Work, completion: Completion) -> None:
+        """A request is done; `completion` is what the last engine made."""
+
+    def refused(self, work: Work, why: str) -> None:
+        """The engine will not do this request, nor would another."""
+
+    def returned(self, seat: "Seat", works: Sequence[Work], num_made: int, why: str | None) -> None:
+        """Requests that the engine will not finish, of which it has made so many tokens; why: it is lost, None: it is
+        not, but hands them back."""
+
+    def gone(self, seat: "Seat") -> None:
+        """It has ended; nothing follows."""
+
+    def moved(self) -> None:
+        """It has made tokens, or has taken a step towards it."""
+
+    def pace_s(self) -> float:
+        """How long to let completions gather between two calls of `collect`."""

@@ -181,6 +181,7 @@ class Checkpoints(TrainerCallback):
 
         def seal() -> None:
             known = {name: checksum for each in sums for name, checksum in each.items()}
+            self._stream.before_save()
             (folder / checkpoint.DATA_STATE).write_text(json.dumps(self._stream.state()), encoding="utf-8")
             shutil.copyfile(self._run_dir / CONFIG, folder / CONFIG)
             checkpoint.seal(folder, state.global_step, args.world_size, self._zero_stage, known)

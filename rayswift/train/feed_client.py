@@ -1,5 +1,6 @@
 """How a rank reaches the data feed: a plain object in its process, or an actor asked ahead of time."""
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,6 +10,9 @@ from rayswift.data.global_batches import Position
 from rayswift.data.stream import user_error_in
 from rayswift.data.windows import PackedRow
 from rayswift.log import UserError, logger
+
+_TELL_EVERY_S = 30.0
+_GRACE_S = 5.0
 
 
 class FeedClient(Protocol):
@@ -112,9 +116,7 @@ class ActorFeed:
         deadline = time.monotonic() + self._timeout_s
         while True:
             try:
-                return self._ray.get(under_way if under_way is not None else ask(), timeout=self._timeout_s + 5)
-            except self._ray.exceptions.GetTimeoutError as error:
-                raise UserError(f"the data feed did not answer within {self._timeout_s} s", exit_code=1) from error
+                return self._wait(under_way if under_way is not None else ask())
             except self._ray.exceptions.RayActorError as error:
                 if time.monotonic() > deadline:
                     raise UserError(f"the data feed died and did not come back: {error}", exit_code=1) from error
@@ -126,6 +128,34 @@ class ActorFeed:
                 if isinstance(error.cause, StaleAttempt):
                     raise error.cause from error
                 raise (user_error_in(error) or error) from error
+
+    def _wait(self, asked: Any) -> Any:
+        """The feed's answer; every 30 s it is said who waits, and a feed that does nothing is given up."""
+        began = time.monotonic()
+        while True:
+            try:
+                return self._ray.get(asked, timeout=min(_TELL_EVERY_S, self._timeout_s + _GRACE_S))
+            except self._ray.exceptions.GetTimeoutError as error:
+                waited_s = time.monotonic() - began
+                still_s = min(waited_s, self._still_s())
+                if still_s >= self._timeout_s + _GRACE_S:
+                    raise UserError(
+                        f"the data feed did not answer, and made nothing for {still_s:.0f} s (cluster.timeout_s)",
+                        exit_code=1,
+                    ) from error
+                logger.info(
+                    "rank %d has waited %.0f s for the data feed; its last window of rows came %.0f s ago",
+                    self._rank,
+                    waited_s,
+                    still_s,
+                )
+
+    def _still_s(self) -> float:
+        try:
+            found: float = self._ray.get(self._actor.still_s.remote(), timeout=_GRACE_S)
+        except self._ray.exceptions.GetTimeoutError:
+            return math.inf
+        return found
 
     def _rebuild(self) -> None:
         if not self._attempt:

@@ -67,7 +67,11 @@ class Streamed(Trainer):
 
     def get_train_dataloader(self) -> Any:
         """The stream: order, sharding and position are the feed's."""
-        return _Batches(lambda: self.stream)
+        return _Batches(self._until_the_end)
+
+    def _until_the_end(self) -> Iterator[dict[str, Any]]:
+        yield from self.stream
+        self.control.should_training_stop = True  # HF would look for more until the last step it counts with
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """The evaluation rows, encoded once."""

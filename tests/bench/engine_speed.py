@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rayswift.rollout.actors import RayEngines
 from rayswift.rollout.engine import SamplingSettings
-from rayswift.rollout.engine_setup import EngineSetup, engine_options
+from rayswift.rollout.engine_setup import EngineSetup, engine_options, prepare_environment
 from rayswift.rollout.patience import Limits
 from rayswift.rollout.pool import Pool
 from rayswift.rollout.samples import PolicyVersion, SampleRequest
@@ -45,7 +45,7 @@ class Direct:
     def __init__(self, setup: EngineSetup):
         from rayswift.rollout import vllm_core
 
-        vllm_core.prepare_environment(setup)
+        prepare_environment(setup)
         torch.set_num_threads(setup.num_threads)
         from vllm import LLM
 

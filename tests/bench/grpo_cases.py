@@ -126,7 +126,7 @@ class BareLoop:
         )
         while self._core.busy:
             self._core.step()
-        made = {each.key: each.token_ids for each in self._core.take(False).finished}
+        made = {each.key: each.token_ids for each in self._core.take(None).finished}
         return [made[f"{i}:{n}"] for i, n in keys]
 
     def _train(

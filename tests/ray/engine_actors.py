@@ -32,6 +32,7 @@ from tests.conftest import TINY
 FIRST, SECOND = PolicyVersion(1, 0), PolicyVersion(1, 1)
 PROMPTS, PROMPT_TOKENS, ROOM = 8, 20, 400
 SLOW_S, SILENCE_S = 5.0, 2.0
+PLACES = 4
 
 
 class Probed(VllmEngine):
@@ -129,7 +130,7 @@ async def sampling(engine: Any, asked: Sequence[SampleRequest]) -> None:
 async def collect(engine: Any, number: int) -> dict[str, Completion]:
     done: dict[str, Completion] = {}
     while len(done) < number:
-        done |= {completion.key: completion for completion in (await engine.collect.remote(5)).finished}
+        done |= {completion.key: completion for completion in (await engine.collect.remote(5, None)).finished}
     return done
 
 
@@ -165,8 +166,15 @@ async def story(engine: Any, store: Any, config: Any) -> dict[str, Any]:
     found["finish"] = sorted({str(completion.finish) for completion in done.values()})
     found["stale"] = await refusal(engine.load.remote(FIRST, first))
 
+    text = np.concatenate([asked[0].prompt_ids, done[asked[0].key].token_ids])[:64]
     asked = requests("abort")
     await sampling(engine, asked)
+    # All places are taken, and as many requests wait: a text is scored all the same, or given up in time.
+    scored = await engine.score.remote(text, 60)
+    found["scored"] = float(np.abs(scored - text_logprobs(models[SECOND], text)).max())
+    found["late"] = await refusal(engine.score.remote(text, 0))
+    status = await engine.status.remote()
+    found["meanwhile"] = [status.running, status.waiting]
     parts = {part.key: part for part in await engine.abort.remote([request.key for request in asked])}
     found["aborted"] = [len(parts), sum(len(part.token_ids) for part in parts.values()) > 0]
     found["left"] = (await engine.status.remote()).running
@@ -180,9 +188,6 @@ async def story(engine: Any, store: Any, config: Any) -> dict[str, Any]:
     found["continued"] = error_of(going_on, done, models)
     whole = {len(each.begun) + len(done[each.key].token_ids) for each in going_on}
     found["whole"] = sorted(whole)
-    text = np.concatenate([going_on[0].prompt_ids, done[going_on[0].key].token_ids])[:64]
-    scored = await engine.score.remote(text)
-    found["scored"] = float(np.abs(scored - text_logprobs(models[SECOND], text)).max())
     found["cannot_start"] = await engine.fail_to_start.remote()
     return found
 
@@ -198,9 +203,9 @@ async def troubled(engine: Any, config: Any) -> dict[str, Any]:
         version = PolicyVersion(2, step)
         models[version] = policy(config, step)
         published = Publisher(models[version], "float32", False, True, ObjectStore()).publish(version)
-        asked = requests(what)
+        asked, before = requests(what), (await engine.status.remote()).tokens
         futures = pool.sample(asked, max(0, step - 1))
-        while step and (await engine.status.remote()).running < PROMPTS:
+        while step and (await engine.status.remote()).tokens == before:
             await asyncio.sleep(0.001)
         await engine.have_trouble.remote(what)
         began = time.monotonic()
@@ -229,7 +234,7 @@ async def main(folder: Path) -> None:
         config = AutoConfig.from_pretrained(TINY)
         config.tie_word_embeddings, config.eos_token_id = tied, None  # each completion fills its room
         config.save_pretrained(folder / str(tied))
-        setup = EngineSetup(str(folder / str(tied)), SamplingSettings(1.0), PROMPT_TOKENS + ROOM)
+        setup = EngineSetup(str(folder / str(tied)), SamplingSettings(1.0), PROMPT_TOKENS + ROOM, max_num_seqs=PLACES)
         engines.append((ray.remote(Probed).options(**engine_options({})).remote(setup), config))
     await asyncio.gather(*(engine.start.remote() for engine, _ in engines))
     found = []

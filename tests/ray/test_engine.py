@@ -13,7 +13,7 @@ def test_tokens_are_of_the_weights_they_say_while_weights_change(tmp_path: Path)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2 * TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stderr
     for found in json.loads(done.stdout.splitlines()[-1]):  # tied embeddings, then untied
-        assert found["unloaded"] == "UserError"
+        assert found["unloaded"] == "NoWeights"
         assert found["switched"] > 0
         assert found["flight"] < 1e-5
         assert found["finish"] == ["length"]
@@ -23,6 +23,8 @@ def test_tokens_are_of_the_weights_they_say_while_weights_change(tmp_path: Path)
         assert found["continued"] < 1e-5
         assert found["whole"] == [400]
         assert found["scored"] < 1e-5
+        assert found["late"] == "TimeoutError"
+        assert found["meanwhile"] == [4, 4]  # no sample has ended, and none took a place of the text's
         assert "cannot start" in found["cannot_start"]
         troubled = found["troubled"]
         assert troubled["seconds"]["slow"] >= 5  # of which it may be silent for 2

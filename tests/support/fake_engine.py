@@ -28,6 +28,7 @@ from rayswift.rollout.salvage import joined
 from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest, Span
 
 VOCABULARY = 32_000
+_SCORE_PLACES = 8
 Load = Literal["take", "fail", "unreachable", "die", "hang"]
 """What becomes of a load: fail: half of the weights are in place, those before are gone; unreachable: the bytes cannot
 be had; die, hang: of the engine, in the midst of it."""
@@ -40,7 +41,7 @@ class FakeSettings:
     start_s, load_s, pause_s: to start, to take over weights once asked, the last part of that, in which the engine does
     nothing else; step_s, sequence_step_s: of a decoding step, its fixed part and for each sequence; prefill_s: for each
     prompt token; median_length, length_sigma: median and spread of the log-normal lengths; max_num_seqs: sequences
-    decoded at once; progress_s: between reports of what is unfinished.
+    decoded at once.
     """
 
     start_s: float = 20.0
@@ -52,7 +53,6 @@ class FakeSettings:
     median_length: float = 200.0
     length_sigma: float = 0.8
     max_num_seqs: int = 256
-    progress_s: float = 1.0
 
 
 @dataclass(eq=False)
@@ -108,7 +108,7 @@ class FakeEngine:
         self._finished: list[Completion] = []
         self._steps = 0
         self._serial = itertools.count()
-        self._now = self._progress_at = 0.0
+        self._now = 0.0
         self._slowness = 1.0
         self._woken, self._thawed, self._killed, self._placed = (asyncio.Event() for _ in range(4))
         self._thawed.set()
@@ -185,7 +185,7 @@ class FakeEngine:
             self._admit()
         self._woken.set()
 
-    async def collect(self, timeout_s: float) -> Collected:
+    async def collect(self, timeout_s: float, part_tokens: int | None) -> Collected:
         """See `Engine`."""
         await self._answers()
         deadline = self._clock() + timeout_s
@@ -193,7 +193,7 @@ class FakeEngine:
             async with self._turn():
                 left_s = deadline - self._clock()
                 if self._finished or left_s <= 1e-9:
-                    return self._collected()
+                    return self._collected(part_tokens)
                 self._woken.clear()
                 wait_s = min(left_s, self._next_end_s())
             try:
@@ -202,14 +202,14 @@ class FakeEngine:
             except TimeoutError:
                 pass
 
-    def _collected(self) -> Collected:
+    def _collected(self, part_tokens: int | None) -> Collected:
         finished, self._finished = tuple(self._finished), []
-        progress: tuple[Completion, ...] = ()
-        if self._clock() >= self._progress_at:
-            self._progress_at = self._clock() + self._settings.progress_s
-            progress = tuple(self._new_part(sequence) for sequence in self._running.values() if sequence.score is None)
-            progress = tuple(part for part in progress if len(part.token_ids))
-        return Collected(finished, progress)
+        made = {each: each.made(self._steps) for each in self._running.values() if each.score is None}
+        parts: list[Completion] = []
+        if part_tokens is not None:
+            due = (sequence for sequence, number in made.items() if number - sequence.handed >= part_tokens)
+            parts = [self._new_part(sequence) for sequence in due]
+        return Collected(finished, tuple(parts), self.tokens, sum(made.values()))
 
     async def abort(self, keys: Sequence[str]) -> tuple[Completion, ...]:
         """See `Engine`."""
@@ -222,7 +222,7 @@ class FakeEngine:
         """Give up requests; returns what there is of them."""
         parts = tuple(
             self._part(sequence, 0)
-            for sequence in (*self._running.values(), *self._waiting)
+            for sequence in self._in_flight()
             if sequence.request.key in keys and sequence.score is None
         )
         finished = tuple(completion for completion in self._finished if completion.key in keys)
@@ -232,6 +232,9 @@ class FakeEngine:
         self._ends = [end for end in self._ends if end[2].request.key not in keys]
         heapq.heapify(self._ends)
         return parts + finished
+
+    def _in_flight(self) -> tuple[_Sequence, ...]:
+        return (*self._running.values(), *self._waiting)
 
     async def load(self, version: PolicyVersion, weights: Any) -> float:
         """See `Engine`; it steps on while the bytes arrive, and does nothing else while it takes them over."""
@@ -257,24 +260,28 @@ class FakeEngine:
 
     def _lose_weights(self) -> tuple[Completion, ...]:
         self.version = None
-        sequences = (*self._running.values(), *self._waiting)
+        sequences = self._in_flight()
         for sequence in sequences:
             if sequence.score is not None and not sequence.score.done.done():
                 sequence.score.done.set_exception(NoWeights("they are gone"))
         return self._forget({sequence.request.key for sequence in sequences})
 
-    async def score(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32]:
-        """See `Engine`; behind what is there already."""
+    async def score(self, token_ids: NDArray[np.int32], timeout_s: float) -> NDArray[np.float32]:
+        """See `Engine`; before what waits, in places of its own."""
+        deadline = self._clock() + timeout_s
         async with self._turn():
             self._num_scores += 1
             score = _Score(len(token_ids) - 1, asyncio.get_running_loop().create_future())
             for place in range(1, len(token_ids)):
                 request = SampleRequest(f"score:{self._num_scores}:{place}", token_ids[:place], 1, 0)
-                self._waiting.append(_Sequence(request, 1, score))
+                self._waiting.appendleft(_Sequence(request, 1, score))
             self._admit()
         while not score.done.done():
             async with self._turn():
                 wait_s = min(1.0, self._next_end_s())
+                if self._clock() > deadline:
+                    self._forget({each.request.key for each in self._in_flight() if each.score is score})
+                    raise TimeoutError(f"not scored within {timeout_s:g} s")
             await asyncio.wait({score.done}, timeout=wait_s)
         score.done.result()
         return _logprobs(token_ids[1:])
@@ -357,7 +364,7 @@ class FakeEngine:
             score.done.set_result(None)
 
     def _admit(self) -> None:
-        while self._waiting and len(self._running) < self._settings.max_num_seqs:
+        while self._waiting and len(self._running) < self._places(self._waiting[0]):
             assert self.version is not None
             sequence = self._waiting.popleft()
             sequence.begin = self._steps
@@ -365,6 +372,9 @@ class FakeEngine:
             self._running[sequence.request.key] = sequence
             heapq.heappush(self._ends, (self._steps + sequence.length, next(self._serial), sequence))
             self._now += self._settings.prefill_s * len(sequence.request.prompt_ids)
+
+    def _places(self, sequence: _Sequence) -> int:
+        return self._settings.max_num_seqs + (_SCORE_PLACES if sequence.score is not None else 0)
 
     def _whole(self, sequence: _Sequence) -> Completion:
         request = sequence.request

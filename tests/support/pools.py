@@ -18,7 +18,16 @@ SPEED = FakeSettings(
     start_s=20, load_s=0.5, pause_s=0.1, step_s=0.02, median_length=60, length_sigma=0.5, max_num_seqs=8
 )
 LIMITS = Limits(
-    max_outstanding=12, start_s=60, load_s=30, answer_s=20, suspect_s=5, dead_s=30, stall_s=60, drain_s=2, max_starts=3
+    max_outstanding=12,
+    start_s=60,
+    load_s=30,
+    answer_s=20,
+    suspect_s=5,
+    dead_s=30,
+    stall_s=60,
+    drain_s=2,
+    max_starts=3,
+    part_tokens=1,
 )
 
 

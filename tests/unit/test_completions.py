@@ -31,7 +31,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 def test_what_a_row_says(tmp_path: Path) -> None:
     file = CompletionsFile(tmp_path, ["accuracy", "judge"])
-    file.add(3, [group(5, [1.0, 0.0])])
+    file.add(3, [group(5, [1.0, 0.0])], "trained")
     file.add(3, [group(6, [0.0])], "filtered: all rewards equal")
     file.close()
     first, second, third = rows(tmp_path)
@@ -61,7 +61,7 @@ def test_parts_are_bounded_and_rounds_that_come_again_are_forgotten(
     monkeypatch.setattr(completions, "_PART_ROWS", 10)
     file = CompletionsFile(tmp_path, ["a", "b"])
     for number in range(12):
-        file.add(number, [group(number, [0.0] * 4)])
+        file.add(number, [group(number, [0.0] * 4)], "trained")
     sizes = [pq.read_metadata(part).num_rows for part in sorted((tmp_path / "completions").iterdir())]
     assert sizes == [12, 12, 12, 12]
     for start in (7, 6):  # within a part, and at the beginning of one; by the same writer and by a new one
@@ -69,7 +69,7 @@ def test_parts_are_bounded_and_rounds_that_come_again_are_forgotten(
         assert sorted({row["round"] for row in rows(tmp_path)}) == list(range(start))
         file = CompletionsFile(tmp_path, ["a", "b"])
         for number in range(start, 12):
-            file.add(number, [group(number, [1.0] * 4)])
+            file.add(number, [group(number, [1.0] * 4)], "trained")
         file.close()
         assert [row["round"] for row in rows(tmp_path)] == [number for number in range(12) for _ in range(4)]
     file.begin(0)
@@ -78,15 +78,40 @@ def test_parts_are_bounded_and_rounds_that_come_again_are_forgotten(
 
 def test_a_short_run_is_there_before_it_ends(tmp_path: Path) -> None:
     file = CompletionsFile(tmp_path, ["a", "b"])
-    file.add(0, [group(0, [1.0, 0.0])])
+    file.add(0, [group(0, [1.0, 0.0])], "trained")
     assert len(rows(tmp_path)) == 2
+
+
+def test_what_a_checkpoint_counts_is_written_before_it_and_once_after_a_resume(tmp_path: Path) -> None:
+    killed = CompletionsFile(tmp_path, ["a", "b"])
+    for number in range(4):
+        killed.add(number, [group(number, [1.0] * 4)], "trained")
+        if number == 1:
+            killed.flush()  # the checkpoint behind round 1; the kill comes before anything else is written
+    resumed = CompletionsFile(tmp_path, ["a", "b"])
+    resumed.begin(2)
+    for number in range(2, 6):
+        resumed.add(number, [group(number, [0.0] * 4)], "trained")
+    resumed.close()
+    assert [row["round"] for row in rows(tmp_path)] == [number for number in range(6) for _ in range(4)]
+
+
+def test_a_round_over_several_parts_keeps_them_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(completions, "_PART_ROWS", 4)
+    file = CompletionsFile(tmp_path, ["a", "b"])
+    for ordinal in range(12):
+        file.add(0, [group(ordinal, [1.0] * 4)], "filtered: all rewards equal")
+    file.add(0, [group(12, [0.0, 2.0])], "trained")
+    file.close()
+    assert [row["ordinal"] for row in rows(tmp_path)] == [*(n for n in range(12) for _ in range(4)), 12, 12]
+    assert [row["reward"] for row in newest(tmp_path, 2)] == [2.0, 0.0]
 
 
 def test_the_newest_samples_are_spread_over_their_rewards(tmp_path: Path) -> None:
     assert newest(tmp_path, 3) == []
     file = CompletionsFile(tmp_path, ["a", "b"])
-    file.add(0, [group(0, [9.0])])
-    file.add(1, [group(1, [0.0, 4.0, 1.0, 3.0, 2.0])])
+    file.add(0, [group(0, [9.0])], "trained")
+    file.add(1, [group(1, [0.0, 4.0, 1.0, 3.0, 2.0])], "trained")
     file.close()
     assert [row["reward"] for row in newest(tmp_path, 3)] == [4.0, 2.0, 0.0]
     assert [row["reward"] for row in newest(tmp_path, 9)] == [4.0, 3.0, 2.0, 1.0, 0.0]

@@ -16,7 +16,7 @@ from rayswift.log import UserError
 from rayswift.rollout.admission import RoundPlan
 from rayswift.rollout.attempt import RolloutPlan
 from rayswift.rollout.autoscale import Rule
-from rayswift.rollout.coordinator import Coordinator
+from rayswift.rollout.coordinator import Coordinator, Waiting
 from rayswift.rollout.ledger import ALL_EQUAL, TAIL, LedgerSnapshot
 from rayswift.rollout.patience import Limits
 from rayswift.rollout.pool import Pool
@@ -24,11 +24,10 @@ from rayswift.rollout.prompts import Drawn
 from rayswift.rollout.rounds import Round
 from rayswift.rollout.samples import Completion, Group, PolicyVersion, Prompt, Scored
 from rayswift.rollout.weights import Published
+from tests import virtual_time
 from tests.support.fake_engine import FakeEngine, FakeSettings
 
-FAST = FakeSettings(
-    start_s=0.0, load_s=0.001, pause_s=0.0, step_s=1e-5, median_length=5, length_sigma=0.5, progress_s=0.05
-)
+FAST = FakeSettings(start_s=0.0, load_s=0.001, pause_s=0.0, step_s=1e-5, median_length=5, length_sigma=0.5)
 PLAN = RolloutPlan(
     rounds=RoundPlan(num_prompts=3, max_staleness=0, max_resamples=2),
     num_steps=1,
@@ -41,14 +40,15 @@ PLAN = RolloutPlan(
     max_failed_fraction=0.5,
     seed=7,
     max_outstanding=320,
+    max_still_s=600.0,
 )
 
 
 class ListedPrompts:
     """So many prompts, in one epoch."""
 
-    def __init__(self, num_prompts: int):
-        self._num_prompts, self._next = num_prompts, 0
+    def __init__(self, num_prompts: int, num_epochs: int = 1):
+        self._num_prompts, self._next, self._num_epochs = num_prompts, 0, num_epochs
         self.begins = 0
 
     def begin(self, position: Position) -> None:
@@ -60,7 +60,9 @@ class ListedPrompts:
         ordinal, self._next = self._next, self._next + 1
         prompt = Prompt(ordinal, f"p:{ordinal}", 0, np.arange(ordinal, ordinal + 4, dtype=np.int32), (), {})
         position = Position(ordinal + 1, 0, 0, ordinal + 1, {TRAINED: ordinal + 1})
-        return Drawn(prompt, position, self._next / self._num_prompts, self._next == self._num_prompts)
+        return Drawn(
+            prompt, position, self._num_epochs * self._next / self._num_prompts, self._next == self._num_prompts
+        )
 
     def evaluation(self) -> list[Prompt]:
         return [Prompt(n, f"e:{n}", 0, np.arange(4, dtype=np.int32), (), {}) for n in range(4)]
@@ -98,13 +100,16 @@ class Kept:
         return published
 
     def __init__(self) -> None:
-        self.rounds: list[int] = []
+        self.prompts: list[tuple[int, str, int]] = []
 
     def begin(self, number: int) -> None:
-        self.rounds = [each for each in self.rounds if each < number]
+        self.prompts = [each for each in self.prompts if each[0] < number]
 
-    def add(self, number: int, groups: Sequence[Group]) -> None:
-        self.rounds.append(number)
+    def add(self, number: int, groups: Sequence[Group], outcome: str) -> None:
+        self.prompts += [(number, outcome, group.prompt.ordinal) for group in groups]
+
+    def flush(self) -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -120,20 +125,32 @@ def told(
     plan: RolloutPlan = PLAN,
     rewards: Lengths | None = None,
     num_engines: int = 2,
+    engine: FakeSettings = FAST,
+    run: Callable[[Any], Any] = asyncio.run,
+    num_epochs: int = 1,
+    kept: Kept | None = None,
 ) -> Any:
     async def tell() -> Any:
-        pool = Pool(lambda name: FakeEngine(FAST), Limits(), salvage=plan.rounds.max_staleness > 0)
-        prompts: Any = ListedPrompts(num_prompts)
+        pool = Pool(lambda name: FakeEngine(engine), Limits(), salvage=plan.rounds.max_staleness > 0)
+        prompts: Any = ListedPrompts(num_prompts, num_epochs)
         coordinator = Coordinator(
-            plan, prompts, pool, rewards or Lengths(), Kept(), Kept(), Rule(num_engines, num_engines)
+            plan, prompts, pool, rewards or Lengths(), Kept(), kept or Kept(), Rule(num_engines, num_engines)
         )
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(30 if run is asyncio.run else None):
                 return await story(coordinator)
         finally:
             await coordinator.close()
 
-    return asyncio.run(tell())
+    return run(tell())
+
+
+async def there(ask: Callable[[], Awaitable[Any]]) -> tuple[Any, list[str]]:
+    """What a rank gets in the end, and what it is told meanwhile."""
+    told = []
+    while isinstance(answer := await ask(), Waiting):
+        told.append(answer.text)
+    return answer, told
 
 
 async def trained(coordinator: Coordinator, attempt: int, start: LedgerSnapshot, most: int = 1000) -> list[Round]:
@@ -142,7 +159,7 @@ async def trained(coordinator: Coordinator, attempt: int, start: LedgerSnapshot,
     found: list[Round] = []
     for number in range(start.rounds, start.rounds + most):
         await coordinator.published(attempt, weights(attempt, number))
-        found.append(await coordinator.next(attempt, number, 0, 1, 20))
+        found.append((await there(lambda number=number: coordinator.next(attempt, number, 0, 1, 20)))[0])  # type: ignore[misc]
         if found[-1].last:
             break
     return found
@@ -183,7 +200,9 @@ def test_ranks_get_shares_of_one_round() -> None:
 
     shares = told(story)
     assert sorted(np.concatenate([each.tokens.rows for each in shares]).tolist()) == list(range(6))
-    assert shares[0].table.lengths.tolist() == shares[1].table.lengths.tolist()
+    # What is the same for all is made once, however many ranks there are.
+    assert shares[0].table is shares[1].table
+    assert shares[0].ledger is shares[1].ledger
 
 
 @pytest.mark.parametrize("staleness", [0, 1, 4])
@@ -228,14 +247,57 @@ def test_prompts_are_read_before_there_are_workers() -> None:
     assert found[0].table.ordinals[::2].tolist() == [0, 1, 2]
 
 
-def test_what_a_round_waits_for_is_in_the_error() -> None:
+def test_a_wait_ends_where_nothing_comes_forward_and_says_for_what_it_waited() -> None:
+    async def story(coordinator: Coordinator) -> list[float]:
+        clock = asyncio.get_running_loop().time
+        await coordinator.begin(1, LedgerSnapshot())
+        waited = []
+        for expected in ("no weights are published yet", "3 prompts with engines"):
+            began = clock()
+            message = f"round 0 is not there, and nothing has come forward for 3.. s: {expected}; engines: no engine"
+            with pytest.raises(TimeoutError, match=message):
+                await there(lambda: coordinator.next(1, 0, 0, 1, 10))
+            waited.append(clock() - began)
+            await coordinator.published(1, weights(1, 0))
+        return waited
+
+    waited = told(story, plan=replace(PLAN, max_still_s=300.0), num_engines=0, run=virtual_time.run)
+    assert [300 <= each <= 320 for each in waited] == [True, True]
+
+
+def test_a_round_may_take_as_long_as_its_tokens_come() -> None:
+    """32k tokens at 30 ms each take 16 minutes, and nothing else happens before the first completion."""
+    slow = replace(FAST, step_s=0.03, median_length=1e9)
+    plan = replace(PLAN, max_completion_length=32_768)
+
+    async def story(coordinator: Coordinator) -> tuple[Any, Any, float, float]:
+        clock = asyncio.get_running_loop().time
+        await coordinator.begin(1, LedgerSnapshot())
+        await coordinator.published(1, weights(1, 0))
+        began = clock()
+        received = await there(lambda: coordinator.next(1, 0, 0, 1, 10))
+        round_s, began = clock() - began, clock()
+        evaluated = await there(lambda: coordinator.evaluate(1, 0, 10))
+        return received, evaluated, round_s, clock() - began
+
+    received, evaluated, round_s, evaluation_s = told(story, plan=plan, engine=slow, run=virtual_time.run)
+    assert received[0].table.lengths.tolist() == [32_768] * 6
+    assert evaluated[0]["completion_length"] == 32_768
+    assert round_s == pytest.approx(983, abs=20)
+    assert evaluation_s == pytest.approx(983, abs=20)
+    assert "3 prompts with engines; 2 engines serve, 6 requests are with them" in received[1][5]
+
+
+def test_who_waits_for_an_older_worker_group_waits_no_longer() -> None:
     async def story(coordinator: Coordinator) -> None:
         await coordinator.begin(1, LedgerSnapshot())
-        with pytest.raises(TimeoutError, match=r"round 0 was not there within 0\.1 s: no weights are published yet"):
-            await coordinator.next(1, 0, 0, 1, 0.1)
-        await coordinator.published(1, weights(1, 0))
-        with pytest.raises(TimeoutError, match=r"3 prompts with engines; engines: no engine"):
-            await coordinator.next(1, 0, 0, 1, 0.2)
+        waiting = [asyncio.create_task(coordinator.next(1, 0, rank, 8, 1e6)) for rank in range(8)]
+        await asyncio.sleep(0.1)
+        await coordinator.begin(2, LedgerSnapshot())
+        for each in asyncio.as_completed(waiting, timeout=5):
+            with pytest.raises(StaleAttempt):
+                while isinstance(await each, Waiting):
+                    each = coordinator.next(1, 0, 0, 8, 1e6)
 
     told(story, num_engines=0)
 
@@ -252,6 +314,56 @@ def test_nothing_to_train_ends_the_run_with_the_reasons() -> None:
             await trained(coordinator, 1, LedgerSnapshot())
 
     told(few, num_prompts=2)
+
+
+EQUAL = replace(PLAN, drops_equal=True, rounds=replace(PLAN.rounds, max_resamples=1))
+
+
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_a_run_whose_prompts_are_all_solved_ends_well_and_says_so(staleness: int) -> None:
+    kept = Kept()
+    plan = replace(EQUAL, rounds=replace(EQUAL.rounds, max_staleness=staleness))
+    solved = Lengths(flat=range(6, 100))
+    received = told(lambda each: trained(each, 1, LedgerSnapshot()), 30, plan, solved, kept=kept)
+    *rounds, end = received
+    assert [each.table.ordinals[::2].tolist() for each in rounds] == [[0, 1, 2], [3, 4, 5]]
+    assert not any(each.ended for each in rounds)
+    assert (len(end.table), end.last) == (0, True)
+    assert "prompts drawn for round 2 can be trained: " in end.ended
+    assert "filtered: all rewards equal (reward 1 in " in end.ended
+    assert end.position.counts[TRAINED] == 6
+    if not staleness:
+        assert end.position.counts[ALL_EQUAL] == 24
+        # All of them can be read, with what became of them.
+        assert kept.prompts == [
+            *((ordinal // 3, TRAINED, ordinal) for ordinal in range(6)),
+            *((2, ALL_EQUAL, ordinal) for ordinal in range(6, 30)),
+        ]
+        assert after(end).rounds == 2
+
+
+def test_a_whole_pass_without_anything_to_learn_is_enough() -> None:
+    received = told(
+        lambda each: trained(each, 1, LedgerSnapshot()), 100, EQUAL, Lengths(flat=range(3, 100)), num_epochs=10
+    )
+    assert [len(each.table) for each in received] == [6, 0]
+    assert 13 <= sum(received[-1].position.counts.values()) <= 13 + 6
+
+
+def test_a_stretch_of_solved_prompts_is_passed_over() -> None:
+    received = told(lambda each: trained(each, 1, LedgerSnapshot()), 33, EQUAL, Lengths(flat=range(3, 29)))
+    assert [each.table.ordinals[::2].tolist() for each in received] == [[0, 1, 2], [29, 30, 31]]
+    assert received[1].metrics["filtered"] == 26
+    assert received[-1].position.counts == {TRAINED: 6, ALL_EQUAL: 26, TAIL: 1}
+
+
+def test_a_run_that_never_had_anything_to_learn_is_an_error() -> None:
+    async def story(coordinator: Coordinator) -> None:
+        message = r"none of the 9 prompts .* 9 filtered: all rewards equal \(reward 1 in 9\)\n  rewards that tell"
+        with pytest.raises(UserError, match=message):
+            await trained(coordinator, 1, LedgerSnapshot())
+
+    told(story, 9, EQUAL, Lengths(flat=range(9)))
 
 
 def test_evaluations_are_made_once_for_all_ranks() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from rayswift.data.global_batches import Position
-from rayswift.rollout.rounds import Round, RoundTable, Tokens, share_of
+from rayswift.rollout.rounds import Round, RoundTable, Tokens, rows_of_ranks
 from rayswift.train.policy.policy_stream import CutSettings, PolicyStream, RoundFlow
 
 SETTINGS = CutSettings(num_iterations=2, budget=12, pad_token_id=0)
@@ -31,7 +31,7 @@ class TwoRounds:
             lengths == 6,
             np.zeros(6),
         )
-        rows = share_of(table, 2, self.rank, 2)
+        rows = rows_of_ranks(table, 2, 2)[self.rank]
         total = int(lengths[rows].sum())
         tokens = Tokens(
             rows, np.ones(2 * len(rows), np.int32), np.full(total, 2, np.int32), np.zeros(total, np.float32)

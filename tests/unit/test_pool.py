@@ -6,11 +6,13 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayswift.rollout.engine import Collected
+from rayswift.rollout.patience import Limits
 from rayswift.rollout.pool import EnginesFailed, Pool, SampleFailed
 from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest
 from tests.support.fake_engine import FakeEngine, tokens_of
@@ -158,14 +160,39 @@ def test_what_moves_is_counted() -> None:
     assert kept.regenerated_tokens == anew.salvaged_tokens == 0
 
 
+@pytest.mark.parametrize(("salvage", "room", "expected"), [(False, 2000, 0), (True, 400, 0), (True, 2000, 3)])
+def test_unfinished_tokens_stay_in_their_engine_until_a_loss_would_weigh(
+    salvage: bool, room: int, expected: int
+) -> None:
+    """Not at all where they would be thrown away; else once there are 512 more of a request."""
+    handed: list[int] = []
+
+    class Watched(FakeEngine):
+        async def collect(self, timeout_s: float, part_tokens: int | None) -> Collected:
+            collected = await super().collect(timeout_s, part_tokens)
+            handed.extend(len(part.token_ids) for part in collected.parts)
+            return collected
+
+    async def story(pool: Pool, engines: Engines) -> Any:
+        futures = pool.sample(requests(8, room=room), 0)
+        await asyncio.sleep(28)
+        assert pool._seats["engine-0"].num_unfinished > 4 * 300  # counted all the same
+        await asyncio.gather(*futures)
+
+    slow = Engines(replace(SPEED, median_length=50_000), kind=Watched)
+    in_pool(story, slow, salvage=salvage, limits=replace(LIMITS, part_tokens=Limits().part_tokens))
+    assert len(handed) == 8 * expected
+    assert all(512 <= number < 600 for number in handed)
+
+
 def test_what_has_all_its_tokens_when_its_engine_dies_is_done() -> None:
     class LastWords(FakeEngine):
-        async def collect(self, timeout_s: float) -> Collected:
-            collected = await super().collect(timeout_s)
+        async def collect(self, timeout_s: float, part_tokens: int | None) -> Collected:
+            collected = await super().collect(timeout_s, part_tokens)
             finished = [replace(completion, finish=None) for completion in collected.finished]
             if finished:
                 self.kill()
-            return Collected((), (*collected.progress, *finished))
+            return replace(collected, finished=(), parts=(*collected.parts, *finished))
 
     async def story(pool: Pool, engines: Engines) -> Completion:
         return await pool.sample(requests(1, room=10), 0)[0]
@@ -489,6 +516,53 @@ def test_one_engine_serves_while_another_waits_for_its_place() -> None:
     assert (after.serving, after.joining) == (3, 0)
 
 
+# ---- the canary's question ----
+
+
+def test_every_engine_that_has_started_is_asked_once_it_holds_the_weights() -> None:
+    class Slow(FakeEngine):
+        async def load(self, version: PolicyVersion, weights: Any) -> float:
+            await asyncio.sleep(10 if self is engines.made[1] else 0)
+            return await super().load(version, weights)
+
+    async def story(pool: Pool, _: Engines) -> Any:
+        await asyncio.sleep(40)
+        loading = asyncio.create_task(pool.set_weights(V1, "newer"))
+        pool.scale_to(3)
+        probed = await pool.score(np.arange(9, dtype=np.int32))
+        await loading
+        return probed
+
+    engines = Engines(kind=Slow)
+    probed = in_pool(story, engines)
+    assert sorted(probed.logprobs) == ["engine-0", "engine-1"]
+    assert probed.missing == ("engine-2",)
+
+
+def test_an_engine_that_does_not_score_in_time_is_asked_again_and_then_left_out() -> None:
+    asked: list[float] = []
+
+    class Busy(FakeEngine):
+        async def score(self, token_ids: Any, timeout_s: float) -> Any:
+            if self is not engines.made[0]:
+                return await super().score(token_ids, timeout_s)
+            asked.append(asyncio.get_running_loop().time())
+            await asyncio.sleep(timeout_s)
+            raise TimeoutError("busy")
+
+    async def story(pool: Pool, _: Engines) -> Any:
+        await asyncio.sleep(25)
+        began = asyncio.get_running_loop().time()
+        probed = await pool.score(np.arange(9, dtype=np.int32))
+        return probed, asyncio.get_running_loop().time() - began, pool.statistics().lost
+
+    engines = Engines(kind=Busy)
+    probed, took_s, lost = in_pool(story, engines)
+    assert (list(probed.logprobs), probed.missing, lost) == (["engine-1"], ("engine-0",), 0)
+    assert len(asked) == 3
+    assert took_s == pytest.approx(3 * LIMITS.answer_s)
+
+
 # ---- fewer engines, fewer requests ----
 
 
@@ -533,10 +607,11 @@ def test_what_is_given_up_while_a_leaving_engine_aborts_is_no_loss() -> None:
     assert (stands.lost, stands.failed, stands.serving) == (0, 0, 1)
 
 
-def test_a_leaving_engines_parts_have_no_gap_whatever_answer_comes_first() -> None:
+@pytest.mark.parametrize("seconds", [0.6, 1.0, 1.4])
+def test_a_leaving_engines_parts_have_no_gap_whatever_answer_comes_first(seconds: float) -> None:
     class Overtaken(FakeEngine):
-        async def collect(self, timeout_s: float) -> Collected:
-            collected = await super().collect(timeout_s)
+        async def collect(self, timeout_s: float, part_tokens: int | None) -> Collected:
+            collected = await super().collect(timeout_s, part_tokens)
             await asyncio.sleep(0.9)  # on its way, while `abort` is answered
             return collected
 
@@ -545,7 +620,7 @@ def test_a_leaving_engines_parts_have_no_gap_whatever_answer_comes_first() -> No
     async def story(pool: Pool, engines: Engines) -> list[Completion]:
         await asyncio.sleep(25)
         futures = pool.sample(wanted, 0)
-        await asyncio.sleep(1)
+        await asyncio.sleep(seconds)
         pool.scale_to(1)
         return await asyncio.gather(*futures)
 

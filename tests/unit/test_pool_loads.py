@@ -251,7 +251,7 @@ def test_spoilt_loads_are_as_nasty_as_they_say() -> None:
         loading = asyncio.ensure_future(engine.load(V1, "weights"))
         await asyncio.sleep(1)
         before, asked_at = engine.tokens, now()
-        collecting = asyncio.ensure_future(engine.collect(1))
+        collecting = asyncio.ensure_future(engine.collect(1, None))
         with pytest.raises(Exception, match="half of the weights"):
             await loading
         await collecting

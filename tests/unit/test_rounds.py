@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayswift.rollout.rounds import RoundTable, group_begins, make_table, make_tokens, share_of, shares
+from rayswift.rollout.rounds import RoundTable, group_begins, lines_of, make_table, make_tokens, rows_of_ranks, shares
 from rayswift.rollout.samples import Completion, Group, PolicyVersion, Prompt, Scored, Span
 from rayswift.train.policy.cuts import PolicyLayout, cut, ordered, padded_pieces
 from rayswift.train.policy.micro_batches import Sequences
@@ -50,7 +50,7 @@ def test_table() -> None:
     assert table.rewards.shape == (4, 2)
     empty, groups = make([])
     assert empty.rewards.shape == (0, 2)
-    assert len(make_tokens(groups, share_of(empty, 1, 0, 2)).rows) == 0
+    assert len(make_tokens(lines_of(groups), rows_of_ranks(empty, 1, 2)[0]).rows) == 0
 
 
 @settings(max_examples=40, deadline=None)
@@ -60,7 +60,7 @@ def test_every_completion_is_trained_once_a_pass(lengths: Any, num_steps: int, s
     found = shares(table, num_steps, size)
     rows = [int(row) for step in found for rank in step for row in rank]
     assert sorted(rows) == list(range(len(lengths)))
-    mine = [share_of(table, num_steps, rank, size).tolist() for rank in range(size)]
+    mine = [rows_of_ranks(table, num_steps, size)[rank].tolist() for rank in range(size)]
     assert mine == [[int(row) for step in found for row in step[rank]] for rank in range(size)]
 
 
@@ -125,7 +125,7 @@ def test_micro_batches_hold_the_tokens_they_are_of(layout: Any) -> None:
     table, groups = make([(3, 5), (3, 2), (2, 6), (2, 3), (1, 4), (1, 1)])
     lines = [(group.prompt.input_ids, each.completion.token_ids) for group in groups for each in group.scored]
     for rank in range(2):
-        tokens = make_tokens(groups, share_of(table, 1, rank, 2))
+        tokens = make_tokens(lines_of(groups), rows_of_ranks(table, 1, 2)[rank])
         texts = Sequences(table, tokens, PAD, layout)
         mine = ordered(table, tokens.rows, layout)
         for rows in (mine[:2], mine[2:], mine[:0]):

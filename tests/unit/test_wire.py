@@ -31,12 +31,13 @@ def as_values(completion: Completion) -> tuple[object, ...]:
 
 
 @given(st.lists(completions(), max_size=4), st.lists(completions(), max_size=4))
-def test_what_an_engine_made(finished: list[Completion], progress: list[Completion]) -> None:
-    sent = Collected(tuple(finished), tuple(progress))
+def test_what_an_engine_made(finished: list[Completion], parts: list[Completion]) -> None:
+    sent = Collected(tuple(finished), tuple(parts), 7, 3)
     received = pickle.loads(pickle.dumps(sent, 5))
-    for name in ("finished", "progress"):
+    for name in ("finished", "parts"):
         there, here = getattr(received, name), getattr(sent, name)
         assert [as_values(each) for each in there] == [as_values(each) for each in here]
+    assert (received.num_made, received.num_unfinished) == (7, 3)
 
 
 @given(st.lists(TOKENS, min_size=1, max_size=3), st.data())

@@ -99,10 +99,12 @@ class Publishing(TrainerCallback):
         if not every or (self._since_probe is not None and self._since_probe < every):
             return
         self._since_probe = 0
-        # Every rank: under ZeRO-3 each of them holds a part of the weights.
+        # Every rank: under ZeRO-3 each of them holds a part of the weights, and none waits for another in a collective.
         ours = self._trainer.text_logprobs(self._probe)
-        if self._worker.rank == 0:
-            drifts = canary.drift(ours, self._client.probe(number, self._probe))
-            canary.judge(
-                PolicyVersion(self._client.attempt, number), drifts, len(self._probe), self._rollout.max_logprob_drift
-            )
+        probed = self._client.probe(number, self._probe)
+        drifts = canary.drift(ours, probed.logprobs)
+        canary.judge(
+            PolicyVersion(self._client.attempt, number), drifts, len(self._probe), self._rollout.max_logprob_drift
+        )
+        if probed.missing:  # they have yet to start: none samples for long without having been asked
+            self._since_probe = every

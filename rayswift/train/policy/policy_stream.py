@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rayswift.data.global_batches import Position
+from rayswift.log import logger
 from rayswift.rollout.rounds import Round, RoundTable, shares
 from rayswift.train.policy.cuts import PolicyLayout, cut, ordered
 from rayswift.train.policy.micro_batches import MicroBatch, Place, Sequences
@@ -22,8 +23,11 @@ class RolloutClient(Protocol):
     def next(self, number: int) -> Round:
         """This rank's share of a round, whose completions were sampled for the weights behind `number` rounds."""
 
+    def keep(self) -> None:
+        """Have the completions of the rounds so far written."""
+
     def evaluate(self, number: int) -> Mapping[str, float]:
-        """Mean rewards on the evaluation prompts by the weights behind `number` rounds; asked for by rank 0 alone."""
+        """Mean rewards on the evaluation prompts by the weights behind `number` rounds; the same on all ranks."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,11 @@ class PolicyStream(Progress):
             started = time.monotonic()
             received = self._client.next(self.number)
             self._tally.wait_s += time.monotonic() - started
+            if received.ended:
+                self.position, self.epochs, self.ledger = received.position, received.epochs, received.ledger
+                self.last = True
+                logger.info("training ends well: %s", received.ended)
+                return
             steps = self._cut(received)
             for number, step in enumerate(steps):
                 self._count(step)
@@ -142,6 +151,10 @@ class PolicyStream(Progress):
     def state(self) -> dict[str, Any]:
         """See Progress; with the ledger."""
         return super().state() | {"ledger": dict(self.ledger)}
+
+    def before_save(self) -> None:
+        """See Progress."""
+        self._client.keep()
 
     def evaluate(self) -> Mapping[str, float]:
         """Mean rewards on the evaluation prompts, by the weights that were published last."""

@@ -280,12 +280,10 @@ class StreamedPolicyTrainer(Streamed):
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Mean rewards of completions sampled anew, from the weights that were published last."""
-        found = [dict(self.stream.evaluate()) if self.args.process_index == 0 else {}]
-        if self.args.world_size > 1:
-            dist.broadcast_object_list(found)
+        found = self.stream.evaluate()  # every rank: one that waited in a collective would end with its deadline
         prefix = kwargs.get("metric_key_prefix", "eval")
-        num_samples = int(found[0].pop("completions"))
-        metrics = {f"{prefix}_{name}": value for name, value in found[0].items()}
+        num_samples = int(found["completions"])
+        metrics = {f"{prefix}_{name}": value for name, value in found.items() if name != "completions"}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_samples)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

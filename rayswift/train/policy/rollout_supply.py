@@ -40,6 +40,7 @@ def rollout_plan(config: RlhfConfig) -> RolloutPlan:
         seed=train.seed,
         # Those it decodes, and some that wait in it, so that it never stands still between two submissions.
         max_outstanding=rollout.max_num_seqs * 5 // 4,
+        max_still_s=config.cluster.timeout_s,
     )
 
 

@@ -1,0 +1,69 @@
+"""A prompt's group: what is asked of engines for it, and its completions once they are sampled and scored."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from typing import Protocol
+
+from rayswift.rollout.pool import SampleFailed
+from rayswift.rollout.samples import Completion, Group, Prompt, SampleRequest, Scored
+
+
+class Sampler(Protocol):
+    """Who samples, see `pool.Pool`."""
+
+    def sample(self, requests: Sequence[SampleRequest], min_step: int) -> list[asyncio.Future[Completion]]:
+        """A completion for each request, from weights behind at least `min_step` rounds."""
+
+
+class Scorer(Protocol):
+    """Who scores, see `rewards.runner`."""
+
+    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> Sequence[Scored | str]:
+        """Each completion with its rewards, or why it has none."""
+
+
+def sample_seed(run_seed: int, use: str, ordinal: int, sample: int) -> int:
+    """The seed of a completion's random numbers, the same however often it is sampled."""
+    digest = blake2b(f"{run_seed}:{use}:{ordinal}:{sample}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 2  # vLLM takes signed 64-bit numbers
+
+
+def requests_for(prompt: Prompt, use: str, num_samples: int, max_tokens: int, run_seed: int) -> list[SampleRequest]:
+    """One request for each completion of a prompt; `use` tells training from evaluations."""
+    return [
+        SampleRequest(
+            f"{use}:{prompt.ordinal}:{sample}",
+            prompt.input_ids,
+            max_tokens,
+            sample_seed(run_seed, use, prompt.ordinal, sample),
+        )
+        for sample in range(num_samples)
+    ]
+
+
+Stage = Callable[[str, int], None]
+"""(who has a prompt, +1 or -1): it comes or goes."""
+
+
+async def scored_group(
+    scorer: Scorer, prompt: Prompt, futures: Sequence[asyncio.Future[Completion]], stage: Stage
+) -> tuple[Group, list[str]]:
+    """The completions of a prompt that were sampled and scored, and why the others were not."""
+    stage("engines", 1)
+    try:
+        sampled = await asyncio.gather(*futures, return_exceptions=True)
+    finally:
+        stage("engines", -1)
+    for each in sampled:
+        if isinstance(each, BaseException) and not isinstance(each, SampleFailed):
+            raise each
+    reasons = [f"engines: {each}" for each in sampled if isinstance(each, SampleFailed)]
+    completions = [each for each in sampled if isinstance(each, Completion)]
+    stage("rewards", 1)
+    try:
+        answers = await scorer.score(prompt, completions) if completions else []
+    finally:
+        stage("rewards", -1)
+    reasons += [each for each in answers if isinstance(each, str)]
+    return Group(prompt, tuple(each for each in answers if isinstance(each, Scored))), reasons
