@@ -80,19 +80,20 @@ def make_groups(
 
 @dataclass
 class Rounds:
-    """A client with as many rounds as are given."""
+    """A client with as many rounds as are given; ended: why no other follows where the trainer would go on."""
 
     rounds: Sequence[Sequence[Group]]
     num_steps: int = 1
     rank: int = 0
     size: int = 1
     num_rewards: int = 1
+    ended: str = ""
     asked: list[int] = field(default_factory=list)
 
     def next(self, number: int) -> Round:
         """The next round's share."""
         self.asked.append(number)
-        groups = self.rounds[number]
+        groups = self.rounds[number] if number < len(self.rounds) else ()
         table = make_table(groups, tuple(f"f{i}" for i in range(self.num_rewards)), PolicyVersion(0, number))
         tokens = make_tokens(lines_of(groups), rows_of_ranks(table, self.num_steps, self.size)[self.rank])
         return Round(
@@ -104,10 +105,11 @@ class Rounds:
             tokens=tokens,
             epochs=0.0,
             position=Position(number + 1),
-            last=number == len(self.rounds) - 1,
+            last=number >= len(self.rounds) - (not self.ended),
             save=False,
             ledger={"rounds": number + 1},
             metrics={"engines": 1.0},
+            ended="" if number < len(self.rounds) else self.ended,
         )
 
     def keep(self) -> None:

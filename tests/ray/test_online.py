@@ -1,10 +1,12 @@
 """GRPO on the real stack: it runs, and a killed driver, engine or train worker changes nothing of what is trained."""
 
+from collections import Counter
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
-from rayswift.rollout.completions import newest
+from rayswift.rollout.completions import FOLDER, newest
 from rayswift.train import checkpoint, events
 from rayswift.train.accounting import read_accounting
 from tests.ray.conftest import assert_same_curve, curve, start, train
@@ -44,6 +46,15 @@ def assert_same_run(run_dir: Path, undisturbed: Path) -> None:
     """Other batches round otherwise in the engines: that moves the last digits of log-probabilities, not a token."""
     assert_same_curve(run_dir, undisturbed, 1e-3, keys=("loss", "grad_norm", "reward", "completions/mean_length"))
     assert read_accounting(run_dir) == {"trained": 8 * STEPS}
+    assert_every_completion_is_kept(run_dir)
+
+
+def assert_every_completion_is_kept(run_dir: Path) -> None:
+    """Those of each round once, whenever the driver was killed."""
+    parts = sorted((run_dir / FOLDER).glob("part-*.parquet"))
+    rows = [row for part in parts for row in pq.read_table(part, columns=["round", "ordinal"]).to_pylist()]
+    assert Counter(row["round"] for row in rows) == dict.fromkeys(range(STEPS), 32)
+    assert Counter(row["ordinal"] for row in rows) == dict.fromkeys(range(8 * STEPS), 4)
 
 
 def test_every_prompt_is_trained_and_kept(undisturbed: Path) -> None:
@@ -51,6 +62,7 @@ def test_every_prompt_is_trained_and_kept(undisturbed: Path) -> None:
     assert max(curve(undisturbed, "sampling_logp_difference").values()) < 1e-4
     assert read_accounting(undisturbed) == {"trained": 8 * STEPS}
     assert len(newest(undisturbed, 5)) == 5
+    assert_every_completion_is_kept(undisturbed)
 
 
 def test_a_killed_driver_and_a_killed_engine_change_nothing(

@@ -51,6 +51,27 @@ def test_loss_and_gradients_are_those_of_trl(oracle: Any, tmp_path: Path, case: 
     oracle.assert_equal(tmp_path, groups, later, options)
 
 
+def test_training_ends_with_what_it_has_where_nothing_more_can_be_learnt(oracle: Any, tmp_path: Path) -> None:
+    """HF's loop would otherwise look for batches up to the last of its steps."""
+    from tests.policy_runs import Rounds, make_spec, make_trainer, tiny_model
+
+    spec = make_spec(
+        tmp_path,
+        "--max_steps",
+        "1000000000",
+        "--learning_rate",
+        "1e-3",
+        "--num_generations",
+        str(oracle.NUM_GENERATIONS),
+    )
+    client = Rounds([oracle.make_groups(2, oracle.NUM_GENERATIONS)] * 2, ended="all rewards equal")
+    trainer = make_trainer(spec, client, tiny_model())
+    trainer.train()
+    assert (trainer.state.global_step, client.asked) == (2, [0, 1, 2])
+    assert trainer.stream.last
+    assert trainer.stream.state()["ledger"] == {"rounds": 3}
+
+
 def test_a_text_is_scored_at_the_temperature_of_the_sampling(oracle: Any, tmp_path: Path) -> None:
     """What the canary holds engines against."""
     import torch
