@@ -230,7 +230,8 @@ class ClusterConfig(Section):
     scratch_dir: str | None = None
     """Where a run whose `train.output_dir` is a URL keeps its working copy; null: the system's temporary folder."""
     timeout_s: int = Field(600, ge=1)
-    """Longest wait for a collective, a batch or an actor before the run ends with an error."""
+    """Longest wait for a collective or an actor's answer before the run ends with an error; and for batches,
+    completions, evaluations and the canary, longest time without any progress."""
     storage_timeout_s: int = Field(3600, ge=1)
     """Longest that one worker may write, convert, check or upload weights while the others wait."""
 
