@@ -17,7 +17,7 @@ from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest
 from tests.support.fake_engine import FakeEngine, FakeSettings
 
 SPEED = FakeSettings(start_s=0.1, load_s=0.05, pause_s=0.01, step_s=0.004, median_length=200, max_num_seqs=64)
-LIMITS = Limits(max_outstanding=80, suspect_s=3, dead_s=10, drain_s=1)
+LIMITS = Limits(max_outstanding=80, suspect_s=3, dead_s=10, drain_s=1, part_tokens=50)
 OPTIONS = {"num_cpus": 0}
 
 
