@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rayswift.log import logger
+from rayswift.log import UserError, logger
 from rayswift.rollout.engine import EngineLost, NoWeights
 from rayswift.rollout.membership import State
 from rayswift.rollout.seat import Seat
@@ -27,10 +27,19 @@ class Probed:
 
 
 async def ask_all(seats: Mapping[str, Seat], until: Until, token_ids: NDArray[np.int32]) -> Probed:
-    """A text [T] by every engine that has started, each as soon as it holds the current weights."""
+    """A text [T] by every engine that has started, each as soon as it holds the current weights.
+
+    Raises:
+        UserError: engines are there, and none of them answers.
+    """
     asked = [seat for seat in seats.values() if _has_started(seat)]
     answers = await asyncio.gather(*(_ask(seat, until, token_ids) for seat in asked))
     found = {seat.name: answer for seat, answer in zip(asked, answers, strict=True) if answer is not None}
+    late = [seat.name for seat in asked if seat.name not in found and _has_started(seat)]
+    if late and not found:
+        raise UserError(
+            f"no engine scored a text of {len(token_ids)} tokens, asked {_TRIES} times: {', '.join(late)}", exit_code=1
+        )
     coming = [seat for seat in seats.values() if seat.member.placed and seat.member.alive and not seat.member.draining]
     return Probed(found, tuple(seat.name for seat in coming if seat.name not in found))
 

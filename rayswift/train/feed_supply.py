@@ -33,7 +33,8 @@ class FeedSupply:
         """See Supply."""
         import ray
 
-        num_threads = 2 * self._num_workers + 4
+        # A place for all that ranks may wait for at once (a step, the one behind it, evaluation rows), and for others.
+        num_threads = 3 * self._num_workers + 4
         self._actor = (
             ray.remote(Feed)
             .options(

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rayswift.log import UserError
 from rayswift.rollout.engine import Collected
 from rayswift.rollout.patience import Limits
 from rayswift.rollout.pool import EnginesFailed, Pool, SampleFailed
@@ -556,6 +557,10 @@ def test_an_engine_that_does_not_score_in_time_is_asked_again_and_then_left_out(
         probed = await pool.score(np.arange(9, dtype=np.int32))
         return probed, asyncio.get_running_loop().time() - began, pool.statistics().lost
 
+    engines = Engines(kind=Busy)
+    with pytest.raises(UserError, match="no engine scored a text of 9 tokens, asked 3 times: engine-0"):
+        in_pool(story, engines, size=1)
+    asked.clear()
     engines = Engines(kind=Busy)
     probed, took_s, lost = in_pool(story, engines)
     assert (list(probed.logprobs), probed.missing, lost) == (["engine-1"], ("engine-0",), 0)
