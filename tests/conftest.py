@@ -1,6 +1,7 @@
 """Fixtures of all tests: the example rows, and a tiny model built once a session from examples/tiny."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything reads it: names of models are looked up on the hub
 REPO = Path(__file__).resolve().parents[1]
 TINY = REPO / "examples" / "tiny"
 

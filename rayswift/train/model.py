@@ -117,6 +117,13 @@ def switch_off_dropout(network: torch.nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
+def share_tied(network: PreTrainedModel, state: dict[str, torch.Tensor]) -> None:
+    """Make weights that the model ties one tensor again in a copy of its state."""
+    for name, source in network.all_tied_weights_keys.items():
+        if name in state and source in state:
+            state[name] = state[source]
+
+
 def reference(config: TrainingConfig, is_wanted: bool, initial: str, dtype: str) -> dict[str, Any]:
     """The model that a task is held against, as its trainer's `ref_model`.
 

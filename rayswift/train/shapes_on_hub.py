@@ -13,6 +13,8 @@ from huggingface_hub.errors import (
     SafetensorsParsingError,
 )
 
+from rayswift.log import logger
+
 # Everything else is left to the hub's own limits of about ten seconds a request.
 _UNREACHABLE = (httpx.HTTPError, HfHubHTTPError, ConnectionError)
 
@@ -28,6 +30,8 @@ def folder_and_headers(name: str, revision: str | None) -> tuple[Path, Callable[
     try:
         cached = try_to_load_from_cache(name, "config.json", revision=revision)
         if not isinstance(cached, str):
+            if not constants.HF_HUB_OFFLINE:
+                logger.info("asking the hub for the size of %s", name)
             cached = hf_hub_download(name, "config.json", revision=revision)
     except HFValidationError as error:
         raise OSError(f"{name} is neither a folder here nor a hub id") from error

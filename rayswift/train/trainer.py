@@ -11,7 +11,7 @@ import psutil
 import torch
 import torch.distributed as dist
 from accelerate.optimizer import AcceleratedOptimizer
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
 
 from rayswift.config.task_checks import rollout_of
 from rayswift.log import UserError, logger
@@ -22,6 +22,7 @@ from rayswift.train.callbacks import Checkpoints, EarlyStopping, Metrics, Stream
 from rayswift.train.checkpoint import set_aside
 from rayswift.train.clock import Clock
 from rayswift.train.launch import RunSpec, Worker
+from rayswift.train.model import share_tied
 from rayswift.train.optimizers import state_classes
 from rayswift.train.run_folder import Resume
 from rayswift.train.schedule import progress_schedule
@@ -221,6 +222,12 @@ class Streamed(Trainer):
             "host_memory_gib": host_gib,
             **({"gpu_memory_gib": gpu_gib} if torch.cuda.is_available() else {}),
         }
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """HF's; ZeRO 1 and 2 hand over copies, in which tied weights are no longer one and would be saved twice."""
+        if state_dict is not None and isinstance(self.model, PreTrainedModel):
+            share_tied(self.model, state_dict)
+        super()._save(output_dir, state_dict)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"

@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from rayswift.config.model import ModelConfig
 from rayswift.log import UserError
 from rayswift.train import generation_config, heads, tuners
-from rayswift.train.model import hold_masters, load_model, switch_off_dropout, weights_dtype
+from rayswift.train.memory import read_header
+from rayswift.train.model import hold_masters, load_model, share_tied, switch_off_dropout, weights_dtype
 
 HALF = torch.bfloat16
 
@@ -66,6 +67,38 @@ def test_every_dropout_is_off(family: str) -> None:
     assert not torch.equal(model(ids).logits, model(ids).logits)
     switch_off_dropout(model)
     assert torch.equal(model(ids).logits, model(ids).logits)
+
+
+def test_tied_weights_are_saved_once_from_a_copy_of_the_state(tmp_path: Path) -> None:
+    """As ZeRO 1 and 2 hand it over: the same names as the model saves by itself."""
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 100}
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("qwen3", **sizes, num_key_value_heads=4, tie_word_embeddings=True)
+    )
+    model.save_pretrained(tmp_path / "plain")
+    copied = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    share_tied(model, copied)
+    model.save_pretrained(tmp_path / "copied", state_dict=copied)
+    plain, saved = (read_header(tmp_path / name / "model.safetensors") for name in ("plain", "copied"))
+    assert saved.keys() == plain.keys()
+
+
+def test_an_adapter_on_frozen_bfloat16_learns_in_float32(tiny_model_dir: Path) -> None:
+    """Its gradients are float32, and near those on float32 weights: bfloat16 has 8 bits, so sums differ by some 1 %."""
+    gradients = []
+    for dtype in ("float32", "bfloat16"):
+        config = ModelConfig(path=str(tiny_model_dir), tuner="lora", lora_dropout=0)
+        model = load_model(config, config.path, weights_dtype(config, uses_deepspeed=False, dtype=dtype))
+        torch.manual_seed(0)
+        tuned = get_peft_model(model, tuners.new_adapter(config))
+        hold_masters(tuned, dtype)
+        ids = torch.arange(8, 72).view(2, 32)
+        with torch.autocast("cpu", HALF, enabled=dtype == "bfloat16"):
+            tuned(ids, labels=ids).loss.backward()
+        gradients.append([p.grad for n, p in tuned.named_parameters() if "lora_B" in n])
+    exact, rounded = (torch.cat([g.flatten() for g in own if g is not None]) for own in gradients)
+    assert exact.dtype == rounded.dtype == torch.float32
+    assert float((exact - rounded).norm() / exact.norm()) < 0.1
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,12 @@ from typing import Any
 
 import pytest
 
+from rayswift.config.load import load
 from rayswift.config.model import ModelConfig
+from rayswift.config.schema import SftConfig
+from rayswift.resources import lay_out
 from rayswift.train import shapes
+from rayswift.train.plan import describe, resolve
 
 NAME, COMMIT = "org/tiny", "0" * 40
 # Prints what `--dry_run` knows of the size, and the bytes that were fetched for it.
@@ -116,3 +120,10 @@ def test_why_a_hub_model_is_unknown_is_said(hub: Hub, tmp_path: Path) -> None:
     offline = ask(NAME, tmp_path, hub.server_port, offline="1")["error"]
     assert offline == f"{NAME} is no folder here, the hub's cache does not have it, and HF_HUB_OFFLINE is set"
     assert "neither a folder here nor a hub id" in ask("no/such/folder", tmp_path, hub.server_port)["error"]
+
+
+def test_a_plan_without_sizes_says_that_its_stage_is_not_checked() -> None:
+    config = load("sft", ["--model", NAME, "--dataset", "rows.jsonl", "--num_workers", "2", "--device", "cpu"]).config
+    assert isinstance(config, SftConfig)
+    text = describe(resolve(config, lay_out(config.cluster), None), 10, [])
+    assert f"memory        not estimated, so whether ZeRO 0 fits is not checked: {NAME} is no folder here" in text
