@@ -44,7 +44,8 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("llama")
     torch.manual_seed(0)
-    config = LlamaConfig(512, 1024, 2816, num_hidden_layers=5, num_attention_heads=16, max_position_embeddings=512)
+    sizes = {"vocab_size": 512, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 5}
+    config = LlamaConfig(**sizes, num_attention_heads=16, max_position_embeddings=512)
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(REPO / "examples" / "tiny" / name, folder / name)
