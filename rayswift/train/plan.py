@@ -271,9 +271,8 @@ def describe(plan: Plan[Any], num_rows: int | None, unchecked: list[str]) -> str
     if num_rows is not None:
         lines.append(f"  rows          {num_rows:,} to train")
     if isinstance(plan.estimates, str):
-        lines.append(
-            f"  memory        not estimated: {plan.estimates}; ZeRO {config.cluster.zero_stage} is not checked"
-        )
+        stage = config.cluster.zero_stage
+        lines.append(f"  memory        not estimated, so whether ZeRO {stage} fits is not checked: {plan.estimates}")
     else:
         lines.append(f"  memory        of {_gib(plan.available_bytes)} per worker, estimated for each ZeRO stage:")
         for number, needed in enumerate(plan.estimates):
