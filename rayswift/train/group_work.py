@@ -94,7 +94,7 @@ class _Exchange:
                 raise PeerFailed(f"{self._what}: worker {rank} failed: {status.error}")
         if not all(status.done for status in self._all):
             raise UserError(
-                f"{self._what}: {self._missing()} took longer than cluster.storage_timeout_s = {self._limit_s:g}; "
+                f"{self._what}: {self._missing()} and took longer than cluster.storage_timeout_s = {self._limit_s:g}; "
                 "raise it if that is what it takes, and continue with --resume auto",
                 exit_code=1,
             )

@@ -49,6 +49,24 @@ class Remote:
         with self._explained("cannot be read"), self._fs.open_input_stream(f"{self._root}/{name}") as file:
             return bytes(file.read())
 
+    def has(self, name: str) -> bool:
+        """Whether a file is there."""
+        with self._explained("cannot be read"):
+            found = self._fs.get_file_info(f"{self._root}/{name}")
+        return bool(found.type == fs.FileType.File)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a small file."""
+        with self._explained("cannot be written"):
+            self._fs.create_dir(self._root, recursive=True)
+            with self._fs.open_output_stream(f"{self._root}/{name}") as file:
+                file.write(content)
+
+    def remove(self, name: str) -> None:
+        """Remove a file."""
+        with self._explained("cannot be written"):
+            self._fs.delete_file(f"{self._root}/{name}")
+
     def put(self, folder: Path, names: Iterable[str]) -> None:
         """Copy files of a folder up, several at a time."""
 

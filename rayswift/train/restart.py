@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from rayswift.config.tuner_fields import begins_with_other_weights, looks_at_rows
 from rayswift.log import logger
-from rayswift.train import checkpoint, events, initial_weights, universal
+from rayswift.train import checkpoint, events, universal
 from rayswift.train.checkpoint import Damaged
 from rayswift.train.feed_client import FeedClient
 from rayswift.train.fingerprint import initial_recipe
@@ -150,6 +150,8 @@ def weights_to_load(spec: RunSpec, worker: Worker) -> str:
     def write() -> None:
         if folder.exists():
             return
+        from rayswift.train import initial_weights
+
         rows = cast(FeedClient, worker.supply).first_rows(model.init_rows) if looks_at_rows(model) else ()
         head, recipe = TASKS[spec.config.train.task].head, initial_recipe(spec.config)
         initial_weights.write(model, spec.tokenizer_dir, folder, spec.config.train.seed, head, rows, recipe)

@@ -22,6 +22,7 @@ from rayswift.train import (
     adapters,
     continuation,
     fingerprint,
+    lock,
     reference_logps,
     run_folder,
     storage,
@@ -51,7 +52,10 @@ def run(config: TrainingConfig) -> None:
     user_code.check(config)
     checks.check(config)
     recipe = fingerprint.initial_recipe(config)
-    with storage.working_copy(train.output_dir, train.resume, config.cluster.scratch_dir, recipe) as run_dir:
+    with (
+        lock.held(train.output_dir),
+        storage.working_copy(train.output_dir, train.resume, config.cluster.scratch_dir, recipe) as run_dir,
+    ):
         if not is_url(train.output_dir):
             return _train(config, run_dir, clock)
         with signals.last_words(lambda: logger.warning("what is not at %s stays in %s", train.output_dir, run_dir)):

@@ -279,3 +279,118 @@ def test_a_plain_folder_needs_no_upload(tmp_path: Path) -> None:
     uploads = Uploads("runs/sft", tmp_path, limit=None, timeout_s=1)
     uploads.start(best_step=None)
     uploads.wait()
+
+
+# ---- what goes wrong ----
+
+
+def refuse_from(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """The service takes nothing any more, as when credentials expire."""
+
+    def refuse(*_: object) -> None:
+        raise UserError("train.output_dir = 'x' cannot be written: ExpiredToken")
+
+    monkeypatch.setattr(Remote, method, refuse)
+
+
+@pytest.mark.parametrize("method", ["put", "sizes"])
+@pytest.mark.parametrize("failure", [None, UserError("upload failed", 1), KeyboardInterrupt(), RuntimeError("oops")])
+def test_what_could_not_be_copied_up_stays_and_is_named(
+    url: str,
+    method: str,
+    failure: BaseException | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(logger, "propagate", True)
+    with (
+        pytest.raises(type(failure) if failure else UserError) as caught,
+        working_copy(url, "never", str(tmp_path / "scratch")) as run_dir,
+    ):
+        write(run_dir, RECORD)
+        save(run_dir, 3)
+        push(Remote(url), run_dir)
+        save(run_dir, 6)
+        refuse_from(monkeypatch, method)
+        if failure:
+            raise failure
+    said = str(caught.value) + caplog.text
+    assert checkpoint.read_complete(run_dir / "checkpoint-6")
+    assert "checkpoint-6" in said
+    assert f"kept in {run_dir}" in said
+    assert not isinstance(caught.value, UserError) or caught.value.exit_code == 1
+
+
+def test_only_what_is_missing_there_is_named(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        pytest.raises(UserError) as caught,
+        working_copy(url, "never", str(tmp_path / "scratch")) as run_dir,
+    ):
+        write(run_dir, RECORD)
+        save(run_dir, 3)
+        save(run_dir, 6, sealed=False)  # a save that failed: never complete, and weights all the same
+        raise UserError("the disk is full", 1)
+    assert f"not at {url}: checkpoint-6; kept in {run_dir}" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"step": 6', b"\0" * 40, b"[]"])
+def test_a_half_written_manifest_behind_a_url(url: str, content: bytes, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    write(here, RECORD)
+    save(here, 5)
+    save(here, 6)
+    remote = Remote(url)
+    push(remote, here)
+    with remote._fs.open_output_stream(f"{remote._root}/checkpoint-6/manifest.json") as file:
+        file.write(content)
+    assert list(complete_checkpoints(remote, remote.sizes())) == [5]
+    pull(remote, tmp_path / "there", "auto")
+    assert [saved.step for saved in checkpoint.find_all(tmp_path / "there")] == [5]
+    assert "set_aside/checkpoint-6/model.safetensors" in names_of(remote)
+    with remote._fs.open_output_stream(f"{remote._root}/checkpoint-5/manifest.json") as file:
+        file.write(content)
+    before = names_of(remote)
+    with pytest.raises(UserError, match=r"none of which can be continued:\n  checkpoint-5: its manifest.json is cut"):
+        pull(remote, tmp_path / "again", "auto")
+    assert names_of(remote) == before
+
+
+def test_a_damaged_checkpoint_is_not_fetched(url: str, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    write(here, RECORD)
+    save(here, 5)
+    save(here, 6)
+    remote = Remote(url)
+    push(remote, here)
+    with remote._fs.open_output_stream(f"{remote._root}/checkpoint-6/model.safetensors") as file:
+        file.write(b"w" * 5 + b"x")
+    pull(remote, tmp_path / "there", "auto")
+    assert [saved.step for saved in checkpoint.find_all(tmp_path / "there")] == [5]
+    assert remote.read("set_aside/checkpoint-6/model.safetensors") == b"wwwwwx"
+
+
+def test_what_has_not_changed_is_not_copied_again(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    write(here, RECORD)
+    copied: list[str] = []
+    put = Remote.put
+
+    def noted(remote: Remote, folder: Path, names: list[str]) -> None:
+        copied.extend(name for name in names if not name.startswith("checkpoint-"))
+        put(remote, folder, names)
+
+    monkeypatch.setattr(Remote, "put", noted)
+    for number in range(8):
+        write(here, {f"completions/part-{number:08d}.parquet": f"round {number}", "logs/rank-0.log": "x" * number})
+        save(here, number + 1)
+        push(Remote(url), here)
+    parts = [name for name in copied if name.startswith("completions/")]
+    assert len(parts) == len(set(parts)) == 8
+    assert copied.count("logs/rank-0.log") == 8
+    # Nor by the launch that continues: it has them from there.
+    copied.clear()
+    pull(Remote(url), there, "auto")
+    write(there, {"completions/part-00000008.parquet": "round 8"})
+    push(Remote(url), there)
+    assert copied == ["completions/part-00000008.parquet"]
