@@ -1,7 +1,5 @@
 """The driver's look-out while a run goes on: it shows who waits for whom, and knows when to give up."""
 
-import contextlib
-import json
 import sys
 import threading
 import time
@@ -66,7 +64,7 @@ class Watch:
         self._supply, self._cluster, self._timeout_s = supply, cluster, timeout_s
         clear(self._log_dir)
         self._waiting = Waiting(size, time.monotonic())
-        self._events, self._rollouts = Lines(run_dir / events.EVENTS), Lines(self._log_dir / "rollouts.log")
+        self._rollouts = Lines(self._log_dir / "rollouts.log")
         self._said = ""
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -123,11 +121,6 @@ class Watch:
             return None, f"what supplies the batches does not answer ({type(error).__name__})"
 
     def _show_news(self) -> None:
-        for line in self._events.new():
-            with contextlib.suppress(ValueError):
-                event = json.loads(line)
-                if event.get("kind") == "failure":
-                    _say(f"the workers stopped, and are started anew if they may be: {event.get('text', '')}")
         for text in warnings(self._rollouts.new()):
             _say(text)
 
