@@ -29,7 +29,7 @@ SWITCH = f"{_NETWORK}.254"
 """Where services at the switch are reached from every host."""
 _GCS_PORT, _DASHBOARD_PORT, _AGENT_PORT = 6379, 8265, 52365
 _AGENTS = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "metrics-export")
-_START_S = 180
+_START_S = 240
 _NEEDED = ("ip", "iptables", "mount", "nsenter", "ss", "tc", "unshare")
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -158,11 +158,11 @@ class Host:
         self._ports: list[int] = []
         self._ray_command: list[str] = []
         self._ray_environment: dict[str, str] = {}
-        own = folder / self.name
-        own.mkdir(exist_ok=True)
+        self._own = folder / self.name
+        self._own.mkdir(exist_ok=True)
         kinds = ("uts", "ipc", "net")
         self._inside = _Namespaces(
-            kinds, _SET_UP_HOST, [str(path) for path in seen], {**environment, "NAME": self.name, "OWN": str(own)}
+            kinds, _SET_UP_HOST, [str(path) for path in seen], {**environment, "NAME": self.name, "OWN": str(self._own)}
         )
         with contextlib.suppress(RuntimeError):
             switch.run("ip", "link", "del", self._plug)  # of a host that was here before
@@ -270,12 +270,18 @@ class Host:
         deadline = time.monotonic() + _START_S
         while "Ray runtime started" not in (text := self.log.read_text(encoding="utf-8", errors="replace")):
             if time.monotonic() > deadline:
-                raise RuntimeError(f"Ray did not come up on {self.name} within {_START_S} s:\n{text[-3000:]}")
+                raise RuntimeError(
+                    f"Ray did not come up on {self.name} within {_START_S} s:\n{text[-1000:]}\n{self._raylets_errors()}"
+                )
             if self._ray.poll() is not None:  # Ray waits 30 s for its own, too short on a busy machine
                 self._ray = self._start_node()
             time.sleep(0.1)
         for port in self._ports:
             self.wait_for_port(port)
+
+    def _raylets_errors(self) -> str:
+        logs = sorted(self._own.glob("tmp/ray/session_2*/logs/raylet.err"))
+        return "\n".join(log.read_text(encoding="utf-8", errors="replace")[:1000] for log in logs)
 
     def wait_for_port(self, port: int) -> None:
         """Return once something listens there.
