@@ -411,11 +411,8 @@ class LocalHosts:
                 self._start_at_switch(service)
             for number in range(len(self._num_cpus)):
                 self.add(number)
-            self.start_ray(0)
-            self[0].wait_for_port(_GCS_PORT)
-            for number in range(1, len(self._num_cpus)):
+            for number, host in self._hosts.items():  # one by one: each has 15 s to bring up its agents
                 self.start_ray(number)
-            for host in self._hosts.values():
                 host.wait_for_ray()
         except BaseException:
             self.stop()
