@@ -23,19 +23,27 @@ _VERDICT_S = 30
 
 @dataclass(frozen=True)
 class Ask:
-    """What a run needs at once: workers, vLLM engines if it samples, and one CPU for Ray Data beside them."""
+    """What a run needs at once: workers, vLLM engines and reward models if it samples, and one CPU for Ray Data."""
 
     num_workers: int
     worker: Resources
     num_engines: int = 0
     engine: Resources = field(default_factory=dict)
+    num_reward_models: int = 0
+    reward_model: Resources = field(default_factory=dict)
+
+    def beside_workers(self) -> list[Resources]:
+        """What each process holds that is no worker."""
+        return [*([self.engine] * self.num_engines), *([self.reward_model] * self.num_reward_models)]
 
     def bundles(self) -> list[Resources]:
         """One entry a process, as the autoscaler takes them."""
-        return [*([self.worker] * self.num_workers), *([self.engine] * self.num_engines), {"CPU": 1.0}]
+        return [*([self.worker] * self.num_workers), *self.beside_workers(), {"CPU": 1.0}]
 
     def __str__(self) -> str:
         engines = f", {self.num_engines} engine(s) of {describe(self.engine)} each" if self.num_engines else ""
+        if self.num_reward_models:
+            engines += f", {self.num_reward_models} reward model(s) of {describe(self.reward_model)} each"
         return f"{self.num_workers} worker(s) of {describe(self.worker)} each{engines}, and 1 CPU for Ray Data"
 
 
@@ -66,18 +74,19 @@ def _slots(each: Resources, node: Resources) -> int:
 
 
 def _beside_engines(ask: Ask, nodes: Sequence[Resources]) -> list[Resources] | None:
-    """What the nodes have besides the engines, each put where it takes the least room from workers; None: no room."""
+    """What the nodes have besides engines and reward models, each put where it takes the least room from workers; None:
+    no room."""
     left = [dict(node) for node in nodes]
-    for _ in range(ask.num_engines):
+    for held in ask.beside_workers():
         best: tuple[int, int] | None = None
         for number, node in enumerate(left):
-            if any(node.get(name, 0) < amount for name, amount in ask.engine.items()):
+            if any(node.get(name, 0) < amount for name, amount in held.items()):
                 continue
-            cost = _slots(ask.worker, node) - _slots(ask.worker, _less(node, ask.engine))
+            cost = _slots(ask.worker, node) - _slots(ask.worker, _less(node, held))
             best = min(best, (cost, number)) if best else (cost, number)
         if best is None:
             return None
-        left[best[1]] = _less(left[best[1]], ask.engine)
+        left[best[1]] = _less(left[best[1]], held)
     return left
 
 
@@ -220,6 +229,9 @@ def _summary(ask: Ask, there: list[Resources]) -> str:
     what = f"{lacking} x ({describe(ask.worker)})" if lacking else "1 CPU for Ray Data"
     if _beside_engines(ask, there) is None:
         what = f"a place for {ask.num_engines} x ({describe(ask.engine)}), rollout.num_engines"
+        if ask.num_reward_models:
+            models = f"{ask.num_reward_models} x ({describe(ask.reward_model)}), rollout.reward_model_gpus"
+            what = f"{what}, and {models}" if ask.num_engines else f"a place for {models}"
     room = f"room for {possible} of the {ask.num_workers} worker(s)"
     return f"asked {ask}; there {len(there)} node(s) with {describe(_sum(there))}: {room}; lacking {what}"
 

@@ -1,5 +1,6 @@
 """What this machine and the Ray cluster have, and whether a run fits them."""
 
+import math
 import os
 import re
 import shutil
@@ -22,6 +23,8 @@ ENGINE = "rayswift_engine"
 """The same for engines."""
 _OF_RAY = ("CPU", "GPU")
 _WORKERS_PER_CORE = 2
+_DATA_CPUS = 2
+_MOST_REWARD_WORKERS = 64
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Layout:
 
     num_workers: the most there can be. min_workers: the fewest; None where their number is fixed. min_engines,
     max_engines: vLLM engines of a run that samples; engine: what each of them holds; engine_threads: CPU threads that
-    each computes with where it has no GPU.
+    each computes with where it has no GPU. reward_workers: processes for reward functions, which hold nothing;
+    reward_models: processes of reward models that hold GPUs, reward_model_gpus each.
     """
 
     num_workers: int
@@ -42,6 +46,14 @@ class Layout:
     max_engines: int = 0
     engine: dict[str, float] = field(default_factory=dict)
     engine_threads: int = 1
+    reward_workers: int = 0
+    reward_models: int = 0
+    reward_model_gpus: float = 0.0
+
+    @property
+    def num_reward_gpus(self) -> int:
+        """Whole GPUs that the reward models need: those with a part of one share it as far as parts fit."""
+        return gpus_for(self.reward_models, self.reward_model_gpus)
 
     @property
     def world_size(self) -> int:
@@ -104,14 +116,21 @@ def lay_out(
         min_workers, num_workers = num_workers
         if local:  # this machine does not grow
             num_workers = max(min_workers, min(num_workers, num_gpus if device == "cuda" else num_cores))
-    for_engines = _gpus_for_engines(rollout, num_gpus, num_workers) if device == "cuda" else 0
-    if num_workers is None:
-        num_workers = max(1, num_gpus - for_engines) if device == "cuda" and (local or joined) else 1
-    if local and device == "cuda" and max(1, num_workers) + for_engines > num_gpus:
-        engines = f" and its engines {for_engines} more" if for_engines else ""
+    for_rewards = gpus_for(len(rollout.reward_models), rollout.reward_model_gpus) if rollout else 0
+    if local and for_rewards > num_gpus:
         raise UserError(
-            f"cluster.num_workers = {num_workers} on cuda needs as many GPUs{engines}; this machine shows {num_gpus}; "
-            "lower it, set cluster.device cpu, or join a cluster with cluster.address"
+            f"rollout.reward_model_gpus: the reward models need {for_rewards} GPU(s); this machine shows {num_gpus}; "
+            "set it to 0, and they compute on the CPU, or join a cluster with cluster.address"
+        )
+    for_engines = _gpus_for_engines(rollout, num_gpus - for_rewards, num_workers) if device == "cuda" else 0
+    if num_workers is None:
+        num_workers = max(1, num_gpus - for_rewards - for_engines) if device == "cuda" and (local or joined) else 1
+    if local and device == "cuda" and max(1, num_workers) + for_engines + for_rewards > num_gpus:
+        engines = f" and its engines {for_engines} more" if for_engines else ""
+        rewards = f", its reward models {for_rewards} (rollout.reward_model_gpus)" if for_rewards else ""
+        raise UserError(
+            f"cluster.num_workers = {num_workers} on cuda needs as many GPUs{engines}{rewards}; this machine shows "
+            f"{num_gpus}; lower it, set cluster.device cpu, or join a cluster with cluster.address"
         )
     # A few workers more than cores are slow, but right: a run may have to go on with the count that it needs.
     if local and device == "cpu" and num_workers > _WORKERS_PER_CORE * num_cores:
@@ -125,7 +144,9 @@ def lay_out(
     if rollout is None:
         return layout
     layout = _with_engines(layout, rollout, for_engines)
-    return _share_cores(layout, cluster, rollout, num_cores) if local else layout
+    if local:
+        layout = _share_cores(layout, cluster, rollout, num_cores)
+    return _with_rewards(layout, rollout, joined.get("CPU", 0.0) if joined else num_cores)
 
 
 def _gpus_for_engines(rollout: RolloutConfig | None, num_gpus: int, num_workers: int | None) -> int:
@@ -164,6 +185,33 @@ def _share_cores(layout: Layout, cluster: ClusterConfig, rollout: RolloutConfig,
         engine_threads=rollout.engine_threads or for_engines,
         threads_per_worker=cluster.threads_per_worker or for_workers,
     )
+
+
+def _with_rewards(layout: Layout, rollout: RolloutConfig, num_cpus: float) -> Layout:
+    """The layout with the processes that score: for functions as many as CPUs are left."""
+    engine_cpus = layout.engine.get("CPU", float(layout.engine_threads if layout.device == "cpu" else 1))
+    trainer_cpus = layout.threads_per_worker if layout.local and layout.device == "cpu" else 1
+    # On-policy, workers and engines of this machine compute by turns, and rewards beside the engines.
+    by_turns = layout.local and rollout.max_staleness == 0
+    taken = layout.max_engines * engine_cpus + (0 if by_turns else layout.world_size * trainer_cpus)
+    free = int(num_cpus - taken - (0 if layout.local else _DATA_CPUS))
+    workers = rollout.reward_workers or max(1, min(free, _MOST_REWARD_WORKERS))
+    models = len(rollout.reward_models) if rollout.reward_model_gpus else 0
+    return replace(
+        layout,
+        reward_workers=workers if rollout.reward_funcs else 0,
+        reward_models=models,
+        reward_model_gpus=rollout.reward_model_gpus,
+    )
+
+
+def gpus_for(num_processes: int, gpus_each: float) -> int:
+    """Whole GPUs for processes that hold so many each: Ray cuts a GPU into parts, but no process gets parts of two."""
+    if not gpus_each:
+        return 0
+    if gpus_each >= 1:
+        return num_processes * math.ceil(gpus_each)
+    return math.ceil(num_processes / int(1 / gpus_each + 1e-9))
 
 
 def count_gpus() -> int:
@@ -237,7 +285,10 @@ def connect(
     if not layout.local:
         join(cluster)
         fewest = layout.min_workers or layout.num_workers
-        ask = preflight.Ask(fewest, worker_resources(layout), layout.min_engines, layout.engine)
+        reward_model = {"GPU": layout.reward_model_gpus}
+        ask = preflight.Ask(
+            fewest, worker_resources(layout), layout.min_engines, layout.engine, layout.reward_models, reward_model
+        )
         preflight.wait_until_it_fits(ask, cluster.wait_for_nodes_s)
         holders = tuple(each for each in (ask.worker, layout.engine) if each)
         needed = [nodes.Needed(what, path, holders) for what, path in (for_workers or {}).items()]
@@ -249,11 +300,13 @@ def connect(
     _set_up_ray_train(cluster)
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine's only node
     os.environ.setdefault("RAY_WARN_BLOCKING_GET_INSIDE_ASYNC", "0")  # Ray Train's controller does so
-    engine_gpus = layout.engine.get("GPU", 0.0)
+    num_gpus = layout.num_reward_gpus
+    if layout.device == "cuda":
+        num_gpus += layout.world_size + int(layout.max_engines * layout.engine.get("GPU", 0.0))
     _init(
         "Ray cannot start on this machine",
         num_cpus=cluster.num_data_cpus,
-        num_gpus=layout.world_size + int(layout.max_engines * engine_gpus) if layout.device == "cuda" else 0,
+        num_gpus=num_gpus,
         resources={
             # What users name for nodes of their own is all here.
             **{name: layout.max_engines * each for name, each in layout.engine.items() if name not in _OF_RAY},

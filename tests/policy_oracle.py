@@ -92,6 +92,7 @@ def of_trl(
     if correction != "none":
         options["vllm_importance_sampling_mode"] = correction
         options["vllm_importance_sampling_clip_max"] = options.pop("importance_sampling_max", 3.0)
+        options["vllm_importance_sampling_clip_min"] = options.pop("importance_sampling_min", None)
     beta = options.pop("beta", 0.0)
     args = kind(
         output_dir=str(folder),

@@ -31,7 +31,12 @@ def online_problems(config: RlhfConfig) -> list[str]:
     if config.data.cache:
         found.append(f"data.cache holds packed rows of task causal_lm, but {why}; unset it")
     if config.data.truncation == "split":
-        found.append("data.truncation = split has no meaning for prompts; set drop, left or right")
+        found.append("data.truncation = split has no meaning for prompts; set drop or left")
+    if config.data.truncation == "right":
+        found.append(
+            "data.truncation = right cuts the end of the question off a prompt, and the opening of the answer; set "
+            "drop, or left, which cuts its beginning"
+        )
     for name in ("loss", "metrics"):
         if getattr(config.train, name):
             found.append(f"train.{name} = {getattr(config.train, name)} is for losses over rows, but {why}; unset it")
@@ -76,6 +81,11 @@ def _reward_problems(config: RlhfConfig) -> list[str]:
     if rollout.reward_weights and len(rollout.reward_weights) != num_rewards:
         found.append(
             f"rollout.reward_weights has {len(rollout.reward_weights)} weights for {num_rewards} rewards; give one each"
+        )
+    if rollout.reward_model_gpus > 1 and rollout.reward_model_gpus % 1:
+        found.append(
+            f"rollout.reward_model_gpus = {rollout.reward_model_gpus}: Ray gives a process a part of one GPU, or whole "
+            "ones; set a whole number, or less than 1"
         )
     groups = config.train.trl_extra.get("advantage_estimator", "grpo") != "reinforce_plus_plus"
     if task == "grpo" and groups and not distils and rollout.num_generations < 2:

@@ -11,7 +11,8 @@ GRPO_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "ves
 def policy_problems(config: RlhfConfig) -> list[str]:
     """One line for each setting of task grpo's loss or advantages that cannot be used."""
     given, rollout = config.train.trl_extra, config.rollout
-    found = [*_loss_problems(config), *_advantage_problems(given), *_step_problems(config)]
+    found = [*_loss_problems(config), *_correction_problems(config), *_advantage_problems(given)]
+    found += _step_problems(config)
     if rollout.temperature == 0:
         found.append("rollout.temperature = 0 samples the same completion again and again; set it above 0")
     return found
@@ -43,6 +44,28 @@ def _loss_problems(config: RlhfConfig) -> list[str]:
         found.append(
             f"train.top_entropy_quantile = {given['top_entropy_quantile']} is the share of tokens to train: above 0, "
             "at most 1"
+        )
+    return found
+
+
+def _correction_problems(config: RlhfConfig) -> list[str]:
+    rollout, found = config.rollout, []
+    least, most = rollout.importance_sampling_min, rollout.importance_sampling_max
+    if rollout.importance_sampling.endswith("truncate") and least is None and most is None:
+        found.append(
+            f"rollout.importance_sampling = {rollout.importance_sampling} has no bound to truncate at; set "
+            "rollout.importance_sampling_max or rollout.importance_sampling_min, or the first to none"
+        )
+    if least is not None and most is not None and least >= most:
+        found.append(
+            f"rollout.importance_sampling_min = {least} is not below rollout.importance_sampling_max = {most}; "
+            "lower it, or set one of them to null"
+        )
+    if rollout.structured_outputs_regex and rollout.repetition_penalty != 1:
+        found.append(
+            f"rollout.repetition_penalty = {rollout.repetition_penalty} beside rollout.structured_outputs_regex: with "
+            "both vLLM cannot tell a token's log-probability under the policy, which the trainer's is held against; "
+            "leave one of them out"
         )
     return found
 

@@ -34,7 +34,7 @@ class RolloutConfig(Section):
     stop: Strings = []
     """Strings that end a completion, besides the end-of-sequence token."""
     structured_outputs_regex: str | None = None
-    """Regular expression that every completion is made to match."""
+    """Regular expression that every completion is made to match; not together with `repetition_penalty`."""
     chat_template_kwargs: dict[str, Any] = {}
     """Variables for the chat template when it renders prompts (`{"enable_thinking": false}`)."""
     reward_funcs: Strings = []
@@ -46,9 +46,11 @@ class RolloutConfig(Section):
     reward_kwargs: dict[str, dict[str, Any]] = {}
     """Arguments of reward functions, by the function's name."""
     reward_timeout_s: float = Field(60.0, gt=0)
-    """Longest time that scoring a batch of completions may take; then the function is stopped and tried once more."""
-    reward_workers: int = Field(1, ge=1)
-    """Processes that run reward functions."""
+    """Longest time that scoring one completion may take; then the function is stopped and tried once more. A call with
+    several has, for each further one, three times what one took so far."""
+    reward_workers: int | None = Field(None, ge=1)
+    """Processes that run reward functions, spread over the nodes; null: one for each CPU that trainers, engines and
+    data leave free, at least 1, at most 64."""
     reward_model_gpus: float = Field(0.0, ge=0)
     """GPUs that the process of each reward model holds; 0: it computes on the CPU."""
     max_failed_fraction: float = Field(0.5, gt=0, le=1)
@@ -62,11 +64,14 @@ class RolloutConfig(Section):
     max_staleness: int = Field(0, ge=0)
     """Policy versions that a completion may lag behind the trainer; 0: on-policy."""
     importance_sampling: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = (
-        "sequence_mask"
+        "token_truncate"
     )
-    """How the difference between the engines' and the trainer's log-probabilities is corrected."""
-    importance_sampling_max: float = Field(3.0, gt=0)
-    """Ratio beyond which that correction truncates or masks."""
+    """How the difference between the engines' and the trainer's log-probabilities is corrected: by the ratio of each
+    token, or of the whole completion, which small differences of many tokens add up in."""
+    importance_sampling_max: float | None = Field(3.0, gt=0)
+    """Ratio above which that correction truncates or masks; null: no such bound."""
+    importance_sampling_min: float | None = Field(None, gt=0)
+    """Ratio below which that correction raises it to this value (truncate) or masks; null: no such bound."""
     canary_steps: int = Field(10, ge=0)
     """Compare the engines' log-probabilities of a fixed text with the trainer's at the first and every so-many-th
     version of the weights; 0: never."""

@@ -50,7 +50,13 @@ class GrpoFields:
             "reinforce_plus_plus."
         },
     )
-
+    disable_dropout: bool = field(
+        default=True,
+        metadata={
+            "help": "Train without dropout, that of an adapter too: engines sample without, and what they sampled is "
+            "held against the trainer's log-probabilities."
+        },
+    )
     teacher_kl_coef: float = field(
         default=1.0, metadata={"help": "Weight of the KL to model.teacher in the advantage; without a teacher: none."}
     )

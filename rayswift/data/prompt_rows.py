@@ -38,7 +38,8 @@ class PromptEncoder(Encoder):
         return [Document(text, (Span(0, len(text)),), record=_record(asked.messages, {**answer, **sample.columns}))]
 
     def _may_cut(self, whole: bool) -> bool:
-        return self.config.truncation in ("left", "right")
+        # Its end is the question's, and the opening of the answer.
+        return self.config.truncation == "left"
 
     def _too_long(self, num_tokens: str) -> TooLong:
         limit = self.config.max_length

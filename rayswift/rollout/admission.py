@@ -104,12 +104,12 @@ class Admission:
         self._round_of[ordinal] = number
 
     def finish(self, ordinal: int, outcome: str) -> int:
-        """A prompt has its outcome: `TRAINED`, or why it is not; returns its round."""
+        """A prompt has its outcome: `TRAINED...`, or why it is not; returns its round."""
         number = self._round_of.pop(ordinal)
         each = self._open[number]
         each.outcomes[ordinal] = outcome
         each.num_under_way -= 1
-        each.num_trained += outcome == TRAINED
+        each.num_trained += outcome.startswith(TRAINED)
         return number
 
     def is_complete(self, number: int, num_ready: int, ended: bool) -> bool:

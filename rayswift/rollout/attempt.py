@@ -15,7 +15,7 @@ from rayswift.log import UserError, logger
 from rayswift.rollout.admission import Admission, RoundPlan
 from rayswift.rollout.autoscale import Meter
 from rayswift.rollout.groups import Sampler, Scorer, requests_for, scored_group
-from rayswift.rollout.ledger import ALL_EQUAL, FAILED, TAIL, Ledger, LedgerSnapshot
+from rayswift.rollout.ledger import ALL_EQUAL, CUT, FAILED, TAIL, Ledger, LedgerSnapshot
 from rayswift.rollout.prompts import Drawn, Prompts, draw_some
 from rayswift.rollout.samples import Completion, Group, Prompt, SampleRequest
 
@@ -231,7 +231,7 @@ class Attempt:
 
     async def _complete(self, prompt: Prompt, number: int, futures: Sequence[asyncio.Future[Completion]]) -> None:
         group, reasons = await scored_group(self._scorer, prompt, futures, self._stage)
-        outcome = TRAINED
+        outcome = CUT if prompt.cut else TRAINED
         if len(group.scored) < self._plan.min_group:
             outcome = f"{FAILED}{_kind(reasons)}"
             logger.warning("prompt %s failed: %s", prompt.id, "; ".join(sorted(set(reasons)))[:500])

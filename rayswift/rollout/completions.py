@@ -3,11 +3,12 @@
 The newest part is written again, whole, as rounds come and before each checkpoint, and a new one begun once it is
 large: what is there can always be read, memory holds one part, and a kill loses only rounds that no checkpoint holds,
 which a resumed run writes again.
+Of a prompt that was cut, what is told is what it was cut to.
 """
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,11 @@ class CompletionsFile:
     Args:
         run_dir: The run folder.
         reward_names: Of each reward, which become columns.
+        decode: Tokens to text, for prompts that were cut: what was sampled from is told, not what was meant to be.
     """
 
-    def __init__(self, run_dir: Path, reward_names: Sequence[str]):
-        self._folder, self._names = run_dir / FOLDER, tuple(reward_names)
+    def __init__(self, run_dir: Path, reward_names: Sequence[str], decode: Callable[[Sequence[int]], str]):
+        self._folder, self._names, self._decode = run_dir / FOLDER, tuple(reward_names), decode
         self._rows: list[dict[str, Any]] = []
         self._num_chars = 0
         self._part: Path | None = None
@@ -56,13 +58,16 @@ class CompletionsFile:
         if self._part is None:
             self._part = self._new_part(number)
         for group in groups:
-            asked = "\n".join(str(message["content"]) for message in group.prompt.messages)
+            prompt = group.prompt
+            asked = "\n".join(str(message["content"]) for message in prompt.messages)
+            if prompt.cut:
+                asked = self._decode(prompt.input_ids.tolist())
             for scored in group.scored:
                 row = {
                     "round": number,
-                    "id": group.prompt.id,
-                    "epoch": group.prompt.epoch,
-                    "ordinal": group.prompt.ordinal,
+                    "id": prompt.id,
+                    "epoch": prompt.epoch,
+                    "ordinal": prompt.ordinal,
                     "outcome": outcome,
                     "prompt": asked,
                     "completion": scored.text,

@@ -24,11 +24,13 @@ _CHANGES_WEIGHTS = ("pissa", "olora", "loftq", "corda", "lora_ga")
 # Arguments of vLLM that the engine's exactness rests on.
 _OURS = (
     "async_scheduling",
+    "enable_batch_sharded_sampling",
     "enable_lora",
     "load_format",
     "logprobs_mode",
     "model",
     "pipeline_parallel_size",
+    "return_sampling_mask",
     "worker_extension_cls",
 )
 

@@ -14,6 +14,7 @@ from rayswift.data.global_batches import Position, table
 from rayswift.data.windows import TRAINED
 from rayswift.log import UserError
 
+CUT = f"{TRAINED}, prompt cut to rollout.max_prompt_length"
 FAILED = "failed: "
 FILTERED = "filtered: "
 ALL_EQUAL = f"{FILTERED}all rewards equal"

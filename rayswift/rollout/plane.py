@@ -103,10 +103,11 @@ class CoordinatorActor(Coordinator):
         plan = prompt_plan(spec.config, spec.windows)
         prompts = PromptFeed(spec.windows, spec.eval_windows, plan, str(spec.run_dir / "data"), stream_windows)
         pool = _make_pool(spec)
-        rewards = RewardRunner(spec.config, spec.tokenizer_dir, spec.run_dir, spec.work_dir)
+        num_workers = spec.layout.reward_workers
+        rewards = RewardRunner(spec.config, spec.tokenizer_dir, spec.run_dir, spec.work_dir, num_workers)
         await rewards.start()
         engines = Rule(spec.layout.min_engines, spec.layout.max_engines)
-        completions = CompletionsFile(spec.run_dir, rewards.names)
+        completions = CompletionsFile(spec.run_dir, rewards.names, rewards.decode)
         super().__init__(spec.plan, prompts, pool, rewards, self._store, completions, engines)
         heap.freeze()
         await self.begin(DRIVERS_ATTEMPT, spec.start)

@@ -127,4 +127,5 @@ class PromptFeed:
 def prompt_of(row: PackedRow, ordinal: int, epoch: int) -> Prompt:
     """A row of family prompt as a prompt."""
     record = json.loads(row.record)
-    return Prompt(ordinal, row.ids[0], epoch, row.input_ids, tuple(record["messages"]), record["columns"])
+    messages, columns = tuple(record["messages"]), record["columns"]
+    return Prompt(ordinal, row.ids[0], epoch, row.input_ids, messages, columns, cut=row.num_cut > 0)

@@ -30,7 +30,8 @@ class Prompt:
     """A prompt to complete.
 
     ordinal: its place in the global sequence of prompts, over all epochs; id: `source:line`; input_ids [T] int32;
-    messages: the conversation it was rendered from, for rewards; columns: the row's other columns, for rewards.
+    messages: the conversation it was rendered from, for rewards; columns: the row's other columns, for rewards; cut:
+    whether input_ids are only the end of what was rendered.
     """
 
     ordinal: int
@@ -39,6 +40,7 @@ class Prompt:
     input_ids: NDArray[np.int32]
     messages: tuple[Message, ...]
     columns: Mapping[str, Any]
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,9 @@ class Span:
 class Completion:
     """What an engine made of a request, or a part of it.
 
-    token_ids [T] int32, the end token included; logprobs [T] float32 under the distribution they were sampled from;
-    spans: the first begins at 0; finish: None for the part that was there when an engine was asked for it.
+    token_ids [T] int32, the end token included; logprobs [T] float32 under the policy at the sampling's temperature,
+    which the trainer computes too: among all tokens, whatever top_p and its kind leave out; spans: the first begins at
+    0; finish: None for the part that was there when an engine was asked for it.
     """
 
     key: str

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from rayswift.data.feed import StaleAttempt
 from rayswift.log import UserError
-from rayswift.rollout.engine import Collected, EngineStatus, LoadFailed, NoWeights, RequestRefused
+from rayswift.rollout.engine import Collected, EngineStatus, LoadFailed, NoWeights, RequestRefused, SamplingSettings
 from rayswift.rollout.engine_setup import EngineSetup, lora_capacity, prepare_environment, require_vllm
 from rayswift.rollout.log_tail import LogTail
 from rayswift.rollout.probing import Scored, TextScore
@@ -253,13 +253,11 @@ class VllmCore:
 
         self._held()
         self._num_scores += 1
-        ids, temperature = token_ids.tolist(), self._setup.sampling.temperature
+        ids = token_ids.tolist()
         score = TextScore(ids[1:], done)
         for place, token in enumerate(score.tokens):
             key = f"score:{self._num_scores}:{place}"
-            params = SamplingParams(
-                max_tokens=1, temperature=temperature, logprob_token_ids=[token], detokenize=False, skip_clone=True
-            )
+            params = SamplingParams(max_tokens=1, logprob_token_ids=[token], detokenize=False, skip_clone=True)
             prompt = {"prompt_token_ids": ids[: place + 1]}
             self._llm.add_request(key, prompt, params, lora_request=self._adapter, priority=-1)
             self._scores[key] = score, place
@@ -301,11 +299,12 @@ def _build(setup: EngineSetup) -> tuple[Any, Callable[[int, int], Any]]:
 
     engine = LLMEngine.from_engine_args(EngineArgs(**arguments(setup)))
     wanted = setup.sampling
+    engine.collective_rpc("put_policy_before_sampling", args=(wanted.temperature or 1.0, _is_unpenalised(wanted)))
 
     def sampling(max_tokens: int, seed: int) -> Any:
         regex = wanted.structured_outputs_regex
         return SamplingParams(
-            temperature=wanted.temperature,
+            temperature=1.0 if wanted.temperature else 0.0,  # the logits are divided by it already
             top_p=wanted.top_p,
             top_k=wanted.top_k,
             min_p=wanted.min_p,
@@ -325,6 +324,11 @@ def _build(setup: EngineSetup) -> tuple[Any, Callable[[int, int], Any]]:
     return engine, sampling
 
 
+def _is_unpenalised(sampling: SamplingSettings) -> bool:
+    """Whether adding a number to all logits changes nothing in what is sampled."""
+    return sampling.repetition_penalty == 1
+
+
 def arguments(setup: EngineSetup) -> dict[str, Any]:
     """What vLLM's engine is built from, under its names."""
     found: dict[str, Any] = {
@@ -338,10 +342,10 @@ def arguments(setup: EngineSetup) -> dict[str, Any]:
         "max_num_seqs": setup.max_num_seqs + _SCORE_PLACES,
         "scheduling_policy": "priority",  # all samples are alike, in the order they came; a score comes first
         "seed": setup.seed,
-        # Of the distribution that is sampled from, temperature and all.
-        "logprobs_mode": "processed_logprobs",
+        # Of the policy's own distribution, whatever `sampling` then leaves out; see `put_policy_before_sampling`.
+        "logprobs_mode": "raw_logits" if _is_unpenalised(setup.sampling) else "raw_logprobs",
         "async_scheduling": False,  # a load must not meet a step that is under way
-        "worker_extension_cls": f"{__name__}.LoadInPlace",
+        "worker_extension_cls": f"{__name__}.PolicyWorker",
         "disable_log_stats": True,
         "enable_prefix_caching": True,  # the samples of a group share their prompt
     }
@@ -361,7 +365,7 @@ def arguments(setup: EngineSetup) -> dict[str, Any]:
     return found | dict(setup.engine_kwargs)
 
 
-class LoadInPlace:
+class PolicyWorker:
     """Mixed into vLLM's worker, which has the model."""
 
     model_runner: Any
@@ -385,6 +389,36 @@ class LoadInPlace:
         if missing and self.vllm_config.quant_config is None:
             raise ValueError(f"what was published holds nothing for {', '.join(missing[:3])} ({len(missing)} in all)")
         _pack_embeddings(model)
+
+    def put_policy_before_sampling(self, temperature: float, normalised: bool) -> None:
+        """Have the model answer with the logits of the policy: divided by the temperature, in float32.
+
+        vLLM 0.29 tells log-probabilities before the temperature (its raw modes, behind the mask of a regular
+        expression) or behind all that `sampling` leaves out (its processed ones). The trainer computes neither, but the
+        whole distribution at the temperature. Logits that are normalised here are its log-probabilities, and what of a
+        sampled token's is told (raw_logits) stays that, whatever is masked later. A repetition penalty depends on the
+        sign of logits: with one they stay as they are, and raw_logprobs normalises them before the penalty.
+
+        Raises:
+            ValueError: vLLM computes the model's logits in some other way.
+        """
+        from vllm.lora.layers import LogitsProcessorWithLoRA
+        from vllm.model_executor.layers.logits_processor import LogitsProcessor
+
+        def policy_logits(layer: Any, args: Any, logits: Any) -> Any:
+            if logits is None:  # this rank does not sample
+                return None
+            logits = logits.float() / temperature
+            return logits.log_softmax(-1) if normalised else logits
+
+        layers = [*self.model_runner.get_model().modules()]
+        wrapped = {layer.base_layer for layer in layers if isinstance(layer, LogitsProcessorWithLoRA)}
+        ends = [each for each in layers if isinstance(each, LogitsProcessor | LogitsProcessorWithLoRA)]
+        if not ends:
+            raise ValueError("the model has no LogitsProcessor, which tells its log-probabilities")
+        for end in ends:
+            if end not in wrapped:
+                end.register_forward_hook(policy_logits)
 
 
 def _pack_embeddings(model: Any) -> None:

@@ -98,7 +98,7 @@ class VllmEngine:
         return await self._call(lambda core: core.load(weights, tensors))
 
     async def score(self, token_ids: NDArray[np.int32], timeout_s: float) -> NDArray[np.float32]:
-        """See Engine; at temperature 1, whatever the sampling."""
+        """See Engine; at the sampling's temperature."""
         deadline = self._loop.time() + timeout_s
         scored: asyncio.Future[NDArray[np.float32]] = self._loop.create_future()
         number = await self._call(lambda core: core.score(token_ids, lambda found: self._resolve(scored, found)))

@@ -296,10 +296,24 @@ def _batch_lines(plan: Plan[Any], sizes: list[int], unit: str) -> list[str]:
         engines += f" to {layout.max_engines}"
     round_size = plan.global_batch * (plan.config.train.trl_extra.get("steps_per_generation") or 1)
     longest = max_sequence_length(plan.config)
+    gpus = f", reward models hold {layout.num_reward_gpus} GPU(s)" if layout.num_reward_gpus else ""
     return [
         f"  global batch  {plan.global_batch} completions of up to {longest} tokens with their prompts",
         f"  rollouts      {engines} vLLM engine(s), rounds of {round_size // each} prompts x {each} completions, "
         f"staleness {rollout.max_staleness}",
+        f"  rewards       {layout.reward_workers} process(es) for functions, {len(rollout.reward_models)} for models"
+        f"{gpus}",
+        *_dropout_lines(plan.config),
+    ]
+
+
+def _dropout_lines(config: TrainingConfig) -> list[str]:
+    model = config.model
+    if config.train.trl_extra.get("disable_dropout", True) is False or model.tuner == "full" or not model.lora_dropout:
+        return []
+    return [
+        f"  dropout       none, as engines have none: model.lora_dropout = {model.lora_dropout:g} plays no part "
+        "(train.disable_dropout)"
     ]
 
 

@@ -85,14 +85,13 @@ def main(folder: Path) -> None:
                 "reward_funcs": ["mine.py:judge", "mine.py:length"],
                 "reward_models": [str(path)],
                 "reward_weights": [1.0, 2.0, 0.5],
-                "reward_workers": 2,
                 "reward_timeout_s": 10,
             },
         }
     )
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        found = asyncio.run(scored(RewardRunner(config, TINY, folder / "run", folder)))
+        found = asyncio.run(scored(RewardRunner(config, TINY, folder / "run", folder, 2)))
     finally:
         ray.shutdown()
     question = {"role": "user", "content": "2+2"}

@@ -1,8 +1,9 @@
 """What scoring a round costs through reward workers, beside calling the function here.
 
-    python -m tests.bench.reward_speed [--prompts 128] [--generations 8] [--rounds 5]
+    python -m tests.bench.reward_speed [--prompts 128] [--generations 8] [--rounds 5] [--workers 1]
 
-Sums as short as those of the examples; groups arrive all at once, and one after the other. The best of all rounds.
+Sums as short as those of the examples; groups arrive all at once, and one after the other. The best of all rounds. Then
+what an answer in LaTeX costs behind 800 characters of thought: seen for the first time, its reference too, and again.
 """
 
 import argparse
@@ -68,6 +69,26 @@ async def best(way: Callable[[], Coroutine[Any, Any, None]], num_rounds: int) ->
     return min(seconds)
 
 
+def latex(num_prompts: int, num_generations: int) -> tuple[float, float, float]:
+    """Seconds an answer: the first of its reference, a further one, and one that was judged before."""
+    thought = "We set $x^2 + {n}x = \\frac{{1}}{{3}}$, and simplify to $y = \\sqrt{{2}}$. " * 14
+    golds = [rf"\frac{{{n + 1}}}{{{n + 2}}}" for n in range(num_prompts)]
+
+    def answers(i: int) -> list[str]:
+        return [rf"{thought.format(n=i)} \boxed{{\frac{{{n + 1 + i % 2}}}{{{n + 2}}}}}" for n in range(num_prompts)]
+
+    def seconds(numbers: range) -> float:
+        texts = [text for i in numbers for text in answers(i)]
+        began = time.perf_counter()
+        found = builtin.accuracy(texts, golds * len(numbers))
+        took = time.perf_counter() - began
+        assert sum(found) == num_prompts * sum(i % 2 == 0 for i in numbers)
+        return took / len(texts)
+
+    builtin.accuracy([r"\boxed{\frac{1}{2}}"], [r"\frac{2}{3}"])  # imports
+    return seconds(range(1)), seconds(range(1, num_generations)), seconds(range(num_generations))
+
+
 def here(groups: Groups, num_rounds: int) -> float:
     """Seconds a round of the function itself."""
     tokenizer = Tokenizer.from_file(str(TINY / "tokenizer.json"))
@@ -84,7 +105,7 @@ def here(groups: Groups, num_rounds: int) -> float:
 def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in (("prompts", 128), ("generations", 8), ("rounds", 5)):
+    for name, default in (("prompts", 128), ("generations", 8), ("rounds", 5), ("workers", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
     tree = {"model": {"path": str(TINY)}, "data": {"dataset": ["rows"]}, "train": {"task": "grpo"}}
@@ -92,7 +113,7 @@ def main() -> None:
     groups = made(given.prompts, given.generations)
     with tempfile.TemporaryDirectory() as temporary:
         start_ray(2)
-        runner = RewardRunner(config, TINY, Path(temporary), Path.cwd())
+        runner = RewardRunner(config, TINY, Path(temporary), Path.cwd(), given.workers)
         at_once, one_by_one = asyncio.run(times(runner, groups, given.rounds))
         ray.shutdown()
     print(f"{given.prompts} prompts x {given.generations} completions, reward accuracy, ms a round")  # noqa: T201
@@ -102,6 +123,13 @@ def main() -> None:
         ("a worker, group after group", one_by_one),
     ):
         print(f"  {name:32} {1000 * seconds:9.1f}")  # noqa: T201
+    print("reward accuracy of answers in LaTeX, ms an answer")  # noqa: T201
+    for name, seconds in zip(
+        ("the first of its reference", "a further one", "judged before"),
+        latex(given.prompts, given.generations),
+        strict=True,
+    ):
+        print(f"  {name:32} {1000 * seconds:9.2f}")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ python -m tests.ray.engine_actors FOLDER
 
 import asyncio
 import json
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from rayswift.log import UserError
 from rayswift.rollout.actors import ActorEngine
@@ -29,8 +30,15 @@ from rayswift.rollout.weights import ObjectStore, Published, WeightStore, fetch
 from rayswift.train.policy.publish import Publisher
 from tests.conftest import TINY
 
+DIGIT = "[0-9]"
+# Whatever leaves tokens out or makes some less likely; the one token that top_k 1 leaves can be foretold.
+SAMPLING = {
+    # Longer than there is room for: an answer that matches may end.
+    True: SamplingSettings(0.8, top_p=0.9, top_k=7, min_p=0.02, structured_outputs_regex=DIGIT + "{401,}"),
+    False: SamplingSettings(1.3, top_k=1, repetition_penalty=1.3),
+}
 FIRST, SECOND = PolicyVersion(1, 0), PolicyVersion(1, 1)
-PROMPTS, PROMPT_TOKENS, ROOM = 8, 20, 400
+PROMPTS, PROMPT_TOKENS, ROOM, CHECKED = 8, 20, 400, 8
 SLOW_S, SILENCE_S = 5.0, 2.0
 PLACES = 4
 
@@ -90,23 +98,63 @@ def requests(key: str) -> list[SampleRequest]:
     return [SampleRequest(f"{key}:{i}", prompt, ROOM, seed=i) for i, prompt in enumerate(prompts)]
 
 
-def text_logprobs(model: PreTrainedModel, token_ids: np.ndarray) -> np.ndarray:
-    """Log-probabilities [T - 1] of tokens 1 to T - 1 of a text [T]."""
+def next_logits(model: PreTrainedModel, token_ids: np.ndarray) -> torch.Tensor:
+    """The logits [T - 1, V] that tokens 1 to T - 1 of a text [T] are drawn by."""
     ids = torch.from_numpy(token_ids.astype(np.int64))
     with torch.no_grad():
-        logprobs = model(input_ids=ids[None], use_cache=False).logits[0, :-1].log_softmax(-1)
+        found: torch.Tensor = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
+    return found
+
+
+def text_logprobs(model: PreTrainedModel, token_ids: np.ndarray, temperature: float) -> np.ndarray:
+    """Log-probabilities [T - 1] of tokens 1 to T - 1 of a text [T]."""
+    ids = torch.from_numpy(token_ids.astype(np.int64))
+    logprobs = (next_logits(model, token_ids) / temperature).log_softmax(-1)
     found: np.ndarray = logprobs.gather(-1, ids[1:, None])[:, 0].numpy()
     return found
 
 
-def expected(model: PreTrainedModel, request: SampleRequest, tokens: np.ndarray) -> np.ndarray:
+def text_of(request: SampleRequest, tokens: np.ndarray) -> np.ndarray:
+    """Everything up to the end of a completion."""
+    return np.concatenate([request.prompt_ids, request.begun, tokens])
+
+
+def expected(model: PreTrainedModel, request: SampleRequest, tokens: np.ndarray, temperature: float) -> np.ndarray:
     """What a model makes of the tokens behind a request's."""
-    text = np.concatenate([request.prompt_ids, request.begun, tokens])
-    return text_logprobs(model, text)[len(text) - len(tokens) - 1 :]
+    text = text_of(request, tokens)
+    return text_logprobs(model, text, temperature)[len(text) - len(tokens) - 1 :]
 
 
-def error_of(asked: Sequence[SampleRequest], done: dict[str, Completion], models: dict[PolicyVersion, Any]) -> float:
-    """The largest difference between an engine's log-probabilities and those of the version behind each token."""
+def num_left_out(model: PreTrainedModel, request: SampleRequest, tokens: np.ndarray, wanted: SamplingSettings) -> int:
+    """Tokens of a completion that the settings should have left out; borders as wide as float32 rounds."""
+    text = text_of(request, tokens)
+    begin, found = len(text) - len(tokens), 0
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    is_allowed = torch.ones(model.config.vocab_size, dtype=torch.bool)
+    if wanted.structured_outputs_regex:
+        pieces = tokenizer.batch_decode([[token] for token in range(model.config.vocab_size)])
+        is_allowed = torch.tensor([bool(re.fullmatch(DIGIT, piece)) for piece in pieces])
+    penalty = wanted.repetition_penalty
+    for place, logits in enumerate(next_logits(model, text)[begin - 1 :], begin):
+        seen = torch.from_numpy(np.unique(text[:place]).astype(np.int64))
+        logits[seen] = torch.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
+        left = (logits / wanted.temperature).masked_fill(~is_allowed, -torch.inf)
+        drawn, likeliest = left[text[place]], left.max()
+        least = left.topk(wanted.top_k).values[-1]
+        found += int(drawn < least - 1e-4 or drawn < likeliest + np.log(wanted.min_p or 1e-30) - 1e-4)
+    return found
+
+
+def error_of(
+    asked: Sequence[SampleRequest],
+    done: dict[str, Completion],
+    models: dict[PolicyVersion, Any],
+    temperature: float,
+) -> float:
+    """The largest difference between an engine's log-probabilities and those of the version behind each token.
+
+    Relative to the log-probability where that is beyond -1: it is a difference of two numbers of about its size.
+    """
     worst = 0.0
     for request in asked:
         completion = done[request.key]
@@ -114,7 +162,8 @@ def error_of(asked: Sequence[SampleRequest], done: dict[str, Completion], models
         for span in completion.spans:
             versions[span.begin :] = span.version.step
         for version, model in models.items():
-            difference = np.abs(expected(model, request, completion.token_ids) - completion.logprobs)
+            right = expected(model, request, completion.token_ids, temperature)
+            difference = np.abs(right - completion.logprobs) / np.maximum(1, np.abs(right))
             worst = max(worst, float(difference[versions == version.step].max(initial=0)))
     return worst
 
@@ -142,7 +191,7 @@ async def refusal(call: Any) -> str:
     return ""
 
 
-async def story(engine: Any, store: Any, config: Any) -> dict[str, Any]:
+async def story(engine: Any, store: Any, config: Any, wanted: SamplingSettings) -> dict[str, Any]:
     """One engine's life: no weights, the first, others while it samples, an abort, a continuation."""
     models = {FIRST: policy(config, 1), SECOND: policy(config, 2)}
     found: dict[str, Any] = {"unloaded": await refusal(engine.submit.remote(requests("early")))}
@@ -162,7 +211,7 @@ async def story(engine: Any, store: Any, config: Any) -> dict[str, Any]:
     done = await collect(engine, PROMPTS)
     switched = [completion for completion in done.values() if len(completion.spans) == 2]
     found["switched"] = len(switched)
-    found["flight"] = error_of(asked, done, models)
+    found["flight"] = error_of(asked, done, models, wanted.temperature)
     found["finish"] = sorted({str(completion.finish) for completion in done.values()})
     found["stale"] = await refusal(engine.load.remote(FIRST, first))
 
@@ -171,7 +220,8 @@ async def story(engine: Any, store: Any, config: Any) -> dict[str, Any]:
     await sampling(engine, asked)
     # All places are taken, and as many requests wait: a text is scored all the same, or given up in time.
     scored = await engine.score.remote(text, 60)
-    found["scored"] = float(np.abs(scored - text_logprobs(models[SECOND], text)).max())
+    right = text_logprobs(models[SECOND], text, wanted.temperature)
+    found["scored"] = float((np.abs(scored - right) / np.maximum(1, np.abs(right))).max())
     found["late"] = await refusal(engine.score.remote(text, 0))
     status = await engine.status.remote()
     found["meanwhile"] = [status.running, status.waiting]
@@ -185,14 +235,16 @@ async def story(engine: Any, store: Any, config: Any) -> dict[str, Any]:
     ]
     await engine.submit.remote(going_on)
     done = await collect(engine, len(going_on))
-    found["continued"] = error_of(going_on, done, models)
+    found["continued"] = error_of(going_on, done, models, wanted.temperature)
+    checked = [(each, done[each.key].token_ids[:CHECKED]) for each in going_on]
+    found["left_out"] = sum(num_left_out(models[SECOND], *each, wanted) for each in checked)
     whole = {len(each.begun) + len(done[each.key].token_ids) for each in going_on}
     found["whole"] = sorted(whole)
     found["cannot_start"] = await engine.fail_to_start.remote()
     return found
 
 
-async def troubled(engine: Any, config: Any) -> dict[str, Any]:
+async def troubled(engine: Any, config: Any, wanted: SamplingSettings) -> dict[str, Any]:
     """In a pool, under requests: a load that takes longer than the engine may be silent, loads that fail once."""
     limits = Limits(suspect_s=1, dead_s=SILENCE_S, answer_s=SILENCE_S)
     pool = Pool(lambda name: ActorEngine(engine), limits, salvage=True)
@@ -213,7 +265,7 @@ async def troubled(engine: Any, config: Any) -> dict[str, Any]:
         seconds[what] = time.monotonic() - began
         done = {completion.key: completion for completion in await asyncio.gather(*futures)}
         assert step == 0 or any(len(completion.spans) > 1 for completion in done.values()), "none was in flight"
-        errors.append(error_of(asked, done, models))
+        errors.append(error_of(asked, done, models, wanted.temperature))
     stands = pool.statistics()
     await pool.close()
     return {
@@ -234,14 +286,18 @@ async def main(folder: Path) -> None:
         config = AutoConfig.from_pretrained(TINY)
         config.tie_word_embeddings, config.eos_token_id = tied, None  # each completion fills its room
         config.save_pretrained(folder / str(tied))
-        setup = EngineSetup(str(folder / str(tied)), SamplingSettings(1.0), PROMPT_TOKENS + ROOM, max_num_seqs=PLACES)
-        engines.append((ray.remote(Probed).options(**engine_options({})).remote(setup), config))
-    await asyncio.gather(*(engine.start.remote() for engine, _ in engines))
+        wanted = SAMPLING[tied]
+        tokenizer = str(TINY) if wanted.structured_outputs_regex else None
+        window = PROMPT_TOKENS + ROOM
+        setup = EngineSetup(str(folder / str(tied)), wanted, window, tokenizer=tokenizer, max_num_seqs=PLACES)
+        engines.append((ray.remote(Probed).options(**engine_options({})).remote(setup), config, wanted))
+    await asyncio.gather(*(engine.start.remote() for engine, *_ in engines))
     found = []
-    for engine, config in engines:
+    for engine, *described in engines:
         store = ray.remote(WeightStore).options(num_cpus=0).remote(60)
-        found.append(await story(engine, store, config))
-        found[-1]["troubled"] = await troubled(engine, config)
+        found.append(await story(engine, store, *described))
+        found[-1]["troubled"] = await troubled(engine, *described)
+        await engine.close.remote()
     print(json.dumps(found))  # noqa: T201
 
 

@@ -1,4 +1,7 @@
-"""The real vLLM engine in actors: every token's log-probability is that of the weights which chose it."""
+"""The real vLLM engine in actors: every token's log-probability is the policy's, of the weights which chose it.
+
+Whatever `rollout` leaves out when it samples: the trainer computes the whole distribution at the temperature.
+"""
 
 import json
 import subprocess
@@ -21,6 +24,7 @@ def test_tokens_are_of_the_weights_they_say_while_weights_change(tmp_path: Path)
         assert found["aborted"] == [8, True]
         assert found["left"] == 0
         assert found["continued"] < 1e-5
+        assert found["left_out"] == 0
         assert found["whole"] == [400]
         assert found["scored"] < 1e-5
         assert found["late"] == "TimeoutError"

@@ -19,6 +19,8 @@ CASES: list[tuple[bool, dict[str, Any]]] = [
     (True, {"loss_type": "dr_grpo", "scale_rewards": "none", "mask_truncated_completions": True, "entropy_coef": 0.1}),
     (True, {"loss_type": "dapo", "top_entropy_quantile": 0.37, "entropy_coef": 0.05, "beta": 0.2}),
     (True, {"loss_type": "cispo", "epsilon_high": 0.5, "importance_sampling": "token_mask", "beta": 0.1}),
+    (True, {"loss_type": "dapo", "importance_sampling": "token_truncate", "importance_sampling_min": 0.9}),
+    (True, {"loss_type": "dapo", "importance_sampling": "sequence_mask", "importance_sampling_min": 0.5}),
     (True, {"loss_type": "sapo", "off_policy_mask_threshold": 0.01, "importance_sampling": "sequence_truncate"}),
     (True, {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 3e-2, "beta": 0.1}),
     (True, {"loss_type": "luspo", "importance_sampling_level": "sequence", "use_bias_correction_kl": False, "beta": 1}),
@@ -70,6 +72,25 @@ def test_training_ends_with_what_it_has_where_nothing_more_can_be_learnt(oracle:
     assert (trainer.state.global_step, client.asked) == (2, [0, 1, 2])
     assert trainer.stream.last
     assert trainer.stream.state()["ledger"] == {"rounds": 3}
+
+
+@pytest.mark.parametrize("flags", [(), ("--disable_dropout", "false")])
+def test_an_adapter_is_trained_without_dropout_unless_asked_for(oracle: Any, tmp_path: Path, flags: Any) -> None:
+    """Engines sample without: with it the policy would not be the one that was sampled from."""
+    import torch
+    from peft import LoraConfig
+
+    from tests.policy_runs import Rounds, make_spec, make_trainer, tiny_model
+
+    spec = make_spec(tmp_path, "--tuner", "lora", *flags)
+    adapter = LoraConfig(r=4, lora_dropout=0.5, target_modules="all-linear", init_lora_weights=False)
+    rounds = Rounds([oracle.make_groups(1, oracle.NUM_GENERATIONS)])
+    trainer = make_trainer(spec, rounds, tiny_model(), peft_config=adapter)
+    trainer.model.train()
+    text = torch.arange(3, 20)
+    with torch.no_grad():
+        first, second = (trainer.model(text[None]).logits for _ in range(2))
+    assert torch.equal(first, second) is not bool(flags)
 
 
 def test_a_text_is_scored_at_the_temperature_of_the_sampling(oracle: Any, tmp_path: Path) -> None:

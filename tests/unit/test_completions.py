@@ -1,5 +1,6 @@
 """Completions as Parquet: complete and readable at any moment, in bounded parts, without rounds that come again."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_what_a_row_says(tmp_path: Path) -> None:
-    file = CompletionsFile(tmp_path, ["accuracy", "judge"])
+    file = CompletionsFile(tmp_path, ["accuracy", "judge"], str)
     file.add(3, [group(5, [1.0, 0.0])], "trained")
     file.add(3, [group(6, [0.0])], "filtered: all rewards equal")
     file.close()
@@ -55,11 +56,20 @@ def test_what_a_row_says(tmp_path: Path) -> None:
     assert (third["ordinal"], third["outcome"]) == (6, "filtered: all rewards equal")
 
 
+def test_of_a_prompt_that_was_cut_the_rest_is_told(tmp_path: Path) -> None:
+    whole = group(5, [1.0])
+    file = CompletionsFile(tmp_path, ["accuracy", "judge"], lambda ids: f"tokens {ids}")
+    file.add(3, [replace(whole, prompt=replace(whole.prompt, cut=True))], "trained")
+    file.close()
+    (row,) = rows(tmp_path)
+    assert row["prompt"] == "tokens [0, 0, 0]"
+
+
 def test_parts_are_bounded_and_rounds_that_come_again_are_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(completions, "_PART_ROWS", 10)
-    file = CompletionsFile(tmp_path, ["a", "b"])
+    file = CompletionsFile(tmp_path, ["a", "b"], str)
     for number in range(12):
         file.add(number, [group(number, [0.0] * 4)], "trained")
     sizes = [pq.read_metadata(part).num_rows for part in sorted((tmp_path / "completions").iterdir())]
@@ -67,7 +77,7 @@ def test_parts_are_bounded_and_rounds_that_come_again_are_forgotten(
     for start in (7, 6):  # within a part, and at the beginning of one; by the same writer and by a new one
         file.begin(start)
         assert sorted({row["round"] for row in rows(tmp_path)}) == list(range(start))
-        file = CompletionsFile(tmp_path, ["a", "b"])
+        file = CompletionsFile(tmp_path, ["a", "b"], str)
         for number in range(start, 12):
             file.add(number, [group(number, [1.0] * 4)], "trained")
         file.close()
@@ -77,18 +87,18 @@ def test_parts_are_bounded_and_rounds_that_come_again_are_forgotten(
 
 
 def test_a_short_run_is_there_before_it_ends(tmp_path: Path) -> None:
-    file = CompletionsFile(tmp_path, ["a", "b"])
+    file = CompletionsFile(tmp_path, ["a", "b"], str)
     file.add(0, [group(0, [1.0, 0.0])], "trained")
     assert len(rows(tmp_path)) == 2
 
 
 def test_what_a_checkpoint_counts_is_written_before_it_and_once_after_a_resume(tmp_path: Path) -> None:
-    killed = CompletionsFile(tmp_path, ["a", "b"])
+    killed = CompletionsFile(tmp_path, ["a", "b"], str)
     for number in range(4):
         killed.add(number, [group(number, [1.0] * 4)], "trained")
         if number == 1:
             killed.flush()  # the checkpoint behind round 1; the kill comes before anything else is written
-    resumed = CompletionsFile(tmp_path, ["a", "b"])
+    resumed = CompletionsFile(tmp_path, ["a", "b"], str)
     resumed.begin(2)
     for number in range(2, 6):
         resumed.add(number, [group(number, [0.0] * 4)], "trained")
@@ -98,7 +108,7 @@ def test_what_a_checkpoint_counts_is_written_before_it_and_once_after_a_resume(t
 
 def test_a_round_over_several_parts_keeps_them_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(completions, "_PART_ROWS", 4)
-    file = CompletionsFile(tmp_path, ["a", "b"])
+    file = CompletionsFile(tmp_path, ["a", "b"], str)
     for ordinal in range(12):
         file.add(0, [group(ordinal, [1.0] * 4)], "filtered: all rewards equal")
     file.add(0, [group(12, [0.0, 2.0])], "trained")
@@ -109,7 +119,7 @@ def test_a_round_over_several_parts_keeps_them_all(tmp_path: Path, monkeypatch: 
 
 def test_the_newest_samples_are_spread_over_their_rewards(tmp_path: Path) -> None:
     assert newest(tmp_path, 3) == []
-    file = CompletionsFile(tmp_path, ["a", "b"])
+    file = CompletionsFile(tmp_path, ["a", "b"], str)
     file.add(0, [group(0, [9.0])], "trained")
     file.add(1, [group(1, [0.0, 4.0, 1.0, 3.0, 2.0])], "trained")
     file.close()

@@ -17,7 +17,7 @@ from rayswift.rollout.admission import RoundPlan
 from rayswift.rollout.attempt import RolloutPlan
 from rayswift.rollout.autoscale import Rule
 from rayswift.rollout.coordinator import Coordinator, Waiting
-from rayswift.rollout.ledger import ALL_EQUAL, TAIL, LedgerSnapshot
+from rayswift.rollout.ledger import ALL_EQUAL, CUT, TAIL, LedgerSnapshot
 from rayswift.rollout.patience import Limits
 from rayswift.rollout.pool import Pool
 from rayswift.rollout.prompts import Drawn
@@ -45,10 +45,10 @@ PLAN = RolloutPlan(
 
 
 class ListedPrompts:
-    """So many prompts, in one epoch."""
+    """So many prompts, in one epoch; those in `cut` lost their beginning."""
 
-    def __init__(self, num_prompts: int, num_epochs: int = 1):
-        self._num_prompts, self._next, self._num_epochs = num_prompts, 0, num_epochs
+    def __init__(self, num_prompts: int, num_epochs: int = 1, cut: Sequence[int] = ()):
+        self._num_prompts, self._next, self._num_epochs, self._cut = num_prompts, 0, num_epochs, cut
         self.begins = 0
 
     def begin(self, position: Position) -> None:
@@ -58,7 +58,8 @@ class ListedPrompts:
         if self._next >= self._num_prompts:
             return None
         ordinal, self._next = self._next, self._next + 1
-        prompt = Prompt(ordinal, f"p:{ordinal}", 0, np.arange(ordinal, ordinal + 4, dtype=np.int32), (), {})
+        ids, cut = np.arange(ordinal, ordinal + 4, dtype=np.int32), ordinal in self._cut
+        prompt = Prompt(ordinal, f"p:{ordinal}", 0, ids, (), {}, cut)
         position = Position(ordinal + 1, 0, 0, ordinal + 1, {TRAINED: ordinal + 1})
         return Drawn(
             prompt, position, self._num_epochs * self._next / self._num_prompts, self._next == self._num_prompts
@@ -129,10 +130,11 @@ def told(
     run: Callable[[Any], Any] = asyncio.run,
     num_epochs: int = 1,
     kept: Kept | None = None,
+    cut: Sequence[int] = (),
 ) -> Any:
     async def tell() -> Any:
         pool = Pool(lambda name: FakeEngine(engine), Limits(), salvage=plan.rounds.max_staleness > 0)
-        prompts: Any = ListedPrompts(num_prompts, num_epochs)
+        prompts: Any = ListedPrompts(num_prompts, num_epochs, cut)
         coordinator = Coordinator(
             plan, prompts, pool, rewards or Lengths(), Kept(), kept or Kept(), Rule(num_engines, num_engines)
         )
@@ -172,6 +174,11 @@ def contents(rounds: Sequence[Round]) -> list[Any]:
 def after(received: Round) -> LedgerSnapshot:
     """As it comes out of the checkpoint."""
     return LedgerSnapshot.from_json(json.loads(json.dumps(received.ledger)))
+
+
+def test_prompts_that_were_cut_are_counted_by_themselves() -> None:
+    rounds = told(lambda coordinator: trained(coordinator, 5, LedgerSnapshot()), num_prompts=6, cut=(1, 4, 5))
+    assert rounds[-1].position.counts == {TRAINED: 3, CUT: 3}
 
 
 def test_rounds_hold_the_prompts_in_order_until_these_end() -> None:

@@ -52,7 +52,9 @@ def test_a_plain_run_has_no_problem() -> None:
             "512 do not fit an engine's window of rollout.max_model_len = 611; raise it, or lower a length",
         ),
         ({"data__cache": "folder"}, "data.cache holds packed rows of task causal_lm, but task grpo trains completions"),
-        ({"data__truncation": "split"}, "data.truncation = split has no meaning for prompts; set drop, left or right"),
+        ({"data__truncation": "split"}, "data.truncation = split has no meaning for prompts; set drop or left"),
+        ({"data__truncation": "right"}, "data.truncation = right cuts the end of the question off a prompt, and the"),
+        ({"rollout__reward_model_gpus": 1.5}, "rollout.reward_model_gpus = 1.5: Ray gives a process a part of one GPU"),
         ({"train__metrics": ["a:b"]}, "train.metrics = ['a:b'] is for losses over rows, but task grpo trains"),
     ],
 )

@@ -23,11 +23,14 @@ def config_of(*flags: str) -> RlhfConfig:
     ("flags", "message"),
     [
         (("--loss_type", "ppo"), "train.loss_type = ppo is no loss of task grpo; there are grpo, "),
-        (("--loss_type", "vespo"), "rollout.importance_sampling = sequence_mask: loss vespo"),
+        (("--loss_type", "vespo", "--importance_sampling", "sequence_mask"), "sequence_mask: loss vespo weighs whole"),
         (("--loss_type", "rloo", "--importance_sampling_level", "sequence"), "takes each completion as one action"),
         (("--importance_sampling_level", "word"), "there are token and sequence"),
         (("--top_entropy_quantile", "0"), "top_entropy_quantile = 0.0 is the share"),
         (("--temperature", "0"), "rollout.temperature = 0 samples the same"),
+        (("--importance_sampling_max", "null"), "importance_sampling = token_truncate has no bound to truncate at"),
+        (("--importance_sampling_min", "3"), "importance_sampling_min = 3.0 is not below"),
+        (("--repetition_penalty", "1.2", "--structured_outputs_regex", "[0-9]+"), "vLLM cannot tell a token's"),
         (("--advantage_estimator", "rloo", "--scale_rewards", "batch"), "train.scale_rewards = batch"),
         (("--scale_rewards", "sometimes"), "there are group, batch and none"),
         (("--generation_batch_size", "65"), "is no whole number of optimizer steps"),
@@ -44,6 +47,9 @@ def test_what_works_is_let_through() -> None:
     assert not policy_problems(config_of())
     for loss in GRPO_LOSSES:
         assert not policy_problems(config_of("--loss_type", loss, "--importance_sampling", "token_mask"))
+    assert not policy_problems(config_of("--importance_sampling_max", "null", "--importance_sampling_min", "0.5"))
+    for cut in (("--top_p", "0.9", "--top_k", "50", "--min_p", "0.1"), ("--repetition_penalty", "1.2")):
+        assert not policy_problems(config_of(*cut))
     config = config_of("--num_iterations", "2", "--steps_per_generation", "3", "--max_steps", "12")
     assert (policy_problems(config), steps_per_round(config)) == ([], 6)
     for estimator in ("rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline"):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rayswift.config.policy_checks import GRPO_LOSSES
+from rayswift.config.rollout import RolloutConfig
 from rayswift.train.policy.losses import (
     LOSS_TYPES,
     Completions,
@@ -113,6 +114,47 @@ def test_correction_of_what_the_engine_sampled() -> None:
         "sequence_truncate": [3, 3, 1],
         "sequence_mask": [0, 0, 1],
     }
+
+
+def test_small_differences_of_many_tokens_do_not_stop_a_long_text_by_default() -> None:
+    """An engine in 16 bit, a thousandth of a nat a token off to one side, 20,000 tokens."""
+    rollout, length = RolloutConfig(), 20_000
+    noise = 1e-2 * torch.randn(length, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    old, sampled = torch.full((length,), -1.0, dtype=torch.float64), noise - 1.0 + 1e-3
+    settings = PolicySettings(
+        importance_sampling=rollout.importance_sampling,
+        importance_sampling_max=rollout.importance_sampling_max,
+        importance_sampling_min=rollout.importance_sampling_min,
+    )
+    sequences = Sequences(torch.tensor([length]))
+    weights = correction_ratio(old, sampled, sequences, settings)
+    assert weights is not None
+    # Each is e^(-0.001 - noise), of noise that is beyond 0.06 once in a thousand million tokens.
+    assert 0.93 < weights.min() <= weights.max() < 1.07
+    whole = correction_ratio(old, sampled, sequences, replace(settings, importance_sampling="sequence_mask"))
+    assert whole is not None and whole.max() < 1e-6
+
+
+def test_what_is_left_out_in_sampling_needs_no_weight() -> None:
+    """For E_mu[A] = 0 the loss's gradient by the logits is that of the reward under what is sampled from, mu; the
+    weight pi / mu takes the probability of what is left off it. float64: to 1e-12 of the largest part."""
+    logits = torch.tensor([2.0, 1.0, 0.5, -1.0, -3.0], dtype=torch.float64, requires_grad=True)
+    kept = torch.tensor([True, True, True, False, False])
+    rewards = torch.tensor([1.0, -2.0, 0.5, 7.0, -9.0], dtype=torch.float64)
+
+    def mu() -> torch.Tensor:
+        return logits.masked_fill(~kept, -torch.inf).softmax(0)
+
+    (wanted,) = torch.autograd.grad((mu() * rewards)[kept].sum(), logits)
+    drawn_from, advantages = mu().detach(), rewards - (mu().detach() * rewards)[kept].sum()
+    surrogate = (drawn_from * advantages * logits.log_softmax(0))[kept].sum()
+    (found,) = torch.autograd.grad(surrogate, logits, retain_graph=True)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    pi = logits.detach().softmax(0)
+    left = pi[kept].sum()
+    torch.testing.assert_close((pi / drawn_from)[kept], left.expand(3), rtol=1e-12, atol=0)
+    (shrunk,) = torch.autograd.grad(left * (drawn_from * advantages * logits.log_softmax(0))[kept].sum(), logits)
+    torch.testing.assert_close(shrunk, left * wanted, rtol=0, atol=1e-12)
 
 
 def test_k3_is_never_negative_and_zero_at_the_reference() -> None:

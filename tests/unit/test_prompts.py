@@ -93,10 +93,10 @@ def test_long_prompts_are_left_out_by_name_or_cut_where_asked() -> None:
     assert isinstance(long, TooLong)
     assert long.reason == "longer than rollout.max_prompt_length"
     whole = encoded(row, max_length=999)
-    for mode, part in (("left", slice(-16, None)), ("right", slice(16))):
-        cut = encoded(row, max_length=16, truncation=mode)
-        assert cut.cut
-        assert cut.input_ids.tolist() == whole.input_ids[part].tolist()
+    cut = encoded(row, max_length=16, truncation="left")
+    assert cut.cut
+    assert cut.input_ids.tolist() == whole.input_ids[-16:].tolist()
+    assert isinstance(encode(row, max_length=16, truncation="right"), TooLong)
 
 
 def test_columns_of_parquet_become_plain_values() -> None:
@@ -153,6 +153,16 @@ def test_prompts_from_any_position_are_those_of_the_whole_sequence(
     assert [(o.prompt.ordinal, o.prompt.epoch) for o in rest] == [
         (o.prompt.ordinal, o.prompt.epoch) for o in whole[cut + 1 :]
     ]
+
+
+def test_a_prompt_says_that_it_was_cut(tmp_path: Path) -> None:
+    windows = plan(tmp_path, "glg", 3)
+    found = drawn(
+        tmp_path, replace(windows, encode=replace(windows.encode, truncation="left")), Position(), num_epochs=1
+    )
+    assert [(one.prompt.columns["number"], one.prompt.cut) for one in found if one.prompt.cut] == [(1, True)]
+    assert len(found) == 3
+    assert max(len(one.prompt.input_ids) for one in found) == 24
 
 
 def test_evaluation_prompts(tmp_path: Path) -> None:

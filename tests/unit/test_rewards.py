@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from rayswift.config.rollout import RolloutConfig
 from rayswift.rollout.rewards import builtin, functions
 from rayswift.rollout.rewards.dispatch import Dispatcher
 from rayswift.rollout.rewards.functions import Item, RewardSpec, Value
+from rayswift.rollout.rewards.worker import spread
+from tests.virtual_time import run as run_virtually
 
 IDS = st.lists(st.lists(st.integers(0, 3), max_size=30), min_size=1, max_size=5)
 
@@ -56,6 +59,48 @@ def test_accuracy_is_that_of_trl_on_marked_answers(text: str, solution: str, wan
 def test_accuracy_of_plain_answers(text: str, solution: Any, wanted: float) -> None:
     assert builtin.accuracy([text], [solution]) == [wanted]
     assert builtin.accuracy(say(text), None, [solution]) == [wanted]
+
+
+def test_answers_that_were_judged_before_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import math_verify
+
+    parsed: list[str] = []
+    parse = math_verify.parse
+
+    def counted(text: str, **options: Any) -> Any:
+        parsed.append(text)
+        return parse(text, **options)
+
+    monkeypatch.setattr(math_verify, "parse", counted)
+    gold, right, wrong = r"\frac{17}{19}", r"so \boxed{\frac{34}{38}}", r"so \boxed{\frac{17}{18}}"
+    assert builtin.accuracy([right, wrong, right], [gold] * 3) == [1.0, 0.0, 1.0]
+    assert parsed == [gold, right, wrong]
+    assert builtin.accuracy([wrong, right], [gold] * 2) == [0.0, 1.0]
+    assert len(parsed) == 3
+    # What is too long to be kept is judged anew, against the reference as it was parsed.
+    long = "a" * 5000 + right
+    assert builtin.accuracy([long, long], [gold] * 2) == [1.0, 1.0]
+    assert parsed[3:] == [long, long]
+
+
+def test_a_judgement_that_a_deadline_may_have_cut_off_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    import math_verify
+
+    gold, right = r"\frac{23}{29}", r"so \boxed{\frac{46}{58}}"
+    parse, is_cut_off = math_verify.parse, True
+    monkeypatch.setattr(builtin, "_SLOW_S", 0.05)
+
+    def cut_off(text: str, **options: Any) -> Any:
+        if is_cut_off:
+            time.sleep(0.1)
+            return []
+        return parse(text, **options)
+
+    monkeypatch.setattr(math_verify, "parse", cut_off)
+    assert builtin.accuracy([right], [gold]) == [0.0]
+    is_cut_off = False
+    monkeypatch.setattr(builtin, "_SLOW_S", 1e9)
+    assert builtin.accuracy([right], [gold]) == [1.0]
 
 
 def test_accuracy_needs_a_solution() -> None:
@@ -203,6 +248,17 @@ def test_garbage_for_one_completion_is_its_failure_alone(value: Any) -> None:
     assert isinstance(second, str) and second.startswith("reward mine returned garbage: ")
 
 
+# ---- where workers run ----
+
+
+def test_workers_are_spread_over_the_nodes_by_their_cpus() -> None:
+    assert spread(3, {"a": 2.0}, "a") == ["a", "a", "a"]
+    assert spread(4, {"a": 4.0, "b": 4.0}, "b") == ["b", "a", "b", "a"]
+    nodes = spread(30, {"head": 4.0, "big": 16.0, "small": 10.0}, "head")
+    assert [nodes.count(node) for node in ("head", "big", "small")] == [4, 16, 10]
+    assert spread(2, {}, "here") == ["here", "here"]
+
+
 # ---- batches ----
 
 
@@ -213,7 +269,7 @@ class Scorer:
         self.calls: list[int] = []
         self.seen: set[int] = set()
 
-    async def score(self, source: int, items: Sequence[Item]) -> list[Value] | str:
+    async def score(self, source: int, items: Sequence[Item], timeout_s: float) -> list[Value] | str:
         await asyncio.sleep(0)
         self.calls.append(len(items))
         new = [one for one in items if id(one) not in self.seen]
@@ -225,7 +281,7 @@ class Scorer:
 
 def dispatch(groups: Sequence[str], num_workers: int) -> tuple[list[list[Value]], list[int]]:
     async def run() -> list[list[Value]]:
-        dispatcher = Dispatcher(workers)
+        dispatcher = Dispatcher(workers, 60)
         dispatcher.start()
         made = [[item(kind) for kind in group] for group in groups]
         found = await asyncio.gather(*(dispatcher.score(7, items) for items in made))
@@ -252,18 +308,77 @@ def test_exactly_the_guilty_fail(groups: list[str], num_workers: int) -> None:
 
 def test_what_waits_goes_in_one_call() -> None:
     _, calls = dispatch(["oooooooo"] * 128, 1)
-    assert calls == [1024]
+    assert calls == [8, 1016]  # the first is measured
     _, calls = dispatch(["oooooooo"] * 128, 2)
     assert sum(calls) == 1024 and len(calls) <= 10
 
 
+class Timed:
+    """Takes so long for each completion, and gives up when its time is over; h hangs."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self.calls: list[tuple[int, float]] = []
+
+    async def score(self, source: int, items: Sequence[Item], timeout_s: float) -> list[Value] | str:
+        self.calls.append((len(items), timeout_s))
+        takes = math.inf if any(one.text == "h" for one in items) else self.seconds * len(items)
+        await asyncio.sleep(min(takes, timeout_s))
+        return "late" if takes > timeout_s else [1.0] * len(items)
+
+
+def timed(seconds: float, groups: Sequence[str], num_workers: int = 1) -> tuple[list[list[Value]], list[Timed], float]:
+    """Values, workers, and the seconds that it took in all; a completion may take 60."""
+
+    async def run() -> tuple[list[list[Value]], float]:
+        dispatcher = Dispatcher(workers, 60)
+        dispatcher.start()
+        began = asyncio.get_running_loop().time()
+        found = await asyncio.gather(*(dispatcher.score(0, [item(kind) for kind in group]) for group in groups))
+        ended = asyncio.get_running_loop().time()
+        await dispatcher.close()
+        return found, ended - began
+
+    workers = [Timed(seconds) for _ in range(num_workers)]
+    found, took = run_virtually(run())
+    return found, workers, took
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0.0177, 0.5, 5.0, 20.0])
+def test_no_call_fails_for_the_number_of_its_completions(seconds: float) -> None:
+    """A minute for each completion, not for a call of up to 1,024."""
+    groups = ["oooooooo"] * 128
+    found, (worker,), took = timed(seconds, groups)
+    assert found == [[1.0] * 8] * 128
+    # Where the first call was too long for a minute, it was made in vain, once.
+    assert took <= 1024 * seconds + 60
+    assert sum(size * seconds > limit for size, limit in worker.calls) <= 1
+    assert len(worker.calls) <= 10 + 1024 * seconds / 10
+
+
+def test_a_completion_that_hangs_is_found_out_within_some_minutes() -> None:
+    for seconds in (0.001, 0.5, 5.0):
+        found, (worker,), took = timed(seconds, ["oooooooo"] * 20 + ["ooohoooo"])
+        assert [value for group in found for value in group].count("late") == 1
+        assert max(limit for _, limit in worker.calls) <= 60 * 2.5
+        assert took <= 3 * 60 * 2.5 + 300 * seconds
+
+
+def test_workers_share_what_waits_as_far_as_it_is_worth_a_call() -> None:
+    found, workers, took = timed(0.0177, ["oooooooo"] * 128, num_workers=8)
+    assert found == [[1.0] * 8] * 128
+    assert took <= 1.5 * 1024 * 0.0177 / 8
+    _, workers, took = timed(1e-5, ["oooooooo"] * 128, num_workers=8)
+    assert sum(len(worker.calls) for worker in workers) <= 8 + 8
+
+
 def test_a_worker_that_is_lost_for_good_is_heard_of_and_what_is_cancelled_is_not_scored() -> None:
     class Broken(Scorer):
-        async def score(self, source: int, items: Sequence[Item]) -> list[Value] | str:
+        async def score(self, source: int, items: Sequence[Item], timeout_s: float) -> list[Value] | str:
             raise ValueError("cannot start")
 
     async def broken() -> None:
-        dispatcher = Dispatcher([Broken()])
+        dispatcher = Dispatcher([Broken()], 60)
         dispatcher.start()
         for _ in range(2):
             with pytest.raises(ValueError, match="cannot start"):
@@ -272,7 +387,7 @@ def test_a_worker_that_is_lost_for_good_is_heard_of_and_what_is_cancelled_is_not
 
     async def cancelled() -> list[int]:
         worker = Scorer()
-        dispatcher = Dispatcher([worker])
+        dispatcher = Dispatcher([worker], 60)
         given_up = asyncio.create_task(dispatcher.score(0, [item("o")] * 5))
         await asyncio.sleep(0)
         given_up.cancel()

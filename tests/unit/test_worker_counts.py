@@ -1,5 +1,6 @@
 """How any number of workers shares one global batch, and what a range of counts resolves to."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rayswift.config.schema import RlhfConfig, SftConfig
 from rayswift.data.global_batches import FeedPlan, Position, micro_batches, share
 from rayswift.log import UserError
 from rayswift.preflight import Ask, num_workers_that_fit
-from rayswift.resources import Layout, lay_out
+from rayswift.resources import Layout, gpus_for, lay_out
 from rayswift.train import plan as planning
 from rayswift.train.checkpoint import Saved
 from rayswift.train.clock import Clock
@@ -170,6 +171,57 @@ def test_engines_share_the_gpus_with_the_trainers(monkeypatch: pytest.MonkeyPatc
     assert of("--device", "cpu", "--num_engines", "3") == (1, 3, 3)
 
 
+def grpo_layout(*argv: str, joined: dict[str, float] | None = None) -> Layout:
+    given_argv = ["--model", str(REPO / "examples" / "tiny"), "--dataset", "d.jsonl", "--rlhf_type", "grpo"]
+    config = load("rlhf", [*given_argv, *argv]).config
+    assert isinstance(config, RlhfConfig)
+    return lay_out(config.cluster, joined, config.rollout)
+
+
+def test_reward_models_hold_gpus_that_nobody_else_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("rayswift.resources.count_gpus", lambda: 4)
+    models = ("--reward_models", "a", "b")
+    layout = grpo_layout(*models, "--reward_model_gpus", "1")
+    assert (layout.num_workers, layout.max_engines, layout.num_reward_gpus) == (1, 1, 2)
+    layout = grpo_layout(*models, "--reward_model_gpus", "0.5")  # both on one
+    assert (layout.num_workers, layout.max_engines, layout.num_reward_gpus) == (2, 1, 1)
+    layout = grpo_layout(*models)  # on the CPU
+    assert (layout.num_workers, layout.max_engines, layout.num_reward_gpus) == (2, 2, 0)
+    layout = grpo_layout(*models, "--reward_model_gpus", "1", "--device", "cpu")
+    assert (layout.num_workers, layout.num_reward_gpus) == (1, 2)
+    with pytest.raises(UserError, match=r"its reward models 2 \(rollout\.reward_model_gpus\); this machine shows 4"):
+        grpo_layout(*models, "--reward_model_gpus", "1", "--num_workers", "2")
+    with pytest.raises(UserError, match=r"the reward models need 6 GPU\(s\); this machine shows 4"):
+        grpo_layout(*models, "--reward_model_gpus", "3")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    layout = grpo_layout(*models, "--reward_model_gpus", "1", joined={"GPU": 8.0, "CPU": 64.0})
+    assert (layout.num_workers, layout.min_engines, layout.num_reward_gpus) == (3, 3, 2)
+
+
+def test_a_part_of_a_gpu_is_of_one_gpu() -> None:
+    found = [gpus_for(3, each) for each in (0, 0.25, 0.34, 0.5, 0.7, 1, 2)]
+    assert found == [0, 1, 2, 2, 3, 3, 6]
+
+
+def test_rewards_are_scored_by_as_many_processes_as_there_are_free_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    rewards = ("--reward_funcs", "accuracy")
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr("rayswift.resources.count_gpus", lambda: 0)
+    assert grpo_layout(*rewards).reward_workers == 1  # engines compute with all
+    assert grpo_layout(*rewards, "--rollout.engine_threads", "4").reward_workers == 12
+    assert grpo_layout(*rewards, "--reward_workers", "3").reward_workers == 3
+    assert grpo_layout("--reward_models", "m").reward_workers == 0
+    monkeypatch.setattr("rayswift.resources.count_gpus", lambda: 4)
+    assert grpo_layout(*rewards).reward_workers == 14
+    assert grpo_layout(*rewards, "--max_staleness", "1").reward_workers == 12
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert grpo_layout(*rewards, joined={"GPU": 8.0, "CPU": 64.0}).reward_workers == 64 - 4 - 4 - 2
+    assert grpo_layout(*rewards, joined={"GPU": 8.0, "CPU": 640.0}).reward_workers == 64
+    assert grpo_layout(*rewards, joined={"CPU": 4.0}).reward_workers == 1
+
+
 def test_what_a_sampling_run_asks_a_cluster_for() -> None:
     engine = {"GPU": 1.0}
     ask = Ask(2, {"CPU": 1.0, "GPU": 1.0}, 2, engine)
@@ -177,6 +229,12 @@ def test_what_a_sampling_run_asks_a_cluster_for() -> None:
     assert num_workers_that_fit(ask, [{"CPU": 8, "GPU": 4}]) == 2
     assert num_workers_that_fit(ask, [{"CPU": 8, "GPU": 3}]) == 1
     assert num_workers_that_fit(ask, [{"CPU": 8, "GPU": 1}]) == -1
+    ask = replace(ask, num_reward_models=2, reward_model={"GPU": 0.5})
+    assert "2 engine(s) of 1 GPU each, 2 reward model(s) of 0.5 GPU each, and 1 CPU" in str(ask)
+    assert num_workers_that_fit(ask, [{"CPU": 8, "GPU": 4}]) == 1
+    assert num_workers_that_fit(ask, [{"CPU": 8, "GPU": 5}]) == 2
+    assert ask.bundles().count({"GPU": 0.5}) == 2
+    ask = Ask(2, {"CPU": 1.0, "GPU": 1.0}, 2, engine)
     # Engines go where they take no worker's place.
     assert num_workers_that_fit(ask, [{"CPU": 4, "GPU": 2}, {"CPU": 0, "GPU": 2}]) == 2
 

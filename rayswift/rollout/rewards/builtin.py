@@ -4,10 +4,12 @@ A completion is its text, or a list of messages of which the last is it. Names a
 are those of TRL's `trl.rewards`, where it has them.
 """
 
+import functools
 import logging
 import math
 import re
 import threading
+import time
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -21,6 +23,9 @@ _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?")
 _TAGS = ("<think>\n", "\n</think>\n", "\n<answer>\n", "\n</answer>")
 _PARSE_S, _VERIFY_S = 10, 5
+# math-verify takes milliseconds an answer. What is kept of it, in each process: some megabytes.
+_SLOW_S = 1.0
+_MOST_KEPT, _MOST_CHARS_KEPT = 8192, 2048
 
 
 def text_of(completion: Any) -> str:
@@ -153,18 +158,39 @@ def _number(text: str) -> Decimal | None:
         return None
 
 
-def _is_equal_mathematics(given: str, gold: str) -> bool:
-    from latex2sympy2_extended import NormalizationConfig
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+class _Slow(Exception):
+    """What took so long that a deadline may have cut it off: it is not kept for the next time."""
 
+    def __init__(self, found: Any):
+        super().__init__()
+        self.found = found
+
+
+def _is_equal_mathematics(given: str, gold: str) -> bool:
     # Its deadlines are signals, which only the main thread gets; elsewhere it has none, and says so each time.
     in_main = threading.current_thread() is threading.main_thread()
     for name in () if in_main else ("math_verify.parser", "math_verify.grader"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    parse_s, verify_s = (_PARSE_S, _VERIFY_S) if in_main else (None, None)
-    wanted = parse(gold, parsing_timeout=parse_s)
+    is_equal = _verdict if len(given) <= _MOST_CHARS_KEPT else _verdict.__wrapped__
+    try:
+        return is_equal(given, gold, in_main)
+    except _Slow as slow:
+        return bool(slow.found)
+
+
+@functools.lru_cache(_MOST_KEPT)
+def _verdict(given: str, gold: str, has_deadlines: bool) -> bool:
+    """Short answers come again and again: of a group, and of a prompt in the next epoch."""
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+
+    began = time.monotonic()
+    try:
+        wanted = _parsed_gold(gold, has_deadlines)
+    except _Slow as slow:
+        wanted = slow.found
     if not wanted:
-        return False
+        return _unless_slow(began, False)
     latex = LatexExtractionConfig(
         normalization_config=NormalizationConfig(units=True), boxed_match_priority=0, try_extract_without_anchor=False
     )
@@ -172,6 +198,20 @@ def _is_equal_mathematics(given: str, gold: str) -> bool:
         given,
         extraction_config=[latex, ExprExtractionConfig()],
         extraction_mode="first_match",
-        parsing_timeout=parse_s,
+        parsing_timeout=_PARSE_S if has_deadlines else None,
     )
-    return bool(verify(wanted, found, timeout_seconds=verify_s))
+    return _unless_slow(began, bool(verify(wanted, found, timeout_seconds=_VERIFY_S if has_deadlines else None)))
+
+
+@functools.lru_cache(_MOST_KEPT)
+def _parsed_gold(gold: str, has_deadlines: bool) -> Any:
+    from math_verify import parse
+
+    began = time.monotonic()
+    return _unless_slow(began, parse(gold, parsing_timeout=_PARSE_S if has_deadlines else None))
+
+
+def _unless_slow(began: float, found: Any) -> Any:
+    if time.monotonic() - began > _SLOW_S:
+        raise _Slow(found)
+    return found

@@ -1,31 +1,40 @@
 """Groups of completions -> batches for workers, and of a batch that fails exactly the guilty completions.
 
-What is waiting when a worker becomes free goes to it in one call, so that a call costs the same whether a group or a
-thousand completions arrive. A batch that fails is cut in parts until the guilty completion is alone; each
-completion is tried at least twice before it fails. Plain asyncio: a worker is whatever scores a batch.
+What is waiting when a worker becomes free goes to it in one call, shared with the other workers, so that a call costs
+the same whether a group or a thousand completions arrive. How long a completion takes is measured: a call has no more
+of them than go well within its deadline, and the deadline grows with their number. A batch that fails is cut in parts
+until the guilty completion is alone; each completion is tried at least twice before it fails. Plain asyncio: a worker
+is whatever scores a batch.
 """
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from rayswift.rollout.rewards.functions import Item, Value
 
 _MOST_ITEMS = 1024
 _NUM_PARTS = 8
+# A call that is shorter is not worth sharing; the longest takes this share of the time that one completion may take.
+_SHORTEST_S = 0.05
+_LONGEST = 0.5
+# A call may take so many times what its completions took so far.
+_SLACK = 3.0
 
 
 class Worker(Protocol):
     """Scores one batch at a time."""
 
-    async def score(self, source: int, items: Sequence[Item]) -> list[Value] | str:
+    async def score(self, source: int, items: Sequence[Item], timeout_s: float) -> list[Value] | str:
         """A value for each item, or why there is none at all; within bounded time, whatever happens.
 
         Args:
             source: Number of the function that scores.
             items: The completions.
+            timeout_s: Longest time that this may take.
 
         Raises:
             UserError: it can score nothing any more.
@@ -62,10 +71,12 @@ class Dispatcher:
 
     Args:
         workers: Any one of them scores for any source.
+        timeout_s: Longest time that one item may take.
     """
 
-    def __init__(self, workers: Sequence[Worker]):
-        self._workers = workers
+    def __init__(self, workers: Sequence[Worker], timeout_s: float):
+        self._workers, self._timeout_s = workers, timeout_s
+        self._pace_s: dict[int, float] = {}  # of each source: seconds an item, as of its last calls
         self._waiting: deque[_Part] = deque()
         self._wakeup = asyncio.Event()
         self._requests: set[_Request] = set()
@@ -112,7 +123,11 @@ class Dispatcher:
                     self._wakeup.clear()
                     await self._wakeup.wait()
                     continue
-                outcome = await worker.score(part.source, [job.item for job in part.jobs])
+                began = asyncio.get_running_loop().time()
+                limit_s = self._timeout_s + _SLACK * self._pace_s.get(part.source, 0.0) * (len(part.jobs) - 1)
+                outcome = await worker.score(part.source, [job.item for job in part.jobs], limit_s)
+                if not isinstance(outcome, str):
+                    self._note(part, asyncio.get_running_loop().time() - began)
                 self._settle(part, outcome)
         except Exception as error:  # whoever waits for a reward must hear of it
             self._error = error
@@ -129,17 +144,34 @@ class Dispatcher:
         first = self._waiting.popleft()
         if first.tried:
             return first
-        like = [part for part in self._waiting if part.source == first.source and not part.tried]
-        num_waiting = len(first.jobs) + sum(len(part.jobs) for part in like)
-        fair = min(_MOST_ITEMS, -(-num_waiting // len(self._workers)))
-        jobs, taken = list(first.jobs), set()
-        for part in like:
-            if len(jobs) + len(part.jobs) > fair:
-                break
-            jobs += part.jobs
-            taken.add(part)
-        self._waiting = deque(part for part in self._waiting if part not in taken)
-        return _Part(first.source, tuple(jobs))
+        num_waiting = len(first.jobs) + sum(len(part.jobs) for part in self._waiting if _is_like(part, first))
+        size = self._size(first, num_waiting)
+        jobs, left = list(first.jobs), deque[_Part]()
+        for part in self._waiting:
+            room = size - len(jobs) if _is_like(part, first) else 0
+            jobs += part.jobs[: max(0, room)]
+            if len(part.jobs) > room:
+                left.append(replace(part, jobs=part.jobs[max(0, room) :]))
+        if len(jobs) > size:
+            left.appendleft(replace(first, jobs=tuple(jobs[size:])))
+        self._waiting = left
+        return _Part(first.source, tuple(jobs[:size]))
+
+    def _size(self, first: _Part, num_waiting: int) -> int:
+        """Items of a call: of a source that has not scored yet those of one request, else this worker's fair share."""
+        pace = self._pace_s.get(first.source)
+        if pace is None:
+            return min(_MOST_ITEMS, len(first.jobs))
+        fair = -(-num_waiting // len(self._workers))
+        if pace > 0:
+            worthwhile, longest = math.ceil(_SHORTEST_S / pace), int(_LONGEST * self._timeout_s / pace)
+            fair = max(1, min(longest, max(fair, worthwhile)))
+        return min(_MOST_ITEMS, fair)
+
+    def _note(self, part: _Part, seconds: float) -> None:
+        """How long a call took, half of it for what is known from now on."""
+        pace = seconds / len(part.jobs)
+        self._pace_s[part.source] = (self._pace_s.get(part.source, pace) + pace) / 2
 
     def _settle(self, part: _Part, outcome: list[Value] | str) -> None:
         if isinstance(outcome, str) and (len(part.jobs) > 1 or not part.tried):
@@ -159,6 +191,10 @@ class Dispatcher:
     def _retry(self, parts: Sequence[tuple[_Job, ...]], source: int) -> None:
         self._waiting.extendleft(_Part(source, jobs, tried=True) for jobs in reversed(parts))
         self._wakeup.set()
+
+
+def _is_like(part: _Part, first: _Part) -> bool:
+    return part.source == first.source and not part.tried
 
 
 def _without_cancelled(part: _Part) -> _Part:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
 from tokenizers import Tokenizer
 
 from rayswift.config.schema import RlhfConfig
@@ -15,7 +16,7 @@ from rayswift.log import logger
 from rayswift.rollout.rewards.dispatch import Dispatcher
 from rayswift.rollout.rewards.functions import Item, Value, names_of, specs_of
 from rayswift.rollout.rewards.models import ModelProcess
-from rayswift.rollout.rewards.worker import ActorWorker, FunctionProcess, on_this_node
+from rayswift.rollout.rewards.worker import ActorWorker, FunctionProcess, nodes_of_workers, on_node
 from rayswift.rollout.samples import Completion, Prompt, Scored
 
 _MOST_FAILURES_WRITTEN = 10_000
@@ -30,10 +31,12 @@ class RewardRunner:
         tokenizer_dir: Folder with the policy's tokenizer.json.
         run_dir: The run folder; completions without a reward go to `completions/failed.jsonl` there.
         work_dir: Where the user's files are found.
+        num_workers: Processes for functions, at least 1 where there are any.
     """
 
-    def __init__(self, config: RlhfConfig, tokenizer_dir: Path, run_dir: Path, work_dir: Path):
+    def __init__(self, config: RlhfConfig, tokenizer_dir: Path, run_dir: Path, work_dir: Path, num_workers: int):
         self._config, self._run_dir, self._work_dir = config, run_dir, work_dir
+        self._num_workers = num_workers
         self._tokenizer = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
         self.names = names_of(config.rollout)
         self._weights = config.rollout.reward_weights or [1.0] * len(self.names)
@@ -50,14 +53,15 @@ class RewardRunner:
             UserError: a function or model cannot be loaded.
         """
         num_functions = len(self._config.rollout.reward_funcs)
-        functions = [
-            self._function_worker(n) for n in range(self._config.rollout.reward_workers if num_functions else 0)
-        ]
-        models = [self._model_worker(n) for n in range(len(self._config.rollout.reward_models))]
+        here = ray.get_runtime_context().get_node_id()
+        nodes = nodes_of_workers(self._num_workers if num_functions else 0)
+        functions = [self._function_worker(number, node) for number, node in enumerate(nodes)]
+        models = [self._model_worker(number, here) for number in range(len(self._config.rollout.reward_models))]
         self._workers = [*functions, *models]
         await asyncio.gather(*(worker.start() for worker in self._workers))
-        shared = [Dispatcher(functions)] if functions else []
-        own = [Dispatcher([model]) for model in models]
+        timeout_s = self._config.rollout.reward_timeout_s
+        shared = [Dispatcher(functions, timeout_s)] if functions else []
+        own = [Dispatcher([model], timeout_s) for model in models]
         self._routes = [(shared[0], source) for source in range(num_functions)] + [(each, 0) for each in own]
         self._dispatchers = [*shared, *own]
         for dispatcher in self._dispatchers:
@@ -83,6 +87,10 @@ class RewardRunner:
             found.append(outcome)
         return found
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Tokens as text, special ones included."""
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=False))
+
     async def close(self) -> None:
         """End the workers."""
         for dispatcher in self._dispatchers:
@@ -101,27 +109,28 @@ class RewardRunner:
         total = sum(w * reward for w, reward in zip(self._weights, rewards, strict=True) if not math.isnan(reward))
         return Scored(completion, tuple(rewards), total, text)
 
-    def _function_worker(self, number: int) -> ActorWorker:
+    def _function_worker(self, number: int, node: str) -> ActorWorker:
         specs = specs_of(self._config.rollout)
         arguments = (specs, self._conversational, self._work_dir, self._run_dir / "logs", f"reward-{number}")
-        make = partial(_start, FunctionProcess, arguments)
-        return ActorWorker([f"reward {spec.name}" for spec in specs], make, self._config.rollout.reward_timeout_s)
+        make = partial(_start, FunctionProcess, arguments, 0)
+        who = [f"reward {spec.name}" for spec in specs]
+        return ActorWorker(who, make, self._config.rollout.reward_timeout_s, node)
 
-    def _model_worker(self, number: int) -> ActorWorker:
+    def _model_worker(self, number: int, node: str) -> ActorWorker:
         rollout = self._config.rollout
         path, name = rollout.reward_models[number], self.names[len(rollout.reward_funcs) + number]
         trust = self._config.model.trust_remote_code
         arguments = (path, name, self._conversational, trust, self._work_dir, self._run_dir / "logs")
         make = partial(_start, ModelProcess, arguments, rollout.reward_model_gpus)
-        return ActorWorker([f"reward {name}"], make, rollout.reward_timeout_s)
+        return ActorWorker([f"reward {name}"], make, rollout.reward_timeout_s, node)
 
     @property
     def _conversational(self) -> bool:
         return self._config.data.use_chat_template
 
 
-def _start(actor_class: Any, arguments: tuple[Any, ...], num_gpus: float = 0) -> Any:
-    return on_this_node(actor_class, num_gpus).remote(*arguments)
+def _start(actor_class: Any, arguments: tuple[Any, ...], num_gpus: float, node: str) -> Any:
+    return on_node(actor_class, node, num_gpus).remote(*arguments)
 
 
 class _FailureFile:

@@ -2,16 +2,17 @@
 
 A worker is an actor without CPUs that is asked for one batch at a time. One that gives no answer in time, or whose
 process ends, is killed and started anew; what it was asked is a failure of that batch, for `dispatch.py` to narrow.
+Workers are spread over the nodes by their CPUs; one that a node cannot have runs beside its owner.
 """
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnschedulableError, GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayswift.data.stream import user_error_in
@@ -20,6 +21,7 @@ from rayswift.rollout.rewards import functions
 from rayswift.rollout.rewards.functions import Item, RewardSpec, Value
 
 _START_S = 300.0
+_TELL_S = 30.0
 
 
 class FunctionProcess:
@@ -63,12 +65,13 @@ class ActorWorker:
 
     Args:
         who: What it scores, for messages; one name for each source.
-        make: Starts its actor, which has `load` and `score`.
-        timeout_s: Longest time that scoring a batch may take.
+        make: Starts its actor, which has `load` and `score`, on a node by id.
+        timeout_s: Longest time that scoring one completion may take.
+        node: Where it runs as long as that can be, or else beside its owner.
     """
 
-    def __init__(self, who: Sequence[str], make: Callable[[], Any], timeout_s: float):
-        self._who, self._make, self._timeout_s = who, make, timeout_s
+    def __init__(self, who: Sequence[str], make: Callable[[str], Any], timeout_s: float, node: str):
+        self._who, self._make, self._timeout_s, self._node = who, make, timeout_s, node
         self._actor: Any = None
 
     async def start(self) -> None:
@@ -77,23 +80,40 @@ class ActorWorker:
         Raises:
             UserError: it cannot load, or not in time.
         """
-        who = ", ".join(self._who)
-        self._actor = self._make()
+        here = ray.get_runtime_context().get_node_id()
         try:
-            await _answer(self._actor.load.remote(), _START_S)
+            await self._start_on(self._node)
+        except UserError as error:
+            if self._node == here:
+                raise
+            logger.warning("%s; it starts beside the coordinator instead, not on node %s", error, self._node[:8])
+            self.kill()
+            self._node = here
+            await self._start_on(here)
+
+    async def _start_on(self, node: str) -> None:
+        who = ", ".join(self._who)
+        self._actor = self._make(node)
+        loaded = asyncio.ensure_future(_answer(self._actor.load.remote(), _START_S))
+        try:
+            while not (await asyncio.wait([loaded], timeout=_TELL_S))[0]:
+                logger.info("waiting for the process for %s to start (up to %.0f s)", who, _START_S)
+            loaded.result()
         except TimeoutError as error:
             raise UserError(f"the process for {who} did not start within {_START_S:.0f} s", exit_code=1) from error
-        except (RayActorError, RayTaskError) as error:
+        except (ActorUnschedulableError, RayActorError, RayTaskError) as error:
             raise user_error_in(error) or UserError(f"the process for {who} did not start: {error}", 1) from error
 
-    async def score(self, source: int, items: Sequence[Item]) -> list[Value] | str:
+    async def score(self, source: int, items: Sequence[Item], timeout_s: float) -> list[Value] | str:
         """See `dispatch.Worker`."""
         who = self._who[source]
         try:
-            found: list[Value] | str = await _answer(self._actor.score.remote(source, items), self._timeout_s)
+            found: list[Value] | str = await _answer(self._actor.score.remote(source, items), timeout_s)
             return found
         except TimeoutError:
             failure = f"{who} gave no answer: not within rollout.reward_timeout_s = {self._timeout_s:g}"
+            if len(items) > 1:
+                failure += f", {timeout_s:.0f} s for {len(items)} completions"
         except RayActorError:
             failure = f"{who} ended its process"
         except RayTaskError as error:
@@ -121,11 +141,34 @@ async def _answer(ref: Any, timeout_s: float) -> Any:
         raise TimeoutError(str(error)) from error
 
 
-def on_this_node(actor_class: Any, num_gpus: float = 0) -> Any:
-    """An actor class whose actors hold no CPU, are never restarted by Ray and, without GPUs, stay beside their owner.
+def spread(num_workers: int, cpus: Mapping[str, float], here: str) -> list[str]:
+    """The node of each worker: dealt out one by one to where most CPUs are left for each.
 
-    An actor on a node that the autoscaler brought for engines would keep that node from leaving.
+    Args:
+        num_workers: How many there are.
+        cpus: Of each node by id.
+        here: The node of the workers' owner, first among like ones.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options: dict[str, Any] = {"num_gpus": num_gpus} if num_gpus else {"scheduling_strategy": here}
+    dealt = dict.fromkeys(cpus or {here: 1.0}, 0)
+    nodes = []
+    for _ in range(num_workers):
+        nodes.append(min(dealt, key=lambda node: (-cpus.get(node, 1.0) / (dealt[node] + 1), node != here, node)))
+        dealt[nodes[-1]] += 1
+    return nodes
+
+
+def nodes_of_workers(num_workers: int) -> list[str]:
+    """See `spread`: over the nodes that are alive and have CPUs."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    cpus = {node["NodeID"]: node["Resources"]["CPU"] for node in nodes if node["Resources"].get("CPU", 0) >= 1}
+    return spread(num_workers, cpus, ray.get_runtime_context().get_node_id())
+
+
+def on_node(actor_class: Any, node: str, num_gpus: float = 0) -> Any:
+    """An actor class whose actors hold no CPU, are never restarted by Ray and, without GPUs, run on a node.
+
+    Named nodes, for an actor on one that the autoscaler brought for engines later would keep that node from leaving.
+    """
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    options: dict[str, Any] = {"num_gpus": num_gpus} if num_gpus else {"scheduling_strategy": there}
     return ray.remote(actor_class).options(num_cpus=0, max_restarts=0, max_task_retries=0, **options)

@@ -56,6 +56,7 @@ def policy_settings(config: RlhfConfig, args: PolicyArguments) -> PolicySettings
             "beta": 0.0 if args.takes_kl_off_rewards else args.beta,
             "importance_sampling": rollout.importance_sampling,
             "importance_sampling_max": rollout.importance_sampling_max,
+            "importance_sampling_min": rollout.importance_sampling_min,
             "max_completion_length": rollout.max_completion_length,
         }
     )

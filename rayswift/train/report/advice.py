@@ -142,10 +142,12 @@ def _prompts(counts: dict[str, int]) -> list[Advice]:
         )
     long = sum(count for outcome, count in counts.items() if "rollout.max_prompt_length" in outcome)
     if long > _MANY_ROWS * seen:
+        was_cut = any(outcome.startswith("trained") and "rollout.max_prompt_length" in outcome for outcome in counts)
+        done = "lost their beginning: raise it" if was_cut else "were left out: raise it or set data.truncation left"
         found.append(
             Advice(
                 f"{show(long / seen, '%')} of the prompts are longer than rollout.max_prompt_length (or, without it, "
-                "what data.max_length leaves) and were left out: raise it or set data.truncation left."
+                f"what data.max_length leaves) and {done}."
             )
         )
     return found
