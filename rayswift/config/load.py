@@ -79,9 +79,17 @@ def load(verb: str, argv: list[str]) -> Invocation:
     return Invocation(config, dry_run=any(a in switches for a in argv), notes=tuple(notes))
 
 
+# Fields that are never written to a file or a log.
+SECRETS = frozenset(("hub_token",))
+
+
 def to_yaml(config: BaseModel) -> str:
-    """The resolved config as YAML that `--config` reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=False)
+    """The resolved config as YAML that `--config` reads back, secrets left out."""
+    tree = config.model_dump(mode="json")
+    for section in tree.values():
+        for name in SECRETS & section.keys() if isinstance(section, dict) else ():
+            del section[name]
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=False)
 
 
 # ---- argv ----

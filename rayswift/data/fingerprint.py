@@ -74,7 +74,7 @@ class Fingerprint:
             if len(was) != len(is_now):
                 lines.append(f"{field}: was {len(was)} sources, is {len(is_now)}")
             for before, after in zip(was, is_now, strict=False):
-                lines += [f"{field}: {line}" for line in _source_differences(before, after)]
+                lines += [f"{field}: {line}" for line in source_differences(before, after)]
         if self.tokenizer != now.tokenizer:
             lines.append(f"tokenizer: was {self.tokenizer}, is {now.tokenizer}")
         if self.template != now.template:
@@ -92,7 +92,7 @@ def take(data: DataConfig, tokenizer_dir: Path, seed: int, known: Fingerprint | 
     Raises:
         UserError: a source is not there.
     """
-    hashes = {(f.size_bytes, f.modified_ns): f for s in (*known.train, *known.eval) for f in s.files} if known else {}
+    hashes = by_stamp((*known.train, *known.eval)) if known else {}
     template, special_tokens = read_chat_template(tokenizer_dir)
     tokenizer = (tokenizer_dir / "tokenizer.json").read_bytes() + json.dumps(special_tokens, sort_keys=True).encode()
     fields = data.model_dump(mode="json")
@@ -100,18 +100,28 @@ def take(data: DataConfig, tokenizer_dir: Path, seed: int, known: Fingerprint | 
         tokenizer=_short_hash(tokenizer),
         template=_short_hash((template or "").encode()),
         settings={f"data.{k}": v for k, v in fields.items() if k not in _NO_SETTINGS} | {"train.seed": seed},
-        train=_contents(data.dataset, hashes),
-        eval=_contents(data.eval, hashes),
+        train=contents(data.dataset, hashes),
+        eval=contents(data.eval, hashes),
     )
 
 
-def _contents(sources: Sequence[str], known: dict[tuple[int, int], FileContent]) -> tuple[SourceContent, ...]:
-    contents = []
+def by_stamp(sources: Sequence[SourceContent]) -> dict[tuple[int, int], FileContent]:
+    """Files by size and time of change, for `contents`; those that were not read yet left out."""
+    return {(file.size_bytes, file.modified_ns): file for source in sources for file in source.files if file.sha256}
+
+
+def contents(sources: Sequence[str], known: dict[tuple[int, int], FileContent]) -> tuple[SourceContent, ...]:
+    """What the sources hold now; `known` files that have not changed since are not read.
+
+    Raises:
+        UserError: a source is not there.
+    """
+    found = []
     for source in sources:
         name = parse_source(source)
         files = tuple(_content(file, known) for file in find_files(name.path))
-        contents.append(SourceContent(name.path, name.num_rows, files))
-    return tuple(contents)
+        found.append(SourceContent(name.path, name.num_rows, files))
+    return tuple(found)
 
 
 def _content(file: SourceFile, known: dict[tuple[int, int], FileContent]) -> FileContent:
@@ -134,7 +144,8 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _source_differences(was: SourceContent, now: SourceContent) -> list[str]:
+def source_differences(was: SourceContent, now: SourceContent) -> list[str]:
+    """A line for each file of a source that is another one now."""
     lines = []
     if was.num_rows != now.num_rows:
         lines.append(f"rows asked of {now.name}: was {was.num_rows}, is {now.num_rows}")
@@ -145,7 +156,10 @@ def _source_differences(was: SourceContent, now: SourceContent) -> list[str]:
     for before, after in zip(was.files, now.files, strict=False):
         if before.size_bytes != after.size_bytes:
             lines.append(f"{after.name}: was {before.size_bytes} bytes, is {after.size_bytes}")
-        elif before.sha256 != after.sha256 or (not after.sha256 and before.modified_ns != after.modified_ns):
+        elif before.sha256 and after.sha256:
+            if before.sha256 != after.sha256:
+                lines.append(f"{after.name}: its content has changed")
+        elif before.modified_ns != after.modified_ns:
             lines.append(f"{after.name}: its content has changed")
     return lines
 

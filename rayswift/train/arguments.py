@@ -29,6 +29,8 @@ _NOT_TRL = (
 )
 
 
+_OF_THE_HUB = ("push_to_hub", "hub_token", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision")
+
 # What TRL's constructors would do with rows, which come from the stream: nothing.
 _NO_ROWS = {"max_length": None, "packing": False, "dataset_kwargs": {"skip_prepare_dataset": True}}
 
@@ -51,6 +53,10 @@ def trainer_arguments(spec: RunSpec, arguments: Any, dtype: str, tracks: bool, u
     not_passed = {*_NOT_TRL, "loss_type"} - ({"loss_type"} & fields.keys())  # HF's own has none: checked to be unset
     names = [name for name in type(config.train).model_fields if name not in not_passed]
     values: dict[str, Any] = {name: getattr(config.train, name) for name in names} | config.train.trl_extra
+    for name in _OF_THE_HUB:
+        values.pop(
+            name, None
+        )  # HF would push the run folder; `hub.py` pushes the model, and needs no token on the disk
     if values.pop("reference_free", False):
         values["precompute_ref_log_probs"] = True  # so that TRL keeps no reference
     values |= {name: value for name, value in _NO_ROWS.items() if name in fields}

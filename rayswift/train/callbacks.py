@@ -21,6 +21,7 @@ from rayswift.train.accounting import write_accounting
 from rayswift.train.best import best_of, evaluations, num_without_improvement
 from rayswift.train.clock import Clock
 from rayswift.train.group_work import work_together
+from rayswift.train.hub import HubPushes
 from rayswift.train.launch import RunSpec
 from rayswift.train.report.curves import METRICS
 from rayswift.train.run_folder import CONFIG
@@ -154,12 +155,15 @@ class Checkpoints(TrainerCallback):
         self._zero_stage = spec.config.cluster.zero_stage or 0
         self._limit = spec.config.train.save_total_limit
         self._storage_timeout_s = spec.config.cluster.storage_timeout_s
+        self._pushes = HubPushes(spec.config.train, Path(spec.config.train.output_dir).name)
         self._uploads = Uploads(spec.config.train.output_dir, self._run_dir, self._limit, self._storage_timeout_s)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """The best checkpoint is one that is there, by the metric of now: a resume may name another."""
+        if args.should_save:
+            self._pushes.open()
         saved = [[each.step for each in checkpoint.find_all(self._run_dir)]]
         if args.world_size > 1:  # whether a step is saved as the best must be one decision
             dist.broadcast_object_list(saved)
@@ -189,6 +193,7 @@ class Checkpoints(TrainerCallback):
             checkpoint.retain(self._run_dir, self._limit, state.best_global_step)
             logger.info("saved %s", folder)
             self._uploads.start(state.best_global_step)
+            self._pushes.start(folder)
 
         work = seal if args.should_save else lambda: None
         work_together(rank, size, f"sealing {folder.name}", self._storage_timeout_s, work)
@@ -197,7 +202,14 @@ class Checkpoints(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """The run is over when its last checkpoint is where it shall last."""
-        work = self._uploads.wait if args.should_save else lambda: None
+
+        def finish() -> None:
+            self._uploads.wait()
+            last = checkpoint.newest(self._run_dir)
+            if last:
+                self._pushes.finish(last.path)
+
+        work = finish if args.should_save else lambda: None
         what = "uploading the last checkpoint"
         work_together(args.process_index, args.world_size, what, self._storage_timeout_s, work)
 

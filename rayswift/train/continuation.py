@@ -6,9 +6,12 @@ import json
 from typing import Any
 
 from rayswift.config import trl_fields
+from rayswift.config.load import SECRETS
 from rayswift.config.schema import TrainConfig, TrainingConfig
 from rayswift.config.section import Section
+from rayswift.data.fingerprint import by_stamp, contents, source_differences
 from rayswift.log import UserError, logger
+from rayswift.train.fingerprint import read_sources
 from rayswift.train.run_folder import FINGERPRINT, Resume
 
 # What may differ when a run is continued, because it changes no step; all else, new fields too, must be as it was.
@@ -102,6 +105,7 @@ def check_unchanged(resume: Resume, config: TrainingConfig, found: dict[str, Any
     for name, was in saved.items():
         if found.get(name) != was:
             lines.append(f"  content of the {name}: was {was}, is {found.get(name)}")
+    lines += _changed_rows(resume, config)
     if lines:
         raise UserError(
             f"{resume.saved.path} cannot be continued with what changes its steps:\n"
@@ -110,13 +114,22 @@ def check_unchanged(resume: Resume, config: TrainingConfig, found: dict[str, Any
         )
 
 
+def _changed_rows(resume: Resume, config: TrainingConfig) -> list[str]:
+    """A line for each file of rows that is another one than at the first launch; only files touched since are read."""
+    was = read_sources(resume.saved.path.parent)
+    if config.data.cache or not was or len(was) != len(config.data.dataset):
+        return []  # nothing was noted, or the sources are others by their names: said above
+    now = contents(config.data.dataset, by_stamp(was))
+    return [f"  data.dataset: {line}" for pair in zip(was, now, strict=True) for line in source_differences(*pair)]
+
+
 def differences(config: TrainingConfig, saved: dict[str, Any]) -> dict[str, str]:
     """Every field that differs from a saved config, with both values; what a config leaves out has its default."""
     now, found = config.model_dump(mode="json"), {}
     for section, fields in now.items():
         was_fields = saved.get(section, {})
         defaults = _defaults(type(getattr(config, section)), config.train.task)
-        for name in sorted({*fields, *was_fields}):
+        for name in sorted({*fields, *was_fields} - SECRETS):
             was, is_now = (tree.get(name, defaults.get(name)) for tree in (was_fields, fields))
             if was != is_now:
                 found[f"{section}.{name}"] = f"{section}.{name}: was {was!r}, is {is_now!r}"

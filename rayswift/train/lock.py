@@ -6,11 +6,11 @@ that was killed holds nothing for longer than that. It works wherever files can 
 and behind a URL.
 """
 
-import _thread
 import contextlib
 import fcntl
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -268,7 +268,7 @@ class _Heart:
                 if now and now.token != self._mine.token:
                     self.lost = f"this launch lost {self._place.where!r} to another one ({now}) and ends"
                     logger.error("%s", self.lost)
-                    _thread.interrupt_main()
+                    os.kill(os.getpid(), signal.SIGINT)  # wakes what waits, too
                     return
                 self._mine = replace(self._mine, beat=self._mine.beat + 1)
                 self._place.write(_record(self._mine))

@@ -19,7 +19,7 @@ from rayswift.train.accounting import write_accounting
 from rayswift.train.best import evaluations, num_without_improvement
 from rayswift.train.checkpoint import Damaged
 from rayswift.train.events import EVENTS
-from rayswift.train.fingerprint import initial_recipe
+from rayswift.train.fingerprint import SOURCES, initial_recipe
 from rayswift.train.report.curves import METRICS
 from rayswift.train.report.live import REPORT
 
@@ -35,6 +35,7 @@ _OWN = (
     CONFIG,
     METRICS,
     FINGERPRINT,
+    SOURCES,
     RESULT,
     REPORT,
     EVENTS,

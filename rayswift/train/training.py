@@ -92,6 +92,8 @@ def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:
         continuation.check_unchanged(resume, config, found)
         logger.info("continuing %s at step %d", resume.saved.path, resume.saved.step)
     run_folder.write_record(run_dir, config, found)
+    known = fingerprint.read_sources(resume.saved.path.parent if resume else run_dir)
+    fingerprint.record_sources(config.data, run_dir, known)
     logger.info("%s", planning.describe(plan, windows.num_rows, []))
 
     with LiveReport(run_dir, config, layout.local, resume.saved if resume else None):

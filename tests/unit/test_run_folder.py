@@ -432,3 +432,65 @@ def test_a_run_without_a_checkpoint_has_no_result(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no complete checkpoint") as caught:
         run_folder.write_result(tmp_path, config_of(tmp_path))
     assert caught.value.exit_code == 1
+
+
+# ---- the rows ----
+
+
+def run_on_rows(tmp_path: Path) -> tuple[SftConfig, Resume, Path]:
+    """A run over two files, one of them gone through since its first launch."""
+    rows = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for file in rows:
+        file.write_text('{"text": "one"}\n{"text": "two"}\n')
+    run_dir = tmp_path / "run"
+    config = config_of(run_dir, "--resume", "auto")
+    config = config.model_copy(update={"data": config.data.model_copy(update={"dataset": [*map(str, rows)]})})
+    folder = save(run_dir)
+    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    checkpoint.seal(folder, 20, 1, 0)
+    thread = fingerprint.record_sources(config.data, run_dir, ())
+    assert thread is not None
+    thread.join()
+    run_folder.write_record(run_dir, config, FOUND)
+    resume = open_run(config, run_dir)
+    assert resume is not None
+    return config, resume, rows[1]
+
+
+def test_rows_edited_behind_a_runs_back_are_refused(tmp_path: Path) -> None:
+    config, resume, file = run_on_rows(tmp_path)
+    check_unchanged(resume, config, FOUND)
+    file.write_text('{"text": "one"}\n{"text": "TWO"}\n')  # as many rows, as many bytes
+    assert refusal(resume, config) == [f"data.dataset: {file}: its content has changed"]
+    file.write_text('{"text": "one"}\n{"text": "another"}\n')
+    assert refusal(resume, config) == [f"data.dataset: {file}: was 32 bytes, is 36"]
+    # A copy put back in place is the same.
+    file.write_text('{"text": "one"}\n{"text": "two"}\n')
+    check_unchanged(resume, config, FOUND)
+
+
+def test_rows_that_were_not_touched_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, resume, _ = run_on_rows(tmp_path)
+    from rayswift.data import fingerprint as contents
+
+    monkeypatch.setattr(contents, "hash_file", lambda path: pytest.fail(f"read {path}"))
+    check_unchanged(resume, config, FOUND)
+
+
+def test_a_run_without_a_note_of_its_rows_is_continued(tmp_path: Path) -> None:
+    config, resume, file = run_on_rows(tmp_path)
+    (resume.saved.path.parent / "sources.json").unlink()
+    file.write_text('{"text": "one"}\n{"text": "TWO"}\n')
+    check_unchanged(resume, config, FOUND)
+
+
+def test_the_fingerprint_sees_weights_of_the_same_size(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    file = model / "model.safetensors"
+    file.write_bytes(bytes(3 << 20))
+    config = config_of(tmp_path, "--model", str(model))
+    was = fingerprint.fingerprint(config, "t", 3)
+    assert fingerprint.fingerprint(config, "t", 3) == was
+    file.write_bytes(b"\1" * (3 << 20))
+    assert fingerprint.fingerprint(config, "t", 3)["weights"] != was["weights"]

@@ -1,0 +1,139 @@
+"""`train.push_to_hub`: the model's files of a checkpoint go to a repository on the hub, and nothing else."""
+
+import json
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from rayswift.config.schema import TrainConfig
+from rayswift.log import UserError, logger
+
+_MODEL_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "pytorch_model*.bin",
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+)
+
+
+def model_files(folder: Path) -> list[str]:
+    """The files of a checkpoint that make the model, as names relative to it."""
+    found = {path.name for pattern in _MODEL_FILES for path in folder.glob(pattern) if path.is_file()}
+    if "modules.json" in found:  # of sentence-transformers, which keeps some modules in folders of their own
+        for module in json.loads((folder / "modules.json").read_text(encoding="utf-8")):
+            parts = (folder / module["path"]).rglob("*") if module["path"] else ()
+            found |= {str(path.relative_to(folder)) for path in parts if path.is_file()}
+    return sorted(found)
+
+
+class HubPushes:
+    """Pushes checkpoints while the training goes on, one at a time; what goes wrong is shown, and ends the run last.
+
+    Args:
+        train: Its `push_to_hub` and `hub_*`; without the first nothing happens.
+        name: The repository's, if `hub_model_id` is not set.
+        api: The hub's client.
+    """
+
+    def __init__(self, train: TrainConfig, name: str, api: HfApi | None = None):
+        settings = train.trl_extra
+        self._enabled = bool(settings.get("push_to_hub"))
+        self._strategy = str(settings.get("hub_strategy") or "every_save")
+        self._repository = str(settings.get("hub_model_id") or name)
+        self._private, self._revision = settings.get("hub_private_repo"), settings.get("hub_revision")
+        self._always = bool(settings.get("hub_always_push"))
+        self._api = api or HfApi(token=settings.get("hub_token"))
+        self._under_way: Future[Any] | None = None
+        self._pushed: Path | None = None
+        self._failure = ""
+
+    def open(self) -> None:
+        """Make the repository, unless it is there.
+
+        Raises:
+            UserError: the hub refuses or does not answer.
+        """
+        if not self._enabled:
+            return
+        try:
+            made = self._api.create_repo(self._repository, private=self._private, exist_ok=True)
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            raise UserError(f"train.push_to_hub: {self._repository}: {_reason(error)}", exit_code=1) from error
+        self._repository = made.repo_id
+
+    def start(self, folder: Path) -> None:
+        """Push a checkpoint, unless one is on its way that need not wait for."""
+        if not self._enabled or self._strategy == "end":
+            return
+        if self._under_way and not self._under_way.done() and not self._always:
+            return
+        self._finish()
+        self._push(folder)
+
+    def finish(self, folder: Path) -> None:
+        """Have the last checkpoint there.
+
+        Raises:
+            UserError: it could not be pushed.
+        """
+        if not self._enabled:
+            return
+        self._finish()
+        if self._pushed != folder:
+            self._push(folder)
+            self._finish()
+        if self._pushed != folder:
+            raise UserError(
+                f"train.push_to_hub: {folder.name} could not be pushed to {self._repository}: {self._failure}; the "
+                f"model is whole in {folder}",
+                exit_code=1,
+            )
+        logger.info("pushed %s to %s", folder.name, self._repository)
+
+    def _push(self, folder: Path) -> None:
+        uploads: list[tuple[str | None, list[str] | None]] = [(None, model_files(folder))]
+        if self._strategy in ("checkpoint", "all_checkpoints"):
+            uploads.append(("last-checkpoint" if self._strategy == "checkpoint" else folder.name, None))
+
+        def push() -> Path:
+            for place, names in uploads:
+                self._api.upload_folder(
+                    repo_id=self._repository,
+                    folder_path=folder,
+                    path_in_repo=place,
+                    allow_patterns=names,
+                    commit_message=f"Training in progress, {folder.name}",
+                    revision=self._revision,
+                )
+            return folder
+
+        self._under_way = self._api.run_as_future(push)
+
+    def _finish(self) -> None:
+        if self._under_way is None:
+            return
+        try:
+            self._pushed = self._under_way.result()
+        except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+            self._failure = _reason(error)
+            logger.info("train.push_to_hub: a push to %s failed: %s", self._repository, self._failure)
+        self._under_way = None
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
