@@ -95,8 +95,10 @@ def check_unchanged(resume: Resume, config: TrainingConfig, found: dict[str, Any
         UserError: a line for each difference: field, saved value, value now.
     """
     lines = []
-    for path, line in differences(config, resume.config).items():
-        if path in _FREE:
+    changed = differences(config, resume.config)
+    goes_on = _may_go_on(config, resume.config)
+    for path, line in changed.items():
+        if path in _FREE or (path in _LENGTH and goes_on):
             logger.info("changed since %s: %s", resume.saved.path.name, line)
         else:
             lines.append(f"  {line}")
@@ -111,7 +113,25 @@ def check_unchanged(resume: Resume, config: TrainingConfig, found: dict[str, Any
             f"{resume.saved.path} cannot be continued with what changes its steps:\n"
             + "\n".join(lines)
             + "\n  set these back, or begin a new run with another --train.output_dir"
+            + (_HOW_TO_GO_ON.format(resume.saved.path) if changed.keys() & _LENGTH and not goes_on else "")
         )
+
+
+# What a run's length is given by.
+_LENGTH = frozenset(("train.num_train_epochs", "train.max_steps"))
+_HOW_TO_GO_ON = (
+    " and --model {}, which trains the weights further under a schedule of its own (a constant one has no end, and "
+    "could be gone on with)"
+)
+
+
+def _may_go_on(config: TrainingConfig, saved: dict[str, Any]) -> bool:
+    """Whether no step depends on how many follow, so that a run may become longer or shorter."""
+    train, was = config.train, saved.get("train", {})
+    has_share = train.lr_scheduler_type == "constant_with_warmup" and 0 < train.warmup_steps < 1
+    is_constant = train.lr_scheduler_type in ("constant", "constant_with_warmup") and not has_share
+    counts_alike = (train.max_steps > 0) == (was.get("max_steps", -1) > 0)
+    return is_constant and counts_alike and config.model.tuner != "adalora"
 
 
 def _changed_rows(resume: Resume, config: TrainingConfig) -> list[str]:

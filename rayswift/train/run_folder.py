@@ -11,12 +11,12 @@ import yaml
 from rayswift.config.load import to_yaml
 from rayswift.config.schema import TrainConfig, TrainingConfig
 from rayswift.data.global_batches import Position
-from rayswift.log import UserError
+from rayswift.log import UserError, logger
 from rayswift.rollout import completions
 from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.train import checkpoint, guard
 from rayswift.train.accounting import write_accounting
-from rayswift.train.best import evaluations, num_without_improvement
+from rayswift.train.best import best_of, evaluations, num_without_improvement
 from rayswift.train.checkpoint import Damaged
 from rayswift.train.events import EVENTS
 from rayswift.train.fingerprint import SOURCES, initial_recipe
@@ -243,6 +243,23 @@ def write_record(run_dir: Path, config: TrainingConfig, found: dict[str, Any]) -
     (run_dir / FINGERPRINT).write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
+def say_what_is_left_behind(run_dir: Path, train: TrainConfig, history: list[dict[str, Any]]) -> None:
+    """Where the best model of a run's history is wanted and lies in another folder, or nowhere, say so."""
+    best = best_of(evaluations(history, train.metric_for_best_model), bool(train.greater_is_better))
+    if not train.load_best_model_at_end or best is None:
+        return
+    step, value = best
+    if not (run_dir / f"checkpoint-{step}").is_dir():
+        logger.warning(
+            "the best evaluation so far, %s = %g at step %d, is of a checkpoint that is not in %s: the best model is "
+            "chosen among those saved here",
+            train.metric_for_best_model,
+            value,
+            step,
+            run_dir,
+        )
+
+
 def write_result(run_dir: Path, config: TrainingConfig) -> tuple[Path, dict[str, int]]:
     """Name the run's model (the best checkpoint or the last), write the row accounting, and return both.
 
@@ -257,6 +274,7 @@ def write_result(run_dir: Path, config: TrainingConfig) -> tuple[Path, dict[str,
     best = run_dir / f"checkpoint-{state.get('best_global_step')}"
     if config.train.load_best_model_at_end and checkpoint.read_complete(best):
         model = best
+    say_what_is_left_behind(run_dir, config.train, state.get("log_history", []))
     counts = json.loads((saved.path / checkpoint.DATA_STATE).read_text(encoding="utf-8"))["position"]["counts"]
     result = {"model": model.name, "last": saved.path.name, "best_metric": state.get("best_metric")}
     (run_dir / RESULT).write_text(json.dumps(result, indent=1), encoding="utf-8")

@@ -91,6 +91,7 @@ def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:
     if resume:
         continuation.check_unchanged(resume, config, found)
         logger.info("continuing %s at step %d", resume.saved.path, resume.saved.step)
+        run_folder.say_what_is_left_behind(run_dir, config.train, resume.history)
     run_folder.write_record(run_dir, config, found)
     known = fingerprint.read_sources(resume.saved.path.parent if resume else run_dir)
     fingerprint.record_sources(config.data, run_dir, known)

@@ -224,4 +224,4 @@ def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(small_disk: Pa
     assert saved.step >= 2
     failed = run_dir / f"checkpoint-{saved.step + 2}"
     assert str(failed) in out
-    assert not failed.exists()
+    assert checkpoint.read_complete(failed) is None

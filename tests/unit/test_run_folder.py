@@ -494,3 +494,51 @@ def test_the_fingerprint_sees_weights_of_the_same_size(tmp_path: Path) -> None:
     assert fingerprint.fingerprint(config, "t", 3) == was
     file.write_bytes(b"\1" * (3 << 20))
     assert fingerprint.fingerprint(config, "t", 3)["weights"] != was["weights"]
+
+
+# ---- longer, and elsewhere ----
+
+
+def test_a_longer_run_is_shown_the_way_on(tmp_path: Path) -> None:
+    resume = resumed(tmp_path)
+    with pytest.raises(UserError, match=rf"num_train_epochs: was .*\n.* and --model {resume.saved.path}, which trains"):
+        check_unchanged(resume, config_of(tmp_path, "--num_train_epochs", "5"), FOUND)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "change", "allowed"),
+    [
+        (["constant"], ["--num_train_epochs", "5"], True),
+        (["constant_with_warmup", "--warmup_steps", "3"], ["--num_train_epochs", "5"], True),
+        (["constant_with_warmup", "--warmup_steps", "0.1"], ["--num_train_epochs", "5"], False),
+        (["constant", "--max_steps", "40"], ["--max_steps", "60"], True),
+        (["constant"], ["--max_steps", "60"], False),
+        (["cosine", "--max_steps", "40"], ["--max_steps", "60"], False),
+        (["constant", "--max_steps", "40"], ["--max_steps", "60", "--seed", "1"], False),
+    ],
+)
+def test_a_constant_schedule_may_go_on(tmp_path: Path, schedule: list[str], change: list[str], allowed: bool) -> None:
+    was = config_of(tmp_path, "--lr_scheduler_type", *schedule)
+    resume = dataclasses.replace(resumed(tmp_path), config=was.model_dump(mode="json"))
+    kept = schedule[:1] if "--max_steps" in change else schedule
+    now = config_of(tmp_path, "--lr_scheduler_type", *kept, *change)
+    if allowed:
+        check_unchanged(resume, now, FOUND)
+    else:
+        with pytest.raises(UserError, match="cannot be continued"):
+            check_unchanged(resume, now, FOUND)
+
+
+@pytest.mark.parametrize(("wanted", "here"), [(True, False), (True, True), (False, False)])
+def test_a_best_checkpoint_that_stays_behind_is_named(
+    tmp_path: Path, wanted: bool, here: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_folder.logger, "propagate", True)
+    history = [{"step": 4, "eval_loss": 0.5}, {"step": 6, "eval_loss": 0.75}]
+    if here:
+        save(tmp_path, 4)
+    save(tmp_path, 20, log_history=history)
+    flags = ["--load_best_model_at_end", "true", "--eval_strategy", "steps"] if wanted else []
+    run_folder.write_result(tmp_path, config_of(tmp_path, *flags))
+    said = "the best evaluation so far, loss = 0.5 at step 4, is of a checkpoint that is not in" in caplog.text
+    assert said == (wanted and not here)
