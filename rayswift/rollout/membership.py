@@ -68,6 +68,11 @@ class Member:
         return self.died is None
 
     @property
+    def awaits_weights(self) -> bool:
+        """Whether all that it lacks to serve is that weights are published."""
+        return self.state is State.SYNCING and self.current is None
+
+    @property
     def is_coming(self) -> bool:
         """Whether it is on the way to its weights, with a deadline for what it does."""
         return self.placed and not self.draining and self.state in (State.STARTING, State.LOADING)
@@ -199,10 +204,11 @@ class Joins:
         Args:
             others: The engines that are there, with their generation.
         """
-        if not self._failures or any(member.alive and member.version is not None for _, member in others):
+        alive = [(generation, member) for generation, member in others if member.alive and member.placed]
+        if not self._failures or any(member.version or member.awaits_weights for _, member in alive):
             return False
         last = self._failures[-1]
-        if any(member.alive and member.is_coming and generation < last.generation for generation, member in others):
+        if any(generation < last.generation and not member.draining for generation, member in alive):
             return False
         alike = [failure for failure in self._failures if failure.alike == last.alike]
         return any(

@@ -363,7 +363,7 @@ class Pool:
             now = self._loop.time()
             served = all(any(seat.member.takes(step) for seat in self._seats.values()) for step in self._queues)
             coming = any(seat.member.is_coming for seat in self._seats.values())
-            if coming:
+            if coming and not served:
                 self.moved()  # what starts or loads has deadlines of its own
             if served or coming:
                 self._unserved_since = None

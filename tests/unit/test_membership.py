@@ -125,6 +125,9 @@ def test_a_bad_node_is_not_hopeless_while_others_may_serve() -> None:
     failing(joins, [(0, "bad device")] * 4 + [(1, "bad device")] * 2)
     assert not joins.hopeless([(0, STARTING)])
     assert not joins.hopeless([(1, SERVES)])
+    assert not joins.hopeless([(1, Member(placed=True, started=True))])  # as long as none are published
+    assert not joins.hopeless([(0, replace(SERVES, version=None))])  # between two tries to load
+    assert joins.hopeless([(1, replace(SERVES, version=None))])
     assert joins.hopeless([(0, Member())])  # one without a place has nothing to show
     assert joins.hopeless([(0, replace(STARTING, died="too"))])
 
