@@ -96,17 +96,14 @@ class VllmCore:
                 )
             if request.key in self._samples:
                 raise RequestRefused(f"request {request.key} is in flight already", exit_code=1)
-        added: list[str] = []
         try:
             for request in requests:
-                begun = len(request.begun)
-                params = self._sampling(request.max_tokens - begun, continued_seed(request))
+                params = self._sampling(request.max_tokens - len(request.begun), continued_seed(request))
                 prompt = {"prompt_token_ids": [*request.prompt_ids.tolist(), *request.begun.tolist()]}
                 internal = self._llm.add_request(request.key, prompt, params, lora_request=self._adapter)
                 self._samples[request.key] = _Sample(request, internal, [Span(0, version)])
-                added.append(request.key)
         except Exception as error:
-            self.abort(added)
+            self.abort([request.key for request in requests])
             if isinstance(error, ValueError):
                 raise RequestRefused(f"request {request.key}: {error}", exit_code=1) from error
             raise
@@ -147,8 +144,7 @@ class VllmCore:
                 if number - sample.taken >= part_tokens:
                     parts.append(self._new(sample, sample.taken))
                     sample.taken = number
-        num_unfinished = sum(made)
-        return Collected(finished, tuple(parts), self._num_tokens + num_unfinished, num_unfinished)
+        return Collected(finished, tuple(parts), self._num_tokens + sum(made), sum(made))
 
     def _made(self) -> list[int]:
         """Tokens of each sample in flight."""
@@ -378,13 +374,22 @@ class PolicyWorker:
         """
         from vllm.config import set_current_vllm_config
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+        from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
         model = self.model_runner.get_model()
         wanted = {name for name, _ in model.named_parameters()}
         with set_current_vllm_config(self.vllm_config):
             initialize_layerwise_reload(model)
-            loaded = model.load_weights(tensors)
-            finalize_layerwise_reload(model, self.vllm_config.model_config)
+            try:
+                loaded = model.load_weights(tensors)
+            except Exception:
+                for info in map(
+                    get_layerwise_info, model.modules()
+                ):  # or what waits there would count at the next load
+                    info.loaded_weights, info.load_numel = [], 0
+                raise
+            finally:
+                finalize_layerwise_reload(model, self.vllm_config.model_config)
         missing = sorted(wanted - loaded) if loaded is not None else []
         if missing and self.vllm_config.quant_config is None:
             raise ValueError(f"what was published holds nothing for {', '.join(missing[:3])} ({len(missing)} in all)")
