@@ -36,8 +36,8 @@ class StreamFlow(TrainerCallback):
         self._stream, self._rank, self._clock = stream, rank, clock
         self._train, self._plan = spec.config.train, spec.feed_plan
         self._epochs_before = stream.epochs
-        self._saved_step = -1
-        self._first = True
+        self._saved_step = self._evaluated_step = -1
+        self._first, self._ended = True, False
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -55,7 +55,7 @@ class StreamFlow(TrainerCallback):
         epochs = self._stream.epochs
         state.epoch = epochs
         ends = self._stream.last or state.global_step >= state.max_steps
-        before, self._epochs_before = self._epochs_before, epochs
+        before, self._epochs_before, self._ended = self._epochs_before, epochs, ends
         new_epoch = crosses(before, epochs, 1.0)
         train = self._train
         control.should_training_stop |= ends
@@ -78,9 +78,16 @@ class StreamFlow(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """HF's only epoch ends with the training: all was done at the step, unless early stopping came between."""
-        control.should_log = control.should_evaluate = False
+        """HF's only epoch ends with the training: all was done at the step, unless early stopping came between, or the
+        stream ended behind it."""
+        control.should_log = late = self._stream.last and not self._ended
+        is_new = self._evaluated_step != state.global_step
+        control.should_evaluate = late and is_new and args.eval_strategy != "no"
         control.should_save = self._saved_step != state.global_step
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Remember what is evaluated."""
+        self._evaluated_step = state.global_step
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Remember what is saved."""

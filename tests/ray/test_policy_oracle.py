@@ -55,6 +55,8 @@ def test_loss_and_gradients_are_those_of_trl(oracle: Any, tmp_path: Path, case: 
 
 def test_training_ends_with_what_it_has_where_nothing_more_can_be_learnt(oracle: Any, tmp_path: Path) -> None:
     """HF's loop would otherwise look for batches up to the last of its steps."""
+    from rayswift.train.callbacks import StreamFlow
+    from rayswift.train.clock import Clock
     from tests.policy_runs import Rounds, make_spec, make_trainer, tiny_model
 
     spec = make_spec(
@@ -68,7 +70,9 @@ def test_training_ends_with_what_it_has_where_nothing_more_can_be_learnt(oracle:
     )
     client = Rounds([oracle.make_groups(2, oracle.NUM_GENERATIONS)] * 2, ended="all rewards equal")
     trainer = make_trainer(spec, client, tiny_model())
+    trainer.add_callback(StreamFlow(trainer.stream, 0, Clock(0.0)))
     trainer.train()
+    assert (tmp_path / "checkpoint-2" / "trainer_state.json").exists()
     assert (trainer.state.global_step, client.asked) == (2, [0, 1, 2])
     assert trainer.stream.last
     assert trainer.stream.state()["ledger"] == {"rounds": 3}
