@@ -63,6 +63,7 @@ class VllmCore:
         self.finished: list[Completion] = []
         try:
             self._llm, self._sampling = _build(setup)
+            self._most_running = self._llm.engine_core.engine_core.scheduler.max_num_running_reqs - _SCORE_PLACES
         except UserError:
             raise
         except Exception as error:
@@ -115,9 +116,9 @@ class VllmCore:
 
     def step(self) -> None:
         """One token for every running request."""
-        scheduler, most = self._llm.engine_core.engine_core.scheduler, self._setup.max_num_seqs
+        scheduler, places = self._llm.engine_core.engine_core.scheduler, self._most_running
         # Samples that took a place meanwhile keep it: vLLM would not have more running than may run.
-        scheduler.max_num_running_reqs = most + _SCORE_PLACES if self._scores else max(most, len(scheduler.running))
+        scheduler.max_num_running_reqs = places + _SCORE_PLACES if self._scores else max(places, len(scheduler.running))
         for output in self._llm.step():
             if output.finished:
                 self._finish(output)
@@ -335,7 +336,7 @@ def arguments(setup: EngineSetup) -> dict[str, Any]:
         "trust_remote_code": setup.trust_remote_code,
         "generation_config": "vllm",  # all sampling settings are ours
         "max_model_len": setup.max_model_len,
-        "max_num_seqs": setup.max_num_seqs + _SCORE_PLACES,
+        "max_num_seqs": setup.max_num_seqs,
         "scheduling_policy": "priority",  # all samples are alike, in the order they came; a score comes first
         "seed": setup.seed,
         # Of the policy's own distribution, whatever `sampling` then leaves out; see `put_policy_before_sampling`.
@@ -358,7 +359,8 @@ def arguments(setup: EngineSetup) -> dict[str, Any]:
     if setup.tensor_parallel_size > 1:
         found["tensor_parallel_size"] = setup.tensor_parallel_size
         found["distributed_executor_backend"] = "mp"
-    return found | dict(setup.engine_kwargs)
+    found |= dict(setup.engine_kwargs)
+    return found | {"max_num_seqs": found["max_num_seqs"] + _SCORE_PLACES}
 
 
 class PolicyWorker:
