@@ -183,6 +183,7 @@ class RolloutClient:
         import ray
 
         self._ray, self._rank, self._size, self._timeout_s = ray, rank, size, timeout_s
+        self._wait_s = min(_WAIT_S, timeout_s / 2)
         self._attempt = 0
         self._actor = ray.get_actor(name)
 
@@ -204,13 +205,15 @@ class RolloutClient:
     def next(self, number: int) -> Round:
         """This rank's share of a round."""
         who = self._attempt, number, self._rank, self._size
-        received: Round = self._once_there(f"hand out round {number}", lambda: self._actor.next.remote(*who, _WAIT_S))
+        received: Round = self._once_there(
+            f"hand out round {number}", lambda: self._actor.next.remote(*who, self._wait_s)
+        )
         return received
 
     def evaluate(self, number: int) -> dict[str, float]:
         """Mean rewards of the evaluation prompts under the weights behind `number` rounds; the same on all ranks."""
         found: dict[str, float] = self._once_there(
-            f"evaluate round {number}", lambda: self._actor.evaluate.remote(self._attempt, number, _WAIT_S)
+            f"evaluate round {number}", lambda: self._actor.evaluate.remote(self._attempt, number, self._wait_s)
         )
         return found
 
@@ -218,7 +221,7 @@ class RolloutClient:
         """What each engine makes of a text [T], with the weights behind `number` rounds; the same on all ranks."""
         found: Probed = self._once_there(
             f"have a text scored by version {number}",
-            lambda: self._actor.probe.remote(self._attempt, number, token_ids, _WAIT_S),
+            lambda: self._actor.probe.remote(self._attempt, number, token_ids, self._wait_s),
         )
         return found
 
