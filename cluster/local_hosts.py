@@ -369,6 +369,7 @@ class LocalHosts:
         dashboard: Whether the head takes jobs (`ray job submit`).
         environment: Variables of whatever runs on the hosts, beside this process's own.
         head_environment: More of them for the head's Ray.
+        with_ray: Whether Ray nodes are started.
         at_switch: Commands of services that no host's end takes with it; hosts reach them at `SWITCH`.
     """
 
@@ -382,6 +383,7 @@ class LocalHosts:
         environment: Mapping[str, str] | None = None,
         head_environment: Mapping[str, str] | None = None,
         at_switch: Sequence[Sequence[str]] = (),
+        with_ray: bool = True,
     ):
         self._folder = Path(tempfile.mkdtemp(prefix="ray-hosts-", dir="/tmp"))
         self._num_cpus = [num_cpus] * num_hosts if isinstance(num_cpus, int) else list(num_cpus)
@@ -396,7 +398,7 @@ class LocalHosts:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             **(environment or {}),
         }
-        self._at_switch = at_switch
+        self._at_switch, self._with_ray = at_switch, with_ray
         self._dashboard, self._head_environment = dashboard, head_environment
         self._switch: _Namespaces | None = None
         self._hosts: dict[int, Host] = {}
@@ -411,7 +413,8 @@ class LocalHosts:
                 self._start_at_switch(service)
             for number in range(len(self._num_cpus)):
                 self.add(number)
-            for number, host in self._hosts.items():  # one by one: each has 15 s to bring up its agents
+            for number, host in self._hosts.items() if self._with_ray else ():
+                # One by one: each has 15 s to bring up its agents.
                 self.start_ray(number)
                 host.wait_for_ray()
         except BaseException:

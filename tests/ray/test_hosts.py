@@ -3,6 +3,7 @@
 The other cases are in tests/bars/test_hosts.py.
 """
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from cluster.local_hosts import LocalHosts
 from tests.on_hosts import ENVIRONMENT, GRPO, SFT, make_project, rayswift, skip_without_hosts
-from tests.ray.conftest import curve
+from tests.ray.conftest import TIMEOUT_S, curve
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +21,56 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shared")
     make_project(folder / "project")
     return folder
+
+
+# A rank that joins a group by gloo and adds up the ranks.
+RANK = """
+import os, socket, sys
+from datetime import timedelta
+import torch, torch.distributed as dist
+from rayswift.resources import interfaces, network_environment
+os.environ.update(network_environment(sys.argv[1], interfaces(), os.environ))
+dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+total = torch.tensor([float(os.environ["RANK"])])
+dist.all_reduce(total)
+print(socket.gethostbyname(socket.gethostname()), total.item(), flush=True)
+"""
+
+
+def test_gloo_connects_hosts_whose_names_resolve_to_loopback() -> None:
+    skip_without_hosts()
+    with LocalHosts(3, environment=ENVIRONMENT, with_ray=False) as hosts:
+        group = {"MASTER_ADDR": hosts[0].address, "MASTER_PORT": "29500", "WORLD_SIZE": "3"}
+        ranks = [
+            hosts[rank].start([sys.executable, "-c", RANK, hosts[rank].address], "/", {**group, "RANK": str(rank)})
+            for rank in range(3)
+        ]
+        for rank in ranks:  # left to itself, gloo takes 127.0.1.1, and connects to nobody
+            assert "127.0.1.1 3.0" in rank.communicate(timeout=TIMEOUT_S)[0]
+
+
+def test_a_fenced_and_a_cut_host_do_not_answer() -> None:
+    skip_without_hosts()
+    ask = "import sys; from rayswift.nodes import answers; print(answers(sys.argv[1], 9000, timeout_s=1.0))"
+    listen = "import socket, time; s = socket.create_server(('', 9000)); print('up', flush=True); time.sleep(100)"
+    with LocalHosts(2, environment=ENVIRONMENT, with_ray=False) as hosts:
+        servers = [hosts[number].start([sys.executable, "-c", listen]) for number in range(2)]
+        for server in servers:
+            assert server.stdout is not None
+            assert server.stdout.readline() == "up\n"
+
+        def answer(by: int, to: int) -> str:
+            return hosts[by].run(sys.executable, "-c", ask, hosts[to].address).strip()
+
+        assert (answer(0, 1), answer(1, 0)) == ("True", "True")
+        hosts[1].fence()
+        assert (answer(0, 1), answer(1, 0)) == ("False", "True")
+        hosts[1].mend()
+        hosts[1].degrade("20mbit", "50ms", 5.0)
+        assert answer(0, 1) == "True"
+        hosts[1].mend()
+        hosts[1].cut()
+        assert (answer(0, 1), answer(1, 0)) == ("False", "False")
 
 
 @pytest.fixture(scope="module")
