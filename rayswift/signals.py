@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-import psutil
-
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ORDERLY_S = 2.0
 # `timeout` signals its child and then the child's process group: that is one wish.
@@ -139,6 +137,8 @@ def leave() -> None:
     Ray's own shutdown takes seconds, and aborts the process where a thread still waits for Ray. All that a run keeps is
     written in one rename each, so nothing is worth waiting for.
     """
+    import psutil  # not at the top: until it is loaded, a signal would not be heard
+
     code = exit_code()
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process().children(recursive=True):

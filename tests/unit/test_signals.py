@@ -117,7 +117,7 @@ def test_a_second_signal_ends_what_takes_its_time() -> None:
     process.send_signal(signal.SIGTERM)
     code, out, seconds = end(process)
     assert (code, out) == (143, "interrupted\n")
-    assert seconds < 2
+    assert seconds < 5
 
 
 def test_nothing_is_left_below_it() -> None:
