@@ -49,6 +49,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.tokens.add(self.headers.get("Authorization"))
         if self.path == "/api/repos/create":
             return self._answer(200, {"url": f"http://127.0.0.1:{self.server.server_port}/me/model"})
+        if self.path == "/api/validate-yaml":
+            return self._answer(200, {"errors": [], "warnings": []})
         if "/preupload/" in self.path:
             files = [
                 {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
