@@ -15,6 +15,7 @@ from rayswift.rollout.engine import EngineLost
 
 _T = TypeVar("_T")
 _LOOK_AGAIN_S = 5.0
+_LAST_LOOK_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ class Patience:
         while not call.done() and (self.loads or self.now() < deadline):
             left_s = deadline - self.now()
             await asyncio.wait({call}, timeout=max(left_s, _LOOK_AGAIN_S) if self.loads else left_s)
+        if not call.done():  # where this process itself was held up, the answer may be a moment away
+            await asyncio.wait({call}, timeout=_LAST_LOOK_S)
         return call.done()
 
     async def answer(self, what: str, call: Awaitable[_T], timeout_s: float, limit: str) -> _T:

@@ -247,29 +247,30 @@ async def story(engine: Any, store: Any, config: Any, wanted: SamplingSettings) 
 async def troubled(engine: Any, config: Any, wanted: SamplingSettings) -> dict[str, Any]:
     """In a pool, under requests: a load that takes longer than the engine may be silent, loads that fail once."""
     limits = Limits(suspect_s=1, dead_s=SILENCE_S, answer_s=SILENCE_S)
+    troubles = ["", "slow", "shape", "missing"]
+    models = {PolicyVersion(2, step): policy(config, step) for step in range(len(troubles))}
+    publications = [
+        Publisher(model, "float32", False, True, ObjectStore()).publish(version) for version, model in models.items()
+    ]
     pool = Pool(lambda name: ActorEngine(engine), limits, salvage=True)
     pool.scale_to(1)
-    models: dict[PolicyVersion, Any] = {}
-    errors, seconds = [], {}
-    for step, what in enumerate(["", "slow", "shape", "missing"]):
-        version = PolicyVersion(2, step)
-        models[version] = policy(config, step)
-        published = Publisher(models[version], "float32", False, True, ObjectStore()).publish(version)
+    answers, seconds = [], {}
+    for step, (what, published) in enumerate(zip(troubles, publications, strict=True)):
         asked, before = requests(what), (await engine.status.remote()).tokens
         futures = pool.sample(asked, max(0, step - 1))
         while step and (await engine.status.remote()).tokens == before:
             await asyncio.sleep(0.001)
         await engine.have_trouble.remote(what)
         began = time.monotonic()
-        await pool.set_weights(version, published)
+        await pool.set_weights(published.version, published)
         seconds[what] = time.monotonic() - began
         done = {completion.key: completion for completion in await asyncio.gather(*futures)}
         assert step == 0 or any(len(completion.spans) > 1 for completion in done.values()), "none was in flight"
-        errors.append(error_of(asked, done, models, wanted.temperature))
+        answers.append((asked, done))
     stands = pool.statistics()
     await pool.close()
     return {
-        "errors": errors,
+        "errors": [error_of(asked, done, models, wanted.temperature) for asked, done in answers],
         "seconds": seconds,
         "lost": stands.lost,
         "failed": stands.failed,
