@@ -116,8 +116,11 @@ def fit(spec: RunSpec, train_loop: TrainLoop, supply: Supply) -> None:
 def _cluster(spec: RunSpec) -> watch.Cluster | None:
     if spec.layout.local:
         return None
+    import ray
+
+    address, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
     ask = preflight.Ask(spec.layout.min_world_size, worker_resources(spec.layout))
-    return watch.Cluster(ask, spec.config.cluster.wait_for_nodes_s)
+    return watch.Cluster((address.strip("[]"), int(port)), ask, spec.config.cluster.wait_for_nodes_s)
 
 
 def _fit_here(spec: RunSpec, train_loop: TrainLoop, supply: Supply) -> None:

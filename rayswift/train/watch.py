@@ -129,16 +129,13 @@ class Cluster:
     """The cluster that a run joined, as its driver sees it.
 
     Args:
+        head: Address and port of its head.
         ask: What the worker group needs, at least.
         patience_s: Longest wait for nodes.
     """
 
-    def __init__(self, ask: preflight.Ask, patience_s: float):
-        import ray
-
-        self._ask, self._patience_s = ask, patience_s
-        address, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-        self._head = address.strip("[]"), int(port)
+    def __init__(self, head: tuple[str, int], ask: preflight.Ask, patience_s: float):
+        self._head, self._ask, self._patience_s = head, ask, patience_s
         self._answered_s = self._told_s = time.monotonic()
         self._looked_s = 0.0
 

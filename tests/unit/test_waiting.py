@@ -1,11 +1,15 @@
 """What the driver says when nothing moves, and when it gives up."""
 
+import socket
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from rayswift.log import UserError
+from rayswift.preflight import Ask
+from rayswift.train import watch
 from rayswift.train.waiting import NO_SIGN_S, SAY_S, Lines, Note, Notes, Waiting, clear, read, warnings
 from rayswift.train.watch import announced
 
@@ -110,3 +114,23 @@ def test_a_long_step_of_the_driver_is_announced(capsys: pytest.CaptureFixture[st
     with announced("looking at the rows", every_s=0.5):
         pass
     assert capsys.readouterr().err == ""
+
+
+def test_a_head_that_does_not_answer_is_said_and_then_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, short_s in (("_HEAD_EVERY_S", 0.05), ("_TELL_HEAD_S", 0.1), ("_HEAD_S", 0.5)):
+        monkeypatch.setattr(watch, name, short_s)
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = head.getsockname()
+        cluster = watch.Cluster(address, Ask(1, {"CPU": 1.0}), 10)
+        time.sleep(0.1)
+        cluster.check_head()
+        assert cluster.has_head
+    with pytest.raises(UserError, match=f"the head of the Ray cluster, 127.0.0.1:{address[1]}, has not answered") as e:
+        for _ in range(100):
+            cluster.check_head()
+            time.sleep(0.05)
+    assert e.value.exit_code == 1
+    assert cluster.lost_nodes() == ["127.0.0.1 (the head)"]
+    assert f"the head of the Ray cluster, 127.0.0.1:{address[1]}, has not answered for 0 s" in capsys.readouterr().err
