@@ -31,13 +31,13 @@ COMMON = (
     "--timeout_s", "120",
 )  # fmt: skip
 ROWS = (
-    "--data.dataset", "examples/gsm8k/train.jsonl", "--data.eval_dataset", "examples/gsm8k/train.jsonl#1500",
+    "--data.dataset", "examples/gsm8k/train.jsonl", "--data.eval", "examples/gsm8k/train.jsonl#1500",
     "--max_length", "256", "--window_rows", "64", "--data.max_bad_fraction", "1", "--per_device_train_batch_size", "2",
     "--per_device_eval_batch_size", "1",
 )  # fmt: skip
 SUMS = (
     "--rlhf_type", "grpo", "--data.dataset", "examples/sums/train.jsonl",
-    "--data.eval_dataset", "examples/sums/train.jsonl#64",
+    "--data.eval", "examples/sums/train.jsonl#64",
     "--max_prompt_length", "32", "--max_completion_length", "12", "--num_generations", "4",
     "--global_batch_size", "32", "--canary_steps", "2", "--num_workers", "1",
     "--engine_kwargs", '{"enforce_eager": true, "kv_cache_memory_bytes": 67108864}',
