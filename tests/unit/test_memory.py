@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -221,8 +222,9 @@ OPTIONS = st.fixed_dictionaries(
 @given(SIZES, OPTIONS)
 def test_a_higher_stage_never_takes_more(size: ModelSize, options: dict[str, Any]) -> None:
     options["world_size"] = max(2, options["world_size"])  # one worker has nothing to share
-    totals = [estimate(size, zero_stage=stage, **options).total for stage in range(4)]
-    assert totals == sorted(totals, reverse=True)
+    lowest = 0 if options["offload"] == "none" else 1  # DeepSpeed offloads, and it begins at stage 1
+    totals = [estimate(size, zero_stage=stage, **options).total for stage in range(lowest, 4)]
+    assert all(more >= less - 3 for more, less in pairwise(totals))  # three terms are rounded down
 
 
 @given(SIZES, OPTIONS, st.integers(0, 3))
@@ -238,8 +240,8 @@ def test_offload_and_checkpointing_never_take_more(size: ModelSize, options: dic
 @pytest.mark.parametrize(
     ("stage", "half", "bytes_each"),
     [
-        *((0, True, (4, 8, 8)), (1, True, (2, 3, 3)), (2, True, (2, 1.5, 3)), (3, True, (0.5, 1.5, 3))),
-        *((0, False, (4, 8, 8)), (1, False, (4, 5, 3)), (3, False, (1, 2, 3))),
+        *((0, True, (4, 4, 8)), (1, True, (2, 2.5, 3)), (2, True, (2, 1.5, 3)), (3, True, (0.5, 1.5, 3))),
+        *((0, False, (4, 4, 8)), (1, False, (4, 5, 3)), (3, False, (1, 2, 3))),
     ],
 )
 def test_bytes_per_parameter_trained(stage: int, half: bool, bytes_each: tuple[float, ...]) -> None:
