@@ -1,5 +1,6 @@
 """Model and tokenizer of a worker."""
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -107,9 +108,9 @@ def _quantized(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     return {"quantization_config": bits, "device_map": {"": device}}
 
 
-def switch_off_dropout(network: torch.nn.Module) -> None:
-    """Every dropout of the model, also the rates that attention and others hold as numbers, which TRL leaves on."""
-    for module in network.modules():
+def switch_off_dropout(*networks: torch.nn.Module) -> None:
+    """Every dropout of the models, also the rates that attention and others hold as numbers, which TRL leaves on."""
+    for module in itertools.chain(*(network.modules() for network in networks)):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():

@@ -1,6 +1,8 @@
 """A training run of any task: the driver's half is `run`, each worker's half is `train_loop`."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -200,20 +202,25 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
             callbacks=callbacks_of(spec, worker, stream, clock, resume),
             **reference,
         )
-    if "disable_dropout" in args.__dataclass_fields__ and args.disable_dropout:
-        for network in (trainer.model, *reference.values()):
-            models.switch_off_dropout(network)
-    if not config.cluster.uses_deepspeed and not config.model.quantization:
-        models.hold_masters(trainer.model, dtype)
+    _make_ready(trainer.model, reference.values(), args, config, dtype)
     if task.is_online:
         from rayswift.train.policy import online
 
         online.attach(trainer, spec, worker)
     if worker.rank == 0:
-        for line in parameters.table(trainer.model):
-            logger.info("%s", line)
+        logger.info("%s", "\n".join(parameters.table(trainer.model)))
     clock.lap("model")
     trainer.train(resume_from_checkpoint=str(resume.saved.path) if resume else None)
+
+
+def _make_ready(model: Any, others: Iterable[Any], args: Any, config: TrainingConfig, dtype: str) -> None:
+    """Dropouts and number formats of what is trained, as the config wants them; dropouts of the models beside it."""
+    from rayswift.train.model import hold_masters, switch_off_dropout
+
+    if "disable_dropout" in args.__dataclass_fields__ and args.disable_dropout:
+        switch_off_dropout(model, *others)
+    if not config.cluster.uses_deepspeed and not config.model.quantization:
+        hold_masters(model, dtype)
 
 
 def _start(config: TrainingConfig, resume: run_folder.Resume | None) -> Position | LedgerSnapshot:
