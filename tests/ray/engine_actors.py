@@ -74,8 +74,9 @@ class Probed(VllmEngine):
         return await self._call(take_over)
 
     async def fail_to_start(self) -> str:
+        """What it says where its folder holds no model."""
         try:
-            await VllmEngine(replace(self._setup, model=f"{self._setup.model}/nothing")).start()
+            await VllmEngine(replace(self._setup, model=str(Path(self._setup.model).parent))).start()
         except UserError as error:
             return str(error)
         return ""
