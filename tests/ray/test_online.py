@@ -27,6 +27,7 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
         "--rlhf_type", "grpo", "--model", "examples/tiny", "--random_init",
         "--data.dataset", "examples/sums/train.jsonl", "--reward_funcs", f"{rewards}:digits",
         "--max_prompt_length", "32", "--max_completion_length", "12", "--num_generations", "4",
+        "--temperature", "0.8", "--top_p", "0.9", "--top_k", "50",
         "--global_batch_size", "32", "--max_steps", str(STEPS), "--save_steps", str(SAVED_AT),
         "--learning_rate", "1e-3", "--logging_steps", "1", "--gradient_checkpointing", "false", "--report_to", "none",
         "--timeout_s", "120", "--threads_per_worker", "1", "--canary_steps", "2", "--num_workers", "1",
@@ -60,6 +61,9 @@ def assert_every_completion_is_kept(run_dir: Path) -> None:
 def test_every_prompt_is_trained_and_kept(undisturbed: Path) -> None:
     assert set(curve(undisturbed, "reward")) == set(range(1, STEPS + 1))
     assert max(curve(undisturbed, "sampling_logp_difference").values()) < 1e-4
+    # Whatever top_p and top_k leave out, engine and trainer tell of one distribution: no token loses weight.
+    weights = curve(undisturbed, "importance_sampling_ratio").values()
+    assert 1 - 1e-4 < min(weights) <= max(weights) < 1 + 1e-4
     assert read_accounting(undisturbed) == {"trained": 8 * STEPS}
     assert len(newest(undisturbed, 5)) == 5
     assert_every_completion_is_kept(undisturbed)
