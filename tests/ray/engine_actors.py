@@ -298,8 +298,7 @@ async def main(folder: Path) -> None:
     for engine, *described in engines:
         store = ray.remote(WeightStore).options(num_cpus=0).remote(60)
         found.append(await story(engine, store, *described))
-        found[-1]["troubled"] = await troubled(engine, *described)
-        await engine.close.remote()
+        found[-1]["troubled"] = await troubled(engine, *described)  # its pool ends the engine
     print(json.dumps(found))  # noqa: T201
 
 

@@ -57,7 +57,7 @@ async def killed() -> dict[str, Any]:
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
     for seat, signum in zip(list(pool._seats.values()), (signal.SIGKILL, signal.SIGSTOP), strict=True):
         async with asyncio.timeout(60):
-            while not seat.works:
+            while not any(work.current for work in seat.works.values()):  # parts have been brought here
                 await asyncio.sleep(0.01)
         os.kill(seat.handle._process.pid, signum)
     completions = await asyncio.gather(*futures)
