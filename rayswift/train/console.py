@@ -1,10 +1,9 @@
-"""What a person sees while a run goes on: rank 0's log lines, what failed and is tried again, for whom it waits, and on
-a terminal a progress bar below them."""
+"""What a person sees while a run goes on: rank 0's log lines, what failed and is tried again, and on a terminal
+a progress bar below them."""
 
 import contextlib
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +17,6 @@ from rayswift.train.report.curves import METRICS, MetricsFile
 from rayswift.train.report.live_line import live_line
 
 _POLL_S = 0.3
-_SILENT_S = 25.0
 
 
 class Console:
@@ -40,9 +38,6 @@ class Console:
         self._run_dir = run_dir
         self._num_events = len(events.read(run_dir))
         self._events_size = _size(run_dir / events.EVENTS)
-        self._has_begun = False
-        self._began, self._began_at = time.monotonic(), time.time()
-        self._spoke = self._began
 
     def __enter__(self) -> "Console":
         self._thread.start()
@@ -62,7 +57,6 @@ class Console:
                 with contextlib.suppress(OSError):  # a closed terminal, a network folder that is away for a moment
                     self._copy_lines(bar)
                     self._tell_failures()
-                    self._say_who_is_missing()
                 if not bar.disable:
                     self._draw(bar)
             with contextlib.suppress(OSError):
@@ -75,29 +69,9 @@ class Console:
             return
         self._events_size, recorded = size, events.read(self._run_dir)
         for event in recorded[self._num_events :]:
-            if event.kind == "start":
-                self._has_begun = True
             if event.kind == "failure":
-                self._has_begun = False
-                self._say(f"failed: {event.text}")
+                _say(f"failed: {event.text}")
         self._num_events = len(recorded)
-
-    def _say_who_is_missing(self) -> None:
-        """While the workers start, which have no log yet and which have one but wait for the others."""
-        if self._has_begun or time.monotonic() - self._spoke < _SILENT_S:
-            return
-        logs = (self._run_dir / "logs").glob("rank-*.log")
-        up = sorted(int(log.stem.removeprefix("rank-")) for log in logs if log.stat().st_mtime >= self._began_at - 1)
-        waited = time.monotonic() - self._began
-        if not up:
-            self._say(f"{waited:.0f} s: waiting for the first train worker's process to start")
-        else:
-            ranks = ", ".join(map(str, up))
-            self._say(f"{waited:.0f} s: rank(s) {ranks} have started and not begun to train; see {self._log.parent}")
-
-    def _say(self, line: str) -> None:
-        self._spoke = time.monotonic()
-        tqdm.write(line, file=sys.stderr)
 
     def _draw(self, bar: Any) -> None:
         with contextlib.suppress(Exception):  # a display must not end a run, whatever the feed is going through
@@ -118,7 +92,11 @@ class Console:
         for line in complete.split(b"\n"):
             _, mark, message = line.decode(errors="replace").partition(" rank-0 INFO ")
             if mark:
-                self._say(message)
+                _say(message)
+
+
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
 
 
 def _size(path: Path) -> int:
