@@ -141,7 +141,7 @@ def test_merged_model_has_the_adapters_logits(run_dir, merged):
 
 def test_export_leaves_the_run_as_it_was(run_dir, merged):
     assert checkpoint.model_folder(run_dir) == run_dir / "checkpoint-3"
-    checkpoint.sweep(run_dir)
+    checkpoint.clear_way(run_dir, 3, {})
     assert (merged / "model.safetensors").exists()
 
 

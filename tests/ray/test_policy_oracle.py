@@ -70,7 +70,7 @@ def test_training_ends_with_what_it_has_where_nothing_more_can_be_learnt(oracle:
     )
     client = Rounds([oracle.make_groups(2, oracle.NUM_GENERATIONS)] * 2, ended="all rewards equal")
     trainer = make_trainer(spec, client, tiny_model())
-    trainer.add_callback(StreamFlow(trainer.stream, 0, Clock(0.0)))
+    trainer.add_callback(StreamFlow(trainer.stream, 0, Clock(0.0), spec))
     trainer.train()
     assert (tmp_path / "checkpoint-2" / "trainer_state.json").exists()
     assert (trainer.state.global_step, client.asked) == (2, [0, 1, 2])

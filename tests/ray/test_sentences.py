@@ -24,10 +24,9 @@ EMBEDDING = (
 )  # fmt: skip
 _QUERIES = json.dumps({"question": "query", "chosen": "positive", "rejected": "negative"})
 RERANKER = ("--task_type", "reranker", "--data.columns", _QUERIES, "--max_length", "512")
-# A smaller rate than for the others: their reference counts positions from the padding on, which rounds otherwise.
 GENERATIVE = (
     "--task_type", "generative_reranker", "--positive_token", "y", "--negative_token", "n", "--data.columns", _QUERIES,
-    "--max_length", "768", "--learning_rate", "1e-4",
+    "--max_length", "768",
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from rayswift.train.storage import Remote, complete_checkpoints
 from tests.ray.conftest import ROOT, sft, start
 
 RUN = (
-    "--num_workers", "1", "--device", "cpu", "--per_device_train_batch_size", "2", "--max_steps", "16",
+    "--num_workers", "1", "--device", "cpu", "--per_device_train_batch_size", "2", "--max_steps", "40",
     "--save_strategy", "steps", "--save_steps", "4", "--save_total_limit", "2",
 )  # fmt: skip
 
@@ -48,10 +48,10 @@ def test_a_killed_run_continues_from_its_bucket(bucket: str, tmp_path: Path, tin
     out = sft(url, *flags, "--resume", "auto", "--num_workers", "0")
     assert f"fetching {url}/checkpoint-" in out
     assert "continuing" in out
-    assert f"model: {url}/checkpoint-16; report: {url}/" in out
-    assert list(complete_checkpoints(remote, remote.sizes())) == [12, 16]
+    assert f"model: {url}/checkpoint-40; report: {url}/" in out
+    assert list(complete_checkpoints(remote, remote.sizes())) == [36, 40]
     steps = [json.loads(line)["step"] for line in remote.read("metrics.jsonl").splitlines()]
-    assert sorted(set(steps)) == list(range(1, 17))
+    assert sorted(set(steps)) == list(range(1, 41))
     assert json.loads(remote.read("data/accounting.json"))["trained"] > 0
     # What the killed launch left is the only thing there.
     assert len(list(scratch.iterdir())) == 1

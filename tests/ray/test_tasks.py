@@ -17,10 +17,13 @@ TOLERANCE = 1e-4
 
 
 def flags(rows: Path, steps: int = STEPS) -> tuple[str, ...]:
-    """A small, fast, deterministic run in this process."""
+    """A small, fast, deterministic run in this process.
+
+    At ten times the learning rate, what the kernels of CPUs round differently grows past the bounds within eight steps.
+    """
     return (
         "--model", "examples/tiny", "--random_init", "--data.dataset", str(rows), "--max_length", "256",
-        "--window_rows", "64", "--learning_rate", "1e-3", "--logging_steps", "1", "--save_strategy", "no",
+        "--window_rows", "64", "--learning_rate", "1e-4", "--logging_steps", "1", "--save_strategy", "no",
         "--gradient_checkpointing", "false", "--report_to", "none", "--timeout_s", "60", "--num_workers", "0",
         "--zero_stage", "0", "--max_steps", str(steps), "--data.max_bad_fraction", "1",
         "--per_device_train_batch_size", str(PER_DEVICE), "--gradient_accumulation_steps", str(ACCUMULATION),
@@ -76,7 +79,6 @@ def test_dpo_with_a_reference_computed_before_training(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", pairs(12))
     own = ("--model", str(tmp_path / "model"), "--random_init", "false", "--max_length", "512", "--rlhf_type", "dpo")
     own += ("--data.eval_fraction", "0.3", "--eval_strategy", "steps", "--eval_steps", "2", "--max_steps", "4")
-    own += ("--learning_rate", "1e-4")
     train("rlhf", tmp_path / "asks", *flags(path), *own)
     train("rlhf", tmp_path / "knows", *flags(path), *own, "--train.precompute_ref_log_probs", "true")
     keys = ("loss", "rewards/margins", "eval_loss", "eval_rewards/margins")
