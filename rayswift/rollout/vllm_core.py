@@ -291,6 +291,9 @@ def _build(setup: EngineSetup) -> tuple[Any, Callable[[int, int], Any]]:
     import torch
 
     torch.set_num_threads(setup.num_threads)
+    if setup.device == "cpu":
+        # What vLLM compiles even so asks for a compiler, and may come from a cache that another CPU filled.
+        torch.compiler.set_stance("force_eager")
     from vllm import EngineArgs, LLMEngine, SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
