@@ -305,6 +305,7 @@ def connect(
         num_gpus += layout.world_size + int(layout.max_engines * layout.engine.get("GPU", 0.0))
     _init(
         "Ray cannot start on this machine",
+        address="local",  # not a cluster begun here with `ray start`: that one is joined by its address
         num_cpus=cluster.num_data_cpus,
         num_gpus=num_gpus,
         resources={
