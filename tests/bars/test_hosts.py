@@ -96,9 +96,8 @@ def test_grpo_in_a_submitted_job(shared: Path) -> None:
     with three(shared, dashboard=True) as hosts:
         project = shared / "project"
         submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", hosts.dashboard_url]
-        flags = ("--num_workers", "1", "--num_engines", "1", "--engine_resources", "'{\"engine\":1}'")
-        grpo = [f"'{each}'" if "{" in each else each for each in GRPO]
-        entry = ["rayswift", *grpo, *flags, "--max_steps", "2", "--output_dir", str(shared / "run")]
+        flags = ("--num_workers", "1", "--num_engines", "1", "--engine_resources", '{"engine": 1}')
+        entry = ["rayswift", *GRPO, *flags, "--max_steps", "2", "--output_dir", str(shared / "run")]
         command = Command(hosts[1], [*submit, "--working-dir", str(project), "--", *entry], Path("/"), {})
         assert command.wait() == 0
         assert sorted(curve(shared / "run", "reward")) == [1, 2]
