@@ -293,7 +293,7 @@ def connect(
         holders = tuple(each for each in (ask.worker, layout.engine) if each)
         needed = [nodes.Needed(what, path, holders) for what, path in (for_workers or {}).items()]
         needed += [nodes.Needed(what, path, ({"CPU": 1.0},)) for what, path in (for_all or {}).items()]
-        nodes.check(run_dir, needed)
+        nodes.check(run_dir, needed, cluster.node_timeout_s)
         return
     if ray.is_initialized():
         return

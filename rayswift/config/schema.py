@@ -227,6 +227,8 @@ class ClusterConfig(Section):
     """Restarts of the training workers after a death."""
     wait_for_nodes_s: int = Field(600, ge=0)
     """Longest wait for nodes that an autoscaler can add, or that other work holds, before the training begins."""
+    node_timeout_s: int = Field(45, ge=1)
+    """Longest wait for a first process on each node: give more where a job's environment is installed there first."""
     scratch_dir: str | None = None
     """Where a run whose `train.output_dir` is a URL keeps its working copy; null: the system's temporary folder."""
     timeout_s: int = Field(600, ge=1)
