@@ -5,19 +5,19 @@ load("sft", ["--config", "run.yaml", "--learning_rate", "1e-4"])
 
 import difflib
 import json
-import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rayswift.config import swift, trl_fields
+from rayswift.config import swift, trl_fields, yaml_text
 from rayswift.config.names import annotation_of, owner_in, paths_of, section_of, suggest, tasks_of
 from rayswift.config.schema import TRAINING_VERBS, VERB_CONFIGS
 from rayswift.config.section import Section
+from rayswift.config.values import Plain, home, read, takes, untyped
 from rayswift.log import UserError
 
 Tree = dict[str, Any]
@@ -60,18 +60,19 @@ def load(verb: str, argv: list[str]) -> Invocation:
     problems = _Problems()
     switches = ("--dry_run", "--dry-run")
     files, flags = _split([a for a in argv if a not in switches], problems)
-    read = [_flat(schema, _read_yaml(Path(file), problems)) for file in files]
-    task = _task_of(schema, read, flags)
-    has_eval_rows = _names_eval_rows(read, flags)
+    given = [_flat(schema, _read_yaml(Path(home(file)), problems)) for file in files]
+    task = _task_of(schema, given, flags)
+    has_eval_rows = _names_eval_rows(given, flags)
     notes: list[str] = []
     tree: Tree = {}
-    for sections, flat in [*read, ({}, flags)]:
+    for sections, flat in [*given, ({}, flags)]:
         _merge(tree, sections)
         for name, words in _ours(verb, task, flat, has_eval_rows, notes, problems):
             path = _resolve_name(schema, name, problems)
             if path:
-                _put(tree, path, _value(annotation_of(schema, task, path), path, words, problems))
+                _put(tree, path, _words_for(annotation_of(schema, task, path), path, words, problems))
     _check_keys(schema, task, tree, problems)
+    _read_values(schema, task, tree, problems)
     config = _validate(schema, task, tree, problems)
     problems.raise_if_any()
     if verb in TRAINING_VERBS and any(note.startswith(_TRANSLATED) for note in notes) and "tuner" not in tree["model"]:
@@ -89,7 +90,7 @@ def to_yaml(config: BaseModel) -> str:
     for section in tree.values():
         for name in SECRETS & section.keys() if isinstance(section, dict) else ():
             del section[name]
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=False)
+    return yaml_text.dump(tree)
 
 
 # ---- argv ----
@@ -189,39 +190,16 @@ def _resolve_name(schema: type[Section], flag: str, problems: _Problems) -> str 
     return None
 
 
-def _value(annotation: Any, path: str, words: list[str], problems: _Problems) -> Any:
-    if _takes(annotation, list) and not (len(words) == 1 and words[0][:1] != "[" and _takes(annotation, int)):
-        if len(words) == 1 and words[0].startswith("["):
-            return _structured(words[0], path, problems)
-        return words
+def _words_for(annotation: Any, path: str, words: list[str], problems: _Problems) -> Any:
+    """What a flag's words are: a scalar, or a list where the field takes one; their meaning comes later."""
+    one_number = len(words) == 1 and words[0][:1] != "[" and takes(annotation, int)
+    if takes(annotation, list) and not one_number:
+        return Plain(words[0]) if len(words) == 1 and words[0].startswith("[") else [Plain(word) for word in words]
     if not words:
         return "true"  # a bare switch
     if len(words) > 1:
         problems.add(f"--{path} takes one value, got {' '.join(words)}")
-    word = words[0]
-    if word.lower() in ("null", "none") and _takes(annotation, type(None)):
-        return None
-    if _takes(annotation, dict) and word.startswith("{"):
-        return _structured(word, path, problems)
-    return word
-
-
-def _structured(word: str, path: str, problems: _Problems) -> Any:
-    try:
-        return json.loads(word)
-    except json.JSONDecodeError as error:
-        problems.add(f"--{path} {word} is not valid JSON ({error.msg} at character {error.pos})")
-        return None
-
-
-def _takes(annotation: Any, kind: type) -> bool:
-    if isinstance(annotation, str):  # a TRL field, as its source writes it
-        return ("None" if kind is type(None) else kind.__name__) in annotation
-    if get_origin(annotation) is Annotated:
-        return _takes(get_args(annotation)[0], kind)
-    if get_origin(annotation) in (Union, types.UnionType):
-        return any(_takes(a, kind) for a in get_args(annotation))
-    return annotation is kind or get_origin(annotation) is kind
+    return Plain(words[0])
 
 
 # ---- YAML ----
@@ -229,7 +207,7 @@ def _takes(annotation: Any, kind: type) -> bool:
 
 def _read_yaml(path: Path, problems: _Problems) -> Tree:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml_text.load(path.read_text(encoding="utf-8"))
     except OSError as error:
         problems.add(f"--config {path}: {error.strerror}", "check the path")
         return {}
@@ -257,7 +235,7 @@ def _flat(schema: type[Section], tree: Tree) -> tuple[Tree, list[swift.Flag]]:
             continue
         if not is_section and (scalar or is_known):
             words = value if isinstance(value, list) else [value]
-            flags.append((str(key), [word if isinstance(word, str) else json.dumps(word) for word in words]))
+            flags.append((str(key), [word if isinstance(word, str) else json.dumps(untyped(word)) for word in words]))
         else:
             sections[key] = value
     return sections, flags
@@ -321,6 +299,18 @@ def _misplaced(schema: type[Section], path: str, value: Any, tree: Tree, problem
 
 
 # ---- types ----
+
+
+def _read_values(schema: type[Section], task: str, tree: Tree, problems: _Problems) -> None:
+    """Replace what is written by what it means for its field; `tree` is changed in place."""
+    for section_name, section in tree.items():
+        for name, written in list(section.items()) if isinstance(section, dict) else ():
+            path = f"{section_name}.{name}"
+            try:
+                section[name] = read(annotation_of(schema, task, path), written)
+            except json.JSONDecodeError as error:
+                problems.add(f"--{path} {written} is not valid JSON ({error.msg} at character {error.pos})")
+                del section[name]
 
 
 def _validate(schema: type[Section], task: str, tree: Tree, problems: _Problems) -> Section | None:
