@@ -5,9 +5,10 @@ load("sft", ["--config", "run.yaml", "--learning_rate", "1e-4"])
 
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -15,9 +16,9 @@ from pydantic import BaseModel, ValidationError
 
 from rayswift.config import swift, trl_fields, yaml_text
 from rayswift.config.names import annotation_of, owner_in, paths_of, section_of, suggest, tasks_of
-from rayswift.config.schema import TRAINING_VERBS, VERB_CONFIGS
+from rayswift.config.schema import VERB_CONFIGS
 from rayswift.config.section import Section
-from rayswift.config.values import Plain, home, read, takes, untyped
+from rayswift.config.values import Plain, home, plain, read, takes, untyped
 from rayswift.log import UserError
 
 Tree = dict[str, Any]
@@ -50,34 +51,57 @@ class _Problems:
             raise UserError("\n".join(self.lines))
 
 
-def load(verb: str, argv: list[str]) -> Invocation:
+def load(verb: str, argv: list[str], environ: Mapping[str, str] = MappingProxyType({})) -> Invocation:
     """Resolve a command line of `rayswift <verb>`.
+
+    Args:
+        verb: One of `VERB_CONFIGS`.
+        argv: What follows it.
+        environ: Variables of the process, of which those count that `swift` reads (NPROC_PER_NODE, NNODES, ...).
 
     Raises:
         UserError: with one line for each problem: unknown key, wrong type, field owned by Ray, missing field.
     """
     schema = VERB_CONFIGS[verb]
     problems = _Problems()
-    switches = ("--dry_run", "--dry-run")
-    files, flags = _split([a for a in argv if a not in switches], problems)
+    files, flags, dry_run = _split(argv, problems)
     given = [_flat(schema, _read_yaml(Path(home(file)), problems)) for file in files]
     task = _task_of(schema, given, flags)
-    has_eval_rows = _names_eval_rows(given, flags)
-    notes: list[str] = []
-    tree: Tree = {}
-    for sections, flat in [*given, ({}, flags)]:
-        _merge(tree, sections)
-        for name, words in _ours(verb, task, flat, has_eval_rows, notes, problems):
-            path = _resolve_name(schema, name, problems)
-            if path:
-                _put(tree, path, _words_for(annotation_of(schema, task, path), path, words, problems))
+    said = swift.Translation(verb, task)
+    tree = _merged(schema, [*given, ({}, flags)], said, environ, problems)
     _check_keys(schema, task, tree, problems)
     _read_values(schema, task, tree, problems)
     config = _validate(schema, task, tree, problems)
+    problems.lines += said.problems
     problems.raise_if_any()
-    if verb in TRAINING_VERBS and any(note.startswith(_TRANSLATED) for note in notes) and "tuner" not in tree["model"]:
-        notes.append("model.tuner is not set: all weights are trained, where ms-swift would train a LoRA")
-    return Invocation(config, dry_run=any(a in switches for a in argv), notes=tuple(notes))
+    renamed = [f"{_TRANSLATED}: {'; '.join(said.renamed)}"] if said.renamed else []
+    return Invocation(config, dry_run=dry_run, notes=(*renamed, *said.notes))
+
+
+def _merged(
+    schema: type[Section],
+    given: list[tuple[Tree, list[swift.Flag]]],
+    said: swift.Translation,
+    environ: Mapping[str, str],
+    problems: _Problems,
+) -> Tree:
+    """Files and flags as one tree, later ones over earlier; ms-swift's spelling is translated, values are not read."""
+    tree: Tree = {}
+
+    def put(flags: list[swift.Flag]) -> None:
+        for name, words in flags:
+            path = _resolve_name(schema, name, problems)
+            if path:
+                _put(tree, path, _words_for(annotation_of(schema, said.task, path), path, words, problems))
+
+    has_eval_rows = _names_eval_rows(given)
+    for sections, flat in given:
+        _merge(tree, sections)
+        put(said.add(swift.translate(flat, said.verb, said.task, has_eval_rows)) if said.task else flat)
+    if said.task:
+        flat_flags = [flag for _, flat in given for flag in flat]
+        put(swift.complete(tree, flat_flags, environ, said))
+    return tree
 
 
 # Fields that are never written to a file or a log.
@@ -96,20 +120,28 @@ def to_yaml(config: BaseModel) -> str:
 # ---- argv ----
 
 
-def _split(argv: list[str], problems: _Problems) -> tuple[list[str], list[swift.Flag]]:
-    """Config files (`--config a.yaml`, or `a.yaml` as the first word) and the other flags."""
+def _split(argv: list[str], problems: _Problems) -> tuple[list[str], list[swift.Flag], bool]:
+    """Config files (`--config a.yaml`, or `a.yaml` as the first word), the other flags, and whether to run dry."""
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
         argv = ["--config", *argv]
     files: list[str] = []
     flags: list[swift.Flag] = []
+    dry_run = False
     for name, words in _flags(argv, problems):
-        if name != "config":
+        if name == "config":
+            if not words:
+                problems.add("--config names no file")
+            files += words
+        elif name == "dry_run":
+            switch = [plain(word) for word in words] or [True]
+            if len(switch) > 1 or not isinstance(switch[0], bool):
+                problems.add(
+                    f"--dry_run is a switch, got {' '.join(words)}", "write --dry_run, or true or false behind"
+                )
+            dry_run = switch[0] is True
+        else:
             flags.append((name, words))
-            continue
-        if not words:
-            problems.add("--config names no file")
-        files += words
-    return files, flags
+    return files, flags, dry_run
 
 
 def _task_of(schema: type[Section], files: list[tuple[Tree, list[swift.Flag]]], flags: list[swift.Flag]) -> str:
@@ -127,26 +159,13 @@ def _task_of(schema: type[Section], files: list[tuple[Tree, list[swift.Flag]]], 
     return task if task in tasks else tasks[0]
 
 
-def _names_eval_rows(files: list[tuple[Tree, list[swift.Flag]]], flags: list[swift.Flag]) -> bool:
-    names = [name.removeprefix("data.") for _, flat in [*files, ({}, flags)] for name, _ in flat]
-    for sections, _ in files:
+def _names_eval_rows(given: list[tuple[Tree, list[swift.Flag]]]) -> bool:
+    """Whether anything names rows to evaluate on; a share of 0 names none."""
+    names = [(name.removeprefix("data."), words) for _, flat in given for name, words in flat]
+    for sections, _ in given:
         data = sections.get("data")
-        names += data if isinstance(data, dict) else []
-    return any(name in _EVAL_ROWS for name in names)
-
-
-def _ours(
-    verb: str, task: str, flags: list[swift.Flag], has_eval_rows: bool, notes: list[str], problems: _Problems
-) -> list[swift.Flag]:
-    """Flags with ms-swift's among them translated, if the verb trains."""
-    if not task:
-        return flags
-    translation = swift.translate(flags, verb, task, has_eval_rows)
-    if translation.renamed:
-        notes.append(f"{_TRANSLATED}: {'; '.join(translation.renamed)}")
-    notes += translation.notes
-    problems.lines += translation.problems
-    return translation.flags
+        names += [(name, [str(value)]) for name, value in data.items()] if isinstance(data, dict) else []
+    return any(name in _EVAL_ROWS and words and plain(words[0]) not in (0, [], "[]") for name, words in names)
 
 
 def _flags(argv: list[str], problems: _Problems) -> Iterator[tuple[str, list[str]]]:

@@ -91,8 +91,8 @@ def takes(annotation: Any, kind: type) -> bool:
 
 
 def home(written: str) -> str:
-    """A path with `~` or `~user` at its front replaced by that home; anything else as it is."""
-    return os.path.expanduser(written) if written.startswith("~") else written
+    """A path with `~` or `~user` as its first folder replaced by that home; anything else as it is."""
+    return os.path.expanduser(written) if written.startswith("~") and "/" in written else written
 
 
 def _scalar(kinds: list[Any], word: Plain) -> Any:
