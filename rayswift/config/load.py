@@ -5,23 +5,20 @@ load("sft", ["--config", "run.yaml", "--learning_rate", "1e-4"])
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from rayswift.config import swift, trl_fields, yaml_text
+from rayswift.config import built, other_names, swift, trl_fields, yaml_text
 from rayswift.config.names import annotation_of, owner_in, paths_of, section_of, suggest, tasks_of
-from rayswift.config.schema import VERB_CONFIGS
+from rayswift.config.schema import VERB_CONFIGS, TrainingConfig
 from rayswift.config.section import Section
-from rayswift.config.values import Plain, home, plain, read, takes, untyped
-from rayswift.log import UserError
-
-Tree = dict[str, Any]
+from rayswift.config.values import home, plain, read
+from rayswift.config.written import Problems, Tree, flat_of, read_yaml, split, words_for
 
 _TRANSLATED = "ms-swift's spelling"
 
@@ -39,18 +36,6 @@ class Invocation:
     """What was translated from ms-swift's spelling, and which of its flags change nothing; one line each."""
 
 
-@dataclass
-class _Problems:
-    lines: list[str] = field(default_factory=list)
-
-    def add(self, what: str, fix: str = "") -> None:
-        self.lines.append(f"{what}; {fix}" if fix else what)
-
-    def raise_if_any(self) -> None:
-        if self.lines:
-            raise UserError("\n".join(self.lines))
-
-
 def load(verb: str, argv: list[str], environ: Mapping[str, str] = MappingProxyType({})) -> Invocation:
     """Resolve a command line of `rayswift <verb>`.
 
@@ -63,9 +48,9 @@ def load(verb: str, argv: list[str], environ: Mapping[str, str] = MappingProxyTy
         UserError: with one line for each problem: unknown key, wrong type, field owned by Ray, missing field.
     """
     schema = VERB_CONFIGS[verb]
-    problems = _Problems()
-    files, flags, dry_run = _split(argv, problems)
-    given = [_flat(schema, _read_yaml(Path(home(file)), problems)) for file in files]
+    problems = Problems()
+    files, flags, dry_run = split(argv, problems)
+    given = [flat_of(schema, read_yaml(Path(home(file)), problems)) for file in files]
     task = _task_of(schema, given, flags)
     said = swift.Translation(verb, task)
     tree = _merged(schema, [*given, ({}, flags)], said, environ, problems)
@@ -73,6 +58,11 @@ def load(verb: str, argv: list[str], environ: Mapping[str, str] = MappingProxyTy
     _read_values(schema, task, tree, problems)
     config = _validate(schema, task, tree, problems)
     problems.lines += said.problems
+    if problems.lines and config is None:  # judged by what is left of it, so that one problem hides no other
+        config = _without_bad_fields(schema, tree)
+    if problems.lines and isinstance(config, TrainingConfig):
+        more = built.config_problems(config) if dry_run else built.static_problems(config)
+        problems.lines += [line for line in more if line not in problems.lines]
     problems.raise_if_any()
     renamed = [f"{_TRANSLATED}: {'; '.join(said.renamed)}"] if said.renamed else []
     return Invocation(config, dry_run=dry_run, notes=(*renamed, *said.notes))
@@ -83,7 +73,7 @@ def _merged(
     given: list[tuple[Tree, list[swift.Flag]]],
     said: swift.Translation,
     environ: Mapping[str, str],
-    problems: _Problems,
+    problems: Problems,
 ) -> Tree:
     """Files and flags as one tree, later ones over earlier; ms-swift's spelling is translated, values are not read."""
     tree: Tree = {}
@@ -92,7 +82,7 @@ def _merged(
         for name, words in flags:
             path = _resolve_name(schema, name, problems)
             if path:
-                _put(tree, path, _words_for(annotation_of(schema, said.task, path), path, words, problems))
+                _put(tree, path, words_for(annotation_of(schema, said.task, path), path, words, problems))
 
     has_eval_rows = _names_eval_rows(given)
     for sections, flat in given:
@@ -120,30 +110,6 @@ def to_yaml(config: BaseModel) -> str:
 # ---- argv ----
 
 
-def _split(argv: list[str], problems: _Problems) -> tuple[list[str], list[swift.Flag], bool]:
-    """Config files (`--config a.yaml`, or `a.yaml` as the first word), the other flags, and whether to run dry."""
-    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
-        argv = ["--config", *argv]
-    files: list[str] = []
-    flags: list[swift.Flag] = []
-    dry_run = False
-    for name, words in _flags(argv, problems):
-        if name == "config":
-            if not words:
-                problems.add("--config names no file")
-            files += words
-        elif name == "dry_run":
-            switch = [plain(word) for word in words] or [True]
-            if len(switch) > 1 or not isinstance(switch[0], bool):
-                problems.add(
-                    f"--dry_run is a switch, got {' '.join(words)}", "write --dry_run, or true or false behind"
-                )
-            dry_run = switch[0] is True
-        else:
-            flags.append((name, words))
-    return files, flags, dry_run
-
-
 def _task_of(schema: type[Section], files: list[tuple[Tree, list[swift.Flag]]], flags: list[swift.Flag]) -> str:
     """The task a verb trains, as far as it can be known before anything is checked."""
     tasks = tasks_of(schema)
@@ -168,24 +134,7 @@ def _names_eval_rows(given: list[tuple[Tree, list[swift.Flag]]]) -> bool:
     return any(name in _EVAL_ROWS and words and plain(words[0]) not in (0, [], "[]") for name, words in names)
 
 
-def _flags(argv: list[str], problems: _Problems) -> Iterator[tuple[str, list[str]]]:
-    """`--a x --b=y --c` -> (a, [x]), (b, [y]), (c, [])."""
-    current: tuple[str, list[str]] | None = None
-    for word in argv:
-        if word.startswith("--") and len(word) > 2 and not word[2].isdigit():
-            if current:
-                yield current
-            name, equals, value = word[2:].partition("=")
-            current = (name.replace("-", "_"), [value] if equals else [])
-        elif current is None:
-            problems.add(f"`{word}` is not a flag", "flags look like --data.max_length 1024")
-        else:
-            current[1].append(word)
-    if current:
-        yield current
-
-
-def _resolve_name(schema: type[Section], flag: str, problems: _Problems) -> str | None:
+def _resolve_name(schema: type[Section], flag: str, problems: Problems) -> str | None:
     known = paths_of(schema)
     if flag in known:
         return flag
@@ -197,6 +146,10 @@ def _resolve_name(schema: type[Section], flag: str, problems: _Problems) -> str 
     if matches:
         problems.add(f"--{flag} could be {' or '.join('--' + m for m in matches)}", "write the one you mean")
         return None
+    told = other_names.answer(flag)
+    if told:
+        problems.add(f"--{flag} is not a field here", told)
+        return None
     if "train" in schema.model_fields:
         owned_name = flag.removeprefix("train.")
         owner = owner_in(schema, owned_name)
@@ -207,57 +160,6 @@ def _resolve_name(schema: type[Section], flag: str, problems: _Problems) -> str 
             return None
     problems.add(f"--{flag} is unknown", suggest(flag, known, "--") or "see --help all")
     return None
-
-
-def _words_for(annotation: Any, path: str, words: list[str], problems: _Problems) -> Any:
-    """What a flag's words are: a scalar, or a list where the field takes one; their meaning comes later."""
-    one_number = len(words) == 1 and words[0][:1] != "[" and takes(annotation, int)
-    if takes(annotation, list) and not one_number:
-        return Plain(words[0]) if len(words) == 1 and words[0].startswith("[") else [Plain(word) for word in words]
-    if not words:
-        return "true"  # a bare switch
-    if len(words) > 1:
-        problems.add(f"--{path} takes one value, got {' '.join(words)}")
-    return Plain(words[0])
-
-
-# ---- YAML ----
-
-
-def _read_yaml(path: Path, problems: _Problems) -> Tree:
-    try:
-        tree = yaml_text.load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        problems.add(f"--config {path}: {error.strerror}", "check the path")
-        return {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problems.add(f"--config {path} is not valid YAML: {' '.join(str(error).split())}")
-        return {}
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        problems.add(f"--config {path} holds {type(tree).__name__}", "it wants sections: model, data, train, cluster")
-        return {}
-    return tree
-
-
-def _flat(schema: type[Section], tree: Tree) -> tuple[Tree, list[swift.Flag]]:
-    """Sections, and the flags of a file that is written flat as ms-swift's are (`model: org/name`)."""
-    sections: Tree = {}
-    flags: list[swift.Flag] = []
-    bare = {path.split(".")[1] for path in paths_of(schema)}
-    for key, value in tree.items():
-        scalar = not isinstance(value, dict) and value is not None
-        is_section = key in schema.model_fields and not (scalar and f"{key}.path" in paths_of(schema))
-        is_known = key in bare or (tasks_of(schema) and swift.knows(str(key)))
-        if is_known and value is None:
-            continue
-        if not is_section and (scalar or is_known):
-            words = value if isinstance(value, list) else [value]
-            flags.append((str(key), [word if isinstance(word, str) else json.dumps(untyped(word)) for word in words]))
-        else:
-            sections[key] = value
-    return sections, flags
 
 
 def _merge(tree: Tree, other: Tree) -> None:
@@ -275,12 +177,16 @@ def _put(tree: Tree, path: str, value: Any) -> None:
     tree[section][name] = value
 
 
-def _check_keys(schema: type[Section], task: str, tree: Tree, problems: _Problems) -> None:
+def _check_keys(schema: type[Section], task: str, tree: Tree, problems: Problems) -> None:
     """Report unknown keys and move TRL names that belong to another section; `tree` is changed in place."""
     known = paths_of(schema)
     for section_name in list(tree):
         section = tree[section_name]
-        if section_name not in schema.model_fields:
+        told = other_names.answer(str(section_name)) if section_name not in schema.model_fields else None
+        if told:
+            problems.add(f"`{section_name}` is not a section", told)
+            del tree[section_name]
+        elif section_name not in schema.model_fields:
             hint = difflib.get_close_matches(str(section_name), list(schema.model_fields), 1)
             fix = f"did you mean {hint[0]}?" if hint else f"sections are {', '.join(schema.model_fields)}"
             problems.add(f"`{section_name}` is not a section", fix)
@@ -297,7 +203,7 @@ def _check_keys(schema: type[Section], task: str, tree: Tree, problems: _Problem
                 _check_task(schema, task, section, problems)
 
 
-def _check_task(schema: type[Section], task: str, train: Tree, problems: _Problems) -> None:
+def _check_task(schema: type[Section], task: str, train: Tree, problems: Problems) -> None:
     """Report TRL fields that belong to another task of the verb."""
     section = section_of(schema, "train")
     for name in [n for n in train if n not in section.model_fields and n not in trl_fields.read_fields(task)]:
@@ -306,21 +212,22 @@ def _check_task(schema: type[Section], task: str, train: Tree, problems: _Proble
         del train[name]
 
 
-def _misplaced(schema: type[Section], path: str, value: Any, tree: Tree, problems: _Problems) -> None:
+def _misplaced(schema: type[Section], path: str, value: Any, tree: Tree, problems: Problems) -> None:
     section, name = path.split(".", 1)
     owner = owner_in(schema, name) if section == "train" else None
+    told = other_names.answer(name)
     if owner and name in trl_fields.MOVED:
         _put(tree, owner, value)
     elif owner:
         problems.add(f"train.{name} is not a field here", f"use {owner}")
     else:
-        problems.add(f"{path} is unknown", suggest(path, paths_of(schema)) or "see --help all")
+        problems.add(f"{path} is unknown", told or suggest(path, paths_of(schema)) or "see --help all")
 
 
 # ---- types ----
 
 
-def _read_values(schema: type[Section], task: str, tree: Tree, problems: _Problems) -> None:
+def _read_values(schema: type[Section], task: str, tree: Tree, problems: Problems) -> None:
     """Replace what is written by what it means for its field; `tree` is changed in place."""
     for section_name, section in tree.items():
         for name, written in list(section.items()) if isinstance(section, dict) else ():
@@ -332,7 +239,7 @@ def _read_values(schema: type[Section], task: str, tree: Tree, problems: _Proble
                 del section[name]
 
 
-def _validate(schema: type[Section], task: str, tree: Tree, problems: _Problems) -> Section | None:
+def _validate(schema: type[Section], task: str, tree: Tree, problems: Problems) -> Section | None:
     train = tree.get("train")
     if "train" in schema.model_fields and isinstance(train, dict):
         section = section_of(schema, "train")
@@ -349,7 +256,23 @@ def _validate(schema: type[Section], task: str, tree: Tree, problems: _Problems)
         return None
 
 
-def _explain(error: ValidationError, prefix: str, problems: _Problems) -> None:
+def _without_bad_fields(schema: type[Section], tree: Tree) -> Section | None:
+    """The config without the fields that are refused; None: required ones are missing."""
+    whole: Tree = {section: {} for section in schema.model_fields} | tree
+    try:
+        schema.model_validate(whole)
+    except ValidationError as error:
+        places = {tuple(str(part) for part in detail["loc"][:2]) for detail in error.errors()}
+        for section, *name in places:
+            if name and isinstance(whole[section], dict):
+                whole[section] = {key: value for key, value in whole[section].items() if key != name[0]}
+    try:
+        return schema.model_validate(whole)
+    except ValidationError:
+        return None
+
+
+def _explain(error: ValidationError, prefix: str, problems: Problems) -> None:
     seen = set()
     for detail in error.errors():
         where = prefix or ".".join(str(p) for p in detail["loc"][:2])

@@ -28,9 +28,9 @@ class RolloutPlan:
 
     rounds: see there; num_steps: optimizer steps of one pass over a round; steps_per_round: of all passes;
     num_generations, num_generations_eval: completions of a prompt; max_completion_length, max_sequence_length: tokens
-    of a completion, and of it with its prompt; min_group: fewest scored ones that it can be trained with; drops_equal: filter groups whose rewards are all equal; max_failed_fraction: see
-    `rollout.max_failed_fraction`; max_outstanding: requests that an engine holds at once; max_still_s: that a wait goes
-    on while nothing at all comes forward.
+    of a completion, and of it with its prompt; min_group: fewest scored ones that it can be trained with; drops_equal:
+    filter groups whose rewards are all equal; max_failed_fraction: see `rollout.max_failed_fraction`; max_outstanding:
+    requests that an engine holds at once; max_still_s: that a wait goes on while nothing at all comes forward.
     """
 
     rounds: RoundPlan

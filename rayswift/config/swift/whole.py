@@ -128,7 +128,8 @@ def _say_defaults(tree: Tree, verb: str, task: str, given: set[str], result: Tra
 
 def _say_hub(tree: Tree, result: Translation) -> None:
     """ms-swift asks ModelScope's hub unless it is told otherwise; here ids are Hugging Face's."""
-    ids, foreign = [], []
+    ids: list[str] = []
+    foreign: list[str] = []
     for section, names in (("model", ("path", "reference", "teacher")), ("data", ("dataset", "eval"))):
         fields = tree.get(section)
         for name in names:
