@@ -1,6 +1,7 @@
 """What the driver makes ready before data tasks start: tokenizer files, open sources, a look at the first rows."""
 
 import hashlib
+import json
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -56,7 +57,31 @@ def prepare_tokenizer(model: ModelConfig, folder: Path, kind: RowKind = CAUSAL) 
         _write_pair_template(folder, kind)
     if model.new_special_tokens:
         _add_special_tokens(folder / "tokenizer.json", special_tokens(model.new_special_tokens))
+    else:
+        _check_rows(source / "config.json", folder / "tokenizer.json")
     return folder
+
+
+def _check_rows(config: Path, tokenizer: Path) -> None:
+    """Each token needs a row of the embedding; new tokens come with theirs.
+
+    Raises:
+        UserError: some have none.
+    """
+    if not config.exists():
+        return
+    architecture = json.loads(config.read_text(encoding="utf-8"))
+    num_rows = architecture.get("text_config", architecture).get("vocab_size")
+    vocabulary = Tokenizer.from_file(str(tokenizer)).get_vocab(with_added_tokens=True)
+    beyond = sorted((number, token) for token, number in vocabulary.items() if num_rows and number >= num_rows)
+    if beyond:
+        number, token = beyond[0]
+        raise UserError(
+            f"model.path: the tokenizer has {len(beyond)} token(s) that the embedding has no row for, {token!r} with "
+            f"number {number} the first of them, and {config} says vocab_size {num_rows}; give "
+            f"--model.new_special_tokens {token!r}, for which the embedding grows to the whole tokenizer, or put the "
+            "tokenizer that the model was trained with into its folder"
+        )
 
 
 def _write_pair_template(folder: Path, kind: RowKind) -> None:

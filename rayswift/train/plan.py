@@ -149,6 +149,8 @@ def _problems(config: TrainingConfig, has_eval: bool) -> list[str]:
     found = tuner_problems(config.model) + task_problems(config) + model_problems(config)
     if train.eval_strategy != "no" and not has_eval:
         found.append(f"train.eval_strategy = {train.eval_strategy} has no rows; set data.eval or data.eval_fraction")
+    if train.eval_on_start and not has_eval:
+        found.append("train.eval_on_start = True has no rows; set data.eval or data.eval_fraction, or unset it")
     for name in ("load_best_model_at_end", "early_stopping_patience"):
         if getattr(train, name) and train.eval_strategy == "no":
             found.append(f"train.{name} needs evaluations; set data.eval or data.eval_fraction")
