@@ -215,13 +215,32 @@ def gpus_for(num_processes: int, gpus_each: float) -> int:
     return math.ceil(num_processes / int(1 / gpus_each + 1e-9))
 
 
+_DEVICES = Path("/dev")
+# WSL2 has no /dev/nvidia0, and keeps the tool where PATH need not lead.
+_WSL_DEVICE, _WSL_FOLDER = "dxg", "/usr/lib/wsl/lib"
+
+
 def count_gpus() -> int:
     """NVIDIA GPUs that a process started here would see."""
-    devices = [d for d in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", d.name)]
+    num_devices = len([d for d in _DEVICES.glob("nvidia*") if re.fullmatch(r"nvidia\d+", d.name)])
+    if not num_devices and (_DEVICES / _WSL_DEVICE).exists():
+        num_devices = len([line for line in _nvidia_smi("-L") if line.startswith("GPU ")])
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        return len(devices)
-    return min(len(devices), len([d for d in visible.split(",") if d.strip() not in ("", "-1")]))
+        return num_devices
+    return min(num_devices, len([d for d in visible.split(",") if d.strip() not in ("", "-1")]))
+
+
+def _nvidia_smi(*arguments: str) -> list[str]:
+    """Lines of nvidia-smi's answer; none where it is not installed or does not answer."""
+    program = shutil.which("nvidia-smi") or shutil.which("nvidia-smi", path=_WSL_FOLDER)
+    if not program:
+        return []
+    try:
+        done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.splitlines()
 
 
 def network_environment(
@@ -254,11 +273,11 @@ def interfaces() -> dict[str, list[str]]:
 
 def memory_per_worker_bytes(layout: Layout) -> int:
     """Memory that a worker's training may take: its GPU's, or its share of this machine's."""
-    if layout.device == "cuda" and shutil.which("nvidia-smi"):
-        query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-        out = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False).stdout.split()
-        if out:
-            return int(out[0]) << 20
+    if layout.device == "cuda":
+        mebibytes = _nvidia_smi("--query-gpu=memory.total", "--format=csv,noheader,nounits")
+        # A GPU that shares the host's memory answers [N/A].
+        if mebibytes and mebibytes[0].strip().isdigit():
+            return int(mebibytes[0]) << 20
     return int(psutil.virtual_memory().total * 0.8) // layout.world_size
 
 
