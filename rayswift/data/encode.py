@@ -22,7 +22,7 @@ from rayswift.data.rows import BadRow, CausalRow, Family, Row, parse_row
 from rayswift.data.template import ChatTemplate
 from rayswift.data.token_bytes import TokenBytes, byte_positions
 from rayswift.data.truncation import bound_of, kept
-from rayswift.data.turns import Document, Numbers, Span, documents, joined
+from rayswift.data.turns import Document, Numbers, Span, documents, in_segments, joined
 from rayswift.log import UserError
 
 _BATCH_CHARS = 1 << 22
@@ -158,6 +158,10 @@ class Encoder:
         """
         sample = parse_row(row, "causal", self.config.columns, self.config.system)
         assert isinstance(sample, CausalRow)
+        if sample.segments is not None:
+            document = in_segments(sample.segments)
+            self._refuse(document.text, document.whole, 1)
+            return [document]
         if sample.conversation is None:
             text = f"{sample.text}{self._eos}"
             self._refuse(text, True, 1)

@@ -104,10 +104,13 @@ class KtoEncoder(MemberEncoder):
     """Encodes conversations whose last answer, which alone is trained, is wanted or not: `label` is 1 or 0."""
 
     def documents(self, row: Row) -> list[Document]:
-        """The conversation; see `Encoder.documents`."""
+        """The conversation, or the two of a pair; see `Encoder.documents`."""
         sample = parse_row(row, "kto", self.config.columns, self.config.system)
         assert isinstance(sample, KtoRow)
-        return [replace(self._judged(sample.conversation, "last_turn"), numbers=(("label", float(sample.label)),))]
+        return [
+            replace(self._judged(conversation, "last_turn"), numbers=(("label", float(label)),))
+            for conversation, label in sample.judged
+        ]
 
 
 class ClassificationEncoder(MemberEncoder):

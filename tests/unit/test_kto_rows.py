@@ -42,6 +42,45 @@ def test_the_last_answer_alone_is_trained(label: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "pair",
+    [
+        {"prompt": "2+2", "chosen": "4", "rejected": "5"},
+        {
+            "messages": [{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "4"}],
+            "rejected_response": "5",
+        },
+        {"chosen": "\n\nHuman: 2+2\n\nAssistant: 4", "rejected": "\n\nHuman: 2+2\n\nAssistant: 5"},
+    ],
+)
+def test_a_pair_is_two_rows_with_labels(pair: dict[str, Any]) -> None:
+    rows = encode(pair)
+    assert isinstance(rows, list)
+    assert [(text(row.input_ids[row.trained]), row.numbers) for row in rows] == [
+        ("4<|im_end|>", (("label", 1.0),)),
+        ("5<|im_end|>", (("label", 0.0),)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "partners"),
+    [
+        ("aabb", [2, 3, 0, 1]),
+        ("abbc", [2, 3, 0, 1]),
+        ("abc", [2, 0, 1]),
+        ("aab", [2, 0, 1]),
+        ("aa", [1, 0]),
+        ("a", [0]),
+    ],
+)
+def test_the_answer_of_its_own_pair_is_no_partner(pairs: str, partners: list[int]) -> None:
+    rows = [
+        PackedRow(np.array([9, i], np.int32), np.array([False, True]), (2,), 1, ids=(f"rows:{pair}",))
+        for i, pair in enumerate(pairs)
+    ]
+    assert [int(row.input_ids[-1]) for row in with_partners(rows, 8)] == partners
+
+
+@pytest.mark.parametrize(
     ("change", "options", "reason"),
     [
         ({"label": 2}, {}, "bad label"),

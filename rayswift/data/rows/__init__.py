@@ -17,11 +17,10 @@ from rayswift.data.rows.families import (
     PromptRow,
     RerankerRow,
 )
-from rayswift.data.rows.formats import WANTED, format_of
+from rayswift.data.rows.formats import format_of
 from rayswift.data.rows.parse import parse_row
 
 __all__ = [
-    "WANTED",
     "BadRow",
     "CausalRow",
     "ClassificationRow",
