@@ -34,7 +34,7 @@ class EncodeConfig:
     """What determines the tokens of a row.
 
     `tokenizer_dir` holds tokenizer.json, its config and the chat template; `tokenizer_hash` is the hash of those files.
-    The last six: see `RowKind`.
+    The last seven: see `RowKind`.
     """
 
     tokenizer_dir: str
@@ -51,6 +51,7 @@ class EncodeConfig:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     loss: str | None = None
     answers: tuple[str, str] | None = None
+    label_names: tuple[str, ...] = ()
 
     @property
     def num_members(self) -> int | None:
@@ -66,7 +67,7 @@ class RowKind:
 
     max_length, template_kwargs: of prompts, for which neither `data.max_length` nor the row's own variables for the
     chat template say all. loss: where it asks for certain members of a row. answers: what texts of task
-    generative_reranker ask for.
+    generative_reranker ask for. label_names: of classes, in the order of the model's outputs; empty: they are numbers.
     """
 
     family: Family = "causal"
@@ -76,6 +77,7 @@ class RowKind:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     loss: str | None = None
     answers: tuple[str, str] | None = None
+    label_names: tuple[str, ...] = ()
 
 
 CAUSAL = RowKind()

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from rayswift.config.model import ModelConfig
 from rayswift.config.schema import DataConfig
+from rayswift.data import class_labels
 from rayswift.data.cache_folder import open_cache
 from rayswift.data.encode import CAUSAL, EncodeConfig, RowKind, read_chat_template
 from rayswift.data.members import encoder_of
@@ -125,6 +126,8 @@ def plan_encoding(
     Raises:
         UserError: a source cannot be read, or none of the first rows can be trained.
     """
+    stores = open_sources(data.dataset, work_dir / "train", seed)
+    kind = class_labels.completed(kind, stores, data.columns)
     encode = EncodeConfig(
         str(tokenizer_dir),
         hash_files(tokenizer_dir),
@@ -140,8 +143,8 @@ def plan_encoding(
         kind.template_kwargs,
         kind.loss,
         kind.answers,
+        kind.label_names,
     )
-    stores = open_sources(data.dataset, work_dir / "train", seed)
     held_out: tuple[Store, ...] = ()
     if data.eval:
         held_out = open_sources(data.eval, work_dir / "eval", seed)

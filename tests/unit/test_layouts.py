@@ -47,8 +47,8 @@ BAD = {"role": "assistant", "content": "b"}
 HUMAN, GPT = {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}
 SYSTEM = {"role": "system", "content": "s"}
 EARLIER = [{"role": "user", "content": "q0"}, {"role": "assistant", "content": "a0"}]
-TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
-CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
+CALL: dict[str, Any] = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 WITH_CALL = Conversation(
     (
         {"role": "user", "content": "q"},
@@ -147,7 +147,7 @@ OTHER_CHATS: list[tuple[str, dict[str, Any], Conversation]] = [
 ]  # fmt: skip
 ASK_AND_TOOL = {"conversations": [HUMAN, {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
                                   {"from": "observation", "value": "r"}, GPT]}  # fmt: skip
-BARE = TOOL["function"]
+BARE: dict[str, Any] = TOOL["function"]
 
 
 def calling(call: dict[str, Any], **result: Any) -> list[dict[str, Any]]:

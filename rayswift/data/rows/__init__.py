@@ -11,6 +11,7 @@ from rayswift.data.rows.families import (
     EmbeddingRow,
     Family,
     KtoRow,
+    Label,
     Message,
     MessageLoss,
     PreferenceRow,
@@ -19,6 +20,7 @@ from rayswift.data.rows.families import (
 )
 from rayswift.data.rows.formats import format_of
 from rayswift.data.rows.parse import parse_row
+from rayswift.data.rows.texts import label_in
 
 __all__ = [
     "BadRow",
@@ -28,6 +30,7 @@ __all__ = [
     "EmbeddingRow",
     "Family",
     "KtoRow",
+    "Label",
     "Message",
     "MessageLoss",
     "PreferenceRow",
@@ -35,5 +38,6 @@ __all__ = [
     "RerankerRow",
     "Row",
     "format_of",
+    "label_in",
     "parse_row",
 ]

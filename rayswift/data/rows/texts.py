@@ -1,6 +1,7 @@
 """Rows for embeddings, rerankers and classification."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from rayswift.data.rows.columns import (
@@ -16,6 +17,7 @@ from rayswift.data.rows.columns import (
     NamedRow,
     Row,
     messages_column,
+    named,
     one_of,
 )
 from rayswift.data.rows.dialogue import asked, dialogue, messages_in, names_question, question
@@ -143,6 +145,19 @@ def classification(given: NamedRow) -> ClassificationRow:
     else:
         raise unknown(row, _CLASSES_WANTED, ("text",))
     return ClassificationRow(made, label_of(row[column]))
+
+
+def label_in(row: Any, columns: Mapping[str, str]) -> Label:
+    """The label of a classified row, whatever else is in it.
+
+    Raises:
+        BadRow: it has none.
+    """
+    given = named(row, columns).columns
+    column = one_of(given, LABEL)
+    if column is None:
+        raise unknown(given, _CLASSES_WANTED, ("text", "label"))
+    return label_of(given[column])
 
 
 def label_of(value: Any) -> Label:
