@@ -16,7 +16,7 @@ from rayswift.data.encode import CAUSAL, EncodeConfig, RowKind, read_chat_templa
 from rayswift.data.members import encoder_of
 from rayswift.data.mixing import Mix, mix, weights_of
 from rayswift.data.reranker_template import for_pairs
-from rayswift.data.rows import BadRow
+from rayswift.data.rows import BadRow, kto_remarks
 from rayswift.data.sources import Store, hold_out, open_sources
 from rayswift.data.windows import RowSet, WindowPlan, Windows
 from rayswift.log import UserError, logger
@@ -29,6 +29,7 @@ _TOKENIZER_FILES = (
     "generation_config.json",
 )
 _PROBED_ROWS = 64
+_REMARKED_ROWS = 1000
 _PACKED_ROWS_OF_A_WINDOW = 200
 _LEAST_ROWS, _MOST_ROWS = 2000, 50_000
 
@@ -152,6 +153,7 @@ def plan_encoding(
         stores, held_out = _hold_out(data, stores, seed)
     rows = RowSet(stores, seed, data.shuffle, _mix(data, stores))
     mean_length = probe(rows, encode)
+    _remark(rows, encode)
     window_rows = data.window_rows or derived_window_rows(encode.max_length, mean_length)
     train = WindowPlan(rows, encode, data.packing, window_rows)
     if not held_out:
@@ -159,6 +161,14 @@ def plan_encoding(
     evaluation = RowSet(held_out, seed, shuffle=False)
     probe(evaluation, encode, "evaluation rows can be used")
     return train, replace(train, row_set=evaluation)
+
+
+def _remark(rows: RowSet, encode: EncodeConfig) -> None:
+    """Say what the first rows show and no error tells."""
+    if encode.family == "kto":
+        first = rows.read(rows.rows_at(0, _REMARKED_ROWS, 0))
+        for line in kto_remarks((row.value for row in first if row.error is None), encode.columns):
+            logger.warning("data.dataset: %s", line)
 
 
 def derived_window_rows(max_length: int, mean_length: float) -> int:

@@ -15,7 +15,7 @@ from rayswift.data.feed import Feed
 from rayswift.data.global_batches import FeedPlan, Position
 from rayswift.data.kl_partners import with_partners
 from rayswift.data.members import encoder_of
-from rayswift.data.rows import BadRow
+from rayswift.data.rows import BadRow, kto_remarks
 from rayswift.data.windows import PackedRow, Window
 
 TOKENIZER = Tokenizer.from_file(str(TINY / "tokenizer.json"))
@@ -59,6 +59,24 @@ def test_a_pair_is_two_rows_with_labels(pair: dict[str, Any]) -> None:
         ("4<|im_end|>", (("label", 1.0),)),
         ("5<|im_end|>", (("label", 0.0),)),
     ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([ROW, ROW | {"label": False}], []),
+        ([ROW, ROW, {"n": 1}], ["all of the first 2 labels are true"]),
+        ([ROW | {"label": "False"}], ["all of the first 1 labels are false"]),
+        (
+            [{"prompt": "2+2", "chosen": "4", "rejected": "5"}, ROW],
+            ["pairs of a chosen and a rejected answer, as 1 of"],
+        ),
+    ],
+)
+def test_what_is_said_of_the_first_rows(rows: list[dict[str, Any]], says: list[str]) -> None:
+    said = kto_remarks(rows, {})
+    assert len(said) == len(says)
+    assert all(part in line for part, line in zip(says, said, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,10 @@ BAD = {"role": "assistant", "content": "b"}
 HUMAN, GPT = {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}
 SYSTEM = {"role": "system", "content": "s"}
 EARLIER = [{"role": "user", "content": "q0"}, {"role": "assistant", "content": "a0"}]
-TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "f", "description": "d", "parameters": {"type": "object"}},
+}
 CALL: dict[str, Any] = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 WITH_CALL = Conversation(
     (
@@ -323,13 +326,14 @@ TABLE: list[tuple[str, Family, dict[str, Any], dict[str, str], Any]] = [
 ]  # fmt: skip
 # A text is a text, whatever the family.
 TEXTS: list[tuple[str, dict[str, Any], CausalRow]] = [
-    ("text", {"text": "t", "url": "x"}, CausalRow(text="t")),
-    ("ms-swift response", {"response": "t"}, CausalRow(text="t")),
-    ("ms-swift response and channel", {"response": "t", "channel": "web"}, CausalRow(text="t")),
-    ("a column of one's own", {"body": "t"}, CausalRow(text="t")),
-    ("axolotl input_output", {"segments": [{"label": False, "text": "q"}, {"label": True, "text": "t"}]},
-     CausalRow(segments=(("q", False), ("t", True)))),
-    ("input_output as json text", {"segments": '[{"label": true, "text": "t"}]'}, CausalRow(segments=(("t", True),))),
+    ("text", {"text": "a text", "url": "x"}, CausalRow(text="a text")),
+    ("ms-swift response", {"response": "a text"}, CausalRow(text="a text")),
+    ("ms-swift response and channel", {"response": "a text", "channel": "web"}, CausalRow(text="a text")),
+    ("a column of one's own", {"body": "a text"}, CausalRow(text="a text")),
+    ("axolotl input_output", {"segments": [{"label": False, "text": "q"}, {"label": True, "text": "a text"}]},
+     CausalRow(segments=(("q", False), ("a text", True)))),
+    ("input_output as json text", {"segments": '[{"label": true, "text": "a text"}]'},
+     CausalRow(segments=(("a text", True),))),
 ]  # fmt: skip
 
 

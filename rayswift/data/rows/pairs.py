@@ -1,9 +1,20 @@
 """Rows for preferences and for KTO: a better and a worse conversation, or one that is wanted or not."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rayswift.data.rows.columns import CHOSEN, KTO_LABEL, REJECTED, BadRow, NamedRow, Row, messages_column, one_of
+from rayswift.data.rows.columns import (
+    CHOSEN,
+    KTO_LABEL,
+    REJECTED,
+    BadRow,
+    NamedRow,
+    Row,
+    messages_column,
+    named,
+    one_of,
+)
 from rayswift.data.rows.dialogue import asked, continued, dialogue, ends_with_answer, names_question, written_dialogue
 from rayswift.data.rows.families import Conversation, KtoRow, PreferenceRow
 from rayswift.data.rows.formats import causal_format
@@ -111,6 +122,31 @@ def kto(given: NamedRow) -> KtoRow:
     if made.messages[-1]["role"] != "assistant":
         raise BadRow("no answer", "the conversation does not end with the assistant's answer")
     return KtoRow(((made, label),))
+
+
+def kto_remarks(rows: Iterable[Any], columns: Mapping[str, str]) -> list[str]:
+    """What a user should know of the first rows of a set for kto: that they are pairs, or have one label only."""
+    labels: Counter[bool] = Counter()
+    num_pairs = 0
+    for row in rows:
+        try:
+            judged = kto(named(row, columns)).judged
+        except BadRow:
+            continue
+        labels.update(label for _, label in judged)
+        num_pairs += len(judged) > 1
+    said = []
+    if num_pairs:
+        said.append(
+            f"rows are pairs of a chosen and a rejected answer, as {num_pairs} of the first: each trains as two"
+        )
+    if len(labels) == 1:
+        ((label, count),) = labels.items()
+        said.append(
+            f"all of the first {count} labels are {str(label).lower()}: kto learns from answers that are wanted and "
+            f"answers that are not; with one kind alone it only drifts from its reference"
+        )
+    return said
 
 
 def _unlabelled(given: NamedRow) -> BadRow:
