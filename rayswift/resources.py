@@ -88,7 +88,8 @@ def join(cluster: ClusterConfig) -> dict[str, float] | None:
 
     if not ray.is_initialized():
         _set_up_ray_train(cluster)
-        _init(f"the Ray cluster at {address} (cluster.address, or RAY_ADDRESS) cannot be joined", address=address)
+        problem = f"the Ray cluster at {address} (cluster.address, or RAY_ADDRESS) cannot be joined"
+        _init(problem, tries=2, address=address)
     resources: dict[str, float] = ray.cluster_resources()
     return resources
 
@@ -312,7 +313,7 @@ def connect(
         holders = tuple(each for each in (ask.worker, layout.engine) if each)
         needed = [nodes.Needed(what, path, holders) for what, path in (for_workers or {}).items()]
         needed += [nodes.Needed(what, path, ({"CPU": 1.0},)) for what, path in (for_all or {}).items()]
-        nodes.check(run_dir, needed)
+        nodes.check(run_dir, needed, cluster.node_timeout_s)
         return
     if ray.is_initialized():
         return
@@ -324,6 +325,8 @@ def connect(
         num_gpus += layout.world_size + int(layout.max_engines * layout.engine.get("GPU", 0.0))
     _init(
         "Ray cannot start on this machine",
+        tries=4,
+        address="local",  # not a cluster begun here with `ray start`: that one is joined by its address
         num_cpus=cluster.num_data_cpus,
         num_gpus=num_gpus,
         resources={
@@ -335,15 +338,15 @@ def connect(
     )
 
 
-def _init(problem: str, **how: Any) -> None:
-    """`ray.init`, once more where it fails: a busy machine starts or answers too late.
+def _init(problem: str, tries: int, **how: Any) -> None:
+    """`ray.init`, again where it fails: a busy machine starts too late for Ray, which waits for half a minute.
 
     Raises:
-        UserError: twice, or for a reason that stays.
+        UserError: at the last of the tries, or for a reason that stays.
     """
     import ray
 
-    for is_last in (False, True):
+    for number in range(1, tries + 1):
         try:
             with signals.kept():
                 ray.init(log_to_driver=False, logging_level="ERROR", **how)
@@ -356,9 +359,10 @@ def _init(problem: str, **how: Any) -> None:
                 raise UserError(f"{problem}: {reason}; set RAY_TMPDIR to a short path on a local disk") from error
             if isinstance(error, ValueError):
                 raise UserError(f"{problem}: {reason}") from error
-            if is_last:
-                raise UserError(f"{problem}: {reason}; tried twice: is it too busy? Ray's logs say more", 1) from error
-            logger.warning("%s: %s; trying once more", problem, reason)
+            if number == tries:
+                tried = f"tried {tries} times: is it too busy? Ray's logs say more"
+                raise UserError(f"{problem}: {reason}; {tried}", exit_code=1) from error
+            logger.warning("%s: %s; trying again", problem, reason)
 
 
 def worker_resources(layout: Layout) -> dict[str, float]:

@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
-from rayswift.config.section import Section
+from rayswift.config.section import PathText, Section
 
 
 class SourceConfig(Section):
     """A source of rows with settings of its own."""
 
-    path: str
+    path: PathText
     """File, folder, glob, URL or hub id."""
     subset: str | None = None
     """Subset of a hub data set, or of a folder laid out like one; null: its only or default one."""
@@ -64,4 +64,4 @@ def _explained(error: Any) -> str:
     return f"{name} is required" if error["type"] == "missing" else f"{name}: {error['msg'].lower()}"
 
 
-Sources = Annotated[list[str | SourceConfig], BeforeValidator(_sources)]
+Sources = Annotated[list[PathText | SourceConfig], BeforeValidator(_sources)]

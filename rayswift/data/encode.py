@@ -23,7 +23,7 @@ from rayswift.data.rows import BadRow, CausalRow, Family, Row, parse_row
 from rayswift.data.template import ChatTemplate
 from rayswift.data.token_bytes import TokenBytes, byte_positions
 from rayswift.data.truncation import bound_of, kept
-from rayswift.data.turns import Document, Numbers, Span, documents, joined
+from rayswift.data.turns import Document, Numbers, Span, documents, in_segments, joined
 from rayswift.log import UserError
 
 _BATCH_CHARS = 1 << 22
@@ -35,8 +35,9 @@ class EncodeConfig:
     """What determines the tokens of a row.
 
     `tokenizer_dir` holds tokenizer.json, its config and the chat template; `tokenizer_hash` is the hash of those files.
-    The last six: see `RowKind`. map, map_hash: the user's own function for rows, and the hash of its file; readings:
-    of each source the columns and the system prompt that take the place of those here, none: no source has its own.
+    family to label_names: see `RowKind`. map, map_hash: the user's own function for rows, and the hash of its file;
+    readings: of each source the columns and the system prompt that take the place of those here, none: no source has
+    its own.
     """
 
     tokenizer_dir: str
@@ -53,6 +54,7 @@ class EncodeConfig:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     loss: str | None = None
     answers: tuple[str, str] | None = None
+    label_names: tuple[str, ...] = ()
     map: str | None = None
     map_hash: str = ""
     readings: tuple[tuple[Mapping[str, str], str | None], ...] = ()
@@ -71,7 +73,7 @@ class RowKind:
 
     max_length, template_kwargs: of prompts, for which neither `data.max_length` nor the row's own variables for the
     chat template say all. loss: where it asks for certain members of a row. answers: what texts of task
-    generative_reranker ask for.
+    generative_reranker ask for. label_names: of classes, in the order of the model's outputs; empty: they are numbers.
     """
 
     family: Family = "causal"
@@ -81,6 +83,7 @@ class RowKind:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     loss: str | None = None
     answers: tuple[str, str] | None = None
+    label_names: tuple[str, ...] = ()
 
 
 CAUSAL = RowKind()
@@ -173,6 +176,10 @@ class Encoder:
         """
         sample = parse_row(row, "causal", self.config.columns, self.config.system)
         assert isinstance(sample, CausalRow)
+        if sample.segments is not None:
+            document = in_segments(sample.segments)
+            self._refuse(document.text, document.whole, 1)
+            return [document]
         if sample.conversation is None:
             text = f"{sample.text}{self._eos}"
             self._refuse(text, True, 1)

@@ -13,12 +13,13 @@ from tokenizers import Tokenizer
 from rayswift.config.model import ModelConfig
 from rayswift.config.schema import DataConfig
 from rayswift.config.source import SourceConfig
+from rayswift.data import class_labels
 from rayswift.data.cache_folder import open_cache
 from rayswift.data.encode import CAUSAL, EncodeConfig, RowKind, read_chat_template
 from rayswift.data.mixing import Mix, mix, weights_of
 from rayswift.data.raw_rows import encode_raw, map_hash
 from rayswift.data.reranker_template import for_pairs
-from rayswift.data.rows import BadRow
+from rayswift.data.rows import BadRow, kto_remarks
 from rayswift.data.sources import Store, hold_out, open_sources, parse_source
 from rayswift.data.windows import RowSet, WindowPlan, Windows
 from rayswift.log import UserError, logger
@@ -31,6 +32,7 @@ _TOKENIZER_FILES = (
     "generation_config.json",
 )
 _PROBED_ROWS = 64
+_REMARKED_ROWS = 1000
 _PACKED_ROWS_OF_A_WINDOW = 200
 _LEAST_ROWS, _MOST_ROWS = 2000, 50_000
 # What a data task holds at a time, whatever the rows' size.
@@ -61,7 +63,31 @@ def prepare_tokenizer(model: ModelConfig, folder: Path, kind: RowKind = CAUSAL) 
         _write_pair_template(folder, kind)
     if model.new_special_tokens:
         _add_special_tokens(folder / "tokenizer.json", special_tokens(model.new_special_tokens))
+    else:
+        _check_rows(source / "config.json", folder / "tokenizer.json")
     return folder
+
+
+def _check_rows(config: Path, tokenizer: Path) -> None:
+    """Each token needs a row of the embedding; new tokens come with theirs.
+
+    Raises:
+        UserError: some have none.
+    """
+    if not config.exists():
+        return
+    architecture = json.loads(config.read_text(encoding="utf-8"))
+    num_rows = architecture.get("text_config", architecture).get("vocab_size")
+    vocabulary = Tokenizer.from_file(str(tokenizer)).get_vocab(with_added_tokens=True)
+    beyond = sorted((number, token) for token, number in vocabulary.items() if num_rows and number >= num_rows)
+    if beyond:
+        number, token = beyond[0]
+        raise UserError(
+            f"model.path: the tokenizer has {len(beyond)} token(s) that the embedding has no row for, {token!r} with "
+            f"number {number} the first of them, and {config} says vocab_size {num_rows}; give "
+            f"--model.new_special_tokens {token!r}, for which the embedding grows to the whole tokenizer, or put the "
+            "tokenizer that the model was trained with into its folder"
+        )
 
 
 def _write_pair_template(folder: Path, kind: RowKind) -> None:
@@ -130,6 +156,8 @@ def plan_encoding(
     Raises:
         UserError: a source cannot be read, or none of the first rows can be trained.
     """
+    stores = open_sources(data.dataset, work_dir / "train", seed, shuffle=data.shuffle)
+    kind = class_labels.completed(kind, stores, data.columns)
     encode = EncodeConfig(
         str(tokenizer_dir),
         hash_files(tokenizer_dir),
@@ -145,11 +173,11 @@ def plan_encoding(
         kind.template_kwargs,
         kind.loss,
         kind.answers,
+        kind.label_names,
         data.map,
         map_hash(data.map) if data.map else "",
         _readings(data, data.dataset),
     )
-    stores = open_sources(data.dataset, work_dir / "train", seed, shuffle=data.shuffle)
     held_out: tuple[Store, ...] = ()
     if data.eval:
         held_out = open_sources(data.eval, work_dir / "eval", seed, held_out=True, shuffle=data.shuffle)
@@ -157,6 +185,7 @@ def plan_encoding(
         stores, held_out = _hold_out(data, stores, seed)
     rows = RowSet(stores, seed, data.shuffle, _mix(data, stores))
     seen = probe(rows, encode)
+    _remark(rows, encode)
     window_rows = data.window_rows or derived_window_rows(encode.max_length, seen.mean_length, seen.mean_bytes)
     train = WindowPlan(rows, encode, data.packing, window_rows)
     if not held_out:
@@ -181,6 +210,14 @@ def _readings(
         )
         for source in sources
     )
+
+
+def _remark(rows: RowSet, encode: EncodeConfig) -> None:
+    """Say what the first rows show and no error tells."""
+    if encode.family == "kto":
+        first = rows.read(rows.rows_at(0, _REMARKED_ROWS, 0))
+        for line in kto_remarks((row.value for row in first if row.error is None), encode.columns):
+            logger.warning("data.dataset: %s", line)
 
 
 def derived_window_rows(max_length: int, mean_length: float, mean_bytes: float = 0.0) -> int:
