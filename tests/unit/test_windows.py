@@ -217,7 +217,7 @@ def test_windows_are_bounded_by_tokens_and_bytes(
 def test_a_window_of_long_rows_is_bounded_by_what_they_hold(tmp_path: Path) -> None:
     """A row that is split counts with all its pieces."""
     rows = tmp_path / "x.jsonl"
-    rows.write_text("".join(json.dumps({"text": f"{i} " + "a b c d " * 50_000}) + "\n" for i in range(4)))
+    rows.write_text("".join(json.dumps({"text": f"{i} " + "a b c d " * 4_000}) + "\n" for i in range(4)))
     for truncation in ("split", "drop"):
         data = DataConfig(
             dataset=[str(rows)], truncation=truncation, max_length=64 if truncation == "split" else 1 << 20

@@ -68,8 +68,8 @@ class ArrowStore:
             parts.append(batches[index].take(pa.array(within)))
         raw: list[RawRow | None] = [None] * len(numbers)
         ids = (f"{self.name}:{row}" for row in numbers[order].tolist())
-        rows = itertools.chain.from_iterable(self._raw_rows(part, ids) for part in parts)
-        for position, row in zip(order, rows, strict=True):
+        in_order = itertools.chain.from_iterable(self._raw_rows(part, ids) for part in parts)
+        for position, row in zip(order, in_order, strict=True):
             raw[position] = row
         return [row for row in raw if row is not None]
 
