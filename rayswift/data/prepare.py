@@ -17,7 +17,7 @@ from rayswift.data import class_labels
 from rayswift.data.cache_folder import open_cache
 from rayswift.data.encode import CAUSAL, EncodeConfig, RowKind, read_chat_template
 from rayswift.data.mixing import Mix, mix, weights_of
-from rayswift.data.raw_rows import encode_raw, map_hash, readable
+from rayswift.data.raw_rows import encode_raw, map_hash, placed, readable
 from rayswift.data.reranker_template import for_pairs
 from rayswift.data.rows import BadRow, kto_remarks
 from rayswift.data.sources import Store, hold_out, open_sources, parse_source
@@ -175,7 +175,7 @@ def plan_encoding(
         kind.loss,
         kind.answers,
         kind.label_names,
-        data.map,
+        placed(data.map) if data.map else None,
         map_hash(data.map) if data.map else "",
         _readings(data, data.dataset),
     )

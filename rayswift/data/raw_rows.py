@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rayswift.config.paths import in_a_jobs_folder
 from rayswift.config.user_code import load, split
 from rayswift.data.encode import EncodeConfig, EncodedRow, LeftOut
 from rayswift.data.members import cached_encoder
@@ -97,6 +98,15 @@ def map_hash(name: str) -> str:
         return hashlib.sha256(Path(place).read_bytes()).hexdigest()[:16]
     except OSError as error:
         raise UserError(f"{FIELD} = {name!r}: {error.strerror}") from error
+
+
+def placed(name: str) -> str:
+    """The name with its file's whole path: data tasks begin in folders of their own; those of a submitted job in their
+    node's copy of its folder, where a relative path is right as it is."""
+    place, attribute = split(FIELD, name)
+    if not place.endswith(".py") or in_a_jobs_folder(Path.cwd()):
+        return name
+    return f"{Path(place).absolute()}:{attribute}"
 
 
 @cache

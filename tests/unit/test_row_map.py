@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from rayswift.config.load import load
 from rayswift.config.schema import DataConfig
 from rayswift.config.source import SourceConfig
-from rayswift.data import fingerprint
+from rayswift.data import fingerprint, raw_rows
 from rayswift.data.inspection import inspect
 from rayswift.data.prepare import plan_encoding
 from rayswift.data.raw_rows import map_hash
@@ -157,6 +157,17 @@ def test_a_function_that_is_not_there(name: str, why: str, tmp_path: Path, monke
     with pytest.raises(UserError) as caught:
         planned(tmp_path, data)
     assert why in str(caught.value)
+
+
+def test_a_relative_name_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data tasks begin in folders of their own."""
+    monkeypatch.chdir(tmp_path)
+    windows = planned(tmp_path, data_of(tmp_path, ["same"], map="rows.py:by_kind"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    raw_rows._function.cache_clear()
+    assert windows.make(0, 0).counts == {"trained": 1}
+    assert windows.encode.map == f"{tmp_path / 'rows.py'}:by_kind"
 
 
 def test_a_run_names_a_function_that_cannot_be_called(tmp_path: Path) -> None:
