@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from rayswift.config.model import ModelConfig, RlhfModelConfig
 from rayswift.config.rollout import RolloutConfig
 from rayswift.config.section import PathText, PathTexts, Section, Strings, ascending, one_or_many, one_or_range
+from rayswift.config.source import Sources
 
 SftTask = Literal["causal_lm", "seq_cls", "embedding", "reranker", "generative_reranker"]
 RlhfTask = Literal["dpo", "orpo", "cpo", "simpo", "kto", "rm", "ppo", "grpo", "gkd"]
@@ -34,20 +35,24 @@ WorkerRange = Annotated[list[int], AfterValidator(ascending)]
 class DataConfig(Section):
     """Rows, and how they become packed token rows."""
 
-    dataset: PathTexts
-    """Files, folders, globs, URLs or hub ids (org/name:subset) to train on, one after the other; #N takes N rows."""
+    dataset: Sources
+    """Files, folders, globs, URLs or hub ids (org/name:subset/split@revision) to train on, one after the other; #N
+    takes N rows; a mapping has settings of its own, see data/sources/README.md."""
     mix: dict[PathText, float] = {}
     """Share of each source in the training rows, by its name in `dataset`; empty: every row of every source once."""
     mix_until: MixUntil = "first_exhausted"
     """A mixed epoch ends before the first source would repeat, or once all rows of all sources have come."""
-    eval: PathTexts = []
-    """What to evaluate on, as in `dataset`."""
+    eval: Sources = []
+    """What to evaluate on, as in `dataset`; of a data set with splits the validation or test split."""
     eval_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of the training rows held out for evaluation, chosen by the seed."""
     columns: dict[str, str] = {}
-    """Your column name -> ours (messages, system, query, response, history, text, ...)."""
+    """Your names -> ours, of columns (messages, query, response, chosen, ...), of keys of a message (role, content) and
+    of roles (user, assistant); dots reach into a column."""
     system: str | None = None
     """System prompt for rows that bring none."""
+    map: str | None = None
+    """Your own function as module:name or file.py:name, called with each row: gives a row, rows, or None."""
     max_length: int = Field(2048, ge=2)
     """Tokens in a packed row, and the longest row that is trained."""
     truncation: TruncationMode = "drop"
@@ -227,6 +232,8 @@ class ClusterConfig(Section):
     """Restarts of the training workers after a death."""
     wait_for_nodes_s: int = Field(600, ge=0)
     """Longest wait for nodes that an autoscaler can add, or that other work holds, before the training begins."""
+    node_timeout_s: int = Field(45, ge=1)
+    """Longest wait for a first process on each node: give more where a job's environment is installed there first."""
     scratch_dir: PathText | None = None
     """Where a run whose `train.output_dir` is a URL keeps its working copy; null: the system's temporary folder."""
     timeout_s: int = Field(600, ge=1)
