@@ -150,7 +150,7 @@ def _resolve_name(schema: type[Section], flag: str, problems: Problems) -> str |
     if matches:
         problems.add(f"--{flag} could be {' or '.join('--' + m for m in matches)}", "write the one you mean")
         return None
-    told = other_names.answer(flag)
+    told = other_names.answer(flag.split(".")[-1])
     if told:
         problems.add(f"--{flag} is not a field here", told)
         return None
