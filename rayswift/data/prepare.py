@@ -177,6 +177,9 @@ def plan_encoding(
         data.map,
         map_hash(data.map) if data.map else "",
         _readings(data, data.dataset),
+        names={
+            mark: given for mark, given in (("{{NAME}}", data.model_name), ("{{AUTHOR}}", data.model_author)) if given
+        },
     )
     held_out: tuple[Store, ...] = ()
     if data.eval:
