@@ -473,6 +473,13 @@ def test_nulls_that_an_author_wrote_stay() -> None:
     assert made.conversation.messages[1]["tool_calls"][0]["function"]["arguments"] == {"x": None}
 
 
+def test_a_document_with_a_label_alone() -> None:
+    made = parse_row({"query": "q", "document": "d", "label": 0}, "reranker", {})
+    assert made == RerankerRow(said("q"), (), of("assistant", "d"))
+    made = parse_row({"query": "q", "document": "d", "label": "1"}, "reranker", {})
+    assert made == RerankerRow(said("q"), of("assistant", "d"), ())
+
+
 def test_what_a_tool_returns_as_an_object_is_its_json() -> None:
     for content, text in (({"m": 5.1}, '{"m": 5.1}'), ([1, 2], "[1, 2]"), (5, "5")):
         made = parse_row({"messages": calling({"tool_calls": [CALL]}, content=content)}, "causal", {})
