@@ -5,6 +5,7 @@ the loss mask is the character spans of its trained turns, mapped to tokens by t
 `token_bytes`), or else by the tokenizer's offsets.
 """
 
+import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,7 +35,9 @@ class EncodeConfig:
     """What determines the tokens of a row.
 
     `tokenizer_dir` holds tokenizer.json, its config and the chat template; `tokenizer_hash` is the hash of those files.
-    The last seven: see `RowKind`.
+    family to label_names: see `RowKind`. map, map_hash: the user's own function for rows, and the hash of its file;
+    readings: of each source the columns and the system prompt that take the place of those here, none: no source has
+    its own.
     """
 
     tokenizer_dir: str
@@ -52,6 +55,9 @@ class EncodeConfig:
     loss: str | None = None
     answers: tuple[str, str] | None = None
     label_names: tuple[str, ...] = ()
+    map: str | None = None
+    map_hash: str = ""
+    readings: tuple[tuple[Mapping[str, str], str | None], ...] = ()
 
     @property
     def num_members(self) -> int | None:
@@ -100,8 +106,12 @@ class EncodedRow:
     record: str = ""
 
 
-class TooLong(BadRow):
-    """A row longer than `max_length`, left out by rule rather than for being bad."""
+class LeftOut(BadRow):
+    """A row that is left out by rule rather than for being bad."""
+
+
+class TooLong(LeftOut):
+    """A row longer than `max_length`."""
 
 
 class Encoder:
@@ -129,6 +139,12 @@ class Encoder:
         self._turn_ends = tuple(token.content for token in added if token.special)
         self._bound = bound_of(self._tokenizer)
         self._bytes = TokenBytes.of(self._tokenizer, json.loads(self._tokenizer.to_str()))
+
+    def reading(self, columns: Mapping[str, str], system: str | None) -> "Encoder":
+        """The same encoder for rows of other columns, without a system prompt or with another one."""
+        other = copy.copy(self)
+        other.config = replace(self.config, columns=columns, system=system)
+        return other
 
     def encode(self, rows: Sequence[Row]) -> list[list[EncodedRow] | BadRow]:
         """One result per row, in order: its documents, or why it has none.
