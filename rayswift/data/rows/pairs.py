@@ -124,11 +124,12 @@ def kto(given: NamedRow) -> KtoRow:
     return KtoRow(((made, label),))
 
 
-def kto_remarks(rows: Iterable[Any], columns: Mapping[str, str]) -> list[str]:
-    """What a user should know of the first rows of a set for kto: that they are pairs, or have one label only."""
+def kto_remarks(rows: Iterable[tuple[Any, Mapping[str, str]]]) -> list[str]:
+    """What a user should know of the first rows of a set for kto, each with its `data.columns`: that they are pairs, or
+    have one label only."""
     labels: Counter[bool] = Counter()
     num_pairs = 0
-    for row in rows:
+    for row, columns in rows:
         try:
             judged = kto(named(row, columns)).judged
         except BadRow:
