@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rayswift.config.schema import DataConfig
-from rayswift.data.encode import read_chat_template
 from rayswift.data.sources.find import SourceFile, find_files, parse_source
+from rayswift.data.tokenizer.folder import read_chat_template
 
 # Fields of `data` that are no settings of the encoding: the sources themselves, and what is judged while training.
 _NO_SETTINGS = ("dataset", "eval", "cache", "max_bad_fraction")

@@ -11,12 +11,13 @@ from tokenizers import Tokenizer
 from rayswift.config.model import ModelConfig
 from rayswift.config.schema import DataConfig
 from rayswift.data.cache_folder import open_cache
-from rayswift.data.encode import CAUSAL, EncodeConfig, RowKind, read_chat_template
+from rayswift.data.encode import CAUSAL, EncodeConfig, RowKind
 from rayswift.data.members import encoder_of
 from rayswift.data.mixing import Mix, mix, weights_of
 from rayswift.data.reranker_template import for_pairs
 from rayswift.data.rows import BadRow
 from rayswift.data.sources import Store, hold_out, open_sources
+from rayswift.data.tokenizer.folder import read_chat_template
 from rayswift.data.windows import RowSet, WindowPlan, Windows
 from rayswift.log import UserError, logger
 

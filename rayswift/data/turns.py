@@ -37,13 +37,15 @@ Numbers = tuple[tuple[str, float], ...]
 class Document:
     """A text to train on; where spans overlap the later counts, and outside of them nothing is trained.
 
-    record: see `encode.EncodedRow`.
+    record: see `encode.EncodedRow`; framed: what the tokenizer puts around any text, as BOS, is put around this one: a
+    chat template writes these tokens itself.
     """
 
     text: str
     spans: tuple[Span, ...]
     numbers: Numbers = ()
     record: str = ""
+    framed: bool = False
 
     @property
     def whole(self) -> bool:
@@ -106,8 +108,13 @@ def documents(
     return made[::-1]
 
 
+def ended(text: str, end: str) -> str:
+    """A text with `end` behind it, once."""
+    return text if text.endswith(end) else text + end
+
+
 def joined(row: Conversation, loss_on: LossOn, end: str) -> Document:
-    """The contents of a conversation without a chat template, one after the other, and `end` behind the last.
+    """The contents of a conversation without a chat template, one after the other, and `end` behind the last, once.
 
     Raises:
         BadRow: nothing to train, or something that only a template has a place for.
@@ -117,13 +124,13 @@ def joined(row: Conversation, loss_on: LossOn, end: str) -> Document:
         if "reasoning_content" in message or "tool_calls" in message:
             raise BadRow("needs the chat template", f"message {position} has thoughts or tool calls")
         is_last = position == len(row.messages) - 1
-        begin, text = len(text), text + message["content"] + end * is_last
+        begin, text = len(text), text + (ended(message["content"], end) if is_last else message["content"])
         spans.append(Span(begin, len(text), 1.0 if weight is None else weight))
     if all(span.weight == 1 for span in spans):
         spans = [Span(0, len(text))]
     if not any(span.weight for span in spans):
         raise BadRow("no trainable token", "the conversation has no message to train")
-    return Document(text, tuple(spans))
+    return Document(text, tuple(spans), framed=True)
 
 
 def _all(spans: Iterator[Span | None]) -> list[Span]:
