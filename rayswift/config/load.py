@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from rayswift.config import swift, trl_fields
 from rayswift.config.names import annotation_of, owner_in, paths_of, section_of, suggest, tasks_of
-from rayswift.config.schema import TRAINING_VERBS, VERB_CONFIGS
+from rayswift.config.schema import FOR_TRAINING, TRAINING_VERBS, VERB_CONFIGS
 from rayswift.config.section import Section
 from rayswift.log import UserError
 
@@ -56,18 +56,23 @@ def load(verb: str, argv: list[str]) -> Invocation:
     Raises:
         UserError: with one line for each problem: unknown key, wrong type, field owned by Ray, missing field.
     """
-    schema = VERB_CONFIGS[verb]
     problems = _Problems()
     switches = ("--dry_run", "--dry-run")
-    files, flags = _split([a for a in argv if a not in switches], problems)
-    read = [_flat(schema, _read_yaml(Path(file), problems)) for file in files]
+    trains = argv[0] if verb in FOR_TRAINING and argv and argv[0] in TRAINING_VERBS else None
+    files, flags = _split([a for a in argv[trains is not None :] if a not in switches], problems)
+    yamls = [_read_yaml(Path(file), problems) for file in files]
+    schema = VERB_CONFIGS[verb]
+    if verb in FOR_TRAINING:
+        trains = trains or _trains(yamls, flags)
+        schema = FOR_TRAINING[verb][trains]
+    read = [_flat(schema, tree) for tree in yamls]
     task = _task_of(schema, read, flags)
     has_eval_rows = _names_eval_rows(read, flags)
     notes: list[str] = []
     tree: Tree = {}
     for sections, flat in [*read, ({}, flags)]:
         _merge(tree, sections)
-        for name, words in _ours(verb, task, flat, has_eval_rows, notes, problems):
+        for name, words in _ours(trains or verb, task, flat, has_eval_rows, notes, problems):
             path = _resolve_name(schema, name, problems)
             if path:
                 _put(tree, path, _value(annotation_of(schema, task, path), path, words, problems))
@@ -126,6 +131,18 @@ def _task_of(schema: type[Section], files: list[tuple[Tree, list[swift.Flag]]], 
     return task if task in tasks else tasks[0]
 
 
+def _trains(files: list[Tree], flags: list[swift.Flag]) -> str:
+    """The verb that a command line without its name is for: rlhf where it asks for one of its tasks, else sft."""
+    tasks = tasks_of(FOR_TRAINING["data inspect"]["rlhf"])
+    named: list[Any] = [words[0] for name, words in flags if name in ("task", "train.task") and words]
+    for tree in files:
+        train = tree.get("train")
+        named += [train.get("task")] if isinstance(train, dict) else [tree.get("task")]
+    asked = {*(name for name, _ in flags), *(name for tree in files for name in tree)}
+    samples = "rollout" in asked or any(name.startswith("rollout.") for name in asked)
+    return "rlhf" if samples or "rlhf_type" in asked or any(name in tasks for name in named) else "sft"
+
+
 def _names_eval_rows(files: list[tuple[Tree, list[swift.Flag]]], flags: list[swift.Flag]) -> bool:
     names = [name.removeprefix("data.") for _, flat in [*files, ({}, flags)] for name, _ in flat]
     for sections, _ in files:
@@ -174,6 +191,8 @@ def _resolve_name(schema: type[Section], flag: str, problems: _Problems) -> str 
     matches = [p for p in known if p.split(".")[1] == flag]
     if len(matches) == 1:
         return matches[0]
+    if trl_fields.MOVED.get(flag) in matches:
+        return trl_fields.MOVED[flag]
     if matches:
         problems.add(f"--{flag} could be {' or '.join('--' + m for m in matches)}", "write the one you mean")
         return None

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from rayswift.config.model import ProblemType
-from rayswift.config.schema import LossOn, TruncationMode
+from rayswift.config.schema import LossOn, LossScale, TruncationMode
 from rayswift.data.rows import BadRow, CausalRow, Conversation, Family, Row, parse_row
 from rayswift.data.template import ChatTemplate
 from rayswift.data.token_bytes import TokenBytes, byte_positions
 from rayswift.data.tokenizer.folder import Frame, read_chat_template, read_frame
 from rayswift.data.truncation import bound_of, kept
-from rayswift.data.turns import Document, Numbers, Span, documents, ended, joined
+from rayswift.data.turns import Document, Marking, Numbers, Span, documents, ended, joined
 from rayswift.log import UserError
 
 _BATCH_CHARS = 1 << 22
@@ -38,7 +38,8 @@ class EncodeConfig:
     """What determines the tokens of a row.
 
     `tokenizer_dir` holds tokenizer.json, its config and the chat template; `tokenizer_hash` is the hash of those files.
-    The last six: see `RowKind`.
+    family to answers: see `RowKind`; template_kwargs: variables for the chat template; template_date: the day that it
+    sees, YYYY-MM-DD, None for today. The others are fields of `data`.
     """
 
     tokenizer_dir: str
@@ -55,6 +56,10 @@ class EncodeConfig:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     loss: str | None = None
     answers: tuple[str, str] | None = None
+    loss_scale: tuple[LossScale, ...] = ()
+    ignore_empty_think: bool = False
+    keep_history: bool = False
+    template_date: str | None = None
 
     @property
     def num_members(self) -> int | None:
@@ -121,7 +126,7 @@ class Encoder:
         self._tokenizer.no_truncation()
         source, special_tokens = read_chat_template(folder)
         try:
-            self._template = ChatTemplate(source, special_tokens) if source else None
+            self._template = ChatTemplate(source, special_tokens, config.template_date) if source else None
         except TemplateSyntaxError as error:
             raise UserError(
                 f"the chat template does not compile, line {error.lineno}: {error}; see model.chat_template"
@@ -129,7 +134,8 @@ class Encoder:
         self._eos = special_tokens.get("eos_token", "")
         self._frame = read_frame(folder, self._tokenizer)
         added = self._tokenizer.get_added_tokens_decoder().values()
-        self._turn_ends = tuple(token.content for token in added if token.special)
+        end_tokens = tuple(token.content for token in added if token.special)
+        self._marking = Marking(config.loss_on, _rules(config), config.keep_history, end_tokens)
         self._bound = bound_of(self._tokenizer)
         self._bytes = TokenBytes.of(self._tokenizer, json.loads(self._tokenizer.to_str()))
 
@@ -168,10 +174,10 @@ class Encoder:
             self._refuse(text, True, 1)
             return [Document(text, (Span(0, len(text)),), framed=True)]
         if not self.config.use_chat_template:
-            document = joined(sample.conversation, self.config.loss_on, self._eos)
+            document = joined(sample.conversation, self._marking, self._eos)
             self._refuse(document.text, document.whole, 1)
             return [document]
-        return documents(self.template, sample.conversation, self.config.loss_on, self._strip_end, self._refuse)
+        return documents(self.template, self._with_kwargs(sample.conversation), self._marking, self._refuse)
 
     @property
     def template(self) -> ChatTemplate:
@@ -192,9 +198,15 @@ class Encoder:
         Raises:
             BadRow: the template cannot write it.
         """
-        kwargs = {**self.config.template_kwargs, **row.template_kwargs}
+        row = self._with_kwargs(row)
         tools = list(row.tools) if row.tools else None
-        return self.template.render(self.template.adapted(row.messages), tools, generate, kwargs)
+        return self.template.conversation(row.messages, tools, generate, row.template_kwargs)
+
+    def _with_kwargs(self, row: Conversation) -> Conversation:
+        """A conversation with the variables that the config gives its template, its own before these."""
+        if not self.config.template_kwargs:
+            return row
+        return replace(row, template_kwargs={**self.config.template_kwargs, **row.template_kwargs})
 
     def _documents_or_bad(self, row: Row) -> list[Document] | BadRow:
         try:
@@ -224,11 +236,6 @@ class Encoder:
         return TooLong(
             "longer than data.max_length", f"{num_tokens} tokens, the limit is {self.config.max_length}{hint}"
         )
-
-    def _strip_end(self, text: str) -> int:
-        # White space behind the end-of-turn token is never generated, so never trained.
-        stripped = text.rstrip()
-        return len(stripped) if stripped.endswith(self._turn_ends) else len(text)
 
     def _tokenise(self, made: Sequence[Document]) -> Iterator[EncodedRow]:
         """Each document's tokens, in order; of one that is surely too long no more than will be kept."""
@@ -288,6 +295,12 @@ class Encoder:
                 weights = None if row.weights is None else row.weights[part]
                 fitted.append(EncodedRow(row.input_ids[part], trained, weights, self.config.truncation != "split"))
         return fitted
+
+
+def _rules(config: EncodeConfig) -> tuple[LossScale, ...]:
+    """The rules for parts of answers, each once."""
+    added: tuple[LossScale, ...] = ("ignore_empty_think",) if config.ignore_empty_think else ()
+    return tuple(dict.fromkeys((*config.loss_scale, *added)))
 
 
 def _clipped(span: Span, begin: int, end: int) -> Span:

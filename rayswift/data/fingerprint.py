@@ -12,9 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from rayswift.config.schema import DataConfig
+from rayswift.data.encode import CAUSAL, RowKind
 from rayswift.data.sources.find import SourceFile, find_files, parse_source
-from rayswift.data.tokenizer.folder import read_chat_template
+from rayswift.data.tokenizer.folder import read_chat_template, read_frame
 
 # Fields of `data` that are no settings of the encoding: the sources themselves, and what is judged while training.
 _NO_SETTINGS = ("dataset", "eval", "cache", "max_bad_fraction")
@@ -86,7 +89,9 @@ class Fingerprint:
         return lines
 
 
-def take(data: DataConfig, tokenizer_dir: Path, seed: int, known: Fingerprint | None = None) -> Fingerprint:
+def take(
+    data: DataConfig, tokenizer_dir: Path, seed: int, known: Fingerprint | None = None, kind: RowKind = CAUSAL
+) -> Fingerprint:
     """The fingerprint of what would be encoded now; `known` spares reading files that have not changed since.
 
     Raises:
@@ -94,12 +99,14 @@ def take(data: DataConfig, tokenizer_dir: Path, seed: int, known: Fingerprint | 
     """
     hashes = by_stamp((*known.train, *known.eval)) if known else {}
     template, special_tokens = read_chat_template(tokenizer_dir)
-    tokenizer = (tokenizer_dir / "tokenizer.json").read_bytes() + json.dumps(special_tokens, sort_keys=True).encode()
-    fields = data.model_dump(mode="json")
+    path = tokenizer_dir / "tokenizer.json"
+    frame = asdict(read_frame(tokenizer_dir, Tokenizer.from_file(str(path))))
+    fields = {f"data.{name}": value for name, value in data.model_dump(mode="json").items() if name not in _NO_SETTINGS}
+    rows = {f"rows.{name}": value for name, value in json.loads(json.dumps(asdict(kind))).items()}
     return Fingerprint(
-        tokenizer=_short_hash(tokenizer),
+        tokenizer=_short_hash(path.read_bytes() + json.dumps([special_tokens, frame], sort_keys=True).encode()),
         template=_short_hash((template or "").encode()),
-        settings={f"data.{k}": v for k, v in fields.items() if k not in _NO_SETTINGS} | {"train.seed": seed},
+        settings={**fields, **rows, "train.seed": seed},
         train=contents(data.dataset, hashes),
         eval=contents(data.eval, hashes),
     )

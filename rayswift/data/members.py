@@ -32,7 +32,7 @@ from rayswift.data.rows import (
     parse_row,
 )
 from rayswift.data.truncation import kept
-from rayswift.data.turns import Document, Numbers, Span, documents, joined
+from rayswift.data.turns import Document, Marking, Numbers, Span, documents, joined
 
 
 class MemberEncoder(Encoder):
@@ -62,11 +62,12 @@ class MemberEncoder(Encoder):
         """
         if any(loss.weight != 1 for loss in row.losses):
             raise BadRow("bad loss", f"{self.config.family} rows count whole answers: messages take no loss_scale")
+        marking = replace(self._marking, loss_on=loss_on)
         if not self.config.use_chat_template:
-            made = [joined(row, loss_on, self._eos)]
+            made = [joined(row, marking, self._eos)]
             self._refuse(made[0].text, made[0].whole, 1)
         else:
-            made = documents(self.template, row, loss_on, self._strip_end, self._refuse)
+            made = documents(self.template, self._with_kwargs(row), marking, self._refuse)
         if len(made) > 1:
             raise BadRow("chat template rewrites earlier turns", "so the answers of this row are not in one text")
         return made[0]
@@ -127,10 +128,7 @@ class TextEncoder(MemberEncoder):
         Raises:
             BadRow: it is empty.
         """
-        if self.config.use_chat_template:
-            document = Document(self._rendered(member), ())
-        else:
-            document = joined(member, "all", "")
+        document = Document(self._rendered(member), ()) if self.config.use_chat_template else joined(member, _WHOLE, "")
         if not document.text:
             raise BadRow("empty text", "a text of the row has no characters")
         self._refuse(document.text, True, 1)
@@ -260,6 +258,7 @@ class RerankerEncoder(MemberEncoder):
 
 
 _MULTI = "multi_label_classification"
+_WHOLE = Marking("all")
 _ENCODERS: dict[str, type[Encoder]] = {
     "causal": Encoder,
     "preference": PreferenceEncoder,

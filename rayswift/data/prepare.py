@@ -1,16 +1,19 @@
 """What the driver makes ready before data tasks start: tokenizer files, open sources, a look at the first rows."""
 
+import datetime
 import hashlib
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
 from rayswift.config.model import ModelConfig
 from rayswift.config.schema import DataConfig
-from rayswift.data.cache_folder import open_cache
+from rayswift.data.cache_folder import known, open_cache
 from rayswift.data.encode import CAUSAL, EncodeConfig, RowKind
 from rayswift.data.members import encoder_of
 from rayswift.data.mixing import Mix, mix, weights_of
@@ -105,6 +108,22 @@ def hash_files(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def with_template_date(data: DataConfig, tokenizer_dir: Path, before: Mapping[str, Any] | None = None) -> DataConfig:
+    """Section `data` with the day frozen that a chat template sees which asks for it.
+
+    Args:
+        data: As the user set it.
+        tokenizer_dir: Where the template is.
+        before: The resolved section of what is continued: it keeps its day, as encoded rows keep theirs.
+    """
+    source, _ = read_chat_template(tokenizer_dir)
+    if data.template_date or "strftime_now" not in (source or ""):
+        return data
+    encoded = known(Path(data.cache)) if data.cache else None
+    day = encoded.settings.get("data.template_date") if encoded else (before or {}).get("template_date")
+    return data.model_copy(update={"template_date": day or datetime.date.today().isoformat()})
+
+
 def plan_windows(
     data: DataConfig, tokenizer_dir: Path, seed: int, work_dir: Path, kind: RowKind = CAUSAL
 ) -> tuple[Windows, Windows | None]:
@@ -114,7 +133,7 @@ def plan_windows(
         UserError: a source cannot be read, none of the first rows can be trained, or the cache is of something else.
     """
     if data.cache:
-        return open_cache(data, tokenizer_dir, hash_files(tokenizer_dir), seed)
+        return open_cache(data, tokenizer_dir, hash_files(tokenizer_dir), seed, kind)
     return plan_encoding(data, tokenizer_dir, seed, work_dir, kind)
 
 
@@ -138,9 +157,13 @@ def plan_encoding(
         kind.family,
         kind.num_labels,
         kind.problem_type,
-        kind.template_kwargs,
+        {**data.chat_template_kwargs, **kind.template_kwargs},
         kind.loss,
         kind.answers,
+        tuple(data.loss_scale),
+        data.ignore_empty_think,
+        data.keep_history,
+        data.template_date,
     )
     stores = open_sources(data.dataset, work_dir / "train", seed)
     held_out: tuple[Store, ...] = ()

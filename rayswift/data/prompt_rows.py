@@ -16,7 +16,7 @@ import numpy as np
 from rayswift.data.encode import EncodedRow, Encoder, TooLong
 from rayswift.data.rows import BadRow, Message, PromptRow, Row, parse_row
 from rayswift.data.truncation import kept
-from rayswift.data.turns import Document, Span, joined
+from rayswift.data.turns import Document, Marking, Span, joined
 
 
 class PromptEncoder(Encoder):
@@ -28,7 +28,7 @@ class PromptEncoder(Encoder):
         assert isinstance(sample, PromptRow)
         asked = sample.prompt
         is_rendered = self.config.use_chat_template
-        text = self._rendered(asked, generate=True) if is_rendered else joined(asked, "all", "").text
+        text = self._rendered(asked, generate=True) if is_rendered else joined(asked, Marking("all"), "").text
         self._refuse(text, True, len(asked.messages))
         answer = {} if sample.answer is None else {"answer": sample.answer}
         record = _record(asked.messages, {**answer, **sample.columns})

@@ -65,15 +65,16 @@ def _special_tokens(folder: Path, config: dict[str, Any]) -> dict[str, str]:
 def read_frame(folder: Path, tokenizer: Tokenizer) -> Frame:
     """What a tokenizer puts around a text: by its config where that says so, else by its post-processor."""
     config = read_config(folder)
-    if config.get("add_bos_token") is not None or config.get("add_eos_token") is not None:
-        _, special_tokens = read_chat_template(folder)
-        before, behind = (
-            (tokenizer.token_to_id(token),) if config.get(f"add_{name}") and token else ()
-            for name in ("bos_token", "eos_token")
-            for token in [special_tokens.get(name)]
-        )
-        return Frame(before, behind, (*behind, *before), 1)
-    return _measured(tokenizer)
+    if config.get("add_bos_token") is None and config.get("add_eos_token") is None:
+        return _measured(tokenizer)
+    _, special_tokens = read_chat_template(folder)
+
+    def added(name: str) -> tuple[int, ...]:
+        number = tokenizer.token_to_id(special_tokens.get(name, "")) if config.get(f"add_{name}") else None
+        return () if number is None else (number,)
+
+    before, behind = added("bos_token"), added("eos_token")
+    return Frame(before, behind, (*behind, *before), 1)
 
 
 def _measured(tokenizer: Tokenizer) -> Frame:
