@@ -17,7 +17,8 @@ from pathlib import Path
 
 from rayswift.config.built import refuse_unbuilt
 from rayswift.config.load import Invocation, to_yaml
-from rayswift.config.schema import DataEncodeConfig, PtEncodeConfig, RlhfEncodeConfig
+from rayswift.config.row_verbs import PtEncodeConfig, RlhfEncodeConfig
+from rayswift.config.schema import DataEncodeConfig
 from rayswift.data import cache_folder, fingerprint, prepare
 from rayswift.data.cache import PartSummary, PartWriter
 from rayswift.data.global_batches import table

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from rayswift.config.built import refuse_unbuilt
 from rayswift.config.load import Invocation, to_yaml
-from rayswift.config.schema import DataInspectConfig, PtInspectConfig, RlhfInspectConfig
+from rayswift.config.row_verbs import PtInspectConfig, RlhfInspectConfig
+from rayswift.config.schema import DataInspectConfig
 from rayswift.data import prepare
 from rayswift.data.inspection import inspect
 from rayswift.data.inspection_page import to_html, to_text

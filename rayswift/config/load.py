@@ -16,7 +16,8 @@ from pydantic import BaseModel, ValidationError
 
 from rayswift.config import swift, trl_fields
 from rayswift.config.names import annotation_of, owner_in, paths_of, section_of, suggest, tasks_of
-from rayswift.config.schema import FOR_TRAINING, TRAINING_VERBS, VERB_CONFIGS
+from rayswift.config.row_verbs import FOR_TRAINING
+from rayswift.config.schema import TRAINING_VERBS, VERB_CONFIGS
 from rayswift.config.section import Section
 from rayswift.log import UserError
 

@@ -297,18 +297,6 @@ class DataEncodeConfig(SftConfig):
     encode: EncodeSection
 
 
-class PtEncodeConfig(PtConfig):
-    """`rayswift data encode pt`: the same for `rayswift pt`."""
-
-    encode: EncodeSection
-
-
-class RlhfEncodeConfig(RlhfConfig):
-    """`rayswift data encode rlhf`: the same for `rayswift rlhf`."""
-
-    encode: EncodeSection
-
-
 class InspectSection(Section):
     """Look at the rows before training."""
 
@@ -322,18 +310,6 @@ class InspectSection(Section):
 
 class DataInspectConfig(SftConfig):
     """`rayswift data inspect`: formats, lengths, trained tokens and fill of a run's rows."""
-
-    inspect: InspectSection = InspectSection()
-
-
-class PtInspectConfig(PtConfig):
-    """`rayswift data inspect pt`: the same for `rayswift pt`."""
-
-    inspect: InspectSection = InspectSection()
-
-
-class RlhfInspectConfig(RlhfConfig):
-    """`rayswift data inspect rlhf`: the same for `rayswift rlhf`."""
 
     inspect: InspectSection = InspectSection()
 
@@ -395,8 +371,3 @@ VERB_CONFIGS: dict[str, type[Section]] = {
     "infer": InferConfig,
     "export": ExportConfig,
 }
-FOR_TRAINING: dict[str, dict[str, type[TrainingConfig]]] = {
-    "data encode": {"pt": PtEncodeConfig, "sft": DataEncodeConfig, "rlhf": RlhfEncodeConfig},
-    "data inspect": {"pt": PtInspectConfig, "sft": DataInspectConfig, "rlhf": RlhfInspectConfig},
-}
-"""Verbs that look at a run's rows, and their config for the verb that would train on them."""

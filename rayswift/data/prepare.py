@@ -4,7 +4,7 @@ import datetime
 import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ _TOKENIZER_FILES = (
     "generation_config.json",
 )
 _PROBED_ROWS = 64
+_LOST_FROM = 0.1  # of the rows, from which on it is said
+_COSTS_FROM = 1.2
 _PACKED_ROWS_OF_A_WINDOW = 200
 _LEAST_ROWS, _MOST_ROWS = 2000, 50_000
 
@@ -227,13 +229,17 @@ def probe(rows: RowSet, encode: EncodeConfig, wanted: str = "rows can be trained
     raw = rows.read(rows.rows_at(0, _PROBED_ROWS, 0))
     readable = [row.value for row in raw if row.error is None]
     bad = [row.error for row in raw if row.error is not None]
-    lengths = []
+    made: list[list[int]] = []
     for result in encoder_of(encode).encode(readable):
         if isinstance(result, BadRow):
             bad.append(result)
         else:
-            lengths += [len(document.input_ids) for document in result]
+            made.append([len(document.input_ids) for document in result])
+    lengths = [length for row in made for length in row]
     if lengths:
+        _say_what_is_lost(bad, len(raw))
+        if encode.family == "causal" and encode.truncation != "split":
+            _say_what_history_costs(made)
         return sum(lengths) / len(lengths)
     reasons = Counter(result.reason for result in bad)
     examples = {result.reason: result.detail for result in bad}
@@ -241,6 +247,33 @@ def probe(rows: RowSet, encode: EncodeConfig, wanted: str = "rows can be trained
         f"none of the first {len(bad)} {wanted}:\n"
         + "\n".join(f"  {count} x {reason}: {examples[reason]}" for reason, count in reasons.most_common())
     )
+
+
+def _say_what_is_lost(bad: Sequence[BadRow], num_rows: int) -> None:
+    if len(bad) < _LOST_FROM * num_rows:
+        return
+    reasons = Counter(result.reason for result in bad).most_common()
+    logger.warning(
+        "of the first %d rows %d cannot be used: %s",
+        num_rows,
+        len(bad),
+        "; ".join(f"{n} {name}" for name, n in reasons),
+    )
+
+
+def _say_what_history_costs(made: Sequence[Sequence[int]]) -> None:
+    """Rows that are several texts, because the chat template rewrites what was said before."""
+    once = sum(max(row) for row in made)
+    total = sum(map(sum, made))
+    if total >= _COSTS_FROM * once:
+        logger.warning(
+            "the chat template rewrites earlier answers: the first %d rows make %d texts of %d tokens, %.1f times the "
+            "last texts alone; data.keep_history true trains each row as one text, earlier answers as they stand there",
+            len(made),
+            sum(map(len, made)),
+            total,
+            total / once,
+        )
 
 
 def _from_hub(model: ModelConfig) -> Path:
