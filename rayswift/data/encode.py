@@ -18,7 +18,9 @@ from tokenizers import Encoding, Tokenizer
 
 from rayswift.config.model import ProblemType
 from rayswift.config.schema import LossOn, LossScale, TruncationMode
+from rayswift.data.pretokenised import pretokenised
 from rayswift.data.rows import BadRow, CausalRow, Conversation, Family, Row, parse_row
+from rayswift.data.rows.columns import renamed
 from rayswift.data.template import ChatTemplate
 from rayswift.data.token_bytes import TokenBytes, byte_positions
 from rayswift.data.tokenizer.folder import Frame, read_chat_template, read_frame
@@ -133,6 +135,7 @@ class Encoder:
             ) from error
         self._eos = special_tokens.get("eos_token", "")
         self._frame = read_frame(folder, self._tokenizer)
+        self._num_tokens = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         added = self._tokenizer.get_added_tokens_decoder().values()
         end_tokens = tuple(token.content for token in added if token.special)
         self._marking = Marking(config.loss_on, _rules(config), config.keep_history, end_tokens)
@@ -167,6 +170,8 @@ class Encoder:
         Raises:
             BadRow: the row is bad, has nothing to train, or the chat template cannot be trained on it.
         """
+        if document := pretokenised(renamed(row, self.config.columns), self._num_tokens):
+            return [document]
         sample = parse_row(row, "causal", self.config.columns, self.config.system)
         assert isinstance(sample, CausalRow)
         if sample.conversation is None:
@@ -242,13 +247,16 @@ class Encoder:
         limit, mode = self.config.max_length, self.config.truncation
         excerpts = [self._bound.excerpts(document.text, limit, mode) for document in made]
         pairs = list(zip(made, excerpts, strict=True))
+        texts = [pair for pair in pairs if pair[0].tokens is None]
         # Offsets cost time, and are needed only where not every token is trained alike.
-        masked_texts = [text for document, parts in pairs if not document.whole for _, text in parts]
+        masked_texts = [text for document, parts in texts if not document.whole for _, text in parts]
         masked = self._encodings(masked_texts, self._bytes is not None)
-        whole = self._encodings([text for document, parts in pairs if document.whole for _, text in parts], True)
+        whole = self._encodings([text for document, parts in texts if document.whole for _, text in parts], True)
         for document, parts in pairs:
             frame = self._frame if document.framed else _NO_FRAME
-            if document.whole:
+            if document.tokens is not None:
+                yield EncodedRow(document.tokens.ids, document.tokens.trained)
+            elif document.whole:
                 ids = _ids(frame, [next(whole).ids for _ in parts])
                 yield EncodedRow(ids, np.arange(len(ids)) > 0)
             else:

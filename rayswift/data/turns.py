@@ -11,6 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rayswift.config.schema import LossOn, LossScale
 from rayswift.data.history import EndTokens, standing, unopened, without_end, without_tail
 from rayswift.data.loss_scale import scaled
@@ -37,11 +40,19 @@ Numbers = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """Token ids [T] int32, and whether each is trained, [T] bool."""
+
+    ids: NDArray[np.int32]
+    trained: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
 class Document:
     """A text to train on; where spans overlap the later counts, and outside of them nothing is trained.
 
     record: see `encode.EncodedRow`; framed: what the tokenizer puts around any text, as BOS, is put around this one: a
-    chat template writes these tokens itself.
+    chat template writes these tokens itself. tokens: what is trained, of a row that brought tokens and no text.
     """
 
     text: str
@@ -49,10 +60,13 @@ class Document:
     numbers: Numbers = ()
     record: str = ""
     framed: bool = False
+    tokens: Tokens | None = None
 
     @property
     def whole(self) -> bool:
         """Whether every token is trained alike, wherever the characters lie."""
+        if self.tokens is not None:
+            return bool(self.tokens.trained[1:].all())
         first = self.spans[0]
         return len(self.spans) == 1 and first.begin == 0 and first.weight == 1 and first.end == len(self.text)
 

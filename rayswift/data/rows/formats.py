@@ -43,6 +43,8 @@ def format_of(row: Any, columns: Mapping[str, str] | None = None) -> str:
 
 
 def _format_of(row: Row) -> str:
+    if "input_ids" in row:
+        return "tokens"
     if any(name in row for name in REJECTED):
         return "preference"
     if "positive_messages" in row or "negative_messages" in row:
