@@ -1,5 +1,7 @@
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# Two at a time: much of a test is waiting. A file's tests share what they start, so that one process runs them all.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .NOTPARALLEL:
 .PHONY: help setup demo test unit style bars elsewhere clean
@@ -17,10 +19,10 @@ demo: setup  ## teach a tiny model to add, and measure it
 	@$(BIN)/python examples/demo.py
 
 test: style unit  ## style and all tests: what CI runs
-	$(BIN)/python -m pytest tests/ray
+	$(PYTEST) tests/ray
 
 unit: setup  ## the tests that need no Ray
-	$(BIN)/python -m pytest tests/unit
+	$(PYTEST) tests/unit
 
 style: setup  ## lint, format, types, spelling
 	$(BIN)/ruff check

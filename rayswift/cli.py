@@ -1,6 +1,7 @@
 """`rayswift <verb> ...`: verb -> module. Imports neither torch nor ray, so `--help` answers at once."""
 
 import importlib
+import os
 import sys
 
 from rayswift import __version__, signals
@@ -50,11 +51,13 @@ def _run(argv: list[str]) -> int:
     from rayswift.config import load, show
     from rayswift.config.schema import TRAINING_VERBS
 
-    if rest and rest[0] in ("-h", "--help"):
-        print(show.help_page(verb, VERBS[verb], full=rest[1:] == ["all"]))  # noqa: T201
+    asked = [place for place, word in enumerate(rest) if word in ("-h", "--help")]
+    if asked:
+        full = rest[asked[0] + 1 : asked[0] + 2] == ["all"]
+        print(show.help_page(verb, VERBS[verb], full))  # noqa: T201
         return 0
     try:
-        invocation = load.load(verb, rest)
+        invocation = load.load(verb, rest, os.environ)
     except UserError as error:
         return _complain(error, 2)
     for note in invocation.notes:

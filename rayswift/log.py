@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 logger = logging.getLogger("rayswift")
@@ -26,6 +27,22 @@ class UserError(Exception):
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, int]]:
         return UserError, (str(self), self.exit_code)
+
+
+def raise_together(*checks: Callable[[], None]) -> None:
+    """Make every check, so that one problem hides no other.
+
+    Raises:
+        UserError: the lines of all that raised one, each once.
+    """
+    lines: list[str] = []
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            lines += [line for line in str(error).splitlines() if line not in lines]
+    if lines:
+        raise UserError("\n".join(lines))
 
 
 def setup_driver() -> None:

@@ -18,7 +18,6 @@ _CONNECT_S = 3.0
 _LOST_S = 20.0
 """Ray lists a node that is lost for some fifteen seconds more."""
 _REMIND_S = 20.0
-_ANSWER_S = 55.0
 _AT_ONCE = 64
 # A node's kernel answers so many at once that nobody has to accept.
 _BACKLOG = 4096
@@ -64,12 +63,13 @@ def silent(nodes: Sequence[Mapping[str, Any]], timeout_s: float = _CONNECT_S) ->
         return [node for node, alive in zip(nodes, pool.map(lives, nodes), strict=True) if not alive]
 
 
-def check(run_dir: Path, needed: Sequence[Needed]) -> None:
+def check(run_dir: Path, needed: Sequence[Needed], timeout_s: float) -> None:
     """Look from every node.
 
     Args:
         run_dir: The run folder, as this process sees it: workers write checkpoints there, data tasks read from it.
         needed: What else must be there.
+        timeout_s: Longest wait for a first process on each, and for what it sees.
 
     Raises:
         UserError: a node does not answer, is not reached by another, or does not see what it must.
@@ -87,7 +87,7 @@ def check(run_dir: Path, needed: Sequence[Needed]) -> None:
     try:
         probes = {node_id: _start_probe(node_id) for node_id in nodes}
         addresses = {node_id: node["NodeManagerAddress"] for node_id, node in nodes.items()}
-        ports = _ask(addresses, {node_id: probe.port.remote() for node_id, probe in probes.items()})
+        ports = _ask(addresses, {node_id: probe.port.remote() for node_id, probe in probes.items()}, timeout_s)
         found = _ask(
             addresses,
             {
@@ -98,6 +98,7 @@ def check(run_dir: Path, needed: Sequence[Needed]) -> None:
                 )
                 for node_id, probe in probes.items()
             },
+            timeout_s,
         )
     except ray.exceptions.RayError as error:
         reason = str(error).splitlines()[0]
@@ -195,22 +196,24 @@ def _wait_until_reached(here: str) -> None:
         time.sleep(1)
 
 
-def _ask(addresses: Mapping[str, str], asked: Mapping[str, Any]) -> dict[str, Any]:
+def _ask(addresses: Mapping[str, str], asked: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
     """The answers, by node."""
     import ray
 
     names = {ref: addresses[node_id] for node_id, ref in asked.items()}
-    _, waiting = ray.wait(list(names), num_returns=len(names), timeout=_REMIND_S)
-    if waiting:
+    start = time.monotonic()
+    waiting = list(names)
+    while waiting:
+        left_s = timeout_s - (time.monotonic() - start)
+        _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=max(0.0, min(left_s, _REMIND_S)))
         late = ", ".join(sorted(names[ref] for ref in waiting))
-        logger.info("waiting for node(s) %s of the Ray cluster to run a first process", late)
-        _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=_ANSWER_S - _REMIND_S)
-    if waiting:
-        late = ", ".join(sorted(names[ref] for ref in waiting))
-        raise UserError(
-            f"node(s) {late} of the Ray cluster ran no process within {_ANSWER_S:g} s; see `ray status`, and the logs "
-            "of Ray there"
-        )
+        if waiting and left_s <= _REMIND_S:
+            raise UserError(
+                f"node(s) {late} of the Ray cluster ran no process within cluster.node_timeout_s = {timeout_s:g}; see "
+                "`ray status` and the logs of Ray there, or wait longer, if a job's environment is installed there"
+            )
+        if waiting:
+            logger.info("waiting for node(s) %s of the Ray cluster to run a first process", late)
     return {node_id: ray.get(ref) for node_id, ref in asked.items()}
 
 

@@ -88,7 +88,8 @@ def join(cluster: ClusterConfig) -> dict[str, float] | None:
 
     if not ray.is_initialized():
         _set_up_ray_train(cluster)
-        _init(f"the Ray cluster at {address} (cluster.address, or RAY_ADDRESS) cannot be joined", address=address)
+        problem = f"the Ray cluster at {address} (cluster.address, or RAY_ADDRESS) cannot be joined"
+        _init(problem, tries=2, address=address)
     resources: dict[str, float] = ray.cluster_resources()
     return resources
 
@@ -214,13 +215,32 @@ def gpus_for(num_processes: int, gpus_each: float) -> int:
     return math.ceil(num_processes / int(1 / gpus_each + 1e-9))
 
 
+_DEVICES = Path("/dev")
+# WSL2 has no /dev/nvidia0, and keeps the tool where PATH need not lead.
+_WSL_DEVICE, _WSL_FOLDER = "dxg", "/usr/lib/wsl/lib"
+
+
 def count_gpus() -> int:
     """NVIDIA GPUs that a process started here would see."""
-    devices = [d for d in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", d.name)]
+    num_devices = len([d for d in _DEVICES.glob("nvidia*") if re.fullmatch(r"nvidia\d+", d.name)])
+    if not num_devices and (_DEVICES / _WSL_DEVICE).exists():
+        num_devices = len([line for line in _nvidia_smi("-L") if line.startswith("GPU ")])
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        return len(devices)
-    return min(len(devices), len([d for d in visible.split(",") if d.strip() not in ("", "-1")]))
+        return num_devices
+    return min(num_devices, len([d for d in visible.split(",") if d.strip() not in ("", "-1")]))
+
+
+def _nvidia_smi(*arguments: str) -> list[str]:
+    """Lines of nvidia-smi's answer; none where it is not installed or does not answer."""
+    program = shutil.which("nvidia-smi") or shutil.which("nvidia-smi", path=_WSL_FOLDER)
+    if not program:
+        return []
+    try:
+        done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.splitlines()
 
 
 def network_environment(
@@ -253,11 +273,11 @@ def interfaces() -> dict[str, list[str]]:
 
 def memory_per_worker_bytes(layout: Layout) -> int:
     """Memory that a worker's training may take: its GPU's, or its share of this machine's."""
-    if layout.device == "cuda" and shutil.which("nvidia-smi"):
-        query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-        out = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False).stdout.split()
-        if out:
-            return int(out[0]) << 20
+    if layout.device == "cuda":
+        mebibytes = _nvidia_smi("--query-gpu=memory.total", "--format=csv,noheader,nounits")
+        # A GPU that shares the host's memory answers [N/A].
+        if mebibytes and mebibytes[0].strip().isdigit():
+            return int(mebibytes[0]) << 20
     return int(psutil.virtual_memory().total * 0.8) // layout.world_size
 
 
@@ -293,7 +313,7 @@ def connect(
         holders = tuple(each for each in (ask.worker, layout.engine) if each)
         needed = [nodes.Needed(what, path, holders) for what, path in (for_workers or {}).items()]
         needed += [nodes.Needed(what, path, ({"CPU": 1.0},)) for what, path in (for_all or {}).items()]
-        nodes.check(run_dir, needed)
+        nodes.check(run_dir, needed, cluster.node_timeout_s)
         return
     if ray.is_initialized():
         return
@@ -305,6 +325,8 @@ def connect(
         num_gpus += layout.world_size + int(layout.max_engines * layout.engine.get("GPU", 0.0))
     _init(
         "Ray cannot start on this machine",
+        tries=4,
+        address="local",  # not a cluster begun here with `ray start`: that one is joined by its address
         num_cpus=cluster.num_data_cpus,
         num_gpus=num_gpus,
         resources={
@@ -316,15 +338,15 @@ def connect(
     )
 
 
-def _init(problem: str, **how: Any) -> None:
-    """`ray.init`, once more where it fails: a busy machine starts or answers too late.
+def _init(problem: str, tries: int, **how: Any) -> None:
+    """`ray.init`, again where it fails: a busy machine starts too late for Ray, which waits for half a minute.
 
     Raises:
-        UserError: twice, or for a reason that stays.
+        UserError: at the last of the tries, or for a reason that stays.
     """
     import ray
 
-    for is_last in (False, True):
+    for number in range(1, tries + 1):
         try:
             with signals.kept():
                 ray.init(log_to_driver=False, logging_level="ERROR", **how)
@@ -337,9 +359,10 @@ def _init(problem: str, **how: Any) -> None:
                 raise UserError(f"{problem}: {reason}; set RAY_TMPDIR to a short path on a local disk") from error
             if isinstance(error, ValueError):
                 raise UserError(f"{problem}: {reason}") from error
-            if is_last:
-                raise UserError(f"{problem}: {reason}; tried twice: is it too busy? Ray's logs say more", 1) from error
-            logger.warning("%s: %s; trying once more", problem, reason)
+            if number == tries:
+                tried = f"tried {tries} times: is it too busy? Ray's logs say more"
+                raise UserError(f"{problem}: {reason}; {tried}", exit_code=1) from error
+            logger.warning("%s: %s; trying again", problem, reason)
 
 
 def worker_resources(layout: Layout) -> dict[str, float]:

@@ -3,12 +3,15 @@
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+# A shell lets its background jobs ignore it, and what they start inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything reads it: names of models are looked up on the hub
 REPO = Path(__file__).resolve().parents[1]
 TINY = REPO / "examples" / "tiny"

@@ -94,13 +94,13 @@ class Command:
             pytest.fail(f"did not end within {timeout_s} s: {self._report()}")
         finally:
             self.end()
-            self._reader.join(timeout=10)
-            print(self._report())  # noqa: T201
 
     def end(self) -> None:
-        """End it, if it still runs."""
+        """End it, if it still runs, and show what it printed."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
+        self._reader.join(timeout=10)
+        print(self._report())  # noqa: T201
 
     def longest_silence_s(self, since: float = 0.0) -> float:
         """The longest time without a line, from `since` to its end."""

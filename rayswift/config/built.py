@@ -1,10 +1,10 @@
 """What can be written in a config, and resolves with `--dry_run`, but is not trained by this version yet."""
 
 from rayswift.config.model import ModelConfig
-from rayswift.config.model_checks import missing_packages
+from rayswift.config.model_checks import missing_packages, model_problems
 from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.config.section import Section
-from rayswift.config.task_checks import rollout_of
+from rayswift.config.task_checks import rollout_of, task_problems
 from rayswift.config.tuner_fields import is_initialised_before, looks_at_rows, tuner_problems
 from rayswift.log import UserError
 
@@ -34,19 +34,25 @@ WITH_STARTING_ADAPTERS = ("dpo", "kto", "orpo")
 _TRL = ("sync_ref_model",)
 _GRPO = ("use_adaptive_entropy", "cast_lm_head_to_fp32", "router_aux_loss_coef")
 _CLUSTER = ("sequence_parallel_size",)
-# Fields of PEFT's LoraConfig that are known to train, save, load and merge.
-_LORA_KWARGS = (
-    "use_rslora",
-    "use_dora",
-    "exclude_modules",
-    "rank_pattern",
-    "alpha_pattern",
-    "layers_to_transform",
-    "layers_pattern",
-    "eva_config",
-    "corda_config",
-    "lora_ga_config",
-)
+# Fields of PEFT's LoraConfig that break something, and what; all others are passed to PEFT.
+_LORA_REFUSED = {
+    "megatron_config": "it is for the parallel layers of Megatron",
+    "megatron_core": "it is for the parallel layers of Megatron",
+    "alora_invocation_tokens": "an adapter that acts behind some tokens only can be neither merged nor sampled with",
+    "lora_bias": "it can be merged only into layers that have a bias, and most have none",
+    "layer_replication": "the model has more layers then than its config.json counts",
+    "runtime_config": "it is not stored with the adapter",
+    "use_qalora": "it is for GPTQ weights, and weights are quantized by bitsandbytes",
+    "qalora_group_size": "it is for GPTQ weights, and weights are quantized by bitsandbytes",
+    "loftq_config": "PEFT makes a LoftQ adapter on a GPU, where it has not been tried",
+    "arrow_config": "it routes between adapters that are trained already",
+    "velora_config": "it has a backward pass of its own, which has not been tried",
+    "monteclora_config": "its penalty is a further term of the loss",
+    "kasa_config": "it changes the weights below the adapter, and a checkpoint holds the adapter alone",
+    "use_bdlora": "it is cut for engines that spread one adapter over several GPUs",
+}
+# Fields that train something beside the two matrices, which the weights that engines get are not made from.
+_BESIDE_THE_MATRICES = ("bias", "trainable_token_indices", "target_parameters", "ensure_weight_tying")
 _LORA_INITS = (True, "gaussian", "orthogonal")
 # Why others are not.
 _OTHER_INITS = {"loftq": " (PEFT makes it on a GPU, where it has not been tried)"}
@@ -101,19 +107,18 @@ def _online_not_built(config: TrainingConfig) -> list[str]:
     rollout = rollout_of(config)
     assert rollout is not None
     changes = _changed("model", config.model, ("new_special_tokens", "rope_scaling", "max_position_embeddings"))
+    given = config.model.tuner_kwargs if config.model.tuner == "lora" else {}
+    changes += [f"model.tuner_kwargs.{name} = {given[name]}" for name in _BESIDE_THE_MATRICES if name in given]
     return [f"{line} with task {config.train.task}" for line in changes] + _changed("rollout", rollout, ("placement",))
 
 
 def _tuner_not_built(model: ModelConfig) -> list[str]:
     found = []
     for name, value in model.tuner_kwargs.items() if model.tuner == "lora" else ():
-        if name == "init_lora_weights":
-            known = value in _LORA_INITS or is_initialised_before(model)
-            why = _OTHER_INITS.get(str(value), "")
-        else:
-            known, why = name in _LORA_KWARGS, ""
-        if not known:
-            found.append(f"model.tuner_kwargs.{name} = {value}{why}")
+        if name == "init_lora_weights" and not (value in _LORA_INITS or is_initialised_before(model)):
+            found.append(f"model.tuner_kwargs.{name} = {value}{_OTHER_INITS.get(str(value), '')}")
+        elif name in _LORA_REFUSED:
+            found.append(f"model.tuner_kwargs.{name} = {value} ({_LORA_REFUSED[name]})")
     return found
 
 
@@ -127,11 +132,24 @@ def refuse_unbuilt(config: TrainingConfig, rows_only: bool = False) -> None:
     Raises:
         UserError: one line for each such setting.
     """
-    lines = [] if rows_only else tuner_problems(config.model) + missing_packages(config)
-    for what in rows_not_built(config) if rows_only else not_built(config):
-        lines.append(f"{what}: not built yet in this version; --dry_run resolves it")
+    lines = _unbuilt(rows_not_built(config)) if rows_only else static_problems(config)
     if lines:
         raise UserError("\n".join(lines))
+
+
+def static_problems(config: TrainingConfig) -> list[str]:
+    """One line for each setting that this version cannot train, or that cannot be trained here or at all, as far as the
+    config alone shows it."""
+    return config_problems(config) + missing_packages(config) + _unbuilt(not_built(config))
+
+
+def config_problems(config: TrainingConfig) -> list[str]:
+    """One line for each setting that cannot work, in any version and wherever it runs."""
+    return [*tuner_problems(config.model), *task_problems(config), *model_problems(config)]
+
+
+def _unbuilt(settings: list[str]) -> list[str]:
+    return [f"{what}: not built yet in this version; --dry_run resolves it" for what in settings]
 
 
 def _changed(name: str, section: Section, fields: tuple[str, ...]) -> list[str]:

@@ -5,23 +5,21 @@ load("sft", ["--config", "run.yaml", "--learning_rate", "1e-4"])
 
 import difflib
 import json
-import types
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from types import MappingProxyType
+from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from rayswift.config import swift, trl_fields
+from rayswift.config import built, other_names, swift, trl_fields, yaml_text
 from rayswift.config.names import annotation_of, owner_in, paths_of, section_of, suggest, tasks_of
 from rayswift.config.row_verbs import FOR_TRAINING
-from rayswift.config.schema import TRAINING_VERBS, VERB_CONFIGS
+from rayswift.config.schema import TRAINING_VERBS, VERB_CONFIGS, TrainingConfig
 from rayswift.config.section import Section
-from rayswift.log import UserError
-
-Tree = dict[str, Any]
+from rayswift.config.values import home, plain, read
+from rayswift.config.written import Problems, Tree, flat_of, read_yaml, split, words_for
 
 _TRANSLATED = "ms-swift's spelling"
 
@@ -39,50 +37,66 @@ class Invocation:
     """What was translated from ms-swift's spelling, and which of its flags change nothing; one line each."""
 
 
-@dataclass
-class _Problems:
-    lines: list[str] = field(default_factory=list)
-
-    def add(self, what: str, fix: str = "") -> None:
-        self.lines.append(f"{what}; {fix}" if fix else what)
-
-    def raise_if_any(self) -> None:
-        if self.lines:
-            raise UserError("\n".join(self.lines))
-
-
-def load(verb: str, argv: list[str]) -> Invocation:
+def load(verb: str, argv: list[str], environ: Mapping[str, str] = MappingProxyType({})) -> Invocation:
     """Resolve a command line of `rayswift <verb>`.
+
+    Args:
+        verb: One of `VERB_CONFIGS`.
+        argv: What follows it.
+        environ: Variables of the process, of which those count that `swift` reads (NPROC_PER_NODE, NNODES, ...).
 
     Raises:
         UserError: with one line for each problem: unknown key, wrong type, field owned by Ray, missing field.
     """
-    problems = _Problems()
-    switches = ("--dry_run", "--dry-run")
+    problems = Problems()
     trains = argv[0] if verb in FOR_TRAINING and argv and argv[0] in TRAINING_VERBS else None
-    files, flags = _split([a for a in argv[trains is not None :] if a not in switches], problems)
-    yamls = [_read_yaml(Path(file), problems) for file in files]
-    schema = VERB_CONFIGS[verb]
+    files, flags, dry_run = split(argv[trains is not None :], problems)
+    trees = [read_yaml(Path(home(file)), problems) for file in files]
     if verb in FOR_TRAINING:
-        trains = trains or _trains(yamls, flags)
-        schema = FOR_TRAINING[verb][trains]
-    read = [_flat(schema, tree) for tree in yamls]
-    task = _task_of(schema, read, flags)
-    has_eval_rows = _names_eval_rows(read, flags)
-    notes: list[str] = []
+        trains = trains or _trains(trees, flags)
+    schema = FOR_TRAINING[verb][trains] if trains else VERB_CONFIGS[verb]
+    given = [flat_of(schema, tree) for tree in trees]
+    task = _task_of(schema, given, flags)
+    said = swift.Translation(trains or verb, task)
+    tree = _merged(schema, [*given, ({}, flags)], said, environ, problems)
+    _check_keys(schema, task, tree, problems)
+    _read_values(schema, task, tree, problems)
+    config = _validate(schema, task, tree, problems)
+    problems.lines += said.problems
+    if problems.lines and config is None:  # judged by what is left of it, so that one problem hides no other
+        config = _without_bad_fields(schema, tree)
+    if problems.lines and isinstance(config, TrainingConfig):
+        more = built.config_problems(config) if dry_run else built.static_problems(config)
+        problems.lines += [line for line in more if line not in problems.lines]
+    problems.raise_if_any()
+    renamed = [f"{_TRANSLATED}: {'; '.join(said.renamed)}"] if said.renamed else []
+    return Invocation(config, dry_run=dry_run, notes=(*renamed, *said.notes))
+
+
+def _merged(
+    schema: type[Section],
+    given: list[tuple[Tree, list[swift.Flag]]],
+    said: swift.Translation,
+    environ: Mapping[str, str],
+    problems: Problems,
+) -> Tree:
+    """Files and flags as one tree, later ones over earlier; ms-swift's spelling is translated, values are not read."""
     tree: Tree = {}
-    for sections, flat in [*read, ({}, flags)]:
-        _merge(tree, sections)
-        for name, words in _ours(trains or verb, task, flat, has_eval_rows, notes, problems):
+
+    def put(flags: list[swift.Flag]) -> None:
+        for name, words in flags:
             path = _resolve_name(schema, name, problems)
             if path:
-                _put(tree, path, _value(annotation_of(schema, task, path), path, words, problems))
-    _check_keys(schema, task, tree, problems)
-    config = _validate(schema, task, tree, problems)
-    problems.raise_if_any()
-    if verb in TRAINING_VERBS and any(note.startswith(_TRANSLATED) for note in notes) and "tuner" not in tree["model"]:
-        notes.append("model.tuner is not set: all weights are trained, where ms-swift would train a LoRA")
-    return Invocation(config, dry_run=any(a in switches for a in argv), notes=tuple(notes))
+                _put(tree, path, words_for(annotation_of(schema, said.task, path), path, words, problems))
+
+    has_eval_rows = _names_eval_rows(given)
+    for sections, flat in given:
+        _merge(tree, sections)
+        put(said.add(swift.translate(flat, said.verb, said.task, has_eval_rows)) if said.task else flat)
+    if said.task:
+        flat_flags = [flag for _, flat in given for flag in flat]
+        put(swift.complete(tree, flat_flags, environ, said))
+    return tree
 
 
 # Fields that are never written to a file or a log.
@@ -95,26 +109,10 @@ def to_yaml(config: BaseModel) -> str:
     for section in tree.values():
         for name in SECRETS & section.keys() if isinstance(section, dict) else ():
             del section[name]
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=False)
+    return yaml_text.dump(tree)
 
 
 # ---- argv ----
-
-
-def _split(argv: list[str], problems: _Problems) -> tuple[list[str], list[swift.Flag]]:
-    """Config files (`--config a.yaml`, or `a.yaml` as the first word) and the other flags."""
-    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
-        argv = ["--config", *argv]
-    files: list[str] = []
-    flags: list[swift.Flag] = []
-    for name, words in _flags(argv, problems):
-        if name != "config":
-            flags.append((name, words))
-            continue
-        if not words:
-            problems.add("--config names no file")
-        files += words
-    return files, flags
 
 
 def _task_of(schema: type[Section], files: list[tuple[Tree, list[swift.Flag]]], flags: list[swift.Flag]) -> str:
@@ -144,46 +142,16 @@ def _trains(files: list[Tree], flags: list[swift.Flag]) -> str:
     return "rlhf" if samples or "rlhf_type" in asked or any(name in tasks for name in named) else "sft"
 
 
-def _names_eval_rows(files: list[tuple[Tree, list[swift.Flag]]], flags: list[swift.Flag]) -> bool:
-    names = [name.removeprefix("data.") for _, flat in [*files, ({}, flags)] for name, _ in flat]
-    for sections, _ in files:
+def _names_eval_rows(given: list[tuple[Tree, list[swift.Flag]]]) -> bool:
+    """Whether anything names rows to evaluate on; a share of 0 names none."""
+    names = [(name.removeprefix("data."), words) for _, flat in given for name, words in flat]
+    for sections, _ in given:
         data = sections.get("data")
-        names += data if isinstance(data, dict) else []
-    return any(name in _EVAL_ROWS for name in names)
+        names += [(name, [str(value)]) for name, value in data.items()] if isinstance(data, dict) else []
+    return any(name in _EVAL_ROWS and words and plain(words[0]) not in (0, [], "[]") for name, words in names)
 
 
-def _ours(
-    verb: str, task: str, flags: list[swift.Flag], has_eval_rows: bool, notes: list[str], problems: _Problems
-) -> list[swift.Flag]:
-    """Flags with ms-swift's among them translated, if the verb trains."""
-    if not task:
-        return flags
-    translation = swift.translate(flags, verb, task, has_eval_rows)
-    if translation.renamed:
-        notes.append(f"{_TRANSLATED}: {'; '.join(translation.renamed)}")
-    notes += translation.notes
-    problems.lines += translation.problems
-    return translation.flags
-
-
-def _flags(argv: list[str], problems: _Problems) -> Iterator[tuple[str, list[str]]]:
-    """`--a x --b=y --c` -> (a, [x]), (b, [y]), (c, [])."""
-    current: tuple[str, list[str]] | None = None
-    for word in argv:
-        if word.startswith("--") and len(word) > 2 and not word[2].isdigit():
-            if current:
-                yield current
-            name, equals, value = word[2:].partition("=")
-            current = (name.replace("-", "_"), [value] if equals else [])
-        elif current is None:
-            problems.add(f"`{word}` is not a flag", "flags look like --data.max_length 1024")
-        else:
-            current[1].append(word)
-    if current:
-        yield current
-
-
-def _resolve_name(schema: type[Section], flag: str, problems: _Problems) -> str | None:
+def _resolve_name(schema: type[Section], flag: str, problems: Problems) -> str | None:
     known = paths_of(schema)
     if flag in known:
         return flag
@@ -197,6 +165,10 @@ def _resolve_name(schema: type[Section], flag: str, problems: _Problems) -> str 
     if matches:
         problems.add(f"--{flag} could be {' or '.join('--' + m for m in matches)}", "write the one you mean")
         return None
+    told = other_names.answer(flag)
+    if told:
+        problems.add(f"--{flag} is not a field here", told)
+        return None
     if "train" in schema.model_fields:
         owned_name = flag.removeprefix("train.")
         owner = owner_in(schema, owned_name)
@@ -207,80 +179,6 @@ def _resolve_name(schema: type[Section], flag: str, problems: _Problems) -> str 
             return None
     problems.add(f"--{flag} is unknown", suggest(flag, known, "--") or "see --help all")
     return None
-
-
-def _value(annotation: Any, path: str, words: list[str], problems: _Problems) -> Any:
-    if _takes(annotation, list) and not (len(words) == 1 and words[0][:1] != "[" and _takes(annotation, int)):
-        if len(words) == 1 and words[0].startswith("["):
-            return _structured(words[0], path, problems)
-        return words
-    if not words:
-        return "true"  # a bare switch
-    if len(words) > 1:
-        problems.add(f"--{path} takes one value, got {' '.join(words)}")
-    word = words[0]
-    if word.lower() in ("null", "none") and _takes(annotation, type(None)):
-        return None
-    if _takes(annotation, dict) and word.startswith("{"):
-        return _structured(word, path, problems)
-    return word
-
-
-def _structured(word: str, path: str, problems: _Problems) -> Any:
-    try:
-        return json.loads(word)
-    except json.JSONDecodeError as error:
-        problems.add(f"--{path} {word} is not valid JSON ({error.msg} at character {error.pos})")
-        return None
-
-
-def _takes(annotation: Any, kind: type) -> bool:
-    if isinstance(annotation, str):  # a TRL field, as its source writes it
-        return ("None" if kind is type(None) else kind.__name__) in annotation
-    if get_origin(annotation) is Annotated:
-        return _takes(get_args(annotation)[0], kind)
-    if get_origin(annotation) in (Union, types.UnionType):
-        return any(_takes(a, kind) for a in get_args(annotation))
-    return annotation is kind or get_origin(annotation) is kind
-
-
-# ---- YAML ----
-
-
-def _read_yaml(path: Path, problems: _Problems) -> Tree:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        problems.add(f"--config {path}: {error.strerror}", "check the path")
-        return {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problems.add(f"--config {path} is not valid YAML: {' '.join(str(error).split())}")
-        return {}
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        problems.add(f"--config {path} holds {type(tree).__name__}", "it wants sections: model, data, train, cluster")
-        return {}
-    return tree
-
-
-def _flat(schema: type[Section], tree: Tree) -> tuple[Tree, list[swift.Flag]]:
-    """Sections, and the flags of a file that is written flat as ms-swift's are (`model: org/name`)."""
-    sections: Tree = {}
-    flags: list[swift.Flag] = []
-    bare = {path.split(".")[1] for path in paths_of(schema)}
-    for key, value in tree.items():
-        scalar = not isinstance(value, dict) and value is not None
-        is_section = key in schema.model_fields and not (scalar and f"{key}.path" in paths_of(schema))
-        is_known = key in bare or (tasks_of(schema) and swift.knows(str(key)))
-        if is_known and value is None:
-            continue
-        if not is_section and (scalar or is_known):
-            words = value if isinstance(value, list) else [value]
-            flags.append((str(key), [word if isinstance(word, str) else json.dumps(word) for word in words]))
-        else:
-            sections[key] = value
-    return sections, flags
 
 
 def _merge(tree: Tree, other: Tree) -> None:
@@ -298,12 +196,16 @@ def _put(tree: Tree, path: str, value: Any) -> None:
     tree[section][name] = value
 
 
-def _check_keys(schema: type[Section], task: str, tree: Tree, problems: _Problems) -> None:
+def _check_keys(schema: type[Section], task: str, tree: Tree, problems: Problems) -> None:
     """Report unknown keys and move TRL names that belong to another section; `tree` is changed in place."""
     known = paths_of(schema)
     for section_name in list(tree):
         section = tree[section_name]
-        if section_name not in schema.model_fields:
+        told = other_names.answer(str(section_name)) if section_name not in schema.model_fields else None
+        if told:
+            problems.add(f"`{section_name}` is not a section", told)
+            del tree[section_name]
+        elif section_name not in schema.model_fields:
             hint = difflib.get_close_matches(str(section_name), list(schema.model_fields), 1)
             fix = f"did you mean {hint[0]}?" if hint else f"sections are {', '.join(schema.model_fields)}"
             problems.add(f"`{section_name}` is not a section", fix)
@@ -320,7 +222,7 @@ def _check_keys(schema: type[Section], task: str, tree: Tree, problems: _Problem
                 _check_task(schema, task, section, problems)
 
 
-def _check_task(schema: type[Section], task: str, train: Tree, problems: _Problems) -> None:
+def _check_task(schema: type[Section], task: str, train: Tree, problems: Problems) -> None:
     """Report TRL fields that belong to another task of the verb."""
     section = section_of(schema, "train")
     for name in [n for n in train if n not in section.model_fields and n not in trl_fields.read_fields(task)]:
@@ -329,21 +231,34 @@ def _check_task(schema: type[Section], task: str, train: Tree, problems: _Proble
         del train[name]
 
 
-def _misplaced(schema: type[Section], path: str, value: Any, tree: Tree, problems: _Problems) -> None:
+def _misplaced(schema: type[Section], path: str, value: Any, tree: Tree, problems: Problems) -> None:
     section, name = path.split(".", 1)
     owner = owner_in(schema, name) if section == "train" else None
+    told = other_names.answer(name)
     if owner and name in trl_fields.MOVED:
         _put(tree, owner, value)
     elif owner:
         problems.add(f"train.{name} is not a field here", f"use {owner}")
     else:
-        problems.add(f"{path} is unknown", suggest(path, paths_of(schema)) or "see --help all")
+        problems.add(f"{path} is unknown", told or suggest(path, paths_of(schema)) or "see --help all")
 
 
 # ---- types ----
 
 
-def _validate(schema: type[Section], task: str, tree: Tree, problems: _Problems) -> Section | None:
+def _read_values(schema: type[Section], task: str, tree: Tree, problems: Problems) -> None:
+    """Replace what is written by what it means for its field; `tree` is changed in place."""
+    for section_name, section in tree.items():
+        for name, written in list(section.items()) if isinstance(section, dict) else ():
+            path = f"{section_name}.{name}"
+            try:
+                section[name] = read(annotation_of(schema, task, path), written)
+            except json.JSONDecodeError as error:
+                problems.add(f"--{path} {written} is not valid JSON ({error.msg} at character {error.pos})")
+                del section[name]
+
+
+def _validate(schema: type[Section], task: str, tree: Tree, problems: Problems) -> Section | None:
     train = tree.get("train")
     if "train" in schema.model_fields and isinstance(train, dict):
         section = section_of(schema, "train")
@@ -360,7 +275,23 @@ def _validate(schema: type[Section], task: str, tree: Tree, problems: _Problems)
         return None
 
 
-def _explain(error: ValidationError, prefix: str, problems: _Problems) -> None:
+def _without_bad_fields(schema: type[Section], tree: Tree) -> Section | None:
+    """The config without the fields that are refused; None: required ones are missing."""
+    whole: Tree = {section: {} for section in schema.model_fields} | tree
+    try:
+        schema.model_validate(whole)
+    except ValidationError as error:
+        places = {tuple(str(part) for part in detail["loc"][:2]) for detail in error.errors()}
+        for section, *name in places:
+            if name and isinstance(whole[section], dict):
+                whole[section] = {key: value for key, value in whole[section].items() if key != name[0]}
+    try:
+        return schema.model_validate(whole)
+    except ValidationError:
+        return None
+
+
+def _explain(error: ValidationError, prefix: str, problems: Problems) -> None:
     seen = set()
     for detail in error.errors():
         where = prefix or ".".join(str(p) for p in detail["loc"][:2])

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from rayswift.config.section import Section, Strings
+from rayswift.config.section import PathText, PathTexts, Section, Strings
 
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 Pooling = Literal["last_token", "mean", "cls"]
@@ -14,7 +14,7 @@ Tuner = Literal["full", "lora", "adalora", "vera", "boft", "ia3", "fourierft", "
 class ModelConfig(Section):
     """What is trained."""
 
-    path: str
+    path: PathText
     """Folder or hub id of the model (`--model` for short)."""
     tuner: Tuner = "full"
     """Train all weights, or an adapter on the frozen ones: a LoRA, or another kind that PEFT has under this name."""
@@ -44,7 +44,7 @@ class ModelConfig(Section):
     """Further fields of the tuner's PEFT config, under PEFT's names (`{"use_rslora": true}`)."""
     init_rows: int = Field(32, ge=1)
     """Packed rows that an initialisation from rows (eva, corda, lora_ga) looks at: the first of the training."""
-    adapters: Strings = []
+    adapters: PathTexts = []
     """Adapter folders to start from: the last one is trained on, those before it are merged into the weights."""
     freeze: str | None = None
     """Full training: regular expression that, found at the start of a parameter's name, freezes it."""
@@ -56,7 +56,7 @@ class ModelConfig(Section):
     """Load the frozen weights in 8 or 4 bits through bitsandbytes and train an adapter on them (QLoRA)."""
     double_quantization: bool = True
     """Quantize the scales of 4-bit weights too."""
-    new_special_tokens: Strings = []
+    new_special_tokens: PathTexts = []
     """Special tokens to add to the tokenizer and the embedding: the tokens, or a .txt file with one a line."""
     rope_scaling: dict[str, Any] | None = None
     """Rotary scaling as `transformers` writes it (`{"rope_type": "yarn", "factor": 4.0}`); null: the model's own."""
@@ -70,7 +70,7 @@ class ModelConfig(Section):
     """Task embedding: how the states of a text's tokens become its embedding; cls: the first token's."""
     normalize: bool = True
     """Task embedding: scale embeddings to length 1."""
-    chat_template: str | None = None
+    chat_template: PathText | None = None
     """Jinja file that replaces the tokenizer's chat template; null: the tokenizer's own."""
     random_init: bool = False
     """Initialise the weights from `config.json` and the seed instead of loading them."""
@@ -83,11 +83,11 @@ class ModelConfig(Section):
 class RlhfModelConfig(ModelConfig):
     """What is trained, and the models it is held against."""
 
-    reference: str | None = None
+    reference: PathText | None = None
     """Model that the policy is kept close to; null: the model as it was before training."""
-    reference_adapters: Strings = []
+    reference_adapters: PathTexts = []
     """Adapter folders that make the reference out of `model.path`."""
-    teacher: str | None = None
+    teacher: PathText | None = None
     """Model that task gkd distils from."""
-    teacher_adapters: Strings = []
+    teacher_adapters: PathTexts = []
     """Adapter folders on the teacher."""

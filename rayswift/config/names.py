@@ -64,13 +64,13 @@ def suggest(name: str, known: list[str], prefix: str = "") -> str:
 
 
 def annotation_of(schema: type[Section], task: str, path: str) -> Any:
-    """A field's type; of a TRL field, the type as TRL's source writes it."""
+    """A field's type; Any for a TRL field whose type only its libraries can name."""
     section_name, name = path.split(".")
     section = section_of(schema, section_name)
     if name in section.model_fields:
         return section.model_fields[name].annotation
     trl_field = trl_fields.read_fields(task).get(name) or trl_names(section)[name]
-    return trl_field.annotation
+    return trl_fields.python_type(trl_field.annotation)
 
 
 def literal_values(annotation: Any) -> list[str]:

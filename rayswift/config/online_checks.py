@@ -11,8 +11,9 @@ def max_prompt_length(config: RlhfConfig) -> int:
 
 
 def max_sequence_length(config: RlhfConfig) -> int:
-    """Tokens of the longest prompt and completion together."""
-    return max_prompt_length(config) + config.rollout.max_completion_length
+    """Tokens of the longest prompt and completion together; a completion ends where the engine's window does."""
+    whole = max_prompt_length(config) + config.rollout.max_completion_length
+    return min(whole, config.rollout.max_model_len or whole)
 
 
 def round_size(config: RlhfConfig) -> int | None:
@@ -48,12 +49,12 @@ def _length_problems(config: RlhfConfig) -> list[str]:
             f"data.max_length = {config.data.max_length} leaves a prompt no room beside rollout.max_completion_length "
             f"= {rollout.max_completion_length}; raise the first, lower the second, or set rollout.max_prompt_length"
         ]
-    longest, window = max_sequence_length(config), rollout.max_model_len
-    if window is not None and longest > window:
+    window = rollout.max_model_len
+    if window is not None and max_prompt_length(config) >= window:
         return [
             f"a prompt of {max_prompt_length(config)} tokens (rollout.max_prompt_length, or what data.max_length "
-            f"leaves) and a completion of {rollout.max_completion_length} do not fit an engine's window of "
-            f"rollout.max_model_len = {window}; raise it, or lower a length"
+            f"leaves) fills an engine's window of rollout.max_model_len = {window} and leaves its completion none; "
+            "raise it, or lower the length of a prompt"
         ]
     return []
 

@@ -25,8 +25,8 @@ _FOR_WORKERS = (
     "train.metrics",
     "train.loss",
 )
-# What the coordinator of rollouts and its helpers load.
-_FOR_REWARDS = ("rollout.reward_funcs", "rollout.reward_models")
+# What the coordinator of rollouts and its helpers load, and data tasks.
+_FOR_REWARDS = ("rollout.reward_funcs", "rollout.reward_models", "data.map")
 _PACKAGES = "working_dir_files"
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
@@ -53,7 +53,7 @@ def absolute(config: ConfigT, folder: Path) -> ConfigT:
             changed.setdefault(section, {})[field] = made(value) if isinstance(value, str) else [*map(made, value)]
     kwargs = _value(config, "rollout.reward_kwargs")
     if kwargs:  # may be written under the function's whole name
-        changed["rollout"]["reward_kwargs"] = {made(name): given for name, given in kwargs.items()}
+        changed.setdefault("rollout", {})["reward_kwargs"] = {made(name): given for name, given in kwargs.items()}
     sections = {name: _section(config, name).model_copy(update=fields) for name, fields in changed.items()}
     return config.model_copy(update=sections)
 
@@ -64,7 +64,7 @@ def needed(config: TrainingConfig, folder: Path) -> dict[str, Path]:
 
 
 def needed_by_rewards(config: TrainingConfig, folder: Path) -> dict[str, Path]:
-    """The same for reward functions and models."""
+    """The same for reward functions and models, and for what data tasks load."""
     return dict(_found(config, folder, _FOR_REWARDS))
 
 

@@ -93,7 +93,8 @@ def _step_problems(config: RlhfConfig) -> list[str]:
     for name in ("steps_per_generation", "num_iterations"):
         if int(given.get(name) or 1) < 1:
             found.append(f"train.{name} = {given[name]}: set 1 or more")
-    if given.get("generation_batch_size") is not None:
+    completions, batch = given.get("generation_batch_size"), config.train.global_batch_size
+    if completions is not None and batch is not None and (completions % batch or given.get("steps_per_generation")):
         found.append(
             f"train.generation_batch_size = {given['generation_batch_size']} is no whole number of optimizer steps of "
             f"train.global_batch_size = {config.train.global_batch_size} completions, or train.steps_per_generation is "

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from rayswift.config.section import Section, Strings, ascending, one_or_range
+from rayswift.config.section import PathText, PathTexts, Section, Strings, ascending, one_or_range
 
 # The least and the most.
 EngineRange = Annotated[list[int], AfterValidator(ascending)]
@@ -37,13 +37,13 @@ class RolloutConfig(Section):
     """Regular expression that every completion is made to match; not together with `repetition_penalty`."""
     chat_template_kwargs: dict[str, Any] = {}
     """Variables for the chat template when it renders prompts, over those of `data.chat_template_kwargs`."""
-    reward_funcs: Strings = []
+    reward_funcs: PathTexts = []
     """Reward functions: built-in names, `module:function` or `file.py:function`."""
-    reward_models: Strings = []
+    reward_models: PathTexts = []
     """Sequence-classification models whose scores are rewards, after those of the functions."""
     reward_weights: list[float] = []
     """Weight of each reward, functions first; empty: 1 each."""
-    reward_kwargs: dict[str, dict[str, Any]] = {}
+    reward_kwargs: dict[PathText, dict[str, Any]] = {}
     """Arguments of reward functions, by the function's name."""
     reward_timeout_s: float = Field(60.0, gt=0)
     """Longest time that scoring one completion may take; then the function is stopped and tried once more. A call with
@@ -103,7 +103,8 @@ class RolloutConfig(Section):
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     """Share of a GPU's memory that an engine takes."""
     max_model_len: int | None = Field(None, ge=1)
-    """Longest prompt and completion together in an engine; null: what the lengths above need."""
+    """Longest prompt and completion together in an engine, where a completion ends at the latest; null: what the
+    lengths above need."""
     max_num_seqs: int = Field(256, ge=1)
     """Sequences that an engine decodes at once."""
     lora_sync: Literal["merged", "adapter"] = "merged"

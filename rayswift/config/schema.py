@@ -11,7 +11,17 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from rayswift.config.model import ModelConfig, RlhfModelConfig
 from rayswift.config.rollout import RolloutConfig
-from rayswift.config.section import Section, Strings, ascending, iso_date, one_or_many, one_or_range
+from rayswift.config.section import (
+    PathText,
+    PathTexts,
+    Section,
+    Strings,
+    ascending,
+    iso_date,
+    one_or_many,
+    one_or_range,
+)
+from rayswift.config.source import Sources
 
 SftTask = Literal["causal_lm", "seq_cls", "embedding", "reranker", "generative_reranker"]
 RlhfTask = Literal["dpo", "orpo", "cpo", "simpo", "kto", "rm", "ppo", "grpo", "gkd"]
@@ -34,20 +44,23 @@ WorkerRange = Annotated[list[int], AfterValidator(ascending)]
 class DataConfig(Section):
     """Rows, and how they become packed token rows."""
 
-    dataset: Strings
-    """Files, folders, globs, URLs or hub ids (org/name:subset) to train on, one after the other; #N takes N rows."""
-    mix: dict[str, float] = {}
+    dataset: Sources
+    """Files, folders, globs, URLs or hub ids (org/name:subset/split@revision) to train on, one after the other; #N
+    takes N rows; a mapping has settings of its own, see data/sources/README.md."""
+    mix: dict[PathText, float] = {}
     """Share of each source in the training rows, by its name in `dataset`; empty: every row of every source once."""
     mix_until: MixUntil = "first_exhausted"
     """A mixed epoch ends before the first source would repeat, or once all rows of all sources have come."""
-    eval: Strings = []
-    """What to evaluate on, as in `dataset`."""
+    eval: Sources = []
+    """What to evaluate on, as in `dataset`; of a data set with splits the validation or test split."""
     eval_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of the training rows held out for evaluation, chosen by the seed."""
     columns: dict[str, str] = {}
     """Your column name -> ours (messages, system, query, response, history, text, ...)."""
     system: str | None = None
     """System prompt for rows that bring none."""
+    map: str | None = None
+    """Your own function as module:name or file.py:name, called with each row: gives a row, rows, or None."""
     max_length: int = Field(2048, ge=2)
     """Tokens in a packed row, and the longest row that is trained."""
     truncation: TruncationMode = "drop"
@@ -75,7 +88,7 @@ class DataConfig(Section):
     """New order each epoch, a function of seed and epoch alone."""
     window_rows: int | None = Field(None, ge=1)
     """Rows that are packed together, the unit of streaming; null: about 200 packed rows' worth, 2,000 to 50,000."""
-    cache: str | None = None
+    cache: PathText | None = None
     """Folder that `rayswift data encode` wrote from these sources and settings; null: encode while training."""
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
     """Share of quarantined rows, judged from 1,000 rows on and at the end of the data, that stops the run."""
@@ -96,9 +109,9 @@ class TrainConfig(Section):
 
     task: str
     """What the model learns."""
-    output_dir: str = "runs/sft"
+    output_dir: PathText = "runs/sft"
     """Run folder: resolved config, logs, metrics, checkpoints, row accounting; a folder, or a URL (s3://bucket/run)."""
-    resume: str = "never"
+    resume: PathText = "never"
     """auto: continue the newest complete checkpoint of the run folder, if any; a path: that one; never: start anew."""
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate; null: 2e-5 for full training, 1e-4 for LoRA."""
@@ -155,13 +168,13 @@ class TrainConfig(Section):
     """Stop after so many evaluations without improvement; null: never."""
     report_to: Strings = ["tensorboard"]
     """Trackers, as `transformers` names them; none: only `metrics.jsonl`."""
-    plugins: Strings = []
+    plugins: PathTexts = []
     """Modules or `.py` files of your own, imported by every worker before it builds anything."""
-    callbacks: Strings = []
+    callbacks: PathTexts = []
     """Your own `TrainerCallback`s as module:name or file.py:name: a class, an instance or a function that makes one."""
-    metrics: Strings = []
+    metrics: PathTexts = []
     """Your own evaluation metrics as module:name or file.py:name: functions of an `EvalBatch`, see train/README.md."""
-    loss: str | None = None
+    loss: PathText | None = None
     """Your own loss as module:name or file.py:name, called with (outputs, labels, num_items_in_batch=...)."""
 
     @property
@@ -177,7 +190,7 @@ class PtTrainConfig(TrainConfig):
     """What the model learns: the next token."""
     loss_type: Literal["nll", "dft"] = "nll"
     """Cross-entropy, or TRL's dynamic fine-tuning loss."""
-    output_dir: str = "runs/pt"
+    output_dir: PathText = "runs/pt"
 
 
 class SftTrainConfig(TrainConfig):
@@ -204,7 +217,7 @@ class RlhfTrainConfig(TrainConfig):
 
     task: RlhfTask = "dpo"
     """How the model learns from preferences, rewards or a teacher."""
-    output_dir: str = "runs/rlhf"
+    output_dir: PathText = "runs/rlhf"
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate; null: 1e-6 for full training, 1e-5 for LoRA."""
     micro_batch_tokens: int | None = Field(None, ge=1)
@@ -224,7 +237,7 @@ class ClusterConfig(Section):
     """Keep optimizer states (ZeRO 1-3), or also weights (ZeRO 3), in host memory."""
     sequence_parallel_size: int = Field(1, ge=1)
     """Workers that share each packed row (Ulysses sequence parallelism of DeepSpeed)."""
-    deepspeed: str | None = None
+    deepspeed: PathText | None = None
     """A DeepSpeed JSON of your own, used whole in place of `zero_stage` and `offload`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where workers compute; auto: GPUs if there are any."""
@@ -238,7 +251,9 @@ class ClusterConfig(Section):
     """Restarts of the training workers after a death."""
     wait_for_nodes_s: int = Field(600, ge=0)
     """Longest wait for nodes that an autoscaler can add, or that other work holds, before the training begins."""
-    scratch_dir: str | None = None
+    node_timeout_s: int = Field(45, ge=1)
+    """Longest wait for a first process on each node: give more where a job's environment is installed there first."""
+    scratch_dir: PathText | None = None
     """Where a run whose `train.output_dir` is a URL keeps its working copy; null: the system's temporary folder."""
     timeout_s: int = Field(600, ge=1)
     """Longest wait for a collective or an actor's answer before the run ends with an error; and for batches,
@@ -285,7 +300,7 @@ class RlhfConfig(TrainingConfig):
 class EncodeSection(Section):
     """Write what training would read."""
 
-    to: str
+    to: PathText
     """Folder for the cache; what an interrupted start left there is kept."""
     epochs: int = Field(1, ge=1)
     """Epochs to write, each in its own order; training beyond them reads them again in a new order."""
@@ -304,7 +319,7 @@ class InspectSection(Section):
     """Rows to look at: a random sample, or with data.shuffle off the first ones."""
     show: int = Field(3, ge=0)
     """Rows to decode, their trained tokens highlighted."""
-    html: str | None = None
+    html: PathText | None = None
     """File for the same as a page; null: none."""
 
 
@@ -317,7 +332,7 @@ class DataInspectConfig(SftConfig):
 class InferSection(Section):
     """Ask a model."""
 
-    model: str
+    model: PathText
     """Run folder, checkpoint, model folder or hub id."""
     prompt: Strings
     """Questions, each answered on its own."""
@@ -342,11 +357,11 @@ class InferConfig(Section):
 class ExportSection(Section):
     """Turn a checkpoint into a model folder."""
 
-    model: str
+    model: PathText
     """Run folder or checkpoint with a LoRA adapter."""
     merge_lora: bool = False
     """Merge the adapter into its base model."""
-    output_dir: str | None = None
+    output_dir: PathText | None = None
     """Folder to write; null: beside the checkpoint, with `merged-` before its name."""
 
 

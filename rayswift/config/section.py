@@ -3,7 +3,9 @@
 import datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+
+from rayswift.config.values import home
 
 
 def one_or_many(value: Any) -> Any:
@@ -12,6 +14,9 @@ def one_or_many(value: Any) -> Any:
 
 
 Strings = Annotated[list[str], BeforeValidator(one_or_many)]
+# A file or folder of this machine, or what may be one (a hub id, `file.py:name`, a URL): `~` is the user's home.
+PathText = Annotated[str, AfterValidator(home)]
+PathTexts = Annotated[list[PathText], BeforeValidator(one_or_many)]
 
 
 class Section(BaseModel):

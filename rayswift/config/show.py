@@ -122,6 +122,8 @@ def type_name(annotation: Any) -> str:
         return f"list of {type_name(args[0])}"
     if origin is dict:
         return f"{type_name(args[0])} -> {type_name(args[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return "mapping"
     return "anything" if annotation is Any else str(annotation.__name__)
 
 

@@ -199,6 +199,12 @@ def owner_of(name: str) -> str | None:
 @cache
 def type_of(annotation: str) -> TypeAdapter[Any]:
     """A validator for an annotation; a type that needs `transformers` to name it is left to `transformers` to check."""
+    return TypeAdapter(python_type(annotation))
+
+
+@cache
+def python_type(annotation: str) -> Any:
+    """The type that an annotation writes; Any where only `transformers` or `torch` can name it."""
     names = {
         "str": str,
         "int": int,
@@ -211,5 +217,5 @@ def type_of(annotation: str) -> TypeAdapter[Any]:
     }
     parsed = ast.parse(annotation, mode="eval")
     if any(isinstance(node, ast.Name) and node.id not in names for node in ast.walk(parsed)):
-        return TypeAdapter(Any)
-    return TypeAdapter(eval(compile(parsed, "<annotation>", "eval"), {"__builtins__": {}}, names))
+        return Any
+    return eval(compile(parsed, "<annotation>", "eval"), {"__builtins__": {}}, names)

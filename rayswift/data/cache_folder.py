@@ -14,7 +14,7 @@ from rayswift.data import fingerprint
 from rayswift.data.cache import FORMAT, MANIFEST, CachedWindows, PartSummary, PartWriter, windows_per_part
 from rayswift.data.encode import CAUSAL, RowKind
 from rayswift.data.fingerprint import Fingerprint
-from rayswift.data.global_batches import JUDGED_FROM_ROWS, judge
+from rayswift.data.global_batches import judge
 from rayswift.data.windows import WindowPlan
 from rayswift.log import UserError
 
@@ -115,8 +115,8 @@ def write(
         for summary in write_parts(writer, range(writer.num_parts)):
             summaries.append(summary)
             counts.update(summary.counts)
-            judge(counts, max_bad_fraction, JUDGED_FROM_ROWS, where)
-        judge(counts, max_bad_fraction, 1, where)
+            judge(counts, max_bad_fraction, plan.num_rows * epochs, where)
+        judge(counts, max_bad_fraction, 0, where)
         splits[name] = {
             "num_rows": plan.num_rows,
             "window_rows": plan.window_rows,

@@ -5,6 +5,7 @@ the loss mask is the character spans of its trained turns, mapped to tokens by t
 `token_bytes`), or else by the tokenizer's offsets.
 """
 
+import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,7 +42,9 @@ class EncodeConfig:
 
     `tokenizer_dir` holds tokenizer.json, its config and the chat template; `tokenizer_hash` is the hash of those files.
     family to answers: see `RowKind`; template_kwargs: variables for the chat template; template_date: the day that it
-    sees, YYYY-MM-DD, None for today. The others are fields of `data`.
+    sees, YYYY-MM-DD, None for today; map, map_hash: the user's own function for rows, and the hash of its file;
+    readings: of each source the columns and the system prompt that take the place of those here, none: no source has
+    its own. The others are fields of `data`.
     """
 
     tokenizer_dir: str
@@ -62,6 +65,9 @@ class EncodeConfig:
     ignore_empty_think: bool = False
     keep_history: bool = False
     template_date: str | None = None
+    map: str | None = None
+    map_hash: str = ""
+    readings: tuple[tuple[Mapping[str, str], str | None], ...] = ()
 
     @property
     def num_members(self) -> int | None:
@@ -109,8 +115,12 @@ class EncodedRow:
     record: str = ""
 
 
-class TooLong(BadRow):
-    """A row longer than `max_length`, left out by rule rather than for being bad."""
+class LeftOut(BadRow):
+    """A row that is left out by rule rather than for being bad."""
+
+
+class TooLong(LeftOut):
+    """A row longer than `max_length`."""
 
 
 class Encoder:
@@ -141,6 +151,12 @@ class Encoder:
         self._marking = Marking(config.loss_on, _rules(config), config.keep_history, end_tokens)
         self._bound = bound_of(self._tokenizer)
         self._bytes = TokenBytes.of(self._tokenizer, json.loads(self._tokenizer.to_str()))
+
+    def reading(self, columns: Mapping[str, str], system: str | None) -> "Encoder":
+        """The same encoder for rows of other columns, without a system prompt or with another one."""
+        other = copy.copy(self)
+        other.config = replace(self.config, columns=columns, system=system)
+        return other
 
     def encode(self, rows: Sequence[Row]) -> list[list[EncodedRow] | BadRow]:
         """One result per row, in order: its documents, or why it has none.

@@ -259,7 +259,8 @@ class Feed:
             return self._noted(self._stream(self._windows, epoch, first))
 
         def on_window(epoch: int, number: int, window: Window) -> None:
-            if epoch == 0 and generation == self._generation:
+            # In every epoch: those of a mix take other rows.
+            if generation == self._generation:
                 self._quarantine.add(window)
 
         try:

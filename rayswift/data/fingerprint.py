@@ -8,19 +8,24 @@ again. Paths are no ingredient, so a cache moves with its sources.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from rayswift.config.schema import DataConfig
+from rayswift.config.source import SourceConfig
 from rayswift.data.encode import CAUSAL, RowKind
-from rayswift.data.sources.find import SourceFile, find_files, parse_source
+from rayswift.data.raw_rows import map_hash
+from rayswift.data.sources.find import SourceFile, find
+from rayswift.data.sources.named import parse_source
 from rayswift.data.tokenizer.folder import read_chat_template, read_frame
 
 # Fields of `data` that are no settings of the encoding: the sources themselves, and what is judged while training.
 _NO_SETTINGS = ("dataset", "eval", "cache", "max_bad_fraction")
+# What a source may set for itself that decides its tokens or their place.
+_SETTINGS_OF_A_SOURCE = ("columns", "system", "weight", "encoding")
 _CHUNK_BYTES = 1 << 22
 
 
@@ -36,11 +41,15 @@ class FileContent:
 
 @dataclass(frozen=True)
 class SourceContent:
-    """A source: its files, or for a data set of the hub only its `name`; `num_rows` as `#N` asks."""
+    """A source: its files, or for a data set of the hub only its `name`; `num_rows` as `#N` asks.
+
+    settings: what it sets for itself of how its rows are read.
+    """
 
     name: str
     num_rows: int | None
     files: tuple[FileContent, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,12 +81,12 @@ class Fingerprint:
     def differences(self, now: "Fingerprint") -> list[str]:
         """A line for each ingredient that is another one now."""
         lines = []
-        for part, field in (("train", "data.dataset"), ("eval", "data.eval")):
+        for part, path in (("train", "data.dataset"), ("eval", "data.eval")):
             was, is_now = getattr(self, part), getattr(now, part)
             if len(was) != len(is_now):
-                lines.append(f"{field}: was {len(was)} sources, is {len(is_now)}")
+                lines.append(f"{path}: was {len(was)} sources, is {len(is_now)}")
             for before, after in zip(was, is_now, strict=False):
-                lines += [f"{field}: {line}" for line in source_differences(before, after)]
+                lines += [f"{path}: {line}" for line in source_differences(before, after)]
         if self.tokenizer != now.tokenizer:
             lines.append(f"tokenizer: was {self.tokenizer}, is {now.tokenizer}")
         if self.template != now.template:
@@ -102,13 +111,15 @@ def take(
     path = tokenizer_dir / "tokenizer.json"
     frame = asdict(read_frame(tokenizer_dir, Tokenizer.from_file(str(path))))
     fields = {f"data.{name}": value for name, value in data.model_dump(mode="json").items() if name not in _NO_SETTINGS}
+    if data.map:  # what it does decides, not where it lies
+        fields["data.map"] = f"{data.map.rpartition(':')[2]} of {map_hash(data.map)}"
     rows = {f"rows.{name}": value for name, value in json.loads(json.dumps(asdict(kind))).items()}
     return Fingerprint(
         tokenizer=_short_hash(path.read_bytes() + json.dumps([special_tokens, frame], sort_keys=True).encode()),
         template=_short_hash((template or "").encode()),
         settings={**fields, **rows, "train.seed": seed},
         train=contents(data.dataset, hashes),
-        eval=contents(data.eval, hashes),
+        eval=contents(data.eval, hashes, held_out=True),
     )
 
 
@@ -117,17 +128,26 @@ def by_stamp(sources: Sequence[SourceContent]) -> dict[tuple[int, int], FileCont
     return {(file.size_bytes, file.modified_ns): file for source in sources for file in source.files if file.sha256}
 
 
-def contents(sources: Sequence[str], known: dict[tuple[int, int], FileContent]) -> tuple[SourceContent, ...]:
+def contents(
+    sources: Sequence[str | SourceConfig], known: dict[tuple[int, int], FileContent], held_out: bool = False
+) -> tuple[SourceContent, ...]:
     """What the sources hold now; `known` files that have not changed since are not read.
+
+    Args:
+        sources: As in `data.dataset`.
+        known: See `by_stamp`.
+        held_out: Whether they are to evaluate on.
 
     Raises:
         UserError: a source is not there.
     """
     found = []
-    for source in sources:
-        name = parse_source(source)
-        files = tuple(_content(file, known) for file in find_files(name.path))
-        found.append(SourceContent(name.path, name.num_rows, files))
+    for given in sources:
+        source = parse_source(given)
+        files = tuple(_content(file, known) for file in find(source, held_out).files)
+        fields = {name: dict(asdict(source))[name] for name in _SETTINGS_OF_A_SOURCE}
+        settings = {name: value for name, value in fields.items() if value is not None}
+        found.append(SourceContent(source.name, source.num_rows, files, settings))
     return tuple(found)
 
 
@@ -156,6 +176,9 @@ def source_differences(was: SourceContent, now: SourceContent) -> list[str]:
     lines = []
     if was.num_rows != now.num_rows:
         lines.append(f"rows asked of {now.name}: was {was.num_rows}, is {now.num_rows}")
+    for name in sorted({*was.settings, *now.settings}):
+        if was.settings.get(name) != now.settings.get(name):
+            lines.append(f"{name} of {now.name}: was {was.settings.get(name)!r}, is {now.settings.get(name)!r}")
     if not was.files and not now.files and was.name != now.name:
         lines.append(f"was {was.name}, is {now.name}")
     if len(was.files) != len(now.files):

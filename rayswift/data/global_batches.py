@@ -7,6 +7,7 @@ borders.
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from math import ceil
 from typing import Any
 
 from rayswift.data.kl_partners import with_partners
@@ -186,7 +187,10 @@ def _sequence(
             if skip == 0:
                 on_window(epoch, number, window)
                 counts.update({k: v for k, v in window.counts.items() if not k.startswith(TRAINED)})
-                judge(counts, plan.max_bad_fraction, JUDGED_FROM_ROWS, _QUARANTINE)
+                so_far = counts + Counter({k: v for k, v in window.counts.items() if k.startswith(TRAINED)})
+                raw_rows = epoch * plan.num_rows + min((number + 1) * plan.window_rows, plan.num_rows)
+                expected_rows = -(-so_far.total() * (epoch + 1) * plan.num_rows // raw_rows)
+                judge(so_far, plan.max_bad_fraction, expected_rows, _QUARANTINE)
             done = number * plan.window_rows + sum(row.num_source_rows for row in window.rows[:skip])
             for index, row in enumerate(window.rows[skip:], skip):
                 if held:
@@ -204,7 +208,7 @@ def _sequence(
             raise UnusableRows("no row is left to train:", dict(counts))
         if held:
             yield held[0], epoch + 1.0, Position(0, epoch + 1, 0, 0, dict(counts))
-        judge(counts, plan.max_bad_fraction, 1, _QUARANTINE)
+        judge(counts, plan.max_bad_fraction, 0, _QUARANTINE)
         epoch, first = epoch + 1, 0
 
 
@@ -212,17 +216,28 @@ def _trained(counts: Counter[str]) -> int:
     return sum(number for outcome, number in counts.items() if outcome.startswith(TRAINED))
 
 
-def judge(counts: Counter[str], max_bad_fraction: float, from_rows: int, quarantine: str) -> None:
-    """Stop at too many bad rows.
+def judge(counts: Counter[str], max_bad_fraction: float, expected_rows: int, quarantine: str) -> None:
+    """Stop at too many bad rows: of those seen, or while these are few, of all that are expected.
+
+    So a run over few rows ends as soon as it is sure to, and not behind its last step.
+
+    Args:
+        counts: Where every row so far went.
+        max_bad_fraction: Share that may be bad.
+        expected_rows: Rows that will have been seen when the data has been gone through; 0: all have been.
+        quarantine: Where the bad ones are, for the message.
 
     Raises:
-        UserError: of at least `from_rows` rows more than the fraction are quarantined; it names where they are.
+        UnusableRows: too many are bad.
     """
     seen, bad = counts.total(), sum(v for k, v in counts.items() if k.startswith("quarantined"))
-    if seen >= from_rows and bad > max_bad_fraction * seen:
+    judged = seen if seen >= JUDGED_FROM_ROWS else max(seen, expected_rows)
+    if bad > max_bad_fraction * judged:
+        of_all = f" of {judged} in all" if judged > seen else ""
+        enough = ceil(100 * bad / seen) / 100
         raise UnusableRows(
-            f"{bad} of {seen} rows are bad, more than data.max_bad_fraction = {max_bad_fraction} allows; "
-            f"see {quarantine}:",
+            f"{bad} of {seen} rows are bad, more than data.max_bad_fraction = {max_bad_fraction} allows{of_all}; "
+            f"mend them, see {quarantine}, or go on without them: --data.max_bad_fraction {enough}",
             dict(counts),
         )
 

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayswift.config.schema import MixUntil
-from rayswift.data.sources.find import parse_source
+from rayswift.config.source import SourceConfig
+from rayswift.data.sources import Source, parse_source
 from rayswift.log import UserError
 
 
@@ -64,24 +65,40 @@ def mix(sizes: Sequence[int], weights: Sequence[float], until: MixUntil) -> Mix:
     return Mix(tuple(draws))
 
 
-def weights_of(sources: Sequence[str], weights: Mapping[str, float]) -> tuple[float, ...]:
-    """The weight of each source: `data.mix` calls it as `data.dataset` does, or by its last part without suffixes.
+def weights_of(given: Sequence[str | SourceConfig], weights: Mapping[str, float]) -> tuple[float, ...] | None:
+    """The weight of each source, from `data.mix` or the sources themselves; None: there are none.
+
+    `data.mix` calls a source as `data.dataset` does, or by its last part without suffixes.
 
     Raises:
-        UserError: a name fits no source or several, or a source has no weight or one that is not positive.
+        UserError: a name fits no source or several, or a source has no weight, two, or one that is not positive.
     """
+    sources = [parse_source(each) for each in given]
+    own = [source.weight for source in sources]
+    if any(weight is not None for weight in own):
+        missing = [source.written for source in sources if source.weight is None]
+        if missing:
+            raise UserError(f"data.dataset: {', '.join(missing)} has no weight, and others have; give one to each")
+        if weights:
+            raise UserError("data.mix and the weights in data.dataset both say how sources are mixed; keep one")
+        return tuple(weight for weight in own if weight is not None)
+    return _named_weights(sources, weights) if weights else None
+
+
+def _named_weights(sources: Sequence[Source], weights: Mapping[str, float]) -> tuple[float, ...]:
     found: dict[int, float] = {}
     for name, weight in weights.items():
-        fitting = [i for i, source in enumerate(sources) if source == name]
-        fitting = fitting or [i for i, source in enumerate(sources) if parse_source(source).short == name]
+        fitting = [i for i, source in enumerate(sources) if name in (source.written, source.path)]
+        fitting = fitting or [i for i, source in enumerate(sources) if source.short == name]
         if len(fitting) != 1 or fitting[0] in found:
             what = "fits no source" if not fitting else "names a source that is named already"
             what = f"fits {len(fitting)} sources" if len(fitting) > 1 else what
-            raise UserError(f"data.mix: {name} {what}; write each as in data.dataset: {', '.join(sources)}")
+            known = ", ".join(source.written for source in sources)
+            raise UserError(f"data.mix: {name} {what}; write each as in data.dataset: {known}")
         if not 0 < weight < inf:
             raise UserError(f"data.mix: {name} has the weight {weight}; a weight is above 0 and finite")
         found[fitting[0]] = weight
-    missing = [source for i, source in enumerate(sources) if i not in found]
+    missing = [source.written for i, source in enumerate(sources) if i not in found]
     if missing:
         raise UserError(f"data.mix: {', '.join(missing)} has no weight; give one, or leave it out of data.dataset")
     return tuple(found[i] for i in range(len(sources)))

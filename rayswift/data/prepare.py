@@ -2,10 +2,11 @@
 
 import datetime
 import hashlib
+import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from tokenizers import Tokenizer
 
 from rayswift.config.model import ModelConfig
 from rayswift.config.schema import DataConfig
+from rayswift.config.source import SourceConfig
 from rayswift.data.cache_folder import known, open_cache
 from rayswift.data.encode import CAUSAL, EncodeConfig, RowKind
-from rayswift.data.members import encoder_of
 from rayswift.data.mixing import Mix, mix, weights_of
+from rayswift.data.raw_rows import encode_raw, map_hash
 from rayswift.data.reranker_template import for_pairs
 from rayswift.data.rows import BadRow
-from rayswift.data.sources import Store, hold_out, open_sources
+from rayswift.data.sources import Store, hold_out, open_sources, parse_source
 from rayswift.data.tokenizer.folder import read_chat_template
 from rayswift.data.windows import RowSet, WindowPlan, Windows
 from rayswift.log import UserError, logger
@@ -36,6 +38,8 @@ _LOST_FROM = 0.1  # of the rows, from which on it is said
 _COSTS_FROM = 1.2
 _PACKED_ROWS_OF_A_WINDOW = 200
 _LEAST_ROWS, _MOST_ROWS = 2000, 50_000
+# What a data task holds at a time, whatever the rows' size.
+_MOST_TOKENS, _MOST_BYTES = 1 << 24, 1 << 28
 
 
 def prepare_tokenizer(model: ModelConfig, folder: Path, kind: RowKind = CAUSAL) -> Path:
@@ -62,7 +66,31 @@ def prepare_tokenizer(model: ModelConfig, folder: Path, kind: RowKind = CAUSAL) 
         _write_pair_template(folder, kind)
     if model.new_special_tokens:
         _add_special_tokens(folder / "tokenizer.json", special_tokens(model.new_special_tokens))
+    else:
+        _check_rows(source / "config.json", folder / "tokenizer.json")
     return folder
+
+
+def _check_rows(config: Path, tokenizer: Path) -> None:
+    """Each token needs a row of the embedding; new tokens come with theirs.
+
+    Raises:
+        UserError: some have none.
+    """
+    if not config.exists():
+        return
+    architecture = json.loads(config.read_text(encoding="utf-8"))
+    num_rows = architecture.get("text_config", architecture).get("vocab_size")
+    vocabulary = Tokenizer.from_file(str(tokenizer)).get_vocab(with_added_tokens=True)
+    beyond = sorted((number, token) for token, number in vocabulary.items() if num_rows and number >= num_rows)
+    if beyond:
+        number, token = beyond[0]
+        raise UserError(
+            f"model.path: the tokenizer has {len(beyond)} token(s) that the embedding has no row for, {token!r} with "
+            f"number {number} the first of them, and {config} says vocab_size {num_rows}; give "
+            f"--model.new_special_tokens {token!r}, for which the embedding grows to the whole tokenizer, or put the "
+            "tokenizer that the model was trained with into its folder"
+        )
 
 
 def _write_pair_template(folder: Path, kind: RowKind) -> None:
@@ -166,31 +194,60 @@ def plan_encoding(
         data.ignore_empty_think,
         data.keep_history,
         data.template_date,
+        data.map,
+        map_hash(data.map) if data.map else "",
+        _readings(data, data.dataset),
     )
-    stores = open_sources(data.dataset, work_dir / "train", seed)
+    stores = open_sources(data.dataset, work_dir / "train", seed, shuffle=data.shuffle)
     held_out: tuple[Store, ...] = ()
     if data.eval:
-        held_out = open_sources(data.eval, work_dir / "eval", seed)
+        held_out = open_sources(data.eval, work_dir / "eval", seed, held_out=True, shuffle=data.shuffle)
     elif data.eval_fraction:
         stores, held_out = _hold_out(data, stores, seed)
     rows = RowSet(stores, seed, data.shuffle, _mix(data, stores))
-    mean_length = probe(rows, encode)
-    window_rows = data.window_rows or derived_window_rows(encode.max_length, mean_length)
+    seen = probe(rows, encode)
+    window_rows = data.window_rows or derived_window_rows(encode.max_length, seen.mean_length, seen.mean_bytes)
     train = WindowPlan(rows, encode, data.packing, window_rows)
     if not held_out:
         return train, None
     evaluation = RowSet(held_out, seed, shuffle=False)
+    encode = replace(encode, readings=_readings(data, data.eval)) if data.eval else encode
     probe(evaluation, encode, "evaluation rows can be used")
-    return train, replace(train, row_set=evaluation)
+    return train, replace(train, row_set=evaluation, encode=encode)
 
 
-def derived_window_rows(max_length: int, mean_length: float) -> int:
-    """Rows of a window whose last, partly filled packed row costs little: so many that about 200 are packed."""
-    return round(min(max(_PACKED_ROWS_OF_A_WINDOW * max_length / mean_length, _LEAST_ROWS), _MOST_ROWS))
+def _readings(
+    data: DataConfig, given: Sequence[str | SourceConfig]
+) -> tuple[tuple[Mapping[str, str], str | None], ...]:
+    """Columns and system prompt of each source; none if no source has its own."""
+    sources = [parse_source(each) for each in given]
+    if all(source.columns is None and source.system is None for source in sources):
+        return ()
+    return tuple(
+        (
+            dict(data.columns if source.columns is None else source.columns),
+            data.system if source.system is None else source.system,
+        )
+        for source in sources
+    )
+
+
+def derived_window_rows(max_length: int, mean_length: float, mean_bytes: float = 0.0) -> int:
+    """Rows of a window whose last, partly filled packed row costs little: so many that about 200 are packed.
+
+    Fewer where rows are so long that a data task would hold too much.
+
+    Args:
+        max_length: Tokens of a packed row.
+        mean_length: Tokens of a row that are kept, in all of its documents.
+        mean_bytes: Bytes of a row before it is encoded.
+    """
+    rows = min(max(_PACKED_ROWS_OF_A_WINDOW * max_length / mean_length, _LEAST_ROWS), _MOST_ROWS)
+    return max(1, round(min(rows, _MOST_TOKENS / mean_length, _MOST_BYTES / max(mean_bytes, 1.0))))
 
 
 def _hold_out(data: DataConfig, stores: tuple[Store, ...], seed: int) -> tuple[tuple[Store, ...], tuple[Store, ...]]:
-    train, held_out = hold_out(stores, data.eval_fraction, seed)
+    train, held_out = hold_out(stores, data.eval_fraction, seed, data.shuffle)
     num_train, num_held_out = (sum(store.num_rows for store in part) for part in (train, held_out))
     if not num_train or not num_held_out:
         raise UserError(
@@ -201,18 +258,28 @@ def _hold_out(data: DataConfig, stores: tuple[Store, ...], seed: int) -> tuple[t
 
 
 def _mix(data: DataConfig, stores: tuple[Store, ...]) -> Mix | None:
-    if not data.mix:
+    weights = weights_of(data.dataset, data.mix)
+    if weights is None:
         return None
-    empty = [source for source, store in zip(data.dataset, stores, strict=True) if not store.num_rows]
+    sources = [parse_source(each).written for each in data.dataset]
+    empty = [source for source, store in zip(sources, stores, strict=True) if not store.num_rows]
     if empty:
         raise UserError(f"data.mix: data.eval_fraction leaves no row of {', '.join(empty)} to train")
-    mixed = mix([store.num_rows for store in stores], weights_of(data.dataset, data.mix), data.mix_until)
-    for source, store, draws in zip(data.dataset, stores, mixed.draws, strict=True):
+    mixed = mix([store.num_rows for store in stores], weights, data.mix_until)
+    for source, store, draws in zip(sources, stores, mixed.draws, strict=True):
         logger.info("mix: an epoch draws %d of the %d rows of %s", draws, store.num_rows, source)
     return mixed
 
 
-def probe(rows: RowSet, encode: EncodeConfig, wanted: str = "rows can be trained") -> float:
+@dataclass(frozen=True)
+class Probed:
+    """The first rows of an epoch: mean tokens of those that can be trained, mean bytes of those that can be read."""
+
+    mean_length: float
+    mean_bytes: float
+
+
+def probe(rows: RowSet, encode: EncodeConfig, wanted: str = "rows can be trained") -> Probed:
     """Encode the first rows of an epoch here, so that data that cannot work at all is refused at once.
 
     Args:
@@ -220,27 +287,23 @@ def probe(rows: RowSet, encode: EncodeConfig, wanted: str = "rows can be trained
         encode: How.
         wanted: What the message says none of them can be.
 
-    Returns:
-        Their mean length in tokens.
-
     Raises:
         UserError: not one of them can be trained; it says why.
     """
     raw = rows.read(rows.rows_at(0, _PROBED_ROWS, 0))
-    readable = [row.value for row in raw if row.error is None]
-    bad = [row.error for row in raw if row.error is not None]
+    bad: list[BadRow] = []
     made: list[list[int]] = []
-    for result in encoder_of(encode).encode(readable):
+    for _, result in (one for each in encode_raw(encode, raw) for one in each):
         if isinstance(result, BadRow):
             bad.append(result)
         else:
             made.append([len(document.input_ids) for document in result])
-    lengths = [length for row in made for length in row]
-    if lengths:
-        _say_what_is_lost(bad, len(raw))
+    if made:
+        _say_what_is_lost(bad, len(bad) + len(made))
         if encode.family == "causal" and encode.truncation != "split":
             _say_what_history_costs(made)
-        return sum(lengths) / len(lengths)
+        texts = [row.text or json.dumps(row.value, ensure_ascii=False, default=str) for row in raw if row.error is None]
+        return Probed(sum(map(sum, made)) / len(made), sum(map(len, texts)) / len(texts))
     reasons = Counter(result.reason for result in bad)
     examples = {result.reason: result.detail for result in bad}
     raise UserError(

@@ -7,7 +7,7 @@ seed, epoch) alone, never on timing, parallelism or the number of workers.
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import ceil
 from typing import Any, Protocol
@@ -15,11 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rayswift.data.encode import EncodeConfig, EncodedRow, TooLong
-from rayswift.data.members import cached_encoder
+from rayswift.data.encode import EncodeConfig, EncodedRow, LeftOut
 from rayswift.data.mixing import Mix
 from rayswift.data.order import repeated, shuffled
 from rayswift.data.packing import pack
+from rayswift.data.raw_rows import MadeRow, encode_raw
 from rayswift.data.rows import BadRow
 from rayswift.data.sources import RawRow, Store
 from rayswift.data.sources.store import Concatenated
@@ -125,7 +125,12 @@ class RowSet:
 
     def read(self, rows: NDArray[np.int64]) -> list[RawRow]:
         """Raw rows by number, in the order asked for."""
-        return self._all.read(rows)
+        raw = self._all.read(rows)
+        if len(self.stores) == 1:
+            return raw
+        ends = np.cumsum([store.num_rows for store in self.stores])
+        owners = np.searchsorted(ends, np.asarray(rows, np.int64), side="right").tolist()
+        return [RawRow(row.id, row.value, row.error, row.text, i) for row, i in zip(raw, owners, strict=True)]
 
 
 class Windows(Protocol):
@@ -189,27 +194,33 @@ class WindowPlan:
         row_numbers = self.row_set.rows_at(begin, begin + self.window_rows, epoch)
         raw = self.row_set.read(row_numbers)
         columns = self.columns.read(row_numbers, [row.id for row in raw]) if self.columns else {}
-        readable = [row for row in raw if row.error is None]
-        encoder = cached_encoder(json.dumps(asdict(self.encode)))
-        results = iter(encoder.encode([row.value for row in readable]))
         counts: Counter[str] = Counter()
         documents: list[EncodedRow] = []
         continued: list[bool] = []
+        opens_raw_row: list[bool] = []
         ids: list[str] = []
         quarantined: list[Quarantined] = []
-        for position, row in enumerate(raw):
-            result = row.error if row.error is not None else next(results)
-            if isinstance(result, TooLong):
-                counts[f"filtered: {result.reason}"] += 1
-            elif isinstance(result, BadRow):
-                counts[f"quarantined: {result.reason}"] += 1
-                quarantined.append(_quarantine(row, result))
+        num_left_out = 0
+        for position, made in enumerate(encode_raw(self.encode, raw)):
+            of_raw: list[EncodedRow] = []
+            for row, result in made:
+                if isinstance(result, LeftOut):
+                    counts[f"filtered: {result.reason}"] += 1
+                elif isinstance(result, BadRow):
+                    counts[f"quarantined: {result.reason}"] += 1
+                    quarantined.append(_quarantine(row, result))
+                else:
+                    of_raw += result
+                    continued += [False] + [True] * (len(result) - 1)
+                    ids += [row.id] * len(result)
+            computed = {name: values[position] for name, values in columns.items()}
+            if of_raw:
+                documents += with_numbers(of_raw, computed, self.encode.num_members or len(of_raw))
+                opens_raw_row += [True] + [False] * (len(of_raw) - 1)
             else:
-                computed = {name: values[position] for name, values in columns.items()}
-                documents += with_numbers(result, computed, self.encode.num_members or len(result))
-                continued += [False] + [True] * (len(result) - 1)
-                ids += [row.id] * len(result)
-        rows = self._pack(documents, continued, ids, counts.total(), (self.row_set.seed, epoch, window, _BIN_KEY))
+                num_left_out += 1
+        key = (self.row_set.seed, epoch, window, _BIN_KEY)
+        rows = self._pack(documents, continued, opens_raw_row, ids, num_left_out, key)
         counts.update(sum((row.counts for row in rows), Counter()))
         return Window(tuple(rows), counts, tuple(quarantined))
 
@@ -217,6 +228,7 @@ class WindowPlan:
         self,
         documents: Sequence[EncodedRow],
         continued: Sequence[bool],
+        opens_raw_row: Sequence[bool],
         ids: Sequence[str],
         num_left_out: int,
         key: tuple[int, ...],
@@ -235,7 +247,7 @@ class WindowPlan:
                     np.concatenate([documents[i].input_ids for i in members]),
                     np.concatenate([documents[i].trained for i in members]),
                     tuple(lengths[i] for i in members),
-                    len(members) - num_continued + left_out,
+                    sum(opens_raw_row[i] for i in members) + left_out,
                     _weights([documents[i] for i in members]),
                     num_continued,
                     sum(documents[i].cut for i in members),
@@ -271,6 +283,6 @@ def _weights(documents: Sequence[EncodedRow]) -> NDArray[np.float32] | None:
     return np.concatenate([one if d.weights is None else d.weights for one, d in zip(ones, documents, strict=True)])
 
 
-def _quarantine(row: RawRow, bad: BadRow) -> Quarantined:
+def _quarantine(row: MadeRow, bad: BadRow) -> Quarantined:
     text = row.text or json.dumps(row.value, ensure_ascii=False, default=str)
     return Quarantined(row.id, bad.reason, bad.detail, text)

@@ -27,10 +27,10 @@ class RolloutPlan:
     """What the coordinator does, as plain values.
 
     rounds: see there; num_steps: optimizer steps of one pass over a round; steps_per_round: of all passes;
-    num_generations, num_generations_eval: completions of a prompt; min_group: fewest scored ones that it can be
-    trained with; drops_equal: filter groups whose rewards are all equal; max_failed_fraction: see
-    `rollout.max_failed_fraction`; max_outstanding: requests that an engine holds at once; max_still_s: that a wait goes
-    on while nothing at all comes forward.
+    num_generations, num_generations_eval: completions of a prompt; max_completion_length, max_sequence_length: tokens
+    of a completion, and of it with its prompt; min_group: fewest scored ones that it can be trained with; drops_equal:
+    filter groups whose rewards are all equal; max_failed_fraction: see `rollout.max_failed_fraction`; max_outstanding:
+    requests that an engine holds at once; max_still_s: that a wait goes on while nothing at all comes forward.
     """
 
     rounds: RoundPlan
@@ -40,6 +40,7 @@ class RolloutPlan:
     num_generations_eval: int
     min_group: int
     max_completion_length: int
+    max_sequence_length: int
     drops_equal: bool
     max_failed_fraction: float
     seed: int
@@ -227,7 +228,8 @@ class Attempt:
 
     def _requests(self, prompt: Prompt) -> list[SampleRequest]:
         plan = self._plan
-        return requests_for(prompt, "train", plan.num_generations, plan.max_completion_length, plan.seed)
+        most, window = plan.max_completion_length, plan.max_sequence_length
+        return requests_for(prompt, "train", plan.num_generations, most, window, plan.seed)
 
     async def _complete(self, prompt: Prompt, number: int, futures: Sequence[asyncio.Future[Completion]]) -> None:
         group, reasons = await scored_group(self._scorer, prompt, futures, self._stage)

@@ -30,7 +30,9 @@ async def evaluated(
     """
     each = plan.num_generations_eval
     requests = [
-        one for prompt in prompts for one in requests_for(prompt, "eval", each, plan.max_completion_length, plan.seed)
+        one
+        for prompt in prompts
+        for one in requests_for(prompt, "eval", each, plan.max_completion_length, plan.max_sequence_length, plan.seed)
     ]
     futures = sampler.sample(requests, number)
     results = await asyncio.gather(

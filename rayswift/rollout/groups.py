@@ -29,13 +29,25 @@ def sample_seed(run_seed: int, use: str, ordinal: int, sample: int) -> int:
     return int.from_bytes(digest, "little") >> 2  # vLLM takes signed 64-bit numbers
 
 
-def requests_for(prompt: Prompt, use: str, num_samples: int, max_tokens: int, run_seed: int) -> list[SampleRequest]:
-    """One request for each completion of a prompt; `use` tells training from evaluations."""
+def requests_for(
+    prompt: Prompt, use: str, num_samples: int, max_tokens: int, window: int, run_seed: int
+) -> list[SampleRequest]:
+    """One request for each completion of a prompt.
+
+    Args:
+        prompt: What is completed.
+        use: train or eval.
+        num_samples: Completions of it.
+        max_tokens: Tokens of the longest completion.
+        window: Tokens of the longest prompt and completion together.
+        run_seed: Of the run.
+    """
+    room = min(max_tokens, window - len(prompt.input_ids))
     return [
         SampleRequest(
             f"{use}:{prompt.ordinal}:{sample}",
             prompt.input_ids,
-            max_tokens,
+            room,
             sample_seed(run_seed, use, prompt.ordinal, sample),
         )
         for sample in range(num_samples)

@@ -6,7 +6,7 @@ from rayswift.config.built import not_built
 from rayswift.config.load import to_yaml
 from rayswift.config.schema import TrainingConfig
 from rayswift.config.task_checks import rollout_of
-from rayswift.data.sources.find import parse_source
+from rayswift.data.sources import parse_source
 from rayswift.resources import lay_out
 from rayswift.train.plan import describe, resolve
 
@@ -22,8 +22,9 @@ def dry_run(config: TrainingConfig) -> None:
     if not plan.layout.local:
         unchecked.append("the cluster: what it has, and what of it is free, is looked at when the run starts")
     for source in [*config.data.dataset, *config.data.eval]:
-        if not Path(parse_source(source).path).exists():
-            unchecked.append(f"the rows of {source}: not a file here")
+        named = parse_source(source)
+        if not Path(named.path).expanduser().exists():
+            unchecked.append(f"the rows of {named.written}: not a file here")
     if config.data.cache:
         unchecked.append(f"whether the cache in {config.data.cache} was made from this")
     print(to_yaml(plan.config))  # noqa: T201

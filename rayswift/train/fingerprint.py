@@ -99,8 +99,7 @@ def read_sources(run_dir: Path) -> tuple[SourceContent, ...]:
     try:
         noted = json.loads((run_dir / SOURCES).read_text(encoding="utf-8"))
         return tuple(
-            SourceContent(each["name"], each["num_rows"], tuple(FileContent(**file) for file in each["files"]))
-            for each in noted
+            SourceContent(**{**each, "files": tuple(FileContent(**file) for file in each["files"])}) for each in noted
         )
     except (OSError, ValueError, KeyError, TypeError):
         return ()

@@ -18,13 +18,18 @@ from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
-from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
+from ray.train.v2._internal.execution.scaling_policy import (
+    ElasticScalingPolicy,
+    FixedScalingPolicy,
+    NoopDecision,
+)
 
 # Not `TorchTrainer`: its config makes driver and controller import torch, seconds before the first worker starts.
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from rayswift.log import UserError
 from rayswift.nodes import silent
+from rayswift.preflight import Ask, num_workers_that_fit
 from rayswift.resources import Layout, worker_resources
 from rayswift.train import checkpoint, events
 from rayswift.train.failures import first_line
@@ -65,6 +70,8 @@ def trainer_class(
         def _initialize_and_run_controller(self, **controller: Any) -> Any:
             if self.scaling_config.elasticity_enabled:
                 controller["scaling_policy"] = FollowCluster(self.scaling_config, run_dir, feed_name, patience_s)
+            elif not layout.local:
+                controller["scaling_policy"] = WholeGroup(self.scaling_config, patience_s)
             controller["failure_policy"] = BoundedStarts(self.run_config.failure_config, run_dir, patience_s)
             options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": beside_the_driver()}
             if not layout.local:
@@ -129,6 +136,71 @@ class BoundedStarts(DefaultFailurePolicy):
         return FailureDecision.RAISE
 
 
+class _Room:
+    """How long there has been none for the fewest workers.
+
+    Args:
+        fewest: Workers.
+        patience_s: Longest wait for it.
+    """
+
+    def __init__(self, fewest: int, patience_s: float):
+        self._fewest, self._patience_s = fewest, patience_s
+        self._since: float | None = None
+
+    def found(self) -> None:
+        """There is room."""
+        self._since = None
+
+    def wait(self) -> None:
+        """There is none; Ray's loop asks again at once, so that this takes a while.
+
+        Raises:
+            UserError: there was none for too long.
+        """
+        now = time.monotonic()
+        self._since = self._since or now
+        if now - self._since > self._patience_s:
+            raise UserError(
+                f"for {self._patience_s:.0f} s the cluster had no room for the {self._fewest} worker(s) that "
+                "cluster.num_workers asks for at least, and a CPU for Ray Data; add nodes and continue with --resume "
+                "auto",
+                exit_code=1,
+            )
+        time.sleep(_LOOK_EVERY_S / 4)
+
+
+class WholeGroup(FixedScalingPolicy):
+    """All workers, where they leave a CPU to Ray Data; lives in Ray Train's controller.
+
+    Ray's own policy would give workers the last CPU of a cluster that has lost a node: then no batch ever comes.
+
+    Args:
+        scaling_config: How many workers, what each holds.
+        patience_s: Longest wait for room for them.
+    """
+
+    def __init__(self, scaling_config: ScalingConfig, patience_s: float):
+        super().__init__(scaling_config)
+        self._ask = Ask(scaling_config.min_workers, scaling_config._resources_per_worker_not_none)
+        self._room = _Room(scaling_config.min_workers, patience_s)
+
+    def make_decision_for_non_running_worker_group(self) -> Any:
+        """Start, once there is room.
+
+        Raises:
+            UserError: there was none for too long.
+        """
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        lost = {node["NodeID"] for node in silent(alive, timeout_s=1.0)}  # that Ray lists for a while
+        there = [node["Resources"] for node in alive if node["NodeID"] not in lost]
+        if num_workers_that_fit(self._ask, there) < self._ask.num_workers:
+            self._room.wait()
+            return NoopDecision()
+        self._room.found()
+        return super().make_decision_for_non_running_worker_group()
+
+
 class FollowCluster(ElasticScalingPolicy):
     """As many workers as the cluster has room for; lives in Ray Train's controller.
 
@@ -141,8 +213,8 @@ class FollowCluster(ElasticScalingPolicy):
 
     def __init__(self, scaling_config: ScalingConfig, run_dir: Path, feed_name: str, patience_s: float):
         super().__init__(scaling_config)
-        self._run_dir, self._feed_name, self._patience_s = run_dir, feed_name, patience_s
-        self._waiting_since: float | None = None
+        self._run_dir, self._feed_name = run_dir, feed_name
+        self._room = _Room(scaling_config.min_workers, patience_s)
         self._requests = itertools.count(1)
         self._growth: tuple[int, int] | None = None  # request, and the newest checkpoint's step when it was made
         self._looked_at = float("-inf")
@@ -160,18 +232,10 @@ class FollowCluster(ElasticScalingPolicy):
         if self._running:  # what was seen a moment ago may be what just died
             self._running, self._looked_at = False, float("-inf")
         decision = super().make_decision_for_non_running_worker_group()
-        if not isinstance(decision, NoopDecision):
-            self._waiting_since = None
-            return decision
-        now = time.monotonic()
-        self._waiting_since = self._waiting_since or now
-        if now - self._waiting_since > self._patience_s:
-            raise UserError(
-                f"for {self._patience_s:.0f} s the cluster had no room for the {self.scaling_config.min_workers} "
-                "worker(s) that cluster.num_workers asks for at least; add nodes and continue with --resume auto",
-                exit_code=1,
-            )
-        time.sleep(_LOOK_EVERY_S / 4)  # Ray's loop would ask again at once
+        if isinstance(decision, NoopDecision):
+            self._room.wait()
+        else:
+            self._room.found()
         return decision
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:

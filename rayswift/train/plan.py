@@ -13,6 +13,7 @@ from rayswift.config.task_checks import SFT_LOSSES, rollout_of, task_problems
 from rayswift.config.tuner_fields import tuner_problems
 from rayswift.data.global_batches import micro_batches
 from rayswift.data.mixing import weights_of
+from rayswift.data.sources import parse_source
 from rayswift.log import UserError
 from rayswift.resources import Layout, memory_per_worker_bytes
 from rayswift.train import checkpoint, evaluation, memory, shapes
@@ -153,6 +154,8 @@ def _problems(config: TrainingConfig, has_eval: bool) -> list[str]:
     found = tuner_problems(config.model) + task_problems(config) + model_problems(config)
     if train.eval_strategy != "no" and not has_eval:
         found.append(f"train.eval_strategy = {train.eval_strategy} has no rows; set data.eval or data.eval_fraction")
+    if train.eval_on_start and not has_eval:
+        found.append("train.eval_on_start = True has no rows; set data.eval or data.eval_fraction, or unset it")
     for name in ("load_best_model_at_end", "early_stopping_patience"):
         if getattr(train, name) and train.eval_strategy == "no":
             found.append(f"train.{name} needs evaluations; set data.eval or data.eval_fraction")
@@ -166,11 +169,15 @@ def _problems(config: TrainingConfig, has_eval: bool) -> list[str]:
         found.append("train.metrics needs evaluations; set data.eval or data.eval_fraction")
     if data.eval and data.eval_fraction:
         found.append("data.eval and data.eval_fraction both name evaluation rows; keep one")
-    if data.mix:
-        try:
-            weights_of(data.dataset, data.mix)
-        except UserError as error:
-            found.append(str(error))
+    try:
+        weights_of(data.dataset, data.mix)
+    except UserError as error:
+        found.append(str(error))
+    found += [
+        f"data.eval: {parse_source(each).written} has a weight, but only rows to train on are mixed; leave it out"
+        for each in data.eval
+        if not isinstance(each, str) and each.weight is not None
+    ]
     if cluster.offload == "all" and cluster.zero_stage != 3:
         found.append(f"cluster.offload = all needs cluster.zero_stage 3, it is {cluster.zero_stage}")
     if cluster.offload == "optimizer" and not cluster.zero_stage:

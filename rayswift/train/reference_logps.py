@@ -5,7 +5,6 @@ A stage of the data plane: actors that load the reference once compute them for 
 to their rows (`WindowPlan.columns`).
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
@@ -18,7 +17,7 @@ from rayswift.config.model import ModelConfig, RlhfModelConfig
 from rayswift.config.schema import TrainingConfig
 from rayswift.data.computed import compute
 from rayswift.data.encode import EncodeConfig, EncodedRow
-from rayswift.data.members import cached_encoder
+from rayswift.data.raw_rows import Result, encode_raw
 from rayswift.data.sources import RawRow
 from rayswift.data.stream import make_in_order
 from rayswift.data.windows import PackedRow, WindowPlan, Windows
@@ -92,9 +91,7 @@ class ReferenceLogps:
 
     def __call__(self, raw: Sequence[RawRow]) -> Mapping[str, Sequence[list[float] | None]]:
         """See `computed.RowFunction`."""
-        encoder = cached_encoder(json.dumps(asdict(self.encode)))
-        results = iter(encoder.encode([row.value for row in raw if row.error is None]))
-        encoded = [next(results) if row.error is None else None for row in raw]
+        encoded = [_documents([result for _, result in made]) for made in encode_raw(self.encode, raw)]
         pairs: list[PackedRow] = []
         places: list[int] = []
         for place, documents in enumerate(encoded):
@@ -149,6 +146,11 @@ def answer_logps(logps_BT: Any, mask_BT: Any, ld_alpha: float | None) -> Any:
     shared = mask_BT.sum(dim=1).view(2, -1).min(dim=0).values.repeat(2)[:, None]
     weight = torch.where(place > shared, 1.0 if ld_alpha is None else ld_alpha, 1.0)
     return (logps_BT * mask_BT * weight).sum(dim=1)
+
+
+def _documents(results: Sequence[Result]) -> list[EncodedRow] | None:
+    """All members of what a raw row makes; None for one that cannot be used."""
+    return [document for result in results if isinstance(result, list) for document in result] or None
 
 
 def _pair(chosen: EncodedRow, rejected: EncodedRow) -> PackedRow:

@@ -17,7 +17,7 @@ from rayswift.data.filesystem import is_url
 from rayswift.data.global_batches import FeedPlan, Position, table
 from rayswift.data.stream import needs_ray
 from rayswift.data.windows import Windows
-from rayswift.log import logger
+from rayswift.log import logger, raise_together
 from rayswift.resources import Layout, connect, join, lay_out
 from rayswift.rollout import checks
 from rayswift.rollout.ledger import LedgerSnapshot
@@ -49,11 +49,13 @@ def run(config: TrainingConfig) -> None:
         UserError: bad input (exit code 2) or a run that failed (exit code 1).
     """
     clock = Clock(psutil.Process().create_time())
-    refuse_unbuilt(config)
     train = config.train
-    adapters.check(config.model)
-    user_code.check(config)
-    checks.check(config)
+    raise_together(
+        lambda: refuse_unbuilt(config),
+        lambda: adapters.check(config.model),
+        lambda: user_code.check(config),
+        lambda: checks.check(config),
+    )
     recipe = fingerprint.initial_recipe(config)
     with (
         lock.held(train.output_dir),

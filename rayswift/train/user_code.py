@@ -16,6 +16,7 @@ from typing import Any
 
 from rayswift.config.schema import RlhfConfig, TrainConfig, TrainingConfig
 from rayswift.config.user_code import Named, file_of, load, split, takes
+from rayswift.data import raw_rows
 from rayswift.log import UserError
 from rayswift.rollout.rewards import functions as rewards
 
@@ -24,6 +25,7 @@ _CHECK_TIMEOUT_S = 300
 _CALLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "train.metrics": (("batch",), ()),
     "train.loss": (("outputs", "labels"), ("num_items_in_batch",)),
+    raw_rows.FIELD: (("row",), ()),
 }
 
 # Trackers of `transformers`, and the package that each needs.
@@ -44,6 +46,7 @@ def named_in(config: TrainingConfig) -> list[Named]:
     lists = {"train.plugins": train.plugins, "train.callbacks": train.callbacks, "train.metrics": train.metrics}
     found = [(field, name) for field, names in lists.items() for name in names]
     found += [("train.loss", train.loss)] if train.loss else []
+    found += [(raw_rows.FIELD, config.data.map)] if config.data.map else []
     return found + [(rewards.FIELD, spec.written) for spec in _own_rewards(config)]
 
 
@@ -147,8 +150,9 @@ def blame(error: BaseException, config: TrainingConfig) -> str | None:
 
 
 def content_hash(config: TrainingConfig) -> str:
-    """Hash of the files whose code changes a step: loss, plugins, rewards; "" without. Modules are their package's."""
-    changing = ("train.loss", "train.plugins", rewards.FIELD)
+    """Hash of the files whose code changes a step, loss, plugins, rows, rewards; "" without. Modules are their
+    package's."""
+    changing = ("train.loss", "train.plugins", raw_rows.FIELD, rewards.FIELD)
     places = [split(field, name)[0] for field, name in named_in(config) if field in changing]
     files = [Path(place) for place in places if place.endswith(".py")]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16] if files else ""

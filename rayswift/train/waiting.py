@@ -21,6 +21,7 @@ NO_SIGN_S = 20.0
 """Behind so long without a sign a rank is spoken of as lost."""
 SAY_S = 30.0
 """What lasts so long without any movement is said, and again as often."""
+_STEP = re.compile(r"\bstep \d")
 _RECORD = re.compile(r"\d\d:\d\d:\d\d \S+ (?P<level>[A-Z]+) (?P<message>.*)")
 
 
@@ -131,29 +132,42 @@ class Waiting:
     _signs_s: dict[int, float] = field(default_factory=dict)
     _moved: object = None
     _moved_s: float = 0.0
+    _shown: object = None
     _said_s: float = 0.0
     _alive_s: float = 0.0
+    _quiet: frozenset[int] = frozenset()
+    _has_lost: bool = False
 
     def __post_init__(self) -> None:
         self._moved_s = self._said_s = self._alive_s = self.now_s
 
-    def look(self, now_s: float, notes: Mapping[int, Note], moved: object) -> None:
+    def look(self, now_s: float, notes: Mapping[int, Note], moved: object, shown: object = None) -> None:
         """Take in how things stand.
+
+        While ranks are at a step, work that goes on is no reason for a line: steps are shown as often as the user
+        asked. Before, and between two groups of workers, only what is shown is a sign to whoever looks on.
 
         Args:
             now_s: By the same clock.
             notes: Of the ranks.
             moved: Anything that differs when something has moved.
+            shown: Anything that differs when the screen has shown something.
         """
         for rank, note in notes.items():
             before = self._notes.get(rank)
             if before is None or before.number != note.number:
                 self._signs_s[rank] = now_s
                 self._alive_s = now_s
-        moved = moved, sorted((rank, note.what) for rank, note in notes.items())
-        if moved != self._moved:
-            self._moved, self._moved_s, self._said_s = moved, now_s, now_s
+        moved = moved, shown, sorted((rank, note.what) for rank, note in notes.items())
+        has_moved, is_new = moved != self._moved, shown != self._shown
+        if has_moved:
+            self._moved, self._moved_s = moved, now_s
+        if is_new or (has_moved and notes and all(_STEP.search(note.what) for note in notes.values())):
+            self._shown, self._said_s = shown, now_s
         self._notes, self.now_s = notes, now_s
+        quiet = frozenset(rank for rank in notes if self._is_quiet(rank))
+        self._has_lost = self._has_lost or bool(quiet - self._quiet)
+        self._quiet = quiet
 
     @property
     def without_ranks_s(self) -> float:
@@ -165,10 +179,10 @@ class Waiting:
         self._alive_s = self.now_s = now_s
 
     def due(self) -> bool:
-        """Whether something must be said; not again before as much time has passed again."""
-        if self.now_s - self._said_s < SAY_S:
+        """Whether something must be said: a rank was lost, or all was silent for so long, or again."""
+        if self.now_s - self._said_s < SAY_S and not self._has_lost:
             return False
-        self._said_s = self.now_s
+        self._said_s, self._has_lost = self.now_s, False
         return True
 
     def describe(self, supply: str, lost_nodes: Sequence[str] = ()) -> str:

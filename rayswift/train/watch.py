@@ -107,8 +107,8 @@ class Watch:
     def _look(self) -> None:
         self._show_news()
         moved, supply = self._ask_supply()
-        sizes = [_size(self._log_dir / "rank-0.log"), _size(self._run_dir / events.EVENTS)]
-        self._waiting.look(time.monotonic(), read(self._log_dir), (moved, sizes))
+        shown = [_size(self._log_dir / "rank-0.log"), _size(self._run_dir / events.EVENTS)]
+        self._waiting.look(time.monotonic(), read(self._log_dir), moved, shown)
         if self._waiting.due():
             lost = self._cluster.lost_nodes() if self._cluster is not None else []
             self._said = self._waiting.describe(supply, lost)

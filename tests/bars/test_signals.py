@@ -93,6 +93,17 @@ def marked(mark: str) -> list[psutil.Process]:
     return found
 
 
+def has_begun(mark: str, program: str) -> bool:
+    """Whether one of them has `program` in its first word."""
+    for process in marked(mark):
+        try:
+            if program in " ".join(process.cmdline()[:1]):
+                return True
+        except psutil.Error:  # it has ended
+            continue
+    return False
+
+
 def during_training(run: Run, run_dir: Path, mark: str) -> None:
     run.wait_for(lambda: (run_dir / "metrics.jsonl").exists() and max(curve(run_dir), default=0) >= 1, "a step", 200)
 
@@ -114,11 +125,11 @@ def before_ray(run: Run, run_dir: Path, mark: str) -> None:
 
 
 def while_ray_starts(run: Run, run_dir: Path, mark: str) -> None:
-    run.wait_for(lambda: any("gcs_server" in " ".join(each.cmdline()[:1]) for each in marked(mark)), "Ray", 60)
+    run.wait_for(lambda: has_begun(mark, "gcs_server"), "Ray", 60)
 
 
 def while_workers_start(run: Run, run_dir: Path, mark: str) -> None:
-    run.wait_for(lambda: any("ray::" in " ".join(each.cmdline()[:1]) for each in marked(mark)), "an actor", 60)
+    run.wait_for(lambda: has_begun(mark, "ray::"), "an actor", 60)
 
 
 MOMENTS = {

@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,19 @@ def ask(run_dir: Path, backend: str, question: str) -> str:
     return done.stdout
 
 
-def test_gsm8k_on_two_workers(run_dir: Path) -> None:
-    """Two workers, ZeRO-2, packing, one command: the evaluation loss falls, vLLM and transformers agree."""
+def test_gsm8k_on_two_workers(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers, ZeRO-2, packing, one command: the evaluation loss falls, vLLM and transformers agree.
+
+    Another cluster that was begun here with `ray start` is not joined, nor one that has left only its note.
+    """
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as ray_folder:  # a longer path is none for a socket
+        monkeypatch.setenv("RAY_TMPDIR", ray_folder)
+        (Path(ray_folder) / "ray").mkdir()
+        (Path(ray_folder) / "ray/ray_current_cluster").write_text("127.0.0.1:1")
+        gsm8k_on_two_workers(run_dir)
+
+
+def gsm8k_on_two_workers(run_dir: Path) -> None:
     sft(
         run_dir,
         *("--config", "examples/gsm8k_sft.yaml", "--num_workers", "2", "--zero_stage", "2"),

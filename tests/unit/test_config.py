@@ -163,7 +163,7 @@ def test_the_config_is_frozen() -> None:
         (["--data.max_lenght", "1"], ["did you mean --data.max_length?"]),
         (["--zzzzzz", "1"], ["--zzzzzz is unknown", "--help all"]),
         (["--max_length", "many"], ["data.max_length = 'many'", "integer"]),
-        (["--max_length", "1"], ["data.max_length = '1'", "greater than or equal to 2"]),
+        (["--max_length", "1"], ["data.max_length = 1:", "greater than or equal to 2"]),
         (["--truncation", "up"], ["data.truncation = 'up'", "'drop', 'left', 'right' or 'split'"]),
         (["--seed", "1", "2"], ["--train.seed takes one value", "1 2"]),
         (["--adam_beta2", "high"], ["train.adam_beta2 = 'high'", "number"]),

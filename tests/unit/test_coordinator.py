@@ -17,6 +17,7 @@ from rayswift.rollout.admission import RoundPlan
 from rayswift.rollout.attempt import RolloutPlan
 from rayswift.rollout.autoscale import Rule
 from rayswift.rollout.coordinator import Coordinator, Waiting
+from rayswift.rollout.groups import requests_for
 from rayswift.rollout.ledger import ALL_EQUAL, CUT, TAIL, LedgerSnapshot
 from rayswift.rollout.patience import Limits
 from rayswift.rollout.pool import Pool
@@ -36,6 +37,7 @@ PLAN = RolloutPlan(
     num_generations_eval=1,
     min_group=2,
     max_completion_length=16,
+    max_sequence_length=1024,
     drops_equal=False,
     max_failed_fraction=0.5,
     seed=7,
@@ -275,7 +277,7 @@ def test_a_wait_ends_where_nothing_comes_forward_and_says_for_what_it_waited() -
 def test_a_round_may_take_as_long_as_its_tokens_come() -> None:
     """32k tokens at 30 ms each take 16 minutes, and nothing else happens before the first completion."""
     slow = replace(FAST, step_s=0.03, median_length=1e9)
-    plan = replace(PLAN, max_completion_length=32_768)
+    plan = replace(PLAN, max_completion_length=32_768, max_sequence_length=65_536)
 
     async def story(coordinator: Coordinator) -> tuple[Any, Any, float, float]:
         clock = asyncio.get_running_loop().time
@@ -382,3 +384,11 @@ def test_evaluations_are_made_once_for_all_ranks() -> None:
     first, second = told(story)
     assert first == second
     assert first["reward"] == first["rewards/length/mean"] == pytest.approx(first["completion_length"])
+
+
+def test_a_completion_ends_at_the_window() -> None:
+    prompt = Prompt(3, "p:3", 0, np.arange(10, dtype=np.int32), (), {})
+    (request,) = requests_for(prompt, "train", 1, 16, 24, 0)
+    assert request.max_tokens == 14
+    (request,) = requests_for(prompt, "train", 1, 16, 100, 0)
+    assert request.max_tokens == 16

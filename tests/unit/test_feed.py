@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from streams import batches, feed_plan, good, in_process, numbers, window_plan
 
 from rayswift.data.feed import DRIVERS_ATTEMPT, EVALUATION_COUNTS, Feed, Slice, StaleAttempt
 from rayswift.data.global_batches import FeedPlan, Position
+from rayswift.data.mixing import Mix
 from rayswift.data.windows import Window, WindowPlan
 from rayswift.log import UserError
 from rayswift.train.accounting import left_out, read_accounting, read_evaluation, write_accounting
@@ -311,7 +313,7 @@ def test_bad_data_is_a_user_error_on_every_rank(tmp_path: Path) -> None:
     feed = make(tmp_path, "gb" * 20, max_bad_fraction=0.1)
     feed.begin(1, Position())
     for rank in range(2):
-        with pytest.raises(UserError, match="20 of 40 rows are bad"):
+        with pytest.raises(UserError, match="8 of 14 rows are bad"):
             for step in range(99):
                 feed.next(1, step, rank, 2, PATIENCE_S)
 
@@ -384,6 +386,17 @@ def test_quarantined_rows_are_written_once(tmp_path: Path) -> None:
     run_ranks(feed, 2, Position(), 1)
     run_ranks(make(tmp_path, kinds), 3, Position(), 1)  # the feed's process died
     assert quarantined(tmp_path) == ids
+
+
+def test_rows_that_only_later_epochs_of_a_mix_take_are_quarantined_too(tmp_path: Path) -> None:
+    """An epoch draws 6 of 24 rows, so that all bad rows have come after four epochs."""
+    kinds = "gggb" * 6
+    windows = window_plan(tmp_path, kinds, 3, packing=False)
+    windows = replace(windows, row_set=replace(windows.row_set, mix=Mix((6,))))
+    feed = Feed(windows, None, feed_plan(windows, 2, num_epochs=4), str(tmp_path / "data"), in_process)
+    (slices,) = run_ranks(feed, 1, Position(), 1)
+    assert slices[-1].position.counts == {"trained": 18, "quarantined: malformed JSON": 6}
+    assert quarantined(tmp_path) == ids_of(tmp_path, 4, 8, 12, 16, 20, 24)
 
 
 def test_a_quarantine_line_cut_off_by_a_kill_is_written_again(tmp_path: Path) -> None:

@@ -173,17 +173,32 @@ def test_fractional_epochs_end_at_the_first_row_that_reaches_them(
 # ---- too many bad rows ----
 
 
-def test_bad_rows_are_judged_at_the_end_of_the_data(tmp_path: Path) -> None:
-    windows = window_plan(tmp_path, "g" * 90 + "b" * 10, 10)
+def test_bad_rows_stop_a_run_as_soon_as_they_are_too_many_for_all_its_rows(tmp_path: Path) -> None:
+    windows = window_plan(tmp_path, "b" * 10 + "g" * 90, 20, shuffle=False)
     assert batches(windows, feed_plan(windows, 4, max_bad_fraction=0.1))
     with pytest.raises(UserError) as caught:
         batches(windows, feed_plan(windows, 4, max_bad_fraction=0.09))
     assert caught.value.exit_code == 1
     first, *rest = str(caught.value).splitlines()
-    assert first.startswith(
-        "10 of 100 rows are bad, more than data.max_bad_fraction = 0.09 allows; see data/quarantine"
+    assert first == (
+        "10 of 20 rows are bad, more than data.max_bad_fraction = 0.09 allows of 100 in all; mend them, see "
+        "data/quarantine.jsonl in the run folder, or go on without them: --data.max_bad_fraction 0.5"
     )
-    assert rest[0].split() == ["rows", "seen", "100"]
+    assert rest[0].split() == ["rows", "seen", "20"]
+
+
+@given(st.lists(st.sampled_from("ggggb"), min_size=1, max_size=40), st.integers(1, 12), st.floats(0, 1))
+def test_a_run_ends_early_exactly_where_it_would_end_at_the_end_of_the_data(
+    tmp_path_factory: pytest.TempPathFactory, kinds: list[str], window_rows: int, fraction: float
+) -> None:
+    windows = window_plan(tmp_path_factory.mktemp("g"), "".join(kinds), window_rows)
+    plan = feed_plan(windows, 2, max_bad_fraction=fraction)
+    num_bad = kinds.count("b")
+    if num_bad > fraction * len(kinds) or num_bad == len(kinds):
+        with pytest.raises(UserError):
+            batches(windows, plan)
+    else:
+        batches(windows, plan)
 
 
 def test_from_1000_rows_on_bad_rows_stop_the_run_at_once(tmp_path: Path) -> None:

@@ -47,9 +47,9 @@ def test_a_plain_run_has_no_problem() -> None:
             "data.max_length = 512 leaves a prompt no room beside rollout.max_completion_length = 512; raise the",
         ),
         (
-            {"rollout__max_prompt_length": 100, "rollout__max_model_len": 611},
-            "a prompt of 100 tokens (rollout.max_prompt_length, or what data.max_length leaves) and a completion of "
-            "512 do not fit an engine's window of rollout.max_model_len = 611; raise it, or lower a length",
+            {"rollout__max_prompt_length": 100, "rollout__max_model_len": 100},
+            "a prompt of 100 tokens (rollout.max_prompt_length, or what data.max_length leaves) fills an engine's "
+            "window of rollout.max_model_len = 100 and leaves its completion none; raise it, or lower",
         ),
         (
             {"data__loss_scale": ["react"]},
@@ -70,6 +70,9 @@ def test_lengths_and_rounds() -> None:
     assert (max_prompt_length(config()), max_sequence_length(config())) == (1536, 2048)
     given = config(rollout__max_prompt_length=10)
     assert (max_prompt_length(given), max_sequence_length(given)) == (10, 522)
+    windowed = config(rollout__max_prompt_length=100, rollout__max_model_len=300)
+    assert max_sequence_length(windowed) == 300  # where a completion ends, whatever max_completion_length says
+    assert max_sequence_length(config(rollout__max_model_len=4096)) == 2048
     assert round_size(config()) is None
     assert round_size(config(train__global_batch_size=16, train__steps_per_generation=4)) == 64
 

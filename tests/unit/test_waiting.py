@@ -36,6 +36,29 @@ def test_silence_is_said_within_its_time_and_again() -> None:
     assert said == [SAY_S, 2 * SAY_S, 3 * SAY_S]
 
 
+def test_before_the_first_step_only_what_is_shown_counts() -> None:
+    waiting, said = Waiting(3, 0.0), []
+    doings = ("loads its libraries", "connects to the other ranks", "loads the model", "trains step 1")
+    for second in range(100):
+        waiting.look(float(second), notes(doings[second // 25], number=second), moved=second, shown=second >= 50)
+        if waiting.due():
+            said.append((second, waiting.describe("")))
+    assert [at for at, _ in said] == [SAY_S]
+    assert "rank 0: connects to the other ranks" in said[0][1]
+
+
+def test_a_rank_that_is_lost_is_said_though_something_moves() -> None:
+    waiting, said = Waiting(2, 0.0), []
+    for second in range(60):
+        now = notes("trains step 5", "trains step 5", number=second)
+        now[1] = replace(now[1], number=min(second, 10))  # its host is gone
+        waiting.look(float(second), now, moved=second)
+        if waiting.due():
+            said.append((second, waiting.describe("")))
+    assert [at for at, _ in said] == [10 + NO_SIGN_S + 1]
+    assert f"waiting for rank 1 on {HOSTS[1]}, which has given no sign for 21 s" in said[0][1]
+
+
 def test_a_rank_that_gives_no_sign_is_the_one_that_others_wait_for() -> None:
     waiting = Waiting(3, 0.0)
     for second in range(41):

@@ -187,6 +187,14 @@ def test_held_out_rows_are_chosen_by_the_seed(tmp_path_factory: pytest.TempPathF
     assert chosen[0] != sorted(row.id for row in store.read(range(40)))
 
 
+def test_held_out_rows_of_rows_in_order_are_the_last(tmp_path_factory: pytest.TempPathFactory) -> None:
+    (store,) = _store(tmp_path_factory, 200)
+    (train,), (held_out,) = hold_out([store], 0.2, 1, shuffle=False)
+    ids = [row.id for row in store.read(range(200))]
+    assert [row.id for row in train.read(range(160))] == ids[:160]
+    assert [row.id for row in held_out.read(range(40))] == ids[160:]
+
+
 _STORES: dict[int, tuple] = {}
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rayswift.config import values
 from rayswift.config.task_checks import ONLINE_TASKS
 
 # `--name w1 w2` as (name, words); a name with a dot is ours already.
@@ -76,6 +77,13 @@ class Translation:
         """Whether the run samples completions, so that section `rollout` has a meaning."""
         return self.verb == "rlhf" and self.task in ONLINE_TASKS
 
+    def add(self, other: "Translation") -> list[Flag]:
+        """Take over what was said of further flags; their own flags come back."""
+        self.renamed += other.renamed
+        self.notes += other.notes
+        self.problems += other.problems
+        return other.flags
+
     def rename(self, name: str, path: str, words: Sequence[str]) -> None:
         """`--name` stands for `path`."""
         if path.startswith("rollout.") and not self.samples:
@@ -96,10 +104,7 @@ class Translation:
 
 def plain(word: str) -> Any:
     """A word as the number, boolean, null or JSON it spells, else as it is."""
-    lower = {"true": True, "false": False, "none": None, "null": None}
-    if word.lower() in lower:
-        return lower[word.lower()]
     try:
         return json.loads(word)
     except json.JSONDecodeError:
-        return word
+        return values.plain(word)

@@ -1,7 +1,8 @@
 """Source strings -> stores that read any row by its number; see README.md beside this file."""
 
-from rayswift.data.sources.find import find_files
+from rayswift.data.sources.find import find
+from rayswift.data.sources.named import Source, parse_source
 from rayswift.data.sources.opening import open_sources
 from rayswift.data.sources.store import RawRow, Store, hold_out
 
-__all__ = ["RawRow", "Store", "find_files", "hold_out", "open_sources"]
+__all__ = ["RawRow", "Source", "Store", "find", "hold_out", "open_sources", "parse_source"]

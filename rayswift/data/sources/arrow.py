@@ -103,7 +103,9 @@ def open_parquet(name: str, path: Path, work: Path) -> ArrowStore:
         groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
         row_bytes = sum(group.total_byte_size for group in groups) // max(1, file.metadata.num_rows)
         batch_rows = min(max(_BATCH_BYTES // max(1, row_bytes), 1), _BATCH_ROWS)
-        return copy_to_arrow(name, file.schema_arrow, file.iter_batches(batch_rows), work)
+        # A batch over two row groups is two chunks, which Arrow cannot make of nested dictionaries.
+        batches = (file.iter_batches(batch_rows, row_groups=[i]) for i in range(file.num_row_groups))
+        return copy_to_arrow(name, file.schema_arrow, itertools.chain.from_iterable(batches), work)
 
 
 def open_arrow(name: str, path: Path, work: Path) -> ArrowStore:
@@ -127,14 +129,29 @@ def copy_to_arrow(name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch
         UserError: there is no row in them.
     """
     path, partial, num_rows = work.with_suffix(".arrow"), work.with_suffix(".partial"), 0
-    with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    # An Arrow file has one dictionary for a column, and the batches may have several.
+    plain = pa.schema([field.with_type(_without_dictionaries(field.type)) for field in schema])
+    with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, plain) as writer:
         for batch in batches:
-            writer.write_batch(batch)
+            writer.write_batch(batch if plain.equals(batch.schema) else batch.cast(plain))
             num_rows += batch.num_rows
     if not num_rows:
         raise UserError(f"data.dataset: {name} holds no row; leave it out")
     partial.replace(path)
     return ArrowStore(name, str(path), num_rows)
+
+
+def _without_dictionaries(kind: pa.DataType) -> pa.DataType:
+    """The type with values in place of numbers into a dictionary, at any depth."""
+    if pa.types.is_dictionary(kind):
+        return _without_dictionaries(kind.value_type)
+    if pa.types.is_struct(kind):
+        fields = [kind.field(i) for i in range(kind.num_fields)]
+        return pa.struct([field.with_type(_without_dictionaries(field.type)) for field in fields])
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        make = pa.list_ if pa.types.is_list(kind) else pa.large_list
+        return make(kind.value_field.with_type(_without_dictionaries(kind.value_type)))
+    return kind
 
 
 def _batches(source: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:

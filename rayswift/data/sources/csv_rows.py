@@ -1,7 +1,9 @@
 """csv and tsv: records copied once as jsonl lists of fields, since a record may span lines; the header names them."""
 
 import csv
+import itertools
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,11 @@ from pathlib import Path
 from rayswift.data.rows import BadRow
 from rayswift.data.sources.lines import LineStore, open_lines
 from rayswift.data.sources.store import MAX_ROW_BYTES, RawRow, Rows
-from rayswift.log import UserError
+from rayswift.log import UserError, logger
+
+_DELIMITERS = ",;\t|"
+_SAID = re.compile(r"sep=([,;\t|])")
+_RECORDS_LOOKED_AT = 21
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,10 @@ def open_csv(name: str, path: Path, work: Path, delimiter: str) -> CsvStore:
         csv.Error: a field is larger than a row may be.
     """
     copy, partial = work.with_suffix(".records.jsonl"), work.with_suffix(".records.partial")
-    records = _records(path, delimiter)
+    found, skipped = _delimiter(path, delimiter)
+    if found != delimiter:
+        logger.info("%s is read with the delimiter %r", name, found)
+    records = itertools.islice(_records(path, found), skipped, None)
     header = next(records, [])
     try:
         "".join(header).encode()
@@ -72,6 +81,28 @@ def open_csv(name: str, path: Path, work: Path, delimiter: str) -> CsvStore:
         raise UserError(f"data.dataset: {name} holds no row; leave it out")
     partial.replace(copy)
     return CsvStore(tuple(header), open_lines(name, copy, work, "jsonl"))
+
+
+def _delimiter(path: Path, expected: str) -> tuple[str, int]:
+    """What separates the fields of a file, and how many of its first records are no rows.
+
+    Another delimiter than the kind of file has is taken only where the header is one field with it, and the header and
+    every record looked at have the same number of fields, two or more, with the other.
+    """
+    first = next(_records(path, expected), [])
+    if len(first) == 1 and (said := _SAID.fullmatch(first[0])):  # Excel's
+        return said[1], 1
+    if len(first) != 1:
+        return expected, 0
+    for other in _DELIMITERS.replace(expected, ""):
+        try:
+            header, *rows = itertools.islice(_records(path, other), _RECORDS_LOOKED_AT)
+        except csv.Error:
+            continue
+        is_header = len(set(header)) == len(header) > 1 and all(column.strip() for column in header)
+        if is_header and rows and all(len(row) == len(header) for row in rows):
+            return other, 0
+    return expected, 0
 
 
 def _records(path: Path, delimiter: str) -> Iterator[list[str]]:

@@ -1,11 +1,6 @@
-"""What a source string names: files here, files behind a URL, or a hub id; and how many of its rows to take.
+"""The files that a source names: here or behind a URL, ordered by name."""
 
-rows.jsonl   data/   'data/*.parquet'   rows.jsonl.gz   s3://bucket/rows/   org/name:subset   any of them#500
-"""
-
-import fnmatch
 import glob
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,35 +9,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs
+from fsspec.utils import glob_translate
 
 from rayswift.data.filesystem import open_filesystem
+from rayswift.data.sources.layout import Chosen, choose
+from rayswift.data.sources.named import CODECS, Source, looks_like_file
 from rayswift.log import UserError
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".arrow")
-CODECS = {".gz": "gzip", ".zst": "zstd"}
-# Schemes that pyarrow opens itself; any other goes through fsspec.
 _COPY_BYTES = 1 << 22
-
-
-@dataclass(frozen=True)
-class SourceName:
-    """A source as written in the config, taken apart: `path` without `#N`, and N or None."""
-
-    path: str
-    num_rows: int | None
-
-    @property
-    def is_url(self) -> bool:
-        """Whether a scheme leads it."""
-        return "://" in self.path
-
-    @property
-    def short(self) -> str:
-        """Its last part without suffixes: what `data.mix` may call it."""
-        last = PurePosixPath(self.path.rstrip("/")).name
-        while PurePosixPath(last).suffix.lower() in (*SUFFIXES, *CODECS):
-            last = PurePosixPath(last).stem
-        return last
 
 
 @dataclass(frozen=True)
@@ -58,12 +32,12 @@ class SourceFile:
     @property
     def codec(self) -> str | None:
         """How it is compressed, if it is."""
-        return CODECS.get(PurePosixPath(self.path).suffix.lower())
+        return CODECS.get(PurePosixPath(self.name).suffix.lower())
 
     @property
     def suffix(self) -> str:
         """The lower-case suffix of its kind."""
-        path = PurePosixPath(self.path)
+        path = PurePosixPath(self.name)
         return (path.with_suffix("") if self.codec else path).suffix.lower()
 
     @property
@@ -84,74 +58,49 @@ class SourceFile:
         return copy
 
 
-def parse_source(source: str) -> SourceName:
-    """Take `#N` off a source string.
+@dataclass(frozen=True)
+class Found:
+    """What a source names; split, left: see `layout.Chosen`, by names; in_folder: the files are a folder's, chosen by
+    split; by_hub: `datasets` opens it, from the hub if there are no files."""
+
+    files: tuple[SourceFile, ...] = ()
+    split: str | None = None
+    left: tuple[str, ...] = ()
+    in_folder: bool = False
+    by_hub: bool = False
+
+
+def find(source: Source, held_out: bool = False) -> Found:
+    """The files of a source.
+
+    Args:
+        source: Which.
+        held_out: Whether rows to evaluate on are wanted, where it has splits.
 
     Raises:
-        UserError: N is 0.
+        UserError: it looks like a path or is a URL, and nothing is there; or has not the split that is asked for.
     """
-    match = re.fullmatch(r"(.+)#(\d+)", source)
-    if not match:
-        return SourceName(source, None)
-    if int(match[2]) == 0:
-        raise UserError(f"data.dataset: {source} asks for no row; give #1 or more, or leave it out")
-    return SourceName(match[1], int(match[2]))
-
-
-def find_files(path: str) -> list[SourceFile]:
-    """The files that a source names, ordered by name; none if it may be a hub id.
-
-    Raises:
-        UserError: it looks like a path or is a URL, and nothing is there.
-    """
-    if "://" in path:
-        return _files_behind(path)
+    path = source.path
+    if source.is_url:
+        return _behind_url(source, held_out)
     local = Path(path).expanduser()
     if local.is_dir():
-        return [_local(p) for p in _files_in(local, path)]
-    if local.exists():
-        return [_local(local)]
-    files = [Path(p) for p in sorted(glob.glob(str(local), recursive=True)) if Path(p).is_file()]
-    if not files and (_looks_like_file(path) or path.startswith((".", "/", "~")) or path.count("/") != 1):
-        if Path(path.partition(":")[0]).is_dir():
-            return []  # a folder laid out like a hub data set, with a subset
+        return _in_folder(source, local, held_out)
+    files = [local] if local.exists() else [Path(p) for p in sorted(glob.glob(str(local), recursive=True))]
+    files = [file for file in files if file.is_file()]
+    if files:
+        _refuse_parts_of_files(source)
+        return Found(tuple(_local(file) for file in files))
+    if looks_like_file(path) or path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise UserError(f"data.dataset: no file or folder {path}; check the path (hub ids look like org/name)")
-    return [_local(p) for p in files]
+    return Found(by_hub=True)
 
 
-def _looks_like_file(path: str) -> bool:
-    return PurePosixPath(path).suffix.lower() in (*SUFFIXES, *CODECS)
-
-
-def _is_wanted(relative: PurePosixPath) -> bool:
-    """Whether a folder's file holds rows; hidden folders are caches."""
-    suffixes = [s.lower() for s in relative.suffixes]
-    if suffixes and suffixes[-1] in CODECS:
-        suffixes.pop()
-    return bool(suffixes) and suffixes[-1] in SUFFIXES and not any(p.startswith(".") for p in relative.parts)
-
-
-def _files_in(folder: Path, source: str) -> Sequence[Path]:
-    saved = _saved_by_datasets(folder)
-    if saved is not None:
-        return saved
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and _is_wanted(PurePosixPath(p.relative_to(folder))))
-    if not files:
-        raise UserError(f"data.dataset: folder {source} holds no file ending in {', '.join(SUFFIXES)}")
-    return files
-
-
-def _saved_by_datasets(folder: Path) -> list[Path] | None:
-    """The files of a folder that `datasets` wrote with `save_to_disk`, of its train split if there are several."""
-    if (folder / "dataset_dict.json").exists():
-        splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8")).get("splits", [])
-        if "train" not in splits:
-            raise UserError(f"data.dataset: {folder} has the splits {', '.join(splits)}; name one: {folder}/SPLIT")
-        return _saved_by_datasets(folder / "train")
-    if not (folder / "state.json").exists() or not (folder / "dataset_info.json").exists():
-        return None
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return [folder / entry["filename"] for entry in state.get("_data_files", [])]
+def _refuse_parts_of_files(source: Source) -> None:
+    """Only a data set of the hub, or a folder laid out like one, has subsets and revisions."""
+    for what, value in (("subset", source.subset), ("revision", source.revision)):
+        if value:
+            raise UserError(f"data.dataset: {source.path} is no data set of the hub; leave {what} {value} out")
 
 
 def _local(path: Path) -> SourceFile:
@@ -159,13 +108,29 @@ def _local(path: Path) -> SourceFile:
     return SourceFile(str(path), str(path), stat.st_size, stat.st_mtime_ns)
 
 
-def _files_behind(url: str) -> list[SourceFile]:
-    scheme = url.partition("://")[0]
-    pattern = re.search(r"[*?\[]", url)
+def _in_folder(source: Source, folder: Path, held_out: bool) -> Found:
+    if source.revision:
+        raise UserError(f"data.dataset: {source.path} is a folder here; leave revision {source.revision} out")
+    paths = [PurePosixPath(p.relative_to(folder).as_posix()) for p in folder.rglob("*") if p.is_file()]
+    chosen = choose(source, paths, lambda path: (folder / path).read_bytes(), held_out)
+    return _found(chosen, str(folder), [_local(folder / path) for path in chosen.files])
+
+
+def _found(chosen: Chosen, folder: str, files: Sequence[SourceFile]) -> Found:
+    left = tuple(f"{folder}/{path}" for path in chosen.left)
+    return Found(tuple(files), chosen.split, left, True, chosen.by_datasets)
+
+
+def _behind_url(source: Source, held_out: bool) -> Found:
+    _refuse_parts_of_files(source)
+    # What stands behind `?` are options of the file system or credentials, never a wildcard.
+    url, question, query = source.path.partition("?")
+    scheme, _, place = url.partition("://")
+    pattern = re.search(r"[*\[]", place)
     # The folder above the first wildcard is listed, and the pattern applied to what is in it.
-    root = url[: url.rindex("/", 0, pattern.start())] if pattern else url.rstrip("/")
+    root = f"{scheme}://{place[: place.rindex('/', 0, pattern.start())]}" if pattern else url.rstrip("/")
     try:
-        filesystem, path = open_filesystem(root)
+        filesystem, path = open_filesystem(root + question + query)
         info = filesystem.get_file_info(path)
         if info.type == pa.fs.FileType.NotFound:
             raise UserError(f"data.dataset: nothing is at {url}; check the address")
@@ -174,15 +139,31 @@ def _files_behind(url: str) -> list[SourceFile]:
             infos = filesystem.get_file_info(pa.fs.FileSelector(path, recursive=True))
     except (OSError, ValueError, ImportError, pa.ArrowException) as error:
         raise UserError(f"data.dataset: cannot reach {url}: {str(error).splitlines()[0]}") from error
+    if info.type != pa.fs.FileType.Directory:
+        return Found((SourceFile(url, path, info.size or 0, info.mtime_ns or 0, filesystem),))
     base = path.rstrip("/") + "/"
-    wanted = url[len(root) + 1 :] if pattern else None
-    files = []
-    for entry in sorted((i for i in infos if i.type == pa.fs.FileType.File), key=lambda i: i.path):
-        inside = entry.path.removeprefix(base) if entry.path != path else ""
-        if inside and not (fnmatch.fnmatch(inside, wanted) if wanted else _is_wanted(PurePosixPath(inside))):
-            continue
-        name = f"{root}/{inside}" if inside else root
-        files.append(SourceFile(name, entry.path, entry.size or 0, entry.mtime_ns or 0, filesystem))
-    if not files:
-        raise UserError(f"data.dataset: {url} holds no {scheme} object ending in {', '.join(SUFFIXES)}")
-    return files
+    entries = {PurePosixPath(i.path.removeprefix(base)): i for i in infos if i.type == pa.fs.FileType.File}
+
+    def file(inside: PurePosixPath) -> SourceFile:
+        entry = entries[inside]
+        return SourceFile(f"{root}/{inside}", entry.path, entry.size or 0, entry.mtime_ns or 0, filesystem)
+
+    if pattern:
+        fits = re.compile(glob_translate(url[len(root) + 1 :]))
+        files = [file(inside) for inside in sorted(entries) if fits.fullmatch(str(inside)) and not _is_hidden(inside)]
+        if not files:
+            raise UserError(f"data.dataset: no {scheme} object fits {url}; check the pattern")
+        return Found(tuple(files))
+
+    def read(inside: PurePosixPath) -> bytes:
+        with filesystem.open_input_stream(entries[inside].path) as stream:
+            return bytes(stream.read())
+
+    chosen = choose(source, list(entries), read, held_out)
+    if chosen.by_datasets:  # which reads local folders alone; then the names of files say it
+        chosen = choose(source, [path for path in entries if path.name != "README.md"], read, held_out)
+    return _found(chosen, root, [file(inside) for inside in chosen.files])
+
+
+def _is_hidden(path: PurePosixPath) -> bool:
+    return any(part.startswith(".") for part in path.parts)

@@ -15,15 +15,34 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from rayswift.data.sources.lines import mapped_int64, read_spans
+from rayswift.data.sources.lines import Around, Stamp, mapped_int64, read_spans
 from rayswift.data.sources.store import RawRow, Rows, parse_json
-from rayswift.log import UserError
+from rayswift.log import UserError, logger
 
 _CHUNK_BYTES = 1 << 22
 _FIRST_LINE_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 _SPACE, _QUOTE, _COMMA, _BACKSLASH = b' ",\\'
 _OPENS, _CLOSES = b"[{", b"]}"
+_AROUND_ELEMENTS: Around = (b"[,", b",]")
+_BEHIND_OBJECTS: Around = (b"]}", b"")
+# What people call the list of rows in the object around it; more than one may be there.
+_WRAPPERS = ("data", "rows", "examples", "instances", "items", "records", "samples", "dataset", "results")
+_TO_TRAIN, _TO_EVALUATE = ("train",), ("validation", "valid", "val", "dev", "test", "eval")
+# Columns whose values may be objects: such an object is a row.
+_ROW_NAMES = {
+    "messages",
+    "conversations",
+    "conversation",
+    "chosen",
+    "rejected",
+    "prompt",
+    "query",
+    "instruction",
+    "text",
+}
+_START_BYTES = 1 << 16
+_VALUE_BYTES, _MOST_MEMBERS, _LEFT_NAMED, _LINES_LOOKED_AT = 4096, 1000, 5, 200
 _MARKS = np.isin(np.arange(256), list(b"[]{},"))
 
 
@@ -35,6 +54,8 @@ class SpanStore:
     path: str
     index_path: str
     num_rows: int
+    stamp: Stamp
+    around: Around
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -50,48 +71,163 @@ class SpanStore:
         index = mapped_int64(self.index_path, os.stat(self.index_path).st_mtime_ns).reshape(-1, 2)
         numbers = np.asarray(rows, np.int64)
         ids = (f"{self.name}:{row + 1}" for row in numbers.tolist())
-        return [
-            span if isinstance(span, RawRow) else parse_json(span, row_id)
-            for span, row_id in read_spans(self.path, index[numbers].tolist(), ids)
-        ]
+        spans = read_spans(self.path, index[numbers].tolist(), ids, self.stamp, self.around)
+        return [span if isinstance(span, RawRow) else parse_json(span, row_id) for span, row_id in spans]
 
 
-def holds_lines(path: Path) -> bool:
-    """Whether a .json file is jsonl: its first line is a JSON value by itself, and no array of objects."""
+def holds_lines(path: Path, is_jsonl: bool = False) -> bool:
+    """Whether a file is jsonl: its first line is a JSON value by itself, and no array of objects.
+
+    A file that is called jsonl needs more to be taken for something else: no line but the first is an object.
+    """
     with open(path, "rb") as file:
         start = file.read(_FIRST_LINE_BYTES).removeprefix(_BOM).lstrip()
-    if start.startswith(b"["):
-        return False
-    line, newline, _ = start.partition(b"\n")
-    if not newline and len(start) > _FIRST_LINE_BYTES - 100:
+    line, newline, rest = start.partition(b"\n")
+    if is_jsonl and _has_rows(rest):
         return True
+    if rest.strip() and _is_value(line) and (is_jsonl or not line.startswith(b"[")):
+        return True
+    if start.startswith(b"[") or (rest.strip() == b"" and _is_value(line)):
+        return False
+    if not newline and len(start) > _FIRST_LINE_BYTES - 100:
+        return is_jsonl
+    # What is left open at the end of the line is an object over several lines, and one behind another a stream of
+    # them; anything else is a bad line.
+    scan = _Scan()
+    _, _, depths = scan.marks(line)
+    is_open = scan.depth > 0 and not (is_jsonl and rest.lstrip()[:1] in (b"", b"{"))
+    is_open = is_open or bool((depths[:-1] == 0).any())
+    return not (line.startswith(b"{") and is_open and not scan.in_string)
+
+
+def _is_value(line: bytes) -> bool:
     try:
         json.loads(line.decode("utf-8", errors="replace"))
     except (ValueError, RecursionError):
-        # What is left open at the end of the line is an object over several lines; anything else is a bad line.
-        scan = _Scan()
-        scan.marks(line)
-        return not (line.startswith(b"{") and scan.depth > 0 and not scan.in_string)
+        return False
     return True
 
 
-def open_values(name: str, path: Path, work: Path) -> SpanStore:
+def _has_rows(lines: bytes) -> bool:
+    """Whether one of these lines is an object by itself, and no element of an array over several lines."""
+    each = [line.rstrip() for line in lines.split(b"\n")[:_LINES_LOOKED_AT] if line.strip()]
+    behind = [*each[1:], b""]
+    return any(
+        line[:1] == b"{" and after[:1] not in (b"]", b",") and _is_value(line)
+        for line, after in zip(each, behind, strict=False)
+    )
+
+
+def open_values(name: str, path: Path, work: Path, split: str | None = None, held_out: bool = False) -> SpanStore:
     """Index the JSON values of a local file.
 
+    Args:
+        name: Of the file, for ids and errors.
+        path: The file.
+        work: Where the index goes, less its suffix.
+        split: Which of several lists is wanted, if the file is one object that holds them by name.
+        held_out: Whether rows to evaluate on are wanted, where no split is named.
+
     Raises:
-        UserError: it ends inside a value, text follows the array, or it holds no value.
+        UserError: it ends inside a value, text follows the array, or it holds no row.
     """
     index_path, partial = work.with_suffix(".index"), work.with_suffix(".partial")
     with open(path, "rb") as file, open(partial, "wb") as index:
+        stamp = Stamp.of(file.fileno())
+        part = _list_inside(name, file, split, held_out)
+        is_array = part is not None or _first_byte(file) == b"["
         num_rows = 0
-        for spans in _spans(name, file):
+        for spans in _spans(name, file, is_array, *(part or (0, stamp.num_bytes))):
             index.write(np.ascontiguousarray(spans, np.int64).tobytes())
             num_rows += len(spans)
     if not num_rows:
         partial.unlink()
         raise UserError(f"data.dataset: {name} holds no row; leave it out")
     partial.replace(index_path)
-    return SpanStore(name, str(path.resolve()), str(index_path), num_rows)
+    around = _AROUND_ELEMENTS if is_array else _BEHIND_OBJECTS
+    return SpanStore(name, str(path.resolve()), str(index_path), num_rows, stamp, around)
+
+
+# ---- one object around the rows ----
+
+
+def _list_inside(name: str, file: BinaryIO, split: str | None, held_out: bool) -> tuple[int, int] | None:
+    """Begin and end of the list of rows that is a member of the one object which a file is; None: the file is no such.
+
+    Raises:
+        UserError: the object holds the rows in another way, or not the split.
+    """
+    members = _members(file)
+    if members is None or _ROW_NAMES & members.keys():
+        if split:
+            raise UserError(f"data.dataset: {name} holds no splits by name; leave split {split} out")
+        return None
+    starts = {key: os.pread(file.fileno(), _VALUE_BYTES, begin).lstrip() for key, (begin, _) in members.items()}
+    lists = [key for key, start in starts.items() if start[:1] == b"[" and start[1:].lstrip()[:1] == b"{"]
+    wanted = [split] if split else [*(_TO_EVALUATE if held_out else _TO_TRAIN), *_WRAPPERS]
+    found = [key for key in wanted if key in lists]
+    if found:
+        left = [key for key in members if key != found[0]]
+        if left:
+            logger.info("%s: the rows are those of %s; left out: %s", name, found[0], ", ".join(left[:_LEFT_NAMED]))
+        return members[found[0]]
+    if split or {*lists}.intersection((*_TO_TRAIN, *_TO_EVALUATE)):
+        what = split or " or ".join(wanted[: -len(_WRAPPERS)])
+        raise UserError(f"data.dataset: {name} holds no list {what}; it holds {', '.join(members)}: name its split")
+    if len(starts) > 1 and all(start[:1] == b"{" for start in starts.values()):
+        raise UserError(
+            f"data.dataset: {name} is one object whose values are objects ({', '.join(list(members)[:3])}, ...), where "
+            'a list of rows is wanted; write its values as one, as in python -c "import json, sys; '
+            'json.dump(list(json.load(sys.stdin).values()), sys.stdout)" < rows.json > list.json'
+        )
+    return None
+
+
+def _members(file: BinaryIO) -> dict[str, tuple[int, int]] | None:
+    """Where the values lie of the one object that a file holds, of its first ones; None: it holds something else."""
+    if _first_byte(file) != b"{":
+        return None
+    begin, scan, offset, cuts = os.pread(file.fileno(), _START_BYTES, 0).index(b"{") + 1, _Scan(), 0, list[int]()
+    file.seek(0)
+    while len(cuts) <= _MOST_MEMBERS:
+        chunk = file.read(_CHUNK_BYTES)
+        if not chunk:
+            return None  # it is cut off
+        marks, kinds, depths = scan.marks(chunk)
+        closing = int(np.argmax(depths == 0)) if (depths == 0).any() else len(marks)
+        cuts += (marks[:closing][(depths[:closing] == 1) & (kinds[:closing] == _COMMA)] + offset).tolist()
+        if closing < len(marks):
+            cuts.append(offset + int(marks[closing]))
+            if chunk[int(marks[closing]) + 1 :].strip() or any(more.strip() for more in _chunks(file)):
+                return None
+            break
+        offset += len(chunk)
+    members: dict[str, tuple[int, int]] = {}
+    for end in cuts[:_MOST_MEMBERS]:
+        # A character a byte, so that places are those of the file.
+        start = os.pread(file.fileno(), min(_VALUE_BYTES, end - begin), begin).decode("latin-1")
+        try:
+            at = len(start) - len(start.lstrip())
+            _, after = json.JSONDecoder().raw_decode(start, at)
+            key = json.loads(start[at:after].encode("latin-1").decode("utf-8", errors="replace"))
+            value = start.index(":", after) + 1
+        except ValueError:
+            return None
+        members[str(key)] = (begin + value, end)
+        begin = end + 1
+    return members
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    while chunk := file.read(_CHUNK_BYTES):
+        yield chunk
+
+
+def _first_byte(file: BinaryIO) -> bytes:
+    return os.pread(file.fileno(), _START_BYTES, 0).removeprefix(_BOM).lstrip()[:1]
+
+
+# ---- where the values are ----
 
 
 @dataclass
@@ -134,16 +270,15 @@ class _Scan:
         return np.setdiff1d(quotes, escaped, assume_unique=True)
 
 
-def _spans(name: str, file: BinaryIO) -> Iterator[NDArray[np.int64]]:
-    """[n, 2] spans of the values in a file, part after part; a comma before the end of an array is a bad element."""
-    start = file.read(_CHUNK_BYTES)
-    is_array = start.removeprefix(_BOM).lstrip()[:1] == b"["
-    file.seek(0)
+def _spans(name: str, file: BinaryIO, is_array: bool, begin: int, end: int) -> Iterator[NDArray[np.int64]]:
+    """[n, 2] spans of the values in a part of a file; a comma before the end of an array is a bad element."""
     cut = _array_cut if is_array else _stream_cut
-    scan, offset = _Scan(), 0
-    first = start.index(b"[") + 1 if is_array else 0
-    begin, closed_at = first, -1
-    while chunk := file.read(_CHUNK_BYTES):
+    scan, offset, closed_at = _Scan(), begin, -1
+    file.seek(begin)
+    if is_array:
+        begin += os.pread(file.fileno(), _START_BYTES, begin).index(b"[") + 1
+    first = begin
+    while chunk := file.read(min(_CHUNK_BYTES, end - offset)):
         marks, kinds, depths = scan.marks(chunk)
         if (depths < 0).any():
             at = offset + int(marks[np.argmax(depths < 0)])

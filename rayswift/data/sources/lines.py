@@ -24,6 +24,25 @@ _BOM = b"\xef\xbb\xbf"
 OPEN_MAPS = 256
 
 
+# The byte before the begin of a span and the one at its end, where the index still fits the file.
+Around = tuple[bytes, bytes]
+_AROUND_LINES: Around = (b"\n", b"\n")
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """A file as it was indexed."""
+
+    num_bytes: int
+    modified_ns: int
+
+    @staticmethod
+    def of(file: int) -> "Stamp":
+        """Of an open file, by its descriptor."""
+        stat = os.fstat(file)
+        return Stamp(stat.st_size, stat.st_mtime_ns)
+
+
 @dataclass(frozen=True)
 class LineStore:
     """Lines of a file; `index_path` holds the ends of `num_lines` lines, see the module. Ids hold the line number."""
@@ -34,6 +53,7 @@ class LineStore:
     kind: Literal["jsonl", "text"]
     num_lines: int
     num_rows: int
+    stamp: "Stamp"
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -56,7 +76,7 @@ class LineStore:
         spans = zip(begins.tolist(), ends.tolist(), strict=True)
         return [
             span if isinstance(span, RawRow) else parse(span, row_id)
-            for span, row_id in read_spans(self.path, spans, ids)
+            for span, row_id in read_spans(self.path, spans, ids, self.stamp, _AROUND_LINES)
         ]
 
 
@@ -68,13 +88,14 @@ def open_lines(name: str, path: Path, work: Path, kind: Literal["jsonl", "text"]
     """
     index_path, partial = work.with_suffix(".index"), work.with_suffix(".partial")
     with open(path, "rb") as file, open(partial, "wb") as index:
+        stamp = Stamp.of(file.fileno())
         num_lines, num_blank = _index_lines(file, index)
     if num_lines == num_blank:
         partial.unlink()
         raise UserError(f"data.dataset: {name} holds no row, only blank lines; leave it out")
     # Never truncated in place: a data task of a killed run may still have it mapped.
     partial.replace(index_path)
-    return LineStore(name, str(path.resolve()), str(index_path), kind, num_lines, num_lines - num_blank)
+    return LineStore(name, str(path.resolve()), str(index_path), kind, num_lines, num_lines - num_blank, stamp)
 
 
 def _index_lines(file: BinaryIO, index: BinaryIO) -> tuple[int, int]:
@@ -115,22 +136,45 @@ def _blank_lines(chunk: bytes, ends: NDArray[np.int64]) -> NDArray[np.bool_]:
     return blank
 
 
-def read_spans(path: str, spans: Iterable[tuple[int, int]], ids: Iterable[str]) -> Iterable[tuple[bytes | RawRow, str]]:
+def read_spans(
+    path: str, spans: Iterable[tuple[int, int]], ids: Iterable[str], stamp: Stamp, around: Around
+) -> Iterable[tuple[bytes | RawRow, str]]:
     """The bytes of each span of a file with its id; a span that is too large is a bad row.
 
+    A file of another time but the same size may be a node's own copy, so its spans are looked at.
+
+    Args:
+        path: The file.
+        spans: Begin and end of each.
+        ids: An id for each.
+        stamp: The file as it was indexed.
+        around: What stands around a span.
+
     Raises:
-        UserError: the file is shorter than it was.
+        UserError: the file is not the one that was indexed.
     """
     file = os.open(path, os.O_RDONLY)
     try:
+        now = Stamp.of(file)
+        if now.num_bytes != stamp.num_bytes:
+            raise _changed(path, f"it had {stamp.num_bytes} bytes, it has {now.num_bytes}")
         for (begin, end), row_id in zip(spans, ids, strict=True):
+            if now != stamp and not _fits(file, begin, end, around):
+                raise _changed(path, f"{row_id} no longer stands where it stood")
             length = min(end - begin, MAX_ROW_BYTES)
             content = os.pread(file, length, begin)
-            if len(content) < length:
-                raise UserError(f"data.dataset: {path} became shorter while it was read; start anew with a new folder")
             yield (too_large(row_id, end - begin, content) if length < end - begin else content), row_id
     finally:
         os.close(file)
+
+
+def _fits(file: int, begin: int, end: int, around: Around) -> bool:
+    before, behind = os.pread(file, 1, begin - 1) if begin else b"", os.pread(file, 1, end)
+    return before in around[0] and (not around[1] or behind in around[1])
+
+
+def _changed(path: str, how: str) -> UserError:
+    return UserError(f"data.dataset: {path} changed while it was read: {how}; start anew with a new folder")
 
 
 def _text_row(line: bytes, row_id: str) -> RawRow:

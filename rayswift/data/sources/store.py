@@ -24,12 +24,16 @@ Rows = Sequence[int] | NDArray[np.int64]
 
 @dataclass(frozen=True)
 class RawRow:
-    """A row as it stands in its source: its `value` or the `error` of reading it; `id` is `source:line`."""
+    """A row as it stands in its source: its `value` or the `error` of reading it; `id` is `source:line`.
+
+    source: number of its source in the set of rows that it was read from.
+    """
 
     id: str
     value: Any = None
     error: BadRow | None = None
     text: str = ""
+    source: int = 0
 
 
 class Store(Protocol):
@@ -78,13 +82,13 @@ class Concatenated:
 
 @dataclass(frozen=True)
 class View:
-    """`num_rows` rows of a store from position `begin` on in a shuffled order of it that `key` names.
+    """`num_rows` rows of a store from position `begin` on, in the shuffled order of it that `key` names, or its own.
 
-    Beyond the store's size its rows come again, each pass in an order of its own.
+    Beyond the store's size its rows come again, each pass in an order of its own where it is shuffled.
     """
 
     store: Store
-    key: tuple[int, ...]
+    key: tuple[int, ...] | None
     begin: int
     num_rows: int
 
@@ -96,13 +100,18 @@ class View:
     def read(self, rows: Rows) -> list[RawRow]:
         """See Store."""
         positions = self.begin + np.asarray(rows, np.int64)
+        if self.key is None:
+            return self.store.read(positions % self.store.num_rows)
         return self.store.read(repeated(positions, self.store.num_rows, self.key))
 
 
-def hold_out(stores: Sequence[Store], fraction: float, seed: int) -> tuple[tuple[Store, ...], tuple[Store, ...]]:
-    """Divide stores, by the seed, into rows to train and `round(fraction x all rows)` rows held out.
+def hold_out(
+    stores: Sequence[Store], fraction: float, seed: int, shuffle: bool = True
+) -> tuple[tuple[Store, ...], tuple[Store, ...]]:
+    """Divide stores into rows to train and `round(fraction x all rows)` rows held out.
 
-    Each store gives its share, so that both parts hold the sources in the same proportions.
+    Each store gives its share, so that both parts hold the sources in the same proportions: rows that the seed
+    chooses, or without `shuffle` its last ones.
 
     Returns:
         (stores to train, stores held out), one of each for each store; either may be empty.
@@ -112,11 +121,12 @@ def hold_out(stores: Sequence[Store], fraction: float, seed: int) -> tuple[tuple
     held_out = np.floor(shares).astype(int)
     for index in np.argsort(held_out - shares, kind="stable")[: round(sizes.sum() * fraction) - held_out.sum()]:
         held_out[index] += 1
-    parts = [
-        (View(store, (seed, _SPLIT_KEY, i), int(n), int(size - n)), View(store, (seed, _SPLIT_KEY, i), 0, int(n)))
-        for i, (store, size, n) in enumerate(zip(stores, sizes, held_out, strict=True))
-    ]
-    return tuple(train for train, _ in parts), tuple(held for _, held in parts)
+    train, held = [], []
+    for i, (store, size, n) in enumerate(zip(stores, sizes.tolist(), held_out.tolist(), strict=True)):
+        key = (seed, _SPLIT_KEY, i) if shuffle else None
+        train.append(View(store, key, n if shuffle else 0, size - n))
+        held.append(View(store, key, 0 if shuffle else size - n, n))
+    return tuple(train), tuple(held)
 
 
 def parse_json(line: bytes, row_id: str) -> RawRow:

@@ -3,6 +3,7 @@
 import uuid
 from functools import partial
 
+from rayswift.config.online_checks import max_sequence_length
 from rayswift.config.schema import RlhfConfig
 from rayswift.data.windows import Windows
 from rayswift.rollout.admission import RoundPlan
@@ -35,6 +36,7 @@ def rollout_plan(config: RlhfConfig) -> RolloutPlan:
         num_generations_eval=rollout.num_generations_eval or rollout.num_generations,
         min_group=2 if compares else 1,
         max_completion_length=rollout.max_completion_length,
+        max_sequence_length=max_sequence_length(config),
         drops_equal=rollout.dynamic_sampling,
         max_failed_fraction=rollout.max_failed_fraction,
         seed=train.seed,

@@ -11,6 +11,7 @@ from typing import Any
 
 from rayswift.config.load import to_yaml
 from rayswift.config.schema import TrainingConfig
+from rayswift.data.sources import parse_source
 from rayswift.train.events import Event, State, starts
 from rayswift.train.report.advice import Advice, advise, verdict
 from rayswift.train.report.charts import Chart, draw, show
@@ -172,7 +173,8 @@ def _header(view: View) -> str:
         ("time of this launch", duration(view.updated_s - launched[-1]) if launched else ""),
     ]
     shown = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in tiles if value)
-    what = f"{_escape(config.model.path)}, {config.model.tuner}, {_escape(', '.join(config.data.dataset))}"
+    sources = ", ".join(parse_source(each).written for each in config.data.dataset)
+    what = f"{_escape(config.model.path)}, {config.model.tuner}, {_escape(sources)}"
     return (
         f'<header><div class="title"><h1>{_escape(view.name)}</h1><span class="state">{view.state}</span></div>'
         f'<p class="what">{what}</p>'

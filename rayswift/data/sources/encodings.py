@@ -1,0 +1,133 @@
+"""What a file's first bytes say it is, whatever it is called: text that is not UTF-8, or another kind of file.
+
+Text of another encoding is copied as UTF-8 where its first bytes say which it is (a byte order mark, zeros between
+letters) or the source's `encoding` does. Where most lines are no UTF-8, a guess is named, not taken: a wrong one would
+train garbled text.
+"""
+
+import codecs
+import itertools
+from pathlib import Path
+
+from charset_normalizer import from_bytes
+
+from rayswift.log import UserError, logger
+
+_LOOKED_AT_BYTES, _COPY_BYTES = 1 << 20, 1 << 22
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_TEXT = (".jsonl", ".json", ".csv", ".tsv", ".txt")
+# Fewer lines may be bad by themselves; they cost only their rows.
+_LINES_OF_ANOTHER_ENCODING = 10
+_OTHER_KINDS = {
+    b"\x1f\x8b\x08": ("gzip", "rename it so that it ends in .gz"),
+    b"\x28\xb5\x2f\xfd": ("Zstandard", "rename it so that it ends in .zst"),
+    b"PK\x03\x04": ("a zip archive (as Excel's files are)", "unpack it, or save the sheet as csv"),
+    b"PAR1": ("Parquet", "rename it so that it ends in .parquet"),
+    b"ARROW1": ("Arrow", "rename it so that it ends in .arrow"),
+    b"SQLite format 3": ("an SQLite database", "write its table to jsonl or csv"),
+    b"%PDF-": ("a PDF", "write its text to .txt or jsonl"),
+}
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_PAGES = (b"<!doctype html", b"<html")
+
+
+def as_utf8(name: str, path: Path, copy: Path, suffix: str, encoding: str | None) -> Path:
+    """The path of a file's text in UTF-8: its own, or `copy`; a file that is no text stays as it is.
+
+    Args:
+        name: Of the file, for errors.
+        path: The plain bytes.
+        copy: Where text of another encoding goes.
+        suffix: What the file is called.
+        encoding: What the user says it is written in.
+
+    Raises:
+        UserError: it is another kind of file, or of an encoding that is not known or not the one named.
+    """
+    with open(path, "rb") as file:
+        start = file.read(_LOOKED_AT_BYTES)
+    _refuse_other_kinds(name, start, suffix)
+    if suffix not in _TEXT:
+        return path
+    found = encoding or next((name for mark, name in _MARKS.items() if start.startswith(mark)), _wide(start))
+    if found is None:
+        _refuse_another_encoding(name, start)
+        return path
+    try:
+        if codecs.lookup(found).name == "utf-8":
+            return path
+    except LookupError as error:
+        raise UserError(f"data.dataset: {name}: encoding = {found!r} is no encoding that Python knows") from error
+    if encoding is None:
+        logger.info("%s is read as %s", name, found)
+    _transcode(name, path, copy, found)
+    return copy
+
+
+def _refuse_other_kinds(name: str, start: bytes, suffix: str) -> None:
+    if start.startswith(_POINTER):
+        raise UserError(f"data.dataset: {name} is a Git LFS pointer, not the file itself; run git lfs pull beside it")
+    if suffix not in _TEXT:
+        return
+    for magic, (kind, fix) in _OTHER_KINDS.items():
+        if start.startswith(magic):
+            raise UserError(f"data.dataset: {name} is {kind}, whatever it is called; {fix}")
+    if suffix != ".txt" and start.lstrip()[: len(_PAGES[0])].lower().startswith(_PAGES):
+        raise UserError(f"data.dataset: {name} is a web page, not the file that was meant; download its raw form")
+
+
+def _wide(start: bytes) -> str | None:
+    """UTF-16 without a byte order mark: every other byte of text in Latin letters is zero."""
+    even, odd = start[::2], start[1::2]
+    if len(start) < 8 or start.count(0) * 4 < len(start):
+        return None
+    if odd.count(0) > 20 * even.count(0):
+        return "utf-16-le"
+    return "utf-16-be" if even.count(0) > 20 * odd.count(0) else None
+
+
+def _refuse_another_encoding(name: str, start: bytes) -> None:
+    """Refuse text most of whose lines with letters beyond ASCII are no UTF-8."""
+    lines = start.split(b"\n")
+    if len(start) == _LOOKED_AT_BYTES:
+        lines = lines[:-1]  # it may end inside a letter
+    bad = [line for line in lines if not line.isascii() and not _is_utf8(line)]
+    num_beyond_ascii = sum(not line.isascii() for line in lines)
+    if len(bad) < _LINES_OF_ANOTHER_ENCODING or 2 * len(bad) < num_beyond_ascii:
+        return
+    guess = from_bytes(b"\n".join(itertools.islice(bad, 1000))).best()
+    like = f"; it looks like {guess.encoding}" if guess is not None else ""
+    named = guess.encoding if guess is not None else "ENCODING"
+    raise UserError(
+        f"data.dataset: {name} is not UTF-8: of its first {num_beyond_ascii} lines with other letters than ASCII's "
+        f"{len(bad)} are not{like}. Name its encoding, as in data.dataset: [{{path: {name}, encoding: {named}}}], or "
+        f"convert it: iconv -f {named} -t utf-8"
+    )
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _transcode(name: str, path: Path, copy: Path, encoding: str) -> None:
+    partial = copy.with_suffix(".partial")
+    try:
+        with (
+            open(path, encoding=encoding, newline="") as source,
+            open(partial, "w", encoding="utf-8", newline="") as sink,
+        ):
+            while text := source.read(_COPY_BYTES):
+                sink.write(text)
+    except UnicodeError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"data.dataset: {name} cannot be read as {encoding}: {error}") from error
+    partial.replace(copy)

@@ -1,0 +1,125 @@
+"""A source as the config writes it, taken apart.
+
+rows.jsonl   data/   'data/*.parquet'   rows.jsonl.gz   s3://bucket/rows/   org/name:subset/split@revision   any#500
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from rayswift.config.source import SourceConfig
+from rayswift.log import UserError
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".arrow")
+CODECS = {".gz": "gzip", ".zst": "zstd"}
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_PARTS = re.compile(r"(?P<path>[^:@]+)(?::(?P<subset>[^/:@]*)(?:/(?P<split>[^@]+))?)?(?:@(?P<revision>.+))?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source: `path` is a file, folder, glob, URL or hub id; the other parts are None where nothing is said.
+
+    columns, system: how its rows are read, where not as `data.columns` and `data.system` say.
+    """
+
+    path: str
+    subset: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    num_rows: int | None = None
+    weight: float | None = None
+    columns: Mapping[str, str] | None = None
+    system: str | None = None
+    encoding: str | None = None
+
+    @property
+    def is_url(self) -> bool:
+        """Whether a scheme leads it."""
+        return "://" in self.path
+
+    @property
+    def name(self) -> str:
+        """What of its data is meant, in the short spelling."""
+        subset = f":{self.subset or ''}" if self.subset or self.split else ""
+        return (
+            self.path
+            + subset
+            + (f"/{self.split}" if self.split else "")
+            + (f"@{self.revision}" if self.revision else "")
+        )
+
+    @property
+    def written(self) -> str:
+        """The source in the short spelling."""
+        return self.name if self.num_rows is None else f"{self.name}#{self.num_rows}"
+
+    @property
+    def short(self) -> str:
+        """Its last part without suffixes: what `data.mix` may call it."""
+        last = PurePosixPath(without_query(self.name).rstrip("/")).name
+        while PurePosixPath(last).suffix.lower() in (*SUFFIXES, *CODECS):
+            last = PurePosixPath(last).stem
+        return last
+
+
+def parse_source(given: str | SourceConfig) -> Source:
+    """Take a source apart.
+
+    Raises:
+        UserError: it asks for no row, or says one thing twice.
+    """
+    if isinstance(given, str):
+        return _parse(given)
+    found = _parse(given.path)
+    twice = [
+        name
+        for name, in_path, own in (
+            ("subset", found.subset, given.subset),
+            ("split", found.split, given.split),
+            ("revision", found.revision, given.revision),
+            ("rows", found.num_rows, given.rows),
+        )
+        if in_path is not None and own is not None
+    ]
+    if twice:
+        raise UserError(f"data.dataset: path = {given.path!r} says {twice[0]} too; say it once")
+    return Source(
+        found.path,
+        given.subset or found.subset,
+        given.split or found.split,
+        given.revision or found.revision,
+        given.rows or found.num_rows,
+        given.weight,
+        given.columns,
+        given.system,
+        given.encoding,
+    )
+
+
+def _parse(text: str) -> Source:
+    num_rows = None
+    if match := re.fullmatch(r"(.+)#(\d+)", text):
+        text, num_rows = match[1], int(match[2])
+        if num_rows == 0:
+            raise UserError(f"data.dataset: {match[0]} asks for no row; give #1 or more, or leave it out")
+    parts = None if "://" in text or looks_like_file(text) or _is_here(text) else _PARTS.fullmatch(text)
+    if parts is None or not (_HUB_ID.fullmatch(parts["path"]) or _is_here(parts["path"])):
+        return Source(text, num_rows=num_rows)
+    return Source(parts["path"], parts["subset"] or None, parts["split"], parts["revision"], num_rows)
+
+
+def _is_here(path: str) -> bool:
+    return Path(path).expanduser().exists()
+
+
+def looks_like_file(path: str) -> bool:
+    """Whether it ends as a file of rows does."""
+    return PurePosixPath(path).suffix.lower() in (*SUFFIXES, *CODECS)
+
+
+def without_query(path: str) -> str:
+    """A path, or a URL without what stands behind its `?`: credentials of a presigned one, options of a bucket."""
+    return path.partition("?")[0] if "://" in path else path
