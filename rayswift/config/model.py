@@ -63,9 +63,12 @@ class ModelConfig(Section):
     max_position_embeddings: int | None = Field(None, ge=1)
     """Longest position the model is stretched to; null: what its `config.json` says."""
     num_labels: int | None = Field(None, ge=1)
-    """Outputs of the classification head; needed by task seq_cls."""
+    """Task seq_cls: outputs of the classification head; null: as many as the rows have classes."""
+    label_names: Strings = []
+    """Task seq_cls: names of the classes in the order of the outputs, where labels are texts; empty: found in the rows,
+    in alphabetical order. They are saved as `id2label`."""
     problem_type: ProblemType | None = None
-    """What the labels of task seq_cls are; null: regression for one label, else a single label of several."""
+    """What the labels of task seq_cls are; null: as the rows have them, with one output a value (regression)."""
     pooling: Pooling = "last_token"
     """Task embedding: how the states of a text's tokens become its embedding; cls: the first token's."""
     normalize: bool = True

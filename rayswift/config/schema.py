@@ -56,7 +56,8 @@ class DataConfig(Section):
     eval_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of the training rows held out for evaluation, chosen by the seed."""
     columns: dict[str, str] = {}
-    """Your column name -> ours (messages, system, query, response, history, text, ...)."""
+    """Your names -> ours, of columns (messages, query, response, chosen, ...), of keys of a message (role, content) and
+    of roles (user, assistant); dots reach into a column."""
     system: str | None = None
     """System prompt for rows that bring none."""
     map: str | None = None

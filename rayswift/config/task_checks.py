@@ -59,8 +59,7 @@ def task_problems(config: TrainingConfig) -> list[str]:
             f"model.quantization = {config.model.quantization} freezes the weights, so it needs an adapter; "
             "set model.tuner lora"
         )
-    if isinstance(config, SftConfig) and config.train.task == "seq_cls" and config.model.num_labels is None:
-        found.append("train.task = seq_cls needs the number of classes; set model.num_labels")
+    found += _label_problems(config)
     if isinstance(config, SftConfig) and config.train.task == "seq_cls" and config.train.loss_type is not None:
         found.append(
             f"train.loss_type = {config.train.loss_type}: model.problem_type decides the loss of seq_cls; unset it"
@@ -73,6 +72,24 @@ def task_problems(config: TrainingConfig) -> list[str]:
         found += _whole_row_problems(config) + _loss_problems(config)
     if isinstance(config, RlhfConfig):
         found += online_problems(config) if config.train.task in ONLINE_TASKS else _offline_problems(config)
+    return found
+
+
+def _label_problems(config: TrainingConfig) -> list[str]:
+    names, num_labels = config.model.label_names, config.model.num_labels
+    if not names:
+        return []
+    if not (isinstance(config, SftConfig) and config.train.task == "seq_cls"):
+        return [f"model.label_names = {', '.join(names)}: task {config.train.task} has no classes; unset it"]
+    found = []
+    if num_labels not in (None, len(names)):
+        found.append(f"model.label_names has {len(names)} names, model.num_labels is {num_labels}; unset the latter")
+    if len(set(names)) < len(names):
+        found.append("model.label_names has a name twice")
+    if config.model.problem_type == "regression":
+        found.append("model.label_names: model.problem_type = regression has values, no classes; unset one of them")
+    if any(name.strip().lstrip("+-").isdigit() for name in names):
+        found.append("model.label_names: a name is a number; labels that are numbers count the outputs from 0")
     return found
 
 

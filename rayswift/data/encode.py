@@ -21,12 +21,12 @@ from rayswift.config.model import ProblemType
 from rayswift.config.schema import LossOn, LossScale, TruncationMode
 from rayswift.data.pretokenised import pretokenised
 from rayswift.data.rows import BadRow, CausalRow, Conversation, Family, Row, parse_row
-from rayswift.data.rows.columns import renamed
+from rayswift.data.rows.columns import named
 from rayswift.data.template import ChatTemplate
 from rayswift.data.token_bytes import TokenBytes, byte_positions
-from rayswift.data.tokenizer.folder import Frame, read_chat_template, read_frame
+from rayswift.data.tokenizer.folder import Frame, frame_of, read_chat_template
 from rayswift.data.truncation import bound_of, kept
-from rayswift.data.turns import Document, Marking, Numbers, Span, documents, ended, joined
+from rayswift.data.turns import Document, Marking, Numbers, Span, documents, ended, in_segments, joined
 from rayswift.log import UserError
 
 _BATCH_CHARS = 1 << 22
@@ -41,10 +41,9 @@ class EncodeConfig:
     """What determines the tokens of a row.
 
     `tokenizer_dir` holds tokenizer.json, its config and the chat template; `tokenizer_hash` is the hash of those files.
-    family to answers: see `RowKind`; template_kwargs: variables for the chat template; template_date: the day that it
-    sees, YYYY-MM-DD, None for today; map, map_hash: the user's own function for rows, and the hash of its file;
-    readings: of each source the columns and the system prompt that take the place of those here, none: no source has
-    its own. The others are fields of `data`.
+    family to label_names: see `RowKind`; template_kwargs: variables for the chat template; map, map_hash: the user's
+    own function for rows, and the hash of its file; readings: of each source the columns and the system prompt that
+    take the place of those here, none: no source has its own. The others are fields of `data`.
     """
 
     tokenizer_dir: str
@@ -61,6 +60,7 @@ class EncodeConfig:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     loss: str | None = None
     answers: tuple[str, str] | None = None
+    label_names: tuple[str, ...] = ()
     loss_scale: tuple[LossScale, ...] = ()
     ignore_empty_think: bool = False
     keep_history: bool = False
@@ -83,7 +83,7 @@ class RowKind:
 
     max_length, template_kwargs: of prompts, for which neither `data.max_length` nor the row's own variables for the
     chat template say all. loss: where it asks for certain members of a row. answers: what texts of task
-    generative_reranker ask for.
+    generative_reranker ask for. label_names: of classes, in the order of the model's outputs; empty: they are numbers.
     """
 
     family: Family = "causal"
@@ -93,6 +93,7 @@ class RowKind:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     loss: str | None = None
     answers: tuple[str, str] | None = None
+    label_names: tuple[str, ...] = ()
 
 
 CAUSAL = RowKind()
@@ -144,7 +145,7 @@ class Encoder:
                 f"the chat template does not compile, line {error.lineno}: {error}; see model.chat_template"
             ) from error
         self._eos = special_tokens.get("eos_token", "")
-        self._frame = read_frame(folder, self._tokenizer)
+        self._frame = frame_of(self._tokenizer)
         self._num_tokens = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         added = self._tokenizer.get_added_tokens_decoder().values()
         end_tokens = tuple(token.content for token in added if token.special)
@@ -186,10 +187,14 @@ class Encoder:
         Raises:
             BadRow: the row is bad, has nothing to train, or the chat template cannot be trained on it.
         """
-        if document := pretokenised(renamed(row, self.config.columns), self._num_tokens):
+        if document := pretokenised(named(row, self.config.columns).columns, self._num_tokens):
             return [document]
         sample = parse_row(row, "causal", self.config.columns, self.config.system)
         assert isinstance(sample, CausalRow)
+        if sample.segments is not None:
+            document = in_segments(sample.segments)
+            self._refuse(document.text, document.whole, 1)
+            return [document]
         if sample.conversation is None:
             text = ended(sample.text or "", self._eos)
             self._refuse(text, True, 1)

@@ -20,7 +20,7 @@ from rayswift.data.encode import CAUSAL, RowKind
 from rayswift.data.raw_rows import map_hash
 from rayswift.data.sources.find import SourceFile, find
 from rayswift.data.sources.named import parse_source
-from rayswift.data.tokenizer.folder import read_chat_template, read_frame
+from rayswift.data.tokenizer.folder import frame_of, read_chat_template
 
 # Fields of `data` that are no settings of the encoding: the sources themselves, and what is judged while training.
 _NO_SETTINGS = ("dataset", "eval", "cache", "max_bad_fraction")
@@ -109,7 +109,7 @@ def take(
     hashes = by_stamp((*known.train, *known.eval)) if known else {}
     template, special_tokens = read_chat_template(tokenizer_dir)
     path = tokenizer_dir / "tokenizer.json"
-    frame = asdict(read_frame(tokenizer_dir, Tokenizer.from_file(str(path))))
+    frame = asdict(frame_of(Tokenizer.from_file(str(path))))
     fields = {f"data.{name}": value for name, value in data.model_dump(mode="json").items() if name not in _NO_SETTINGS}
     if data.map:  # what it does decides, not where it lies
         fields["data.map"] = f"{data.map.rpartition(':')[2]} of {map_hash(data.map)}"

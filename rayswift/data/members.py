@@ -109,10 +109,13 @@ class KtoEncoder(MemberEncoder):
     """Encodes conversations whose last answer, which alone is trained, is wanted or not: `label` is 1 or 0."""
 
     def documents(self, row: Row) -> list[Document]:
-        """The conversation; see `Encoder.documents`."""
+        """The conversation, or the two of a pair; see `Encoder.documents`."""
         sample = parse_row(row, "kto", self.config.columns, self.config.system)
         assert isinstance(sample, KtoRow)
-        return [replace(self._judged(sample.conversation, "last_turn"), numbers=(("label", float(sample.label)),))]
+        return [
+            replace(self._judged(conversation, "last_turn"), numbers=(("label", float(label)),))
+            for conversation, label in sample.judged
+        ]
 
 
 class TextEncoder(MemberEncoder):
@@ -156,14 +159,29 @@ class ClassificationEncoder(TextEncoder):
         assert isinstance(sample, ClassificationRow)
         return [replace(self._text(sample.conversation), numbers=self._label(sample.label))]
 
+    def _numbers(self, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Labels with the number of a class for its name.
+
+        Raises:
+            BadRow: it is the name of none.
+        """
+        names = self.config.label_names
+        for one in given:
+            if isinstance(one, str) and one not in names:
+                known = f"the classes are {', '.join(names)[:400]}" if names else "the classes are numbers"
+                raise BadRow("bad label", f"label is {one[:40]!r}; {known}; see model.label_names")
+        return tuple(names.index(one) if isinstance(one, str) else one for one in given)
+
     def _label(self, label: Any) -> Numbers:
         """The label as its loss takes it.
 
         Raises:
             BadRow: it is none of the model's.
         """
-        given = label if isinstance(label, tuple) else (label,)
+        given = self._numbers(label if isinstance(label, tuple) else (label,))
         num_labels, kind = self.config.num_labels or 1, self.config.problem_type
+        if kind == _MULTI and _are_marks(given, num_labels):
+            return tuple(("value", float(mark)) for mark in given)
         if kind == "regression":
             if len(given) != num_labels:
                 raise BadRow("bad label", f"{len(given)} values, model.num_labels is {num_labels}")
@@ -172,11 +190,20 @@ class ClassificationEncoder(TextEncoder):
             raise BadRow(
                 "bad label", f"label is {label!r}; with model.num_labels {num_labels} it is 0 to {num_labels - 1}"
             )
-        if kind == "multi_label_classification":
+        if kind == _MULTI:
+            if len(set(given)) < len(given):
+                raise BadRow("bad label", f"label is {label!r}: a class twice; write marks as decimals (1.0, 0.0)")
             return tuple(("value", float(one in given)) for one in range(num_labels))
         if len(given) != 1:
             raise BadRow("bad label", f"{len(given)} labels; for several set model.problem_type to {_MULTI}")
         return (("class", float(given[0])),)
+
+
+def _are_marks(given: tuple[Any, ...], num_labels: int) -> bool:
+    """Whether a label has a mark, 0 or 1, for each class; of two classes, [0, 1] may as well be their numbers."""
+    if len(given) != num_labels or not all(one in (0, 1) for one in given):
+        return False
+    return num_labels > 2 or any(isinstance(one, float) for one in given)
 
 
 class EmbeddingEncoder(TextEncoder):

@@ -15,14 +15,16 @@ from tokenizers import Tokenizer
 from rayswift.config.model import ModelConfig
 from rayswift.config.schema import DataConfig
 from rayswift.config.source import SourceConfig
+from rayswift.data import class_labels
 from rayswift.data.cache_folder import known, open_cache
 from rayswift.data.encode import CAUSAL, EncodeConfig, RowKind
 from rayswift.data.mixing import Mix, mix, weights_of
 from rayswift.data.raw_rows import encode_raw, map_hash
 from rayswift.data.reranker_template import for_pairs
-from rayswift.data.rows import BadRow
+from rayswift.data.rows import BadRow, kto_remarks
 from rayswift.data.sources import Store, hold_out, open_sources, parse_source
 from rayswift.data.tokenizer.folder import read_chat_template
+from rayswift.data.tokenizer.loaded import convert, from_hub, write_as_loaded
 from rayswift.data.windows import RowSet, WindowPlan, Windows
 from rayswift.log import UserError, logger
 
@@ -36,6 +38,7 @@ _TOKENIZER_FILES = (
 _PROBED_ROWS = 64
 _LOST_FROM = 0.1  # of the rows, from which on it is said
 _COSTS_FROM = 1.2
+_REMARKED_ROWS = 1000
 _PACKED_ROWS_OF_A_WINDOW = 200
 _LEAST_ROWS, _MOST_ROWS = 2000, 50_000
 # What a data task holds at a time, whatever the rows' size.
@@ -49,13 +52,14 @@ def prepare_tokenizer(model: ModelConfig, folder: Path, kind: RowKind = CAUSAL) 
         UserError: the model has no tokenizer, or the template file cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    source = Path(model.path) if Path(model.path).is_dir() else _from_hub(model)
+    source = Path(model.path) if Path(model.path).is_dir() else from_hub(model)
     if (source / "tokenizer.json").exists():
         for name in _TOKENIZER_FILES:
             if (source / name).exists():
                 shutil.copyfile(source / name, folder / name)
+        write_as_loaded(model, folder)
     else:
-        _convert(model, source, folder)
+        convert(model, source, folder)
     if model.chat_template:
         try:
             template = Path(model.chat_template).read_text(encoding="utf-8")
@@ -175,6 +179,8 @@ def plan_encoding(
     Raises:
         UserError: a source cannot be read, or none of the first rows can be trained.
     """
+    stores = open_sources(data.dataset, work_dir / "train", seed, shuffle=data.shuffle)
+    kind = class_labels.completed(kind, stores, data.columns)
     encode = EncodeConfig(
         str(tokenizer_dir),
         hash_files(tokenizer_dir),
@@ -190,6 +196,7 @@ def plan_encoding(
         {**data.chat_template_kwargs, **kind.template_kwargs},
         kind.loss,
         kind.answers,
+        kind.label_names,
         tuple(data.loss_scale),
         data.ignore_empty_think,
         data.keep_history,
@@ -198,7 +205,6 @@ def plan_encoding(
         map_hash(data.map) if data.map else "",
         _readings(data, data.dataset),
     )
-    stores = open_sources(data.dataset, work_dir / "train", seed, shuffle=data.shuffle)
     held_out: tuple[Store, ...] = ()
     if data.eval:
         held_out = open_sources(data.eval, work_dir / "eval", seed, held_out=True, shuffle=data.shuffle)
@@ -206,6 +212,7 @@ def plan_encoding(
         stores, held_out = _hold_out(data, stores, seed)
     rows = RowSet(stores, seed, data.shuffle, _mix(data, stores))
     seen = probe(rows, encode)
+    _remark(rows, encode)
     window_rows = data.window_rows or derived_window_rows(encode.max_length, seen.mean_length, seen.mean_bytes)
     train = WindowPlan(rows, encode, data.packing, window_rows)
     if not held_out:
@@ -230,6 +237,14 @@ def _readings(
         )
         for source in sources
     )
+
+
+def _remark(rows: RowSet, encode: EncodeConfig) -> None:
+    """Say what the first rows show and no error tells."""
+    if encode.family == "kto":
+        first = rows.read(rows.rows_at(0, _REMARKED_ROWS, 0))
+        for line in kto_remarks((row.value for row in first if row.error is None), encode.columns):
+            logger.warning("data.dataset: %s", line)
 
 
 def derived_window_rows(max_length: int, mean_length: float, mean_bytes: float = 0.0) -> int:
@@ -337,38 +352,3 @@ def _say_what_history_costs(made: Sequence[Sequence[int]]) -> None:
             total,
             total / once,
         )
-
-
-def _from_hub(model: ModelConfig) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = [
-            "tokenizer*",
-            "special_tokens_map.json",
-            "chat_template*",
-            "*config.json",
-            "*.model",
-            "vocab*",
-            "merges*",
-        ]
-        return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=patterns))
-    except Exception as error:  # whatever the hub's client raises, the user asked for this id
-        first_line = (str(error).splitlines() or [""])[0]
-        raise UserError(
-            f"model.path = {model.path!r} is no folder here and could not be had from the hub: "
-            f"{type(error).__name__}: {first_line}"
-        ) from error
-
-
-def _convert(model: ModelConfig, source: Path, folder: Path) -> None:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError) as error:
-        first_line = str(error).splitlines()[0]
-        raise UserError(f"model.path = {model.path!r} has no tokenizer that loads: {first_line}") from error
-    tokenizer.save_pretrained(folder)
-    if not (folder / "tokenizer.json").exists():
-        raise UserError(f"model.path = {model.path!r}: its tokenizer has no fast form, which masking the loss needs")

@@ -8,7 +8,7 @@ differs there only in what the template writes around it (see `history`).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rayswift.config.schema import LossOn, LossScale
 from rayswift.data.history import EndTokens, standing, unopened, without_end, without_tail
 from rayswift.data.loss_scale import scaled
-from rayswift.data.rows import BadRow, Conversation, Message
+from rayswift.data.rows import BadRow, Conversation, Message, MessageLoss
 from rayswift.data.template import ChatTemplate
 from rayswift.data.trace import Trace
 
@@ -104,7 +104,11 @@ def documents(
     Raises:
         BadRow: nothing to train, as `refuse` raises, or the template cannot be trained on this conversation.
     """
-    renderer = _Renderer(template, row, marking)
+    try:
+        renderer = _Renderer(template, row, marking)
+    except BadRow as bad:
+        row = merged_turns(row, bad)
+        renderer = _Renderer(template, row, marking)
     weights = {i: w for i, w in enumerate(_weights(row, marking)) if w is not None}
     if marking.loss_on == "all":
         refuse(renderer.text, not weights, len(row.messages))
@@ -138,6 +142,40 @@ def documents(
     return made[::-1]
 
 
+def merged_turns(row: Conversation, bad: BadRow) -> Conversation:
+    """A conversation that the template refused, with messages of one role in a row as one.
+
+    Args:
+        row: The conversation.
+        bad: How it was refused.
+
+    Raises:
+        BadRow: there are no such messages, or as one they would not be trained as they are each.
+    """
+    messages: list[Message] = []
+    losses: list[MessageLoss] = []
+    for position, (message, loss) in enumerate(zip(row.messages, row.losses, strict=True)):
+        role = message["role"]
+        if not messages or role != messages[-1]["role"] or role not in ("user", "assistant"):
+            messages.append(message)
+            losses.append(loss)
+            continue
+        if loss != losses[-1]:
+            raise BadRow(
+                "two turns in a row",
+                f"messages {position - 1} and {position} are both of the {role}, which the chat template refuses, and "
+                f"differ in their loss; make them one message",
+            ) from bad
+        first = messages.pop()
+        if "tool_calls" in first or "reasoning_content" in message or first.get("name") != message.get("name"):
+            raise bad
+        between = "" if role == "assistant" else "\n"
+        messages.append({**first, **message, "content": first["content"] + between + message["content"]})
+    if len(messages) == len(row.messages):
+        raise bad
+    return replace(row, messages=tuple(messages), losses=tuple(losses))
+
+
 def ended(text: str, end: str) -> str:
     """A text with `end` behind it, once."""
     return text if text.endswith(end) else text + end
@@ -163,6 +201,23 @@ def joined(row: Conversation, marking: Marking, end: str) -> Document:
     if not any(span.weight for span in spans):
         raise BadRow("no trainable token", "the conversation has no message to train")
     return Document(text, tuple(spans), framed=True)
+
+
+def in_segments(segments: Sequence[tuple[str, bool]]) -> Document:
+    """Texts one after the other, each trained or not, with nothing put around them.
+
+    Raises:
+        BadRow: none of them is trained.
+    """
+    text, spans = "", []
+    for segment, trained in segments:
+        begin, text = len(text), text + segment
+        spans.append(Span(begin, len(text), float(trained)))
+    if all(span.weight for span in spans):
+        spans = [Span(0, len(text))]
+    if not text or not any(span.weight and span.end > span.begin for span in spans):
+        raise BadRow("no trainable token", "the row has no segment to train")
+    return Document(text, tuple(spans))
 
 
 def _all(marked: Sequence[tuple[Span, ...] | None]) -> list[Span]:

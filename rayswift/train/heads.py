@@ -31,7 +31,11 @@ PEFT_TASK_TYPES: dict[Head, str] = {
 def settings(model: ModelConfig, head: Head) -> dict[str, Any]:
     """Fields of the model's `config.json` that its head needs."""
     if head == "classes":
-        return {"num_labels": model.num_labels, "problem_type": problem_type(model)}
+        kind = {"problem_type": problem_type(model)}
+        if model.label_names:
+            names = dict(enumerate(model.label_names))
+            return kind | {"id2label": names, "label2id": {name: number for number, name in names.items()}}
+        return kind | ({"num_labels": model.num_labels} if model.num_labels else {})
     return {"num_labels": 1} if head == "reward" else {}
 
 

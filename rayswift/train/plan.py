@@ -14,11 +14,12 @@ from rayswift.config.tuner_fields import tuner_problems
 from rayswift.data.global_batches import micro_batches
 from rayswift.data.mixing import weights_of
 from rayswift.data.sources import parse_source
+from rayswift.data.windows import WindowPlan, Windows
 from rayswift.log import UserError
 from rayswift.resources import Layout, memory_per_worker_bytes
 from rayswift.train import checkpoint, evaluation, memory, shapes
 from rayswift.train.run_folder import Resume
-from rayswift.train.tasks import TASKS, keeps_reference
+from rayswift.train.tasks import TASKS, keeps_reference, problem_type
 
 _NOT_STRETCHABLE = ("reduce_lr_on_plateau", "greedy", "warmup_stable_decay")
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
@@ -128,6 +129,26 @@ def with_window_rows(plan: Plan[ConfigT], window_rows: int) -> Plan[ConfigT]:
 def with_data(plan: Plan[ConfigT], data: DataConfig) -> Plan[ConfigT]:
     """The plan with another section `data`."""
     return replace(plan, config=plan.config.model_copy(update={"data": data}))
+
+
+def with_labels(plan: Plan[ConfigT], windows: Windows) -> Plan[ConfigT]:
+    """The plan with what the rows say of their labels in its config, where that leaves it open.
+
+    Raises:
+        UserError: a cache is trained on, which holds tokens and no labels' names.
+    """
+    model = plan.config.model
+    if TASKS[plan.config.train.task].head != "classes":
+        return plan
+    if not isinstance(windows, WindowPlan):
+        if model.num_labels is None:
+            raise UserError("model.num_labels: a cache does not say it; set it as it was when the rows were encoded")
+        return plan
+    found = windows.encode
+    known: dict[str, Any] = {"num_labels": found.num_labels, "label_names": list(found.label_names)}
+    if found.problem_type != problem_type(model.model_copy(update=known)):
+        known["problem_type"] = found.problem_type
+    return replace(plan, config=plan.config.model_copy(update={"model": model.model_copy(update=known)}))
 
 
 def _task_defaults(config: TrainingConfig) -> dict[str, Any]:

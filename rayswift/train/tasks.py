@@ -184,7 +184,8 @@ def row_kind(config: TrainingConfig) -> RowKind:
             "prompt", max_length=max_prompt_length(config), template_kwargs=config.rollout.chat_template_kwargs
         )
     if task.head == "classes":
-        return RowKind(task.family, config.model.num_labels, problem_type(config.model))
+        model = config.model
+        return RowKind(task.family, model.num_labels, model.problem_type, label_names=tuple(model.label_names))
     if not isinstance(config, SftConfig):
         return RowKind(task.family)
     train = config.train

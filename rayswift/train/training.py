@@ -94,7 +94,7 @@ def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:
         windows, eval_windows = prepare.plan_windows(
             plan.config.data, tokenizer_dir, config.train.seed, run_dir / "data", row_kind(config)
         )
-    plan = planning.with_window_rows(plan, windows.window_rows)
+    plan = planning.with_labels(planning.with_window_rows(plan, windows.window_rows), windows)
     config = plan.config
     found = fingerprint.fingerprint(config, windows.tokenizer_hash, windows.num_rows)
     if resume:

@@ -49,7 +49,7 @@ def test_text_that_says_its_encoding(encoding: str, suffix: str, tmp_path: Path)
 
 
 def test_a_compressed_file_in_utf_16(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.jsonl.gz", gzip.compress(LINES.encode("utf-16")))
+    path = write(tmp_path / "x.jsonl.gz", gzip.compress(LINES.encode("utf-16"), mtime=0))
     assert values(path) == ROWS
     assert values(path) == ROWS  # as a continued run finds it
     assert not list((tmp_path / "w").glob("*.brought*"))
@@ -89,7 +89,11 @@ def test_a_few_lines_that_are_no_utf_8_cost_their_rows_alone(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("x.jsonl", gzip.compress(LINES.encode()), "is gzip, whatever it is called; rename it so that it ends in .gz"),
+        (
+            "x.jsonl",
+            gzip.compress(LINES.encode(), mtime=0),
+            "is gzip, whatever it is called; rename it so that it ends in .gz",
+        ),
         ("x.csv", b"PK\x03\x04....", "is a zip archive (as Excel's files are)"),
         ("x.json", b"PAR1....", "is Parquet"),
         ("x.jsonl", b"<!DOCTYPE html>\n<html>", "is a web page"),

@@ -15,7 +15,7 @@ from rayswift.data.feed import Feed
 from rayswift.data.global_batches import FeedPlan, Position
 from rayswift.data.kl_partners import with_partners
 from rayswift.data.members import encoder_of
-from rayswift.data.rows import BadRow
+from rayswift.data.rows import BadRow, kto_remarks
 from rayswift.data.windows import PackedRow, Window
 
 TOKENIZER = Tokenizer.from_file(str(TINY / "tokenizer.json"))
@@ -39,6 +39,63 @@ def test_the_last_answer_alone_is_trained(label: Any) -> None:
     (row,) = result
     assert text(row.input_ids[row.trained]) == "a1<|im_end|>"
     assert row.numbers == (("label", float(label)),)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        {"prompt": "2+2", "chosen": "4", "rejected": "5"},
+        {
+            "messages": [{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "4"}],
+            "rejected_response": "5",
+        },
+        {"chosen": "\n\nHuman: 2+2\n\nAssistant: 4", "rejected": "\n\nHuman: 2+2\n\nAssistant: 5"},
+    ],
+)
+def test_a_pair_is_two_rows_with_labels(pair: dict[str, Any]) -> None:
+    rows = encode(pair)
+    assert isinstance(rows, list)
+    assert [(text(row.input_ids[row.trained]), row.numbers) for row in rows] == [
+        ("4<|im_end|>", (("label", 1.0),)),
+        ("5<|im_end|>", (("label", 0.0),)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([ROW, ROW | {"label": False}], []),
+        ([ROW, ROW, {"n": 1}], ["all of the first 2 labels are true"]),
+        ([ROW | {"label": "False"}], ["all of the first 1 labels are false"]),
+        (
+            [{"prompt": "2+2", "chosen": "4", "rejected": "5"}, ROW],
+            ["pairs of a chosen and a rejected answer, as 1 of"],
+        ),
+    ],
+)
+def test_what_is_said_of_the_first_rows(rows: list[dict[str, Any]], says: list[str]) -> None:
+    said = kto_remarks(rows, {})
+    assert len(said) == len(says)
+    assert all(part in line for part, line in zip(says, said, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "partners"),
+    [
+        ("aabb", [2, 3, 0, 1]),
+        ("abbc", [2, 3, 0, 1]),
+        ("abc", [2, 0, 1]),
+        ("aab", [2, 0, 1]),
+        ("aa", [1, 0]),
+        ("a", [0]),
+    ],
+)
+def test_the_answer_of_its_own_pair_is_no_partner(pairs: str, partners: list[int]) -> None:
+    rows = [
+        PackedRow(np.array([9, i], np.int32), np.array([False, True]), (2,), 1, ids=(f"rows:{pair}",))
+        for i, pair in enumerate(pairs)
+    ]
+    assert [int(row.input_ids[-1]) for row in with_partners(rows, 8)] == partners
 
 
 @pytest.mark.parametrize(

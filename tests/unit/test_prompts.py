@@ -104,9 +104,9 @@ def test_columns_of_parquet_become_plain_values() -> None:
     day = datetime.date(2026, 1, 2)
     row = encoded({"question": "q", "day": day, "price": decimal.Decimal("1.5"), "vector": np.arange(2)})
     assert json.loads(row.record)["columns"] == {"day": "2026-01-02", "price": "1.5", "vector": [0, 1]}
-    bad = encode({"question": "q", "image": b"png"})
+    bad = encode({"question": "q", "blob": b"png"})
     assert isinstance(bad, BadRow)
-    assert bad.reason == "column is no JSON" and "image" in bad.detail
+    assert bad.reason == "column is no JSON" and "blob" in bad.detail
 
 
 # ---- the sequence ----

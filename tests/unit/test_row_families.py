@@ -55,7 +55,8 @@ def refused(row: Any, family: Family = "causal") -> BadRow:
 
 
 def test_documented_conversations() -> None:
-    forms = ["messages", "sharegpt", *["prompt_completion"] * 2, "alpaca", "query_response", "text"]
+    forms = ["messages", "sharegpt", "messages", *["prompt_completion"] * 2, *["alpaca"] * 2, "query_response"]
+    forms += ["segments", "text", "response"]
     assert [format_of(row) for row in CAUSAL] == forms
     assert all(isinstance(parse(row), CausalRow) for row in CAUSAL)
 
@@ -72,7 +73,7 @@ def test_preference_spellings_mean_the_same() -> None:
         ("good", "bad")
     }
     assert len({str(r.chosen.messages) for r in rows}) == 1
-    assert [r.margin for r in rows] == [0.5, None, None, None]
+    assert [r.margin for r in rows] == [0.5, *[None] * (len(rows) - 1)]
     several = parse({"messages": ASKED, "rejected_response": ["b", "c"]}, "preference")
     assert [worse.messages[-1]["content"] for worse in several.rejected] == ["b", "c"]
 
@@ -81,7 +82,8 @@ def test_labels() -> None:
     for given, label in [(1, 1), (True, 1), ([0, 2], (0, 2)), (0.5, 0.5), ([0.5, 1], (0.5, 1.0))]:
         assert parse({"text": "t", "label": given}, "classification").label == label
     for given, label in [(True, True), (0, False)]:
-        assert parse({"messages": ASKED, "label": given}, "kto").label is label
+        ((_, wanted),) = parse({"messages": ASKED, "label": given}, "kto").judged
+        assert wanted is label
 
 
 def test_prompts_keep_reward_columns_and_the_answer() -> None:
@@ -110,8 +112,8 @@ def test_prompts_keep_reward_columns_and_the_answer() -> None:
         ("reranker", {"messages": ASKED[:1], "positive_messages": []}, "no positive"),
         ("classification", {"text": "t"}, "no known columns"),
         ("classification", {"label": 1}, "no known columns"),
-        ("classification", {"text": "t", "label": "good"}, "wrong type"),
-        ("classification", {"text": "t", "label": []}, "bad label"),
+        ("classification", {"text": "t", "label": ""}, "bad label"),
+        ("classification", {"text": "t", "label": float("nan")}, "wrong type"),
         ("prompt", {"solution": "2", "x": 1}, "no known columns"),
         ("prompt", {"messages": ASKED[1:]}, "no prompt"),
         ("prompt", {"question": "q", "problem": "p"}, "ambiguous columns"),

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from tokenizer_families import CHAT_TEMPLATE, ENCODERS, FAMILIES, write
 
+from rayswift.config.model import ModelConfig
 from rayswift.data.encode import EncodeConfig, EncodedRow
 from rayswift.data.members import cached_encoder
+from rayswift.data.prepare import prepare_tokenizer
 from rayswift.data.rows import BadRow
 from rayswift.data.tokenizer.folder import read_chat_template
 
@@ -31,7 +33,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
         if name not in made:
             template = None if name in ENCODERS else CHAT_TEMPLATE
             folder = write(tmp_path_factory.mktemp(name), FAMILIES[name], template)
-            made[name] = folder, AutoTokenizer.from_pretrained(folder)
+            prepared = prepare_tokenizer(ModelConfig(path=str(folder)), tmp_path_factory.mktemp(f"{name}-prepared"))
+            made[name] = prepared, AutoTokenizer.from_pretrained(folder)
         return made[name]
 
     return get

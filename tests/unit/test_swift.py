@@ -299,7 +299,8 @@ def test_dotted_flags_are_ours_whatever_they_are_called() -> None:
 @pytest.mark.parametrize(
     ("verb", "argv", "said"),
     [
-        ("sft", ["--task_type", "seq_cls"], "set model.num_labels"),
+        ("sft", ["--task_type", "seq_cls", "--label_names", "a", "b", "--num_labels", "3"], "label_names has 2 names"),
+        ("sft", ["--label_names", "a", "b"], "task causal_lm has no classes"),
         ("sft", ["--quant_bits", "4", "--tuner_type", "full"], "set model.tuner lora"),
         ("sft", ["--tuner_type", "lora", "--model.tuner_kwargs", '{"r": 4}'], "is said by model.lora_rank"),
         ("sft", ["--tuner_type", "ia3", "--use_dora", "true"], "use_dora is unknown to the tuner ia3"),

@@ -57,17 +57,23 @@ def llama3() -> Tokenizer:
     return tokenizer
 
 
-def sentencepiece() -> Tokenizer:
+def sentencepiece(prepend: bool = True) -> Tokenizer:
     """SentencePiece's BPE as Llama 2 and Mistral have it: words begin with a mark, bytes where all else fails."""
     special = ["<unk>", "<s>", "</s>"]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    marked = normalizers.Replace(" ", "▁")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), marked]) if prepend else marked
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     special += [f"<0x{byte:02X}>" for byte in range(256)]
     trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=special, show_progress=False)
-    return _trained(tokenizer, trainer, special[:3])
+    return _around(_trained(tokenizer, trainer, special[:3]), "<s> $A", "<s> $A <s>:1 $B:1")
+
+
+def gemma() -> Tokenizer:
+    """As Gemma has it: no mark before the first word."""
+    return sentencepiece(prepend=False)
 
 
 def gpt2() -> Tokenizer:
@@ -124,7 +130,7 @@ FAMILIES = {
         sentencepiece, _S, {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False}
     ),
     "gemma": TokenizerFamily(
-        sentencepiece,
+        gemma,
         {**_S, "pad_token": "<unk>"},
         {"tokenizer_class": "GemmaTokenizer", "add_bos_token": True, "add_eos_token": False},
     ),

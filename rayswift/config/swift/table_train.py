@@ -15,6 +15,10 @@ _LORA_PLUS = {"lorap": NoEffect("model.lora_plus_ratio turns LoRA+ on")}
 
 TRAIN: dict[str, Rule] = {
     "warmup_ratio": To("train.warmup_steps"),
+    "label_names": ByValue(
+        {"labels": NoEffect("the labels are those of the rows; model.label_names names classes")},
+        To("model.label_names"),
+    ),
     "evaluation_strategy": To("train.eval_strategy"),
     "early_stop_interval": To("train.early_stopping_patience"),
     "enable_dft_loss": ByValue(

@@ -11,17 +11,19 @@ from rayswift.data.rows.families import (
     EmbeddingRow,
     Family,
     KtoRow,
+    Label,
     Message,
     MessageLoss,
     PreferenceRow,
     PromptRow,
     RerankerRow,
 )
-from rayswift.data.rows.formats import WANTED, format_of
+from rayswift.data.rows.formats import format_of
+from rayswift.data.rows.pairs import kto_remarks
 from rayswift.data.rows.parse import parse_row
+from rayswift.data.rows.texts import label_in
 
 __all__ = [
-    "WANTED",
     "BadRow",
     "CausalRow",
     "ClassificationRow",
@@ -29,6 +31,7 @@ __all__ = [
     "EmbeddingRow",
     "Family",
     "KtoRow",
+    "Label",
     "Message",
     "MessageLoss",
     "PreferenceRow",
@@ -36,5 +39,7 @@ __all__ = [
     "RerankerRow",
     "Row",
     "format_of",
+    "kto_remarks",
+    "label_in",
     "parse_row",
 ]

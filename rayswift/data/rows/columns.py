@@ -1,14 +1,40 @@
 """Columns of a row: the user's names mapped to ours, and which column is which part of a format."""
 
-import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 Row = Mapping[str, Any]
 
 MESSAGES = ("messages", "conversations", "conversation")
-QUERY = ("query", "question", "problem", "prompt")
-RESPONSE = ("response", "answer", "output", "target", "completion", "solution")
+QUERY = ("query", "question", "problem", "prompt", "input", "instruction")
+RESPONSE = (
+    *("response", "answer", "output", "target", "completion", "solution"),
+    *("targets", "answers", "answer_key"),
+)
+LABEL = ("label", "labels")
+KTO_LABEL = ("label", "kto_tag")
+CHOSEN = ("chosen", "chosen_response", "chosen_messages")
+REJECTED = ("rejected", "rejected_response", "rejected_messages")
+ANCHOR = ("anchor", "sentence1")
+POSITIVE = ("positive", "positives", "pos", "sentence2")
+NEGATIVE = ("negative", "negatives", "neg")
+DOCUMENT = ("document", "documents", "doc", "docs", "passage", "passages")
+SCORE = ("label", "score", "similarity")
+TEXT = ("text", "sentence")
+
+MESSAGE_KEYS = frozenset(
+    {
+        *("role", "content", "name", "tool_calls", "tool_call_id", "function_call", "reasoning_content"),
+        *("loss", "loss_scale", "loss_weight", "weight", "train"),
+    }
+)
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "tool_call"})
+
+# A name that stands for another column is never taken for one part of a format beside it. An `input` or `instruction`
+# may be the other half of a question.
+_GROUPS = (MESSAGES, tuple(name for name in QUERY if name not in ("input", "instruction")), RESPONSE)
 
 
 class BadRow(Exception):
@@ -23,8 +49,45 @@ class BadRow(Exception):
         return type(self), (self.reason, self.detail)
 
 
-def renamed(row: Any, columns: Mapping[str, str]) -> dict[str, Any]:
-    """The row without nulls, its columns under our names.
+@dataclass(frozen=True)
+class MessageNames:
+    """What the user's rows call the keys of a message, and the roles: theirs -> ours."""
+
+    keys: Mapping[str, str] = field(default_factory=dict)
+    roles: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NamedRow:
+    """A row without nulls under our names.
+
+    columns: its values; names: for its messages; system: the system prompt of rows that bring none; nulls: names of
+    the columns that are null.
+    """
+
+    columns: dict[str, Any]
+    names: MessageNames = MessageNames()
+    system: str | None = None
+    nulls: frozenset[str] = frozenset()
+
+    @property
+    def alone(self) -> "NamedRow":
+        """What texts beside a row's first are read as: without its system prompt, tools and the like."""
+        return NamedRow({}, self.names)
+
+
+_NO_NAMES = MessageNames()
+_NONE: frozenset[str] = frozenset()
+
+
+def named(row: Any, columns: Mapping[str, str], system: str | None = None) -> NamedRow:
+    """A row without nulls, its columns under our names.
+
+    Args:
+        row: As it was read.
+        columns: `data.columns`: names of columns, of keys of a message and of roles -> ours. A name with dots is the
+            path to a value inside a column.
+        system: The system prompt of rows that bring none.
 
     Raises:
         BadRow: it is no object, or two columns are mapped to one name.
@@ -32,17 +95,45 @@ def renamed(row: Any, columns: Mapping[str, str]) -> dict[str, Any]:
     if not isinstance(row, Mapping):
         raise BadRow("not an object", f"a row is a JSON object, this is {type(row).__name__}")
     given = {key: value for key, value in row.items() if value is not None}
+    nulls = frozenset(columns.get(key, key) for key in row if key not in given) if len(given) < len(row) else _NONE
     if not columns:
-        return given
+        return NamedRow(given, _NO_NAMES, system, nulls)
+    names, paths = _names(tuple(columns.items()))
+    for path in paths:
+        if path not in given and (value := _inside(given, path.split("."))) is not None:
+            given[path] = value
     mapped: dict[str, str] = {}
     for key in given:
         target = columns.get(key)
         if target is not None and mapped.setdefault(target, key) != key:
             raise BadRow("ambiguous columns", f"data.columns maps {mapped[target]} and {key} both to {target}")
     # The user's own mapping wins over a column that has the name by chance.
-    shadowed = {*mapped, *(MESSAGES if "messages" in mapped else ())}
+    shadowed = {*mapped, *(name for group in _GROUPS if not mapped.keys().isdisjoint(group) for name in group)}
     rest = {key: value for key, value in given.items() if key not in columns and key not in shadowed}
-    return rest | {target: given[key] for target, key in mapped.items()}
+    return NamedRow(rest | {target: given[key] for target, key in mapped.items()}, names, system, nulls)
+
+
+@lru_cache(64)
+def _names(columns: tuple[tuple[str, str], ...]) -> tuple[MessageNames, tuple[str, ...]]:
+    """Names for messages, and those that are paths."""
+    keys = {given: target for given, target in columns if target in MESSAGE_KEYS}
+    roles = {given: target for given, target in columns if target in ROLES}
+    return MessageNames(keys, roles), tuple(given for given, _ in columns if "." in given)
+
+
+def _inside(value: Any, path: list[str]) -> Any:
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def lower_cased(row: NamedRow) -> NamedRow | None:
+    """The row with its columns in lower case, as `Question` and `INSTRUCTION`; None if that changes nothing, or makes
+    one of two."""
+    lowered = {key.lower() if isinstance(key, str) else key: value for key, value in row.columns.items()}
+    if len(lowered) < len(row.columns) or lowered.keys() == row.columns.keys():
+        return None
+    return NamedRow(lowered, row.names, row.system, row.nulls)
 
 
 def one_of(row: Row, names: tuple[str, ...]) -> str | None:
@@ -77,44 +168,3 @@ def messages_column(row: Row) -> str | None:
             f"{{{found[0]}: messages}}",
         )
     return found[0] if found else None
-
-
-def as_list(value: Any, what: str) -> list[Any]:
-    """A list, tuple or array (Parquet gives them) as a list."""
-    if isinstance(value, list | tuple):
-        return list(value)
-    if hasattr(value, "tolist") and isinstance(items := value.tolist(), list):
-        return items
-    raise BadRow("wrong type", f"{what} is {type(value).__name__}, expected a list")
-
-
-def as_text(value: Any, what: str) -> str:
-    """A text, or a number as text."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        try:
-            return str(value)
-        except ValueError as error:  # an integer of thousands of digits
-            raise BadRow("wrong type", f"{what}: {error}") from error
-    raise BadRow("wrong type", f"{what} is {type(value).__name__}, expected text")
-
-
-def as_number(value: Any, what: str) -> float:
-    """A finite number."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except OverflowError:
-            number = math.inf
-        if math.isfinite(number):
-            return number
-    raise BadRow("wrong type", f"{what} is {shown(value)}, expected a finite number")
-
-
-def shown(value: Any) -> str:
-    """A value for an error: short, whatever it is."""
-    if isinstance(value, str):
-        return repr(value[:40])
-    short = value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 10**20)
-    return repr(value) if short else type(value).__name__

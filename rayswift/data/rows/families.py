@@ -10,6 +10,9 @@ Message = dict[str, Any]
 Family = Literal["causal", "preference", "kto", "embedding", "reranker", "classification", "prompt"]
 
 
+Label = int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class MessageLoss:
     """What a row says about the loss of one message.
@@ -34,10 +37,11 @@ class Conversation:
 
 @dataclass(frozen=True)
 class CausalRow:
-    """For pt and sft: either a conversation, or text that is trained as it stands."""
+    """For pt and sft: a conversation, text that is trained as it stands, or segments of text, each trained or not."""
 
     conversation: Conversation | None = None
     text: str | None = None
+    segments: tuple[tuple[str, bool], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,9 @@ class PreferenceRow:
 
 @dataclass(frozen=True)
 class KtoRow:
-    """For kto: a conversation whose last answer is wanted (True) or not."""
+    """For kto: conversations, each with whether its last answer is wanted: one, or the two of a pair."""
 
-    conversation: Conversation
-    label: bool
+    judged: tuple[tuple[Conversation, bool], ...]
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,10 @@ class RerankerRow:
 
 @dataclass(frozen=True)
 class ClassificationRow:
-    """For seq_cls: a class (int), several (tuple of int), a value (float) or several (tuple of float)."""
+    """For seq_cls: a class (its number or its name), several, a value (float) or several."""
 
     conversation: Conversation
-    label: int | float | tuple[int, ...] | tuple[float, ...]
+    label: Label
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,39 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rayswift.data.rows.columns import QUERY, RESPONSE, BadRow, Row, as_list, messages_column, one_of, renamed
-
-WANTED = (
-    "messages; conversations; prompt + completion; instruction (+ input) + output; "
-    "query | question + response | answer (+ history, system); text"
+from rayswift.data.rows.columns import (
+    ANCHOR,
+    DOCUMENT,
+    LABEL,
+    NEGATIVE,
+    POSITIVE,
+    QUERY,
+    REJECTED,
+    RESPONSE,
+    BadRow,
+    NamedRow,
+    Row,
+    lower_cased,
+    messages_column,
+    named,
+    one_of,
 )
-REJECTED = ("rejected", "rejected_response", "rejected_messages")
-ANCHOR = ("anchor", "sentence1")
-POSITIVE = ("positive", "positives", "sentence2")
-NEGATIVE = ("negative", "negatives")
+from rayswift.data.rows.messages import role_of, turns
+
+CAUSAL_WANTED = (
+    "messages; conversations; prompt + completion; instruction (+ input | context) + output | response; "
+    "query | question | input + response | answer | output (+ history, system); segments; text"
+)
+_QUESTIONS = tuple(name for name in QUERY if name not in ("input", "instruction"))
+# Beside these a row's response alone is the whole of it.
+_ABOUT = frozenset(
+    {"id", "idx", "index", "source", "channel", "dataset", "lang", "language", "url", "meta", "metadata"}
+)
 
 
 def causal_format(row: Row) -> str | None:
-    """messages | sharegpt | prompt_completion | alpaca | query_response | text: the first that `row` has all of.
+    """messages | sharegpt | prompt_completion | alpaca | query_response | segments | text | response: the first that
+    `row` has all of.
 
     Raises:
         BadRow: two columns could be one part of it.
@@ -26,53 +45,75 @@ def causal_format(row: Row) -> str | None:
         return "sharegpt" if isinstance(first, Mapping) and "from" in first else "messages"
     if "prompt" in row and "completion" in row:
         return "prompt_completion"
-    if "instruction" in row and "output" in row:
+    if is_instruction(row) and answer_column(row):
         return "alpaca"
     if one_of(row, QUERY) and one_of(row, RESPONSE):
         return "query_response"
-    return "text" if "text" in row else None
+    if "segments" in row:
+        return "segments"
+    if "text" in row:
+        return "text"
+    response = one_of(row, RESPONSE)
+    return "response" if response and all(name == response or name in _ABOUT for name in row) else None
+
+
+def is_instruction(row: Row) -> bool:
+    """Whether an `instruction`, with the `input` beside it, is the question."""
+    return "instruction" in row and ("output" in row or not any(name in row for name in _QUESTIONS))
+
+
+def answer_column(row: Row) -> str | None:
+    """The column of the answer.
+
+    Raises:
+        BadRow: it could be one of several.
+    """
+    return "output" if is_instruction(row) and "output" in row else one_of(row, RESPONSE)
 
 
 def format_of(row: Any, columns: Mapping[str, str] | None = None) -> str:
     """The name of a row's format, for people: a causal one, preference, kto, embedding, reranker, classification,
     prompt, ambiguous or unknown; it says nothing on whether the values are right. Never raises."""
     try:
-        return _format_of(renamed(row, columns or {}))
+        given = named(row, columns or {})
+        found = _format_of(given)
+        if found == "unknown" and (lowered := lower_cased(given)):
+            found = _format_of(lowered)
     except BadRow as bad:
         return "ambiguous" if bad.reason == "ambiguous columns" else "unknown"
+    return found
 
 
-def _format_of(row: Row) -> str:
+def _format_of(given: NamedRow) -> str:
+    row = given.columns
     if "input_ids" in row:
         return "tokens"
+    if "kto_tag" in row:
+        return "kto"
     if any(name in row for name in REJECTED):
         return "preference"
     if "positive_messages" in row or "negative_messages" in row:
-        return "reranker" if _holds_answers(row.get("positive_messages", row.get("negative_messages"))) else "embedding"
+        documents = _first(_first(row.get("positive_messages", row.get("negative_messages"))))
+        return "reranker" if role_of(documents, given.names) == "assistant" else "embedding"
     if any(name in row for name in (*ANCHOR, *POSITIVE, *NEGATIVE)):
         listed = any(isinstance(row.get(name), list | tuple) for name in POSITIVE)
         return "reranker" if listed and not any(name in row for name in ANCHOR) else "embedding"
-    if "label" in row:
-        return "kto" if isinstance(row["label"], bool) else "classification"
+    for name in LABEL:
+        if name in row:
+            if any(document in row for document in DOCUMENT) and one_of(row, QUERY):
+                return "reranker"
+            return "kto" if isinstance(row[name], bool) else "classification"
     found = causal_format(row)
-    if found in ("messages", "sharegpt") and _is_prompt(row):
+    if found in ("messages", "sharegpt") and _is_prompt(given):
         return "prompt"
     return found or ("prompt" if one_of(row, QUERY) else "unknown")
 
 
-def _holds_answers(conversations: Any) -> bool:
-    """Whether ms-swift's `positive_messages` are documents (by the assistant) rather than sentences."""
-    return _role(_first(_first(conversations))) in ("assistant", "gpt")
-
-
-def _is_prompt(row: Row) -> bool:
-    messages = as_list(row[messages_column(row) or ""], "the list of messages")
-    return not any(_role(m) in ("assistant", "gpt", "bot", "model", "tool_call", "function_call") for m in messages)
+def _is_prompt(given: NamedRow) -> bool:
+    messages = turns(given.columns[messages_column(given.columns) or ""], given.names)
+    answers = (role_of(message, given.names) in ("assistant", "tool_call") for message in messages)
+    return not any(answers)
 
 
 def _first(value: Any) -> Any:
     return value[0] if isinstance(value, list | tuple) and value else None
-
-
-def _role(message: Any) -> Any:
-    return message.get("role", message.get("from")) if isinstance(message, Mapping) else None

@@ -1,88 +1,286 @@
-"""Messages of any spelling (ms-swift, ShareGPT, OpenAI, Anthropic) -> messages as chat templates take them.
+"""Messages of any spelling (ms-swift, ShareGPT, OpenAI, Anthropic, ...) -> messages as chat templates take them.
 
-Roles are system, developer, user, assistant and tool. Tool calls have the shape `{"type": "function", "function":
-{"name": str, "arguments": object}}`, arguments given as JSON text included. Thoughts are `reasoning_content`, or stay
-where they are inside the content.
+Roles are system, developer, user, assistant and tool. Tools and calls: see `calls`. Thoughts are `reasoning_content`,
+or stay where they are inside the content.
 """
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from rayswift.data.rows.columns import BadRow, Row, as_list, as_number, as_text, shown
+from rayswift.data.rows.calls import call_of, calls_of, tools_of
+from rayswift.data.rows.columns import BadRow, MessageNames, NamedRow, Row
 from rayswift.data.rows.families import Conversation, Message, MessageLoss
+from rayswift.data.rows.values import as_list, as_number, as_text, is_list, parsed, parsed_list, shown
 
 _ROLES = {
     **{role: role for role in ("system", "developer", "user", "assistant", "tool")},
-    **{"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant", "model": "assistant"},
-    **{"observation": "tool", "tool_response": "tool", "function": "tool", "function_response": "tool"},
+    **{"human": "user", "prompter": "user"},
+    **dict.fromkeys(("gpt", "bot", "chatgpt", "model", "ai"), "assistant"),
+    **dict.fromkeys(("observation", "observations", "tool_response", "tool_result", "ipython"), "tool"),
+    **{"function": "tool", "function_response": "tool"},
 }
-_CALL_ROLES = ("tool_call", "function_call")
+_CALL_ROLES = ("tool_call", "tool_calls", "function_call", "function_calls")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _SYSTEM = ("system", "developer")
+_CALL_KEYS = ("tool_calls", "function_call")
+_REST = frozenset({"name", "tool_call_id", *_THOUGHTS, *_CALL_KEYS})
+_LOSS_KEYS = frozenset({"loss", "loss_scale", "weight", "loss_weight", "train", "training", "train_detail"})
+_NO_LOSS = MessageLoss()
+_TEXT_BLOCKS = ("text", "input_text", "output_text")
+_CALL_BLOCKS = ("tool_call", "tool_calls", "function_call")
 
 Parsed = tuple[Message, MessageLoss]
 
 
-def conversation(messages: Any, row: Row, system: str | None = None) -> Conversation:
+def conversation(messages: Any, given: NamedRow) -> Conversation:
     """A conversation from a list of messages, and the row's own system prompt, tools and template arguments.
 
     Args:
-        messages: The list, as it stands in the row.
-        row: Where `system`, `tools` and `chat_template_kwargs` are looked up.
-        system: The system prompt of rows that bring none.
+        messages: The list as it stands in the row, or JSON text of it.
+        given: Where `system`, `tools`, `functions` and `chat_template_kwargs` are looked up.
 
     Raises:
         BadRow: something in it is of a wrong type or unknown.
     """
-    parsed: list[Parsed] = []
-    for position, message in enumerate(as_list(messages, "the list of messages")):
-        _append(parsed, message, position)
-    if not parsed:
+    reader = _Reader(given.names)
+    for position, message in enumerate(turns(messages, given.names)):
+        reader.read(message, f"message {position}")
+    read = reader.messages
+    if not read:
         raise BadRow("no messages", "the list of messages is empty")
-    own_system = row.get("system") or row.get("system_prompt") or system
-    if own_system and parsed[0][0]["role"] not in _SYSTEM:
-        parsed.insert(0, ({"role": "system", "content": as_text(own_system, "system")}, MessageLoss()))
-    tools = row.get("tools")
-    kwargs = row.get("chat_template_kwargs") or {}
-    if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
-        raise BadRow("wrong type", "chat_template_kwargs is no object")
+    row = given.columns
+    own_system = row.get("system") or row.get("system_prompt") or given.system
+    if own_system and read[0][0]["role"] not in _SYSTEM:
+        read.insert(0, ({"role": "system", "content": _system_text(own_system)}, _NO_LOSS))
     return Conversation(
-        tuple(message for message, _ in parsed),
-        tuple(loss for _, loss in parsed),
-        _tools(tools) if tools is not None else None,
-        {key: value for key, value in kwargs.items() if value is not None},
+        tuple(message for message, _ in read),
+        tuple(loss for _, loss in read),
+        tools_of(row, reader.tools),
+        _template_kwargs(row),
     )
 
 
-def _append(parsed: list[Parsed], message: Any, position: int) -> None:
-    where = f"message {position}"
+def turns(messages: Any, names: MessageNames) -> list[Any]:
+    """The items of a list of messages: one that holds a question and its answer under their roles becomes two.
+
+    Raises:
+        BadRow: it is no list.
+    """
+    items = [messages] if isinstance(messages, Mapping) else parsed_list(messages, "the list of messages")
+    if not items or not isinstance(items[0], Mapping) or not is_pair(items[0], names):
+        return items
+    made: list[Any] = []
+    for item in items:
+        if not isinstance(item, Mapping) or not is_pair(item, names):
+            made.append(item)
+            continue
+        named = [({"role": key, "content": value}) for key, value in item.items() if role_named(key, names)]
+        made += sorted((one for one in named if one["content"] is not None), key=lambda one: _order(one, names))
+    return made
+
+
+def _order(message: Message, names: MessageNames) -> int:
+    return ("system", "developer", "user", "tool", "tool_call", "assistant").index(
+        role_named(message["role"], names) or "user"
+    )
+
+
+def is_pair(item: Mapping[str, Any], names: MessageNames) -> bool:
+    """Whether it is `{"human": question, "assistant": answer}`, as ms-swift has them."""
+    if "role" in item or "from" in item or not names.keys.keys().isdisjoint(item):
+        return False
+    return any(role_named(key, names) == "user" for key in item)
+
+
+def role_named(role: Any, names: MessageNames) -> str | None:
+    """Our name of a role, tool_call among them; None if it is none."""
+    if not isinstance(role, str):
+        return None
+    found = names.roles.get(role) or _ROLES.get(role)
+    if found is None:
+        plain = role.strip().lower().replace("-", "_")
+        found = "tool_call" if plain in _CALL_ROLES else _ROLES.get(plain)
+    return found
+
+
+def role_of(message: Any, names: MessageNames) -> str | None:
+    """Our name of a message's role; None if it has none."""
     if not isinstance(message, Mapping):
-        raise BadRow("bad message", f"{where} is {type(message).__name__}, not an object")
-    role = message.get("role", message.get("from"))
-    loss = _loss(message, where)
-    if role in _CALL_ROLES:
-        _append_call(parsed, message, loss, where)
-        return
-    known = _ROLES.get(role) if isinstance(role, str) else None
-    if known is None:
-        roles = ", ".join(sorted({*_ROLES, *_CALL_ROLES}))
-        raise BadRow("unknown role", f"{where} has role {shown(role)}; known: {roles}")
-    content = message.get("content", message.get("value"))
-    made: Message = {"role": known, "content": ""}
-    if isinstance(content, str):
-        made["content"] = content
-    elif content is not None and (isinstance(content, list | tuple) or hasattr(content, "tolist")):
-        results = _blocks(made, as_list(content, f"content of {where}"), where)
-        parsed += [(result, loss) for result in results]
-        if results and not made["content"]:
+        return None
+    if names.keys:
+        message = _renamed(message, names)
+    return role_named(message.get("role", message.get("from")), names)
+
+
+def _renamed(message: Mapping[str, Any], names: MessageNames) -> dict[str, Any]:
+    mapped = {names.keys[key]: value for key, value in message.items() if key in names.keys}
+    return {key: value for key, value in message.items() if key not in names.keys} | mapped
+
+
+def _system_text(value: Any) -> str:
+    if is_list(value) and all(isinstance(block, Mapping) for block in value):  # Anthropic's
+        made: Message = {"role": "system", "content": ""}
+        _Reader(MessageNames()).blocks(made, as_list(value, "system"), "system")
+        return str(made["content"])
+    return as_text(value, "system")
+
+
+def _template_kwargs(row: Row) -> dict[str, Any]:
+    kwargs = row.get("chat_template_kwargs")
+    if not kwargs:
+        return {}
+    kwargs = parsed(kwargs, "chat_template_kwargs")
+    if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
+        raise BadRow("wrong type", "chat_template_kwargs is no object")
+    return {key: value for key, value in kwargs.items() if value is not None}
+
+
+class _Reader:
+    """Reads messages one after the other; `tools` are those that stand in messages."""
+
+    def __init__(self, names: MessageNames):
+        self._names = names
+        self.messages: list[Parsed] = []
+        self.tools: list[Any] = []
+
+    def read(self, message: Any, where: str) -> None:
+        """Append what one message of the row is."""
+        if not isinstance(message, Mapping):
+            raise BadRow("bad message", f"{where} is {type(message).__name__}, not an object")
+        if self._names.keys:
+            message = _renamed(message, self._names)
+        given = message.get("role", message.get("from"))
+        role = role_named(given, self._names)
+        if role is None:
+            raise BadRow("unknown role", _unknown_role(message, given, where))
+        loss = _NO_LOSS if _LOSS_KEYS.isdisjoint(message) else _loss(message, where)
+        content = message.get("content", message.get("value"))
+        if role == "tool_call":
+            self._call(content, loss, where)
             return
-    elif content is not None:
-        made["content"] = as_text(content, f"content of {where}")
-    _keep_rest(made, message, where)
-    if content is None and len(made) == 2:
-        raise BadRow("no content", f"{where} ({role}) has no content")
-    parsed.append((made, loss))
+        made: Message = {"role": role, "content": ""}
+        if isinstance(content, str):
+            made["content"] = content
+        elif content is not None:
+            before = len(self.messages), len(self.tools)
+            self._content(made, content, loss, where)
+            # What held tool results or tools alone is no message of its own.
+            if (len(self.messages), len(self.tools)) != before and len(made) == 2 and not made["content"]:
+                return
+        if not _REST.isdisjoint(message):
+            _keep_rest(made, message, where)
+        if content is None and len(made) == 2:
+            raise BadRow("no content", f"{where} ({given}) has no content")
+        self.messages.append((made, loss))
+
+    def _content(self, made: Message, content: Any, loss: MessageLoss, where: str) -> None:
+        blocks = [content] if isinstance(content, Mapping) and "type" in content else content
+        if made["role"] == "tool" and not _are_blocks(blocks):
+            made["content"] = _as_json(content, where)
+        elif is_list(blocks):
+            results = self.blocks(made, as_list(blocks, f"content of {where}"), where)
+            self.messages += [(result, loss) for result in results]
+        else:
+            made["content"] = as_text(content, f"content of {where}")
+
+    def _call(self, content: Any, loss: MessageLoss, where: str) -> None:
+        """A message that is a call belongs to the assistant's turn before it, if there is one."""
+        if _are_blocks(content):
+            made: Message = {"role": "assistant", "content": ""}
+            self.blocks(made, as_list(content, where), where)
+            calls = made["tool_calls"] if "tool_calls" in made else calls_of(made["content"], where)
+        else:
+            calls = calls_of(content, where)
+        if self.messages and self.messages[-1][0]["role"] == "assistant":
+            turn, turn_loss = self.messages[-1]
+            if loss != turn_loss:
+                raise BadRow("bad loss", f"{where} is part of the assistant's turn before it, but its loss differs")
+            self.messages[-1] = {**turn, "tool_calls": [*turn.get("tool_calls", []), *calls]}, turn_loss
+        else:
+            self.messages.append(({"role": "assistant", "content": "", "tool_calls": calls}, loss))
+
+    def blocks(self, made: Message, blocks: list[Any], where: str) -> list[Message]:
+        """Put content blocks into a message; tool results among them are messages of their own and come back."""
+        texts: list[str] = []
+        thoughts: list[str] = []
+        results: list[Message] = []
+        for block in blocks:
+            if isinstance(block, str):
+                texts.append(block)
+            elif not isinstance(block, Mapping):
+                raise BadRow("bad message", f"{where} holds a block that is {type(block).__name__}, not an object")
+            else:
+                self._block(made, block, (texts, thoughts), results, where)
+        made["content"] = "".join(texts)
+        if thoughts:
+            made["reasoning_content"] = "".join(thoughts)
+        return results
+
+    def _block(
+        self,
+        made: Message,
+        block: Mapping[str, Any],
+        said: tuple[list[str], list[str]],
+        results: list[Message],
+        where: str,
+    ) -> None:
+        kind = block.get("type") or "text"
+        value = block.get("value")
+        texts, thoughts = said
+        if kind in _TEXT_BLOCKS and isinstance(text := block.get("text", value), str):
+            texts.append(text)
+        elif kind in _THOUGHTS and isinstance(thought := block.get(kind, block.get("text", value)), str):
+            thoughts.append(thought)
+        elif kind == "tool_use":
+            call = {"id": block.get("id"), "name": block.get("name"), "arguments": block.get("input")}
+            made.setdefault("tool_calls", []).append(call_of(call, where))
+        elif kind in _CALL_BLOCKS:
+            made.setdefault("tool_calls", []).extend(calls_of(block if value is None else value, where))
+        elif kind == "tools" and value is not None:
+            self.tools.append(value)
+        elif kind == "tool_result":
+            results.append(self._result(block, where))
+        else:
+            raise BadRow("unsupported content", f"{where} holds a block of type {shown(kind)}; only text is trained")
+
+    def _result(self, block: Mapping[str, Any], where: str) -> Message:
+        content = block.get("content", block.get("value"))
+        if content is not None and not isinstance(content, str):
+            inner: Message = {}
+            self.blocks(inner, as_list(content, f"tool_result of {where}"), where)
+            content = inner["content"]
+        result: Message = {"role": "tool", "content": content or ""}
+        if block.get("tool_use_id"):
+            result["tool_call_id"] = as_text(block["tool_use_id"], f"tool_use_id of {where}")
+        return result
+
+
+def _unknown_role(message: Mapping[str, Any], given: Any, where: str) -> str:
+    roles = ", ".join(sorted({*_ROLES, *_CALL_ROLES}))
+    if given is None:
+        keys = ", ".join(sorted(map(str, message))) or "none"
+        return (
+            f"{where} has no role, its keys are {keys[:200]}; map yours with data.columns, as in {{speaker: role, "
+            f"utterance: content}}"
+        )
+    return f"{where} has role {shown(given)}; known: {roles}; map yours with data.columns, as in {{{given}: user}}"
+
+
+def _are_blocks(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(
+        isinstance(one, str) or (isinstance(one, Mapping) and ("type" in one or "text" in one)) for one in value
+    )
+
+
+def _as_json(value: Any, where: str) -> str:
+    """What a tool returned, as text."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return as_text(value, f"content of {where}")
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadRow("wrong type", f"content of {where} is {type(value).__name__}, and no JSON: {error}") from error
 
 
 def _keep_rest(made: Message, message: Mapping[str, Any], where: str) -> None:
@@ -94,103 +292,32 @@ def _keep_rest(made: Message, message: Mapping[str, Any], where: str) -> None:
         raise BadRow("ambiguous columns", f"{where} has {' and '.join(thoughts)}; keep one")
     if thoughts:
         made["reasoning_content"] = as_text(message[thoughts[0]], f"{thoughts[0]} of {where}")
-    calls = message.get("tool_calls")
-    if calls is not None and len(calls := as_list(calls, f"tool_calls of {where}")):
-        made["tool_calls"] = [*made.get("tool_calls", []), *(_call(call, where) for call in calls)]
-
-
-def _append_call(parsed: list[Parsed], message: Mapping[str, Any], loss: MessageLoss, where: str) -> None:
-    """A message that is a call belongs to the assistant's turn before it, if there is one."""
-    call = _call(message.get("content", message.get("value")), where)
-    if parsed and parsed[-1][0]["role"] == "assistant":
-        turn, turn_loss = parsed[-1]
-        if loss != turn_loss:
-            raise BadRow("bad loss", f"{where} is part of the assistant's turn before it, but its loss differs")
-        parsed[-1] = {**turn, "tool_calls": [*turn.get("tool_calls", []), call]}, turn_loss
-    else:
-        parsed.append(({"role": "assistant", "content": "", "tool_calls": [call]}, loss))
-
-
-def _blocks(made: Message, blocks: list[Any], where: str) -> list[Message]:
-    """Put content blocks into a message; tool results among them are messages of their own and come back."""
-    texts, thoughts, results = [], [], []
-    for block in blocks:
-        kind = block.get("type", "text") if isinstance(block, Mapping) else "text"
-        if isinstance(block, str):
-            texts.append(block)
-        elif not isinstance(block, Mapping):
-            raise BadRow("bad message", f"{where} holds a block that is {type(block).__name__}, not an object")
-        elif kind == "text" and isinstance(block.get("text"), str):
-            texts.append(block["text"])
-        elif kind == "thinking" and isinstance(block.get("thinking"), str):
-            thoughts.append(block["thinking"])
-        elif kind == "tool_use":
-            call = {"id": block.get("id"), "name": block.get("name"), "arguments": block.get("input") or {}}
-            made.setdefault("tool_calls", []).append(_call(call, where))
-        elif kind == "tool_result":
-            results.append(_result(block, where))
-        else:
-            raise BadRow("unsupported content", f"{where} holds a block of type {shown(kind)}; only text is trained")
-    made["content"] = "".join(texts)
-    if thoughts:
-        made["reasoning_content"] = "".join(thoughts)
-    return results
-
-
-def _result(block: Mapping[str, Any], where: str) -> Message:
-    content = block.get("content")
-    if content is not None and not isinstance(content, str):
-        inner: Message = {}
-        _blocks(inner, as_list(content, f"tool_result of {where}"), where)
-        content = inner["content"]
-    result: Message = {"role": "tool", "content": content or ""}
-    if block.get("tool_use_id"):
-        result["tool_call_id"] = as_text(block["tool_use_id"], f"tool_use_id of {where}")
-    return result
-
-
-def _call(call: Any, where: str) -> dict[str, Any]:
-    call = _from_json(call, f"tool call of {where}")
-    function = call.get("function", call) if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise BadRow("bad tool call", f"{where}: a call is an object with a name and arguments")
-    arguments = function.get("arguments", function.get("parameters"))
-    arguments = {} if arguments in (None, "") else _from_json(arguments, f"arguments of a call of {where}")
-    if not isinstance(arguments, Mapping):
-        raise BadRow("bad tool call", f"{where}: arguments are {type(arguments).__name__}, expected an object")
-    made: dict[str, Any] = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
-    return made | ({"id": call["id"]} if call.get("id") else {})
-
-
-def _tools(tools: Any) -> tuple[Any, ...] | None:
-    made = []
-    for tool in as_list(_from_json(tools, "tools"), "tools"):
-        tool = _from_json(tool, "a tool")
-        if not isinstance(tool, Mapping):
-            raise BadRow("wrong type", f"a tool is {type(tool).__name__}, expected an object")
-        if "input_schema" in tool:  # Anthropic's
-            function = {"name": tool.get("name"), "description": tool.get("description", "")}
-            tool = {"type": "function", "function": {**function, "parameters": tool["input_schema"]}}
-        made.append(tool)
-    return tuple(made) or None
-
-
-def _from_json(value: Any, what: str) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise BadRow("malformed JSON", f"{what}: {error}") from error
+    for key in _CALL_KEYS:
+        calls = message.get(key)
+        if calls is not None and not (isinstance(calls, str) and not calls) and (found := calls_of(calls, where)):
+            made["tool_calls"] = [*made.get("tool_calls", []), *found]
 
 
 def _loss(message: Mapping[str, Any], where: str) -> MessageLoss:
-    trained, scale = message.get("loss"), message.get("loss_scale", message.get("weight"))
-    if trained is None and scale is None:
-        return MessageLoss()
+    trained = message.get("loss")
+    if trained is None:  # axolotl's
+        trained = message.get("train", message.get("training"))
+    scale, weight = message.get("loss_scale", message.get("weight")), message.get("loss_weight")
+    if message.get("train_detail"):
+        raise BadRow("bad loss", f"{where} has train_detail: a message is trained as a whole; use segments")
     if trained is not None and not (isinstance(trained, bool) or trained in (0, 1)):
         raise BadRow("bad loss", f"{where} has loss {shown(trained)}; it is true or false")
-    weight = 1.0 if scale is None else as_number(scale, f"loss_scale of {where}")
-    if weight < 0:
-        raise BadRow("bad loss", f"{where} has loss_scale {weight}; it is 0 or more")
-    return MessageLoss(None if trained is None else bool(trained), weight)
+    if weight is not None:  # LLaMA-Factory's, which says it all
+        if trained is not None or scale is not None:
+            raise BadRow("bad loss", f"{where} has loss_weight and another weight; keep one")
+        number = _not_negative(weight, "loss_weight", where)
+        return MessageLoss(number > 0, number or 1.0)
+    number = 1.0 if scale is None else _not_negative(scale, "loss_scale", where)
+    return MessageLoss(None if trained is None else bool(trained), number)
+
+
+def _not_negative(value: Any, what: str, where: str) -> float:
+    number = as_number(value, f"{what} of {where}")
+    if number < 0:
+        raise BadRow("bad loss", f"{where} has {what} {number}; it is 0 or more")
+    return number

@@ -62,23 +62,11 @@ def _special_tokens(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     return {name: value for name, value in tokens.items() if isinstance(value, str)}
 
 
-def read_frame(folder: Path, tokenizer: Tokenizer) -> Frame:
-    """What a tokenizer puts around a text: by its config where that says so, else by its post-processor."""
-    config = read_config(folder)
-    if config.get("add_bos_token") is None and config.get("add_eos_token") is None:
-        return _measured(tokenizer)
-    _, special_tokens = read_chat_template(folder)
+def frame_of(tokenizer: Tokenizer) -> Frame:
+    """What a tokenizer puts around a text, and between those of a pair.
 
-    def added(name: str) -> tuple[int, ...]:
-        number = tokenizer.token_to_id(special_tokens.get(name, "")) if config.get(f"add_{name}") else None
-        return () if number is None else (number,)
-
-    before, behind = added("bos_token"), added("eos_token")
-    return Frame(before, behind, (*behind, *before), 1)
-
-
-def _measured(tokenizer: Tokenizer) -> Frame:
-    """The frame of a text, and what stands between those of a pair, as the tokenizer itself makes them."""
+    Its post-processor alone decides: beside a tokenizer.json `transformers` ignores `add_bos_token`, too.
+    """
     single, pair = tokenizer.encode("a"), tokenizer.encode("a", "a")
     first = _texts(single)
     if not first:  # nothing is left of the text by which to tell before from behind

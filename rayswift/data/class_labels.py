@@ -1,0 +1,138 @@
+"""What the labels of classified rows are, where the config leaves it open: seen from the rows before training."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from rayswift.config.model import ProblemType
+from rayswift.data.encode import RowKind
+from rayswift.data.rows import BadRow, Label, label_in
+from rayswift.data.sources import Store
+from rayswift.data.sources.store import Concatenated
+from rayswift.log import UserError, logger
+
+# What a label is shows in these; which classes there are shows in all rows.
+_ROWS_THAT_TELL = 2000
+_CHUNK_ROWS = 4096
+_MOST_CLASSES = 1000
+_SHOWN = 12
+
+
+@dataclass
+class _Seen:
+    """What the labels of rows are: names; the largest whole number; lengths of lists, and what they hold."""
+
+    num_rows: int = 0
+    names: set[str] = field(default_factory=set)
+    most: int = -1
+    has_fractions: bool = False
+    has_numbers: bool = False
+    lengths: set[int] = field(default_factory=set)
+    are_marks: bool = True  # every list holds zeros and ones
+    repeats: bool = False  # a list holds one number twice, as a list of classes would not
+
+    def add(self, label: Label) -> None:
+        self.num_rows += 1
+        values = label if isinstance(label, tuple) else (label,)
+        numbers = [one for one in values if not isinstance(one, str)]
+        self.names.update(one for one in values if isinstance(one, str))
+        self.has_numbers |= bool(numbers)
+        self.has_fractions |= any(number != int(number) for number in numbers)
+        self.most = max([self.most, *(int(number) for number in numbers)])
+        if isinstance(label, tuple):
+            self.lengths.add(len(values))
+            self.are_marks &= all(number in (0, 1) for number in numbers) and len(numbers) == len(values)
+            self.repeats |= len(set(values)) < len(values)
+
+
+def completed(kind: RowKind, stores: Sequence[Store], columns: dict[str, str]) -> RowKind:
+    """The kind of classified rows with what `model.num_labels`, `problem_type` and `label_names` leave open.
+
+    Args:
+        kind: Of the task; one of another family comes back as it is.
+        stores: The training rows.
+        columns: `data.columns`.
+
+    Raises:
+        UserError: the rows do not tell, or tell otherwise than the config.
+    """
+    if kind.family != "classification":
+        return kind
+    seen = _look(kind, stores, columns)
+    if not seen.num_rows:
+        return kind  # what is wrong with the rows is said when they are encoded
+    problem_type = kind.problem_type or _problem_type(kind, seen)
+    if seen.names and seen.has_numbers and not kind.label_names:
+        raise UserError(
+            f"labels are numbers in some rows and texts in others, as {_shown(seen.names)}; make them one of these"
+        )
+    if seen.names and problem_type == "regression":
+        raise UserError(f"model.problem_type = regression, and labels are texts, as {_shown(seen.names)}")
+    names = kind.label_names or tuple(sorted(seen.names))
+    num_labels = kind.num_labels or len(names) or _num_labels(problem_type, seen)
+    if names and num_labels != len(names):
+        raise UserError(
+            f"model.num_labels = {num_labels}, and the rows have {len(names)} classes: {_shown(names)}; name all with "
+            f"model.label_names, in the order of the outputs, or leave both out"
+        )
+    if problem_type == "single_label_classification" and num_labels == 1:
+        raise UserError("all labels are equal, so there is nothing to learn; set model.num_labels if there are others")
+    found = replace(kind, num_labels=num_labels, problem_type=problem_type, label_names=names)
+    if found != kind:
+        logger.info("labels: %s", _told(found))
+    return found
+
+
+def _look(kind: RowKind, stores: Sequence[Store], columns: dict[str, str]) -> _Seen:
+    seen = _Seen()
+    for number, label in enumerate(_labels(stores, columns)):
+        if number >= _ROWS_THAT_TELL and kind.num_labels and (kind.label_names or not seen.names):
+            break
+        seen.add(label)
+        if len(seen.names) > _MOST_CLASSES:
+            raise UserError(
+                f"labels are more than {_MOST_CLASSES} different texts, as {_shown(seen.names)}; if these are classes, "
+                f"name them with model.label_names"
+            )
+    return seen
+
+
+def _labels(stores: Sequence[Store], columns: dict[str, str]) -> Iterator[Label]:
+    rows = Concatenated(tuple(stores))
+    for begin in range(0, rows.num_rows, _CHUNK_ROWS):
+        for row in rows.read(np.arange(begin, min(begin + _CHUNK_ROWS, rows.num_rows))):
+            if row.error is None:
+                try:
+                    yield label_in(row.value, columns)
+                except BadRow:
+                    continue  # said when it is encoded
+
+
+def _problem_type(kind: RowKind, seen: _Seen) -> ProblemType:
+    if seen.lengths and not seen.has_fractions:
+        return "multi_label_classification"
+    open_ended = seen.has_fractions and kind.num_labels is None
+    return "regression" if kind.num_labels == 1 or open_ended or seen.lengths else "single_label_classification"
+
+
+def _num_labels(problem_type: ProblemType, seen: _Seen) -> int:
+    if problem_type == "regression":
+        return max(seen.lengths, default=1)
+    marks = problem_type == "multi_label_classification" and seen.are_marks and seen.repeats
+    return max(seen.lengths) if marks and len(seen.lengths) == 1 else seen.most + 1
+
+
+def _told(kind: RowKind) -> str:
+    what = {
+        "regression": "values",
+        "single_label_classification": "one class a row",
+        "multi_label_classification": "several classes a row",
+    }[kind.problem_type or "single_label_classification"]
+    return f"{what}, {kind.num_labels} outputs" + (f": {_shown(kind.label_names)}" if kind.label_names else "")
+
+
+def _shown(names: Sequence[str] | set[str]) -> str:
+    listed = list(names) if not isinstance(names, set) else sorted(names)
+    more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+    return ", ".join(repr(name[:40]) for name in listed[:_SHOWN]) + more

@@ -1,0 +1,43 @@
+"""Columns of images, videos and audio, which are not trained: a row that has them is refused, not trained without."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from rayswift.data.rows.columns import BadRow, Row
+from rayswift.data.rows.values import is_list
+
+_MANY = ("images", "videos", "audios")
+_ONE = ("image", "video", "audio")
+_COLUMNS = frozenset(
+    f"{prefix}{name}" for prefix in ("", "rejected_", "positive_", "negative_") for name in (*_MANY, *_ONE)
+)
+_FILE = re.compile(
+    r"^data:|\.(png|jpe?g|gif|webp|bmp|tiff?|mp4|mov|avi|mkv|webm|mp3|wav|flac|ogg|m4a)($|\?)", re.IGNORECASE
+)
+
+
+def refuse_media(row: Row) -> None:
+    """Raise if the row has something to see or to hear.
+
+    Raises:
+        BadRow: with the column's name.
+    """
+    if _COLUMNS.isdisjoint(row):
+        return
+    for name in sorted(_COLUMNS & row.keys()):
+        if _is_media(name, row[name]):
+            raise BadRow(
+                "unsupported content",
+                f"column {name} holds what is no text, and only text is trained; leave such rows out, or say with "
+                f"data.columns that the texts stand without it: {{{name}: unused}}",
+            )
+
+
+def _is_media(name: str, value: Any) -> bool:
+    if isinstance(value, bytes | Mapping):
+        return True
+    if is_list(value):
+        return len(value) > 0
+    # A column of this name may be of something else, as the image of a container.
+    return bool(value) and (name.endswith("s") or (isinstance(value, str) and bool(_FILE.search(value))))

@@ -1,0 +1,164 @@
+"""Rows for preferences and for KTO: a better and a worse conversation, or one that is wanted or not."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rayswift.data.rows.columns import (
+    CHOSEN,
+    KTO_LABEL,
+    REJECTED,
+    BadRow,
+    NamedRow,
+    Row,
+    messages_column,
+    named,
+    one_of,
+)
+from rayswift.data.rows.dialogue import asked, continued, dialogue, ends_with_answer, names_question, written_dialogue
+from rayswift.data.rows.families import Conversation, KtoRow, PreferenceRow
+from rayswift.data.rows.formats import causal_format
+from rayswift.data.rows.hints import unknown
+from rayswift.data.rows.messages import conversation, role_of, turns
+from rayswift.data.rows.values import as_cell_number, as_list, is_list, shown
+
+_WANTED = (
+    "chosen + rejected as lists of messages, as dialogues in text, or behind prompt | query | question | instruction | "
+    "messages; a conversation + one of rejected_response, rejected_messages"
+)
+_KTO_WANTED = "a conversation in any format of sft + label | kto_tag; or pairs: chosen + rejected"
+_WORDS = {"true": True, "1": True, "false": False, "0": False}
+
+
+def preference(given: NamedRow) -> PreferenceRow:
+    """A row for dpo, orpo, cpo, simpo and rm.
+
+    Raises:
+        BadRow: it has no pair, or the two are equal.
+    """
+    row = given.columns
+    better = one_of(row, CHOSEN)
+    worse = _rejected_column(row, better)
+    if better:
+        prompt = _prompt(given)
+        (chosen,) = _sides(row[better], prompt, given, several=False)
+        rejected = _sides(row[worse], prompt, given, several=True)
+    else:
+        chosen = dialogue(given)
+        rejected = _rejected(row[worse], worse, chosen, given)
+    if chosen.messages[-1]["role"] != "assistant":
+        raise BadRow("no answer", "the chosen conversation does not end with the assistant's answer")
+    if any(one.messages == chosen.messages for one in rejected):
+        raise BadRow("no preference", "the chosen and the rejected conversation are equal")
+    margin = row.get("margin")
+    return PreferenceRow(chosen, tuple(rejected), None if margin in (None, "") else as_cell_number(margin, "margin"))
+
+
+def _rejected_column(row: Row, better: str | None) -> str:
+    found = [name for name in REJECTED if name in row]
+    if better and (twin := better.replace("chosen", "rejected")) in found:
+        return twin
+    if len(found) > 1:
+        raise BadRow("ambiguous columns", f"{' and '.join(found)}; wanted: {_WANTED}")
+    if not found:
+        raise unknown(row, _WANTED, ("query", "chosen", "rejected"))
+    return found[0]
+
+
+def _prompt(given: NamedRow) -> list[Any] | None:
+    """The messages before both answers, None if the row has none beside them."""
+    row = given.columns
+    column = messages_column(row)
+    if column:
+        return turns(row[column], given.names)
+    return asked(given) if names_question(row) else None
+
+
+def _sides(value: Any, prompt: list[Any] | None, given: NamedRow, several: bool) -> list[Conversation]:
+    """The conversation that ends with an answer, or with each of several texts."""
+    if several and is_list(value) and (items := as_list(value, "rejected")) and all(isinstance(i, str) for i in items):
+        return [side for item in items for side in _sides(item, prompt, given, several=False)]
+    if prompt is None:
+        messages = written_dialogue(value) or value
+        if isinstance(messages, str) or not (is_list(messages) or isinstance(messages, Mapping)):
+            raise unknown(given.columns, _WANTED, ("query",))
+        return [conversation(messages, given)]
+    if messages_column(given.columns) and is_list(value) and _is_whole(value, given):
+        return [conversation(value, given)]  # what `messages` says beside it is one of the two
+    if messages_column(given.columns) and ends_with_answer(prompt, given):
+        raise BadRow("ambiguous prompt", "the conversation before chosen and rejected ends with an answer already")
+    return [continued(prompt, value, given)]
+
+
+def _is_whole(value: Any, given: NamedRow) -> bool:
+    first = next(iter(value), None)
+    return role_of(first, given.names) not in (None, "assistant", "tool_call")
+
+
+def _rejected(value: Any, column: str, chosen: Conversation, given: NamedRow) -> list[Conversation]:
+    if column == "rejected_messages":
+        return [conversation(value, given)]
+    before = list(chosen.messages[:-1])
+    # A list of texts is several answers, a list of messages is one.
+    several = is_list(value) and len(value) > 0 and not isinstance(next(iter(value)), Mapping)
+    return [continued(before, one, given) for one in (as_list(value, column) if several else [value])]
+
+
+def kto(given: NamedRow) -> KtoRow:
+    """A row for kto; a pair is two of its answers, one wanted and one not.
+
+    Raises:
+        BadRow: it has no label and is no pair, or the label is unclear.
+    """
+    row = given.columns
+    column = one_of(row, KTO_LABEL)
+    if column is None:
+        if not any(name in row for name in REJECTED):
+            raise _unlabelled(given)
+        pair = preference(given)
+        return KtoRow(((pair.chosen, True), *((worse, False) for worse in pair.rejected)))
+    label = _label(row[column], column)
+    made = dialogue(given)
+    if made.messages[-1]["role"] != "assistant":
+        raise BadRow("no answer", "the conversation does not end with the assistant's answer")
+    return KtoRow(((made, label),))
+
+
+def kto_remarks(rows: Iterable[Any], columns: Mapping[str, str]) -> list[str]:
+    """What a user should know of the first rows of a set for kto: that they are pairs, or have one label only."""
+    labels: Counter[bool] = Counter()
+    num_pairs = 0
+    for row in rows:
+        try:
+            judged = kto(named(row, columns)).judged
+        except BadRow:
+            continue
+        labels.update(label for _, label in judged)
+        num_pairs += len(judged) > 1
+    said = []
+    if num_pairs:
+        said.append(
+            f"rows are pairs of a chosen and a rejected answer, as {num_pairs} of the first: each trains as two"
+        )
+    if len(labels) == 1:
+        ((label, count),) = labels.items()
+        said.append(
+            f"all of the first {count} labels are {str(label).lower()}: kto learns from answers that are wanted and "
+            f"answers that are not; with one kind alone it only drifts from its reference"
+        )
+    return said
+
+
+def _unlabelled(given: NamedRow) -> BadRow:
+    parts = ("query", "response", "label", "chosen", "rejected")
+    if "chosen" not in given.columns and causal_format(given.columns):
+        return BadRow("bad label", unknown(given.columns, _KTO_WANTED, ("label",)).detail)
+    return unknown(given.columns, _KTO_WANTED, parts)
+
+
+def _label(value: Any, column: str) -> bool:
+    if isinstance(value, bool | int | float) and value in (0, 1):
+        return bool(value)
+    if isinstance(value, str) and (word := value.strip().lower()) in _WORDS:
+        return _WORDS[word]
+    raise BadRow("bad label", f"{column} is {shown(value)}, expected true or false")
