@@ -64,7 +64,9 @@ def test_weights_of_tokens() -> None:
     document = encode(messages, loss_scale=("react",))
     assert document.weights is not None
     heavy = TOKENIZER.decode(document.input_ids[document.weights == 2].tolist(), skip_special_tokens=False)
-    assert heavy in ("Action: def", " Action: def"), "the token across the border belongs to what is before it"
+    # A token across the border belongs to what is before it.
+    assert "Action: def".endswith(heavy)
+    assert heavy.endswith("ction: def")
     assert document.weights[-1] == 1  # the end token is no part of the answer
     assert document.trained[-1]
 

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +126,12 @@ def test_bytes_and_trained_spans(model: Any, name: str, kind: str) -> None:
     theirs = tokenizer.apply_chat_template(
         own, tools=tools, chat_template=marks, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
-    marked = tokenizer.decode([i for i, on in zip(theirs["input_ids"], theirs["assistant_masks"], strict=True) if on])
-    assert _bare(trained) == _bare(_unopened(marked, encoder, tokenizer))
+    marked = "".join(
+        _unopened(tokenizer.decode([token for token, _ in run]), _openings(encoder, tokenizer))
+        for on, run in groupby(zip(theirs["input_ids"], theirs["assistant_masks"], strict=True), lambda pair: pair[1])
+        if on
+    )
+    assert _bare(trained) == _bare(marked)
 
 
 def _bare(text: str) -> str:
@@ -134,16 +139,21 @@ def _bare(text: str) -> str:
     return re.sub(rf"({SPECIAL.pattern})\s+", r"\1", text).strip()
 
 
-def _unopened(marked: str, encoder: Encoder, tokenizer: Any) -> str:
-    """What TRL marks, without what the generation prompt of the model's own template opens."""
-    asked: list[Any] = encoder.template.adapted([{"role": "user", "content": "q"}])
+def _openings(encoder: Encoder, tokenizer: Any) -> list[str]:
+    """What the generation prompt of the model's own template opens: the turn, and a thought."""
+    asked = encoder.template.adapted([{"role": "user", "content": "q"}])
     bare, opened = (
         tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=given) for given in (False, True)
     )
     prompt = opened.removeprefix(bare) if opened.startswith(bare) else ""
-    for opening in (prompt, prompt.partition("<think>")[0], "<think>" + prompt.partition("<think>")[2]):
-        if opening.strip() and opening in marked and SPECIAL.search(opening + "<|x|>"):
-            marked = marked.replace(opening, "")
+    turn, think, rest = prompt.partition("<think>")
+    return [prompt, turn, think + rest]
+
+
+def _unopened(marked: str, openings: list[str]) -> str:
+    for opening in openings:
+        if opening and marked.startswith(opening):
+            return marked.removeprefix(opening)
     return marked
 
 
