@@ -27,6 +27,10 @@ _OF_MODELSCOPE = (
     "iic",
     "damo",
     "Xorbits",
+    "DAMO_NLP",
+    "Shanghai_AI_Laboratory",
+    "ZhipuAI",
+    "openai-mirror",
 )
 
 
