@@ -31,8 +31,7 @@ WITH_QLORA = ("dpo", "kto", "rm", "orpo", "seq_cls")
 """A LoRA on quantized weights."""
 WITH_STARTING_ADAPTERS = ("dpo", "kto", "orpo")
 """An adapter that was trained before, on the head of a language model."""
-# Settings of `data` and `cluster` that no training reads yet, besides their defaults.
-_DATA = ("loss_scale",)
+# Settings of `train` and `cluster` that no training reads yet, besides their defaults.
 _TRL = ("sync_ref_model",)
 _GRPO = ("use_adaptive_entropy", "cast_lm_head_to_fp32", "router_aux_loss_coef")
 _CLUSTER = ("sequence_parallel_size",)
@@ -68,7 +67,6 @@ def is_unbuilt(path: str) -> bool:
     tasks = tasks_with(name) if section == "train" and name not in RlhfTrainConfig.model_fields else []
     return (
         path in _MODEL
-        or (section == "data" and name in _DATA)
         or (section == "cluster" and name in _CLUSTER)
         or (section == "rollout" and name in _ROLLOUT)
         or (section == "train" and name in _TRL)
@@ -79,8 +77,7 @@ def is_unbuilt(path: str) -> bool:
 
 def rows_not_built(config: TrainingConfig) -> list[str]:
     """As `not_built`, of what decides the encoded rows."""
-    found = [] if config.train.task in BUILT_TASKS else [f"train.task = {config.train.task}"]
-    return found + _changed("data", config.data, _DATA)
+    return [] if config.train.task in BUILT_TASKS else [f"train.task = {config.train.task}"]
 
 
 def not_built(config: TrainingConfig) -> list[str]:

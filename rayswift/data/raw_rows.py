@@ -81,6 +81,14 @@ def made_rows(config: EncodeConfig, raw: Sequence[RawRow]) -> list[list[MadeRow]
     return [_mapped(function, row) for row in raw]
 
 
+def readable(config: EncodeConfig, raw: Sequence[RawRow]) -> Iterator[tuple[Any, Mapping[str, str]]]:
+    """The rows that raw rows make, but for those in error, each with the columns that it is read by."""
+    made = made_rows(config, raw)
+    for of_raw, source in zip(made, (row.source for row in raw), strict=True):
+        columns = config.readings[source][0] if config.readings else config.columns
+        yield from ((row.value, columns) for row in of_raw if row.error is None)
+
+
 def map_hash(name: str) -> str:
     """What tells a function of `data.map` from another: the hash of its file; of a module, its name.
 
