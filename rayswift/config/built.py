@@ -30,8 +30,7 @@ WITH_QLORA = ("dpo", "kto", "rm", "orpo", "seq_cls")
 """A LoRA on quantized weights."""
 WITH_STARTING_ADAPTERS = ("dpo", "kto", "orpo")
 """An adapter that was trained before, on the head of a language model."""
-# Settings of `data` and `cluster` that no training reads yet, besides their defaults.
-_DATA = ("loss_scale",)
+# Settings of `train` and `cluster` that no training reads yet, besides their defaults.
 _TRL = ("sync_ref_model",)
 _GRPO = ("use_adaptive_entropy", "cast_lm_head_to_fp32", "router_aux_loss_coef")
 _CLUSTER = ("sequence_parallel_size",)
@@ -61,8 +60,7 @@ _OTHER_INITS = {"loftq": " (PEFT makes it on a GPU, where it has not been tried)
 
 def rows_not_built(config: TrainingConfig) -> list[str]:
     """As `not_built`, of what decides the encoded rows."""
-    found = [] if config.train.task in BUILT_TASKS else [f"train.task = {config.train.task}"]
-    return found + _changed("data", config.data, _DATA)
+    return [] if config.train.task in BUILT_TASKS else [f"train.task = {config.train.task}"]
 
 
 def not_built(config: TrainingConfig) -> list[str]:

@@ -11,7 +11,16 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from rayswift.config.model import ModelConfig, RlhfModelConfig
 from rayswift.config.rollout import RolloutConfig
-from rayswift.config.section import PathText, PathTexts, Section, Strings, ascending, one_or_many, one_or_range
+from rayswift.config.section import (
+    PathText,
+    PathTexts,
+    Section,
+    Strings,
+    ascending,
+    iso_date,
+    one_or_many,
+    one_or_range,
+)
 from rayswift.config.source import Sources
 
 SftTask = Literal["causal_lm", "seq_cls", "embedding", "reranker", "generative_reranker"]
@@ -63,8 +72,19 @@ class DataConfig(Section):
     """Which tokens are trained: all assistant turns, the last one, or every token."""
     loss_scale: Annotated[list[LossScale], BeforeValidator(one_or_many)] = []
     """Changes to the loss weight of parts of assistant turns, applied in this order, under ms-swift's names."""
+    ignore_empty_think: bool = False
+    """Leave an empty block of thoughts untrained that a chat template writes before an answer: `loss_scale` of that
+    name."""
     use_chat_template: bool = True
     """Render messages with the chat template; false: their contents alone, one after the other."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Variables for the chat template (`{"enable_thinking": false}`); a row's own `chat_template_kwargs` come first."""
+    keep_history: bool = False
+    """Train all answers of a row in one text, earlier ones as the chat template leaves them there; false: where that
+    takes thoughts out of earlier answers, each of these in a text of its own, behind what is served before it."""
+    template_date: Annotated[str | None, AfterValidator(iso_date)] = None
+    """The day, YYYY-MM-DD, that a chat template sees which asks for it; null: that of the first launch, kept from then
+    on."""
     shuffle: bool = True
     """New order each epoch, a function of seed and epoch alone."""
     window_rows: int | None = Field(None, ge=1)

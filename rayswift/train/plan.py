@@ -123,7 +123,11 @@ def _worker_problems(config: TrainingConfig, layout: Layout) -> list[str]:
 
 def with_window_rows(plan: Plan[ConfigT], window_rows: int) -> Plan[ConfigT]:
     """The plan with the window's size, which the first rows decide, frozen in its config."""
-    data = plan.config.data.model_copy(update={"window_rows": window_rows})
+    return with_data(plan, plan.config.data.model_copy(update={"window_rows": window_rows}))
+
+
+def with_data(plan: Plan[ConfigT], data: DataConfig) -> Plan[ConfigT]:
+    """The plan with another section `data`."""
     return replace(plan, config=plan.config.model_copy(update={"data": data}))
 
 

@@ -1,6 +1,7 @@
 """A training run of any task: the driver's half is `run`, each worker's half is `train_loop`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,10 @@ def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:
     # 2. Rows: tokenizer, sources, a look at the first of them.
     with announced("fetching the tokenizer"):
         tokenizer_dir = prepare.prepare_tokenizer(config.model, run_dir / "tokenizer", row_kind(config))
+    plan = planning.with_data(
+        plan, prepare.with_template_date(config.data, tokenizer_dir, resume.config["data"] if resume else None)
+    )
+    config = plan.config
     if resume and config.data.window_rows is None:
         plan = planning.with_window_rows(plan, resume.window_rows)
     with announced("looking at the rows"):
@@ -190,7 +195,7 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     tokenizer = models.load_tokenizer(str(spec.tokenizer_dir), config.model.trust_remote_code)
     stream = load(task.stream)(spec, worker.supply, resume, tokenizer, model)
     reference = models.reference(config, keeps_reference(config), weights, weights_dtype)
-    with tuners.named_refusals(config.model):
+    with tuners.named_refusals(config.model), _without_progress_bars():
         trainer = trainer_class(
             spec=spec,
             rank=worker.rank,
@@ -213,6 +218,20 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
         logger.info("%s", "\n".join(parameters.table(trainer.model)))
     clock.lap("model")
     trainer.train(resume_from_checkpoint=str(resume.saved.path) if resume else None)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """TRL's constructors tokenise the placeholder under bars of their own ("Tokenizing train dataset")."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    hidden = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not hidden:
+            enable_progress_bars()
 
 
 def _make_ready(model: Any, others: Iterable[Any], args: Any, config: TrainingConfig, dtype: str) -> None:

@@ -104,6 +104,7 @@ def test_no_flag_has_two_rules() -> None:
             ["--loss_scale", "all+ignore_empty_think+hermes"],
             {"data.loss_on": "all", "data.loss_scale": ["ignore_empty_think", "hermes"]},
         ),
+        ("sft", ["--enable_thinking", "false"], {"data.chat_template_kwargs": {"enable_thinking": False}}),
         ("sft", ["--loss_scale", "react"], {"data.loss_on": "assistant", "data.loss_scale": ["react"]}),
         ("sft", ["--deepspeed", "zero2"], {"cluster.zero_stage": 2, "cluster.offload": "none"}),
         ("sft", ["--deepspeed", "zero2_offload"], {"cluster.zero_stage": 2, "cluster.offload": "optimizer"}),
@@ -202,7 +203,7 @@ def test_no_flag_has_two_rules() -> None:
         (
             "rlhf",
             ["--rlhf_type", "grpo", "--enable_thinking", "false"],
-            {"rollout.chat_template_kwargs": {"enable_thinking": False}},
+            {"data.chat_template_kwargs": {"enable_thinking": False}},
         ),
         ("rlhf", ["--rlhf_type", "grpo", "--advantage_estimator", "rloo"], {"train.advantage_estimator": "rloo"}),
         ("rlhf", ["--rlhf_type", "grpo", "--tau_neg", "1.1"], {"train.sapo_temperature_neg": 1.1}),
