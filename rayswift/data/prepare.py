@@ -203,6 +203,9 @@ def plan_encoding(
         data.map,
         map_hash(data.map) if data.map else "",
         _readings(data, data.dataset),
+        names={
+            mark: given for mark, given in (("{{NAME}}", data.model_name), ("{{AUTHOR}}", data.model_author)) if given
+        },
     )
     encode = class_labels.completed(encode, stores)
     held_out: tuple[Store, ...] = ()

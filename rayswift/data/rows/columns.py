@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from rayswift.data.rows.cells import Cells, typed
+
 Row = Mapping[str, Any]
 
 MESSAGES = ("messages", "conversations", "conversation")
@@ -35,6 +37,9 @@ ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "tool_cal
 # A name that stands for another column is never taken for one part of a format beside it. An `input` or `instruction`
 # may be the other half of a question.
 _GROUPS = (MESSAGES, tuple(name for name in QUERY if name not in ("input", "instruction")), RESPONSE)
+
+
+_OF_TEXTS, _OF_MESSAGES = frozenset((*POSITIVE, *NEGATIVE, *DOCUMENT)), frozenset((*CHOSEN, *REJECTED))
 
 
 class BadRow(Exception):
@@ -95,6 +100,8 @@ def named(row: Any, columns: Mapping[str, str], system: str | None = None) -> Na
     if not isinstance(row, Mapping):
         raise BadRow("not an object", f"a row is a JSON object, this is {type(row).__name__}")
     given = {key: value for key, value in row.items() if value is not None}
+    if isinstance(row, Cells):
+        given = typed(given, columns, _OF_TEXTS, _OF_MESSAGES)
     nulls = frozenset(columns.get(key, key) for key in row if key not in given) if len(given) < len(row) else _NONE
     if not columns:
         return NamedRow(given, _NO_NAMES, system, nulls)
