@@ -6,7 +6,7 @@ import pytest
 
 from rayswift.data.rows import BadRow, CausalRow, parse_row
 from rayswift.data.template import ChatTemplate
-from rayswift.data.turns import documents
+from rayswift.data.turns import Marking, documents
 
 ALTERNATES = """\
 {%- for m in messages %}
@@ -23,7 +23,7 @@ def trained(template: str, turns: list[dict[str, Any]]) -> list[tuple[str, list[
     """Texts and their trained parts."""
     row = parse_row({"messages": turns}, "causal", {})
     assert isinstance(row, CausalRow) and row.conversation
-    made = documents(ChatTemplate(template, {}), row.conversation, "assistant", len, lambda *_: None)
+    made = documents(ChatTemplate(template, {}), row.conversation, Marking("assistant"), lambda *_: None)
     return [(d.text, [d.text[span.begin : span.end] for span in d.spans]) for d in made]
 
 
