@@ -3,9 +3,12 @@
 import importlib
 import os
 import sys
+import threading
 
 from rayswift import __version__, signals
 from rayswift.log import UserError, logger, setup_driver
+
+_SHUTDOWN_S = 10.0
 
 VERBS = {
     "pt": "continued pre-training: text -> checkpoint",
@@ -25,11 +28,11 @@ def main(argv: list[str] | None = None) -> None:
     try:
         code = _run(sys.argv[1:] if argv is None else argv)
         if code:
-            _leave_ray_quietly()
+            _leave_ray_quietly(code)
     except KeyboardInterrupt:
         signals.tell()
         if "ray" in sys.modules:
-            signals.leave()
+            signals.leave(signals.exit_code())
         code = signals.exit_code()
     signals.stop_listening()
     sys.exit(code)
@@ -46,8 +49,7 @@ def _run(argv: list[str]) -> int:
         print(f"rayswift {__version__}")  # noqa: T201
         return 0
     if verb not in VERBS:
-        logger.error("error: `%s` is not a verb; verbs are %s", verb, ", ".join(VERBS))
-        return 2
+        return _complain(UserError(_not_a_verb(verb)), 2)
     from rayswift.config import load, show
     from rayswift.config.schema import TRAINING_VERBS
 
@@ -74,14 +76,24 @@ def _run(argv: list[str]) -> int:
     return 0
 
 
+def _not_a_verb(verb: str) -> str:
+    from rayswift.config import swift
+
+    fix = swift.VERBS.get(verb) or f"verbs are {', '.join(VERBS)}"
+    return f"`{verb}` is not a verb; {fix}"
+
+
 def _complain(error: UserError, exit_code: int) -> int:
     for line in str(error).splitlines():
         logger.error("error: %s" if not line.startswith(" ") else "%s", line)
     return exit_code
 
 
-def _leave_ray_quietly() -> None:
-    """The error is the last thing on the screen: what Ray's processes say of their own end goes nowhere."""
+def _leave_ray_quietly(code: int) -> None:
+    """The error is the last thing on the screen: what Ray's processes say of their own end goes nowhere.
+
+    Where the cluster's head is gone, Ray's shutdown waits for it: then this process ends without.
+    """
     if "ray" not in sys.modules:
         return
     sys.stdout.flush()
@@ -89,7 +101,11 @@ def _leave_ray_quietly() -> None:
     signals.silence()
     import ray
 
-    ray.shutdown()
+    shutdown = threading.Thread(target=ray.shutdown, daemon=True)
+    shutdown.start()
+    shutdown.join(_SHUTDOWN_S)
+    if shutdown.is_alive():
+        signals.leave(code)
 
 
 def usage() -> str:

@@ -131,15 +131,14 @@ def silence() -> None:
         os.dup2(nowhere.fileno(), 2)
 
 
-def leave() -> None:
-    """End this process and everything below it, now.
+def leave(code: int) -> None:
+    """End this process and everything below it, now, with this exit code.
 
     Ray's own shutdown takes seconds, and aborts the process where a thread still waits for Ray. All that a run keeps is
     written in one rename each, so nothing is worth waiting for.
     """
     import psutil  # not at the top: until it is loaded, a signal would not be heard
 
-    code = exit_code()
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
@@ -187,4 +186,4 @@ def _watch(readable: int) -> None:
         with contextlib.suppress(Exception):  # the process ends, whatever they meet
             write()
     tell()
-    leave()
+    leave(exit_code())

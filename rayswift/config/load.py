@@ -63,6 +63,7 @@ def load(verb: str, argv: list[str], environ: Mapping[str, str] = MappingProxyTy
     _read_values(schema, task, tree, problems)
     config = _validate(schema, task, tree, problems)
     problems.lines += said.problems
+    (said.notes if dry_run else problems.lines).extend(said.problems_of_a_start)
     if problems.lines and config is None:  # judged by what is left of it, so that one problem hides no other
         config = _without_bad_fields(schema, tree)
     if problems.lines and isinstance(config, TrainingConfig):
@@ -92,7 +93,10 @@ def _merged(
     has_eval_rows = _names_eval_rows(given)
     for sections, flat in given:
         _merge(tree, sections)
-        put(said.add(swift.translate(flat, said.verb, said.task, has_eval_rows)) if said.task else flat)
+        if said.task:
+            put(said.add(swift.translate(flat, said.verb, said.task, has_eval_rows)))
+        else:
+            put(said.add(swift.translate_other(flat, said.verb)))
     if said.task:
         flat_flags = [flag for _, flat in given for flag in flat]
         put(swift.complete(tree, flat_flags, environ, said))
@@ -165,7 +169,7 @@ def _resolve_name(schema: type[Section], flag: str, problems: Problems) -> str |
     if matches:
         problems.add(f"--{flag} could be {' or '.join('--' + m for m in matches)}", "write the one you mean")
         return None
-    told = other_names.answer(flag)
+    told = other_names.answer(flag.split(".")[-1])
     if told:
         problems.add(f"--{flag} is not a field here", told)
         return None

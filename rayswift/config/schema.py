@@ -39,6 +39,7 @@ Steps = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]
 
 # The least and the most.
 WorkerRange = Annotated[list[int], AfterValidator(ascending)]
+OneOrTwo = Annotated[list[str], Field(max_length=2), BeforeValidator(one_or_many)]
 
 
 class DataConfig(Section):
@@ -60,7 +61,11 @@ class DataConfig(Section):
     of roles (user, assistant); dots reach into a column."""
     system: str | None = None
     """System prompt for rows that bring none."""
-    map: str | None = None
+    model_name: OneOrTwo = []
+    """What `{{NAME}}` in rows becomes; of two, the first in Chinese rows and the second in all others."""
+    model_author: OneOrTwo = []
+    """What `{{AUTHOR}}` in rows becomes; of two, the first in Chinese rows and the second in all others."""
+    map: PathText | None = None
     """Your own function as module:name or file.py:name, called with each row: gives a row, rows, or None."""
     max_length: int = Field(2048, ge=2)
     """Tokens in a packed row, and the longest row that is trained."""
@@ -217,7 +222,7 @@ class RlhfTrainConfig(TrainConfig):
     """Optimiser, schedule, logging, saving, evaluation: names and values of the task's TRL config."""
 
     task: RlhfTask = "dpo"
-    """How the model learns from preferences, rewards or a teacher."""
+    """How the model learns from preferences, rewards or a teacher; ppo and gkd are not built yet."""
     output_dir: PathText = "runs/rlhf"
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate; null: 1e-6 for full training, 1e-5 for LoRA."""

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from rayswift.config.model import ProblemType
-from rayswift.data.encode import RowKind
+from rayswift.data.encode import EncodeConfig
+from rayswift.data.raw_rows import readable
 from rayswift.data.rows import BadRow, Label, label_in
 from rayswift.data.sources import Store
-from rayswift.data.sources.store import Concatenated
+from rayswift.data.windows import RowSet
 from rayswift.log import UserError, logger
 
 # What a label is shows in these; which classes there are shows in all rows.
@@ -46,31 +47,30 @@ class _Seen:
             self.repeats |= len(set(values)) < len(values)
 
 
-def completed(kind: RowKind, stores: Sequence[Store], columns: dict[str, str]) -> RowKind:
-    """The kind of classified rows with what `model.num_labels`, `problem_type` and `label_names` leave open.
+def completed(config: EncodeConfig, stores: Sequence[Store]) -> EncodeConfig:
+    """The config with what `model.num_labels`, `problem_type` and `label_names` leave open of classified rows.
 
     Args:
-        kind: Of the task; one of another family comes back as it is.
+        config: How rows are encoded; one of another family comes back as it is.
         stores: The training rows.
-        columns: `data.columns`.
 
     Raises:
         UserError: the rows do not tell, or tell otherwise than the config.
     """
-    if kind.family != "classification":
-        return kind
-    seen = _look(kind, stores, columns)
+    if config.family != "classification":
+        return config
+    seen = _look(config, stores)
     if not seen.num_rows:
-        return kind  # what is wrong with the rows is said when they are encoded
-    problem_type = kind.problem_type or _problem_type(kind, seen)
-    if seen.names and seen.has_numbers and not kind.label_names:
+        return config  # what is wrong with the rows is said when they are encoded
+    problem_type = config.problem_type or _problem_type(config, seen)
+    if seen.names and seen.has_numbers and not config.label_names:
         raise UserError(
             f"labels are numbers in some rows and texts in others, as {_shown(seen.names)}; make them one of these"
         )
     if seen.names and problem_type == "regression":
         raise UserError(f"model.problem_type = regression, and labels are texts, as {_shown(seen.names)}")
-    names = kind.label_names or tuple(sorted(seen.names))
-    num_labels = kind.num_labels or len(names) or _num_labels(problem_type, seen)
+    names = config.label_names or tuple(sorted(seen.names))
+    num_labels = config.num_labels or len(names) or _num_labels(problem_type, seen)
     if names and num_labels != len(names):
         raise UserError(
             f"model.num_labels = {num_labels}, and the rows have {len(names)} classes: {_shown(names)}; name all with "
@@ -78,16 +78,16 @@ def completed(kind: RowKind, stores: Sequence[Store], columns: dict[str, str]) -
         )
     if problem_type == "single_label_classification" and num_labels == 1:
         raise UserError("all labels are equal, so there is nothing to learn; set model.num_labels if there are others")
-    found = replace(kind, num_labels=num_labels, problem_type=problem_type, label_names=names)
-    if found != kind:
+    found = replace(config, num_labels=num_labels, problem_type=problem_type, label_names=names)
+    if found != config:
         logger.info("labels: %s", _told(found))
     return found
 
 
-def _look(kind: RowKind, stores: Sequence[Store], columns: dict[str, str]) -> _Seen:
+def _look(config: EncodeConfig, stores: Sequence[Store]) -> _Seen:
     seen = _Seen()
-    for number, label in enumerate(_labels(stores, columns)):
-        if number >= _ROWS_THAT_TELL and kind.num_labels and (kind.label_names or not seen.names):
+    for number, label in enumerate(_labels(config, stores)):
+        if number >= _ROWS_THAT_TELL and config.num_labels and (config.label_names or not seen.names):
             break
         seen.add(label)
         if len(seen.names) > _MOST_CLASSES:
@@ -98,22 +98,22 @@ def _look(kind: RowKind, stores: Sequence[Store], columns: dict[str, str]) -> _S
     return seen
 
 
-def _labels(stores: Sequence[Store], columns: dict[str, str]) -> Iterator[Label]:
-    rows = Concatenated(tuple(stores))
+def _labels(config: EncodeConfig, stores: Sequence[Store]) -> Iterator[Label]:
+    rows = RowSet(tuple(stores), seed=0, shuffle=False)
     for begin in range(0, rows.num_rows, _CHUNK_ROWS):
-        for row in rows.read(np.arange(begin, min(begin + _CHUNK_ROWS, rows.num_rows))):
-            if row.error is None:
-                try:
-                    yield label_in(row.value, columns)
-                except BadRow:
-                    continue  # said when it is encoded
+        raw = rows.read(np.arange(begin, min(begin + _CHUNK_ROWS, rows.num_rows)))
+        for row, columns in readable(config, raw):
+            try:
+                yield label_in(row, columns)
+            except BadRow:
+                continue  # said when it is encoded
 
 
-def _problem_type(kind: RowKind, seen: _Seen) -> ProblemType:
+def _problem_type(config: EncodeConfig, seen: _Seen) -> ProblemType:
     if seen.lengths and not seen.has_fractions:
         return "multi_label_classification"
-    open_ended = seen.has_fractions and kind.num_labels is None
-    return "regression" if kind.num_labels == 1 or open_ended or seen.lengths else "single_label_classification"
+    open_ended = seen.has_fractions and config.num_labels is None
+    return "regression" if config.num_labels == 1 or open_ended or seen.lengths else "single_label_classification"
 
 
 def _num_labels(problem_type: ProblemType, seen: _Seen) -> int:
@@ -123,13 +123,13 @@ def _num_labels(problem_type: ProblemType, seen: _Seen) -> int:
     return max(seen.lengths) if marks and len(seen.lengths) == 1 else seen.most + 1
 
 
-def _told(kind: RowKind) -> str:
+def _told(config: EncodeConfig) -> str:
     what = {
         "regression": "values",
         "single_label_classification": "one class a row",
         "multi_label_classification": "several classes a row",
-    }[kind.problem_type or "single_label_classification"]
-    return f"{what}, {kind.num_labels} outputs" + (f": {_shown(kind.label_names)}" if kind.label_names else "")
+    }[config.problem_type or "single_label_classification"]
+    return f"{what}, {config.num_labels} outputs" + (f": {_shown(config.label_names)}" if config.label_names else "")
 
 
 def _shown(names: Sequence[str] | set[str]) -> str:

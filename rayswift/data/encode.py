@@ -43,7 +43,8 @@ class EncodeConfig:
     `tokenizer_dir` holds tokenizer.json, its config and the chat template; `tokenizer_hash` is the hash of those files.
     family to label_names: see `RowKind`; template_kwargs: variables for the chat template; map, map_hash: the user's
     own function for rows, and the hash of its file; readings: of each source the columns and the system prompt that
-    take the place of those here, none: no source has its own. The others are fields of `data`.
+    take the place of those here, none: no source has its own; names: what marks in rows stand for, a word, or one in
+    Chinese rows and another. The others are fields of `data`.
     """
 
     tokenizer_dir: str
@@ -68,6 +69,7 @@ class EncodeConfig:
     map: str | None = None
     map_hash: str = ""
     readings: tuple[tuple[Mapping[str, str], str | None], ...] = ()
+    names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def num_members(self) -> int | None:

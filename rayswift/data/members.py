@@ -257,8 +257,9 @@ class RerankerEncoder(MemberEncoder):
         """Query and positive, query and next positive, ..., query and negative, ...; see `Encoder.documents`."""
         sample = parse_row(row, "reranker", self.config.columns, self.config.system)
         assert isinstance(sample, RerankerRow)
-        if self.config.loss == "listwise" and not sample.negatives:
-            raise BadRow("no negative", "a list needs documents that do not fit the query")
+        if self.config.loss == "listwise" and not (sample.positives and sample.negatives):
+            lacks = "negative" if sample.positives else "positive"
+            raise BadRow(f"no {lacks}", "a list needs documents that fit the query and documents that do not")
         *before, query = sample.query.messages
         roles = {message["role"] for message in before}
         if query["role"] != "user" or (self.config.answers and roles - {"system"}):

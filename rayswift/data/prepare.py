@@ -19,7 +19,7 @@ from rayswift.data import class_labels
 from rayswift.data.cache_folder import known, open_cache
 from rayswift.data.encode import CAUSAL, EncodeConfig, RowKind
 from rayswift.data.mixing import Mix, mix, weights_of
-from rayswift.data.raw_rows import encode_raw, map_hash
+from rayswift.data.raw_rows import encode_raw, map_hash, readable
 from rayswift.data.reranker_template import for_pairs
 from rayswift.data.rows import BadRow, kto_remarks
 from rayswift.data.sources import Store, hold_out, open_sources, parse_source
@@ -180,7 +180,6 @@ def plan_encoding(
         UserError: a source cannot be read, or none of the first rows can be trained.
     """
     stores = open_sources(data.dataset, work_dir / "train", seed, shuffle=data.shuffle)
-    kind = class_labels.completed(kind, stores, data.columns)
     encode = EncodeConfig(
         str(tokenizer_dir),
         hash_files(tokenizer_dir),
@@ -204,7 +203,11 @@ def plan_encoding(
         data.map,
         map_hash(data.map) if data.map else "",
         _readings(data, data.dataset),
+        names={
+            mark: given for mark, given in (("{{NAME}}", data.model_name), ("{{AUTHOR}}", data.model_author)) if given
+        },
     )
+    encode = class_labels.completed(encode, stores)
     held_out: tuple[Store, ...] = ()
     if data.eval:
         held_out = open_sources(data.eval, work_dir / "eval", seed, held_out=True, shuffle=data.shuffle)
@@ -243,7 +246,7 @@ def _remark(rows: RowSet, encode: EncodeConfig) -> None:
     """Say what the first rows show and no error tells."""
     if encode.family == "kto":
         first = rows.read(rows.rows_at(0, _REMARKED_ROWS, 0))
-        for line in kto_remarks((row.value for row in first if row.error is None), encode.columns):
+        for line in kto_remarks(readable(encode, first)):
             logger.warning("data.dataset: %s", line)
 
 

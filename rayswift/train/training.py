@@ -233,13 +233,19 @@ def _without_progress_bars() -> Iterator[None]:
 
 
 def _make_ready(model: Any, others: Iterable[Any], args: Any, config: TrainingConfig, dtype: str) -> None:
-    """Dropouts and number formats of what is trained, as the config wants them; dropouts of the models beside it."""
+    """Dropouts and number formats of what is trained, as the config wants them; dropouts of the models beside it; and
+    DeepSpeed's bucket for as many gradients as there are."""
     from rayswift.train.model import hold_masters, switch_off_dropout
+    from rayswift.train.tuners import num_elements
+    from rayswift.train.zero import fit_reduce_bucket
 
     if "disable_dropout" in args.__dataclass_fields__ and args.disable_dropout:
         switch_off_dropout(model, *others)
     if not config.cluster.uses_deepspeed and not config.model.quantization:
         hold_masters(model, dtype)
+    if config.cluster.uses_deepspeed and not config.cluster.deepspeed:
+        trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+        fit_reduce_bucket(args.hf_deepspeed_config.config, sum(num_elements(parameter) for parameter in trained))
 
 
 def _start(config: TrainingConfig, resume: run_folder.Resume | None) -> Position | LedgerSnapshot:

@@ -126,7 +126,7 @@ def test_bad_rows_are_quarantined_and_judged_as_without_it(tmp_path: Path) -> No
         in_place = lambda w, e, f: (w.make(e, n) for n in range(f, w.num_windows))  # noqa: E731
         feed = Feed(windows, None, feed_plan(windows, 4, max_bad_fraction=0.1), str(tmp_path / name), in_place)
         feed.begin(1, Position())
-        with pytest.raises(UserError, match=r"10 of 80 rows are bad"):
+        with pytest.raises(UserError, match=r"bad, more than data.max_bad_fraction = 0.1 allows of 80 in all"):
             for step in range(100):
                 feed.next(1, step, 0, 1, 20)
         files.append((tmp_path / name / "quarantine.jsonl").read_text())

@@ -22,17 +22,8 @@ from rayswift.train.heads import settings
 KIND = RowKind("classification")
 
 
-def kind_of(folder: Path, labels: list[Any], **given: Any) -> RowKind:
-    """What rows with these labels say of the rest."""
-    path = folder / "rows.jsonl"
-    rows = [json.dumps({"text": f"t{i}", "tag": label}) for i, label in enumerate(labels)]
-    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    stores = open_sources([str(path)], folder / "work", 0)
-    return completed(replace(KIND, **given), stores, {"tag": "label"})
-
-
-def encoded(kind: RowKind, label: Any) -> Any:
-    config = EncodeConfig(
+def config_of(kind: RowKind = KIND, **options: Any) -> EncodeConfig:
+    return EncodeConfig(
         str(TINY),
         "hash",
         64,
@@ -41,8 +32,21 @@ def encoded(kind: RowKind, label: Any) -> Any:
         problem_type=kind.problem_type,
         label_names=kind.label_names,
         use_chat_template=False,
+        **options,
     )
-    (result,) = encoder_of(config).encode([{"text": "two words", "label": label}])
+
+
+def found_in(folder: Path, labels: list[Any], **given: Any) -> EncodeConfig:
+    """What rows with these labels say of the rest."""
+    path = folder / "rows.jsonl"
+    rows = [json.dumps({"text": f"t{i}", "tag": label}) for i, label in enumerate(labels)]
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    stores = open_sources([str(path)], folder / "work", 0)
+    return completed(config_of(replace(KIND, **given), columns={"tag": "label"}), stores)
+
+
+def encoded(kind: RowKind, label: Any) -> Any:
+    (result,) = encoder_of(config_of(kind)).encode([{"text": "two words", "label": label}])
     return result if isinstance(result, BadRow) else [value for _, value in result[0].numbers]
 
 
@@ -72,7 +76,7 @@ SEVERAL: ProblemType = "multi_label_classification"
     ],
 )
 def test_what_rows_say(tmp_path: Path, labels: list[Any], given: dict[str, Any], wanted: tuple[Any, ...]) -> None:
-    found = kind_of(tmp_path, labels, **given)
+    found = found_in(tmp_path, labels, **given)
     assert (found.num_labels, found.problem_type, found.label_names) == wanted
 
 
@@ -89,11 +93,11 @@ def test_what_rows_say(tmp_path: Path, labels: list[Any], given: dict[str, Any],
 )
 def test_what_is_unclear_is_refused(tmp_path: Path, labels: list[Any], given: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        kind_of(tmp_path, labels, **given)
+        found_in(tmp_path, labels, **given)
 
 
 def test_a_class_that_comes_late_is_found(tmp_path: Path) -> None:
-    found = kind_of(tmp_path, [*["a", "b"] * 1500, "late"])
+    found = found_in(tmp_path, [*["a", "b"] * 1500, "late"])
     assert found.label_names == ("a", "b", "late")
 
 
@@ -137,3 +141,20 @@ def test_names_are_in_the_plan_of_a_run_and_in_the_models_config(tmp_path: Path)
         "id2label": {0: "bad", 1: "good"},
         "label2id": {"bad": 0, "good": 1},
     }
+
+
+def test_labels_are_read_as_each_source_and_the_users_function_have_them(tmp_path: Path) -> None:
+    sources = []
+    for column, label in (("tag", "good"), ("mark", "bad")):
+        path = tmp_path / f"{column}.jsonl"
+        path.write_text(json.dumps({"text": "1 + 1", column: label}) + "\n", encoding="utf-8")
+        sources.append({"path": str(path), "columns": {column: "label"}})
+    function = tmp_path / "louder.py"
+    function.write_text(
+        "def louder(row):\n    return {k: v.upper() if k != 'text' else v for k, v in row.items()}\n", encoding="utf-8"
+    )
+    data = DataConfig.model_validate({"dataset": sources, "map": f"{function}:louder"})
+    tokenizer_dir = prepare_tokenizer(ModelConfig(path=str(TINY)), tmp_path / "tokenizer", KIND)
+    windows, _ = plan_encoding(data, tokenizer_dir, 0, tmp_path / "work", KIND)
+    assert windows.encode.label_names == ("BAD", "GOOD")
+    assert windows.make(0, 0).counts == {"trained": 2}

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayswift.config.source import SourceConfig
+from rayswift.data.rows import Conversation, Family, parse_row
 from rayswift.data.sources import json_values, open_sources
 from rayswift.log import UserError
 
@@ -239,3 +240,50 @@ def test_dictionaries_that_differ_from_part_to_part(kind: str, nested: bool, tmp
                 stream.write_table(table)
     expected = list("abacd")
     assert values(path) == [{"x": {"text": word} if nested else word} for word in expected]
+
+
+# ---- cells of csv files ----
+
+PAIR = '"[{""role"": ""user"", ""content"": ""q""}, {""role"": ""assistant"", ""content"": ""%s""}]"'
+ANSWERED = ({"role": "user", "content": "q"}, {"role": "assistant", "content": "a"})
+
+
+def last(conversation: Conversation) -> Any:
+    return conversation.messages[-1]["content"]
+
+
+@pytest.mark.parametrize(
+    ("family", "content", "read"),
+    [
+        ("classification", "text,label\na,2\n", lambda row: row.label == 2 and type(row.label) is int),
+        ("classification", "text,label\na,0.5\n", lambda row: row.label == 0.5),
+        ("classification", 'text,label\na,"[0, 2]"\n', lambda row: row.label == (0, 2)),
+        ("kto", "prompt,completion,label\nq,a,1\n", lambda row: row.judged[0][1] is True),
+        ("kto", "prompt,completion,label\nq,a,False\n", lambda row: row.judged[0][1] is False),
+        ("embedding", "sentence1,sentence2,score\nq,a,0.25\n", lambda row: row.label == 0.25),
+        ("embedding", "anchor,positive,negative,label\nq,a,,\n", lambda row: not row.negatives and row.label is None),
+        ("embedding", 'anchor,positive,negative\nq,a,"[""b"", ""c""]"\n', lambda row: len(row.negatives) == 2),
+        ("embedding", "anchor,positive,negative\nq,a,\"['b', 'c']\"\n", lambda row: len(row.negatives) == 2),
+        ("embedding", "anchor,positive,negative\nq,a,[b]\n", lambda row: last(row.negatives[0]) == "[b]"),
+        ("reranker", 'query,positive,negative\nq,a,"[""b""]"\n', lambda row: last(row.negatives[0]) == "b"),
+        ("preference", "prompt,chosen,rejected,margin\nq,a,b,0.5\n", lambda row: row.margin == 0.5),
+        ("preference", "prompt,chosen,rejected,margin\nq,a,b,\n", lambda row: row.margin is None),
+        ("preference", f"chosen,rejected\n{PAIR % 'a'},{PAIR % 'b'}\n", lambda row: row.chosen.messages == ANSWERED),
+        ("preference", 'prompt,chosen,rejected\nq,"[""a""]",b\n', lambda row: last(row.chosen) == '["a"]'),
+        ("causal", "query,response,history,tools,system\nq,a,,,\n", lambda row: row.conversation.messages == ANSWERED),
+        ("causal", 'query,response,history\nq,a,"[[""x"", ""y""]]"\n', lambda row: len(row.conversation.messages) == 4),
+        ("causal", 'query,response,tools\nq,a,"[{""name"": ""f""}]"\n', lambda row: len(row.conversation.tools) == 1),
+        ("causal", f"messages\n{PAIR % 'a'}\n", lambda row: row.conversation.messages == ANSWERED),
+        ("causal", "query,response\nq,\n", lambda row: last(row.conversation) == ""),
+        ("causal", "query,response\nq,[1]\n", lambda row: last(row.conversation) == "[1]"),
+    ],
+)  # fmt: skip
+def test_cells_are_what_their_columns_hold(family: Family, content: str, read: Any, tmp_path: Path) -> None:
+    (store,) = open_sources([str(write(tmp_path / "x.csv", content))], tmp_path / "w")
+    (row,) = store.read([0])
+    assert read(parse_row(row.value, family, {})), parse_row(row.value, family, {})
+    header, cells = content.split("\n", 1)
+    mapped = {f"my {name}": name for name in header.split(",")}
+    path = write(tmp_path / "y.csv", f"{','.join(mapped)}\n{cells}")
+    (store,) = open_sources([str(path)], tmp_path / "w")
+    assert read(parse_row(store.read([0])[0].value, family, mapped))

@@ -74,7 +74,7 @@ def test_a_pair_is_two_rows_with_labels(pair: dict[str, Any]) -> None:
     ],
 )
 def test_what_is_said_of_the_first_rows(rows: list[dict[str, Any]], says: list[str]) -> None:
-    said = kto_remarks(rows, {})
+    said = kto_remarks((row, {}) for row in rows)
     assert len(said) == len(says)
     assert all(part in line for part, line in zip(says, said, strict=True))
 

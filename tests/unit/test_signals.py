@@ -55,7 +55,7 @@ HAS_A_CHILD = """
         time.sleep(30)
     except KeyboardInterrupt:
         signals.tell()
-        signals.leave()
+        signals.leave(signals.exit_code())
 """
 
 FORKS = """

@@ -3,6 +3,7 @@
 `parse_row(row, family, columns, system)` is the way in; `format_of(row)` names what a row looks like.
 """
 
+from rayswift.data.rows.cells import Cells
 from rayswift.data.rows.columns import BadRow, Row
 from rayswift.data.rows.families import (
     CausalRow,
@@ -26,6 +27,7 @@ from rayswift.data.rows.texts import label_in
 __all__ = [
     "BadRow",
     "CausalRow",
+    "Cells",
     "ClassificationRow",
     "Conversation",
     "EmbeddingRow",

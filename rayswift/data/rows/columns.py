@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from rayswift.data.rows.cells import Cells, typed
+
 Row = Mapping[str, Any]
 
 MESSAGES = ("messages", "conversations", "conversation")
@@ -15,8 +17,8 @@ RESPONSE = (
 )
 LABEL = ("label", "labels")
 KTO_LABEL = ("label", "kto_tag")
-CHOSEN = ("chosen", "chosen_response", "chosen_messages")
-REJECTED = ("rejected", "rejected_response", "rejected_messages")
+CHOSEN = ("chosen", "chosen_response", "chosen_messages", "preferred_output")
+REJECTED = ("rejected", "rejected_response", "rejected_messages", "non_preferred_output")
 ANCHOR = ("anchor", "sentence1")
 POSITIVE = ("positive", "positives", "pos", "sentence2")
 NEGATIVE = ("negative", "negatives", "neg")
@@ -35,6 +37,9 @@ ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "tool_cal
 # A name that stands for another column is never taken for one part of a format beside it. An `input` or `instruction`
 # may be the other half of a question.
 _GROUPS = (MESSAGES, tuple(name for name in QUERY if name not in ("input", "instruction")), RESPONSE)
+
+
+_OF_TEXTS, _OF_MESSAGES = frozenset((*POSITIVE, *NEGATIVE, *DOCUMENT)), frozenset((*CHOSEN, *REJECTED))
 
 
 class BadRow(Exception):
@@ -95,6 +100,8 @@ def named(row: Any, columns: Mapping[str, str], system: str | None = None) -> Na
     if not isinstance(row, Mapping):
         raise BadRow("not an object", f"a row is a JSON object, this is {type(row).__name__}")
     given = {key: value for key, value in row.items() if value is not None}
+    if isinstance(row, Cells):
+        given = typed(given, columns, _OF_TEXTS, _OF_MESSAGES)
     nulls = frozenset(columns.get(key, key) for key in row if key not in given) if len(given) < len(row) else _NONE
     if not columns:
         return NamedRow(given, _NO_NAMES, system, nulls)
@@ -142,9 +149,14 @@ def one_of(row: Row, names: tuple[str, ...]) -> str | None:
     Raises:
         BadRow: several others are there.
     """
-    if names[0] in row:
+    return _one_of(tuple(row), names)
+
+
+@lru_cache(1024)
+def _one_of(columns: tuple[Any, ...], names: tuple[str, ...]) -> str | None:
+    if names[0] in columns:
         return names[0]
-    found = [name for name in names if name in row]
+    found = [name for name in names if name in columns]
     if len(found) > 1:
         raise BadRow(
             "ambiguous columns",
@@ -160,7 +172,12 @@ def messages_column(row: Row) -> str | None:
     Raises:
         BadRow: several do.
     """
-    found = [name for name in MESSAGES if name in row]
+    return _messages_column(tuple(row))
+
+
+@lru_cache(1024)
+def _messages_column(columns: tuple[Any, ...]) -> str | None:
+    found = [name for name in MESSAGES if name in columns]
     if len(found) > 1:
         raise BadRow(
             "ambiguous columns",

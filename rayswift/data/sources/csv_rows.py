@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayswift.data.rows import BadRow
+from rayswift.data.rows import BadRow, Cells
 from rayswift.data.sources.lines import LineStore, open_lines
 from rayswift.data.sources.store import MAX_ROW_BYTES, RawRow, Rows
 from rayswift.log import UserError, logger
@@ -50,7 +50,7 @@ class CsvStore:
         except UnicodeEncodeError:
             text = json.dumps(row.value, ensure_ascii=False).encode(errors="surrogateescape").decode(errors="replace")
             return RawRow(row.id, error=BadRow("invalid UTF-8", "a field holds bytes that are no UTF-8"), text=text)
-        return RawRow(row.id, dict(zip(self.header, row.value, strict=True)), text=row.text)
+        return RawRow(row.id, Cells(zip(self.header, row.value, strict=True)), text=row.text)
 
 
 def open_csv(name: str, path: Path, work: Path, delimiter: str) -> CsvStore:
