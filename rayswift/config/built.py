@@ -67,7 +67,6 @@ def is_unbuilt(path: str) -> bool:
     tasks = tasks_with(name) if section == "train" and name not in RlhfTrainConfig.model_fields else []
     return (
         path in _MODEL
-        or (section == "data" and name in _DATA)
         or (section == "cluster" and name in _CLUSTER)
         or (section == "rollout" and name in _ROLLOUT)
         or (section == "train" and name in _TRL)
