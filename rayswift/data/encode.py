@@ -19,21 +19,19 @@ from tokenizers import Encoding, Tokenizer
 
 from rayswift.config.model import ProblemType
 from rayswift.config.schema import LossOn, LossScale, TruncationMode
+from rayswift.data.masks import NO_FRAME, Part, clipped, ids_within, masked, parts_of
 from rayswift.data.pretokenised import pretokenised
 from rayswift.data.rows import BadRow, CausalRow, Conversation, Family, Row, parse_row
 from rayswift.data.rows.columns import named
 from rayswift.data.template import ChatTemplate
 from rayswift.data.token_bytes import TokenBytes, byte_positions
-from rayswift.data.tokenizer.folder import Frame, frame_of, read_chat_template
+from rayswift.data.tokenizer.folder import frame_of, read_chat_template
 from rayswift.data.truncation import bound_of, kept
 from rayswift.data.turns import Document, Marking, Numbers, Span, documents, ended, in_segments, joined, merged_turns
 from rayswift.log import UserError
 
 _BATCH_CHARS = 1 << 22
 _MANY_MESSAGES = 64
-_NO_FRAME = Frame()
-Part = tuple[slice, float]
-"""Neighbouring tokens, and the loss weight of each, 0 for not trained."""
 
 
 @dataclass(frozen=True)
@@ -276,29 +274,29 @@ class Encoder:
         pairs = list(zip(made, excerpts, strict=True))
         texts = [pair for pair in pairs if pair[0].tokens is None]
         # Offsets cost time, and are needed only where not every token is trained alike.
-        masked_texts = [text for document, parts in texts if not document.whole for _, text in parts]
-        masked = self._encodings(masked_texts, self._bytes is not None)
+        marked_texts = [text for document, parts in texts if not document.whole for _, text in parts]
+        marked = self._encodings(marked_texts, self._bytes is not None)
         whole = self._encodings([text for document, parts in texts if document.whole for _, text in parts], True)
         for document, parts in pairs:
-            frame = self._frame if document.framed else _NO_FRAME
+            frame = self._frame if document.framed else NO_FRAME
             if document.tokens is not None:
                 yield EncodedRow(document.tokens.ids, document.tokens.trained)
             elif document.whole:
-                ids = _ids(frame, [next(whole).ids for _ in parts])
+                ids = ids_within(frame, [next(whole).ids for _ in parts])
                 yield EncodedRow(ids, np.arange(len(ids)) > 0)
             else:
                 ((begin, text),) = parts
-                spans = [_clipped(span, begin, begin + len(text)) for span in document.spans]
-                encoding = next(masked)
-                parts_of = self._parts_by_bytes(text, encoding, spans) if self._bytes else _parts(encoding, spans)
-                yield _row(encoding.ids, parts_of, frame)
+                spans = [clipped(span, begin, begin + len(text)) for span in document.spans]
+                encoding = next(marked)
+                found = self._parts_by_bytes(text, encoding, spans) if self._bytes else parts_of(encoding, spans)
+                yield EncodedRow(*masked(encoding.ids, found, frame))
 
     def _parts_by_bytes(self, text: str, encoding: Encoding, spans: Sequence[Span]) -> list[Part]:
-        """As `_parts`, of an encoding without offsets."""
+        """As `masks.parts_of`, of an encoding without offsets."""
         assert self._bytes is not None
         begins = self._bytes.begins(encoding.ids, text.encode())
         if begins is None:  # its normalised form is another text
-            return _parts(self._tokenizer.encode(text, add_special_tokens=False), spans)
+            return parts_of(self._tokenizer.encode(text, add_special_tokens=False), spans)
         edges = sorted({edge for span in spans for edge in (span.begin, span.end)})
         tokens = np.searchsorted(begins, byte_positions(text, edges)).tolist()
         # A token that straddles the border belongs to what is before it.
@@ -336,70 +334,3 @@ def _rules(config: EncodeConfig) -> tuple[LossScale, ...]:
     """The rules for parts of answers, each once."""
     added: tuple[LossScale, ...] = ("ignore_empty_think",) if config.ignore_empty_think else ()
     return tuple(dict.fromkeys((*config.loss_scale, *added)))
-
-
-def _clipped(span: Span, begin: int, end: int) -> Span:
-    """The part of a span that lies in characters [begin, end), counted from there."""
-    return Span(max(span.begin, begin) - begin, min(span.end, end) - begin, span.weight)
-
-
-def _parts(encoding: Encoding, spans: Sequence[Span]) -> list[Part]:
-    """The tokens of each span, with its weight."""
-    found = []
-    for span in spans:
-        first = _token_at(encoding, span.begin, span.end, len(encoding))
-        found.append((slice(first, _token_after(encoding, span.begin, span.end)), span.weight))
-    return found
-
-
-def _row(tokens: Sequence[int], parts: Sequence[Part], frame: Frame = _NO_FRAME) -> EncodedRow:
-    """Tokens within what the tokenizer puts around them; trained are `parts`, the later counts where they overlap.
-
-    What is put behind is trained as the last token is.
-    """
-    ids, before = _ids(frame, [tokens]), len(frame.before)
-    trained = np.zeros(len(ids), dtype=np.bool_)
-    weights = None if all(weight == 1 for _, weight in parts) else np.ones(len(ids), dtype=np.float32)
-    for part, weight in parts:
-        own = slice(part.start + before, len(ids) if part.stop == len(tokens) else part.stop + before)
-        trained[own] = weight > 0
-        if weights is not None:
-            weights[own] = weight
-    trained[:1] = False
-    if weights is not None and (weights[trained] == 1).all():
-        weights = None
-    return EncodedRow(ids, trained, weights)
-
-
-def _ids(frame: Frame, pieces: Sequence[Sequence[int]]) -> NDArray[np.int32]:
-    """The tokens of a text, given in pieces, within what the tokenizer puts around it."""
-    arrays = [np.asarray(part, np.int32) for part in (frame.before, *pieces, frame.behind) if part]
-    if len(arrays) == 1:
-        return arrays[0]
-    return np.concatenate(arrays) if arrays else np.empty(0, np.int32)
-
-
-def _token_at(encoding: Encoding, start: int, end: int, none: int) -> int:
-    """The first token that begins inside [start, end)."""
-    for position in range(start, end):
-        token = encoding.char_to_token(position)
-        if token is not None:
-            begins = encoding.token_to_chars(token)
-            assert begins is not None
-            # A token that straddles the border belongs to the prompt.
-            return int(token) if begins[0] >= start else int(token) + 1
-    return none
-
-
-def _token_after(encoding: Encoding, start: int, end: int) -> int:
-    """One past the last token of [start, end)."""
-    for position in range(end - 1, start - 1, -1):
-        token = encoding.char_to_token(position)
-        if token is not None:
-            # One character may be several tokens, all with its span; `char_to_token` names the first.
-            span = encoding.token_to_chars(token)
-            after = int(token) + 1
-            while after < len(encoding) and encoding.token_to_chars(after) == span:
-                after += 1
-            return after
-    return 0

@@ -84,10 +84,8 @@ def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:
     # 2. Rows: tokenizer, sources, a look at the first of them.
     with announced("fetching the tokenizer"):
         tokenizer_dir = prepare.prepare_tokenizer(config.model, run_dir / "tokenizer", row_kind(config))
-    plan = planning.with_data(
-        plan, prepare.with_template_date(config.data, tokenizer_dir, resume.config["data"] if resume else None)
-    )
-    config = plan.config
+    before = resume.config["data"] if resume else None
+    plan = planning.with_data(plan, prepare.with_template_date(config.data, tokenizer_dir, before))
     if resume and config.data.window_rows is None:
         plan = planning.with_window_rows(plan, resume.window_rows)
     with announced("looking at the rows"):
