@@ -49,8 +49,7 @@ def _run(argv: list[str]) -> int:
         print(f"rayswift {__version__}")  # noqa: T201
         return 0
     if verb not in VERBS:
-        logger.error("error: `%s` is not a verb; verbs are %s", verb, ", ".join(VERBS))
-        return 2
+        return _complain(UserError(_not_a_verb(verb)), 2)
     from rayswift.config import load, show
     from rayswift.config.schema import TRAINING_VERBS
 
@@ -75,6 +74,13 @@ def _run(argv: list[str]) -> int:
     except UserError as error:
         return _complain(error, error.exit_code)
     return 0
+
+
+def _not_a_verb(verb: str) -> str:
+    from rayswift.config import swift
+
+    fix = swift.VERBS.get(verb) or f"verbs are {', '.join(VERBS)}"
+    return f"`{verb}` is not a verb; {fix}"
 
 
 def _complain(error: UserError, exit_code: int) -> int:

@@ -3,6 +3,7 @@
     rayswift data encode --config run.yaml --to caches/mine
     rayswift sft --config run.yaml --data.cache caches/mine
 
+The word behind it is the verb that trains: pt, sft (unless the config names a task of rlhf) or rlhf.
 The same windows in the same order as training would make them, through the same Ray Data tasks. Started again after an
 interruption it goes on behind the parts that are complete.
 """
@@ -16,12 +17,14 @@ from pathlib import Path
 
 from rayswift.config.built import refuse_unbuilt
 from rayswift.config.load import Invocation, to_yaml
+from rayswift.config.row_verbs import PtEncodeConfig, RlhfEncodeConfig
 from rayswift.config.schema import DataEncodeConfig
 from rayswift.data import cache_folder, fingerprint, prepare
 from rayswift.data.cache import PartSummary, PartWriter
 from rayswift.data.global_batches import table
 from rayswift.log import logger
 from rayswift.resources import connect, join, lay_out
+from rayswift.train.tasks import TASKS, row_kind
 
 _SAY_EVERY_S = 10
 
@@ -32,23 +35,28 @@ def run(invocation: Invocation) -> None:
     Raises:
         UserError: bad input, a folder that holds something else (exit code 2), or too many bad rows (exit code 1).
     """
-    config: DataEncodeConfig = invocation.config
+    config: DataEncodeConfig | PtEncodeConfig | RlhfEncodeConfig = invocation.config
     if invocation.dry_run:
         print(to_yaml(config))  # noqa: T201
         return
     refuse_unbuilt(config, rows_only=True)
     began, folder = time.monotonic(), Path(config.encode.to).resolve()
-    data, seed = config.data.model_copy(update={"cache": None}), config.train.seed
+    kind, seed = row_kind(config), config.train.seed
+    packed = {} if TASKS[config.train.task].packs else {"packing": False}
+    data = config.data.model_copy(update={"cache": None, **packed})
 
     # 1. What would be encoded, and what the folder holds of it.
     with tempfile.TemporaryDirectory() as temporary:
-        found = prepare.prepare_tokenizer(config.model, Path(temporary))
-        made_from = fingerprint.take(data, found, seed, cache_folder.known(folder))
+        found = prepare.prepare_tokenizer(config.model, Path(temporary), kind)
+        known = cache_folder.known(folder)
+        day = known.settings.get("data.template_date") if known else None
+        data = prepare.with_template_date(data, found, {"template_date": day})
+        made_from = fingerprint.take(data, found, seed, known, kind)
         if not cache_folder.start(folder, made_from, config.encode.epochs):
             logger.info("%s is complete already", folder)
             return
         tokenizer_dir = shutil.copytree(found, folder / "work" / "tokenizer", dirs_exist_ok=True)
-    train, evaluation = prepare.plan_encoding(data, tokenizer_dir, seed, folder / "work")
+    train, evaluation = prepare.plan_encoding(data, tokenizer_dir, seed, folder / "work", kind)
     plans = {"train": train} | ({"eval": evaluation} if evaluation else {})
 
     # 2. Ray, and the parts. Nothing trains meanwhile, so every core encodes.

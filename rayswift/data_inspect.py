@@ -1,8 +1,10 @@
 """`rayswift data inspect`: what a run would see of its rows, before it is started.
 
     rayswift data inspect --dataset rows.jsonl --model Qwen/Qwen3-0.6B --html rows.html
+    rayswift data inspect rlhf --config dpo.yaml
 
-Needs neither Ray nor a GPU: a sample is encoded in this process.
+The word behind it is the verb that would train: pt, sft (unless the config names a task of rlhf) or rlhf. Needs
+neither Ray nor a GPU: a sample is encoded in this process.
 """
 
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 
 from rayswift.config.built import refuse_unbuilt
 from rayswift.config.load import Invocation, to_yaml
+from rayswift.config.row_verbs import PtInspectConfig, RlhfInspectConfig
 from rayswift.config.schema import DataInspectConfig
 from rayswift.data import prepare
 from rayswift.data.inspection import inspect
@@ -25,7 +28,7 @@ def run(invocation: Invocation) -> None:
     Raises:
         UserError: bad input, or a page that cannot be written.
     """
-    config: DataInspectConfig = invocation.config
+    config: DataInspectConfig | PtInspectConfig | RlhfInspectConfig = invocation.config
     if invocation.dry_run:
         print(to_yaml(config))  # noqa: T201
         return
@@ -35,6 +38,7 @@ def run(invocation: Invocation) -> None:
         kind, packs = row_kind(config), TASKS[config.train.task].packs
         data = config.data if packs else config.data.model_copy(update={"packing": False})
         tokenizer_dir = prepare.prepare_tokenizer(config.model, work / "tokenizer", kind)
+        data = prepare.with_template_date(data, tokenizer_dir)
         windows, _ = prepare.plan_encoding(data, tokenizer_dir, config.train.seed, work / "data", kind)
         found = inspect(windows, config.inspect.rows, config.inspect.show)
     print(to_text(found, colours=sys.stdout.isatty()))  # noqa: T201

@@ -2,9 +2,10 @@
 
 from rayswift.config.model import ModelConfig
 from rayswift.config.model_checks import missing_packages, model_problems
-from rayswift.config.schema import RlhfConfig, TrainingConfig
+from rayswift.config.schema import RlhfConfig, RlhfTrainConfig, TrainingConfig
 from rayswift.config.section import Section
 from rayswift.config.task_checks import rollout_of, task_problems
+from rayswift.config.trl_fields import tasks_with
 from rayswift.config.tuner_fields import is_initialised_before, looks_at_rows, tuner_problems
 from rayswift.log import UserError
 
@@ -30,11 +31,12 @@ WITH_QLORA = ("dpo", "kto", "rm", "orpo", "seq_cls")
 """A LoRA on quantized weights."""
 WITH_STARTING_ADAPTERS = ("dpo", "kto", "orpo")
 """An adapter that was trained before, on the head of a language model."""
-# Settings of `data` and `cluster` that no training reads yet, besides their defaults.
-_DATA = ("loss_scale",)
+# Settings of `train` and `cluster` that no training reads yet, besides their defaults.
 _TRL = ("sync_ref_model",)
 _GRPO = ("use_adaptive_entropy", "cast_lm_head_to_fp32", "router_aux_loss_coef")
 _CLUSTER = ("sequence_parallel_size",)
+_ROLLOUT = ("placement",)
+_MODEL = ("model.reference_adapters", "model.teacher", "model.teacher_adapters")
 # Fields of PEFT's LoraConfig that break something, and what; all others are passed to PEFT.
 _LORA_REFUSED = {
     "megatron_config": "it is for the parallel layers of Megatron",
@@ -59,10 +61,23 @@ _LORA_INITS = (True, "gaussian", "orthogonal")
 _OTHER_INITS = {"loftq": " (PEFT makes it on a GPU, where it has not been tried)"}
 
 
+def is_unbuilt(path: str) -> bool:
+    """Whether every value of a field but its default is refused as not built, whatever else is set."""
+    section, _, name = path.partition(".")
+    tasks = tasks_with(name) if section == "train" and name not in RlhfTrainConfig.model_fields else []
+    return (
+        path in _MODEL
+        or (section == "cluster" and name in _CLUSTER)
+        or (section == "rollout" and name in _ROLLOUT)
+        or (section == "train" and name in _TRL)
+        or (bool(tasks) and name in _GRPO and tasks == ["grpo"])
+        or (bool(tasks) and not set(tasks) & set(BUILT_TASKS))
+    )
+
+
 def rows_not_built(config: TrainingConfig) -> list[str]:
     """As `not_built`, of what decides the encoded rows."""
-    found = [] if config.train.task in BUILT_TASKS else [f"train.task = {config.train.task}"]
-    return found + _changed("data", config.data, _DATA)
+    return [] if config.train.task in BUILT_TASKS else [f"train.task = {config.train.task}"]
 
 
 def not_built(config: TrainingConfig) -> list[str]:
@@ -111,7 +126,7 @@ def _online_not_built(config: TrainingConfig) -> list[str]:
     changes = _changed("model", config.model, ("new_special_tokens", "rope_scaling", "max_position_embeddings"))
     given = config.model.tuner_kwargs if config.model.tuner == "lora" else {}
     changes += [f"model.tuner_kwargs.{name} = {given[name]}" for name in _BESIDE_THE_MATRICES if name in given]
-    return [f"{line} with task {config.train.task}" for line in changes] + _changed("rollout", rollout, ("placement",))
+    return [f"{line} with task {config.train.task}" for line in changes] + _changed("rollout", rollout, _ROLLOUT)
 
 
 def _tuner_not_built(model: ModelConfig) -> list[str]:

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ValidationError
 
 from rayswift.config import built, other_names, swift, trl_fields, yaml_text
 from rayswift.config.names import annotation_of, owner_in, paths_of, section_of, suggest, tasks_of
-from rayswift.config.schema import VERB_CONFIGS, TrainingConfig
+from rayswift.config.row_verbs import FOR_TRAINING
+from rayswift.config.schema import TRAINING_VERBS, VERB_CONFIGS, TrainingConfig
 from rayswift.config.section import Section
 from rayswift.config.values import home, plain, read
 from rayswift.config.written import Problems, Tree, flat_of, read_yaml, split, words_for
@@ -47,17 +48,22 @@ def load(verb: str, argv: list[str], environ: Mapping[str, str] = MappingProxyTy
     Raises:
         UserError: with one line for each problem: unknown key, wrong type, field owned by Ray, missing field.
     """
-    schema = VERB_CONFIGS[verb]
     problems = Problems()
-    files, flags, dry_run = split(argv, problems)
-    given = [flat_of(schema, read_yaml(Path(home(file)), problems)) for file in files]
+    trains = argv[0] if verb in FOR_TRAINING and argv and argv[0] in TRAINING_VERBS else None
+    files, flags, dry_run = split(argv[trains is not None :], problems)
+    trees = [read_yaml(Path(home(file)), problems) for file in files]
+    if verb in FOR_TRAINING:
+        trains = trains or _trains(trees, flags)
+    schema = FOR_TRAINING[verb][trains] if trains else VERB_CONFIGS[verb]
+    given = [flat_of(schema, tree) for tree in trees]
     task = _task_of(schema, given, flags)
-    said = swift.Translation(verb, task)
+    said = swift.Translation(trains or verb, task)
     tree = _merged(schema, [*given, ({}, flags)], said, environ, problems)
     _check_keys(schema, task, tree, problems)
     _read_values(schema, task, tree, problems)
     config = _validate(schema, task, tree, problems)
     problems.lines += said.problems
+    (said.notes if dry_run else problems.lines).extend(said.problems_of_a_start)
     if problems.lines and config is None:  # judged by what is left of it, so that one problem hides no other
         config = _without_bad_fields(schema, tree)
     if problems.lines and isinstance(config, TrainingConfig):
@@ -87,7 +93,10 @@ def _merged(
     has_eval_rows = _names_eval_rows(given)
     for sections, flat in given:
         _merge(tree, sections)
-        put(said.add(swift.translate(flat, said.verb, said.task, has_eval_rows)) if said.task else flat)
+        if said.task:
+            put(said.add(swift.translate(flat, said.verb, said.task, has_eval_rows)))
+        else:
+            put(said.add(swift.translate_other(flat, said.verb)))
     if said.task:
         flat_flags = [flag for _, flat in given for flag in flat]
         put(swift.complete(tree, flat_flags, environ, said))
@@ -125,6 +134,18 @@ def _task_of(schema: type[Section], files: list[tuple[Tree, list[swift.Flag]]], 
     return task if task in tasks else tasks[0]
 
 
+def _trains(files: list[Tree], flags: list[swift.Flag]) -> str:
+    """The verb that a command line without its name is for: rlhf where it asks for one of its tasks, else sft."""
+    tasks = tasks_of(FOR_TRAINING["data inspect"]["rlhf"])
+    named: list[Any] = [words[0] for name, words in flags if name in ("task", "train.task") and words]
+    for tree in files:
+        train = tree.get("train")
+        named += [train.get("task")] if isinstance(train, dict) else [tree.get("task")]
+    asked = {*(name for name, _ in flags), *(name for tree in files for name in tree)}
+    samples = "rollout" in asked or any(name.startswith("rollout.") for name in asked)
+    return "rlhf" if samples or "rlhf_type" in asked or any(name in tasks for name in named) else "sft"
+
+
 def _names_eval_rows(given: list[tuple[Tree, list[swift.Flag]]]) -> bool:
     """Whether anything names rows to evaluate on; a share of 0 names none."""
     names = [(name.removeprefix("data."), words) for _, flat in given for name, words in flat]
@@ -143,10 +164,12 @@ def _resolve_name(schema: type[Section], flag: str, problems: Problems) -> str |
     matches = [p for p in known if p.split(".")[1] == flag]
     if len(matches) == 1:
         return matches[0]
+    if trl_fields.MOVED.get(flag) in matches:
+        return trl_fields.MOVED[flag]
     if matches:
         problems.add(f"--{flag} could be {' or '.join('--' + m for m in matches)}", "write the one you mean")
         return None
-    told = other_names.answer(flag)
+    told = other_names.answer(flag.split(".")[-1])
     if told:
         problems.add(f"--{flag} is not a field here", told)
         return None

@@ -29,8 +29,6 @@ def online_problems(config: RlhfConfig) -> list[str]:
     if config.train.task == "grpo":
         found += policy_problems(config)
     why = f"task {config.train.task} trains completions"
-    if config.data.cache:
-        found.append(f"data.cache holds packed rows of task causal_lm, but {why}; unset it")
     if config.data.truncation == "split":
         found.append("data.truncation = split has no meaning for prompts; set drop or left")
     if config.data.truncation == "right":

@@ -3,11 +3,9 @@
 # Name -> the field here, or what to do instead.
 TRL = {
     "model_name_or_path": "model.path",
-    "model_revision": "model.revision",
     "use_peft": "model.tuner",
     "lora_r": "model.lora_rank",
     "lora_task_type": "nothing: train.task says it",
-    "lora_target_modules": "model.target_modules",
     "lora_target_parameters": "model.tuner_kwargs (target_parameters)",
     "lora_modules_to_save": "model.modules_to_save",
     "load_in_4bit": "model.quantization",
@@ -22,8 +20,6 @@ TRL = {
     "max_seq_length": "data.max_length",
     "reward_model_name_or_path": "rollout.reward_models",
     "sft_model_path": "model.path",
-    "eos_token": "nothing: the tokenizer's own is taken",
-    "vllm_server_host": "nothing: engines are started by the run",
 }
 LLAMA_FACTORY = {
     "model_name_or_path": "model.path",
@@ -66,7 +62,6 @@ LLAMA_FACTORY = {
     "dpo_label_smoothing": "train.label_smoothing",
     "kto_chosen_weight": "train.desirable_weight",
     "kto_rejected_weight": "train.undesirable_weight",
-    "simpo_gamma": "train.simpo_gamma",
     "pure_bf16": "model.dtype",
     "upcast_layernorm": "model.dtype",
     "disable_gradient_checkpointing": "train.gradient_checkpointing",
@@ -82,7 +77,6 @@ AXOLOTL = {
     "lora_model_dir": "model.adapters",
     "lora_r": "model.lora_rank",
     "lora_target_linear": "model.target_modules",
-    "lora_target_modules": "model.target_modules",
     "lora_modules_to_save": "model.modules_to_save",
     "peft_use_dora": "model.tuner_kwargs (use_dora)",
     "peft_use_rslora": "model.tuner_kwargs (use_rslora)",
@@ -131,5 +125,8 @@ def answer(name: str) -> str | None:
     for peer, names in _PEERS.items():
         if name in names:
             answers.setdefault(names[name], []).append(peer)
-    told = [f"{' and '.join(peers)} say so; here it is {ours}" for ours, peers in answers.items()]
+    told = [
+        f"{' and '.join(peers)} {'say' if len(peers) > 1 else 'says'} so; here it is {ours}"
+        for ours, peers in answers.items()
+    ]
     return "; ".join(told) if told else None

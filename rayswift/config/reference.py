@@ -20,13 +20,19 @@ Written by `{COMMAND}`; do not edit it by hand.
 YAML and flags are one tree of sections. A field's dotted path is its YAML path, its flag and its name in every error;
 where the last part is unique, the bare flag works too (`--learning_rate`), and `--model` stands for `--model.path`.
 A value is the field's default, else what `--config file.yaml` says, later files over earlier ones, else the flag.
-Lists are words (`--data.eval a.jsonl b.jsonl`) or JSON, dicts are JSON, `null` is null. An unknown name is an error.
+Lists are words (`--data.eval a.jsonl b.jsonl`) or JSON, dicts are JSON, `null` is null. An unknown name is an error,
+and all problems are told at once. Numbers, booleans and null are read alike in YAML, in dicts inside it and in flags,
+as YAML 1.2 has them and as the field means them: `1e-4` is a number, `no` is a word of `save_strategy` and false for
+`packing`. A path may begin with `~`. Names of TRL, LLaMA-Factory and axolotl are answered with those below.
 `rayswift <verb> --dry_run` prints the resolved config, and `rayswift <verb> --help all` the fields below.
 
 **ms-swift's spelling.** `pt`, `sft` and `rlhf` also read command lines and flat YAML or JSON files of ms-swift
 (`rayswift sft run.yaml --tuner_type lora --deepspeed zero3`). One line says what was translated; a flag whose work Ray
 does here is accepted with one line that says why it has no effect; the few that cannot be honoured are errors with the
-reason. Defaults are the ones on this page. The tables are in [`swift/`](swift)."""
+reason. `NPROC_PER_NODE` and `NNODES` become workers, and for tasks that sample `max_length` is a prompt's. Defaults are
+the ones on this page; one line lists those of ms-swift that differ, as the flags that bring them back, and another the
+ids that ms-swift would take from ModelScope's hub. `infer` and `export` know its flags too. The tables are in
+[`swift/`](swift)."""
 
 
 def page() -> str:

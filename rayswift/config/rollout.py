@@ -36,7 +36,7 @@ class RolloutConfig(Section):
     structured_outputs_regex: str | None = None
     """Regular expression that every completion is made to match; not together with `repetition_penalty`."""
     chat_template_kwargs: dict[str, Any] = {}
-    """Variables for the chat template when it renders prompts (`{"enable_thinking": false}`)."""
+    """Variables for the chat template when it renders prompts, over those of `data.chat_template_kwargs`."""
     reward_funcs: PathTexts = []
     """Reward functions: built-in names, `module:function` or `file.py:function`."""
     reward_models: PathTexts = []

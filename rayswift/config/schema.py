@@ -11,7 +11,16 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from rayswift.config.model import ModelConfig, RlhfModelConfig
 from rayswift.config.rollout import RolloutConfig
-from rayswift.config.section import PathText, PathTexts, Section, Strings, ascending, one_or_many, one_or_range
+from rayswift.config.section import (
+    PathText,
+    PathTexts,
+    Section,
+    Strings,
+    ascending,
+    iso_date,
+    one_or_many,
+    one_or_range,
+)
 from rayswift.config.source import Sources
 
 SftTask = Literal["causal_lm", "seq_cls", "embedding", "reranker", "generative_reranker"]
@@ -30,6 +39,7 @@ Steps = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]
 
 # The least and the most.
 WorkerRange = Annotated[list[int], AfterValidator(ascending)]
+OneOrTwo = Annotated[list[str], Field(max_length=2), BeforeValidator(one_or_many)]
 
 
 class DataConfig(Section):
@@ -51,7 +61,11 @@ class DataConfig(Section):
     of roles (user, assistant); dots reach into a column."""
     system: str | None = None
     """System prompt for rows that bring none."""
-    map: str | None = None
+    model_name: OneOrTwo = []
+    """What `{{NAME}}` in rows becomes; of two, the first in Chinese rows and the second in all others."""
+    model_author: OneOrTwo = []
+    """What `{{AUTHOR}}` in rows becomes; of two, the first in Chinese rows and the second in all others."""
+    map: PathText | None = None
     """Your own function as module:name or file.py:name, called with each row: gives a row, rows, or None."""
     max_length: int = Field(2048, ge=2)
     """Tokens in a packed row, and the longest row that is trained."""
@@ -63,8 +77,19 @@ class DataConfig(Section):
     """Which tokens are trained: all assistant turns, the last one, or every token."""
     loss_scale: Annotated[list[LossScale], BeforeValidator(one_or_many)] = []
     """Changes to the loss weight of parts of assistant turns, applied in this order, under ms-swift's names."""
+    ignore_empty_think: bool = False
+    """Leave an empty block of thoughts untrained that a chat template writes before an answer: `loss_scale` of that
+    name."""
     use_chat_template: bool = True
     """Render messages with the chat template; false: their contents alone, one after the other."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Variables for the chat template (`{"enable_thinking": false}`); a row's own `chat_template_kwargs` come first."""
+    keep_history: bool = False
+    """Train all answers of a row in one text, earlier ones as the chat template leaves them there; false: where that
+    takes thoughts out of earlier answers, each of these in a text of its own, behind what is served before it."""
+    template_date: Annotated[str | None, AfterValidator(iso_date)] = None
+    """The day, YYYY-MM-DD, that a chat template sees which asks for it; null: that of the first launch, kept from then
+    on."""
     shuffle: bool = True
     """New order each epoch, a function of seed and epoch alone."""
     window_rows: int | None = Field(None, ge=1)
@@ -197,7 +222,7 @@ class RlhfTrainConfig(TrainConfig):
     """Optimiser, schedule, logging, saving, evaluation: names and values of the task's TRL config."""
 
     task: RlhfTask = "dpo"
-    """How the model learns from preferences, rewards or a teacher."""
+    """How the model learns from preferences, rewards or a teacher; ppo and gkd are not built yet."""
     output_dir: PathText = "runs/rlhf"
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate; null: 1e-6 for full training, 1e-5 for LoRA."""

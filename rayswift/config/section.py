@@ -1,5 +1,6 @@
 """What every section of a config is made of."""
 
+import datetime
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
@@ -47,4 +48,14 @@ def ascending(value: list[int]) -> list[int]:
     """A range, the least first."""
     if not 1 <= value[0] <= value[1]:
         raise ValueError("the least comes first and is at least 1")
+    return value
+
+
+def iso_date(value: str | None) -> str | None:
+    """A day as YYYY-MM-DD, or none."""
+    if value is not None:
+        try:
+            datetime.datetime.strptime(value, "%Y-%m-%d")
+        except ValueError as error:
+            raise ValueError("a day is written YYYY-MM-DD") from error
     return value

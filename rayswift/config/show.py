@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from rayswift.config import trl_fields
+from rayswift.config.built import is_unbuilt
 from rayswift.config.names import literal_values, section_of, tasks_of, trl_names
 from rayswift.config.schema import VERB_CONFIGS, TrainConfig
 from rayswift.config.section import Section
@@ -56,7 +57,7 @@ def field_lines(verb: str, section_name: str) -> list[FieldLine]:
             f"{section_name}.{name}",
             type_name(field.annotation),
             "required" if field.is_required() else _plain(field.default),
-            " ".join((field.description or "").split()),
+            " ".join((field.description or "").split()) + _mark(f"{section_name}.{name}"),
         )
         for name, field in section.model_fields.items()
     ]
@@ -73,9 +74,15 @@ def _trl_line(verb: str, name: str) -> FieldLine:
         f"train.{name}",
         by_name({task: field.annotation for task, field in fields.items()}),
         by_name({task: field.default for task, field in fields.items()}),
-        next(iter(fields.values())).help + ("" if len(fields) == len(tasks) else f" (task {', '.join(fields)})"),
+        next(iter(fields.values())).help
+        + ("" if len(fields) == len(tasks) else f" (task {', '.join(fields)})")
+        + _mark(f"train.{name}"),
         from_trl=True,
     )
+
+
+def _mark(path: str) -> str:
+    return " Not built yet." if is_unbuilt(path) else ""
 
 
 def by_name(values: dict[str, str]) -> str:

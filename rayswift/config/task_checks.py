@@ -5,7 +5,7 @@ from typing import Any
 from rayswift.config.model import RlhfModelConfig
 from rayswift.config.online_checks import online_problems
 from rayswift.config.rollout import RolloutConfig
-from rayswift.config.schema import RlhfConfig, SftConfig, TrainingConfig
+from rayswift.config.schema import PtTrainConfig, RlhfConfig, SftConfig, SftTrainConfig, TrainingConfig
 from rayswift.config.tuner_fields import begins_with_other_weights
 
 ONLINE_TASKS = ("grpo", "ppo", "gkd")
@@ -27,6 +27,10 @@ _OF_TASK = {
     "train.positive_token": "generative_reranker",
     "train.negative_token": "generative_reranker",
 }
+
+LEAVES_OUT = ("ignore_empty_think", "ignore_think_prefix")
+"""Values of `data.loss_scale` that only leave something untrained, which needs no weights."""
+_TRAIN_ANSWERS = ("causal_lm", "dpo", "orpo", "cpo", "simpo", "kto")
 
 LOSS_TYPES = {
     "dpo": (
@@ -63,6 +67,7 @@ def task_problems(config: TrainingConfig) -> list[str]:
     found += _fields_of_other_tasks(config)
     if isinstance(config, SftConfig):
         found += _sft_problems(config)
+    found += _loss_scale_problems(config)
     if config.train.task not in ("causal_lm", *ONLINE_TASKS):
         found += _whole_row_problems(config) + _loss_problems(config)
     if isinstance(config, RlhfConfig):
@@ -115,6 +120,35 @@ def _sft_problems(config: SftConfig) -> list[str]:
     return found
 
 
+def _loss_scale_problems(config: TrainingConfig) -> list[str]:
+    """Weights of parts of answers, where the loss takes none."""
+    data, train = config.data, config.train
+    given = [f"data.loss_scale = {' '.join(data.loss_scale)}"] if data.loss_scale else []
+    given += ["data.ignore_empty_think"] if data.ignore_empty_think else []
+    if train.task not in _TRAIN_ANSWERS:
+        return [
+            f"{what} has no meaning: task {train.task} has no loss over the tokens of answers; unset it"
+            for what in given
+        ]
+    weighs = [name for name in data.loss_scale if name not in LEAVES_OUT]
+    if not weighs:
+        return []
+    what = f"data.loss_scale = {' '.join(weighs)}"
+    if train.task != "causal_lm":
+        return [f"{what} weighs tokens, but task {train.task} counts whole answers; set {' or '.join(LEAVES_OUT)}"]
+    loss_type = train.loss_type if isinstance(train, PtTrainConfig | SftTrainConfig) else None
+    rivals = {
+        "train.loss": train.loss,
+        "train.loss_type": loss_type if loss_type != "nll" else None,
+        "train.label_smoothing_factor": train.trl_extra.get("label_smoothing_factor"),
+    }
+    return [
+        f"{what} weighs tokens, which {name} = {value} does not take; unset one"
+        for name, value in rivals.items()
+        if value
+    ]
+
+
 def _whole_row_problems(config: TrainingConfig) -> list[str]:
     """Of tasks whose loss judges whole texts."""
     data, train, why = config.data, config.train, f"task {config.train.task}"
@@ -123,10 +157,10 @@ def _whole_row_problems(config: TrainingConfig) -> list[str]:
         found.append(f"data.truncation = split has no meaning: {why} judges whole texts; set drop, left or right")
     if data.loss_on == "all":
         found.append(f"data.loss_on = all has no meaning: {why} says itself which tokens count; unset it")
-    if not data.use_chat_template and train.task not in ("seq_cls", "embedding"):
+    if not data.use_chat_template and train.task in ("reranker", "generative_reranker"):
         found.append(f"data.use_chat_template = False: {why} takes conversations, which need one")
-    if data.cache:
-        found.append(f"data.cache holds packed rows of task causal_lm, not of {why}; unset it")
+    if data.cache and train.trl_extra.get("precompute_ref_log_probs"):
+        found.append("data.cache holds rows without what train.precompute_ref_log_probs adds; unset one of them")
     for name in ("loss", "metrics"):
         if getattr(train, name):
             found.append(f"train.{name} = {getattr(train, name)} is for losses over tokens; {why} has its own")

@@ -67,7 +67,7 @@ MOVED = {
     "top_k": "rollout.top_k",
     "min_p": "rollout.min_p",
     "repetition_penalty": "rollout.repetition_penalty",
-    "chat_template_kwargs": "rollout.chat_template_kwargs",
+    "chat_template_kwargs": "data.chat_template_kwargs",
     "reward_weights": "rollout.reward_weights",
     "teacher_model_name_or_path": "model.teacher",
 }

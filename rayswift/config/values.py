@@ -66,7 +66,7 @@ def read(annotation: Any, written: Any) -> Any:
     match written:
         case Plain():
             return _scalar(kinds, written)
-        case str() if written[:1] in ("{", "[") and str not in kinds and _opens(kinds, written):
+        case str() if _is_json(kinds, written):
             return json.loads(written)
         case dict():
             return _dict(kinds, written)
@@ -113,6 +113,11 @@ def _scalar(kinds: list[Any], word: Plain) -> Any:
     if isinstance(value, bool) and bool not in kinds:
         return str(word)
     return str(word) if value is None else value
+
+
+def _is_json(kinds: list[Any], quoted: str) -> bool:
+    """Whether a text in quotes is JSON for a field that takes dicts or lists; `str` beside `dict` means JSON in TRL."""
+    return (quoted.startswith("{") or (quoted.startswith("[") and str not in kinds)) and _opens(kinds, quoted)
 
 
 def _opens(kinds: list[Any], word: str) -> bool:

@@ -28,7 +28,7 @@ from rayswift.data.windows import PackedRow, Quarantined, Window, WindowPlan
 from rayswift.log import UserError
 
 MANIFEST = "manifest.json"
-FORMAT = 3  # of the files, and of what encoding makes of a row: a change of either is another number
+FORMAT = 4  # of the files, and of what encoding makes of a row: a change of either is another number
 _FOOTER = b"rayswift"
 _WINDOW_KEY, _ROW_KEY = 0xCAC4E, 0xCAC4F
 _OPEN_PARTS = 64

@@ -12,6 +12,7 @@ from typing import Any
 from rayswift.config.schema import DataConfig
 from rayswift.data import fingerprint
 from rayswift.data.cache import FORMAT, MANIFEST, CachedWindows, PartSummary, PartWriter, windows_per_part
+from rayswift.data.encode import CAUSAL, RowKind
 from rayswift.data.fingerprint import Fingerprint
 from rayswift.data.global_batches import judge
 from rayswift.data.windows import WindowPlan
@@ -150,7 +151,7 @@ def summary_of(folder: Path) -> Encoded:
 
 
 def open_cache(
-    data: DataConfig, tokenizer_dir: Path, tokenizer_hash: str, seed: int
+    data: DataConfig, tokenizer_dir: Path, tokenizer_hash: str, seed: int, kind: RowKind = CAUSAL
 ) -> tuple[CachedWindows, CachedWindows | None]:
     """The windows of `data.cache`: to train, and to evaluate if there are any.
 
@@ -170,7 +171,7 @@ def open_cache(
     if made_from and data.window_rows in (None, manifest["splits"]["train"]["window_rows"]):
         # Left to us or, in a resolved config, the number that the encoding chose.
         data = data.model_copy(update={"window_rows": made_from.settings["data.window_rows"]})
-    lines = _differences(manifest, fingerprint.take(data, tokenizer_dir, seed, made_from))
+    lines = _differences(manifest, fingerprint.take(data, tokenizer_dir, seed, made_from, kind))
     if lines:
         raise UserError(
             f"data.cache = {data.cache!r} was made from something else:\n"

@@ -18,12 +18,16 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from rayswift.config.model import ProblemType
-from rayswift.config.schema import LossOn, TruncationMode
-from rayswift.data.rows import BadRow, CausalRow, Family, Row, parse_row
+from rayswift.config.schema import LossOn, LossScale, TruncationMode
+from rayswift.data.masks import NO_FRAME, Part, clipped, ids_within, masked, parts_of
+from rayswift.data.pretokenised import pretokenised
+from rayswift.data.rows import BadRow, CausalRow, Conversation, Family, Row, parse_row
+from rayswift.data.rows.columns import named
 from rayswift.data.template import ChatTemplate
 from rayswift.data.token_bytes import TokenBytes, byte_positions
+from rayswift.data.tokenizer.folder import frame_of, read_chat_template
 from rayswift.data.truncation import bound_of, kept
-from rayswift.data.turns import Document, Numbers, Span, documents, in_segments, joined
+from rayswift.data.turns import Document, Marking, Numbers, Span, documents, ended, in_segments, joined, merged_turns
 from rayswift.log import UserError
 
 _BATCH_CHARS = 1 << 22
@@ -35,9 +39,10 @@ class EncodeConfig:
     """What determines the tokens of a row.
 
     `tokenizer_dir` holds tokenizer.json, its config and the chat template; `tokenizer_hash` is the hash of those files.
-    family to label_names: see `RowKind`. map, map_hash: the user's own function for rows, and the hash of its file;
-    readings: of each source the columns and the system prompt that take the place of those here, none: no source has
-    its own.
+    family to label_names: see `RowKind`; template_kwargs: variables for the chat template; map, map_hash: the user's
+    own function for rows, and the hash of its file; readings: of each source the columns and the system prompt that
+    take the place of those here, none: no source has its own; names: what marks in rows stand for, a word, or one in
+    Chinese rows and another. The others are fields of `data`.
     """
 
     tokenizer_dir: str
@@ -55,9 +60,14 @@ class EncodeConfig:
     loss: str | None = None
     answers: tuple[str, str] | None = None
     label_names: tuple[str, ...] = ()
+    loss_scale: tuple[LossScale, ...] = ()
+    ignore_empty_think: bool = False
+    keep_history: bool = False
+    template_date: str | None = None
     map: str | None = None
     map_hash: str = ""
     readings: tuple[tuple[Mapping[str, str], str | None], ...] = ()
+    names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def num_members(self) -> int | None:
@@ -129,14 +139,17 @@ class Encoder:
         self._tokenizer.no_truncation()
         source, special_tokens = read_chat_template(folder)
         try:
-            self._template = ChatTemplate(source, special_tokens) if source else None
+            self._template = ChatTemplate(source, special_tokens, config.template_date) if source else None
         except TemplateSyntaxError as error:
             raise UserError(
                 f"the chat template does not compile, line {error.lineno}: {error}; see model.chat_template"
             ) from error
         self._eos = special_tokens.get("eos_token", "")
+        self._frame = frame_of(self._tokenizer)
+        self._num_tokens = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         added = self._tokenizer.get_added_tokens_decoder().values()
-        self._turn_ends = tuple(token.content for token in added if token.special)
+        end_tokens = tuple(token.content for token in added if token.special)
+        self._marking = Marking(config.loss_on, _rules(config), config.keep_history, end_tokens)
         self._bound = bound_of(self._tokenizer)
         self._bytes = TokenBytes.of(self._tokenizer, json.loads(self._tokenizer.to_str()))
 
@@ -174,6 +187,8 @@ class Encoder:
         Raises:
             BadRow: the row is bad, has nothing to train, or the chat template cannot be trained on it.
         """
+        if document := pretokenised(named(row, self.config.columns).columns, self._num_tokens):
+            return [document]
         sample = parse_row(row, "causal", self.config.columns, self.config.system)
         assert isinstance(sample, CausalRow)
         if sample.segments is not None:
@@ -181,14 +196,14 @@ class Encoder:
             self._refuse(document.text, document.whole, 1)
             return [document]
         if sample.conversation is None:
-            text = f"{sample.text}{self._eos}"
+            text = ended(sample.text or "", self._eos)
             self._refuse(text, True, 1)
-            return [Document(text, (Span(0, len(text)),))]
+            return [Document(text, (Span(0, len(text)),), framed=True)]
         if not self.config.use_chat_template:
-            document = joined(sample.conversation, self.config.loss_on, self._eos)
+            document = joined(sample.conversation, self._marking, self._eos)
             self._refuse(document.text, document.whole, 1)
             return [document]
-        return documents(self.template, sample.conversation, self.config.loss_on, self._strip_end, self._refuse)
+        return documents(self.template, self._with_kwargs(sample.conversation), self._marking, self._refuse)
 
     @property
     def template(self) -> ChatTemplate:
@@ -202,6 +217,26 @@ class Encoder:
                 f"the tokenizer in {self.config.tokenizer_dir} has no chat template; give one with model.chat_template"
             )
         return self._template
+
+    def _rendered(self, row: Conversation, generate: bool = False) -> str:
+        """A conversation as the chat template writes it; `generate` opens the answer to it.
+
+        Raises:
+            BadRow: the template cannot write it.
+        """
+        row = self._with_kwargs(row)
+        tools = list(row.tools) if row.tools else None
+        try:
+            return self.template.conversation(row.messages, tools, generate, row.template_kwargs)
+        except BadRow as bad:
+            messages = merged_turns(row, bad).messages
+            return self.template.conversation(messages, tools, generate, row.template_kwargs)
+
+    def _with_kwargs(self, row: Conversation) -> Conversation:
+        """A conversation with the variables that the config gives its template, its own before these."""
+        if not self.config.template_kwargs:
+            return row
+        return replace(row, template_kwargs={**self.config.template_kwargs, **row.template_kwargs})
 
     def _documents_or_bad(self, row: Row) -> list[Document] | BadRow:
         try:
@@ -232,42 +267,41 @@ class Encoder:
             "longer than data.max_length", f"{num_tokens} tokens, the limit is {self.config.max_length}{hint}"
         )
 
-    def _strip_end(self, text: str) -> int:
-        # White space behind the end-of-turn token is never generated, so never trained.
-        stripped = text.rstrip()
-        return len(stripped) if stripped.endswith(self._turn_ends) else len(text)
-
     def _tokenise(self, made: Sequence[Document]) -> Iterator[EncodedRow]:
         """Each document's tokens, in order; of one that is surely too long no more than will be kept."""
         limit, mode = self.config.max_length, self.config.truncation
         excerpts = [self._bound.excerpts(document.text, limit, mode) for document in made]
         pairs = list(zip(made, excerpts, strict=True))
+        texts = [pair for pair in pairs if pair[0].tokens is None]
         # Offsets cost time, and are needed only where not every token is trained alike.
-        masked_texts = [text for document, parts in pairs if not document.whole for _, text in parts]
-        masked = self._encodings(masked_texts, self._bytes is not None)
-        whole = self._encodings([text for document, parts in pairs if document.whole for _, text in parts], True)
+        marked_texts = [text for document, parts in texts if not document.whole for _, text in parts]
+        marked = self._encodings(marked_texts, self._bytes is not None)
+        whole = self._encodings([text for document, parts in texts if document.whole for _, text in parts], True)
         for document, parts in pairs:
-            if document.whole:
-                ids = np.concatenate([np.asarray(next(whole).ids, dtype=np.int32) for _ in parts])
+            frame = self._frame if document.framed else NO_FRAME
+            if document.tokens is not None:
+                yield EncodedRow(document.tokens.ids, document.tokens.trained)
+            elif document.whole:
+                ids = ids_within(frame, [next(whole).ids for _ in parts])
                 yield EncodedRow(ids, np.arange(len(ids)) > 0)
             else:
                 ((begin, text),) = parts
-                spans = [_clipped(span, begin, begin + len(text)) for span in document.spans]
-                encoding = next(masked)
-                yield self._masked_by_bytes(text, encoding, spans) if self._bytes else _masked(encoding, spans)
+                spans = [clipped(span, begin, begin + len(text)) for span in document.spans]
+                encoding = next(marked)
+                found = self._parts_by_bytes(text, encoding, spans) if self._bytes else parts_of(encoding, spans)
+                yield EncodedRow(*masked(encoding.ids, found, frame))
 
-    def _masked_by_bytes(self, text: str, encoding: Encoding, spans: Sequence[Span]) -> EncodedRow:
-        """As `_masked`, of an encoding without offsets."""
+    def _parts_by_bytes(self, text: str, encoding: Encoding, spans: Sequence[Span]) -> list[Part]:
+        """As `masks.parts_of`, of an encoding without offsets."""
         assert self._bytes is not None
-        ids, data = encoding.ids, text.encode()
-        begins = self._bytes.begins(ids, data)
+        begins = self._bytes.begins(encoding.ids, text.encode())
         if begins is None:  # its normalised form is another text
-            return _masked(self._tokenizer.encode(text, add_special_tokens=False), spans)
+            return parts_of(self._tokenizer.encode(text, add_special_tokens=False), spans)
         edges = sorted({edge for span in spans for edge in (span.begin, span.end)})
         tokens = np.searchsorted(begins, byte_positions(text, edges)).tolist()
         # A token that straddles the border belongs to what is before it.
         token_at = dict(zip(edges, tokens, strict=True))
-        return _row(ids, [(slice(token_at[span.begin], token_at[span.end]), span.weight) for span in spans])
+        return [(slice(token_at[span.begin], token_at[span.end]), span.weight) for span in spans]
 
     def _encodings(self, texts: Sequence[str], fast: bool) -> Iterator[Encoding]:
         """Encodings of texts, a bounded number of characters at a time: one takes 100 bytes a token."""
@@ -296,71 +330,7 @@ class Encoder:
         return fitted
 
 
-def _clipped(span: Span, begin: int, end: int) -> Span:
-    """The part of a span that lies in characters [begin, end), counted from there."""
-    return Span(max(span.begin, begin) - begin, min(span.end, end) - begin, span.weight)
-
-
-def _masked(encoding: Encoding, spans: Sequence[Span]) -> EncodedRow:
-    found = []
-    for span in spans:
-        first = _token_at(encoding, span.begin, span.end, len(encoding))
-        found.append((slice(first, _token_after(encoding, span.begin, span.end)), span.weight))
-    return _row(encoding.ids, found)
-
-
-def _row(tokens: Sequence[int], spans: Sequence[tuple[slice, float]]) -> EncodedRow:
-    """Tokens of which those in `spans` are trained with the weight beside them; where they overlap the later counts."""
-    ids = np.asarray(tokens, dtype=np.int32)
-    trained = np.zeros(len(ids), dtype=np.bool_)
-    weights = None if all(weight == 1 for _, weight in spans) else np.ones(len(ids), dtype=np.float32)
-    for part, weight in spans:
-        trained[part] = weight > 0
-        if weights is not None:
-            weights[part] = weight
-    trained[:1] = False
-    if weights is not None and (weights[trained] == 1).all():
-        weights = None
-    return EncodedRow(ids, trained, weights)
-
-
-def _token_at(encoding: Encoding, start: int, end: int, none: int) -> int:
-    """The first token that begins inside [start, end)."""
-    for position in range(start, end):
-        token = encoding.char_to_token(position)
-        if token is not None:
-            begins = encoding.token_to_chars(token)
-            assert begins is not None
-            # A token that straddles the border belongs to the prompt.
-            return int(token) if begins[0] >= start else int(token) + 1
-    return none
-
-
-def _token_after(encoding: Encoding, start: int, end: int) -> int:
-    """One past the last token of [start, end)."""
-    for position in range(end - 1, start - 1, -1):
-        token = encoding.char_to_token(position)
-        if token is not None:
-            # One character may be several tokens, all with its span; `char_to_token` names the first.
-            span = encoding.token_to_chars(token)
-            after = int(token) + 1
-            while after < len(encoding) and encoding.token_to_chars(after) == span:
-                after += 1
-            return after
-    return 0
-
-
-def read_chat_template(folder: Path) -> tuple[str | None, dict[str, str]]:
-    """The chat template and the named special tokens of a tokenizer folder."""
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    source = config.get("chat_template")
-    if (folder / "chat_template.jinja").exists():
-        source = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    if isinstance(source, list):  # several named templates
-        source = {entry["name"]: entry["template"] for entry in source}.get("default")
-    tokens = {}
-    for name, value in config.items():
-        if name.endswith("_token") and value:
-            tokens[name] = value["content"] if isinstance(value, dict) else value
-    return source, {name: value for name, value in tokens.items() if isinstance(value, str)}
+def _rules(config: EncodeConfig) -> tuple[LossScale, ...]:
+    """The rules for parts of answers, each once."""
+    added: tuple[LossScale, ...] = ("ignore_empty_think",) if config.ignore_empty_think else ()
+    return tuple(dict.fromkeys((*config.loss_scale, *added)))

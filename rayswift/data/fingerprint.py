@@ -12,12 +12,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from rayswift.config.schema import DataConfig
 from rayswift.config.source import SourceConfig
-from rayswift.data.encode import read_chat_template
+from rayswift.data.encode import CAUSAL, RowKind
 from rayswift.data.raw_rows import map_hash
 from rayswift.data.sources.find import SourceFile, find
 from rayswift.data.sources.named import parse_source
+from rayswift.data.tokenizer.folder import frame_of, read_chat_template
 
 # Fields of `data` that are no settings of the encoding: the sources themselves, and what is judged while training.
 _NO_SETTINGS = ("dataset", "eval", "cache", "max_bad_fraction")
@@ -95,7 +98,9 @@ class Fingerprint:
         return lines
 
 
-def take(data: DataConfig, tokenizer_dir: Path, seed: int, known: Fingerprint | None = None) -> Fingerprint:
+def take(
+    data: DataConfig, tokenizer_dir: Path, seed: int, known: Fingerprint | None = None, kind: RowKind = CAUSAL
+) -> Fingerprint:
     """The fingerprint of what would be encoded now; `known` spares reading files that have not changed since.
 
     Raises:
@@ -103,14 +108,16 @@ def take(data: DataConfig, tokenizer_dir: Path, seed: int, known: Fingerprint | 
     """
     hashes = by_stamp((*known.train, *known.eval)) if known else {}
     template, special_tokens = read_chat_template(tokenizer_dir)
-    tokenizer = (tokenizer_dir / "tokenizer.json").read_bytes() + json.dumps(special_tokens, sort_keys=True).encode()
-    fields = data.model_dump(mode="json")
+    path = tokenizer_dir / "tokenizer.json"
+    frame = asdict(frame_of(Tokenizer.from_file(str(path))))
+    fields = {f"data.{name}": value for name, value in data.model_dump(mode="json").items() if name not in _NO_SETTINGS}
     if data.map:  # what it does decides, not where it lies
-        fields["map"] = f"{data.map.rpartition(':')[2]} of {map_hash(data.map)}"
+        fields["data.map"] = f"{data.map.rpartition(':')[2]} of {map_hash(data.map)}"
+    rows = {f"rows.{name}": value for name, value in json.loads(json.dumps(asdict(kind))).items()}
     return Fingerprint(
-        tokenizer=_short_hash(tokenizer),
+        tokenizer=_short_hash(path.read_bytes() + json.dumps([special_tokens, frame], sort_keys=True).encode()),
         template=_short_hash((template or "").encode()),
-        settings={f"data.{k}": v for k, v in fields.items() if k not in _NO_SETTINGS} | {"train.seed": seed},
+        settings={**fields, **rows, "train.seed": seed},
         train=contents(data.dataset, hashes),
         eval=contents(data.eval, hashes, held_out=True),
     )

@@ -71,8 +71,7 @@ def inspect(plan: WindowPlan, num_sampled: int, num_shown: int) -> Inspection:
     windows = [plan.make(0, number) for number in range(num_windows)]
     rows = [row for window in windows for row in window.rows]
     lengths = np.array([length for row in rows for length in row.lengths], np.int64)
-    capacity = plan.encode.max_length if plan.packing else 0
-    positions = sum(max(capacity, len(row.input_ids)) for row in rows)
+    positions = plan.encode.max_length * sum(1 if plan.packing else len(row.lengths) for row in rows)
     left_out = {bad.reason: bad for window in windows for bad in reversed(window.quarantined)}
     return Inspection(
         num_rows=plan.num_rows,

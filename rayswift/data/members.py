@@ -14,7 +14,6 @@ from itertools import takewhile
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from rayswift.config.schema import LossOn
 from rayswift.data.encode import EncodeConfig, EncodedRow, Encoder, TooLong
@@ -32,7 +31,8 @@ from rayswift.data.rows import (
     Row,
     parse_row,
 )
-from rayswift.data.turns import Document, Numbers, Span, documents, joined
+from rayswift.data.truncation import kept
+from rayswift.data.turns import Document, Marking, Numbers, Span, documents, joined
 
 
 class MemberEncoder(Encoder):
@@ -62,7 +62,12 @@ class MemberEncoder(Encoder):
         """
         if any(loss.weight != 1 for loss in row.losses):
             raise BadRow("bad loss", f"{self.config.family} rows count whole answers: messages take no loss_scale")
-        made = documents(self.template, row, loss_on, self._strip_end, self._refuse)
+        marking = replace(self._marking, loss_on=loss_on)
+        if not self.config.use_chat_template:
+            made = [joined(row, marking, self._eos)]
+            self._refuse(made[0].text, made[0].whole, 1)
+        else:
+            made = documents(self.template, self._with_kwargs(row), marking, self._refuse)
         if len(made) > 1:
             raise BadRow("chat template rewrites earlier turns", "so the answers of this row are not in one text")
         return made[0]
@@ -113,21 +118,46 @@ class KtoEncoder(MemberEncoder):
         ]
 
 
-class ClassificationEncoder(MemberEncoder):
+class TextEncoder(MemberEncoder):
+    """Encodes texts that are read as a whole, where nothing predicts a token.
+
+    A text is what the tokenizer makes of it, [CLS] and [SEP] or BOS around it, which a cut leaves; or a conversation
+    as the chat template renders it, which writes these itself.
+    """
+
+    def _text(self, member: Conversation) -> Document:
+        """One text.
+
+        Raises:
+            BadRow: it is empty.
+        """
+        document = Document(self._rendered(member), ()) if self.config.use_chat_template else joined(member, _WHOLE, "")
+        if not document.text:
+            raise BadRow("empty text", "a text of the row has no characters")
+        self._refuse(document.text, True, 1)
+        return replace(document, spans=(Span(0, len(document.text)),))
+
+    def _fitted(self, document: Document, row: EncodedRow) -> list[EncodedRow]:
+        row, limit = replace(row, trained=np.ones(len(row.trained), np.bool_)), self.config.max_length
+        around = len(self._frame) if document.framed else 0
+        if not around or len(row.input_ids) <= limit:
+            return super()._fitted(document, row)
+        if not self._may_cut(True) or limit <= around:
+            raise self._too_long(str(len(row.input_ids)))
+        before, behind = len(self._frame.before), len(row.input_ids) - len(self._frame.behind)
+        (inside,) = kept(behind - before, limit - around, self.config.truncation)
+        ids = np.concatenate([row.input_ids[:before], row.input_ids[before:behind][inside], row.input_ids[behind:]])
+        return [EncodedRow(ids, np.ones(len(ids), np.bool_), cut=True)]
+
+
+class ClassificationEncoder(TextEncoder):
     """Encodes texts with a class, classes or values: `class` for one class, else `value` for each output."""
 
     def documents(self, row: Row) -> list[Document]:
-        """The conversation as the template renders it, or its contents alone; see `Encoder.documents`."""
+        """The one text; see `TextEncoder`."""
         sample = parse_row(row, "classification", self.config.columns, self.config.system)
         assert isinstance(sample, ClassificationRow)
-        row_of = sample.conversation
-        if self.config.use_chat_template:
-            tools = list(row_of.tools) if row_of.tools else None
-            text = self.template.render(self.template.adapted(row_of.messages), tools, kwargs=row_of.template_kwargs)
-        else:
-            text = joined(row_of, "all", "").text
-        self._refuse(text, True, 1)
-        return [Document(text, (Span(0, len(text)),), self._label(sample.label))]
+        return [replace(self._text(sample.conversation), numbers=self._label(sample.label))]
 
     def _numbers(self, given: tuple[Any, ...]) -> tuple[Any, ...]:
         """Labels with the number of a class for its name.
@@ -176,20 +206,9 @@ def _are_marks(given: tuple[Any, ...], num_labels: int) -> bool:
     return num_labels > 2 or any(isinstance(one, float) for one in given)
 
 
-class EmbeddingEncoder(MemberEncoder):
+class EmbeddingEncoder(TextEncoder):
     """Encodes an anchor, its positive and its negatives, each a text of its own; the row's `label` where its loss has
-    one.
-
-    A text is what a `SentenceTransformer` makes of it: rendered by the chat template, or by itself with the special
-    tokens that the tokenizer puts around any text.
-    """
-
-    def __init__(self, config: EncodeConfig):
-        super().__init__(config)
-        self._around: tuple[list[int], list[int]] = ([], [])
-        if not config.use_chat_template:
-            self._around = _special_tokens_around(self._tokenizer)
-            self.config = replace(config, max_length=config.max_length - sum(map(len, self._around)))
+    one. A text is what a `SentenceTransformer` makes of it."""
 
     def documents(self, row: Row) -> list[Document]:
         """Anchor, positive, negatives; see `Encoder.documents`."""
@@ -198,35 +217,8 @@ class EmbeddingEncoder(MemberEncoder):
         if len(sample.positives) != 1:
             raise BadRow("several positives", f"{len(sample.positives)} where one is asked; make a row of each")
         numbers = _similarity(sample, self.config.loss or "infonce")
-        made = [Document(*self._text(member)) for member in (sample.anchor, *sample.positives, *sample.negatives)]
+        made = [self._text(member) for member in (sample.anchor, *sample.positives, *sample.negatives)]
         return [replace(made[0], numbers=numbers), *made[1:]]
-
-    def _text(self, member: Conversation) -> tuple[str, tuple[Span, ...]]:
-        if self.config.use_chat_template:
-            tools = list(member.tools) if member.tools else None
-            text = self.template.render(self.template.adapted(member.messages), tools, kwargs=member.template_kwargs)
-        else:
-            text = joined(member, "all", "").text
-        if not text:
-            raise BadRow("empty text", "a text of the row has no characters")
-        self._refuse(text, True, 1)
-        return text, (Span(0, len(text)),)
-
-    def _fitted(self, document: Document, row: EncodedRow) -> list[EncodedRow]:
-        row = replace(row, trained=np.ones(len(row.trained), np.bool_))  # nothing predicts them: all are read
-        return [self._surrounded(part) for part in super()._fitted(document, row)]
-
-    def _surrounded(self, row: EncodedRow) -> EncodedRow:
-        before, behind = (np.array(ids, np.int32) for ids in self._around)
-        ids = np.concatenate([before, row.input_ids, behind])
-        return replace(row, input_ids=ids, trained=np.ones(len(ids), np.bool_))
-
-
-def _special_tokens_around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """What a tokenizer puts before and behind every text, as [CLS] and [SEP]."""
-    bare, whole = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
-    begin = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
-    return whole[:begin], whole[begin + len(bare) :]
 
 
 def _similarity(sample: EmbeddingRow, loss: str) -> Numbers:
@@ -265,8 +257,9 @@ class RerankerEncoder(MemberEncoder):
         """Query and positive, query and next positive, ..., query and negative, ...; see `Encoder.documents`."""
         sample = parse_row(row, "reranker", self.config.columns, self.config.system)
         assert isinstance(sample, RerankerRow)
-        if self.config.loss == "listwise" and not sample.negatives:
-            raise BadRow("no negative", "a list needs documents that do not fit the query")
+        if self.config.loss == "listwise" and not (sample.positives and sample.negatives):
+            lacks = "negative" if sample.positives else "positive"
+            raise BadRow(f"no {lacks}", "a list needs documents that fit the query and documents that do not")
         *before, query = sample.query.messages
         roles = {message["role"] for message in before}
         if query["role"] != "user" or (self.config.answers and roles - {"system"}):
@@ -293,6 +286,7 @@ class RerankerEncoder(MemberEncoder):
 
 
 _MULTI = "multi_label_classification"
+_WHOLE = Marking("all")
 _ENCODERS: dict[str, type[Encoder]] = {
     "causal": Encoder,
     "preference": PreferenceEncoder,

@@ -1,5 +1,6 @@
 """What the driver makes ready before data tasks start: tokenizer files, open sources, a look at the first rows."""
 
+import datetime
 import hashlib
 import json
 import shutil
@@ -7,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -14,13 +16,15 @@ from rayswift.config.model import ModelConfig
 from rayswift.config.schema import DataConfig
 from rayswift.config.source import SourceConfig
 from rayswift.data import class_labels
-from rayswift.data.cache_folder import open_cache
-from rayswift.data.encode import CAUSAL, EncodeConfig, RowKind, read_chat_template
+from rayswift.data.cache_folder import known, open_cache
+from rayswift.data.encode import CAUSAL, EncodeConfig, RowKind
 from rayswift.data.mixing import Mix, mix, weights_of
 from rayswift.data.raw_rows import encode_raw, map_hash, placed, readable
 from rayswift.data.reranker_template import for_pairs
 from rayswift.data.rows import BadRow, kto_remarks
 from rayswift.data.sources import Store, hold_out, open_sources, parse_source
+from rayswift.data.tokenizer.folder import read_chat_template
+from rayswift.data.tokenizer.loaded import convert, from_hub, write_as_loaded
 from rayswift.data.windows import RowSet, WindowPlan, Windows
 from rayswift.log import UserError, logger
 
@@ -32,6 +36,8 @@ _TOKENIZER_FILES = (
     "generation_config.json",
 )
 _PROBED_ROWS = 64
+_LOST_FROM = 0.1  # of the rows, from which on it is said
+_COSTS_FROM = 1.2
 _REMARKED_ROWS = 1000
 _PACKED_ROWS_OF_A_WINDOW = 200
 _LEAST_ROWS, _MOST_ROWS = 2000, 50_000
@@ -46,13 +52,14 @@ def prepare_tokenizer(model: ModelConfig, folder: Path, kind: RowKind = CAUSAL) 
         UserError: the model has no tokenizer, or the template file cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    source = Path(model.path) if Path(model.path).is_dir() else _from_hub(model)
+    source = Path(model.path) if Path(model.path).is_dir() else from_hub(model)
     if (source / "tokenizer.json").exists():
         for name in _TOKENIZER_FILES:
             if (source / name).exists():
                 shutil.copyfile(source / name, folder / name)
+        write_as_loaded(model, folder)
     else:
-        _convert(model, source, folder)
+        convert(model, source, folder)
     if model.chat_template:
         try:
             template = Path(model.chat_template).read_text(encoding="utf-8")
@@ -135,6 +142,22 @@ def hash_files(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def with_template_date(data: DataConfig, tokenizer_dir: Path, before: Mapping[str, Any] | None = None) -> DataConfig:
+    """Section `data` with the day frozen that a chat template sees which asks for it.
+
+    Args:
+        data: As the user set it.
+        tokenizer_dir: Where the template is.
+        before: The resolved section of what is continued: it keeps its day, as encoded rows keep theirs.
+    """
+    source, _ = read_chat_template(tokenizer_dir)
+    if data.template_date or "strftime_now" not in (source or ""):
+        return data
+    encoded = known(Path(data.cache)) if data.cache else None
+    day = encoded.settings.get("data.template_date") if encoded else (before or {}).get("template_date")
+    return data.model_copy(update={"template_date": day or datetime.date.today().isoformat()})
+
+
 def plan_windows(
     data: DataConfig, tokenizer_dir: Path, seed: int, work_dir: Path, kind: RowKind = CAUSAL
 ) -> tuple[Windows, Windows | None]:
@@ -144,7 +167,7 @@ def plan_windows(
         UserError: a source cannot be read, none of the first rows can be trained, or the cache is of something else.
     """
     if data.cache:
-        return open_cache(data, tokenizer_dir, hash_files(tokenizer_dir), seed)
+        return open_cache(data, tokenizer_dir, hash_files(tokenizer_dir), seed, kind)
     return plan_encoding(data, tokenizer_dir, seed, work_dir, kind)
 
 
@@ -171,13 +194,20 @@ def plan_encoding(
         kind.family,
         kind.num_labels,
         kind.problem_type,
-        kind.template_kwargs,
+        {**data.chat_template_kwargs, **kind.template_kwargs},
         kind.loss,
         kind.answers,
         kind.label_names,
+        tuple(data.loss_scale),
+        data.ignore_empty_think,
+        data.keep_history,
+        data.template_date,
         placed(data.map) if data.map else None,
         map_hash(data.map) if data.map else "",
         _readings(data, data.dataset),
+        names={
+            mark: given for mark, given in (("{{NAME}}", data.model_name), ("{{AUTHOR}}", data.model_author)) if given
+        },
     )
     encode = class_labels.completed(encode, stores)
     held_out: tuple[Store, ...] = ()
@@ -283,15 +313,19 @@ def probe(rows: RowSet, encode: EncodeConfig, wanted: str = "rows can be trained
         UserError: not one of them can be trained; it says why.
     """
     raw = rows.read(rows.rows_at(0, _PROBED_ROWS, 0))
-    bad, lengths = [], []
-    for _, result in (one for made in encode_raw(encode, raw) for one in made):
+    bad: list[BadRow] = []
+    made: list[list[int]] = []
+    for _, result in (one for each in encode_raw(encode, raw) for one in each):
         if isinstance(result, BadRow):
             bad.append(result)
         else:
-            lengths.append(sum(len(document.input_ids) for document in result))
-    if lengths:
+            made.append([len(document.input_ids) for document in result])
+    if made:
+        _say_what_is_lost(bad, len(bad) + len(made))
+        if encode.family == "causal" and encode.truncation != "split":
+            _say_what_history_costs(made)
         texts = [row.text or json.dumps(row.value, ensure_ascii=False, default=str) for row in raw if row.error is None]
-        return Probed(sum(lengths) / len(lengths), sum(map(len, texts)) / len(texts))
+        return Probed(sum(map(sum, made)) / len(made), sum(map(len, texts)) / len(texts))
     reasons = Counter(result.reason for result in bad)
     examples = {result.reason: result.detail for result in bad}
     raise UserError(
@@ -300,36 +334,28 @@ def probe(rows: RowSet, encode: EncodeConfig, wanted: str = "rows can be trained
     )
 
 
-def _from_hub(model: ModelConfig) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = [
-            "tokenizer*",
-            "special_tokens_map.json",
-            "chat_template*",
-            "*config.json",
-            "*.model",
-            "vocab*",
-            "merges*",
-        ]
-        return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=patterns))
-    except Exception as error:  # whatever the hub's client raises, the user asked for this id
-        first_line = (str(error).splitlines() or [""])[0]
-        raise UserError(
-            f"model.path = {model.path!r} is no folder here and could not be had from the hub: "
-            f"{type(error).__name__}: {first_line}"
-        ) from error
+def _say_what_is_lost(bad: Sequence[BadRow], num_rows: int) -> None:
+    if len(bad) < _LOST_FROM * num_rows:
+        return
+    reasons = Counter(result.reason for result in bad).most_common()
+    logger.warning(
+        "of the first %d rows %d cannot be used: %s",
+        num_rows,
+        len(bad),
+        "; ".join(f"{n} {name}" for name, n in reasons),
+    )
 
 
-def _convert(model: ModelConfig, source: Path, folder: Path) -> None:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError) as error:
-        first_line = str(error).splitlines()[0]
-        raise UserError(f"model.path = {model.path!r} has no tokenizer that loads: {first_line}") from error
-    tokenizer.save_pretrained(folder)
-    if not (folder / "tokenizer.json").exists():
-        raise UserError(f"model.path = {model.path!r}: its tokenizer has no fast form, which masking the loss needs")
+def _say_what_history_costs(made: Sequence[Sequence[int]]) -> None:
+    """Rows that are several texts, because the chat template rewrites what was said before."""
+    once = sum(max(row) for row in made)
+    total = sum(map(sum, made))
+    if total >= _COSTS_FROM * once:
+        logger.warning(
+            "the chat template rewrites earlier answers: the first %d rows make %d texts of %d tokens, %.1f times the "
+            "last texts alone; data.keep_history true trains each row as one text, earlier answers as they stand there",
+            len(made),
+            sum(map(len, made)),
+            total,
+            total / once,
+        )

@@ -16,7 +16,7 @@ import numpy as np
 from rayswift.data.encode import EncodedRow, Encoder, TooLong
 from rayswift.data.rows import BadRow, Message, PromptRow, Row, parse_row
 from rayswift.data.truncation import kept
-from rayswift.data.turns import Document, Span, joined
+from rayswift.data.turns import Document, Marking, Span, joined
 
 
 class PromptEncoder(Encoder):
@@ -27,15 +27,12 @@ class PromptEncoder(Encoder):
         sample = parse_row(row, "prompt", self.config.columns, self.config.system)
         assert isinstance(sample, PromptRow)
         asked = sample.prompt
-        if self.config.use_chat_template:
-            tools = list(asked.tools) if asked.tools else None
-            kwargs = {**self.config.template_kwargs, **asked.template_kwargs}
-            text = self.template.render(self.template.adapted(asked.messages), tools, generate=True, kwargs=kwargs)
-        else:
-            text = joined(asked, "all", "").text
+        is_rendered = self.config.use_chat_template
+        text = self._rendered(asked, generate=True) if is_rendered else joined(asked, Marking("all"), "").text
         self._refuse(text, True, len(asked.messages))
         answer = {} if sample.answer is None else {"answer": sample.answer}
-        return [Document(text, (Span(0, len(text)),), record=_record(asked.messages, {**answer, **sample.columns}))]
+        record = _record(asked.messages, {**answer, **sample.columns})
+        return [Document(text, (Span(0, len(text)),), record=record, framed=not is_rendered)]
 
     def _may_cut(self, whole: bool) -> bool:
         # Its end is the question's, and the opening of the answer.
@@ -48,6 +45,8 @@ class PromptEncoder(Encoder):
     def _all_fitted(self, made: Sequence[Document], tokens: Iterator[EncodedRow]) -> list[EncodedRow] | BadRow:
         (document,) = made
         ids, limit = next(tokens).input_ids, self.config.max_length
+        if document.framed and self._frame.behind:
+            ids = ids[: -len(self._frame.behind)]  # the completion follows
         if not len(ids):
             return BadRow("empty prompt", "it has no token")
         cut = len(ids) > limit

@@ -1,6 +1,7 @@
 """Raw rows -> what the encoder makes of them: through the user's own function, and as each source is to be read; pure.
 
-`data.map` is called with a row as it stands in its source, before `data.columns`, and gives back
+`{{NAME}}` and `{{AUTHOR}}` become `data.model_name` and `data.model_author` first. Then `data.map` is called with the
+row, before `data.columns`, and gives back
 
     a row (a dict)          it is encoded in its place
     rows (a list of dicts)  each is, and is counted by itself; an empty list leaves the row out
@@ -12,9 +13,10 @@ What it raises, or gives back else, puts the raw row into quarantine.
 
 import hashlib
 import json
+import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -30,6 +32,7 @@ from rayswift.log import UserError
 
 FIELD = "data.map"
 _REASON_CHARS = 80
+_CHINESE = re.compile(r"[\u4e00-\u9fff]")
 Result = list[EncodedRow] | BadRow
 
 
@@ -71,6 +74,8 @@ def _sources(raw: Sequence[RawRow], made: Sequence[Sequence[MadeRow]]) -> Iterat
 
 def made_rows(config: EncodeConfig, raw: Sequence[RawRow]) -> list[list[MadeRow]]:
     """The rows that each raw row makes; none of them is encoded yet."""
+    if config.names:
+        raw = [_named(config.names, row) for row in raw]
     if config.map is None:
         return [[MadeRow(row.id, row.value, row.error, row.text)] for row in raw]
     function = _function(config.map)
@@ -107,6 +112,36 @@ def placed(name: str) -> str:
     if not place.endswith(".py") or in_a_jobs_folder(Path.cwd()):
         return name
     return f"{Path(place).absolute()}:{attribute}"
+
+
+def _named(names: Mapping[str, Sequence[str]], row: RawRow) -> RawRow:
+    """The row with the names that its marks stand for, in its own language."""
+    texts = list(_texts(row.value))
+    if row.error is not None or not any(mark in text for mark in names for text in texts):
+        return row
+    tag = row.value.get("tag") if isinstance(row.value, Mapping) else None
+    chinese = tag == "zh" if tag in ("zh", "en") else any(_CHINESE.search(text) for text in texts)
+    words = {mark: given[0] if chinese else given[-1] for mark, given in names.items()}
+    return replace(row, value=_with(words, row.value))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(inner)
+
+
+def _with(words: Mapping[str, str], value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with(words, inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with(words, inner) for inner in value]
+    if isinstance(value, str):
+        for mark, word in words.items():
+            value = value.replace(mark, word)
+    return value
 
 
 @cache

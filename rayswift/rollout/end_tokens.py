@@ -5,9 +5,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from rayswift.data.encode import read_chat_template
 from rayswift.data.rows import BadRow
 from rayswift.data.template import ChatTemplate
+from rayswift.data.tokenizer.folder import read_chat_template
 
 _MARK = "answer"
 

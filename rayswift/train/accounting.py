@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from rayswift.data.feed import EVALUATED, EVALUATION_COUNTS
+from rayswift.data.global_batches import TAIL, FeedPlan, Position
+from rayswift.data.windows import TRAINED
 
 ACCOUNTING = Path("data") / "accounting.json"
 _SEEN = "rows seen"
 _EVALUATION = "evaluation"
+_SAID_FROM = 0.05
 
 
 def write_accounting(run_dir: Path, counts: Mapping[str, int]) -> None:
@@ -48,6 +51,30 @@ def left_out(counts: Mapping[str, int]) -> str:
         return ""
     named = ", ".join(f"{number:,} {name}" for name, number in sorted(lost.items(), key=lambda item: -item[1]))
     return f"evaluation rows: {counts.get(EVALUATED, 0):,} of {sum(counts.values()):,} are used as they are; {named}"
+
+
+class Vanishing:
+    """Tells when many rows are not trained, as soon as the windows that hold them are read: once, and when it doubles.
+
+    Args:
+        plan: How many rows a window and an epoch have.
+    """
+
+    def __init__(self, plan: FeedPlan):
+        self._plan, self._said = plan, _SAID_FROM / 2
+
+    def line(self, position: Position) -> str:
+        """What to say at a position; empty if there is nothing new."""
+        windows = position.window + (position.row > 0)
+        seen = position.epoch * self._plan.num_rows + min(windows * self._plan.window_rows, self._plan.num_rows)
+        lost = {k: v for k, v in position.counts.items() if not k.startswith(TRAINED) and k != TAIL}
+        share = sum(lost.values()) / max(1, seen)
+        if share < 2 * self._said:
+            return ""
+        self._said = share
+        named = "; ".join(f"{number:,} {name}" for name, number in sorted(lost.items(), key=lambda item: -item[1]))
+        advice = "; data.max_length and data.truncation decide about length" if "longer than" in named else ""
+        return f"{sum(lost.values()):,} of the first {seen:,} rows are not trained: {named}{advice}"
 
 
 def _with_sum(counts: Mapping[str, int]) -> dict[str, Any]:

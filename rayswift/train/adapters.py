@@ -6,7 +6,7 @@ from pathlib import Path
 from rayswift.config.model import ModelConfig
 from rayswift.log import UserError
 from rayswift.train.checkpoint import model_folder
-from rayswift.train.memory import read_header
+from rayswift.train.model_size import read_header
 
 _CONFIG = "adapter_config.json"
 _PLAIN = ("F32", "F16", "BF16")

@@ -15,9 +15,10 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rayswift.config.schema import TrainConfig
+from rayswift.data.global_batches import FeedPlan
 from rayswift.log import logger
 from rayswift.train import checkpoint, universal
-from rayswift.train.accounting import write_accounting
+from rayswift.train.accounting import Vanishing, write_accounting
 from rayswift.train.best import best_of, evaluations, num_without_improvement
 from rayswift.train.clock import Clock
 from rayswift.train.group_work import work_together
@@ -224,11 +225,16 @@ class Checkpoints(TrainerCallback):
 class Metrics(TrainerCallback):
     """Every log entry as a line of `metrics.jsonl` and of the log, and the row accounting; on rank 0."""
 
-    def __init__(self, run_dir: Path, stream: Progress, resumed_step: int):
-        self._run_dir, self._stream = run_dir, stream
+    def __init__(self, run_dir: Path, stream: Progress, resumed_step: int, plan: FeedPlan):
+        self._run_dir, self._stream, self._vanishing = run_dir, stream, Vanishing(plan)
         self._path = run_dir / METRICS
         self._counted_s = 0.0
         _keep_until(self._path, resumed_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Say when rows vanish."""
+        if line := self._vanishing.line(self._stream.position):
+            logger.warning("%s", line)
 
     def on_log(
         self,

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
 
 from rayswift.config.model import ModelConfig
-from rayswift.train.memory import read_header
+from rayswift.train.model_size import read_header
 from rayswift.train.tasks import Head, problem_type
 
 # Beside an adapter with a classification head: what its outputs mean.

@@ -1,162 +1,66 @@
-"""How many parameters a model has and what training it takes, from its files alone; pure, without torch.
+"""What a worker of a training holds when it holds most, for each ZeRO stage; pure, without torch.
 
-Bytes per parameter follow the ZeRO paper (Rajbhandari et al., 2020, section 3.1): weights, gradients and Adam's states,
-each divided by the workers from its stage on.
+A step has three moments, of which the largest counts: the turn from the forward to the backward pass, with all
+activations; the end of the backward pass, when gradients are reduced; and the optimizer's step. What each holds is what
+DeepSpeed 0.19 allocates (`runtime/zero/stage_1_and_2.py`, `stage3.py`, `partitioned_param_coordinator.py`) with the
+settings of `zero.deepspeed_config`, and PyTorch's DistributedDataParallel without it.
 """
 
-import json
-import re
-import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import prod
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-from rayswift.config.model import ModelConfig
-from rayswift.log import UserError
+from rayswift.train.model_size import ModelSize
+from rayswift.train.zero import REDUCE_BUCKET
 
+# DeepSpeed's defaults, in parameters: those gathered at once, those gathered by one call, those stepped at once.
+_MOST_GATHERED, _PREFETCHED, _SUB_GROUP = 1_000_000_000, 50_000_000, 1_000_000_000
 # Times hidden size, in half precision. A checkpointed layer keeps its input; else Korthikanti et al. (2022, eq. 2)
 # count 34, and `transformers`' unfused norms and gated MLPs half as much again (seen on an H100:
-# 0.31 B parameters, 4 x 2,048 tokens, 18.3 GiB in all where this estimates 17.3).
+# 0.31 B parameters, 4 x 2,048 tokens, 18.3 GiB in all where this estimates 17.9).
 _ACTIVATION_BYTES_PER_TOKEN_LAYER = {True: 2.0, False: 50.0}
 # The head's logits in the model's precision and in float32, and their gradient.
 _LOGIT_BYTES = 12
-# Of a weight that bitsandbytes packs: blocks of 64 in 4 bits with a scale each, which is quantized too.
-_QUANTIZED_BYTES = {"nf4": 0.5 + 1 / 64, "fp4": 0.5 + 1 / 64, "int8": 1.0}
-# Parts of the names of matrices that PEFT's all-linear and bitsandbytes pass over, and what ends those of heads.
-_NOT_LINEAR = ("embed", "wte", "wpe", "norm", ".experts.")
-_HEADS = ("lm_head", "embed_out", "score", "classifier")
-
-
-@dataclass(frozen=True)
-class ModelSize:
-    """Sizes of a model: its parameters, those trained (an adapter's are beside the model's), those kept as they are,
-    those in matrices that can be quantized; and what activations scale with.
-    """
-
-    num_parameters: int
-    num_trainable: int
-    num_frozen: int
-    num_quantizable: int
-    hidden_size: int
-    num_layers: int
-    vocab_size: int
-    num_reference: int = 0
-
-    def beside(self, reference: "ModelSize") -> "ModelSize":
-        """The sizes with a frozen reference model beside."""
-        return replace(self, num_reference=reference.num_parameters)
+# In 4 bits, blocks of 64 weights share a scale of a byte, or of four if not quantized too.
+_SCALE_BYTES = {True: 1 / 64, False: 4 / 64}
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one worker's device, by what they hold."""
+    """Bytes on one worker's device when it holds most, by what they hold.
+
+    Gradients are those of the backward pass and the optimizer's float32 copy; buffers are what communication needs:
+    buckets of gradients, gathered weights, copies for a cast.
+    """
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
+    buffers: int = 0
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.weights + self.gradients + self.optimizer + self.activations + self.buffers
 
 
-def model_size(
-    config: Mapping[str, Any],
-    shapes: Mapping[str, tuple[int, ...]],
-    model: ModelConfig,
-    num_trainable: int | None = None,
-) -> ModelSize:
-    """Sizes of the model and of what is trained of it.
+@dataclass(frozen=True)
+class _Moment:
+    """What a moment of a step holds beside weights and optimizer, in bytes."""
 
-    Args:
-        config: Its `config.json`.
-        shapes: Of its parameters, as `shapes.find` gives them.
-        model: Which of them are trained, or get an adapter.
-        num_trainable: Parameters of the adapter, where the shapes do not tell.
-    """
-    text = config.get("text_config", config)
-    sizes = {name: prod(shape) for name, shape in shapes.items()}
-    linear = {name: shape for name, shape in shapes.items() if _is_linear(name, shape)}
-    total = sum(sizes.values())
-    if model.tuner == "full":
-        trained = _trained_of_full(sizes, model)
-        frozen = total - trained
-    else:
-        # A rank-r adapter around a matrix [out, in] has r * (in + out) weights; other kinds have fewer.
-        adapted = sum(sum(shape) for name, shape in linear.items() if _is_target(name, model))
-        copied = sum(sizes[name] for name in sizes if _is_named(name, model.modules_to_save))
-        trained, frozen = model.lora_rank * adapted + copied if num_trainable is None else num_trainable, total
-    return ModelSize(
-        num_parameters=total,
-        num_trainable=trained,
-        num_frozen=frozen,
-        num_quantizable=sum(sizes[name] for name in linear),
-        hidden_size=_first_number(text, "hidden_size", "n_embd", "d_model"),
-        num_layers=_first_number(text, "num_hidden_layers", "n_layer", "num_layers"),
-        vocab_size=_first_number(text, "vocab_size"),
-    )
+    gradients: float = 0.0
+    buffers: float = 0.0
+    activations: float = 0.0
 
 
-def _first_number(config: Mapping[str, Any], *names: str) -> int:
-    return next((config[name] for name in names if isinstance(config.get(name), int)), 0)
+@dataclass(frozen=True)
+class _Sharing:
+    """What the stages need to know: bytes of a trained weight, workers, and how gradients come to them."""
 
-
-def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether it is the matrix of a linear layer below the head; experts are stacked, so they are none."""
-    module = name.removesuffix(".weight")
-    return (
-        len(shape) == 2
-        and module != name
-        and not any(part in module for part in _NOT_LINEAR)
-        and not module.endswith(_HEADS)
-    )
-
-
-def _is_named(name: str, modules: Sequence[str]) -> bool:
-    module = f".{name.rpartition('.')[0]}."
-    return any(f".{each}." in module for each in modules)
-
-
-def _is_target(name: str, model: ModelConfig) -> bool:
-    if model.target_regex:
-        return re.fullmatch(model.target_regex, name.removesuffix(".weight")) is not None
-    module = f".{name.removesuffix('.weight')}"
-    return any(each == "all-linear" or module.endswith(f".{each}") for each in model.target_modules)
-
-
-def _trained_of_full(sizes: Mapping[str, int], model: ModelConfig) -> int:
-    """Parameters that `model.freeze`, `freeze_ratio` and `unfreeze` leave trained, whatever their order."""
-    freezes = re.compile(model.freeze) if model.freeze else None
-    unfreezes = re.compile(model.unfreeze) if model.unfreeze else None
-    kept = {name for name in sizes if not (freezes and freezes.match(name))}
-    trained = sum(sizes[name] for name in kept) - int(sum(sizes.values()) * model.freeze_ratio)
-    return max(trained, sum(size for name, size in sizes.items() if unfreezes and unfreezes.match(name)), 0)
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """Name -> dtype and shape of each tensor in a safetensors file.
-
-    Raises:
-        UserError: it is none, or a part of one.
-    """
-    size = path.stat().st_size
-    try:
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > size:
-                raise ValueError(f"a header of {length} bytes in a file of {size}")
-            header: dict[str, Any] = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        end = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-        if end > size:
-            raise ValueError(f"{size} bytes of {end}")
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no whole safetensors file ({error}); copy or download it again") from error
-    return header
+    bytes_each: float
+    world_size: int
+    device: str
+    offloads: bool
+    accumulates: bool
 
 
 def estimate(
@@ -169,52 +73,129 @@ def estimate(
     tokens_per_micro_batch: int,
     gradient_checkpointing: bool,
     quantization: str | None = None,
+    double_quantization: bool = True,
+    accumulates: bool = False,
+    device: str = "cuda",
 ) -> MemoryEstimate:
     """Memory of one worker under a ZeRO stage, with Adam.
 
     Args:
         size: The model.
         zero_stage: 0 to 3; 0 is PyTorch's DistributedDataParallel, without DeepSpeed.
-        offload: none, optimizer or all.
+        offload: none, optimizer or all; to the host's memory, so it saves none on CPUs.
         world_size: Data-parallel workers.
         half: Whether `model.dtype` is bfloat16 or float16, else float32.
         tokens_per_micro_batch: Rows times row length.
         gradient_checkpointing: Whether only layer inputs are kept.
         quantization: Of the frozen weights below an adapter: int8, nf4, fp4 or None.
+        double_quantization: Whether the scales of nf4 and fp4 are quantized too.
+        accumulates: Whether a step has several micro-batches.
+        device: cpu or cuda. On CPUs, gloo copies what it gathers and scatters.
     """
-    bytes_each = 2 if half else 4
-    trained, trained_bytes = size.num_trainable, 4 if zero_stage == 0 else bytes_each
-    whole, part = 1.0, 1 / world_size
-    frozen_bytes = size.num_frozen * float(bytes_each)
-    if quantization:
-        frozen_bytes -= size.num_quantizable * (bytes_each - _QUANTIZED_BYTES[quantization])
-    # A reference is held as the policy is, so that both compute the same.
+    offload = "none" if device == "cpu" else offload
+    bytes_each, trained = 2 if half else 4, size.num_trainable
+    # Without DeepSpeed, all that is trained is float32; TRL makes an adapter on quantized weights bfloat16.
+    trained_bytes = 2.0 if quantization else 4.0 if zero_stage == 0 else float(bytes_each)
     is_full = size.num_trainable + size.num_frozen == size.num_parameters
-    reference_bytes = size.num_reference * (trained_bytes if is_full else bytes_each)
-    weights = (frozen_bytes + reference_bytes + trained * trained_bytes) * (part if zero_stage == 3 else whole)
-    if zero_stage == 0:  # all that is trained is float32, and DDP sends the gradients themselves
-        gradients, optimizer = trained * 4.0, trained * 8.0
-    else:  # float32 masters, also of float32 weights; the optimizer steps on a float32 copy of the part's gradients
-        each = (bytes_each + 4) * part
-        if zero_stage == 1:  # whole until each worker has taken its part out, and that part until it is copied
-            each = max(bytes_each * (whole + part), each + bytes_each * part)
-        gradients, optimizer = trained * each, trained * 12 * part
-    per_layer = _ACTIVATION_BYTES_PER_TOKEN_LAYER[gradient_checkpointing] * size.hidden_size * bytes_each / 2
-    layers = size.num_layers + (25 if gradient_checkpointing else 0)  # one layer at a time is recomputed in full
-    per_token = per_layer * layers + size.vocab_size * _LOGIT_BYTES
+    # A reference is held as the policy is, so that both compute the same.
+    reference = size.num_reference * (trained_bytes if is_full else bytes_each)
+    packed = _bytes_packed(quantization, double_quantization)
+    saved = size.num_quantizable * (bytes_each - packed) if packed else 0.0
+    weights = trained * trained_bytes + size.num_frozen * bytes_each - saved + reference
+    sharing = _Sharing(trained_bytes, world_size, device, offload != "none", accumulates)
+    activations = _activations(size, bytes_each, tokens_per_micro_batch, gradient_checkpointing)
+    if zero_stage == 0:
+        optimizer = trained * 2 * trained_bytes
+        moments = _without_zero(size, sharing, activations, autocasts=half and is_full)
+    else:  # float32 masters, also of float32 weights
+        optimizer = trained * 12 / world_size
+        moments = (_zero_3 if zero_stage == 3 else _zero_1_2)(size, sharing, activations, zero_stage == 1)
+    held = (
+        0 if offload == "all" else weights / world_size if zero_stage == 3 else weights,
+        optimizer if offload == "none" else 0,
+    )
+    return max((_held_at(each, *held) for each in moments), key=lambda needed: needed.total)
+
+
+def _held_at(moment: _Moment, weights: float, optimizer: float) -> MemoryEstimate:
     return MemoryEstimate(
-        0 if offload == "all" else int(weights),
-        int(gradients),
-        0 if offload != "none" else int(optimizer),
-        int(tokens_per_micro_batch * per_token),
+        int(weights), int(moment.gradients), int(optimizer), int(moment.activations), int(moment.buffers)
     )
 
 
+def _bytes_packed(quantization: str | None, double_quantization: bool) -> float:
+    """Of a weight that bitsandbytes packs."""
+    if quantization in (None, "int8"):
+        return 1.0 if quantization else 0.0
+    return 0.5 + _SCALE_BYTES[double_quantization]
+
+
+def _activations(size: ModelSize, bytes_each: int, num_tokens: int, gradient_checkpointing: bool) -> float:
+    per_layer = _ACTIVATION_BYTES_PER_TOKEN_LAYER[gradient_checkpointing] * size.hidden_size * bytes_each / 2
+    layers = size.num_layers + (25 if gradient_checkpointing else 0)  # one layer at a time is recomputed in full
+    return num_tokens * (per_layer * layers + size.vocab_size * _LOGIT_BYTES)
+
+
+def _without_zero(size: ModelSize, sharing: _Sharing, activations: float, autocasts: bool) -> list[_Moment]:
+    """The buckets of DistributedDataParallel are the gradients; autocast keeps a copy of each weight in half."""
+    gradients = size.num_trainable * sharing.bytes_each
+    return [_Moment(gradients, 2.0 * size.num_trainable if autocasts else 0.0, activations)]
+
+
+def _zero_1_2(size: ModelSize, sharing: _Sharing, activations: float, is_1: bool) -> list[_Moment]:
+    whole = size.num_trainable * sharing.bytes_each
+    part = 0.0 if sharing.offloads else whole / sharing.world_size
+    bucket = min(REDUCE_BUCKET * sharing.bytes_each, whole)
+    # A full bucket is reduced in a copy of it. The worker's part is taken out behind the first reduction, and stage 2
+    # has it from earlier micro-batches too; stage 1 keeps all gradients until the last of them.
+    taken = part if bucket < whole else 0.0
+    earlier = part if sharing.accumulates and not is_1 else 0.0
+    reducing = _Moment(whole, max(bucket, taken)) if is_1 else _Moment(taken + earlier, 2 * bucket)
+    kept = whole if sharing.accumulates and is_1 else earlier
+    gathering = _Moment(buffers=whole if sharing.device == "cpu" else 0.0)  # of the new weights, in a copy by gloo
+    return [_Moment(kept, bucket, activations), reducing, _step(size, sharing, size.num_trainable), gathering]
+
+
+def _zero_3(size: ModelSize, sharing: _Sharing, activations: float, _: bool) -> list[_Moment]:
+    """Its bucket and its part of the gradients stay for the whole run."""
+    part = 0.0 if sharing.offloads else size.num_trainable * sharing.bytes_each / sharing.world_size
+    bucket = min(REDUCE_BUCKET, size.num_trainable) * sharing.bytes_each
+    copies = 2 if sharing.device == "cpu" else 1  # the bucket sorted by workers, and gloo's own
+    is_adapter = size.num_frozen == size.num_parameters
+    gathered = size.num_parameters + (size.num_trainable if is_adapter else 0)
+    live, call, next_call = min(gathered, _MOST_GATHERED), min(gathered, _PREFETCHED), 0
+    if sharing.device == "cpu":  # gloo gathers the next into a copy meanwhile
+        next_call = min(gathered - call, _PREFETCHED)
+    if sharing.world_size == 1:
+        live = call = next_call = 0
+    each = sharing.bytes_each
+    step = _step(size, sharing, min(size.num_trainable, _SUB_GROUP * sharing.world_size))
+    return [
+        # Weights are gathered far ahead of the layers that use them, each call into a buffer that is then copied.
+        _Moment(part, bucket + each * (live + call + next_call)),
+        _Moment(part, bucket + each * live, activations),
+        _Moment(part, bucket * (1 + copies)),
+        _Moment(step.gradients, step.buffers + bucket),
+    ]
+
+
+def _step(size: ModelSize, sharing: _Sharing, num_at_once: int) -> _Moment:
+    """The part's gradients, one by one in float64 for their norm; then in one piece, and that in float32."""
+    if sharing.offloads:
+        return _Moment()
+    part, at_once = size.num_trainable / sharing.world_size, num_at_once / sharing.world_size
+    flat = sharing.bytes_each * at_once
+    cast = 4.0 * at_once if sharing.bytes_each < 4 else 0.0
+    in_float64 = 8.0 * min(size.num_largest, part)
+    return _Moment(sharing.bytes_each * part, max(flat + cast, in_float64))
+
+
 def smallest_stage(available_bytes: int, world_size: int, estimates: list[MemoryEstimate]) -> int:
-    """The lowest ZeRO stage whose estimate fits with a tenth to spare; one worker has nothing to share, so 0."""
+    """The lowest ZeRO stage whose estimate fits with a tenth to spare, else the one that takes least; one worker has
+    nothing to share, so 0."""
     if world_size == 1:
         return 0
     for stage, needed in enumerate(estimates):
         if needed.total * 1.1 <= available_bytes:
             return stage
-    return 3
+    return min(range(len(estimates)), key=lambda stage: estimates[stage].total)

@@ -1,7 +1,7 @@
 """From what the user set to what will run: derived values, checks across fields, memory, and the plan as text."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -17,7 +17,7 @@ from rayswift.data.sources import parse_source
 from rayswift.data.windows import WindowPlan, Windows
 from rayswift.log import UserError
 from rayswift.resources import Layout, memory_per_worker_bytes
-from rayswift.train import checkpoint, evaluation, memory, shapes
+from rayswift.train import checkpoint, evaluation, memory, model_size, shapes
 from rayswift.train.run_folder import Resume
 from rayswift.train.tasks import TASKS, keeps_reference, problem_type
 
@@ -123,7 +123,11 @@ def _worker_problems(config: TrainingConfig, layout: Layout) -> list[str]:
 
 def with_window_rows(plan: Plan[ConfigT], window_rows: int) -> Plan[ConfigT]:
     """The plan with the window's size, which the first rows decide, frozen in its config."""
-    data = plan.config.data.model_copy(update={"window_rows": window_rows})
+    return with_data(plan, plan.config.data.model_copy(update={"window_rows": window_rows}))
+
+
+def with_data(plan: Plan[ConfigT], data: DataConfig) -> Plan[ConfigT]:
+    """The plan with another section `data`."""
     return replace(plan, config=plan.config.model_copy(update={"data": data}))
 
 
@@ -265,6 +269,9 @@ def _estimates(config: TrainingConfig, layout: Layout) -> list[memory.MemoryEsti
             world_size=layout.min_world_size,
             half=half,
             quantization=model.quantization,
+            double_quantization=model.double_quantization,
+            accumulates=_accumulates(config, layout),
+            device=layout.device,
             tokens_per_micro_batch=config.train.per_device_train_batch_size * config.data.max_length,
             gradient_checkpointing=config.train.gradient_checkpointing,
         )
@@ -272,10 +279,18 @@ def _estimates(config: TrainingConfig, layout: Layout) -> list[memory.MemoryEsti
     ]
 
 
-def _size(model: ModelConfig, config: TrainingConfig) -> memory.ModelSize:
+def _accumulates(config: TrainingConfig, layout: Layout) -> bool:
+    """Whether the fewest workers take several micro-batches for a step."""
+    train, batch = config.train, config.train.global_batch_size
+    if batch is None:
+        return train.gradient_accumulation_steps > 1
+    return micro_batches(batch, train.per_device_train_batch_size, layout.min_world_size)[1] > 1
+
+
+def _size(model: ModelConfig, config: TrainingConfig) -> model_size.ModelSize:
     head = TASKS[config.train.task].head if config.train.task in TASKS else "causal_lm"
     found = shapes.find(model, head)
-    return memory.model_size(found.config, found.shapes, model, found.num_trainable)
+    return model_size.model_size(found.config, found.shapes, model, found.num_trainable, found.num_quantizable)
 
 
 def describe(plan: Plan[Any], num_rows: int | None, unchecked: list[str]) -> str:
@@ -305,10 +320,8 @@ def describe(plan: Plan[Any], num_rows: int | None, unchecked: list[str]) -> str
         lines.append(f"  memory        of {_gib(plan.available_bytes)} per worker, estimated for each ZeRO stage:")
         for number, needed in enumerate(plan.estimates):
             mark = ">" if number == config.cluster.zero_stage else " "
-            lines.append(
-                f"             {mark}  {number}: {_gib(needed.total)}  (weights {_gib(needed.weights)}, gradients "
-                f"{_gib(needed.gradients)}, optimizer {_gib(needed.optimizer)}, activations {_gib(needed.activations)})"
-            )
+            held = ", ".join(f"{name} {_gib(num_bytes)}" for name, num_bytes in asdict(needed).items())
+            lines.append(f"             {mark}  {number}: {_gib(needed.total)}  ({held})")
     lines += [f"  not checked   {what}" for what in unchecked]
     return "\n".join(["plan", *lines])
 

@@ -21,12 +21,12 @@ def list_loss(scores: torch.Tensor, labels: torch.Tensor, listwise: bool) -> tor
 
 
 def list_sums(scores: torch.Tensor, labels: torch.Tensor) -> evaluation.Sums:
-    """What one query adds to the metrics; nothing where all its documents fit.
+    """What one query adds to the metrics; nothing where all its documents fit, or none.
 
     accuracy: whether each document that fits is above each other one; mrr: 1 / rank of the best that fits.
     """
     fitting, others = scores[labels == 1], scores[labels == 0]
-    if not len(others):
+    if not len(others) or not len(fitting):
         return {}
     rank = 1 + int((others >= fitting.max()).sum())
     return {"accuracy": (float(fitting.min() > others.max()), 1.0), "mrr": (1 / rank, 1.0)}

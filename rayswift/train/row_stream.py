@@ -24,5 +24,6 @@ def row_stream(spec: RunSpec, client: SupplyClient, resume: Resume | None, token
         micro_batch=config.train.per_device_train_batch_size,
         accumulation=config.train.gradient_accumulation_steps,
         max_length=config.data.max_length,
+        packs=config.data.packing,
         collate=partial(collate, pad_token_id=tokenizer.pad_token_id, layout=models.layout_of(model)),
     )

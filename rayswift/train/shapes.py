@@ -1,9 +1,9 @@
 """Names and shapes of a model's parameters, without its weights; the driver imports no torch for it.
 
-From the headers of its safetensors files, here or on the hub; where there are none, or where they hold another form
-(quantized, packed), from `config.json`: written out for the plain decoders, built on torch's meta device by another
-process for every other family, and for adapters on experts. That process takes 7.6 s on two cores, nearly all of it
-imports, so the plain ones do without.
+Of the families in `_BY_NAME`, from the headers of safetensors files, here or on the hub; or from `config.json`, written
+out for the plainest of them. Of every other family, and for adapters on experts, from a model built on torch's meta
+device by another process, which alone knows what of the files is loaded, what is shared, and what is a linear layer.
+That takes 7.6 s on two cores, nearly all of it imports, so the known ones do without.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any
 
 from rayswift.config.model import ModelConfig
 from rayswift.log import UserError, logger
-from rayswift.train.memory import read_header
+from rayswift.train.model_size import SIZES, read_header
 from rayswift.train.tasks import Head
 
 Shapes = dict[str, tuple[int, ...]]
@@ -25,18 +25,21 @@ Shapes = dict[str, tuple[int, ...]]
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PLAIN = ("llama", "mistral", "qwen2", "qwen3")
+# Of these, files hold what is trained, and names tell the linear layers: tests/unit/test_memory.py compares.
+_BY_NAME = (*_PLAIN, "gemma", "gemma2", "gemma3_text", "gpt2", "olmo", "olmo2", "phi3", "starcoder2")
 _BUILD_S = 600
 _EXCEPTION = re.compile(r"[\w.]+(Error|Exception|Exit|Interrupt): ")
 
 
 @dataclass(frozen=True)
 class Found:
-    """A model's `config.json`, the shapes of its parameters, and how many parameters training it adds and changes where
-    they do not say so (None: they do)."""
+    """A model's `config.json`, the shapes of its parameters, and where they do not say so (None: they do), how many
+    parameters an adapter on it has, and how many can be quantized."""
 
     config: dict[str, Any]
     shapes: Shapes
     num_trainable: int | None = None
+    num_quantizable: int | None = None
 
 
 def find(model: ModelConfig, head: Head) -> Found:
@@ -47,7 +50,7 @@ def find(model: ModelConfig, head: Head) -> Found:
         head: What the model ends in: without a language model's head it has no `lm_head`.
 
     Raises:
-        OSError: it cannot be had; the text says why.
+        OSError: it cannot be had, or not be counted; the text says why.
         UserError: a part of a weights file.
     """
     folder, fetch = Path(model.path), None
@@ -57,26 +60,15 @@ def find(model: ModelConfig, head: Head) -> Found:
         folder, fetch = shapes_on_hub.folder_and_headers(model.path, model.revision)
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     shapes = None
-    if not model.random_init and "quantization_config" not in config:
-        shapes = stored(folder) or (fetch() if fetch else None)
-    shapes = shapes or written_out(config)
-    num_trainable = None
-    if shapes is None or (model.tuner != "full" and _has_experts(config)):
-        # PEFT alone knows which of a family's stacked experts get an adapter.
-        made = built(folder, head, model)
-        shapes, num_trainable = shapes or made.shapes, made.num_trainable
-    if _ties(config) or head != "causal_lm":
+    if config.get("model_type") in _BY_NAME and all(name in config for name in SIZES):
+        if not model.random_init and "quantization_config" not in config:
+            shapes = stored(folder) or (fetch() if fetch else None)
+        shapes = shapes or written_out(config)
+    if shapes is None:
+        return built(folder, head, model)
+    if config.get("tie_word_embeddings") or head != "causal_lm":
         shapes.pop("lm_head.weight", None)
-    return Found(config, shapes, num_trainable)
-
-
-def _has_experts(config: dict[str, Any]) -> bool:
-    text = config.get("text_config", config)
-    return any("experts" in name and isinstance(value, int) and value > 1 for name, value in text.items())
-
-
-def _ties(config: dict[str, Any]) -> bool:
-    return bool(config.get("tie_word_embeddings") or config.get("text_config", {}).get("tie_word_embeddings"))
+    return Found(config, shapes)
 
 
 def stored(folder: Path) -> Shapes | None:
@@ -151,4 +143,5 @@ def built(folder: Path, head: Head, model: ModelConfig) -> Found:
         reason = lines[-1] if lines else f"exit code {error.returncode}"
         raise OSError(f"no model can be built from {folder}/config.json ({reason})") from error
     result = json.loads(done.stdout.splitlines()[-1])
-    return Found({}, {name: tuple(shape) for name, shape in result["shapes"].items()}, result["num_trainable"])
+    shapes = {name: tuple(shape) for name, shape in result["shapes"].items()}
+    return Found(result["config"], shapes, result["num_trainable"], result["num_quantizable"])

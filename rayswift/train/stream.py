@@ -84,7 +84,8 @@ class Stream(Progress):
         epochs: Passes over the data before it.
         micro_batch: Rows of a micro-batch.
         accumulation: Micro-batches of a step.
-        max_length: Capacity of a row, for the fill.
+        max_length: Capacity of a packed row, or of each member of one that is not packed, for the fill.
+        packs: Whether rows are packed.
         collate: Makes the tensors.
     """
 
@@ -97,11 +98,12 @@ class Stream(Progress):
         micro_batch: int,
         accumulation: int,
         max_length: int,
+        packs: bool = True,
         collate: Collate,
     ):
         super().__init__(position, epochs)
         self._client, self._micro_batch, self._accumulation = client, micro_batch, accumulation
-        self._max_length, self._collate = max_length, collate
+        self._max_length, self._packs, self._collate = max_length, packs, collate
         self.handed_out: deque[Rows] = deque()
         """The rows of each training micro-batch that was handed out, until its consumer takes them."""
 
@@ -128,4 +130,4 @@ class Stream(Progress):
         self._tally.steps += 1
         self._tally.tokens += sum(len(row.input_ids) for row in rows)
         self._tally.trained_tokens += sum(int(row.trained.sum()) for row in rows)
-        self._tally.capacity += len(rows) * self._max_length
+        self._tally.capacity += self._max_length * sum(1 if self._packs else len(row.lengths) for row in rows)

@@ -269,7 +269,7 @@ def callbacks_of(
         callbacks.append(RankBudget(spec.run_dir, resume.saved.path if resume else None))
     callbacks.append(Checkpoints(spec, stream))
     if worker.rank == 0:
-        callbacks.append(Metrics(spec.run_dir, stream, resume.saved.step if resume else 0))
+        callbacks.append(Metrics(spec.run_dir, stream, resume.saved.step if resume else 0, spec.feed_plan))
     if train.early_stopping_patience:
         callbacks.append(EarlyStopping(train))
     # Behind all that decides what is due.

@@ -1,6 +1,7 @@
 """A training run of any task: the driver's half is `run`, each worker's half is `train_loop`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,8 @@ def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:
     # 2. Rows: tokenizer, sources, a look at the first of them.
     with announced("fetching the tokenizer"):
         tokenizer_dir = prepare.prepare_tokenizer(config.model, run_dir / "tokenizer", row_kind(config))
+    before = resume.config["data"] if resume else None
+    plan = planning.with_data(plan, prepare.with_template_date(config.data, tokenizer_dir, before))
     if resume and config.data.window_rows is None:
         plan = planning.with_window_rows(plan, resume.window_rows)
     with announced("looking at the rows"):
@@ -190,7 +193,7 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     tokenizer = models.load_tokenizer(str(spec.tokenizer_dir), config.model.trust_remote_code)
     stream = load(task.stream)(spec, worker.supply, resume, tokenizer, model)
     reference = models.reference(config, keeps_reference(config), weights, weights_dtype)
-    with tuners.named_refusals(config.model):
+    with tuners.named_refusals(config.model), _without_progress_bars():
         trainer = trainer_class(
             spec=spec,
             rank=worker.rank,
@@ -215,14 +218,34 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     trainer.train(resume_from_checkpoint=str(resume.saved.path) if resume else None)
 
 
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """TRL's constructors tokenise the placeholder under bars of their own ("Tokenizing train dataset")."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    hidden = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not hidden:
+            enable_progress_bars()
+
+
 def _make_ready(model: Any, others: Iterable[Any], args: Any, config: TrainingConfig, dtype: str) -> None:
-    """Dropouts and number formats of what is trained, as the config wants them; dropouts of the models beside it."""
+    """Dropouts and number formats of what is trained, as the config wants them; dropouts of the models beside it; and
+    DeepSpeed's bucket for as many gradients as there are."""
     from rayswift.train.model import hold_masters, switch_off_dropout
+    from rayswift.train.tuners import num_elements
+    from rayswift.train.zero import fit_reduce_bucket
 
     if "disable_dropout" in args.__dataclass_fields__ and args.disable_dropout:
         switch_off_dropout(model, *others)
     if not config.cluster.uses_deepspeed and not config.model.quantization:
         hold_masters(model, dtype)
+    if config.cluster.uses_deepspeed and not config.cluster.deepspeed:
+        trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+        fit_reduce_bucket(args.hf_deepspeed_config.config, sum(num_elements(parameter) for parameter in trained))
 
 
 def _start(config: TrainingConfig, resume: run_folder.Resume | None) -> Position | LedgerSnapshot:

@@ -7,6 +7,9 @@ from typing import Any
 from rayswift.config.schema import ClusterConfig
 from rayswift.log import UserError
 
+REDUCE_BUCKET = 500_000_000
+"""DeepSpeed's default: gradients, counted in parameters, that are reduced at once."""
+
 
 def deepspeed_config(cluster: ClusterConfig, device: str, dtype: str, universal: bool) -> dict[str, Any]:
     """The DeepSpeed config of a run.
@@ -44,6 +47,16 @@ def deepspeed_config(cluster: ClusterConfig, device: str, dtype: str, universal:
         "checkpoint": {"load_universal": universal},
         "steps_per_print": 1 << 30,
     }
+
+
+def fit_reduce_bucket(config: dict[str, Any], num_trainable: int) -> None:
+    """Make the bucket of gradients no larger than there are gradients: DeepSpeed allocates all of it, 1 GB in bfloat16.
+
+    Args:
+        config: DeepSpeed's, changed in place; one from a file of the user's own is not given here.
+        num_trainable: Parameters trained.
+    """
+    config["zero_optimization"]["reduce_bucket_size"] = min(REDUCE_BUCKET, num_trainable)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,58 +1,72 @@
-"""A callback that measures what a training worker holds when its optimizer steps; for test_memory_estimate.py."""
+"""A plugin and callback that measure the most a training worker has allocated; for test_memory_estimate.py.
 
-import gc
+What counts are the pieces of 16 KiB and more that `malloc` has given out and not got back, beyond those it had when the
+plugin was imported, which is before the model is loaded. PyTorch's CPU allocator takes every tensor from it, as do gloo
+and oneDNN their buffers; the objects of Python and its libraries are smaller or come from elsewhere. So each storage
+counts once however many views it has, files and shared memory that are mapped do not count, and pages do that nothing
+has written to yet, as on a GPU. glibc maps such pieces one by one if it is told to, and `mallinfo2` sums them.
+A thread looks every half millisecond; the moments that hold most last for whole copies or reductions.
+"""
+
+import ctypes
 import json
 import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
-from deepspeed.runtime.base_optimizer import ZeROOptimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import TrainerCallback
 
-_BEFORE_BYTES = psutil.Process().memory_info().rss
+_FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
 
 
-def tensor_bytes() -> int:
-    """Of all tensors that Python knows, storages that they share once."""
-    storages = {}
-    for thing in gc.get_objects():
-        if isinstance(thing, torch.Tensor) and thing.device.type != "meta":
-            storage = thing.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
+class _MallInfo2(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_size_t) for name in _FIELDS.split())
+
+
+_M_MMAP_THRESHOLD = -3
+_PIECE_BYTES = 16 << 10
+_libc = ctypes.CDLL(None)
+_libc.mallinfo2.restype = _MallInfo2
+
+
+def allocated_bytes() -> int:
+    """Of all pieces that are mapped one by one."""
+    return int(_libc.mallinfo2().hblkhd)
+
+
+class _Highest(threading.Thread):
+    """The most allocated since this began."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._before, self.most_bytes = allocated_bytes(), 0
+
+    def run(self) -> None:
+        while True:
+            self.most_bytes = max(self.most_bytes, allocated_bytes() - self._before)
+            time.sleep(0.0005)
+
+
+_HIGHEST = _Highest()
+if "RANK" in os.environ:  # the command itself imports this too, to check it
+    assert _libc.mallopt(_M_MMAP_THRESHOLD, _PIECE_BYTES) == 1
+    _HIGHEST.start()
 
 
 class Watch(TrainerCallback):
-    """Writes `memory-RANK.json`: the most bytes of tensors at an optimizer step from the second on, when all states are
-    there, what of it is weights by kind, and the most resident memory beyond that before the model came."""
+    """Writes `memory-RANK.json`: the most bytes allocated until the last step, and the weights by kind."""
 
     def __init__(self) -> None:
-        self._most, self._step, self._params = 0, 0, {}  # type: ignore[var-annotated]
+        self._params: dict[str, int] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         for parameter in model.parameters():
             key = f"{str(parameter.dtype).removeprefix('torch.')} {'trained' if parameter.requires_grad else 'frozen'}"
             size = getattr(parameter, "ds_numel", parameter.numel())
             self._params[key] = self._params.get(key, 0) + size
-        register_optimizer_step_pre_hook(self._look)
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        zero = getattr(optimizer, "optimizer", None)  # below accelerate's
-        if state.global_step == 0 and isinstance(zero, ZeROOptimizer):  # it holds most before its own steps begin
-            step = zero.step
-            zero.step = lambda *given, **named: (self._look(), step(*given, **named))[1]
-
-    def _look(self, *args: Any) -> None:
-        if self._step >= 1:
-            gc.collect()
-            self._most = max(self._most, tensor_bytes())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._step = state.global_step
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        peak = next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM"))
-        seen = {"tensors": self._most, "resident": peak - _BEFORE_BYTES, "parameters": self._params}
-        Path(args.output_dir, f"memory-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(seen))
+        seen = {"allocated": _HIGHEST.most_bytes, "parameters": self._params}
+        Path(args.output_dir, f"memory-{os.environ['RANK']}.json").write_text(json.dumps(seen))

@@ -1,7 +1,7 @@
-"""What the plan estimates that weights, gradients and optimizer take, and what a worker's tensors take: within 10 %.
+"""What the plan estimates that a worker takes, and the most that it has allocated: within 10 %.
 
-A random Llama of 65 M parameters on two workers of a CPU, for every ZeRO stage, in float32 and bfloat16; minutes for
-each case, so not part of the suite: pytest -s tests/bars/test_memory_estimate.py
+A random Llama of 65 M parameters on two workers of a CPU, for every tuner, number format and ZeRO stage; a minute for
+each case, so not part of the suite: pytest -s tests/bars/test_memory_estimate.py (memory_watch.py says what is counted)
 """
 
 import json
@@ -12,10 +12,8 @@ from pathlib import Path
 import pytest
 
 from rayswift.config.load import load
-from rayswift.config.model import ModelConfig
 from rayswift.config.schema import SftConfig
 from rayswift.resources import lay_out
-from rayswift.train import shapes
 from rayswift.train.plan import resolve
 from tests.ray.conftest import sft
 
@@ -33,7 +31,7 @@ CASES = [
     for tuner in TUNERS
     for dtype in ("float32", "bfloat16")
     for stage in range(4)
-    if not (tuner == "qlora" and (stage == 3 or dtype == "float32"))
+    if not (tuner == "qlora" and stage == 3)  # refused: quantized weights cannot be cut over the workers
 ]
 
 
@@ -60,22 +58,17 @@ def test_estimate_and_truth(tuner: str, dtype: str, stage: int, model_dir: Path,
     flags = ("--model", str(model_dir), "--dataset", str(rows), "--dtype", dtype, *TUNERS[tuner])
     flags += ("--num_workers", "2", "--zero_stage", str(stage), "--device", "cpu", "--max_length", "64")
     flags += ("--per_device_train_batch_size", "1", "--max_steps", "3", "--save_strategy", "no", "--report_to", "none")
-    sft(tmp_path / "run", *flags, "--train.callbacks", f"{WATCH}:Watch")
+    sft(tmp_path / "run", *flags, "--train.plugins", str(WATCH), "--train.callbacks", f"{WATCH}:Watch")
     config = load("sft", list(flags)).config
     assert isinstance(config, SftConfig)
     estimates = resolve(config, lay_out(config.cluster), None).estimates
     assert isinstance(estimates, list)
-    wanted = estimates[stage].weights + estimates[stage].gradients + estimates[stage].optimizer
+    wanted = estimates[stage]
     for rank in range(2):
         seen = json.loads((tmp_path / "run" / f"memory-{rank}.json").read_text(encoding="utf-8"))
         print(  # noqa: T201
-            f"\n{tuner} {dtype} ZeRO {stage} rank {rank}: estimate {wanted / 1e6:.0f} MB, tensors "
-            f"{seen['tensors'] / 1e6:.0f} MB, most resident {seen['resident'] / 1e6:.0f} MB, {seen['parameters']}"
+            f"\n{tuner} {dtype} ZeRO {stage} rank {rank}: estimate {wanted.total / 1e6:.0f} MB, allocated "
+            f"{seen['allocated'] / 1e6:.0f} MB ({wanted.total / seen['allocated'] - 1:+.1%}); {wanted}; "
+            f"{seen['parameters']}"
         )
-        assert wanted == pytest.approx(seen["tensors"], rel=0.1)
-
-
-def test_a_config_that_cannot_be_built_says_so(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "nothing_known"}')
-    with pytest.raises(OSError, match=r"no model can be built from .*nothing_known"):
-        shapes.find(ModelConfig(path=str(tmp_path)), "causal_lm")
+        assert wanted.total == pytest.approx(seen["allocated"], rel=0.1)

@@ -324,7 +324,8 @@ REWRITING = {
     "phi3": Family(PHI3, lambda t: f"{t}<|end|>\n<|endoftext|>", None, "<|endoftext|>", ("<|end|>",)),
 }  # fmt: skip
 
-UNTRAINABLE = {
+# A thought is opened with the answer that is asked for.
+OPENING = {
     "deepseek-r1": Family(
         DEEPSEEK_R1, str, "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", ("<｜User｜>", "<｜Assistant｜>")
     )

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_templates import write_tokenizer
+from chat_templates import Family, write_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_families import KEEPING, REWRITING, UNTRAINABLE
+from model_families import KEEPING, OPENING, REWRITING
 from tokenizers import Tokenizer
 
 from rayswift.data.encode import EncodeConfig, EncodedRow
 from rayswift.data.members import cached_encoder
 from rayswift.data.rows import BadRow
 
-ALL = KEEPING | REWRITING | UNTRAINABLE
+ALL = KEEPING | REWRITING | OPENING
 WORDS = st.text("abc XYZ019.,\n\t'\"{}é中🎉✓", max_size=24).map(str.strip)
 SETTINGS = settings(max_examples=6, deadline=None)
 
@@ -80,10 +80,36 @@ def test_one_document_of_the_same_tokens(model: Any, name: str, contents: list[s
     assert document.weights is None
 
 
-@pytest.mark.parametrize("name", sorted(REWRITING))
+# What of an answer is trained where others follow: no empty block of thoughts, no token that ends the last one alone.
+EARLIER = {
+    "qwen3": lambda text: f"{text}<|im_end|>",
+    "gpt-oss": lambda text: f"<|channel|>final<|message|>{text}",
+    "phi3": lambda text: f"{text}<|end|>",
+}
+
+
+@pytest.mark.parametrize("name", sorted(EARLIER))
 @SETTINGS
 @given(contents=st.lists(WORDS, min_size=2, max_size=7), with_system=st.booleans())
-def test_each_answer_once_as_it_renders_last(model: Any, name: str, contents: list[str], with_system: bool) -> None:
+def test_answers_without_thoughts_are_one_document(
+    model: Any, name: str, contents: list[str], with_system: bool
+) -> None:
+    folder, tokenizer = model(name)
+    messages = chat(contents, "Be brief." if with_system else None)
+    result = encode(folder, {"messages": messages})
+    assert isinstance(result, list), result
+    (document,) = result
+    assert document.input_ids.tolist() == rendered(tokenizer, messages)
+    expected = [EARLIER[name](text) for text in contents[1::2]]
+    if len(contents) % 2 == 0:
+        expected[-1] = ALL[name].turn(contents[-1])
+    assert trained(folder, document) == "".join(expected)
+
+
+@SETTINGS
+@given(contents=st.lists(WORDS, min_size=2, max_size=7), with_system=st.booleans())
+def test_each_answer_once_as_it_renders_last(model: Any, contents: list[str], with_system: bool) -> None:
+    name = "mistral-nemo"  # the system prompt moves on with the last question
     folder, tokenizer = model(name)
     messages = chat(contents, "Be brief." if with_system else None)
     result = encode(folder, {"messages": messages})
@@ -92,14 +118,55 @@ def test_each_answer_once_as_it_renders_last(model: Any, name: str, contents: li
         ALL[name].turn(text) for text in contents[1::2]
     )
     prefixes = [rendered(tokenizer, messages[:n]) for n in range(1 + with_system, len(messages) + 1)]
-    for document in result:
-        assert document.input_ids.tolist() in prefixes
-        # What precedes what is trained is what is generated from.
-        begin = int(document.trained.argmax())
-        prompts = [rendered(tokenizer, messages[:n], add_generation_prompt=True) for n in range(len(messages))[1:]]
-        assert document.input_ids[:begin].tolist() in prompts or with_system
-    if name == "mistral-nemo" and not with_system:
+    assert all(document.input_ids.tolist() in prefixes for document in result)
+    if not with_system:
         assert len(result) == 1  # nothing to rewrite
+
+
+@pytest.mark.parametrize("name", sorted(EARLIER))
+def test_forty_turns_without_thoughts_are_one_document(model: Any, name: str) -> None:
+    folder, tokenizer = model(name)
+    messages = chat([f"{'question' if i % 2 == 0 else 'answer'} {i}" for i in range(80)])
+    (document,) = encode(folder, {"messages": messages})
+    assert document.input_ids.tolist() == rendered(tokenizer, messages)
+    assert all(f"answer {i}" in trained(folder, document) for i in range(1, 80, 2))
+
+
+def test_of_forty_turns_one_with_thoughts_has_a_document_of_its_own(model: Any) -> None:
+    folder, _ = model("qwen3")
+    messages = chat([f"{'question' if i % 2 == 0 else 'answer'} {i}" for i in range(80)])
+    messages[41]["reasoning_content"] = "why"
+    first, second = encode(folder, {"messages": messages})
+    assert trained(folder, first).endswith("<think>\nwhy\n</think>\n\nanswer 41<|im_end|>")
+    assert trained(folder, second).startswith("answer 43<|im_end|>")
+    (document,) = encode(folder, {"messages": messages}, keep_history=True)
+    assert document.input_ids.tolist() == second.input_ids.tolist()
+    assert "answer 39<|im_end|>answer 41<|im_end|>answer 43<|im_end|>" in trained(folder, document)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gpt-oss"])
+def test_history_as_it_is_is_one_document_with_thoughts_too(model: Any, name: str) -> None:
+    folder, _ = model(name)
+    messages = chat(["q1", "a1", "q2", "a2"])
+    messages[1]["reasoning_content"], messages[3]["reasoning_content"] = "t1", "t2"
+    assert len(encode(folder, {"messages": messages})) == 2
+    (document,) = encode(folder, {"messages": messages}, keep_history=True)
+    assert "t1" not in decoded(folder, document.input_ids)
+    assert trained(folder, document).startswith(EARLIER[name]("a1"))
+    assert "t2" in trained(folder, document)
+
+
+@pytest.mark.parametrize("options", [{"ignore_empty_think": True}, {"loss_scale": ("ignore_empty_think",)}])
+def test_an_empty_block_of_thoughts_may_be_left_untrained(model: Any, options: dict[str, Any]) -> None:
+    folder, tokenizer = model("qwen3")
+    messages = chat(["q", "a"])
+    (document,) = encode(folder, {"messages": messages}, **options)
+    assert document.input_ids.tolist() == rendered(tokenizer, messages)
+    assert trained(folder, document) == "a<|im_end|>"
+    assert document.weights is None
+    messages[1]["reasoning_content"] = "why"
+    (document,) = encode(folder, {"messages": messages}, **options)
+    assert trained(folder, document) == "<think>\nwhy\n</think>\n\na<|im_end|>"
 
 
 def test_thoughts_are_trained_in_every_answer(model: Any) -> None:
@@ -171,18 +238,43 @@ def test_arguments_of_calls_as_text_and_as_objects(model: Any, name: str, given:
     assert '{"x": 1}' in trained(folder, document)
 
 
-def test_a_template_that_cannot_be_trained_is_refused_with_the_reason(model: Any) -> None:
-    for answer in ("a", "<think>t</think>a"):
-        refused = encode(model("deepseek-r1")[0], {"messages": chat(["q", answer])})
-        assert isinstance(refused, BadRow)
-        assert refused.reason == "chat template cannot be trained"
-        assert "model.chat_template" in refused.detail
+@pytest.mark.parametrize(("answer", "wanted"), [("a", "a"), ("<think>\nt\n</think>\n\na", "t\n</think>\n\na")])
+def test_thoughts_that_a_template_cuts_off_are_kept_in_the_last_answer(model: Any, answer: str, wanted: str) -> None:
+    folder, tokenizer = model("deepseek-r1")
+    end = ALL["deepseek-r1"].eos
+    messages = chat(["q1", "<think>\nt0\n</think>\n\na1", "q", answer])
+    first, second = encode(folder, {"messages": messages})
+    assert trained(folder, first) == f"t0\n</think>\n\na1{end}"
+    assert trained(folder, second) == wanted + end
+    prompt = rendered(tokenizer, messages[:3], add_generation_prompt=True)
+    if "t" in wanted:
+        assert second.input_ids[: len(prompt)].tolist() == prompt
+    apart = chat(["q", "a"])
+    apart[1]["reasoning_content"] = "t"
+    (document,) = encode(folder, {"messages": apart})
+    assert trained(folder, document) == f"t\n</think>\n\na{end}"
+
+
+def test_a_template_that_cannot_be_trained_is_refused_with_the_reason(tmp_path: Path) -> None:
+    source = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[bot]{% endif %}"
+    )
+    folder = write_tokenizer(tmp_path, Family(source, str))
+    refused = encode(folder, {"messages": chat(["q", "a"])})
+    assert isinstance(refused, BadRow)
+    assert refused.reason == "chat template cannot be trained"
+    assert "model.chat_template" in refused.detail
 
 
 def test_a_template_that_drops_every_thought_is_refused(tmp_path: Path) -> None:
-    family = UNTRAINABLE["deepseek-r1"]
-    old = write_tokenizer(tmp_path, type(family)(family.template.replace("<think>\\n", ""), str, "<b>", "<e>"))
-    assert isinstance(encode(old, {"messages": chat(["q", "a"])}), list)
-    refused = encode(old, {"messages": chat(["q", "<think>why</think>a"])})
+    source = (
+        "{% for m in messages %}[{{ m.role }}]{% if m.reasoning_content and m.tool_calls %}{{ m.reasoning_content }}"
+        "{% endif %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    folder = write_tokenizer(tmp_path, Family(source, str))
+    assert isinstance(encode(folder, {"messages": chat(["q", "a"])}), list)
+    messages = chat(["q", "a"])
+    messages[1]["reasoning_content"] = "why"
+    refused = encode(folder, {"messages": messages})
     assert isinstance(refused, BadRow)
     assert refused.reason == "chat template drops thoughts"

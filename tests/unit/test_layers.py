@@ -65,6 +65,7 @@ PURE = [
     *(f"rayswift.rollout.{n}" for n in ["admission", "ledger", "prompts", "advantages", "rounds"]),
     *(f"rayswift.rollout.rewards.{n}" for n in ["builtin", "dispatch", "functions"]),
     "rayswift.train.memory",
+    "rayswift.train.model_size",
     "rayswift.train.checkpoint",
     "rayswift.train.events",
     *(f"rayswift.rollout.{n}" for n in ["autoscale", "membership", "salvage"]),

@@ -89,6 +89,7 @@ CHATS: list[Layout] = [
     ("sharegpt", {"conversations": [HUMAN, GPT]}),
     ("sharegpt in capitals", {"conversations": [HUMAN | {"from": "Human"}, GPT | {"from": "Assistant"}]}),
     ("sharegpt of a prompter", {"conversations": [HUMAN | {"from": "prompter"}, GPT | {"from": "assistant"}]}),
+    ("lists of a table", {"messages": {"role": ["user", "assistant"], "content": ["q", "a"]}}),
     ("sharegpt of role and value", {"conversations": [{"role": "user", "value": "q"}, {"role": "ai", "value": "a"}]}),
     (
         "openhermes",
@@ -208,6 +209,8 @@ CHOSEN_BAD: list[Layout] = [
     ("axolotl chat_template", {"messages": [USER], "chosen": BOT, "rejected": BAD}),
     ("axolotl icr", {"input": "q", "chosen": "a", "rejected": "b"}),
     ("argilla", {"instruction": "q", "chosen_response": "a", "rejected_response": "b"}),
+    ("openai pairs", {"input": {"messages": [USER], "tools": [], "parallel_tool_calls": True},
+                      "preferred_output": [BOT], "non_preferred_output": [BAD]}),
     ("orca pairs", {"question": "q", "chosen": "a", "rejected": "b"}),
     ("hh-rlhf", {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}),
     ("columns of one's own", {"ask": "q", "correct": "a", "incorrect": "b"},
@@ -471,6 +474,22 @@ def test_nulls_that_an_author_wrote_stay() -> None:
     made = parse_row({"messages": calling({"tool_calls": [call]})}, "causal", {})
     assert isinstance(made, CausalRow) and made.conversation
     assert made.conversation.messages[1]["tool_calls"][0]["function"]["arguments"] == {"x": None}
+
+
+def test_a_document_with_a_label_alone() -> None:
+    made = parse_row({"query": "q", "document": "d", "label": 0}, "reranker", {})
+    assert made == RerankerRow(said("q"), (), of("assistant", "d"))
+    made = parse_row({"query": "q", "document": "d", "label": "1"}, "reranker", {})
+    assert made == RerankerRow(said("q"), of("assistant", "d"), ())
+
+
+def test_a_call_is_trained_as_the_turn_that_it_belongs_to() -> None:
+    turns = [USER, BOT | {"loss": False}, {"role": "tool_call", "content": '{"name": "f"}'}]
+    made = parse_row({"messages": turns}, "causal", {})
+    assert isinstance(made, CausalRow) and made.conversation
+    assert made.conversation.losses == (MessageLoss(), MessageLoss(False))
+    with pytest.raises(BadRow, match="its loss differs"):
+        parse_row({"messages": [*turns[:2], turns[2] | {"loss": True}]}, "causal", {})
 
 
 def test_what_a_tool_returns_as_an_object_is_its_json() -> None:

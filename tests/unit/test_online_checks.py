@@ -51,7 +51,10 @@ def test_a_plain_run_has_no_problem() -> None:
             "a prompt of 100 tokens (rollout.max_prompt_length, or what data.max_length leaves) fills an engine's "
             "window of rollout.max_model_len = 100 and leaves its completion none; raise it, or lower",
         ),
-        ({"data__cache": "folder"}, "data.cache holds packed rows of task causal_lm, but task grpo trains completions"),
+        (
+            {"data__loss_scale": ["react"]},
+            "data.loss_scale = react has no meaning: task grpo has no loss over the tokens",
+        ),
         ({"data__truncation": "split"}, "data.truncation = split has no meaning for prompts; set drop or left"),
         ({"data__truncation": "right"}, "data.truncation = right cuts the end of the question off a prompt, and the"),
         ({"rollout__reward_model_gpus": 1.5}, "rollout.reward_model_gpus = 1.5: Ray gives a process a part of one GPU"),

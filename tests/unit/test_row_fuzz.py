@@ -18,7 +18,28 @@ TINY = Path(__file__).resolve().parents[2] / "examples" / "tiny"
 NAMES = [
     *("messages", "conversations", "prompt", "completion", "instruction", "input", "output", "query", "question"),
     *("response", "answer", "text", "history", "system", "tools", "chosen", "rejected", "rejected_response", "label"),
-    *("anchor", "positive", "negative", "margin", "positive_messages"),
+    *(
+        "anchor",
+        "positive",
+        "negative",
+        "margin",
+        "positive_messages",
+        "conversation",
+        "segments",
+        "functions",
+        "images",
+    ),
+    *(
+        "kto_tag",
+        "labels",
+        "docs",
+        "chosen_messages",
+        "context",
+        "answers",
+        "negative_1",
+        "preferred_output",
+        "Question",
+    ),
 ]
 FAMILIES = ("causal", "preference", "kto", "embedding", "reranker", "classification", "prompt")
 
@@ -32,6 +53,10 @@ message = st.fixed_dictionaries(
         "role": st.sampled_from(["user", "assistant", "system", "tool", "tool_call", "gpt", 3, None]),
         "from": st.sampled_from(["human", "gpt"]),
         "content": junk | st.lists(st.fixed_dictionaries({"type": scalars, "text": scalars}), max_size=2),
+        "human": scalars,
+        "assistant": scalars,
+        "loss_weight": scalars,
+        "function_call": junk | st.just({"name": "f", "arguments": "{}"}),
         "tool_calls": junk | st.just([{"name": "f", "arguments": "{}"}]),
         "reasoning_content": scalars,
         "loss": scalars,

@@ -116,6 +116,8 @@ def test_a_label_reaches_the_loss() -> None:
     ("row", "options", "reason"),
     [
         (PAIR | {"negative": []}, {"loss": "listwise"}, "no negative"),
+        ({"query": "q", "docs": ["a"], "labels": [0]}, {"loss": "listwise"}, "no positive"),
+        ({"query": "q", "docs": [], "labels": []}, {}, "no positive"),
         (PAIR | {"positive": []}, {}, "no positive"),
         (
             PAIR | {"positive": [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]},
@@ -256,6 +258,7 @@ def test_what_an_evaluation_tells_of_a_ranking() -> None:
     assert list_sums(torch.tensor([3.0, 0.0, 1.0]), labels) == {"accuracy": (0.0, 1.0), "mrr": (1.0, 1.0)}
     assert list_sums(torch.tensor([0.0, 0.0, 1.0]), labels) == {"accuracy": (0.0, 1.0), "mrr": (0.5, 1.0)}
     assert list_sums(torch.tensor([0.0]), torch.tensor([1.0])) == {}
+    assert list_sums(torch.tensor([0.0]), torch.tensor([0.0])) == {}
 
 
 def test_a_list_puts_its_target_on_the_positives() -> None:

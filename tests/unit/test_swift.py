@@ -104,6 +104,7 @@ def test_no_flag_has_two_rules() -> None:
             ["--loss_scale", "all+ignore_empty_think+hermes"],
             {"data.loss_on": "all", "data.loss_scale": ["ignore_empty_think", "hermes"]},
         ),
+        ("sft", ["--enable_thinking", "false"], {"data.chat_template_kwargs": {"enable_thinking": False}}),
         ("sft", ["--loss_scale", "react"], {"data.loss_on": "assistant", "data.loss_scale": ["react"]}),
         ("sft", ["--deepspeed", "zero2"], {"cluster.zero_stage": 2, "cluster.offload": "none"}),
         ("sft", ["--deepspeed", "zero2_offload"], {"cluster.zero_stage": 2, "cluster.offload": "optimizer"}),
@@ -202,7 +203,7 @@ def test_no_flag_has_two_rules() -> None:
         (
             "rlhf",
             ["--rlhf_type", "grpo", "--enable_thinking", "false"],
-            {"rollout.chat_template_kwargs": {"enable_thinking": False}},
+            {"data.chat_template_kwargs": {"enable_thinking": False}},
         ),
         ("rlhf", ["--rlhf_type", "grpo", "--advantage_estimator", "rloo"], {"train.advantage_estimator": "rloo"}),
         ("rlhf", ["--rlhf_type", "grpo", "--tau_neg", "1.1"], {"train.sapo_temperature_neg": 1.1}),
@@ -234,7 +235,6 @@ def test_a_system_prompt_may_be_a_text_file(tmp_path: Path) -> None:
         ("sft", ["--ddp_backend", "nccl"], "Ray Train"),
         ("sft", ["--freeze_vit", "true"], "text only"),
         ("sft", ["--template", "qwen2_5"], "chat template"),
-        ("sft", ["--model_name", "a", "b"], "self-cognition"),
         ("rlhf", ["--rlhf_type", "grpo", "--vllm_server_port", "8001"], "no server to start"),
         ("rlhf", ["--rlhf_type", "ppo", "--beta", "0.1"], "kl_coef"),
         ("rlhf", ["--rlhf_type", "rm", "--task_type", "seq_cls"], "--rlhf_type says"),
@@ -420,8 +420,8 @@ def test_what_is_not_built_is_refused_but_resolves(run: Any, argv: list[str], me
 # ---- whole command lines ----
 
 
-def command_lines() -> list[tuple[str, list[str], list[str]]]:
-    """Verb, argv and the flags that must be refused, of each command in `swift_commands.txt`."""
+def command_lines() -> list[tuple[str, list[str], list[str], dict[str, str]]]:
+    """Verb, argv, the flags that must be refused and the environment of each command in `swift_commands.txt`."""
     found = []
     for line in (HERE / "swift_commands.txt").read_text(encoding="utf-8").splitlines():
         if not line or line.startswith("#"):
@@ -429,23 +429,28 @@ def command_lines() -> list[tuple[str, list[str], list[str]]]:
         command, _, refused = line.partition(" refused: ")
         words = shlex.split(command)
         verb, *argv = words[words.index("swift") + 1 :]
-        found.append((verb, [str(REPO / w) if w.startswith("tests/") else w for w in argv], refused.split()))
+        environ = dict(word.split("=", 1) for word in words[: words.index("swift")])
+        argv = [str(REPO / word) if word.startswith("tests/") else word for word in argv]
+        found.append((verb, argv, refused.split(), environ))
     return found
 
 
 COMMANDS = command_lines()
 
 
-@pytest.mark.parametrize(("verb", "argv", "refused"), COMMANDS, ids=lambda v: " ".join(v)[:60] if v else "")
-def test_a_command_line_is_understood(verb: str, argv: list[str], refused: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("verb", "argv", "refused", "environ"), COMMANDS, ids=lambda v: " ".join(v)[:60] if v else "")
+def test_a_command_line_is_understood(
+    verb: str, argv: list[str], refused: list[str], environ: dict[str, str], tmp_path: Path
+) -> None:
     if not refused:
-        config = load(verb, [*argv, "--dry_run"]).config
-        resolved = plan.resolve(config, Layout(1, "cpu", 1, local=True), None).config
+        config = load(verb, [*argv, "--dry_run"], environ).config
+        layout = Layout(config.cluster.num_workers or 1, "cpu", 1, local=True)
+        resolved = plan.resolve(config, layout, None).config
         (tmp_path / "resolved.yaml").write_text(to_yaml(resolved), encoding="utf-8")
         assert load(verb, ["--config", str(tmp_path / "resolved.yaml")]).config == resolved
         return
     with pytest.raises(UserError) as caught:
-        load(verb, [*argv, "--dry_run"])
+        load(verb, [*argv, "--dry_run"], environ)
     lines = str(caught.value).splitlines()
     named = [line for line in lines if line.startswith("--")]  # others say what the task lacks without them
     assert sorted(line.split()[0] for line in named) == sorted(f"--{name}" for name in refused)
@@ -453,10 +458,10 @@ def test_a_command_line_is_understood(verb: str, argv: list[str], refused: list[
 
 
 def test_at_least_98_percent_of_flag_uses_are_understood() -> None:
-    uses = [word for _, argv, _ in COMMANDS for word in argv if word.startswith("--")]
-    refused = [name for _, _, names in COMMANDS for name in names]
+    uses = [word for _, argv, *_ in COMMANDS for word in argv if word.startswith("--")]
+    refused = [name for _, _, names, _ in COMMANDS for name in names]
     assert len(COMMANDS) >= 55
-    assert {verb for verb, _, _ in COMMANDS} == {"pt", "sft", "rlhf"}
+    assert {verb for verb, *_ in COMMANDS} == {"pt", "sft", "rlhf"}
     assert len(refused) <= 0.02 * len(uses), (len(refused), len(uses))
 
 

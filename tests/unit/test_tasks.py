@@ -41,14 +41,18 @@ def test_fields_that_are_ours_alone_are_kept_from_the_tasks_config(task: str) ->
     [
         (("--data.truncation", "split"), "data.truncation = split has no meaning: task dpo judges whole texts"),
         (("--data.loss_on", "all"), "data.loss_on = all has no meaning"),
-        (("--data.cache", "c"), "data.cache holds packed rows of task causal_lm"),
+        (("--data.cache", "c", "--precompute_ref_log_probs", "true"), "data.cache holds rows without what"),
+        (
+            ("--data.loss_scale", "react"),
+            "task dpo counts whole answers; set ignore_empty_think or ignore_think_prefix",
+        ),
         (("--train.loss", "mine.py:loss"), "train.loss = mine.py:loss is for losses over tokens"),
         (("--rollout.temperature", "0.5"), "rollout.temperature has no meaning"),
         (("--train.micro_batch_tokens", "512"), "train.micro_batch_tokens has no meaning"),
     ],
 )
 def test_what_a_preference_task_cannot_use_is_refused(flags: tuple[str, ...], message: str) -> None:
-    with pytest.raises(UserError, match=r"has no meaning|data\.cache|losses over tokens") as refused:
+    with pytest.raises(UserError, match=r"has no meaning|data\.|losses over tokens") as refused:
         resolve(load("rlhf", [*DPO, *flags]).config, LAYOUT, None)
     assert message in str(refused.value)
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
 
-from rayswift.data.encode import EncodeConfig, Encoder, _masked
+from rayswift.data.encode import EncodeConfig, EncodedRow, Encoder
+from rayswift.data.masks import masked, parts_of
 from rayswift.data.token_bytes import TokenBytes, byte_positions
 from rayswift.data.turns import Document, Span
 
@@ -42,7 +43,8 @@ def test_masks_equal_those_from_offsets(
     edges = sorted(data.draw(st.lists(st.integers(0, len(text)), min_size=2, max_size=6).filter(lambda x: len(x) > 1)))
     spans = tuple(Span(a, b, w) for a, b, w in zip(edges, edges[1:], [1.0, 0.0, 2.0, 1.0, 0.5], strict=False))
     (ours,) = encoder._tokenise([Document(text, spans)])
-    theirs = _masked(encoder._tokenizer.encode(text, add_special_tokens=False), spans)
+    encoding = encoder._tokenizer.encode(text, add_special_tokens=False)
+    theirs = EncodedRow(*masked(encoding.ids, parts_of(encoding, spans)))
     for name, value in asdict(theirs).items():
         assert np.array_equal(getattr(ours, name), value), name
 

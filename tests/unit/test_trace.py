@@ -6,14 +6,14 @@ import pytest
 from chat_templates import FAMILIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_families import KEEPING, REWRITING, UNTRAINABLE
+from model_families import KEEPING, OPENING, REWRITING
 
 from rayswift.config.schema import LossOn
 from rayswift.data.rows import BadRow, Conversation, MessageLoss
 from rayswift.data.template import ChatTemplate
-from rayswift.data.turns import Document, documents
+from rayswift.data.turns import Document, Marking, documents
 
-ALL = KEEPING | REWRITING | UNTRAINABLE | FAMILIES
+ALL = KEEPING | REWRITING | OPENING | FAMILIES
 TRACED = (
     "chatml",
     "llama",
@@ -169,7 +169,7 @@ def test_documents_are_the_same_without_a_trace(name: str, monkeypatch: pytest.M
     def made(loss_on: LossOn) -> list[Document] | str:
         row = Conversation(tuple(PLAIN), tuple(MessageLoss() for _ in PLAIN))
         try:
-            return documents(template, row, loss_on, len, lambda text, whole, num_messages: None)
+            return documents(template, row, Marking(loss_on), lambda text, whole, num_messages: None)
         except BadRow as bad:
             return str(bad)
 

@@ -7,8 +7,9 @@
 Flags that are ours already (`--learning_rate`) are not in the tables and pass as they are.
 """
 
+from rayswift.config.swift.other_verbs import VERBS, translate_other
 from rayswift.config.swift.rules import Flag, Translation
 from rayswift.config.swift.translate import knows, translate
 from rayswift.config.swift.whole import complete
 
-__all__ = ["Flag", "Translation", "complete", "knows", "translate"]
+__all__ = ["VERBS", "Flag", "Translation", "complete", "knows", "translate", "translate_other"]

@@ -47,7 +47,7 @@ def read(environ: Mapping[str, str], task: str, given: set[str], result: Transla
 def _workers(environ: Mapping[str, str], given: set[str], result: Translation) -> list[Flag]:
     nodes, each = environ.get("NNODES") or "1", environ.get(_WORKERS)
     if environ.get("NODE_RANK", "0").isdigit() and int(environ.get("NODE_RANK", "0")) > 0:
-        result.problems.append(
+        result.problems_of_a_start.append(
             f"NODE_RANK={environ['NODE_RANK']} is refused: a run is started once, where NODE_RANK is 0; this machine "
             "joins its Ray cluster (`ray start --address=HEAD:6379`) and takes part from then on"
         )

@@ -71,6 +71,8 @@ class Translation:
     renamed: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    problems_of_a_start: list[str] = field(default_factory=list)
+    """Why the run is not to be started here; what it resolves to can be looked at all the same."""
 
     @property
     def samples(self) -> bool:

@@ -4,9 +4,6 @@ from rayswift.config.swift.rules import ByValue, NoEffect, Refused, Rule, To
 
 _STREAMED = NoEffect("rows are always streamed through Ray Data; cluster.num_data_cpus says on how many CPUs")
 _NEVER_GUESSED = NoEffect("a column is never guessed; data.columns maps names")
-_SELF_COGNITION = NoEffect(
-    "only rows of swift/self-cognition hold {{NAME}} and {{AUTHOR}}; if yours do, write the names into the file"
-)
 _TEMPLATE = NoEffect("the tokenizer's chat template renders everything; model.chat_template replaces it")
 _PACKED = NoEffect("rows are never padded to each other: data.packing")
 
@@ -31,8 +28,6 @@ DATA: dict[str, Rule] = {
     "remove_unused_columns": NoEffect("the columns a task needs are taken, under the names of data.columns"),
     "disable_auto_column_mapping": _NEVER_GUESSED,
     "custom_dataset_info": Refused("name the files or hub ids themselves in data.dataset, and map data.columns"),
-    "model_name": _SELF_COGNITION,
-    "model_author": _SELF_COGNITION,
     "packing_strategy": ByValue(
         {"binpack": NoEffect("packing is best-fit decreasing")}, Refused("packing is best-fit decreasing")
     ),
@@ -49,5 +44,8 @@ DATA: dict[str, Rule] = {
     "preserve_thinking": NoEffect("the tokenizer's chat template decides which thinking stays in the history"),
     "response_prefix": NoEffect("the tokenizer's chat template opens the answer"),
     "is_binary_loss_scale": NoEffect("weights of 0 and 1 need no tensor of their own"),
-    "disable_ignore_empty_think": NoEffect("nothing is added to data.loss_scale unasked"),
+    "disable_ignore_empty_think": ByValue(
+        {"false": To("data.ignore_empty_think", {"false": "true"})},
+        NoEffect("an empty block of thoughts is trained unless data.ignore_empty_think leaves it out"),
+    ),
 }

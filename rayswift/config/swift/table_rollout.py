@@ -27,7 +27,7 @@ ROLLOUT: dict[str, Rule] = {
     "stop_words": To("rollout.stop"),
     "structured_outputs_regex": To("rollout.structured_outputs_regex"),
     "vllm_structured_outputs_regex": To("rollout.structured_outputs_regex"),
-    "enable_thinking": Into("rollout.chat_template_kwargs", ("enable_thinking",)),
+    "enable_thinking": Into("data.chat_template_kwargs", ("enable_thinking",)),
     "reward_model": To("rollout.reward_models"),
     "reward_model_plugin": ByValue(
         {"default": NoEffect("a reward model's score is the reward")},

@@ -36,6 +36,9 @@ TRAIN: dict[str, Rule] = {
     "acc_strategy": NoEffect("accuracy is counted by token"),
     "use_logits_to_keep": NoEffect("logits are computed where the loss needs them"),
     "predict_with_generate": _NOT_GENERATED,
+    "metric_for_best_model": ByValue(
+        dict.fromkeys(("rouge-1", "rouge-2", "rouge-l", "bleu-4"), _NOT_GENERATED), To("train.metric_for_best_model")
+    ),
     "do_train": NoEffect("the verb says what is done"),
     "do_eval": NoEffect("train.eval_strategy says when to evaluate"),
     "logging_strategy": NoEffect("train.logging_steps says when to log"),

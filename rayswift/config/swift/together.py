@@ -8,12 +8,22 @@ from typing import Any
 
 from rayswift.config.swift.rules import Translation, plain
 from rayswift.config.task_checks import ONLINE_TASKS
+from rayswift.config.values import home
 
 Given = dict[str, list[str]]
 
 _LOSS_ON = {"default": "assistant", "last_round": "last_turn", "all": "all"}
 _BUILT_IN_REWARDS = {"accuracy", "format", "cosine", "repetition", "soft_overlong", "tag_count"}
-_SFT_LOSSES = {"cross_entropy": "nll", "pointwise_reranker": "pointwise", "listwise_reranker": "listwise"}
+_SFT_LOSSES = {
+    "cross_entropy": "nll",
+    "loss_scale": "nll",
+    "channel_loss": "nll",
+    "pointwise_reranker": "pointwise",
+    "reranker": "pointwise",
+    "generative_reranker": "pointwise",
+    "listwise_reranker": "listwise",
+    "listwise_generative_reranker": "listwise",
+}
 _BUILT_IN_CALLBACKS = {
     "deepspeed_elastic": "cluster.num_workers decides whether a run is elastic",
     "graceful_exit": "a run that is ended continues with train.resume auto",
@@ -29,7 +39,7 @@ def _system(given: Given, result: Translation) -> None:
         result.flags.append(("data.system", given["system"]))
         return
     try:
-        text = Path(word).read_text(encoding="utf-8")
+        text = Path(home(word)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         result.problems.append(f"--system {word}: {error}; give the system prompt, or a .txt file that holds it")
         return
@@ -99,10 +109,9 @@ def _freeze(names: str, pattern: str, path: str) -> Callable[[Given, Translation
 def _galore(given: Given, result: Translation) -> None:
     if given.get("use_galore", ["false"])[0].lower() != "true":
         return result.no_effect(" --".join(given), "use_galore is off")
-    refused = [n for n in given if n.startswith(("galore_quant", "galore_proj_", "galore_cos", "galore_gamma"))]
-    for name in refused:
-        if name != "galore_proj_type" and given[name][0].lower() != "false":
-            result.refuse(name, "Q-GaLore is not one of transformers' optimizers; leave it out")
+    for name in given:
+        if name.removeprefix("galore_") in _Q_GALORE and given[name][0].lower() != "false":
+            result.no_effect(name, "GaLore's projections and weights are not quantized, which takes more memory")
     layerwise = given.get("galore_optim_per_parameter", ["false"])[0].lower() == "true"
     result.rename("use_galore", "train.optim", ["galore_adamw_layerwise" if layerwise else "galore_adamw"])
     result.rename("use_galore", "train.optim_target_modules", given.get("galore_target_modules", ["attn", "mlp"]))
@@ -153,7 +162,10 @@ def _evaluation_rows(given: Given, result: Translation) -> None:
 
 
 def _training_rows(given: Given, result: Translation) -> None:
-    sources = given.get("dataset", [])
+    sources = [re.sub("^(hf|HF)::", "", source) for source in given.get("dataset", [])]
+    for source in sources:
+        if source.lower().startswith("ms::"):
+            result.refuse("dataset", f"{source} is ModelScope's; hub ids are Hugging Face's: fetch it, name its folder")
     if "cached_dataset" in given:  # rows with their lengths beside them, saved by `datasets`
         sources = [*sources, *given["cached_dataset"]]
         result.rename("cached_dataset", "data.dataset", sources)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rayswift.config.rollout import RolloutConfig
-from rayswift.config.swift.rules import ByValue, Flag, Into, NoEffect, Refused, Rule, To, Translation, plain
+from rayswift.config.swift.apply import apply
+from rayswift.config.swift.rules import Flag, Rule, Translation
 from rayswift.config.swift.table_data import DATA
 from rayswift.config.swift.table_model import MODEL
 from rayswift.config.swift.table_rollout import ROLLOUT
@@ -28,7 +29,9 @@ def translate(flags: Sequence[Flag], verb: str, task: str, has_eval_rows: bool) 
     result = Translation(verb, task)
     bare: dict[str, list[str]] = {}
     for name, words in flags:
-        if "." not in name and knows(name):
+        if "." in name:
+            continue
+        if knows(name):
             bare[name] = words or ["true"]
         elif name in RolloutConfig.model_fields and not result.samples:
             result.no_effect(name, f"{task} samples no completions")
@@ -40,9 +43,10 @@ def translate(flags: Sequence[Flag], verb: str, task: str, has_eval_rows: bool) 
             read(given, result)
     entries: dict[str, Any] = {}
     for name, words in bare.items():
-        _apply(rule_of(name), name, words, result, entries)
+        apply(rule_of(name), name, words, result, entries)
     for path, value in entries.items():
         result.flags.append((path, [json.dumps(value)]))
+    result.flags += [(name, words) for name, words in flags if "." in name]  # ours, which win
     if result.renamed and not has_eval_rows:
         _leave_out_evaluation(result)
     return result
@@ -66,25 +70,3 @@ def rule_of(name: str) -> Rule | None:
     if name in TABLE:
         return TABLE[name]
     return next((rule for prefix, rule in _PATTERNS.items() if name.startswith(prefix)), None)
-
-
-def _apply(rule: Rule | None, name: str, words: list[str], result: Translation, entries: dict[str, Any]) -> None:
-    match rule:
-        case ByValue(cases, otherwise):
-            _apply(cases.get(words[0].lower(), otherwise), name, words, result, entries)
-        case To(path, values):
-            by_lower = {word.lower(): ours for word, ours in values.items()}
-            result.rename(name, path, [by_lower.get(word.lower(), word) for word in words])
-        case Into(path) if path.startswith("rollout.") and not result.samples:
-            result.rename(name, path, words)  # which says that it has no effect
-        case Into(path, keys, values, is_list):
-            inner = entries.setdefault(path, {})
-            for key in keys[:-1]:
-                inner = inner.setdefault(key, {})
-            ours = [plain(values.get(word, word)) for word in words]
-            inner[keys[-1]] = ours if is_list else ours[0]
-            result.renamed.append(f"--{name} -> {path}.{'.'.join(keys)} {' '.join(words)}")
-        case NoEffect(why):
-            result.no_effect(name, why)
-        case Refused(why):
-            result.refuse(name, why)

@@ -17,8 +17,8 @@ RESPONSE = (
 )
 LABEL = ("label", "labels")
 KTO_LABEL = ("label", "kto_tag")
-CHOSEN = ("chosen", "chosen_response", "chosen_messages")
-REJECTED = ("rejected", "rejected_response", "rejected_messages")
+CHOSEN = ("chosen", "chosen_response", "chosen_messages", "preferred_output")
+REJECTED = ("rejected", "rejected_response", "rejected_messages", "non_preferred_output")
 ANCHOR = ("anchor", "sentence1")
 POSITIVE = ("positive", "positives", "pos", "sentence2")
 NEGATIVE = ("negative", "negatives", "neg")
@@ -158,9 +158,14 @@ def one_of(row: Row, names: tuple[str, ...]) -> str | None:
     Raises:
         BadRow: several others are there.
     """
-    if names[0] in row:
+    return _one_of(tuple(row), names)
+
+
+@lru_cache(1024)
+def _one_of(columns: tuple[Any, ...], names: tuple[str, ...]) -> str | None:
+    if names[0] in columns:
         return names[0]
-    found = [name for name in names if name in row]
+    found = [name for name in names if name in columns]
     if len(found) > 1:
         raise BadRow(
             "ambiguous columns",
@@ -176,7 +181,12 @@ def messages_column(row: Row) -> str | None:
     Raises:
         BadRow: several do.
     """
-    found = [name for name in MESSAGES if name in row]
+    return _messages_column(tuple(row))
+
+
+@lru_cache(1024)
+def _messages_column(columns: tuple[Any, ...]) -> str | None:
+    found = [name for name in MESSAGES if name in columns]
     if len(found) > 1:
         raise BadRow(
             "ambiguous columns",

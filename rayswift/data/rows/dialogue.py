@@ -14,14 +14,14 @@ from rayswift.data.rows.values import as_list, as_text, is_list, parsed_list
 _HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
-def dialogue(given: NamedRow) -> Conversation:
-    """The conversation of a row in one of the causal formats.
+def dialogue(given: NamedRow, form: str | None = None) -> Conversation:
+    """The conversation of a row in one of the causal formats; `form` is which, if that is known.
 
     Raises:
         BadRow: it is in none of them, or something in it is wrong.
     """
     row = given.columns
-    form = causal_format(row)
+    form = form or causal_format(row)
     if form in ("messages", "sharegpt"):
         return conversation(row[messages_column(row) or ""], given)
     if form == "prompt_completion":

@@ -75,7 +75,7 @@ class EmbeddingRow:
 
 @dataclass(frozen=True)
 class RerankerRow:
-    """For reranker and generative_reranker: a query, documents that answer it, documents that do not."""
+    """For reranker and generative_reranker: a query, documents that answer it, documents that do not; one at least."""
 
     query: Conversation
     positives: tuple[Conversation, ...]

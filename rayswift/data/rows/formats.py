@@ -86,6 +86,8 @@ def format_of(row: Any, columns: Mapping[str, str] | None = None) -> str:
 
 def _format_of(given: NamedRow) -> str:
     row = given.columns
+    if "input_ids" in row:
+        return "tokens"
     if "kto_tag" in row:
         return "kto"
     if any(name in row for name in REJECTED):

@@ -67,7 +67,7 @@ def turns(messages: Any, names: MessageNames) -> list[Any]:
     Raises:
         BadRow: it is no list.
     """
-    items = [messages] if isinstance(messages, Mapping) else parsed_list(messages, "the list of messages")
+    items = _listed(messages) if isinstance(messages, Mapping) else parsed_list(messages, "the list of messages")
     if not items or not isinstance(items[0], Mapping) or not is_pair(items[0], names):
         return items
     made: list[Any] = []
@@ -78,6 +78,15 @@ def turns(messages: Any, names: MessageNames) -> list[Any]:
         named = [({"role": key, "content": value}) for key, value in item.items() if role_named(key, names)]
         made += sorted((one for one in named if one["content"] is not None), key=lambda one: _order(one, names))
     return made
+
+
+def _listed(messages: Mapping[str, Any]) -> list[Any]:
+    """One message, or lists of their parts, one for each key, as tables of `datasets` have them."""
+    parts = {key: as_list(value, key) for key, value in messages.items() if is_list(value)}
+    lengths = {len(part) for part in parts.values()}
+    if len(parts) < len(messages) or len(lengths) != 1:
+        return [messages]
+    return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
 
 
 def _order(message: Message, names: MessageNames) -> int:
@@ -194,7 +203,7 @@ class _Reader:
             calls = calls_of(content, where)
         if self.messages and self.messages[-1][0]["role"] == "assistant":
             turn, turn_loss = self.messages[-1]
-            if loss != turn_loss:
+            if loss is not _NO_LOSS and loss != turn_loss:
                 raise BadRow("bad loss", f"{where} is part of the assistant's turn before it, but its loss differs")
             self.messages[-1] = {**turn, "tool_calls": [*turn.get("tool_calls", []), *calls]}, turn_loss
         else:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from rayswift.data.rows.columns import (
@@ -36,6 +37,7 @@ def preference(given: NamedRow) -> PreferenceRow:
     Raises:
         BadRow: it has no pair, or the two are equal.
     """
+    given = _with_input(given)
     row = given.columns
     better = one_of(row, CHOSEN)
     worse = _rejected_column(row, better)
@@ -54,10 +56,21 @@ def preference(given: NamedRow) -> PreferenceRow:
     return PreferenceRow(chosen, tuple(rejected), None if margin in (None, "") else as_cell_number(margin, "margin"))
 
 
+def _with_input(given: NamedRow) -> NamedRow:
+    """The row with what OpenAI's pairs hold in `input`, messages and tools, in columns."""
+    inside = given.columns.get("input")
+    if "preferred_output" not in given.columns or not isinstance(inside, Mapping):
+        return given
+    outside = {key: value for key, value in given.columns.items() if key != "input"}
+    found = {key: inside[key] for key in ("messages", "tools") if inside.get(key) is not None}
+    return replace(given, columns=outside | found)
+
+
 def _rejected_column(row: Row, better: str | None) -> str:
     found = [name for name in REJECTED if name in row]
-    if better and (twin := better.replace("chosen", "rejected")) in found:
-        return twin
+    twin = REJECTED[CHOSEN.index(better)] if better else None
+    if twin in found:
+        return str(twin)
     if len(found) > 1:
         raise BadRow("ambiguous columns", f"{' and '.join(found)}; wanted: {_WANTED}")
     if not found:

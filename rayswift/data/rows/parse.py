@@ -61,7 +61,7 @@ def _causal(given: NamedRow) -> CausalRow:
         return CausalRow(text=as_text(row[answer_column(row) or ""], "response"))
     if form == "segments":
         return CausalRow(segments=_segments(row["segments"]))
-    return CausalRow(dialogue(given))
+    return CausalRow(dialogue(given, form))
 
 
 def _segments(value: Any) -> tuple[tuple[str, bool], ...]:

@@ -58,18 +58,18 @@ def reranker(given: NamedRow) -> RerankerRow:
     """A row for reranker and generative_reranker.
 
     Raises:
-        BadRow: it has no document that fits the query.
+        BadRow: it has no document that fits the query, and does not say by labels that none does.
     """
     row = given.columns
     column, labels = one_of(row, DOCUMENT), one_of(row, LABEL)
     if column and labels and names_question(row):
         documents = _texts(row[column], column, "assistant", given)
+        _need_positive(documents)
         marks = as_list(row[labels], labels) if is_list(row[labels]) else [row[labels]]
         if len(marks) != len(documents):
             raise BadRow("bad label", f"{len(marks)} labels for {len(documents)} documents")
         fits = [_fits(mark) for mark in marks]
         groups = [tuple(d for d, fit in zip(documents, fits, strict=True) if fit is wanted) for wanted in (True, False)]
-        _need_positive(groups[0])
         return RerankerRow(conversation(asked(given), given), groups[0], groups[1])
     return RerankerRow(*_triple(given, "assistant", _RERANKER_WANTED, ("query", "positive", "negative")))
 

@@ -1,0 +1,1 @@
+"""A tokenizer's folder as data tasks read it, without `transformers`."""

@@ -1,0 +1,97 @@
+"""A model's tokenizer as `transformers` loads it, which is how it is served: fetched, converted, or written anew."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from rayswift.config.model import ModelConfig
+from rayswift.data.tokenizer.folder import CONFIG, read_config
+from rayswift.log import UserError, logger
+
+# Classes that take tokenizer.json as it is; all others build the tokenizer anew.
+_READ_AS_WRITTEN = ("TokenizersBackend", "PreTrainedTokenizerFast")
+_PROBES = (
+    "a",
+    "the answer is 4.",
+    " It's  2024,\n\n\tÜber 123456 äöü \u4e2d\u6587 \U0001f389",
+    "\n\nHello\nWorld  ",
+    "x = {'a': 1}",
+)
+
+
+def write_as_loaded(model: ModelConfig, folder: Path) -> None:
+    """Write the tokenizer as `transformers` builds it: by its class, from the vocabulary, where that is another one.
+
+    Llama's class writes no word mark behind a special token, whatever tokenizer.json says, and so does vLLM.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    path = folder / "tokenizer.json"
+    config = read_config(folder)
+    if config.get("tokenizer_class") in (None, *_READ_AS_WRITTEN) or "auto_map" in config:
+        return
+    written = Tokenizer.from_file(str(path))
+    loaded = _loaded(model, folder)
+    backend = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
+    backend.no_padding()
+    backend.no_truncation()
+    special = list(loaded.special_tokens_map.values())
+    probes = [*_PROBES, *(f"{token}{text}" for token in special for text in _PROBES[:2])]
+    if any(written.encode(text).ids != backend.encode(text).ids for text in probes):
+        logger.info("%s makes other tokens than its tokenizer.json says; trained are its own", type(loaded).__name__)
+        backend.save(str(path))
+    named = {name: token for name, token in loaded.special_tokens_map.items() if not config.get(name)}
+    if named:
+        (folder / CONFIG).write_text(json.dumps({**config, **named}, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def from_hub(model: ModelConfig) -> Path:
+    """The folder of a hub model's tokenizer files.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = [
+            "tokenizer*",
+            "special_tokens_map.json",
+            "chat_template*",
+            "*config.json",
+            "*.model",
+            "vocab*",
+            "merges*",
+        ]
+        return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=patterns))
+    except Exception as error:  # whatever the hub's client raises, the user asked for this id
+        first_line = (str(error).splitlines() or [""])[0]
+        raise UserError(
+            f"model.path = {model.path!r} is no folder here and could not be had from the hub: "
+            f"{type(error).__name__}: {first_line}"
+        ) from error
+
+
+def convert(model: ModelConfig, source: Path, folder: Path) -> None:
+    """Write a tokenizer without tokenizer.json in its fast form.
+
+    Raises:
+        UserError: it has none.
+    """
+    _loaded(model, source).save_pretrained(folder)
+    if not (folder / "tokenizer.json").exists():
+        raise UserError(f"model.path = {model.path!r}: its tokenizer has no fast form, which masking the loss needs")
+
+
+def _loaded(model: ModelConfig, folder: Path) -> Any:
+    """The tokenizer as `transformers` has it."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError) as error:
+        first_line = str(error).splitlines()[0]
+        raise UserError(f"model.path = {model.path!r} has no tokenizer that loads: {first_line}") from error

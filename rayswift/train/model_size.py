@@ -1,0 +1,154 @@
+"""How many parameters a model has, from the names and shapes of its weights alone; pure, without torch."""
+
+import json
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from rayswift.config.model import ModelConfig
+from rayswift.log import UserError
+
+# Parts of the names of matrices that PEFT's all-linear and bitsandbytes pass over, and what ends those of heads.
+_NOT_LINEAR = ("embed", "wte", "wpe", "norm", ".experts.")
+_HEADS = ("lm_head", "embed_out", "score", "classifier")
+
+# What activations scale with, by the names that `transformers` has for it in every config that has one.
+SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Sizes of a model: its parameters, those trained (an adapter's are beside the model's), those kept as they are,
+    those in matrices that can be quantized; what activations scale with; those of a frozen reference beside; and
+    those of the largest tensor that is trained.
+    """
+
+    num_parameters: int
+    num_trainable: int
+    num_frozen: int
+    num_quantizable: int
+    hidden_size: int
+    num_layers: int
+    vocab_size: int
+    num_reference: int = 0
+    num_largest: int = 0
+
+    def beside(self, reference: "ModelSize") -> "ModelSize":
+        """The sizes with a frozen reference model beside."""
+        return replace(self, num_reference=reference.num_parameters)
+
+
+def model_size(
+    config: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    model: ModelConfig,
+    num_trainable: int | None = None,
+    num_quantizable: int | None = None,
+) -> ModelSize:
+    """Sizes of the model and of what is trained of it.
+
+    Args:
+        config: Its `config.json`.
+        shapes: Of its parameters, as `shapes.find` gives them.
+        model: Which of them are trained, or get an adapter.
+        num_trainable: Parameters of the adapter, where the shapes do not tell.
+        num_quantizable: Those in matrices that can be quantized, where the shapes do not tell.
+
+    Raises:
+        OSError: the config does not say what activations scale with.
+    """
+    text = config.get("text_config", config)
+    sizes = {name: prod(shape) for name, shape in shapes.items()}
+    linear = {name: shape for name, shape in shapes.items() if _is_linear(name, shape)}
+    total = sum(sizes.values())
+    if model.tuner == "full":
+        trained = _trained_of_full(sizes, model)
+        frozen = total - trained
+    else:
+        # A rank-r adapter around a matrix [out, in] has r * (in + out) weights; other kinds have fewer.
+        adapted = sum(sum(shape) for name, shape in linear.items() if _is_target(name, model))
+        copied = sum(sizes[name] for name in sizes if _is_named(name, model.modules_to_save))
+        trained, frozen = model.lora_rank * adapted + copied if num_trainable is None else num_trainable, total
+    hidden_size, num_layers, vocab_size = sizes_of(text)
+    whole = model.modules_to_save if model.tuner != "full" else None
+    trained_sizes = [size for name, size in sizes.items() if whole is None or _is_named(name, whole)]
+    return ModelSize(
+        num_parameters=total,
+        num_trainable=trained,
+        num_frozen=frozen,
+        num_quantizable=sum(sizes[name] for name in linear) if num_quantizable is None else num_quantizable,
+        hidden_size=hidden_size,
+        num_layers=num_layers,
+        vocab_size=vocab_size,
+        num_largest=max(trained_sizes, default=0),
+    )
+
+
+def sizes_of(text_config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Hidden size, number of layers and size of the vocabulary.
+
+    Raises:
+        OSError: the config does not say one of them.
+    """
+    missing = [name for name in SIZES if not isinstance(text_config.get(name), int)]
+    if missing:
+        raise OSError(f"cannot be estimated: its config has no {', '.join(missing)}")
+    return tuple(text_config[name] for name in SIZES)
+
+
+def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether it is the matrix of a linear layer below the head; experts are stacked, so they are none."""
+    module = name.removesuffix(".weight")
+    return (
+        len(shape) == 2
+        and module != name
+        and not any(part in module for part in _NOT_LINEAR)
+        and not module.endswith(_HEADS)
+    )
+
+
+def _is_named(name: str, modules: Sequence[str]) -> bool:
+    module = f".{name.rpartition('.')[0]}."
+    return any(f".{each}." in module for each in modules)
+
+
+def _is_target(name: str, model: ModelConfig) -> bool:
+    if model.target_regex:
+        return re.fullmatch(model.target_regex, name.removesuffix(".weight")) is not None
+    module = f".{name.removesuffix('.weight')}"
+    return any(each == "all-linear" or module.endswith(f".{each}") for each in model.target_modules)
+
+
+def _trained_of_full(sizes: Mapping[str, int], model: ModelConfig) -> int:
+    """Parameters that `model.freeze`, `freeze_ratio` and `unfreeze` leave trained, whatever their order."""
+    freezes = re.compile(model.freeze) if model.freeze else None
+    unfreezes = re.compile(model.unfreeze) if model.unfreeze else None
+    kept = {name for name in sizes if not (freezes and freezes.match(name))}
+    trained = sum(sizes[name] for name in kept) - int(sum(sizes.values()) * model.freeze_ratio)
+    return max(trained, sum(size for name, size in sizes.items() if unfreezes and unfreezes.match(name)), 0)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Name -> dtype and shape of each tensor in a safetensors file.
+
+    Raises:
+        UserError: it is none, or a part of one.
+    """
+    size = path.stat().st_size
+    try:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > size:
+                raise ValueError(f"a header of {length} bytes in a file of {size}")
+            header: dict[str, Any] = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        end = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+        if end > size:
+            raise ValueError(f"{size} bytes of {end}")
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no whole safetensors file ({error}); copy or download it again") from error
+    return header

@@ -1,0 +1,70 @@
+"""Names of TRL, LLaMA-Factory and axolotl are answered with ours."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from rayswift.config.load import load
+from rayswift.config.names import paths_of
+from rayswift.config.other_names import AXOLOTL, LLAMA_FACTORY, TRL, answer
+from rayswift.config.schema import VERB_CONFIGS
+from rayswift.config.swift import knows
+from rayswift.log import UserError
+
+NAMES = sorted({*TRL, *LLAMA_FACTORY, *AXOLOTL})
+KNOWN = {path for verb in ("pt", "sft", "rlhf") for path in paths_of(VERB_CONFIGS[verb])}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_answer_names_a_field_that_is_there(name: str) -> None:
+    told = answer(name)
+    assert told is not None
+    for path in re.findall(r"\b(?:model|data|train|cluster|rollout)\.\w+", told):
+        if path not in ("train.jsonl",):
+            assert path in KNOWN, told
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--model_name_or_path", "m"], "TRL and LLaMA-Factory say so; here it is model.path"),
+        (["--finetuning_type", "lora"], "LLaMA-Factory says so; here it is model.tuner"),
+        (["--cutoff_len", "1024"], "LLaMA-Factory says so; here it is data.max_length"),
+        (["--micro_batch_size", "2"], "axolotl says so; here it is train.per_device_train_batch_size"),
+        (["--train.micro_batch_size", "2"], "axolotl says so; here it is train.per_device_train_batch_size"),
+        (["--sequence_len", "2048"], "axolotl says so; here it is data.max_length"),
+        (["--use_peft"], "TRL says so; here it is model.tuner"),
+        (["--val_size", "0.1"], "LLaMA-Factory says so; here it is data.eval_fraction"),
+    ],
+)
+def test_a_flag_of_theirs_is_answered_with_ours(argv: list[str], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load("sft", ["--model", "m", "--dataset", "d", *argv])
+    (line,) = str(caught.value).splitlines()
+    assert said in line, line
+
+
+def test_a_file_of_theirs_is_answered_field_by_field(tmp_path: Path) -> None:
+    file = tmp_path / "axolotl.yml"
+    file.write_text(
+        "base_model: org/name\ndatasets:\n  - path: d.jsonl\n    type: chat_template\nsequence_len: 2048\n"
+        "special_tokens:\n  pad_token: x\nlearning_rate: 1e-4\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(UserError) as caught:
+        load("sft", [str(file)])
+    lines = str(caught.value).splitlines()
+    for name, ours in {
+        "base_model": "model.path",
+        "datasets": "data.dataset",
+        "sequence_len": "data.max_length",
+    }.items():
+        assert any(f"--{name} is not a field here" in line and f"here it is {ours}" in line for line in lines), lines
+    assert any("`special_tokens` is not a section; axolotl says so" in line for line in lines)
+    assert not any("learning_rate" in line for line in lines)
+
+
+def test_no_name_of_ours_or_of_ms_swift_is_in_the_table() -> None:
+    ours = {path.split(".")[1] for path in KNOWN}
+    assert not [name for name in NAMES if name in ours or knows(name)]
