@@ -55,7 +55,7 @@ class DataConfig(Section):
     eval: Sources = []
     """What to evaluate on, as in `dataset`; of a data set with splits the validation or test split."""
     eval_fraction: float = Field(0.0, ge=0, lt=1)
-    """Share of the training rows held out for evaluation, chosen by the seed."""
+    """Share of the training rows held out for evaluation: chosen by the seed, or the last ones without `shuffle`."""
     columns: dict[str, str] = {}
     """Your names -> ours, of columns (messages, query, response, chosen, ...), of keys of a message (role, content) and
     of roles (user, assistant); dots reach into a column."""
@@ -93,11 +93,12 @@ class DataConfig(Section):
     shuffle: bool = True
     """New order each epoch, a function of seed and epoch alone."""
     window_rows: int | None = Field(None, ge=1)
-    """Rows that are packed together, the unit of streaming; null: about 200 packed rows' worth, 2,000 to 50,000."""
+    """Rows that are packed together, the unit of streaming; null: about 200 packed rows' worth, 2,000 to 50,000, fewer if
+    these hold over 16 M tokens or 256 MiB."""
     cache: PathText | None = None
     """Folder that `rayswift data encode` wrote from these sources and settings; null: encode while training."""
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
-    """Share of quarantined rows, judged from 1,000 rows on and at the end of the data, that stops the run."""
+    """Share of quarantined rows that stops the run: of the rows seen once they are 1,000, before that of all rows."""
 
 
 class PtDataConfig(DataConfig):
