@@ -93,8 +93,8 @@ class DataConfig(Section):
     shuffle: bool = True
     """New order each epoch, a function of seed and epoch alone."""
     window_rows: int | None = Field(None, ge=1)
-    """Rows that are packed together, the unit of streaming; null: about 200 packed rows' worth, 2,000 to 50,000, fewer if
-    these hold over 16 M tokens or 256 MiB."""
+    """Rows that are packed together, the unit of streaming; null: about 200 packed rows' worth, 2,000 to 50,000, fewer
+    if these hold over 16 M tokens or 256 MiB."""
     cache: PathText | None = None
     """Folder that `rayswift data encode` wrote from these sources and settings; null: encode while training."""
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
