@@ -20,14 +20,14 @@ from tokenizers import Encoding, Tokenizer
 from rayswift.config.model import ProblemType
 from rayswift.config.schema import LossOn, LossScale, TruncationMode
 from rayswift.data.masks import NO_FRAME, Part, clipped, ids_within, masked, parts_of
-from rayswift.data.pretokenised import pretokenised
+from rayswift.data.pretokenised import pretokenised, segmented
 from rayswift.data.rows import BadRow, CausalRow, Conversation, Family, Row, parse_row
 from rayswift.data.rows.columns import named
 from rayswift.data.template import ChatTemplate
 from rayswift.data.token_bytes import TokenBytes, byte_positions
 from rayswift.data.tokenizer.folder import frame_of, read_chat_template
 from rayswift.data.truncation import bound_of, kept
-from rayswift.data.turns import Document, Marking, Numbers, Span, documents, ended, in_segments, joined, merged_turns
+from rayswift.data.turns import Document, Marking, Numbers, Span, documents, ended, joined, merged_turns
 from rayswift.log import UserError
 
 _BATCH_CHARS = 1 << 22
@@ -192,9 +192,8 @@ class Encoder:
         sample = parse_row(row, "causal", self.config.columns, self.config.system)
         assert isinstance(sample, CausalRow)
         if sample.segments is not None:
-            document = in_segments(sample.segments)
-            self._refuse(document.text, document.whole, 1)
-            return [document]
+            self._refuse("".join(text for text, _ in sample.segments), all(one for _, one in sample.segments), 1)
+            return [segmented(sample.segments, self._tokenizer)]
         if sample.conversation is None:
             text = ended(sample.text or "", self._eos)
             self._refuse(text, True, 1)

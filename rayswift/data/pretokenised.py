@@ -4,19 +4,38 @@
 
 As `transformers` and TRL have them: `labels` holds the token itself or -100; in its place TRL's `completion_mask` or
 `assistant_masks`, of which both count; with none of them every token is trained. Where `attention_mask` is 0 there is
-padding, which is left out. The first token is never trained, for nothing predicts it.
+padding, which is left out. The first token is never trained, for nothing predicts it. Segments of text that say each
+whether they are trained (axolotl's `input_output`) become such rows.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from rayswift.data.rows import BadRow, Row
 from rayswift.data.turns import Document, Tokens
 
 _IGNORED = -100
 _MASKS = ("completion_mask", "assistant_masks")
+
+
+def segmented(segments: Sequence[tuple[str, bool]], tokenizer: Tokenizer) -> Document:
+    """Texts end to end, each trained or not: each is tokenised by itself, as axolotl does, and nothing is put around.
+
+    Raises:
+        BadRow: no token is trained.
+    """
+    pieces = tokenizer.encode_batch_fast([text for text, _ in segments], add_special_tokens=False)
+    ids = np.array([token for piece in pieces for token in piece.ids], np.int32)
+    marks = [label for piece, (_, label) in zip(pieces, segments, strict=True) for _ in piece.ids]
+    trained = np.array(marks, np.bool_)
+    trained[:1] = False
+    if not trained.any():
+        raise BadRow("no trainable token", "the row has no segment to train")
+    return Document("", (), tokens=Tokens(ids, trained))
 
 
 def pretokenised(row: Row, num_tokens: int) -> Document | None:

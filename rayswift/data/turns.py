@@ -203,23 +203,6 @@ def joined(row: Conversation, marking: Marking, end: str) -> Document:
     return Document(text, tuple(spans), framed=True)
 
 
-def in_segments(segments: Sequence[tuple[str, bool]]) -> Document:
-    """Texts one after the other, each trained or not, with nothing put around them.
-
-    Raises:
-        BadRow: none of them is trained.
-    """
-    text, spans = "", []
-    for segment, trained in segments:
-        begin, text = len(text), text + segment
-        spans.append(Span(begin, len(text), float(trained)))
-    if all(span.weight for span in spans):
-        spans = [Span(0, len(text))]
-    if not text or not any(span.weight and span.end > span.begin for span in spans):
-        raise BadRow("no trainable token", "the row has no segment to train")
-    return Document(text, tuple(spans))
-
-
 def _all(marked: Sequence[tuple[Span, ...] | None]) -> list[Span]:
     if any(spans is None for spans in marked):
         raise BadRow(

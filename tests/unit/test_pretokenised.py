@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from streams import TINY
+from tokenizers import Tokenizer
 
 from rayswift.data.encode import EncodeConfig, EncodedRow, TooLong
 from rayswift.data.inspection import format_of
@@ -84,3 +85,18 @@ def test_tokens_among_texts_keep_their_place() -> None:
     assert [len(result[0].input_ids) == 5 if isinstance(result, list) else None for result in texts][1]
     alone = encoder_of(config).encode([{"text": "def"}])
     assert texts[2][0].input_ids.tolist() == alone[0][0].input_ids.tolist()
+
+
+def test_segments_are_tokenised_each_by_itself() -> None:
+    tokenizer = Tokenizer.from_file(str(TINY / "tokenizer.json"))
+    parts = [("12 + ", False), ("30", True), (" = ", False), ("42<|im_end|>", True)]
+    rows = encode({"segments": [{"text": text, "label": label} for text, label in parts]})
+    assert isinstance(rows, list)
+    pieces = [tokenizer.encode(text, add_special_tokens=False).ids for text, _ in parts]
+    assert rows[0].input_ids.tolist() == [token for piece in pieces for token in piece]
+    trained = [token for piece, (_, label) in zip(pieces, parts, strict=True) if label for token in piece]
+    assert rows[0].input_ids[rows[0].trained].tolist() == trained
+    for label in (False, True):
+        bad = encode({"segments": [{"text": "" if label else "12", "label": label}]})
+        assert isinstance(bad, BadRow)
+        assert bad.reason == "no trainable token"
