@@ -7,6 +7,7 @@ As `transformers` and TRL have them: `labels` holds the token itself or -100; in
 padding, which is left out. The first token is never trained, for nothing predicts it.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,18 @@ from numpy.typing import NDArray
 from rayswift.data.rows import BadRow, Row
 from rayswift.data.turns import Document, Tokens
 
+_TOKENS = "input_ids"
 _IGNORED = -100
 _MASKS = ("completion_mask", "assistant_masks")
 
 
-def pretokenised(row: Row, num_tokens: int) -> Document | None:
-    """The document of such a row; None: the row is none.
+def token_columns(columns: Mapping[str, str]) -> frozenset[str]:
+    """The columns of which one tells such a row, by the user's names for ours."""
+    return frozenset((_TOKENS, *(name for name, ours in columns.items() if ours == _TOKENS)))
+
+
+def pretokenised(row: Row, num_tokens: int) -> Document:
+    """The document of such a row.
 
     Args:
         row: Under our names.
@@ -29,9 +36,7 @@ def pretokenised(row: Row, num_tokens: int) -> Document | None:
     Raises:
         BadRow: a list of another kind or length, a token that the tokenizer has not, or labels of other tokens.
     """
-    if "input_ids" not in row:
-        return None
-    ids = _integers(row, "input_ids")
+    ids = _integers(row, _TOKENS)
     outside = ids[(ids < 0) | (ids >= num_tokens)]
     if len(outside):
         raise BadRow("unknown token", f"input_ids holds {outside[0]}; the tokenizer has {num_tokens} tokens")
