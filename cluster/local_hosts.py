@@ -395,6 +395,7 @@ class LocalHosts:
             **inherited,
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_health_check_timeout_ms": "3000",  # a cut node is dead after half a minute, not after one
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             **(environment or {}),
         }

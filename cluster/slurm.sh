@@ -27,6 +27,8 @@ export RAY_ADDRESS=$head_ip:$port
 # Everyone who can reach the port could run code here: a token that only this job's processes know.
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
+# A node that drops off the network is dead after half a minute; by default after more than one.
+export RAY_health_check_timeout_ms=3000
 
 start_node() { # node, flags of `ray start`
     local node=$1

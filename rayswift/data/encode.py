@@ -27,7 +27,7 @@ from rayswift.data.template import ChatTemplate
 from rayswift.data.token_bytes import TokenBytes, byte_positions
 from rayswift.data.tokenizer.folder import frame_of, read_chat_template
 from rayswift.data.truncation import bound_of, kept
-from rayswift.data.turns import Document, Marking, Numbers, Span, documents, ended, in_segments, joined
+from rayswift.data.turns import Document, Marking, Numbers, Span, documents, ended, in_segments, joined, merged_turns
 from rayswift.log import UserError
 
 _BATCH_CHARS = 1 << 22
@@ -228,7 +228,11 @@ class Encoder:
         """
         row = self._with_kwargs(row)
         tools = list(row.tools) if row.tools else None
-        return self.template.conversation(row.messages, tools, generate, row.template_kwargs)
+        try:
+            return self.template.conversation(row.messages, tools, generate, row.template_kwargs)
+        except BadRow as bad:
+            messages = merged_turns(row, bad).messages
+            return self.template.conversation(messages, tools, generate, row.template_kwargs)
 
     def _with_kwargs(self, row: Conversation) -> Conversation:
         """A conversation with the variables that the config gives its template, its own before these."""

@@ -5,7 +5,6 @@ The sample is encoded and packed by the code that trains, so what is shown is wh
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from rayswift.data.raw_rows import readable
 from rayswift.data.rows import format_of
 from rayswift.data.windows import PackedRow, Quarantined, WindowPlan
 
@@ -66,8 +66,8 @@ def inspect(plan: WindowPlan, num_sampled: int, num_shown: int) -> Inspection:
     num_windows = num_sampled // plan.window_rows
     num_sampled = num_windows * plan.window_rows
     raw = plan.row_set.read(plan.row_set.rows_at(0, num_sampled, 0))
-    name = partial(format_of, columns=plan.encode.columns)
-    formats = Counter("unreadable" if row.error is not None else name(row.value) for row in raw)
+    formats = Counter(format_of(row, columns) for row, columns in readable(plan.encode, raw))
+    formats = +(formats + Counter(unreadable=sum(row.error is not None for row in raw)))
     windows = [plan.make(0, number) for number in range(num_windows)]
     rows = [row for window in windows for row in window.rows]
     lengths = np.array([length for row in rows for length in row.lengths], np.int64)

@@ -179,7 +179,9 @@ def plan_encoding(
     Raises:
         UserError: a source cannot be read, or none of the first rows can be trained.
     """
-    stores = open_sources(data.dataset, work_dir / "train", seed, shuffle=data.shuffle)
+    # Rewards are told every column, and a function may read any.
+    columns = None if kind.family == "prompt" or data.map else data.columns
+    stores = open_sources(data.dataset, work_dir / "train", seed, shuffle=data.shuffle, columns=columns)
     encode = EncodeConfig(
         str(tokenizer_dir),
         hash_files(tokenizer_dir),
@@ -210,7 +212,9 @@ def plan_encoding(
     encode = class_labels.completed(encode, stores)
     held_out: tuple[Store, ...] = ()
     if data.eval:
-        held_out = open_sources(data.eval, work_dir / "eval", seed, held_out=True, shuffle=data.shuffle)
+        held_out = open_sources(
+            data.eval, work_dir / "eval", seed, held_out=True, shuffle=data.shuffle, columns=columns
+        )
     elif data.eval_fraction:
         stores, held_out = _hold_out(data, stores, seed)
     rows = RowSet(stores, seed, data.shuffle, _mix(data, stores))

@@ -218,7 +218,7 @@ def test_a_link_becomes_slow_and_lossy(shared: Path) -> None:
 
 def test_a_host_with_an_engine_is_lost(shared: Path) -> None:
     with three(shared) as hosts:
-        engines = ("--num_engines", "1", "2", "--engine_resources", '{"engine": 1}')
+        engines = ("--num_engines", "2", "--engine_resources", '{"engine": 1}')
         flags = ("--num_workers", "1", *engines, "--max_steps", "200", "--timeout_s", "120")
         command = rayswift(hosts, 0, shared / "project", [*GRPO, *flags, "--output_dir", "../run"])
         command.wait_for("engines 2 ", 300)

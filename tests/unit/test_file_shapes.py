@@ -218,6 +218,22 @@ def test_a_file_that_is_written_anew_while_it_is_read_is_an_error(suffix: str, t
             source.read(range(3))
 
 
+def test_an_arrow_file_that_is_written_anew_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "x.arrow"
+
+    def written(num_rows: int) -> None:
+        table = pa.table({"text": ["a"] * num_rows})
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+
+    written(3)
+    (source,) = open_sources([str(path)], tmp_path / "w")
+    path.unlink()  # a mapped file must not be cut
+    written(2)
+    with pytest.raises(UserError, match="changed while it was read: it had 3 rows, it has 2"):
+        source.read([0])
+
+
 # ---- Parquet ----
 
 
@@ -287,3 +303,19 @@ def test_cells_are_what_their_columns_hold(family: Family, content: str, read: A
     path = write(tmp_path / "y.csv", f"{','.join(mapped)}\n{cells}")
     (store,) = open_sources([str(path)], tmp_path / "w")
     assert read(parse_row(store.read([0])[0].value, family, mapped))
+
+
+def test_columns_that_nobody_reads_make_no_row_too_large(tmp_path: Path) -> None:
+    page = "x y " * 5_000_000
+    columns = {"text": ["a", "b", "c"], "page": [page, "", page], "extra": [{"b": b"\x00" * 20_000_000}] * 3}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    path, limit = str(tmp_path / "x.parquet"), "row over 16 MiB"
+
+    def rows(columns: dict[str, str] | None) -> list[Any]:
+        (store,) = open_sources([path], tmp_path / "w", columns=columns)
+        return [row.value if row.error is None else row.error.reason for row in store.read(range(3))]
+
+    assert rows({}) == [{"text": "a"}, {"text": "b"}, {"text": "c"}]
+    assert rows({"extra.b": "text"}) == [limit] * 3
+    assert rows({"page": "text", "text": "unused"}) == [limit, {"page": ""}, limit]
+    assert rows(None) == [limit] * 3  # a function or a reward may read them

@@ -1,9 +1,14 @@
 """Messages of one role in a row, for templates that take none such: one message, or the row is refused."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
+from streams import TINY
 
+from rayswift.data.encode import EncodeConfig
+from rayswift.data.members import encoder_of
 from rayswift.data.rows import BadRow, CausalRow, parse_row
 from rayswift.data.template import ChatTemplate
 from rayswift.data.turns import Marking, documents
@@ -55,3 +60,13 @@ def test_parts_that_differ_in_their_loss_are_refused_by_name() -> None:
 def test_what_is_refused_for_another_reason_stays_refused() -> None:
     with pytest.raises(BadRow, match="roles must alternate"):
         trained(ALTERNATES, [turn("assistant", "x")])
+
+
+def test_prompts_and_texts_are_merged_too(tmp_path: Path) -> None:
+    shutil.copytree(TINY, tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / "chat_template.jinja").write_text(ALTERNATES, encoding="utf-8")
+    turns = [turn("user", "a"), turn("user", "b")]
+    for family, row in (("prompt", {}), ("classification", {"label": 1})):
+        config = EncodeConfig(str(tmp_path / "tokenizer"), "hash", 64, family=family, num_labels=2)
+        (document,) = encoder_of(config).documents({"messages": turns, **row})
+        assert document.text.startswith("[user]a\nb<e>")

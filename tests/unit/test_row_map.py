@@ -16,6 +16,7 @@ from rayswift.config.load import load
 from rayswift.config.schema import DataConfig
 from rayswift.config.source import SourceConfig
 from rayswift.data import fingerprint
+from rayswift.data.inspection import inspect
 from rayswift.data.prepare import plan_encoding
 from rayswift.data.raw_rows import map_hash
 from rayswift.data.windows import WindowPlan
@@ -240,3 +241,10 @@ def test_without_shuffle_samples_are_the_first_rows_and_held_out_ones_the_last(t
         return [int(row.id.rpartition(":")[2]) for row in rows]
 
     assert ids(train) == list(range(1, 9)) and ids(evaluation) == [9, 10]
+
+
+def test_inspection_sees_the_rows_that_are_made(tmp_path: Path) -> None:
+    found = inspect(planned(tmp_path, data_of(tmp_path, KINDS)), 100, 10)
+    assert found.formats == {"text": 7, "unknown": 1}
+    assert found.num_sampled == len(KINDS) and found.counts["trained"] == 6
+    assert {reason.reason for reason in found.left_out} == {"no known columns", "data.map failed"}

@@ -123,7 +123,8 @@ THEIRS = {
     "train.logging_steps": 5,
     "train.global_batch_size": 16,
 }
-SFT, ONLINE = {"data.packing": False}, {"data.truncation": "left", "rollout.temperature": 0.9}
+SFT = {"data.packing": False, "data.ignore_empty_think": True}
+ONLINE = {"data.truncation": "left", "rollout.temperature": 0.9}
 OF_GRPO = {"train.beta": 0.04, "train.loss_type": "grpo", "rollout.importance_sampling": "none"}
 
 
@@ -132,7 +133,7 @@ OF_GRPO = {"train.beta": 0.04, "train.loss_type": "grpo", "rollout.importance_sa
     [
         ("sft", ["--tuner_type", "lora"], {**THEIRS, **SFT, "train.learning_rate": None}),
         ("sft", ["--tuner_type", "full"], {**THEIRS, **SFT, "train.learning_rate": 1e-5}),
-        ("pt", ["--tuner_type", "full"], {**THEIRS, **SFT, "train.learning_rate": 1e-5}),
+        ("pt", ["--tuner_type", "full"], {**THEIRS, "data.packing": False, "train.learning_rate": 1e-5}),
         ("rlhf", ["--rlhf_type", "dpo", "--tuner_type", "lora"], {**THEIRS, "train.learning_rate": 1e-4}),
         ("rlhf", [*GRPO, "--tuner_type", "full"], {**THEIRS, **ONLINE, **OF_GRPO, "train.learning_rate": 1e-5}),
         ("sft", ["--task_type", "embedding", "--tuner_type", "lora"], {**THEIRS, "train.infonce_temperature": 0.1}),
@@ -229,3 +230,8 @@ def test_their_other_verbs_are_answered(verb: str, capfd: pytest.CaptureFixture[
     err = capfd.readouterr().err
     logger.handlers = []
     assert f"error: `{verb}` is not a verb; {VERBS[verb]}" in err
+
+
+def test_a_path_of_ours_wins_over_their_name() -> None:
+    for argv in (["--val_dataset", "a", "--data.eval", "b"], ["--data.eval", "b", "--val_dataset", "a"]):
+        assert resolve("sft", argv).config.data.eval == ["b"]

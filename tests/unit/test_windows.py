@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streams import MAX_LENGTH, batches, feed_plan, good, line, numbers, window_plan
+from streams import MAX_LENGTH, TINY, batches, feed_plan, good, line, numbers, window_plan
 
-from rayswift.config.schema import TruncationMode
+from rayswift.config.schema import DataConfig, TruncationMode
+from rayswift.data.prepare import derived_window_rows, plan_encoding
 from rayswift.data.sources import hold_out, open_sources
 from rayswift.data.windows import TRAINED, TRAINED_CUT, RowSet
 
@@ -193,6 +194,37 @@ def test_held_out_rows_of_rows_in_order_are_the_last(tmp_path_factory: pytest.Te
     ids = [row.id for row in store.read(range(200))]
     assert [row.id for row in train.read(range(160))] == ids[:160]
     assert [row.id for row in held_out.read(range(40))] == ids[160:]
+
+
+@pytest.mark.parametrize(
+    ("max_length", "mean_length", "mean_bytes", "rows"),
+    [
+        (2048, 200, 800, 2048),  # 200 packed rows' worth
+        (256, 200, 800, 2000),  # at least so many
+        (32_768, 20, 80, 50_000),  # at most so many
+        (131_072, 131_072, 500_000, 128),  # no more than 16 M tokens
+        (32_768, 30_000, 120_000, 559),
+        (2048, 2000, 5_000_000, 54),  # rows that are cut are large before: no more than 256 MiB
+        (1 << 20, 1 << 26, 1, 1),
+    ],
+)
+def test_windows_are_bounded_by_tokens_and_bytes(
+    max_length: int, mean_length: float, mean_bytes: float, rows: int
+) -> None:
+    assert derived_window_rows(max_length, mean_length, mean_bytes) == rows
+
+
+def test_a_window_of_long_rows_is_bounded_by_what_they_hold(tmp_path: Path) -> None:
+    """A row that is split counts with all its pieces."""
+    rows = tmp_path / "x.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"{i} " + "a b c d " * 4_000}) + "\n" for i in range(4)))
+    for truncation in ("split", "drop"):
+        data = DataConfig(
+            dataset=[str(rows)], truncation=truncation, max_length=64 if truncation == "split" else 1 << 20
+        )
+        plan, _ = plan_encoding(data, TINY, 1, tmp_path / "work")
+        num_tokens = sum(len(row.input_ids) for row in plan.make(0, 0).rows) / 4
+        assert 0.9 < plan.window_rows * num_tokens / (1 << 24) <= 1.1
 
 
 _STORES: dict[int, tuple] = {}

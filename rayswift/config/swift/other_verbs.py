@@ -76,6 +76,10 @@ def translate_other(flags: Sequence[Flag], verb: str) -> Translation:
     """Flags of a verb that trains nothing, in ms-swift's spelling or ours, in ours."""
     result, table = Translation(verb, ""), _TABLES.get(verb, {})
     names = {name for name, _ in flags}
+    if "to_cached_dataset" in names and verb == "export":  # one word on the whole command
+        apply(_CACHE, "to_cached_dataset", ["true"], result, {})
+        result.flags += [(name, words) for name, words in flags if name in ("model", "output_dir")]
+        return result
     entries: dict[str, Any] = {}
     for name, words in flags:
         rule = table.get(name) or next(

@@ -44,5 +44,8 @@ DATA: dict[str, Rule] = {
     "preserve_thinking": NoEffect("the tokenizer's chat template decides which thinking stays in the history"),
     "response_prefix": NoEffect("the tokenizer's chat template opens the answer"),
     "is_binary_loss_scale": NoEffect("weights of 0 and 1 need no tensor of their own"),
-    "disable_ignore_empty_think": NoEffect("nothing is added to data.loss_scale unasked"),
+    "disable_ignore_empty_think": ByValue(
+        {"false": To("data.ignore_empty_think", {"false": "true"})},
+        NoEffect("an empty block of thoughts is trained unless data.ignore_empty_think leaves it out"),
+    ),
 }

@@ -29,7 +29,9 @@ def translate(flags: Sequence[Flag], verb: str, task: str, has_eval_rows: bool) 
     result = Translation(verb, task)
     bare: dict[str, list[str]] = {}
     for name, words in flags:
-        if "." not in name and knows(name):
+        if "." in name:
+            continue
+        if knows(name):
             bare[name] = words or ["true"]
         elif name in RolloutConfig.model_fields and not result.samples:
             result.no_effect(name, f"{task} samples no completions")
@@ -44,6 +46,7 @@ def translate(flags: Sequence[Flag], verb: str, task: str, has_eval_rows: bool) 
         apply(rule_of(name), name, words, result, entries)
     for path, value in entries.items():
         result.flags.append((path, [json.dumps(value)]))
+    result.flags += [(name, words) for name, words in flags if "." in name]  # ours, which win
     if result.renamed and not has_eval_rows:
         _leave_out_evaluation(result)
     return result

@@ -27,6 +27,10 @@ _OF_MODELSCOPE = (
     "iic",
     "damo",
     "Xorbits",
+    "DAMO_NLP",
+    "Shanghai_AI_Laboratory",
+    "ZhipuAI",
+    "openai-mirror",
 )
 
 
@@ -116,6 +120,8 @@ def _say_defaults(tree: Tree, verb: str, task: str, given: set[str], result: Tra
         }
     if task == "embedding":
         theirs["train.infonce_temperature"] = "--infonce_temperature 0.1"
+    if verb == "sft" and task == "causal_lm" and "data.loss_scale" not in given:
+        theirs["data.ignore_empty_think"] = "--ignore_empty_think true"  # of models that may think
     if lora and verb == "sft":  # the same there
         del theirs["train.learning_rate"]
     missing = [flag for path, flag in theirs.items() if path not in given]

@@ -20,6 +20,7 @@ from rayswift.data.rows.families import (
     RerankerRow,
 )
 from rayswift.data.rows.formats import format_of
+from rayswift.data.rows.media import is_read
 from rayswift.data.rows.pairs import kto_remarks
 from rayswift.data.rows.parse import parse_row
 from rayswift.data.rows.texts import label_in
@@ -41,6 +42,7 @@ __all__ = [
     "RerankerRow",
     "Row",
     "format_of",
+    "is_read",
     "kto_remarks",
     "label_in",
     "parse_row",

@@ -39,6 +39,15 @@ ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "tool_cal
 _GROUPS = (MESSAGES, tuple(name for name in QUERY if name not in ("input", "instruction")), RESPONSE)
 
 
+# All that a family looks at, but for columns of images and the like.
+READ = frozenset(
+    (
+        *(*MESSAGES, *QUERY, *RESPONSE, *LABEL, *KTO_LABEL, *CHOSEN, *REJECTED, *ANCHOR, *POSITIVE, *NEGATIVE),
+        *(*DOCUMENT, *SCORE, *TEXT, "positive_messages", "negative_messages", "segments", "margin"),
+        *("history", "tools", "functions", "system", "system_prompt", "chat_template_kwargs"),
+        *("input_ids", "completion_mask", "assistant_masks", "attention_mask"),
+    )
+)
 _OF_TEXTS, _OF_MESSAGES = frozenset((*POSITIVE, *NEGATIVE, *DOCUMENT)), frozenset((*CHOSEN, *REJECTED))
 
 

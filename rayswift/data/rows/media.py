@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from rayswift.data.rows.columns import BadRow, Row
+from rayswift.data.rows.columns import READ, BadRow, Row
 from rayswift.data.rows.values import is_list
 
 _MANY = ("images", "videos", "audios")
@@ -15,6 +15,19 @@ _COLUMNS = frozenset(
 _FILE = re.compile(
     r"^data:|\.(png|jpe?g|gif|webp|bmp|tiff?|mp4|mov|avi|mkv|webm|mp3|wav|flac|ogg|m4a)($|\?)", re.IGNORECASE
 )
+
+
+def is_read(column: Any, columns: Mapping[str, str]) -> bool:
+    """Whether some family of rows looks at a column.
+
+    Args:
+        column: Its name in the user's rows.
+        columns: See `columns.named`.
+    """
+    if not isinstance(column, str) or any(path.startswith(f"{column}.") for path in columns):
+        return True
+    name = columns.get(column, column).lower()
+    return name in _COLUMNS or name in READ
 
 
 def refuse_media(row: Row) -> None:

@@ -7,8 +7,8 @@ that memory does not depend on the size of row groups and any row is a few page 
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,15 @@ _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 
 @dataclass(frozen=True)
 class ArrowStore:
-    """Rows of an Arrow IPC file or stream. Ids hold the row number, from 0."""
+    """Rows of an Arrow IPC file or stream. Ids hold the row number, from 0.
+
+    unread: columns that nobody looks at; a row that is too large with them comes without them.
+    """
 
     name: str
     path: str
     num_rows: int
+    unread: frozenset[str] = frozenset()
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -43,8 +47,18 @@ class ArrowStore:
         return (self.path,)
 
     def read(self, rows: Rows) -> list[RawRow]:
-        """See Store."""
+        """See Store.
+
+        Raises:
+            UserError: the file holds another number of rows than it did.
+        """
         batches, starts = _mapped_batches(self.path, os.stat(self.path).st_mtime_ns)
+        num_rows = int(starts[-1]) + batches[-1].num_rows if batches else 0
+        if num_rows != self.num_rows:
+            raise UserError(
+                f"data.dataset: {self.path} changed while it was read: it had {self.num_rows} rows, it has {num_rows}; "
+                "start anew with a new folder"
+            )
         numbers = np.asarray(rows, np.int64)
         owner = np.searchsorted(starts, numbers, side="right") - 1
         order = np.argsort(owner, kind="stable")
@@ -54,32 +68,38 @@ class ArrowStore:
             parts.append(batches[index].take(pa.array(within)))
         raw: list[RawRow | None] = [None] * len(numbers)
         ids = (f"{self.name}:{row}" for row in numbers[order].tolist())
-        for position, row in zip(order, itertools.chain.from_iterable(_raw_rows(p, ids) for p in parts), strict=True):
+        in_order = itertools.chain.from_iterable(self._raw_rows(part, ids) for part in parts)
+        for position, row in zip(order, in_order, strict=True):
             raw[position] = row
         return [row for row in raw if row is not None]
 
+    def without(self, is_read: Callable[[str], bool]) -> "ArrowStore":
+        """The store, told which columns are read."""
+        names = _mapped_batches(self.path, os.stat(self.path).st_mtime_ns)[0][0].schema.names
+        return replace(self, unread=frozenset(name for name in names if not is_read(name)))
 
-def _raw_rows(batch: pa.RecordBatch, ids: Iterator[str]) -> Iterator[RawRow]:
-    try:
-        if batch.nbytes <= MAX_ROW_BYTES:
-            for value, row_id in zip(batch.to_pylist(), itertools.islice(ids, batch.num_rows), strict=True):
-                yield RawRow(row_id, value)
-            return
-    except (ValueError, OverflowError):  # some value is no UTF-8, or a time that Python cannot hold
-        pass
-    for index, row_id in enumerate(itertools.islice(ids, batch.num_rows)):
-        yield _raw_row(batch.slice(index, 1), row_id)
+    def _raw_rows(self, batch: pa.RecordBatch, ids: Iterator[str]) -> Iterator[RawRow]:
+        try:
+            if batch.nbytes <= MAX_ROW_BYTES:
+                for value, row_id in zip(batch.to_pylist(), itertools.islice(ids, batch.num_rows), strict=True):
+                    yield RawRow(row_id, value)
+                return
+        except (ValueError, OverflowError):  # some value is no UTF-8, or a time that Python cannot hold
+            pass
+        for index, row_id in enumerate(itertools.islice(ids, batch.num_rows)):
+            yield self._raw_row(batch.slice(index, 1), row_id)
 
-
-def _raw_row(batch: pa.RecordBatch, row_id: str) -> RawRow:
-    if batch.nbytes > MAX_ROW_BYTES:
-        return too_large(row_id, batch.nbytes, str(batch.schema.names).encode())
-    try:
-        return RawRow(row_id, batch.to_pylist()[0])
-    except UnicodeDecodeError as error:
-        return RawRow(row_id, error=BadRow("invalid UTF-8", str(error)), text=_excerpt(batch))
-    except (ValueError, OverflowError) as error:
-        return RawRow(row_id, error=BadRow("unreadable value", str(error)), text=_excerpt(batch))
+    def _raw_row(self, batch: pa.RecordBatch, row_id: str) -> RawRow:
+        if batch.nbytes > MAX_ROW_BYTES:
+            batch = batch.select([name for name in batch.schema.names if name not in self.unread])
+        if batch.nbytes > MAX_ROW_BYTES:
+            return too_large(row_id, batch.nbytes, str(batch.schema.names).encode())
+        try:
+            return RawRow(row_id, batch.to_pylist()[0])
+        except UnicodeDecodeError as error:
+            return RawRow(row_id, error=BadRow("invalid UTF-8", str(error)), text=_excerpt(batch))
+        except (ValueError, OverflowError) as error:
+            return RawRow(row_id, error=BadRow("unreadable value", str(error)), text=_excerpt(batch))
 
 
 def _excerpt(batch: pa.RecordBatch) -> str:

@@ -5,16 +5,18 @@ Indices and copies go to a work folder that every data task reads.
 
 import csv
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
 from rayswift import __version__
 from rayswift.config.source import SourceConfig
+from rayswift.data.rows import is_read
 from rayswift.data.sources import json_values
-from rayswift.data.sources.arrow import open_arrow, open_parquet
+from rayswift.data.sources.arrow import ArrowStore, open_arrow, open_parquet
 from rayswift.data.sources.csv_rows import open_csv
 from rayswift.data.sources.encodings import as_utf8
 from rayswift.data.sources.find import SourceFile, find
@@ -74,6 +76,7 @@ def open_sources(
     seed: int = 0,
     held_out: bool = False,
     shuffle: bool = True,
+    columns: Mapping[str, str] | None = None,
 ) -> tuple[Store, ...]:
     """Open every source of a `data.dataset` or `data.eval` list.
 
@@ -83,6 +86,7 @@ def open_sources(
         seed: Chooses the rows that `#N` takes.
         held_out: Whether they are to evaluate on: of several splits the validation or test split is taken.
         shuffle: Whether the seed chooses; else `#N` takes the first rows.
+        columns: `data.columns`, where the columns that no family of rows knows are read by nobody.
 
     Returns:
         One store for each source.
@@ -96,6 +100,8 @@ def open_sources(
         try:
             source = parse_source(given)
             store = _open_source(source, work_dir / str(i), held_out)
+            if columns is not None:
+                store = _without_unread(store, columns if source.columns is None else source.columns)
         except UserError as error:
             # Which of the two lists names a source is known here alone.
             field = "data.eval" if held_out else "data.dataset"
@@ -104,6 +110,12 @@ def open_sources(
             store = View(store, (seed, _SAMPLE_KEY, i) if shuffle else None, 0, source.num_rows)
         stores.append(store)
     return tuple(stores)
+
+
+def _without_unread(store: Store, columns: Mapping[str, str]) -> Store:
+    if isinstance(store, Concatenated):
+        return Concatenated(tuple(_without_unread(each, columns) for each in store.stores))
+    return store.without(partial(is_read, columns=columns)) if isinstance(store, ArrowStore) else store
 
 
 def _open_source(source: Source, work: Path, held_out: bool) -> Store:
