@@ -33,7 +33,7 @@ def config_of(*flags: str) -> RlhfConfig:
         (("--repetition_penalty", "1.2", "--structured_outputs_regex", "[0-9]+"), "vLLM cannot tell a token's"),
         (("--advantage_estimator", "rloo", "--scale_rewards", "batch"), "train.scale_rewards = batch"),
         (("--scale_rewards", "sometimes"), "there are group, batch and none"),
-        (("--generation_batch_size", "65"), "is no whole number of optimizer steps"),
+        (("--generation_batch_size", "65", "--global_batch_size", "64"), "is no whole number of optimizer steps"),
         (("--num_iterations", "2", "--max_steps", "5"), "ends within a round of 2 optimizer steps"),
     ],
 )
