@@ -20,7 +20,7 @@ from tokenizers import Encoding, Tokenizer
 from rayswift.config.model import ProblemType
 from rayswift.config.schema import LossOn, LossScale, TruncationMode
 from rayswift.data.masks import NO_FRAME, Part, clipped, ids_within, masked, parts_of
-from rayswift.data.pretokenised import pretokenised, segmented
+from rayswift.data.pretokenised import pretokenised, segmented, token_columns
 from rayswift.data.rows import BadRow, CausalRow, Conversation, Family, Row, parse_row
 from rayswift.data.rows.columns import named
 from rayswift.data.template import ChatTemplate
@@ -146,6 +146,7 @@ class Encoder:
             ) from error
         self._eos = special_tokens.get("eos_token", "")
         self._frame = frame_of(self._tokenizer)
+        self._token_columns = token_columns(config.columns)
         self._num_tokens = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         added = self._tokenizer.get_added_tokens_decoder().values()
         end_tokens = tuple(token.content for token in added if token.special)
@@ -157,6 +158,7 @@ class Encoder:
         """The same encoder for rows of other columns, without a system prompt or with another one."""
         other = copy.copy(self)
         other.config = replace(self.config, columns=columns, system=system)
+        other._token_columns = token_columns(columns)
         return other
 
     def encode(self, rows: Sequence[Row]) -> list[list[EncodedRow] | BadRow]:
@@ -187,8 +189,8 @@ class Encoder:
         Raises:
             BadRow: the row is bad, has nothing to train, or the chat template cannot be trained on it.
         """
-        if document := pretokenised(named(row, self.config.columns).columns, self._num_tokens):
-            return [document]
+        if isinstance(row, Mapping) and not self._token_columns.isdisjoint(row):
+            return [pretokenised(named(row, self.config.columns).columns, self._num_tokens)]
         sample = parse_row(row, "causal", self.config.columns, self.config.system)
         assert isinstance(sample, CausalRow)
         if sample.segments is not None:

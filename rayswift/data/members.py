@@ -69,7 +69,10 @@ class MemberEncoder(Encoder):
         else:
             made = documents(self.template, self._with_kwargs(row), marking, self._refuse)
         if len(made) > 1:
-            raise BadRow("chat template rewrites earlier turns", "so the answers of this row are not in one text")
+            raise BadRow(
+                "chat template rewrites earlier turns",
+                "so the answers of this row are not in one text; set data.loss_on last_turn, or data.keep_history true",
+            )
         return made[0]
 
 

@@ -8,7 +8,7 @@ padding, which is left out. The first token is never trained, for nothing predic
 whether they are trained (axolotl's `input_output`) become such rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from rayswift.data.rows import BadRow, Row
 from rayswift.data.turns import Document, Tokens
 
+_TOKENS = "input_ids"
 _IGNORED = -100
 _MASKS = ("completion_mask", "assistant_masks")
 
@@ -38,8 +39,13 @@ def segmented(segments: Sequence[tuple[str, bool]], tokenizer: Tokenizer) -> Doc
     return Document("", (), tokens=Tokens(ids, trained))
 
 
-def pretokenised(row: Row, num_tokens: int) -> Document | None:
-    """The document of such a row; None: the row is none.
+def token_columns(columns: Mapping[str, str]) -> frozenset[str]:
+    """The columns of which one tells such a row, by the user's names for ours."""
+    return frozenset((_TOKENS, *(name for name, ours in columns.items() if ours == _TOKENS)))
+
+
+def pretokenised(row: Row, num_tokens: int) -> Document:
+    """The document of such a row.
 
     Args:
         row: Under our names.
@@ -48,9 +54,7 @@ def pretokenised(row: Row, num_tokens: int) -> Document | None:
     Raises:
         BadRow: a list of another kind or length, a token that the tokenizer has not, or labels of other tokens.
     """
-    if "input_ids" not in row:
-        return None
-    ids = _integers(row, "input_ids")
+    ids = _integers(row, _TOKENS)
     outside = ids[(ids < 0) | (ids >= num_tokens)]
     if len(outside):
         raise BadRow("unknown token", f"input_ids holds {outside[0]}; the tokenizer has {num_tokens} tokens")

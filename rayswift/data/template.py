@@ -167,8 +167,11 @@ class ChatTemplate:
         for position, message in enumerate(messages, first):
             if message["role"] not in ("user", "assistant"):
                 continue
-            said = message["content"].rpartition(_END)[2].strip()
+            said = message["content"]
             found = text.find(said, at)
+            if found < 0:
+                said = said.rpartition(_END)[2].strip()
+                found = text.find(said, at)
             if found < 0 and said not in text:
                 raise BadRow(
                     "content not rendered",

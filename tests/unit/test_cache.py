@@ -18,6 +18,7 @@ from streams import TINY, batches, feed_plan, good, line, numbers
 from rayswift.config.schema import DataConfig
 from rayswift.data import cache_folder, fingerprint, prepare
 from rayswift.data.cache import SCHEMA, CachedWindows, PartSummary, PartWriter, _packed_rows, _table
+from rayswift.data.encode import RowKind
 from rayswift.data.feed import Feed
 from rayswift.data.global_batches import Position
 from rayswift.data.windows import PackedRow, Window, Windows
@@ -287,3 +288,30 @@ def test_a_cache_that_lost_something_is_refused(tmp_path: Path) -> None:
     part.unlink()
     with pytest.raises(UserError, match=r"part-00003\.parquet is gone"):
         opened(data, tmp_path / "cache")
+
+
+PAIRS = {"prompt": "2+2", "chosen": "4", "rejected": "5", "margin": 0.5}
+OF_TASKS: list[tuple[RowKind, dict[str, Any]]] = [
+    (RowKind("preference"), PAIRS),
+    (RowKind("kto"), {"prompt": "2+2", "completion": "4", "label": True}),
+    (RowKind("embedding"), {"anchor": "a", "positive": "b", "negative": ["c", "d"]}),
+    (RowKind("prompt", max_length=64), {"prompt": "2+2", "solution": "4"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "row"), OF_TASKS, ids=lambda value: getattr(value, "family", ""))
+def test_rows_of_every_task_come_back_as_they_were(tmp_path: Path, kind: RowKind, row: dict[str, Any]) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text((json.dumps(row) + "\n") * 9)
+    data = DataConfig(dataset=[str(source)], max_length=64, window_rows=4, packing=False)
+    cache = tmp_path / "cache"
+    made_from = fingerprint.take(data, TINY, 5, None, kind)
+    assert cache_folder.start(cache, made_from, 1)
+    plain, _ = prepare.plan_encoding(data, TINY, 5, cache / "work", kind)
+    expected = whole(plain, 0)
+    cache_folder.write(cache, {"train": plain}, made_from, 1, 1.0, here)
+    given = data.model_copy(update={"cache": str(cache)})
+    cached, _ = prepare.plan_windows(given, TINY, 5, tmp_path / "unused", kind)
+    assert whole(cached, 0) == expected
+    with pytest.raises(UserError, match=rf"rows.family: was '{kind.family}', is 'causal'"):
+        prepare.plan_windows(given, TINY, 5, tmp_path / "unused")

@@ -10,7 +10,7 @@ import pytest
 from tokenizer_families import CHAT_TEMPLATE, ENCODERS, FAMILIES, write
 
 from rayswift.config.model import ModelConfig
-from rayswift.data.encode import EncodeConfig, EncodedRow
+from rayswift.data.encode import EncodeConfig, EncodedRow, RowKind
 from rayswift.data.members import cached_encoder
 from rayswift.data.prepare import prepare_tokenizer
 from rayswift.data.rows import BadRow
@@ -158,6 +158,20 @@ def test_cut_texts_keep_what_is_around_them(model: Any, name: str, family: str) 
     document = encode(folder, row, family=family, **options)[0]
     assert document.input_ids.tolist() == tokenizer(TEXT, truncation=True, max_length=7)["input_ids"]
     assert document.cut
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_query_and_a_document_are_what_a_cross_encoder_renders(tmp_path: Path, name: str) -> None:
+    from transformers import AutoTokenizer
+
+    source = write(tmp_path / "model", FAMILIES[name], CHAT_TEMPLATE)
+    folder = prepare_tokenizer(ModelConfig(path=str(source)), tmp_path / "run", RowKind("reranker"))
+    row = {"query": "What is 2+2?", "positive": ["It is 4."], "negative": ["Berlin is a city."]}
+    pairs = ids(encode(folder, row, family="reranker"))
+    for text, document in zip(("It is 4.", "Berlin is a city."), pairs, strict=True):
+        messages = [{"role": "query", "content": "What is 2+2?"}, {"role": "document", "content": text}]
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert document == tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
 
 
 def test_a_prompt_begins_with_bos_and_does_not_end(model: Any) -> None:
