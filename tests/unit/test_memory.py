@@ -304,6 +304,15 @@ def test_a_large_model_is_reduced_in_buckets_and_gathered_in_parts() -> None:
     assert accumulating.gradients == int(4 * part)
 
 
+def test_workers_make_their_weights_one_before_they_train() -> None:
+    """More than an adapter's training on a small model takes."""
+    options = {"zero_stage": 0, "offload": "none", "half": True, "gradient_checkpointing": True}
+    size = ModelSize(10**6, 10**4, 10**6, 0, 64, 2, 100)
+    several, one = (estimate(size, world_size=n, tokens_per_micro_batch=0, **options) for n in (2, 1))  # type: ignore[arg-type]
+    assert several == MemoryEstimate(several.weights, 0, 0, 0, buffers=several.weights)
+    assert one.buffers == 0
+
+
 def test_offload_saves_nothing_on_cpus() -> None:
     options = {"world_size": 2, "half": False, "tokens_per_micro_batch": 64, "gradient_checkpointing": True}
     for_cpu = [
