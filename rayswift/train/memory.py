@@ -107,6 +107,8 @@ def estimate(
     weights = trained * trained_bytes + size.num_frozen * bytes_each - saved + reference
     sharing = _Sharing(trained_bytes, world_size, device, offload != "none", accumulates)
     activations = _activations(size, bytes_each, tokens_per_micro_batch, gradient_checkpointing)
+    if quantization:  # a matrix is unpacked whole while it is used
+        activations += size.num_largest_matrix * bytes_each
     if zero_stage == 0:
         optimizer = trained * 2 * trained_bytes
         moments = _without_zero(size, sharing, activations, autocasts=half and is_full)
