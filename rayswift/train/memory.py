@@ -1,9 +1,9 @@
 """What a worker of a training holds when it holds most, for each ZeRO stage; pure, without torch.
 
-A step has three moments, of which the largest counts: the turn from the forward to the backward pass, with all
-activations; the end of the backward pass, when gradients are reduced; and the optimizer's step. What each holds is what
-DeepSpeed 0.19 allocates (`runtime/zero/stage_1_and_2.py`, `stage3.py`, `partitioned_param_coordinator.py`) with the
-settings of `zero.deepspeed_config`, and PyTorch's DistributedDataParallel without it.
+Of the moments of a training the largest counts. Those of a step are the turn from forward to backward, with
+all activations; the end of the backward pass, when gradients are reduced; and the optimizer's step. What each holds is
+what DeepSpeed 0.19 allocates (`runtime/zero/stage_1_and_2.py`, `stage3.py`, `partitioned_param_coordinator.py`) with
+the settings of `zero.deepspeed_config`, and PyTorch's DistributedDataParallel without it.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,8 @@ from rayswift.train.zero import REDUCE_BUCKET
 
 # DeepSpeed's defaults, in parameters: those gathered at once, those gathered by one call, those stepped at once.
 _MOST_GATHERED, _PREFETCHED, _SUB_GROUP = 1_000_000_000, 50_000_000, 1_000_000_000
+# DistributedDataParallel makes all workers' weights one when it is made, in two flat copies of 250 MiB at a time.
+_BROADCAST_BYTES = 2 * 250 << 20
 # Times hidden size, in half precision. A checkpointed layer keeps its input; else Korthikanti et al. (2022, eq. 2)
 # count 34, and `transformers`' unfused norms and gated MLPs half as much again (seen on an H100:
 # 0.31 B parameters, 4 x 2,048 tokens, 18.3 GiB in all where this estimates 17.9).
@@ -45,11 +47,12 @@ class MemoryEstimate:
 
 @dataclass(frozen=True)
 class _Moment:
-    """What a moment of a step holds beside weights and optimizer, in bytes."""
+    """What a moment holds beside the weights, in bytes; and whether the optimizer has its states by then."""
 
     gradients: float = 0.0
     buffers: float = 0.0
     activations: float = 0.0
+    has_optimizer: bool = True
 
 
 @dataclass(frozen=True)
@@ -104,22 +107,29 @@ def estimate(
     weights = trained * trained_bytes + size.num_frozen * bytes_each - saved + reference
     sharing = _Sharing(trained_bytes, world_size, device, offload != "none", accumulates)
     activations = _activations(size, bytes_each, tokens_per_micro_batch, gradient_checkpointing)
+    if quantization:  # a matrix is unpacked whole while it is used
+        activations += size.num_largest_matrix * bytes_each
     if zero_stage == 0:
         optimizer = trained * 2 * trained_bytes
         moments = _without_zero(size, sharing, activations, autocasts=half and is_full)
+        if world_size > 1:
+            moments.append(_Moment(buffers=min(_BROADCAST_BYTES, weights), has_optimizer=False))
     else:  # float32 masters, also of float32 weights
         optimizer = trained * 12 / world_size
         moments = (_zero_3 if zero_stage == 3 else _zero_1_2)(size, sharing, activations, zero_stage == 1)
-    held = (
-        0 if offload == "all" else weights / world_size if zero_stage == 3 else weights,
-        optimizer if offload == "none" else 0,
-    )
+    if zero_stage == 3:
+        weights /= world_size
+    held = (0.0 if offload == "all" else weights, optimizer if offload == "none" else 0.0)
     return max((_held_at(each, *held) for each in moments), key=lambda needed: needed.total)
 
 
 def _held_at(moment: _Moment, weights: float, optimizer: float) -> MemoryEstimate:
     return MemoryEstimate(
-        int(weights), int(moment.gradients), int(optimizer), int(moment.activations), int(moment.buffers)
+        weights=int(weights),
+        gradients=int(moment.gradients),
+        optimizer=int(optimizer) if moment.has_optimizer else 0,
+        activations=int(moment.activations),
+        buffers=int(moment.buffers),
     )
 
 

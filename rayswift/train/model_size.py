@@ -3,8 +3,10 @@
 import json
 import re
 import struct
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,8 @@ SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 @dataclass(frozen=True)
 class ModelSize:
     """Sizes of a model: its parameters, those trained (an adapter's are beside the model's), those kept as they are,
-    those in matrices that can be quantized; what activations scale with; those of a frozen reference beside; and
-    those of the largest tensor that is trained.
+    those in matrices that can be quantized; what activations scale with; those of a frozen reference beside; those of
+    the largest tensor that is trained, and of the largest matrix of a linear layer.
     """
 
     num_parameters: int
@@ -36,6 +38,7 @@ class ModelSize:
     vocab_size: int
     num_reference: int = 0
     num_largest: int = 0
+    num_largest_matrix: int = 0
 
     def beside(self, reference: "ModelSize") -> "ModelSize":
         """The sizes with a frozen reference model beside."""
@@ -85,6 +88,7 @@ def model_size(
         num_layers=num_layers,
         vocab_size=vocab_size,
         num_largest=max(trained_sizes, default=0),
+        num_largest_matrix=max((sizes[name] for name in linear), default=0),
     )
 
 
@@ -124,12 +128,15 @@ def _is_target(name: str, model: ModelConfig) -> bool:
 
 
 def _trained_of_full(sizes: Mapping[str, int], model: ModelConfig) -> int:
-    """Parameters that `model.freeze`, `freeze_ratio` and `unfreeze` leave trained, whatever their order."""
-    freezes = re.compile(model.freeze) if model.freeze else None
-    unfreezes = re.compile(model.unfreeze) if model.unfreeze else None
-    kept = {name for name in sizes if not (freezes and freezes.match(name))}
-    trained = sum(sizes[name] for name in kept) - int(sum(sizes.values()) * model.freeze_ratio)
-    return max(trained, sum(size for name, size in sizes.items() if unfreezes and unfreezes.match(name)), 0)
+    """Parameters that `model.freeze`, `freeze_ratio` and `unfreeze` leave trained, as `tuners.freeze` does it."""
+    freezes, unfreezes = (re.compile(each) if each else None for each in (model.freeze, model.unfreeze))
+    ends = list(accumulate(sizes.values()))
+    num_frozen = bisect_right(ends, int(ends[-1] * model.freeze_ratio)) if model.freeze_ratio else 0
+    return sum(
+        size
+        for index, (name, size) in enumerate(sizes.items())
+        if (unfreezes and unfreezes.match(name)) or not (index < num_frozen or (freezes and freezes.match(name)))
+    )
 
 
 def read_header(path: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ Shapes = dict[str, tuple[int, ...]]
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PLAIN = ("llama", "mistral", "qwen2", "qwen3")
 # Of these, files hold what is trained, and names tell the linear layers: tests/unit/test_memory.py compares.
-_BY_NAME = (*_PLAIN, "gemma", "gemma2", "gemma3_text", "gpt2", "olmo", "olmo2", "phi3", "starcoder2")
+_BY_NAME = (*_PLAIN, "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "phi3", "starcoder2")
 _BUILD_S = 600
 _EXCEPTION = re.compile(r"[\w.]+(Error|Exception|Exit|Interrupt): ")
 
@@ -61,11 +61,14 @@ def find(model: ModelConfig, head: Head) -> Found:
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     shapes = None
     if config.get("model_type") in _BY_NAME and all(name in config for name in SIZES):
-        if not model.random_init and "quantization_config" not in config:
+        # Files are sorted by name, and `freeze_ratio` goes by the model's order.
+        if not model.random_init and "quantization_config" not in config and not model.freeze_ratio:
             shapes = stored(folder) or (fetch() if fetch else None)
         shapes = shapes or written_out(config)
     if shapes is None:
         return built(folder, head, model)
+    if head in ("reward", "classes"):
+        shapes["score.weight"] = (model.num_labels or 1 if head == "classes" else 1, config["hidden_size"])
     if config.get("tie_word_embeddings") or head != "causal_lm":
         shapes.pop("lm_head.weight", None)
     return Found(config, shapes)
@@ -92,7 +95,7 @@ def stored(folder: Path) -> Shapes | None:
 
 
 def written_out(config: dict[str, Any]) -> Shapes | None:
-    """From the `config.json` of a plain decoder; None: of another family."""
+    """From the `config.json` of a plain decoder, in the model's order; None: of another family."""
     if config.get("model_type") not in _PLAIN:
         return None
     try:
@@ -105,7 +108,7 @@ def written_out(config: dict[str, Any]) -> Shapes | None:
     head_dim = config.get("head_dim") or (128 if family == "qwen3" else hidden // heads)
     kv_heads = config.get("num_key_value_heads") or heads
     queries, keys = heads * head_dim, kv_heads * head_dim
-    layer: Shapes = {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
+    layer: Shapes = {}
     for name, out in (("q", queries), ("k", keys), ("v", keys)):
         layer[f"self_attn.{name}_proj.weight"] = (out, hidden)
         if has_biases or family == "qwen2":
@@ -119,10 +122,11 @@ def written_out(config: dict[str, Any]) -> Shapes | None:
         layer[f"mlp.{name}_proj.weight"] = shape
         if config.get("mlp_bias") and family == "llama":
             layer[f"mlp.{name}_proj.bias"] = (shape[0],)
-    ends = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
-    if not config.get("tie_word_embeddings"):
-        ends["lm_head.weight"] = (vocab, hidden)
-    return ends | {f"model.layers.{i}.{name}": shape for i in range(layers) for name, shape in layer.items()}
+    layer |= {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
+    found: Shapes = {"model.embed_tokens.weight": (vocab, hidden)}
+    found |= {f"model.layers.{i}.{name}": shape for i in range(layers) for name, shape in layer.items()}
+    found["model.norm.weight"] = (hidden,)
+    return found if config.get("tie_word_embeddings") else found | {"lm_head.weight": (vocab, hidden)}
 
 
 def built(folder: Path, head: Head, model: ModelConfig) -> Found:

@@ -88,7 +88,8 @@ def test_plain_decoders_are_written_out_as_transformers_builds_them(
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    assert shapes.written_out(json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))) == expected
+    found = shapes.written_out(json.loads((tmp_path / "config.json").read_text(encoding="utf-8")))
+    assert found and list(found.items()) == list(expected.items())  # the order decides what `freeze_ratio` freezes
 
 
 SMALL = {
@@ -107,7 +108,7 @@ SMALL = {
     "vocab_size": 300,
     "pad_token_id": 0,
 }
-EXPERTS = ["qwen2_moe", "mixtral", "deepseek_v3", "gpt_oss"]
+OTHERS = ["gpt2", "qwen2_moe", "mixtral", "deepseek_v3", "gpt_oss"]
 BY_NAME = [family for family in shapes._BY_NAME if family not in shapes._PLAIN]
 
 
@@ -118,7 +119,7 @@ def small(family: str) -> Any:
     return AutoConfig.for_model(family, **{name: value for name, value in SMALL.items() if hasattr(known, name)})
 
 
-@pytest.mark.parametrize("family", [*BY_NAME, *EXPERTS])
+@pytest.mark.parametrize("family", [*BY_NAME, *OTHERS])
 def test_what_is_built_without_storage_is_what_is_trained(family: str, tmp_path: Path) -> None:
     """Parameters as they are loaded, a LoRA's as PEFT puts it there, matrices as bitsandbytes takes them; of families
     that are counted by name, the names in the weights' headers tell the same."""
@@ -210,12 +211,24 @@ def test_an_adapter_on_some_modules(tiny_model_dir: Path, tiny: Any) -> None:
     assert whole == trained + tiny.get_input_embeddings().weight.numel()
 
 
-def test_what_full_training_freezes(tiny_model_dir: Path, tiny: Any) -> None:
-    total = parameters(tiny)
-    half = size_of(tiny_model_dir, freeze_ratio=0.5)
-    assert (half.num_trainable, half.num_frozen) == (total - total // 2, total // 2)
-    embedding = tiny.get_input_embeddings().weight.numel()
-    assert size_of(tiny_model_dir, freeze=r"model\.embed").num_frozen == embedding
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"freeze_ratio": 0.5},
+        {"freeze": r"model\.embed"},
+        {"freeze_ratio": 0.7, "freeze": r".*mlp", "unfreeze": r".*layers\.0\.self_attn"},
+    ],
+)
+def test_what_full_training_freezes(fields: dict[str, Any], tiny_model_dir: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from rayswift.train import tuners
+
+    network = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    tuners.freeze(network, ModelConfig(path=str(tiny_model_dir), **fields))
+    trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    size = size_of(tiny_model_dir, **fields)
+    assert (size.num_trainable, size.num_frozen) == (trained, parameters(network) - trained)
 
 
 def test_a_nested_text_config(tmp_path: Path, tokenizer_dir: Path) -> None:
@@ -223,6 +236,14 @@ def test_a_nested_text_config(tmp_path: Path, tokenizer_dir: Path) -> None:
     found = shapes.Found({"model_type": "x_vl", "text_config": text_config}, {"model.layers.0.w.weight": (2, 3)})
     size = model_size(found.config, found.shapes, ModelConfig(path="x"))
     assert (size.hidden_size, size.num_layers, size.vocab_size, size.num_parameters) == (128, 3, 512, 6)
+
+
+@pytest.mark.parametrize(("head", "num_labels"), [("reward", 1), ("classes", 5)])
+def test_a_head_of_scores_is_counted(head: Any, num_labels: int, tiny_model_dir: Path, tiny: Any) -> None:
+    model = ModelConfig(path=str(tiny_model_dir), num_labels=5 if head == "classes" else None)
+    found = shapes.find(model, head)
+    size = model_size(found.config, found.shapes, model)
+    assert size.num_parameters == parameters(tiny.model) + num_labels * 128
 
 
 def test_no_config(tmp_path: Path) -> None:
@@ -302,6 +323,15 @@ def test_a_large_model_is_reduced_in_buckets_and_gathered_in_parts() -> None:
     assert needed[3].buffers == 2 * REDUCE_BUCKET + 2 * (10**9 + 5 * 10**7)
     accumulating = estimate(size, zero_stage=2, tokens_per_micro_batch=0, accumulates=True, **options)  # type: ignore[arg-type]
     assert accumulating.gradients == int(4 * part)
+
+
+def test_workers_make_their_weights_one_before_they_train() -> None:
+    """More than an adapter's training on a small model takes."""
+    options = {"zero_stage": 0, "offload": "none", "half": True, "gradient_checkpointing": True}
+    size = ModelSize(10**6, 10**4, 10**6, 0, 64, 2, 100)
+    several, one = (estimate(size, world_size=n, tokens_per_micro_batch=0, **options) for n in (2, 1))  # type: ignore[arg-type]
+    assert several == MemoryEstimate(several.weights, 0, 0, 0, buffers=several.weights)
+    assert one.buffers == 0
 
 
 def test_offload_saves_nothing_on_cpus() -> None:
