@@ -3,12 +3,15 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
+# Behind `nohup`, where these tests may run, a hangup is ignored.
 HEAD = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from rayswift import signals
 signals.listen()
 def main():
@@ -84,8 +87,13 @@ def begin(body: str) -> "subprocess.Popen[str]":
 def end(process: "subprocess.Popen[str]") -> tuple[int, str, float]:
     """Exit code, what it printed, seconds."""
     began = time.monotonic()
-    out, _ = process.communicate(timeout=20)
-    return process.returncode, out, time.monotonic() - began
+    limit = threading.Timer(20, process.kill)
+    limit.start()
+    assert process.stdout
+    out = process.stdout.read()  # not `communicate`, which loses what was read behind `ready`
+    code = process.wait()
+    limit.cancel()
+    return code, out, time.monotonic() - began
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
