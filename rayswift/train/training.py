@@ -23,6 +23,7 @@ from rayswift.rollout import checks
 from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.train import (
     adapters,
+    compile_locks,
     continuation,
     fingerprint,
     lock,
@@ -174,6 +175,8 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
 
     clock.lap("imports")
     config, task = spec.config, TASKS[spec.config.train.task]
+    if config.cluster.uses_deepspeed:
+        compile_locks.settle(compile_locks.folder(), not spec.layout.local, worker.at)
     trainer_class = load(task.trainer)
     user_code.import_plugins(config.train)
     worker.at("makes the weights to begin with, or waits for rank 0 to make them")
