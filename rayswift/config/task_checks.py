@@ -17,6 +17,13 @@ SFT_LOSSES = {
     "generative_reranker": ("pointwise", "listwise"),
 }
 """The values of `train.loss_type` for each task of `sft` that has several, the default first."""
+
+
+def default_loss(task: str) -> str | None:
+    """The loss of a task where `train.loss_type` leaves it open; None: the task has no choice of losses."""
+    return next(iter(SFT_LOSSES.get(task, ())), None)
+
+
 # Fields of one task of `sft` alone.
 _OF_TASK = {
     "model.pooling": "embedding",

@@ -9,7 +9,7 @@ from rayswift.config.model import ModelConfig, RlhfModelConfig
 from rayswift.config.model_checks import model_problems
 from rayswift.config.online_checks import max_sequence_length
 from rayswift.config.schema import DataConfig, RlhfConfig, SftConfig, TrainingConfig
-from rayswift.config.task_checks import SFT_LOSSES, rollout_of, task_problems
+from rayswift.config.task_checks import default_loss, rollout_of, task_problems
 from rayswift.config.tuner_fields import tuner_problems
 from rayswift.data.global_batches import micro_batches
 from rayswift.data.mixing import weights_of
@@ -160,7 +160,7 @@ def _task_defaults(config: TrainingConfig) -> dict[str, Any]:
         return {"learning_rate": config.train.learning_rate or (1e-6 if full else 1e-5), **own}
     defaults: dict[str, Any] = {"learning_rate": config.train.learning_rate or (2e-5 if full else 1e-4)}
     if isinstance(config, SftConfig) and config.train.loss_type is None:
-        defaults["loss_type"] = next(iter(SFT_LOSSES.get(config.train.task, ())), None)
+        defaults["loss_type"] = default_loss(config.train.task)
     return defaults
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from rayswift.config.model import ModelConfig, ProblemType
 from rayswift.config.online_checks import max_prompt_length
 from rayswift.config.schema import RlhfConfig, SftConfig, TrainingConfig
+from rayswift.config.task_checks import default_loss
 from rayswift.data.encode import RowKind
 from rayswift.data.rows import Family
 
@@ -190,7 +191,7 @@ def row_kind(config: TrainingConfig) -> RowKind:
         return RowKind(task.family)
     train = config.train
     answers = (train.positive_token, train.negative_token) if train.task == "generative_reranker" else None
-    return RowKind(task.family, loss=train.loss_type, answers=answers)
+    return RowKind(task.family, loss=train.loss_type or default_loss(train.task), answers=answers)
 
 
 def keeps_reference(config: TrainingConfig) -> bool:

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import TINY, batches, feed_plan, good, line, numbers
 
-from rayswift.config.schema import DataConfig
+from rayswift.config.load import load
+from rayswift.config.schema import DataConfig, SftConfig
 from rayswift.data import cache_folder, fingerprint, prepare
 from rayswift.data.cache import SCHEMA, CachedWindows, PartSummary, PartWriter, _packed_rows, _table
 from rayswift.data.encode import RowKind
@@ -23,6 +24,9 @@ from rayswift.data.feed import Feed
 from rayswift.data.global_batches import Position
 from rayswift.data.windows import PackedRow, Window, Windows
 from rayswift.log import UserError
+from rayswift.resources import Layout
+from rayswift.train import plan
+from rayswift.train.tasks import row_kind
 
 KINDS = "gggbglguggggglgg" * 5
 
@@ -315,3 +319,11 @@ def test_rows_of_every_task_come_back_as_they_were(tmp_path: Path, kind: RowKind
     assert whole(cached, 0) == expected
     with pytest.raises(UserError, match=rf"rows.family: was '{kind.family}', is 'causal'"):
         prepare.plan_windows(given, TINY, 5, tmp_path / "unused")
+
+
+@pytest.mark.parametrize("task", ["causal_lm", "embedding", "reranker", "generative_reranker"])
+def test_rows_are_read_alike_before_and_after_the_config_is_resolved(task: str) -> None:
+    config = load("sft", ["--model", str(TINY), "--random_init", "--data.dataset", "d.jsonl", "--task", task]).config
+    assert isinstance(config, SftConfig)
+    resolved = plan.resolve(config, Layout(1, "cpu", 1, local=True), None).config
+    assert row_kind(config) == row_kind(resolved)
