@@ -372,3 +372,9 @@ def test_smallest_stage() -> None:
     assert smallest_stage(1, 1, estimates) == 0
     # A small model gathered whole takes more than it shares out.
     assert smallest_stage(1, 4, [MemoryEstimate(total, 0, 0, 0) for total in (1000, 800, 600, 700)]) == 2
+
+
+def test_a_config_that_cannot_be_built_says_so(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "nothing_known"}')
+    with pytest.raises(OSError, match="nothing_known"):
+        shapes.find(ModelConfig(path=str(tmp_path)), "causal_lm")
