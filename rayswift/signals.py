@@ -34,6 +34,7 @@ class _State:
     before: dict[int, Any] = field(default_factory=dict)
     wakeup: int | None = None
     watches_forks: bool = False
+    starts_ray: bool = False
     unhurried: threading.Event = field(default_factory=threading.Event)
     last_words: list[Callable[[], None]] = field(default_factory=list)
     telling: threading.Lock = field(default_factory=threading.Lock)
@@ -71,8 +72,13 @@ def stop_listening() -> None:
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-    """Around `ray.init`, which puts a handler of its own for SIGTERM, one that calls `sys.exit`."""
+    """Around `ray.init`, which puts a handler of its own for SIGTERM, one that calls `sys.exit`.
+
+    Ray's processes get process groups of their own: a signal to the command's group (`timeout`, Ctrl-C, a scheduler)
+    would end them first, and Ray's C++ then holds this process in one call, or aborts it.
+    """
     listening = _state.wakeup is not None
+    _state.starts_ray = True
     try:
         yield
     except SystemExit as error:
@@ -81,6 +87,7 @@ def kept() -> Iterator[None]:
         _state.number = _state.number or signal.SIGTERM
         raise KeyboardInterrupt from error
     finally:
+        _state.starts_ray = False
         if listening:
             listen()
 
@@ -156,6 +163,8 @@ def _after_fork() -> None:
 
 def _after_fork_in_child() -> None:
     """The pipe is the parent's: a pool that terminates its workers would end the run."""
+    if _state.starts_ray:
+        os.setpgid(0, 0)
     stop_listening()
     _after_fork()
 
