@@ -1,5 +1,6 @@
 """SIGKILL of a worker, of Ray Train's controller, of the driver, during a save: losses go on as if nothing was."""
 
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -109,6 +110,7 @@ def test_sigterm_during_a_save_ends_in_order_and_continues_exactly(
     half = run_dir / f"checkpoint-{2 * SAVE_EVERY}"
     run.wait_for(half.exists, "the second save")
     below = psutil.Process(run.process.pid).children(recursive=True)
+    assert os.getpgid(run.process.pid) not in {os.getpgid(each.pid) for each in below if "ray/core" in each.exe()}
     began = time.monotonic()
     run.process.send_signal(signal.SIGTERM)
     code, out = run.wait()

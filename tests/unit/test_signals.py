@@ -74,6 +74,20 @@ FORKS = """
 """
 
 
+OF_A_GROUP = """
+    import os, subprocess
+    def in_our_group():
+        child = subprocess.Popen(["sleep", "30"], preexec_fn=lambda: None)  # as Ray starts its processes
+        same = os.getpgid(child.pid) == os.getpgid(0)
+        child.kill()
+        return same
+    print("ready", flush=True)
+    with signals.kept():
+        print(in_our_group())
+    print(in_our_group())
+"""
+
+
 def begin(body: str) -> "subprocess.Popen[str]":
     """A process that has printed `ready`."""
     process = subprocess.Popen(
@@ -141,6 +155,12 @@ def test_the_signals_of_a_forked_child_are_its_own() -> None:
     process = begin(FORKS)
     code, out, _ = end(process)
     assert (code, out) == (0, "-15\ndone\n")
+
+
+def test_what_ray_init_starts_is_no_part_of_the_commands_process_group() -> None:
+    """A signal to the group would end Ray's processes before the command has left them."""
+    process = begin(OF_A_GROUP)
+    assert end(process)[:2] == (0, "False\nTrue\n")
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
