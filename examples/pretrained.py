@@ -10,7 +10,6 @@ Both are under the Apache licence 2.0. Run: python examples/pretrained.py FOLDER
 
 import fcntl
 import os
-import shutil
 import subprocess
 import sys
 import tempfile

@@ -1,3 +1,3 @@
-from rayswift.cli import main
+from rayswift.cli import command
 
-main()
+command()

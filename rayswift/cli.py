@@ -1,5 +1,6 @@
 """`rayswift <verb> ...`: verb -> module. Imports neither torch nor ray, so `--help` answers at once."""
 
+import atexit
 import importlib
 import os
 import sys
@@ -20,6 +21,26 @@ VERBS = {
     "infer": "ask a run, a checkpoint or a model",
     "export": "checkpoint -> model folder (merge a LoRA adapter)",
 }
+
+
+def command() -> None:
+    """`rayswift` as a process: `main`, whose end is the end of the process.
+
+    Python's own teardown of what torch and Ray have loaded takes a second or two, and nothing waits for it.
+    """
+    code = 1
+
+    def leave() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    atexit.register(leave)  # before all others, so it runs behind them
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+        raise
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -8,13 +8,10 @@ sequence, so parallelism changes the speed of the stream and nothing else.
 import logging
 import os
 import pickle
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
-
-import ray
-import ray.data
-from ray.exceptions import RayTaskError
 
 from rayswift.data.cache import CachedWindows
 from rayswift.data.windows import Window, Windows
@@ -31,6 +28,8 @@ class _InTask:
     first: int
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        import ray
+
         return _made(ray.get(self.function_ref), self.first, batch)
 
 
@@ -67,6 +66,10 @@ def make_in_order(
     if len(numbers) <= 1 and not num_actors:
         yield from map(function, numbers)  # nothing is parallel, so a task would bring nothing
         return
+    import ray  # not at the top: a run in this process may do without, and it takes a second to load
+    import ray.data
+    from ray.exceptions import RayTaskError
+
     context = ray.data.DataContext.get_current()
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # what fails is raised
     context.execution_options.preserve_order = True
@@ -121,11 +124,12 @@ def needs_ray(windows: Windows) -> bool:
 
 def user_error_in(error: BaseException | None) -> UserError | None:
     """The `UserError` at the bottom of what Ray wrapped around it, if there is one."""
+    wrapper = sys.modules["ray.exceptions"].RayTaskError if "ray.exceptions" in sys.modules else ()
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         # Ray's wrapper is of the class it wraps, too; but its text is a traceback.
-        cause = error.cause if isinstance(error, RayTaskError) else None
+        cause = getattr(error, "cause", None) if isinstance(error, wrapper) else None
         if cause is None and isinstance(error, UserError):
             return error
         error = cause or error.__cause__ or error.__context__

@@ -168,3 +168,23 @@ def test_an_ignored_signal_stays_ignored() -> None:
     code = "import signal; from rayswift import signals; signals.listen(); print(signal.getsignal(signal.SIGHUP).name)"
     nohup = subprocess.run(["nohup", sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert nohup.stdout == "SIG_IGN\n"
+
+
+def test_a_command_ends_without_pythons_teardown_but_behind_every_handler_of_its_end() -> None:
+    """Trackers and user code register handlers; threads that are no daemons are waited for."""
+    code = """
+import atexit, sys, threading, time
+from rayswift import cli
+class Slow:
+    def __del__(self): time.sleep(60)
+slow = sys.modules["slow"] = Slow()
+def end_late(): time.sleep(0.5); print("thread")
+def main():
+    atexit.register(print, "handler")
+    threading.Thread(target=end_late).start()
+    sys.exit(3)
+cli.main = main
+cli.command()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (3, "thread\nhandler\n"), done.stderr
