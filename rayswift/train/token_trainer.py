@@ -14,6 +14,7 @@ from rayswift.data.windows import PackedRow
 from rayswift.log import UserError
 from rayswift.train import adalora, evaluation, guard
 from rayswift.train.launch import RunSpec
+from rayswift.train.scored_positions import ScoredPositions, scored
 from rayswift.train.stream import Stream
 from rayswift.train.token_outputs import TokenOutputs
 from rayswift.train.trainer import Streamed
@@ -31,6 +32,7 @@ class StreamedSFTTrainer(Streamed, SFTTrainer):
         if train.loss:
             kwargs["compute_loss_func"] = user_code.load("train.loss", train.loss)
         super().__init__(spec=spec, **kwargs)
+        self._head = ScoredPositions(self.model)
         self._is_adalora = spec.config.model.tuner == "adalora"
         self._eval_metrics = [(name, user_code.load("train.metrics", name)) for name in train.metrics]
         # What the last forward pass said of each token, and the same of the step's micro-batches with their rows.
@@ -64,11 +66,12 @@ class StreamedSFTTrainer(Streamed, SFTTrainer):
             self._check_weights_are_taken()
 
         def forward(**kwargs: Any) -> Any:
-            outputs = model(**kwargs)
-            if "log_probs" in outputs:
-                if weights is not None:
-                    outputs["log_probs"] = outputs["log_probs"] * weights[..., 1:]
-                self._tokens = TokenOutputs(outputs)
+            if "fused_lm_head" not in kwargs:
+                return model(**kwargs)
+            outputs = scored(model, self._head, kwargs)
+            if weights is not None:
+                outputs["log_probs"] = outputs["log_probs"] * weights[..., 1:]
+            self._tokens = TokenOutputs(outputs)
             return outputs
 
         result = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)

@@ -1,15 +1,12 @@
-"""Log-probabilities of completion tokens through TRL's fused head, which never holds all logits.
-
-The head scores every position it is given, on a CPU those of prompts and padding too; a hook behind the backbone leaves
-it those that a completion token follows.
-"""
+"""Log-probabilities of completion tokens through TRL's fused head, which never holds all logits."""
 
 from typing import Any
 
-import torch
 from peft import PeftModel
 from torch import Tensor
 from trl.trainer.utils import add_fused_lm_head
+
+from rayswift.train.scored_positions import ScoredPositions
 
 
 class Scorer:
@@ -24,8 +21,7 @@ class Scorer:
     def __init__(self, model: Any, temperature: float, entropy: bool):
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         add_fused_lm_head(base, temperature, outputs=("log_probs", "entropy") if entropy else ("log_probs",))
-        base.base_model.register_forward_hook(self._select)
-        self._followed: Tensor | None = None
+        self._head = ScoredPositions(model)
 
     def __call__(self, model: Any, inputs: dict[str, Any], followed: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy of some tokens, [n]; twice the first without entropies.
@@ -36,15 +32,7 @@ class Scorer:
             followed: [n] the token of the flattened input_ids behind which each is predicted.
             targets: [n] the tokens.
         """
-        self._followed = followed
-        try:
+        with self._head.only(followed):
             outputs = model(**inputs, shift_labels=targets[None], fused_lm_head=True, use_cache=False)
-        finally:
-            self._followed = None
         logprobs = outputs.log_probs[0]
         return logprobs, logprobs if outputs.entropy is None else outputs.entropy[0]
-
-    def _select(self, backbone: torch.nn.Module, args: Any, output: Any) -> Any:
-        if self._followed is not None:
-            output.last_hidden_state = output.last_hidden_state.flatten(0, 1).index_select(0, self._followed)[None]
-        return output
