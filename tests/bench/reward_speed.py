@@ -72,10 +72,12 @@ async def best(way: Callable[[], Coroutine[Any, Any, None]], num_rounds: int) ->
 def latex(num_prompts: int, num_generations: int) -> tuple[float, float, float]:
     """Seconds an answer: the first of its reference, a further one, and one that was judged before."""
     thought = "We set $x^2 + {n}x = \\frac{{1}}{{3}}$, and simplify to $y = \\sqrt{{2}}$. " * 14
-    golds = [rf"\frac{{{n + 1}}}{{{n + 2}}}" for n in range(num_prompts)]
+    golds = [rf"\frac{{{n + 1} \sqrt{{7}}}}{{{n + 2}}}" for n in range(num_prompts)]  # a number needs no math-verify
 
     def answers(i: int) -> list[str]:
-        return [rf"{thought.format(n=i)} \boxed{{\frac{{{n + 1 + i % 2}}}{{{n + 2}}}}}" for n in range(num_prompts)]
+        return [
+            rf"{thought.format(n=i)} so $\frac{{{n + 1 + i % 2} \sqrt{{7}}}}{{{n + 2}}}$" for n in range(num_prompts)
+        ]
 
     def seconds(numbers: range) -> float:
         texts = [text for i in numbers for text in answers(i)]

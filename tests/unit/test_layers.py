@@ -63,7 +63,7 @@ PURE = [
         ]
     ),
     *(f"rayswift.rollout.{n}" for n in ["admission", "ledger", "prompts", "advantages", "rounds"]),
-    *(f"rayswift.rollout.rewards.{n}" for n in ["builtin", "dispatch", "functions"]),
+    *(f"rayswift.rollout.rewards.{n}" for n in ["builtin", "dispatch", "functions", "stated_numbers"]),
     "rayswift.train.memory",
     "rayswift.train.model_size",
     "rayswift.train.checkpoint",

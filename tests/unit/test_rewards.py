@@ -72,13 +72,13 @@ def test_answers_that_were_judged_before_cost_nothing(monkeypatch: pytest.Monkey
         return parse(text, **options)
 
     monkeypatch.setattr(math_verify, "parse", counted)
-    gold, right, wrong = r"\frac{17}{19}", r"so \boxed{\frac{34}{38}}", r"so \boxed{\frac{17}{18}}"
+    gold, right, wrong = r"\frac{\sqrt{17}}{19}", r"so $\frac{2\sqrt{17}}{38}$", r"so $\frac{\sqrt{17}}{18}$"
     assert builtin.accuracy([right, wrong, right], [gold] * 3) == [1.0, 0.0, 1.0]
-    assert parsed == [gold, right, wrong]
+    assert parsed == [f"${gold}$", right, wrong]
     assert builtin.accuracy([wrong, right], [gold] * 2) == [0.0, 1.0]
     assert len(parsed) == 3
     # What is too long to be kept is judged anew, against the reference as it was parsed.
-    long = "a" * 5000 + right
+    long = "a " * 2500 + right
     assert builtin.accuracy([long, long], [gold] * 2) == [1.0, 1.0]
     assert parsed[3:] == [long, long]
 
@@ -86,7 +86,7 @@ def test_answers_that_were_judged_before_cost_nothing(monkeypatch: pytest.Monkey
 def test_a_judgement_that_a_deadline_may_have_cut_off_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     import math_verify
 
-    gold, right = r"\frac{23}{29}", r"so \boxed{\frac{46}{58}}"
+    gold, right = r"\frac{\sqrt{23}}{29}", r"so $\frac{2\sqrt{23}}{58}$"
     parse, is_cut_off = math_verify.parse, True
     monkeypatch.setattr(builtin, "_SLOW_S", 0.05)
 
@@ -101,6 +101,37 @@ def test_a_judgement_that_a_deadline_may_have_cut_off_is_not_kept(monkeypatch: p
     is_cut_off = False
     monkeypatch.setattr(builtin, "_SLOW_S", 1e9)
     assert builtin.accuracy([right], [gold]) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "solution", "wanted"),
+    [
+        (r"\boxed{2\sqrt{3}}", r"2\sqrt{3}", 1.0),
+        (r"\boxed{\sqrt{12}}", r"2\sqrt{3}", 1.0),
+        (r"\sqrt{12}", r"2\sqrt{3}", 1.0),
+        (r"It is $\sqrt{12}$.", r"so we get $\boxed{2\sqrt{3}}$", 1.0),
+        ("3", r"2\sqrt{3}", 0.0),
+        (r"\boxed{2}", r"2\sqrt{3}", 0.0),
+        ("$x^2 + 1$", "x^2+1", 1.0),
+        (r"first \boxed{\sqrt{12}}, that is \boxed{2\sqrt{3}}", r"2\sqrt{3}", 1.0),
+        (r"\boxed{2\sqrt{2}} or \boxed{2\sqrt{3}}", r"2\sqrt{3}", 0.0),
+        (r"\boxed{2\sqrt{3}} or \boxed{2\sqrt{2}}", r"2\sqrt{3}", 0.0),
+        (r"\boxed{}", r"2\sqrt{3}", 0.0),
+        (r"\boxed{(3, 4)}", "(3, 4)", 1.0),
+        (r"\boxed{(4, 3)}", "(3, 4)", 0.0),
+        (r"\boxed{3\pi}", r"3\pi", 1.0),
+        (r"\boxed{3}", r"3\pi", 0.0),
+        (r"\boxed{Paris}", "Paris", 1.0),
+        (r"\boxed{Paris} \boxed{Rome}", "Paris", 0.0),
+        ("Paris or Rome", "Paris", 0.0),
+        ("Rome 2024", "Paris 2024", 0.0),
+        (r"\boxed{sirap}", "paris", 0.0),
+        ("<answer>Rome</answer><answer>Paris</answer>", "Paris", 0.0),
+        ("<think>Paris", "Paris", 0.0),
+    ],
+)
+def test_accuracy_of_expressions_and_texts(text: str, solution: str, wanted: float) -> None:
+    assert builtin.accuracy([text], [solution]) == [wanted]
 
 
 def test_accuracy_needs_a_solution() -> None:
@@ -154,6 +185,61 @@ def test_formats() -> None:
     assert builtin.think_format(texts) == think_format_reward(say(*texts))
     assert builtin.tag_count(texts) == [0, 0, 1, 0, 0, 0, 0]
     assert builtin.tag_count(["<think>\na\n</think>\n<answer>\nb", "<think>\n" * 2]) == [0.75, 0]
+
+
+GOOD_FORMAT = "<think>\na\n</think>\n<answer>\nb\n</answer>"
+
+
+@pytest.mark.parametrize(
+    ("text", "as_format", "as_think_format", "as_tag_count"),
+    [
+        (GOOD_FORMAT, 1, 1, 1),
+        (GOOD_FORMAT + "\n", 1, 1, 1),
+        ("<think>\nx < 3, or <b>x</b>\n\ny > 4\n</think>\n\n<answer>\n1 < 2\n</answer>", 1, 1, 1),
+        ("<think>a</think><answer>b</answer>", 1, 1, 0),
+        ("<think></think><answer></answer>", 0, 0, 0),
+        ("<think>\n\n</think>\n\n<answer>\n\n</answer>", 0, 0, 0.5),
+        ("<think>a</think>\n<answer>\n</answer>", 0, 1, 0.25),
+        ("<think>\n</think>\n<answer>b</answer>", 0, 0, 0.25),
+        ("<think>a</think>", 0, 0, 0),
+        ("<think>a</think>  \n", 0, 0, 0),
+        ("<think>a", 0, 0, 0),
+        ("a</think> b", 0, 0, 0),
+        ("<think>a</think> b</think> c", 0, 0, 0),
+        ("<think>a</think> b <think>c</think> d", 0, 0, 0),
+        ("<think>a<think>b</think> c", 0, 0, 0),
+        (f"{GOOD_FORMAT}\n{GOOD_FORMAT}", 0, 0, 0),
+        ("<think>a</think><answer>b</answer><answer>c</answer>", 0, 1, 0),
+        ("<think>a</think> so <answer>b</answer>", 0, 1, 0),
+        ("<think>a</think><answer>b</answer> indeed", 0, 1, 0),
+        ("\n</answer>\n<answer>\n\n</think>\n<think>\n", 0, 0, 0.25),
+        ("<think>\n" + "\n</think>\n" * 5 + "\n<answer>\n" + "\n</answer>", 0, 0, 0.5),
+        ("", 0, 0, 0),
+    ],
+)
+def test_formats_are_paid_for_only_with_something_in_them(
+    text: str, as_format: float, as_think_format: float, as_tag_count: float
+) -> None:
+    found = [reward([text])[0] for reward in (builtin.format, builtin.think_format, builtin.tag_count)]
+    assert found == [as_format, as_think_format, as_tag_count]
+
+
+def test_no_wrong_answer_is_worth_as_much_as_a_right_one() -> None:
+    """Of cosine: questions restated, candidates and padding to any length are worth less than the longest answer."""
+    wrong = ["4 + 18 = ?", "21 or 22", r"\boxed{}", "22, 23", "", "22 " * 40]
+    lengths = [[0] * n for n in (0, 1, 8, 64, 640)]
+    told = [(text, ids) for text in wrong for ids in lengths]
+    values = builtin.cosine([text for text, _ in told], [ids for _, ids in told], ["22"] * len(told), max_len=64)
+    right = builtin.cosine(["22"] * len(lengths), lengths, ["22"] * len(lengths), max_len=64)
+    assert max(values) <= 0 < 0.5 <= min(right)
+    assert right == sorted(right, reverse=True)
+    assert right[-1] == right[-2]  # beyond max_len nothing changes
+
+
+def test_length_and_repetition_are_never_paid_for() -> None:
+    texts = [[], [1], [1, 1], list(range(64)), [1, 2] * 32, [1] * 640]
+    assert builtin.repetition(texts) == pytest.approx([0, 0, 0, 0, -60 / 62, -637 / 638])
+    assert builtin.soft_overlong(texts, max_length=64, cache_length=32) == [0, 0, 0, -1, -1, -1]
 
 
 # ---- names ----

@@ -1,7 +1,7 @@
 """The built-in rewards, pure: one number for each completion, called as any reward function (see README.md).
 
 A completion is its text, or a list of messages of which the last is it. Names and parameters are ms-swift's; formulas
-are those of TRL's `trl.rewards`, where it has them.
+are those of TRL's `trl.rewards`, where it has them, but for what a policy would learn to be paid for nothing.
 """
 
 import functools
@@ -11,18 +11,27 @@ import re
 import threading
 import time
 from collections.abc import Sequence
-from decimal import Decimal, InvalidOperation
 from typing import Any
+
+from rayswift.rollout.rewards.stated_numbers import answers, boxes, is_answer, reference_number
 
 Completions = Sequence[Any]
 Ids = Sequence[Sequence[int]]
 
-_FORMAT = re.compile(r"^<think>.*?</think>\s*<answer>.*?</answer>(?![\s\S])", re.DOTALL | re.MULTILINE)
-_THINK_FORMAT = re.compile(r"^<think>(?!.*<think>)(.*?)</think>.*$", re.DOTALL | re.MULTILINE)
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?")
+# Something that is not blank, with none of the tags in it.
+_SOMETHING = r"(?!\s*</)(?:(?!</?think>|</?answer>).)*"
+_FORMAT = re.compile(rf"<think>{_SOMETHING}</think>\s*<answer>{_SOMETHING}</answer>\s*", re.DOTALL)
+_THINK_FORMAT = re.compile(
+    r"<think>(?!\s*</)(?:(?!</?think>).)*</think>\s*(?!</?think>)\S(?:(?!</?think>).)*", re.DOTALL
+)
 _TAGS = ("<think>\n", "\n</think>\n", "\n<answer>\n", "\n</answer>")
 _PARSE_S, _VERIFY_S = 10, 5
+# What tells mathematics from words.
+_DOLLARS = re.compile(r"\$|\\[(\[]")
+_MARK = re.compile(r"\$|\\[a-zA-Z(\[]")
+_COMMAND = re.compile(r"\\[a-zA-Z]+(?:\{[a-zA-Z ]*\})?")
+_WORD = re.compile(r"[^\W\d_]{3,}")
+_FUNCTIONS = {"sin", "cos", "tan", "log", "exp", "sqrt"}
 # math-verify takes milliseconds an answer. What is kept of it, in each process: some megabytes.
 _SLOW_S = 1.0
 _MOST_KEPT, _MOST_CHARS_KEPT = 8192, 2048
@@ -36,32 +45,36 @@ def text_of(completion: Any) -> str:
 def accuracy(
     completions: Completions, solution: Sequence[Any] | None = None, answer: Sequence[Any] | None = None
 ) -> list[float]:
-    """1 if the completion's answer is the row's `solution` (or, without that column, its `answer`), else 0.
+    r"""1 if the completion's answer is the row's `solution` (or, without that column, its `answer`), else 0.
 
-    Compared is what stands behind the thoughts, inside `<answer>` tags and behind `####`, where there are any: as
-    text, as a number, then by math-verify, the last boxed or otherwise marked expression first. A solution that is no
-    mathematics must be met to the letter.
+    Where that is a number, the answer must be one: what the completion boxes, or else states last, with no expression
+    left to work out and none to choose from (see `stated_numbers.is_answer`). An expression is compared by math-verify:
+    each box, or else the last one in what stands behind the thoughts, inside `<answer>` or behind `####`. Any other
+    solution must be met to the letter, as a whole or in every box.
 
     Raises:
         ValueError: a row has neither column.
     """
     golds = _golds(len(completions), solution, answer)
-    return [float(_is_right(_final(text_of(one)), _final(gold))) for one, gold in zip(completions, golds, strict=True)]
+    return [float(_is_right(text_of(one), gold)) for one, gold in zip(completions, golds, strict=True)]
 
 
 def format(completions: Completions) -> list[float]:
-    """1 for `<think>...</think> <answer>...</answer>` and nothing else, as ms-swift's."""
-    return [float(bool(_FORMAT.match(text_of(one)))) for one in completions]
+    """1 for `<think>...</think> <answer>...</answer>` and nothing else, each tag once and neither part blank."""
+    return [float(bool(_FORMAT.fullmatch(text_of(one)))) for one in completions]
 
 
 def think_format(completions: Completions) -> list[float]:
-    """1 for one `<think>...</think>` and an answer behind it, as TRL's `think_format_reward`."""
-    return [float(bool(_THINK_FORMAT.match(text_of(one)))) for one in completions]
+    """1 for one `<think>...</think>` and an answer behind it, neither of them blank."""
+    return [float(bool(_THINK_FORMAT.fullmatch(text_of(one)))) for one in completions]
 
 
 def tag_count(completions: Completions) -> list[float]:
-    """A quarter for each of the four tags of `format` that stands exactly once, on its own line, as Open-R1's."""
-    return [sum(0.25 for tag in _TAGS if text_of(one).count(tag) == 1) for one in completions]
+    """A quarter for each of the four tags of `format` that stands exactly once, on its own line, as Open-R1's.
+
+    Tags count in their order, and those that close only behind something that is not blank.
+    """
+    return [_tag_count(text_of(one)) for one in completions]
 
 
 def cosine(
@@ -133,29 +146,41 @@ def _golds(number: int, solution: Sequence[Any] | None, answer: Sequence[Any] | 
     return [str(gold) for gold in found]
 
 
-def _final(text: str) -> str:
-    """What of a text is its answer."""
-    text = text.rpartition("</think>")[2]
-    tagged = _ANSWER.findall(text)
-    return (tagged[-1] if tagged else text).rpartition("####")[2].strip()
+def _tag_count(text: str) -> float:
+    count, end = 0, 0
+    for tag in _TAGS:
+        at = text.find(tag)
+        if text.count(tag) != 1 or at + 1 < end:  # a line's end may belong to two tags
+            continue
+        is_closing = "/" in tag
+        opening = text.rfind(tag.strip().replace("/", ""), 0, at) if is_closing else -1
+        if is_closing and (opening < 0 or not text[opening + len(tag.strip()) - 1 : at].strip()):
+            continue
+        count, end = count + 1, at + len(tag)
+    return count / len(_TAGS)
 
 
-def _is_right(given: str, gold: str) -> bool:
-    if given == gold:
-        return True
-    numbers = _number(given), _number(gold)
-    if None not in numbers:
-        return numbers[0] == numbers[1]
-    return _is_equal_mathematics(given, gold)
+def _is_right(text: str, gold: str) -> bool:
+    number = reference_number(gold)
+    if number is not None:
+        return is_answer(text, number)
+    wanted = answers(gold)[-1]
+    wanted = (boxes(wanted) or [wanted])[-1]
+    given = [one for part in answers(text) for one in boxes(part) or [part]]
+    return all(_is_met(one, wanted) for one in dict.fromkeys(given))
 
 
-def _number(text: str) -> Decimal | None:
-    if not _NUMBER.fullmatch(text):
-        return None
-    try:
-        return Decimal(text.replace(",", ""))
-    except InvalidOperation:
-        return None
+def _is_met(given: str, wanted: str) -> bool:
+    return given == wanted or (_is_mathematics(wanted) and _is_equal_mathematics(_marked(given), _marked(wanted)))
+
+
+def _is_mathematics(text: str) -> bool:
+    return _MARK.search(text) is not None or not (set(_WORD.findall(text.lower())) - _FUNCTIONS)
+
+
+def _marked(text: str) -> str:
+    """Bare LaTeX between dollars: math-verify finds only its last number otherwise."""
+    return text if _DOLLARS.search(text) or _WORD.search(_COMMAND.sub("", text)) else f"${text}$"
 
 
 class _Slow(Exception):
@@ -192,7 +217,7 @@ def _verdict(given: str, gold: str, has_deadlines: bool) -> bool:
     if not wanted:
         return _unless_slow(began, False)
     latex = LatexExtractionConfig(
-        normalization_config=NormalizationConfig(units=True), boxed_match_priority=0, try_extract_without_anchor=False
+        normalization_config=NormalizationConfig(units=True), boxed_match_priority=0, try_extract_without_anchor=True
     )
     found = parse(
         given,
