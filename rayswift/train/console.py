@@ -1,9 +1,10 @@
-"""What a person sees while a run goes on: rank 0's log lines, what failed and is tried again, and on a terminal
-a progress bar below them."""
+"""What a person sees while a run goes on: rank 0's log lines, what failed and is tried again, the best and the worst
+completion of a round now and then, and on a terminal a progress bar below them."""
 
 import contextlib
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -12,11 +13,13 @@ from typing import Any
 from tqdm import tqdm
 
 from rayswift.data.global_batches import FeedPlan
+from rayswift.rollout.completions import newest
 from rayswift.train import events
 from rayswift.train.report.curves import METRICS, MetricsFile
-from rayswift.train.report.live_line import live_line
+from rayswift.train.report.live_line import completions_line, live_line
 
 _POLL_S = 0.3
+_COMPLETIONS_EVERY_S = 30.0
 
 
 class Console:
@@ -38,6 +41,7 @@ class Console:
         self._run_dir = run_dir
         self._num_events = len(events.read(run_dir))
         self._events_size = _size(run_dir / events.EVENTS)
+        self._told_round, self._tells_completions_s = self._newest_round(), 0.0
 
     def __enter__(self) -> "Console":
         self._thread.start()
@@ -57,6 +61,7 @@ class Console:
                 with contextlib.suppress(OSError):  # a closed terminal, a network folder that is away for a moment
                     self._copy_lines(bar)
                     self._tell_failures()
+                    self._tell_completions()
                 if not bar.disable:
                     self._draw(bar)
             with contextlib.suppress(OSError):
@@ -72,6 +77,19 @@ class Console:
             if event.kind == "failure":
                 _say(f"failed: {event.text}")
         self._num_events = len(recorded)
+
+    def _newest_round(self) -> int | None:
+        rows = newest(self._run_dir, 1)
+        return int(rows[0]["round"]) if rows else None
+
+    def _tell_completions(self) -> None:
+        """Of a round that was not told yet; not of every one."""
+        if time.monotonic() < self._tells_completions_s:
+            return
+        rows = newest(self._run_dir, 2)
+        if rows and rows[0]["round"] != self._told_round:
+            self._told_round, self._tells_completions_s = rows[0]["round"], time.monotonic() + _COMPLETIONS_EVERY_S
+            _say(completions_line(rows))
 
     def _draw(self, bar: Any) -> None:
         with contextlib.suppress(Exception):  # a display must not end a run, whatever the feed is going through

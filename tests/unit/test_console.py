@@ -8,7 +8,10 @@ import pytest
 
 from rayswift.data.global_batches import FeedPlan
 from rayswift.log import logger, setup_worker
+from rayswift.rollout.completions import CompletionsFile
+from rayswift.train import console
 from rayswift.train.console import Console
+from tests.unit.test_completions import group
 
 PLAN = FeedPlan(8, 100, 2000, 1, -1, 0.01)
 
@@ -45,6 +48,32 @@ def test_half_a_letter_ends_nothing(tmp_path: Path, capfd: pytest.CaptureFixture
     assert shown.splitlines()[0] == "first €"
     assert "a \u2028 b" in shown
     assert "user code" not in shown
+
+
+def test_the_best_and_the_worst_completion_are_shown_as_they_come(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "_COMPLETIONS_EVERY_S", 0.0)
+    file, shown = CompletionsFile(tmp_path, ["accuracy", "judge"], str), ""
+
+    def seen(text: str) -> bool:
+        nonlocal shown
+        shown += capfd.readouterr().err
+        return text in shown
+
+    file.add(1, [group(0, [1.0])], "trained")  # of an earlier launch
+    file.flush()
+    with Console(tmp_path, lambda: (0, 0.0), PLAN):
+        time.sleep(0.7)
+        file.add(2, [group(1, [0.5, 0.0, 1.0]), group(2, [0.25])], "trained")
+        file.flush()
+        wait_for(lambda: seen("round 2: reward 1 for 'answer 2', reward 0 for 'answer 1'\n"))
+        file.add(3, [group(3, [0.5, 0.5])], "filtered: all rewards equal")
+        file.flush()
+        wait_for(lambda: seen("round 3: every reward 0.5, as for 'answer 0'\n"))
+        time.sleep(0.7)
+    shown += capfd.readouterr().err
+    assert shown.count("round") == 2
 
 
 def test_half_a_surrogate_pair_loses_no_line(tmp_path: Path) -> None:

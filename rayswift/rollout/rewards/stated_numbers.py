@@ -41,7 +41,7 @@ _GLUED = re.compile(r"[A-Za-z_√][({]*$")
 _FUNCTION = re.compile(r"(?:√|\b(?:sqrt|log|ln|exp|sin|cos|tan|root of|half of|twice|double))[\s({]*$", re.IGNORECASE)
 _DANGLING = re.compile(r"[\s)\]]*(?:=(?!\s*[A-Za-z])|[+×÷^*](?!\w)|/(?![A-Za-z])|!=|[<>≤≥≠])")  # noqa: RUF001
 _ASKED = re.compile(r"[^.!?\n]*\?")
-_REFUTED = re.compile(r"\W*(?:(?:is|was)\s+(?:not|wrong|incorrect|false)|isn['’]t|wasn['’]t)\b", re.IGNORECASE)  # noqa: RUF001
+_REFUTED = re.compile(r"\W*(?:(?:is|was)\s+(?:not|wrong|incorrect|false)|isn['’]t)\b", re.IGNORECASE)  # noqa: RUF001
 _VARIABLE = re.compile(r"(?:[xyzabnkpqtieM]|pi|π)(?![A-Za-z])|\s*\\[A-Za-z]|\s*√|_")
 _MAGNITUDE = re.compile(r"[\s-]*(hundred|thousand|million|billion|trillion|dozen)\b", re.IGNORECASE)
 _MAGNITUDES = {"hundred": 100, "dozen": 12, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
