@@ -113,6 +113,26 @@ def test_losses_without_a_reference_equal_plain_trl(task: str, tmp_path: Path) -
     assert_same_curve(tmp_path / "run", theirs, TOLERANCE, ("loss", "grad_norm", "rewards/margins", "nll_loss"))
 
 
+@pytest.mark.parametrize("task", ["orpo", "simpo"])
+def test_an_evaluation_without_a_reference_is_one_mean_over_all_rows(task: str, tmp_path: Path) -> None:
+    """Before any step: three rows a batch in this process, one a batch on two workers."""
+    path = write(tmp_path / "rows.jsonl", pairs(12))
+    held_out = write(tmp_path / "eval.jsonl", pairs(7))
+    own = ("--rlhf_type", task, "--data.eval", str(held_out), "--eval_on_start", "true", "--max_length", "512")
+    own += ("--max_steps", "1", "--global_batch_size", "4")
+    cuts = {"here": ("--per_device_eval_batch_size", "3"), "two": ("--per_device_eval_batch_size", "1")}
+    cuts["two"] += ("--num_workers", "2")
+    first = {}
+    for name, cut in cuts.items():
+        train("rlhf", tmp_path / name, *flags(path), *own, *cut)
+        entries = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        entry = next(entry for entry in entries if "eval_loss" in entry)
+        first[name] = {key: value for key, value in entry.items() if key.startswith("eval_") and "_s" not in key[5:]}
+    assert len(first["here"]) >= 8
+    # Float32 in another order; of sums of some hundreds (log-probabilities) a few units in the last place.
+    assert first["two"] == {key: pytest.approx(value, rel=1e-6, abs=2e-6) for key, value in first["here"].items()}
+
+
 def test_rm_equals_plain_trl(tmp_path: Path) -> None:
     """Pairs with margins, and a term that centres the rewards."""
     rows = [row | {"margin": i % 3 / 2} for i, row in enumerate(pairs(40))]
