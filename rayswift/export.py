@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from rayswift.config.load import Invocation, to_yaml
 from rayswift.config.schema import ExportSection
 from rayswift.log import UserError, logger
+from rayswift.model.kinds import look
 from rayswift.train.checkpoint import model_folder
 from rayswift.train.models_on_disk import FoundModel, find_model, load_tokenizer, stop_token_ids
 
@@ -35,7 +36,13 @@ def run(invocation: Invocation) -> None:
     output = Path(section.output_dir).absolute() if section.output_dir else beside
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UserError(f"export.output_dir = {str(output)!r} is not empty; choose another with --output_dir")
-    model = find_model(str(folder), "export.model", fetch=not invocation.dry_run)
+    model = find_model(str(folder), "export.model", fetch=not invocation.dry_run, base=section.base)
+    packed = look(str(model.weights))
+    if packed and packed.quantization:
+        raise UserError(
+            f"the base model of {folder}, {str(model.weights)!r}, has weights quantised by {packed.quantization}, into "
+            "which nothing is merged; name the model that they were made from with --base"
+        )
     if invocation.dry_run:
         print(to_yaml(invocation.config))  # noqa: T201
         print(f"would merge {model} into {output}")  # noqa: T201

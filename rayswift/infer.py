@@ -21,6 +21,8 @@ from transformers.utils import logging as transformers_logging
 from rayswift.config.load import Invocation, to_yaml
 from rayswift.config.schema import InferSection
 from rayswift.log import UserError, logger
+from rayswift.model import abilities
+from rayswift.model.kinds import look
 from rayswift.rollout.engine import SamplingSettings
 from rayswift.rollout.engine_setup import INSTALL_VLLM, EngineSetup, adapter_obstacles
 from rayswift.rollout.samples import PolicyVersion, SampleRequest
@@ -51,13 +53,35 @@ def run(invocation: Invocation) -> None:
     if invocation.dry_run:
         return _dry_run(invocation)
     transformers_logging.disable_progress_bar()
-    model = find_model(section.model, "infer.model")
+    model = _found(section)
     backend = choose_backend(section.backend, model.adapter)
     tokenizer = load_tokenizer(model)
     request = encode(section, model, tokenizer)
     logger.info("%s answers with %s", model, backend)
     for prompt, answer in zip(section.prompt, ask(backend, model, request), strict=True):
         print(f"> {prompt}\n{tokenizer.decode(answer, skip_special_tokens=True)}")  # noqa: T201
+
+
+def _found(section: InferSection, fetch: bool = True) -> FoundModel:
+    """The model, if it is one that answers.
+
+    Raises:
+        UserError: it is not there, or does not write.
+    """
+    given = look(section.model)
+    wrong = abilities.problems("infer.model", section.model, "infer") if given and given.kind != "adapter" else []
+    if wrong:
+        raise UserError("\n".join(wrong))
+    model = find_model(section.model, "infer.model", fetch, section.base)
+    wrong = abilities.problems("infer.model", str(model.weights), "infer")
+    head = model.adapter.get("task_type", "CAUSAL_LM")
+    if head != "CAUSAL_LM" and model.adapter:
+        wrong = [
+            f"infer.model = {section.model!r} is an adapter of {head}, which does not write; it judges or embeds texts"
+        ]
+    if wrong:
+        raise UserError("\n".join(wrong))
+    return model
 
 
 def ask(backend: str, model: FoundModel, request: Request) -> list[list[int]]:
@@ -198,7 +222,7 @@ def _contained() -> Iterator[None]:
 def _dry_run(invocation: Invocation) -> None:
     """Print the resolved config and what would run; load and fetch nothing."""
     section: InferSection = invocation.config.infer
-    model = find_model(section.model, "infer.model", fetch=False)
+    model = _found(section, fetch=False)
     backend = choose_backend(section.backend, model.adapter)
     print(to_yaml(invocation.config))  # noqa: T201
     print(f"{model} would answer {len(section.prompt)} prompt(s) with {backend}")  # noqa: T201

@@ -341,6 +341,8 @@ class InferSection(Section):
 
     model: PathText
     """Run folder, checkpoint, model folder or hub id."""
+    base: PathText | None = None
+    """Model below an adapter; null: the one that the adapter's own config names."""
     prompt: Strings
     """Questions, each answered on its own."""
     system: str | None = None
@@ -366,6 +368,8 @@ class ExportSection(Section):
 
     model: PathText
     """Run folder or checkpoint with a LoRA adapter."""
+    base: PathText | None = None
+    """Model below the adapter; null: the one that the adapter's own config names."""
     merge_lora: bool = False
     """Merge the adapter into its base model."""
     output_dir: PathText | None = None

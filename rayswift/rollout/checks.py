@@ -6,6 +6,7 @@ from rayswift.config.rollout import RolloutConfig
 from rayswift.config.schema import TrainingConfig
 from rayswift.config.task_checks import rollout_of
 from rayswift.log import UserError
+from rayswift.model import abilities
 from rayswift.rollout import engine_setup
 
 
@@ -43,4 +44,6 @@ def _reward_model_problems(rollout: RolloutConfig) -> list[str]:
                 f"rollout.reward_models = {path!r} holds no model (config.json or adapter_config.json); give a "
                 "checkpoint of task rm"
             )
+        else:
+            found += abilities.score_problems("rollout.reward_models", path)
     return found

@@ -50,13 +50,14 @@ def _is_hub_id(name: str) -> bool:
     return not Path(name).exists() and _HUB_ID.fullmatch(name) is not None
 
 
-def find_model(name: str, setting: str, fetch: bool = True) -> FoundModel:
+def find_model(name: str, setting: str, fetch: bool = True, base: str | None = None) -> FoundModel:
     """Find a model and what lies under it.
 
     Args:
         name: What the user wrote.
         setting: The field it was written in.
         fetch: Download what is on the hub; else its id stands for the folder, unchecked.
+        base: The model below an adapter, where its own config does not name the right one.
 
     Raises:
         UserError: nothing is there, or its weights or its base model are missing.
@@ -65,24 +66,38 @@ def find_model(name: str, setting: str, fetch: bool = True) -> FoundModel:
     folder = _from_hub(name, what, fetch) if _is_hub_id(name) else model_folder(Path(name))
     if (folder / _ADAPTER).exists():
         adapter = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))
-        return FoundModel(folder, _base_model(folder, str(adapter["base_model_name_or_path"]), fetch), adapter)
+        recorded = str(adapter.get("base_model_name_or_path") or "")
+        return FoundModel(folder, _base_model(folder, recorded, setting, fetch, base), adapter)
+    if base:
+        raise UserError(
+            f"{_base_field(setting)} = {base!r}: {what} is no adapter, it has no model below it; leave it out"
+        )
     if folder.exists():
         _check_weights(folder, what)
     return FoundModel(folder, folder, {})
 
 
-def _base_model(folder: Path, name: str, fetch: bool) -> Path:
+def _base_model(folder: Path, recorded: str, setting: str, fetch: bool, given: str | None) -> Path:
     # The weights of `model.random_init` lie in the run folder and move with it, whatever path was recorded.
     beside = folder.resolve().parent / "init"
-    if Path(name).name == "init" and (beside / "config.json").exists():
+    field = _base_field(setting)
+    if Path(recorded).name == "init" and (beside / "config.json").exists():
+        if given:
+            raise UserError(f"{field} = {given!r}: {folder} was trained on {beside}, which its run made; leave it out")
         return beside
-    what = f"the base model of {folder}, {name!r} by its {_ADAPTER},"
+    name, what = given or recorded, f"the base model of {folder}, {recorded!r} by its {_ADAPTER},"
+    if given:
+        what = f"{field} = {given!r}"
     if _is_hub_id(name):
         return _from_hub(name, what, fetch)
     if not (Path(name) / "config.json").exists():
-        raise UserError(f"{what} is no model folder here; correct base_model_name_or_path there")
+        raise UserError(f"{what} is no model folder here; name the folder or hub id of that model with --base")
     _check_weights(Path(name), what)
     return Path(name)
+
+
+def _base_field(setting: str) -> str:
+    return f"{setting.partition('.')[0]}.base"
 
 
 def _check_weights(folder: Path, what: str) -> None:

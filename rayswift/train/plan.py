@@ -16,6 +16,7 @@ from rayswift.data.mixing import weights_of
 from rayswift.data.sources import parse_source
 from rayswift.data.windows import WindowPlan, Windows
 from rayswift.log import UserError
+from rayswift.model import abilities
 from rayswift.resources import Layout, memory_per_worker_bytes
 from rayswift.train import checkpoint, evaluation, memory, model_size, shapes
 from rayswift.train.run_folder import Resume
@@ -173,6 +174,8 @@ def _packed(config: TrainingConfig) -> DataConfig:
 def _problems(config: TrainingConfig, has_eval: bool) -> list[str]:
     train, cluster, data = config.train, config.cluster, config.data
     found = tuner_problems(config.model) + task_problems(config) + model_problems(config)
+    wrong_kind = abilities.training_problems(config)
+    found += wrong_kind
     if train.eval_strategy != "no" and not has_eval:
         found.append(f"train.eval_strategy = {train.eval_strategy} has no rows; set data.eval or data.eval_fraction")
     if train.eval_on_start and not has_eval:
@@ -206,7 +209,7 @@ def _problems(config: TrainingConfig, has_eval: bool) -> list[str]:
     if train.max_steps <= 0 and train.lr_scheduler_type in _NOT_STRETCHABLE:
         found.append(f"train.lr_scheduler_type = {train.lr_scheduler_type} counts steps; set train.max_steps")
     folder = Path(config.model.path)
-    if folder.is_dir() and not config.model.random_init and not _has_weights(folder):
+    if folder.is_dir() and not wrong_kind and not config.model.random_init and not _has_weights(folder):
         result = checkpoint.model_folder(folder) if checkpoint.newest(folder) else folder  # of a run folder
         remedy = f"name its checkpoint {result}" if result != folder else "set model.random_init to begin anew"
         found.append(f"model.path = {str(folder)!r} holds no weights (*.safetensors); {remedy}")

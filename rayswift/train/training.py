@@ -18,6 +18,7 @@ from rayswift.data.global_batches import FeedPlan, Position, table
 from rayswift.data.stream import needs_ray
 from rayswift.data.windows import Windows
 from rayswift.log import logger, raise_together
+from rayswift.model import abilities
 from rayswift.resources import Layout, connect, join, lay_out
 from rayswift.rollout import checks
 from rayswift.rollout.ledger import LedgerSnapshot
@@ -53,6 +54,7 @@ def run(config: TrainingConfig) -> None:
     train = config.train
     raise_together(
         lambda: refuse_unbuilt(config),
+        lambda: abilities.check(config),
         lambda: adapters.check(config.model),
         lambda: user_code.check(config),
         lambda: checks.check(config),

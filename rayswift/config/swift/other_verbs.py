@@ -86,7 +86,7 @@ def translate_other(flags: Sequence[Flag], verb: str) -> Translation:
             (rule for known, rule in table.items() if known.endswith("*") and name.startswith(known[:-1])), None
         )
         if name == "model" and names & {"adapters", "ckpt_dir"}:
-            result.no_effect(name, "the adapter's own config names the model below it")
+            apply(To(f"{verb}.base"), name, words, result, entries)
         elif rule is None or "." in name:
             result.flags.append((name, words))
         else:

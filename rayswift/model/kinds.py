@@ -1,0 +1,175 @@
+"""What a model is, by its `config.json` and the names of its files alone; pure."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal[
+    "decoder",
+    "headless decoder",
+    "encoder",
+    "encoder-decoder",
+    "vision-language",
+    "sequence classifier",
+    "other head",
+    "adapter",
+    "GGUF",
+    "no model",
+]
+
+_ENCODERS = {
+    "albert", "bert", "big_bird", "camembert", "convbert", "data2vec-text", "deberta", "deberta-v2", "distilbert",
+    "electra", "ernie", "esm", "eurobert", "flaubert", "fnet", "funnel", "gte", "ibert", "layoutlm", "longformer",
+    "luke", "megatron-bert", "mobilebert", "modernbert", "mpnet", "mra", "neobert", "new", "nezha", "nomic_bert",
+    "nystromformer", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "splinter", "squeezebert",
+    "xlm", "xlm-roberta", "xlm-roberta-xl", "xmod", "yoso",
+}  # fmt: skip
+"""`model_type`s whose attention looks both ways, unless `is_decoder` says otherwise."""
+# What tells a model of pictures or sounds, in its `config.json`.
+_OTHER_SENSES = ("vision_config", "audio_config", "image_size", "num_mel_bins", "num_channels")
+# Families whose output matrix is the embedding where their config does not say.
+_TIED = {"bloom", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neo", "opt"}
+_WHOLE_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+_ANY_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
+_ADAPTER = "adapter_config.json"
+# Names of heads that write: of decoders, of what fills gaps, of what has been pre-trained so.
+_LANGUAGE_HEADS = (
+    "ForCausalLM",
+    "LMHeadModel",
+    "WithLMHead",
+    "ForConditionalGeneration",
+    "ForPreTraining",
+    "ForMaskedLM",
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as it lies in its folder.
+
+    what: it in words, to follow "is". config: its `config.json`; empty: it has none. base: of an adapter, the model
+    that its config names. quantization: how the weights are packed ("gptq"); empty: they are not.
+    """
+
+    kind: Kind
+    what: str
+    config: Mapping[str, Any]
+    base: str = ""
+    quantization: str = ""
+
+    @property
+    def num_outputs(self) -> int:
+        """Of a sequence classifier; two where its config does not say, as `transformers` has it."""
+        labels = self.config.get("id2label")
+        return len(labels) if labels else int(self.config.get("num_labels", 2))
+
+    @property
+    def model_type(self) -> str:
+        """The family; empty: not said."""
+        return str(self.config.get("model_type", ""))
+
+
+def look(path: str, revision: str | None = None) -> Model | None:
+    """What is there; None: a hub id of which the cache has nothing, a run folder, or nothing at all.
+
+    Args:
+        path: A folder, a file, or a hub id.
+        revision: Of the hub id.
+    """
+    here = Path(path)
+    if here.is_file():
+        return _file(here)
+    if here.is_dir():
+        return _folder(here)
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(path, "config.json", revision=revision)
+    except HFValidationError:
+        return None
+    return of_config(_read(Path(cached))) if isinstance(cached, str) else None
+
+
+def of_config(config: Mapping[str, Any]) -> Model:
+    """What a `config.json` is that of."""
+    if "_class_name" in config:
+        return Model("no model", f"a part of a diffusion pipeline ({config['_class_name']})", config)
+    architecture, family = str((config.get("architectures") or [""])[0]), str(config.get("model_type", ""))
+    name = architecture or family
+    if not name:
+        return Model(
+            "no model", "a folder whose config.json names no model (neither model_type nor architectures)", config
+        )
+    kind, what = _kind(config, architecture, family)
+    packing = config.get("quantization_config") or {}
+    quantization = str(packing.get("quant_method") or ("bitsandbytes" if packing else ""))
+    return Model(kind, f"{what} ({name})", config, quantization=quantization)
+
+
+def _kind(config: Mapping[str, Any], architecture: str, family: str) -> tuple[Kind, str]:
+    if any(sense in config for sense in _OTHER_SENSES):
+        return "vision-language", "a model of images or sound"
+    if config.get("is_encoder_decoder"):
+        return "encoder-decoder", "an encoder-decoder"
+    if architecture.endswith("ForSequenceClassification"):
+        return "sequence classifier", "a model with a sequence-classification head"
+    looks_both_ways = bool(config.get("use_bidirectional_attention")) or (
+        (family in _ENCODERS or "bert" in family) and not config.get("is_decoder")
+    )
+    if "For" in architecture and not architecture.endswith(_LANGUAGE_HEADS):
+        return "other head", "a model with a head of another task"
+    if looks_both_ways or architecture.endswith("ForMaskedLM"):
+        return "encoder", "an encoder"
+    is_bare = architecture.endswith("Model") and not architecture.endswith(_LANGUAGE_HEADS)
+    if is_bare and not config.get("tie_word_embeddings", family in _TIED):
+        return "headless decoder", "a decoder without its language-model head"
+    return "decoder", "a decoder"
+
+
+def _file(file: Path) -> Model:
+    if file.suffix == ".gguf":
+        return Model("GGUF", "a GGUF file", {})
+    return Model("no model", "a file", {})
+
+
+def _folder(folder: Path) -> Model | None:
+    has_weights = any(any(folder.glob(pattern)) for pattern in _WHOLE_WEIGHTS)
+    if (folder / _ADAPTER).exists() and not has_weights:
+        adapter = _read(folder / _ADAPTER)
+        base = str(adapter.get("base_model_name_or_path") or "")
+        return Model(
+            "adapter",
+            f"an adapter ({adapter.get('peft_type', 'LORA')} on {base or 'a base it does not name'})",
+            {},
+            base,
+        )
+    if (folder / "config.json").exists():
+        return of_config(_read(folder / "config.json"))
+    if any(folder.glob("*.gguf")):
+        return Model("GGUF", "a folder of GGUF files", {})
+    if any(folder.glob("checkpoint-*")):
+        return None  # of a run
+    return Model("no model", _what_else(folder), {})
+
+
+def _what_else(folder: Path) -> str:
+    """A folder without config.json, in words."""
+    if (folder / "model_index.json").exists():
+        return "a diffusion pipeline"
+    if any(any(folder.glob(pattern)) for pattern in _ANY_WEIGHTS):
+        return "a folder with weights and without config.json"
+    if any((folder / name).exists() for name in _TOKENIZER_FILES):
+        return "the folder of a tokenizer alone"
+    return "a folder without config.json"
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        read = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return read if isinstance(read, dict) else {}
