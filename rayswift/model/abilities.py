@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 
+from rayswift.config.model import ModelConfig
 from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.log import UserError
 from rayswift.model.kinds import Kind, Model, look
@@ -132,6 +133,17 @@ def score_problems(field: str, path: str) -> list[str]:
         f"{field} = {path!r} is {model.what}, whose score would be random numbers; give a checkpoint of task rm, or "
         "another model with a sequence-classification head of one output"
     ]
+
+
+def label_problem(field: str, model: ModelConfig, num_labels: int | None) -> str:
+    """Why a classifier cannot take these labels; empty: it can, or begins with a head of its own."""
+    found = None if model.random_init else look(model.path, model.revision)
+    if found is None or found.kind != "sequence classifier" or num_labels in (None, found.num_outputs):
+        return ""
+    return (
+        f"{field} = {model.path!r} is {found.what} of {found.num_outputs} outputs, and the rows want {num_labels}; "
+        "name the model below it, for a new head"
+    )
 
 
 def training_problems(config: TrainingConfig) -> list[str]:

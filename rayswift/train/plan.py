@@ -54,7 +54,8 @@ def resolve(config: ConfigT, layout: Layout, resume: Resume | None) -> Plan[Conf
     Raises:
         UserError: fields that do not go together, one line each.
     """
-    estimates = _estimates(config, layout)
+    wrong_kind = abilities.training_problems(config)
+    estimates = "no model of the task" if wrong_kind else _estimates(config, layout)
     available = memory_per_worker_bytes(layout)
     stage = config.cluster.zero_stage
     if stage is None and resume:
@@ -81,7 +82,7 @@ def resolve(config: ConfigT, layout: Layout, resume: Resume | None) -> Plan[Conf
     cluster = config.cluster.model_copy(update={"num_workers": num_workers, "zero_stage": stage})
     resolved = config.model_copy(update={"train": train, "cluster": cluster, "data": _packed(config)})
     resolved = _with_rounds_in_steps(resolved)
-    problems = [*_problems(resolved, has_eval), *_worker_problems(resolved, layout)]
+    problems = [*wrong_kind, *_problems(resolved, has_eval), *_worker_problems(resolved, layout)]
     if problems:
         raise UserError("\n".join(problems))
     return Plan(resolved, layout, estimates, available)
@@ -136,7 +137,8 @@ def with_labels(plan: Plan[ConfigT], windows: Windows) -> Plan[ConfigT]:
     """The plan with what the rows say of their labels in its config, where that leaves it open.
 
     Raises:
-        UserError: a cache is trained on, which holds tokens and no labels' names.
+        UserError: a cache is trained on, which holds tokens and no labels' names; or the model's own head has another
+            number of outputs.
     """
     model = plan.config.model
     if TASKS[plan.config.train.task].head != "classes":
@@ -147,6 +149,9 @@ def with_labels(plan: Plan[ConfigT], windows: Windows) -> Plan[ConfigT]:
         return plan
     found = windows.encode
     known: dict[str, Any] = {"num_labels": found.num_labels, "label_names": list(found.label_names)}
+    misfit = abilities.label_problem("model.path", model, found.num_labels)
+    if misfit:
+        raise UserError(misfit)
     if found.problem_type != problem_type(model.model_copy(update=known)):
         known["problem_type"] = found.problem_type
     return replace(plan, config=plan.config.model_copy(update={"model": model.model_copy(update=known)}))
@@ -174,8 +179,6 @@ def _packed(config: TrainingConfig) -> DataConfig:
 def _problems(config: TrainingConfig, has_eval: bool) -> list[str]:
     train, cluster, data = config.train, config.cluster, config.data
     found = tuner_problems(config.model) + task_problems(config) + model_problems(config)
-    wrong_kind = abilities.training_problems(config)
-    found += wrong_kind
     if train.eval_strategy != "no" and not has_eval:
         found.append(f"train.eval_strategy = {train.eval_strategy} has no rows; set data.eval or data.eval_fraction")
     if train.eval_on_start and not has_eval:
@@ -209,7 +212,12 @@ def _problems(config: TrainingConfig, has_eval: bool) -> list[str]:
     if train.max_steps <= 0 and train.lr_scheduler_type in _NOT_STRETCHABLE:
         found.append(f"train.lr_scheduler_type = {train.lr_scheduler_type} counts steps; set train.max_steps")
     folder = Path(config.model.path)
-    if folder.is_dir() and not wrong_kind and not config.model.random_init and not _has_weights(folder):
+    if (
+        folder.is_dir()
+        and not abilities.training_problems(config)
+        and not config.model.random_init
+        and not _has_weights(folder)
+    ):
         result = checkpoint.model_folder(folder) if checkpoint.newest(folder) else folder  # of a run folder
         remedy = f"name its checkpoint {result}" if result != folder else "set model.random_init to begin anew"
         found.append(f"model.path = {str(folder)!r} holds no weights (*.safetensors); {remedy}")
