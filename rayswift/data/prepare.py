@@ -23,7 +23,7 @@ from rayswift.data.raw_rows import encode_raw, map_hash, placed, readable
 from rayswift.data.reranker_template import for_pairs
 from rayswift.data.rows import BadRow, kto_remarks
 from rayswift.data.sources import Store, hold_out, open_sources, parse_source
-from rayswift.data.tokenizer.folder import read_chat_template
+from rayswift.data.tokenizer.folder import PROCESSOR_TEMPLATE, read_chat_template
 from rayswift.data.tokenizer.loaded import convert, from_hub, write_as_loaded
 from rayswift.data.windows import RowSet, WindowPlan, Windows
 from rayswift.log import UserError, logger
@@ -60,6 +60,8 @@ def prepare_tokenizer(model: ModelConfig, folder: Path, kind: RowKind = CAUSAL) 
         write_as_loaded(model, folder)
     else:
         convert(model, source, folder)
+    if read_chat_template(folder)[0] is None and (source / PROCESSOR_TEMPLATE).exists():
+        (folder / "chat_template.jinja").write_text(read_chat_template(source)[0] or "", encoding="utf-8")
     if model.chat_template:
         try:
             template = Path(model.chat_template).read_text(encoding="utf-8")

@@ -8,6 +8,7 @@ from rayswift.config.schema import TrainingConfig
 from rayswift.config.task_checks import rollout_of
 from rayswift.data.sources import parse_source
 from rayswift.resources import lay_out
+from rayswift.train.model_remarks import remarks
 from rayswift.train.plan import describe, resolve
 
 
@@ -28,6 +29,6 @@ def dry_run(config: TrainingConfig) -> None:
     if config.data.cache:
         unchecked.append(f"whether the cache in {config.data.cache} was made from this")
     print(to_yaml(plan.config))  # noqa: T201
-    print(describe(plan, None, unchecked))  # noqa: T201
+    print(describe(plan, None, unchecked, remarks(config, Path(config.model.path))))  # noqa: T201
     for what in not_built(config):
         print(f"  not built     {what}")  # noqa: T201

@@ -1,6 +1,7 @@
 """From what the user set to what will run: derived values, checks across fields, memory, and the plan as text."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -304,8 +305,8 @@ def _size(model: ModelConfig, config: TrainingConfig) -> model_size.ModelSize:
     return model_size.model_size(found.config, found.shapes, model, found.num_trainable, found.num_quantizable)
 
 
-def describe(plan: Plan[Any], num_rows: int | None, unchecked: list[str]) -> str:
-    """The placement plan, for `--dry_run` and the log."""
+def describe(plan: Plan[Any], num_rows: int | None, unchecked: list[str], remarks: Sequence[str] = ()) -> str:
+    """The placement plan and what is to be said of the model, for `--dry_run` and the log."""
     config, layout = plan.config, plan.layout
     where = "in this process" if layout.num_workers == 0 else f"{layout.num_workers} worker(s)"
     unit = "packed rows" if config.data.packing else "rows"
@@ -333,6 +334,7 @@ def describe(plan: Plan[Any], num_rows: int | None, unchecked: list[str]) -> str
             mark = ">" if number == config.cluster.zero_stage else " "
             held = ", ".join(f"{name} {_gib(num_bytes)}" for name, num_bytes in asdict(needed).items())
             lines.append(f"             {mark}  {number}: {_gib(needed.total)}  ({held})")
+    lines += [f"  model         {what}" for what in remarks]
     lines += [f"  not checked   {what}" for what in unchecked]
     return "\n".join(["plan", *lines])
 

@@ -28,6 +28,7 @@ from rayswift.train import (
     continuation,
     fingerprint,
     lock,
+    model_remarks,
     reference_logps,
     run_folder,
     storage,
@@ -105,7 +106,7 @@ def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:
     run_folder.write_record(run_dir, config, found)
     known = fingerprint.read_sources(resume.saved.path.parent if resume else run_dir)
     fingerprint.record_sources(config.data, run_dir, known)
-    logger.info("%s", planning.describe(plan, windows.num_rows, []))
+    logger.info("%s", planning.describe(plan, windows.num_rows, [], model_remarks.remarks(config, tokenizer_dir)))
 
     with LiveReport(run_dir, config, layout.local, resume.saved if resume else None):
         if resume and resume.is_end_of(plan.config.train):

@@ -50,6 +50,7 @@ PURE = [
     *(
         f"rayswift.data.{n}"
         for n in [
+            "default_system",
             "packing",
             "order",
             "rows",

@@ -211,7 +211,7 @@ def test_flags_of_infer_and_export() -> None:
     assert (infer.config.infer.model, infer.config.infer.backend) == ("run/checkpoint-3", "transformers")
     assert note(infer, "--stream has no effect")
     both = load("infer", shlex.split("--model base --adapters run --max_new_tokens 9 --temperature 0 --prompt hi"))
-    assert (both.config.infer.model, both.config.infer.max_new_tokens) == ("run", 9)
+    assert (both.config.infer.model, both.config.infer.base, both.config.infer.max_new_tokens) == ("run", "base", 9)
     export = load("export", shlex.split("--adapters run --merge_lora true --use_hf true"))
     assert (export.config.export.model, export.config.export.merge_lora) == ("run", True)
     for verb, argv, said in [

@@ -11,6 +11,8 @@ from typing import Any
 from tokenizers import Encoding, Tokenizer
 
 CONFIG = "tokenizer_config.json"
+PROCESSOR_TEMPLATE = "chat_template.json"
+"""Where processors of text and images had the template; `transformers`' tokenizers do not read it."""
 _SPECIAL_TOKENS = "special_tokens_map.json"
 
 
@@ -44,6 +46,8 @@ def read_chat_template(folder: Path) -> tuple[str | None, dict[str, str]]:
     source = config.get("chat_template")
     if (folder / "chat_template.jinja").exists():
         source = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if source is None and (folder / PROCESSOR_TEMPLATE).exists():
+        source = json.loads((folder / PROCESSOR_TEMPLATE).read_text(encoding="utf-8")).get("chat_template")
     if isinstance(source, list):  # several named templates
         source = {entry["name"]: entry["template"] for entry in source}.get("default")
     return source, _special_tokens(folder, config)
