@@ -7,8 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rayswift.data.batches import collate
+from rayswift.data.windows import PackedRow
 from rayswift.log import UserError
 from rayswift.train.evaluation import EvalBatch, Sums, add, measure, values
+from rayswift.train.policy.policy_trainer import StreamedPolicyTrainer
+from tests.support.one_loss import one_loss
 
 BATCH = EvalBatch(np.array([[-100, 2, 3]]), np.array([[-100, 2, 4]]), np.ones((1, 3), np.float32), np.arange(3)[None])
 
@@ -57,3 +61,22 @@ def test_the_examples_of_the_documentation(repo: Path) -> None:
     outputs = SimpleNamespace(logits=torch.zeros(1, 3, 4))
     assert float(names["smoothed"](outputs, labels)) == pytest.approx(np.log(4))
     assert float(names["smoothed"](outputs, labels, num_items_in_batch=4)) == pytest.approx(np.log(4) / 2)
+
+
+# ---- what an evaluation says of its speed ----
+
+
+def test_an_evaluation_counts_examples(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Not tokens, and a row that was split over packed rows once: `eval_samples_per_second` follows."""
+    _, trainer = one_loss("causal_lm", tiny_model_dir, tmp_path / "run")
+    ids = np.arange(5, 17, dtype=np.int32)
+    trained = np.ones(12, dtype=bool)
+    rows = [PackedRow(ids, trained, (5, 7), 0), PackedRow(ids, trained, (4, 4, 4), 0, num_continued=1)]
+    batches = [(rows[:1], collate(rows[:1], 0, "rows")), (rows[1:], collate(rows[1:], 0, "rows"))]
+    assert trainer.evaluation_loop(batches, "").num_samples == 4
+
+
+def test_an_evaluation_that_samples_counts_completions() -> None:
+    stream = SimpleNamespace(evaluate=lambda: {"completions": 12.0, "reward": 0.5})
+    found = StreamedPolicyTrainer.evaluation_loop(SimpleNamespace(stream=stream), None, "")  # type: ignore[arg-type]
+    assert (found.num_samples, found.metrics) == (12, {"eval_reward": 0.5})
