@@ -22,7 +22,7 @@ from rayswift.config.load import Invocation, to_yaml
 from rayswift.config.schema import InferSection
 from rayswift.log import UserError, logger
 from rayswift.model import abilities
-from rayswift.model.kinds import look
+from rayswift.model.kinds import NOTHING_KNOWN, look
 from rayswift.rollout.engine import SamplingSettings
 from rayswift.rollout.engine_setup import INSTALL_VLLM, EngineSetup, adapter_obstacles
 from rayswift.rollout.samples import PolicyVersion, SampleRequest
@@ -69,7 +69,8 @@ def _found(section: InferSection, fetch: bool = True) -> FoundModel:
         UserError: it is not there, or does not write.
     """
     given = look(section.model)
-    wrong = abilities.problems("infer.model", section.model, "infer") if given and given.kind != "adapter" else []
+    is_judged = given is not None and given.kind != "adapter" and given.what != NOTHING_KNOWN
+    wrong = abilities.problems("infer.model", section.model, "infer") if is_judged else []
     if wrong:
         raise UserError("\n".join(wrong))
     model = find_model(section.model, "infer.model", fetch, section.base)

@@ -34,6 +34,8 @@ _TIED = {"bloom", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neo", "opt"}
 _WHOLE_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _ANY_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
+NOTHING_KNOWN = "a folder without config.json"
+"""What a folder is in which nothing is known: it may be that of a run which has saved nothing."""
 _ADAPTER = "adapter_config.json"
 # Names of heads that write: of decoders, of what fills gaps, of what has been pre-trained so.
 _LANGUAGE_HEADS = (
@@ -164,7 +166,7 @@ def _what_else(folder: Path) -> str:
         return "a folder with weights and without config.json"
     if any((folder / name).exists() for name in _TOKENIZER_FILES):
         return "the folder of a tokenizer alone"
-    return "a folder without config.json"
+    return NOTHING_KNOWN
 
 
 def _read(file: Path) -> dict[str, Any]:

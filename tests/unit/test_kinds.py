@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rayswift import infer
 from rayswift.config.load import load
 from rayswift.log import UserError
 from rayswift.model import abilities
@@ -296,3 +297,25 @@ def test_a_hub_model_that_is_in_the_cache_is_judged(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(file))
     (found,) = abilities.problems("model.path", "org/bert", "causal_lm")
     assert found.startswith("model.path = 'org/bert' is an encoder (BertModel), which task causal_lm cannot take")
+
+
+# ---- infer ----
+
+
+@pytest.mark.parametrize("kind", [kind for kind in REFUSED if kind not in ("decoder", "adapter", "nothing")])
+def test_what_does_not_write_is_not_asked(kind: str, folders: dict[str, Path]) -> None:
+    path = str(folders[kind])
+    section = load("infer", ["--model", path, "--prompt", "hi"]).config.infer
+    if kind in ("gemma3", "gemma4", "gptq", "awq", "compressed-tensors", "fp8"):
+        assert infer._found(section).weights == folders[kind]
+        return
+    with pytest.raises(UserError) as refused:
+        infer._found(section)
+    assert str(refused.value).startswith(f"infer.model = {path!r} is {WHAT[kind]}, which task infer cannot take")
+
+
+def test_an_adapter_that_judges_is_not_asked(folders: dict[str, Path], tmp_path: Path) -> None:
+    judge = adapter(tmp_path / "judge", str(folders["decoder"]), "SEQ_CLS")
+    section = load("infer", ["--model", str(judge), "--prompt", "hi"]).config.infer
+    with pytest.raises(UserError, match="is an adapter of SEQ_CLS, which does not write; it judges or embeds texts"):
+        infer._found(section)
