@@ -23,6 +23,7 @@ from rayswift.data import cache_folder, fingerprint, prepare
 from rayswift.data.cache import PartSummary, PartWriter
 from rayswift.data.global_batches import table
 from rayswift.log import logger
+from rayswift.model import sentence_files, text_settings
 from rayswift.resources import connect, join, lay_out
 from rayswift.train.tasks import TASKS, row_kind
 
@@ -41,13 +42,16 @@ def run(invocation: Invocation) -> None:
         return
     refuse_unbuilt(config, rows_only=True)
     began, folder = time.monotonic(), Path(config.encode.to).resolve()
-    kind, seed = row_kind(config), config.train.seed
+    source = prepare.model_files(config.model)
+    config = text_settings.settled(config, source)
+    kind, seed = row_kind(config, source), config.train.seed
     packed = {} if TASKS[config.train.task].packs else {"packing": False}
     data = config.data.model_copy(update={"cache": None, **packed})
 
     # 1. What would be encoded, and what the folder holds of it.
     with tempfile.TemporaryDirectory() as temporary:
         found = prepare.prepare_tokenizer(config.model, Path(temporary), kind)
+        sentence_files.copy(source, found)
         known = cache_folder.known(folder)
         day = known.settings.get("data.template_date") if known else None
         data = prepare.with_template_date(data, found, {"template_date": day})

@@ -19,6 +19,7 @@ from rayswift.data import prepare
 from rayswift.data.inspection import inspect
 from rayswift.data.inspection_page import to_html, to_text
 from rayswift.log import UserError, logger
+from rayswift.model import text_settings
 from rayswift.train.tasks import TASKS, row_kind
 
 
@@ -35,7 +36,9 @@ def run(invocation: Invocation) -> None:
     refuse_unbuilt(config, rows_only=True)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        kind, packs = row_kind(config), TASKS[config.train.task].packs
+        source = prepare.model_files(config.model)
+        config = text_settings.settled(config, source)
+        kind, packs = row_kind(config, source), TASKS[config.train.task].packs
         data = config.data if packs else config.data.model_copy(update={"packing": False})
         tokenizer_dir = prepare.prepare_tokenizer(config.model, work / "tokenizer", kind)
         data = prepare.with_template_date(data, tokenizer_dir)

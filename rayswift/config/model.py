@@ -7,7 +7,7 @@ from pydantic import Field
 from rayswift.config.section import PathText, PathTexts, Section, Strings
 
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
-Pooling = Literal["last_token", "mean", "cls"]
+Pooling = Literal["auto", "last_token", "mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean"]
 Tuner = Literal["full", "lora", "adalora", "vera", "boft", "ia3", "fourierft", "loha", "lokr", "miss"]
 
 
@@ -69,10 +69,12 @@ class ModelConfig(Section):
     in alphabetical order. They are saved as `id2label`."""
     problem_type: ProblemType | None = None
     """What the labels of task seq_cls are; null: as the rows have them, with one output a value (regression)."""
-    pooling: Pooling = "last_token"
-    """Task embedding: how the states of a text's tokens become its embedding; cls: the first token's."""
-    normalize: bool = True
-    """Task embedding: scale embeddings to length 1."""
+    pooling: Pooling = "auto"
+    """Task embedding: how the states of a text's tokens become its embedding; cls: the first token's; auto: as the
+    model's sentence-transformers folder says, without one the mean for an encoder, the last token for a decoder."""
+    normalize: bool | None = None
+    """Task embedding: scale embeddings to length 1; null: as the model's sentence-transformers folder does, without one
+    they are."""
     chat_template: PathText | None = None
     """Jinja file that replaces the tokenizer's chat template; null: the tokenizer's own."""
     random_init: bool = False

@@ -164,7 +164,7 @@ def _whole_row_problems(config: TrainingConfig) -> list[str]:
         found.append(f"data.truncation = split has no meaning: {why} judges whole texts; set drop, left or right")
     if data.loss_on == "all":
         found.append(f"data.loss_on = all has no meaning: {why} says itself which tokens count; unset it")
-    if not data.use_chat_template and train.task in ("reranker", "generative_reranker"):
+    if not data.use_chat_template and train.task == "generative_reranker":
         found.append(f"data.use_chat_template = False: {why} takes conversations, which need one")
     if data.cache and train.trl_extra.get("precompute_ref_log_probs"):
         found.append("data.cache holds rows without what train.precompute_ref_log_probs adds; unset one of them")

@@ -39,10 +39,11 @@ class EncodeConfig:
     """What determines the tokens of a row.
 
     `tokenizer_dir` holds tokenizer.json, its config and the chat template; `tokenizer_hash` is the hash of those files.
-    family to label_names: see `RowKind`; template_kwargs: variables for the chat template; map, map_hash: the user's
-    own function for rows, and the hash of its file; readings: of each source the columns and the system prompt that
-    take the place of those here, none: no source has its own; names: what marks in rows stand for, a word, or one in
-    Chinese rows and another. The others are fields of `data`.
+    family to label_names, document_prompt, pools_prompt: see `RowKind`, whose prompt of a query is `system`;
+    template_kwargs: variables for the chat template; map, map_hash: the user's own function for rows, and the hash of
+    its file; readings: of each source the columns and the system prompt that take the place of those here, none: no
+    source has its own; names: what marks in rows stand for, a word, or one in Chinese rows and another. The others are
+    fields of `data`.
     """
 
     tokenizer_dir: str
@@ -64,6 +65,8 @@ class EncodeConfig:
     ignore_empty_think: bool = False
     keep_history: bool = False
     template_date: str | None = None
+    document_prompt: str = ""
+    pools_prompt: bool = True
     map: str | None = None
     map_hash: str = ""
     readings: tuple[tuple[Mapping[str, str], str | None], ...] = ()
@@ -84,6 +87,9 @@ class RowKind:
     max_length, template_kwargs: of prompts, for which neither `data.max_length` nor the row's own variables for the
     chat template say all. loss: where it asks for certain members of a row. answers: what texts of task
     generative_reranker ask for. label_names: of classes, in the order of the model's outputs; empty: they are numbers.
+    renders: whether pairs are rendered by the chat template. prompts: what the model's folder has before a query, where
+    the row and `data.system` have nothing, and before a document. pools_prompt: whether the prompt's tokens are part of
+    the embedding. lowers: whether the tokenizer is to lower-case texts.
     """
 
     family: Family = "causal"
@@ -94,6 +100,10 @@ class RowKind:
     loss: str | None = None
     answers: tuple[str, str] | None = None
     label_names: tuple[str, ...] = ()
+    renders: bool = True
+    prompts: tuple[str, str] = ("", "")
+    pools_prompt: bool = True
+    lowers: bool = False
 
 
 CAUSAL = RowKind()

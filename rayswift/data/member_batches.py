@@ -108,10 +108,16 @@ def text_batch(rows: Sequence[PackedRow], pad_token_id: int, layout: Layout) -> 
     """All M members of all rows, row after row; see `preference_batch`.
 
     Returns:
-        input_ids and attention_mask, int64 [M, T]; without rows those of one text.
+        input_ids and attention_mask, int64 [M, T]; where members are pairs whose second text has a token type, also
+        token_type_ids; without rows those of one text.
     """
     ids = _texts(rows, pad_token_id)
-    return {"input_ids": padded(ids, pad_token_id), "attention_mask": padded([np.ones(len(one)) for one in ids], 0)}
+    batch = {"input_ids": padded(ids, pad_token_id), "attention_mask": padded([np.ones(len(one)) for one in ids], 0)}
+    seconds = [int(value) for row in rows for name, value in row.numbers if name == "second"]
+    if seconds:
+        types = [np.arange(len(one)) >= second for one, second in zip(ids, seconds, strict=True)]
+        batch["token_type_ids"] = padded(types, 0)
+    return batch
 
 
 def left_padded_batch(rows: Sequence[PackedRow], pad_token_id: int, layout: Layout) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from itertools import takewhile
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rayswift.config.schema import LossOn
 from rayswift.data.encode import EncodeConfig, EncodedRow, Encoder, TooLong
@@ -24,14 +25,13 @@ from rayswift.data.rows import (
     Conversation,
     EmbeddingRow,
     KtoRow,
-    Message,
     MessageLoss,
     PreferenceRow,
     RerankerRow,
     Row,
     parse_row,
 )
-from rayswift.data.truncation import kept
+from rayswift.data.truncation import kept, longest_first
 from rayswift.data.turns import Document, Marking, Numbers, Span, documents, joined
 
 
@@ -124,8 +124,9 @@ class KtoEncoder(MemberEncoder):
 class TextEncoder(MemberEncoder):
     """Encodes texts that are read as a whole, where nothing predicts a token.
 
-    A text is what the tokenizer makes of it, [CLS] and [SEP] or BOS around it, which a cut leaves; or a conversation
-    as the chat template renders it, which writes these itself.
+    A text is what the tokenizer makes of it, [CLS] and [SEP] or BOS around it; or a conversation as the chat template
+    renders it, which writes these itself. A cut leaves both: what is around a text, and what the template writes behind
+    its last content, where the last token's state is read.
     """
 
     def _text(self, member: Conversation) -> Document:
@@ -134,23 +135,40 @@ class TextEncoder(MemberEncoder):
         Raises:
             BadRow: it is empty.
         """
-        document = Document(self._rendered(member), ()) if self.config.use_chat_template else joined(member, _WHOLE, "")
+        if self.config.use_chat_template:
+            document = self._with_tail(Document(self._rendered(member), ()), member.messages[-1]["content"])
+        else:
+            document = joined(member, _WHOLE, "")
         if not document.text:
             raise BadRow("empty text", "a text of the row has no characters")
         self._refuse(document.text, True, 1)
         return replace(document, spans=(Span(0, len(document.text)),))
 
+    @staticmethod
+    def _with_tail(document: Document, content: str) -> Document:
+        """A rendered text that knows what the template writes behind its last content."""
+        at = document.text.rfind(content.rstrip())
+        return replace(document, tail=document.text[at + len(content.rstrip()) :] if at >= 0 else "")
+
     def _fitted(self, document: Document, row: EncodedRow) -> list[EncodedRow]:
         row, limit = replace(row, trained=np.ones(len(row.trained), np.bool_)), self.config.max_length
-        around = len(self._frame) if document.framed else 0
-        if not around or len(row.input_ids) <= limit:
-            return super()._fitted(document, row)
-        if not self._may_cut(True) or limit <= around:
+        if len(row.input_ids) <= limit:
+            return [row] if len(row.input_ids) else []
+        before = len(self._frame.before) if document.framed else 0
+        tail = self._frame.behind if document.framed else self._tail(document)
+        if not self._may_cut(True) or limit <= before + len(tail):
             raise self._too_long(str(len(row.input_ids)))
-        before, behind = len(self._frame.before), len(row.input_ids) - len(self._frame.behind)
-        (inside,) = kept(behind - before, limit - around, self.config.truncation)
-        ids = np.concatenate([row.input_ids[:before], row.input_ids[before:behind][inside], row.input_ids[behind:]])
+        # Of a text that is not whole, what is behind it need not be there.
+        end = len(row.input_ids) - (len(tail) if document.framed else 0)
+        (inside,) = kept(end - before, limit - before - len(tail), self.config.truncation)
+        ids = np.concatenate([row.input_ids[:before], row.input_ids[before:end][inside], np.asarray(tail, np.int32)])
         return [EncodedRow(ids, np.ones(len(ids), np.bool_), cut=True)]
+
+    def _tail(self, document: Document) -> tuple[int, ...]:
+        """Tokens to keep of the end of a rendered text that loses its right end; as sentence-transformers does it."""
+        if self.config.truncation != "right" or not document.tail:
+            return ()
+        return tuple(self._tokenizer.encode(document.tail, add_special_tokens=False).ids)
 
 
 class ClassificationEncoder(TextEncoder):
@@ -220,8 +238,21 @@ class EmbeddingEncoder(TextEncoder):
         if len(sample.positives) != 1:
             raise BadRow("several positives", f"{len(sample.positives)} where one is asked; make a row of each")
         numbers = _similarity(sample, self.config.loss or "infonce")
-        made = [self._text(member) for member in (sample.anchor, *sample.positives, *sample.negatives)]
+        anchor, config = sample.anchor, self.config
+        first = anchor.messages[0]
+        if not config.pools_prompt and first["role"] == "system" and first["content"] != config.system:
+            raise BadRow("prompt of its own", "the model pools all but its prompt, and knows none but its own")
+        documents = [_prompted(member, config.document_prompt) for member in (*sample.positives, *sample.negatives)]
+        made = [self._text(member) for member in (anchor, *documents)]
         return [replace(made[0], numbers=numbers), *made[1:]]
+
+
+def _prompted(member: Conversation, prompt: str) -> Conversation:
+    """A text with a prompt before it."""
+    if not prompt or member.messages[0]["role"] == "system":
+        return member
+    messages = ({"role": "system", "content": prompt}, *member.messages)
+    return replace(member, messages=messages, losses=(MessageLoss(), *member.losses))
 
 
 def _similarity(sample: EmbeddingRow, loss: str) -> Numbers:
@@ -246,18 +277,22 @@ def _similarity(sample: EmbeddingRow, loss: str) -> Numbers:
     return (("label", label),)
 
 
-class RerankerEncoder(MemberEncoder):
+class RerankerEncoder(TextEncoder):
     """Encodes a query with each of its documents, positives first; `label` 1 or 0 for each.
 
     The last message of the query and a document are rendered as messages of roles `query` and `document`, as a
-    `CrossEncoder` does; see `reranker_template`.
+    `CrossEncoder` does; see `reranker_template`. Without a chat template they are what the tokenizer makes of the two
+    texts; `second` is where the document begins, if it has a token type of its own.
     """
 
     def _may_cut(self, whole: bool) -> bool:
         return not self.config.answers and super()._may_cut(whole)
 
     def documents(self, row: Row) -> list[Document]:
-        """Query and positive, query and next positive, ..., query and negative, ...; see `Encoder.documents`."""
+        """Query and positive, query and next positive, ..., query and negative, ...; see `Encoder.documents`.
+
+        Without a chat template the query, then the documents.
+        """
         sample = parse_row(row, "reranker", self.config.columns, self.config.system)
         assert isinstance(sample, RerankerRow)
         if self.config.loss == "listwise" and not (sample.positives and sample.negatives):
@@ -267,25 +302,66 @@ class RerankerEncoder(MemberEncoder):
         roles = {message["role"] for message in before}
         if query["role"] != "user" or (self.config.answers and roles - {"system"}):
             raise BadRow("bad query", "a query is one message of the user, behind a system prompt at most")
-        made = []
+        made = [] if self.config.use_chat_template else [replace(self._text(sample.query), framed=False)]
         for label, members in ((1.0, sample.positives), (0.0, sample.negatives)):
             for member in members:
-                text = self._pair(sample.query, [*before, query], member)
-                made.append(Document(text, (Span(0, len(text)),), (("label", label),)))
+                if len(member.messages) != 1:
+                    raise BadRow("bad document", f"a document is one message, this has {len(member.messages)}")
+                made.append(replace(self._judged_by(sample.query, member), numbers=(("label", label),)))
         return made
 
-    def _pair(self, query: Conversation, messages: list[Message], member: Conversation) -> str:
-        if len(member.messages) != 1:
-            raise BadRow("bad document", f"a document is one message, this has {len(member.messages)}")
+    def _judged_by(self, query: Conversation, member: Conversation) -> Document:
+        """A document, with its query if the chat template renders both."""
+        content = member.messages[0]["content"]
+        if not self.config.use_chat_template:
+            return replace(self._text(member), framed=False)
         pair = [
-            *messages[:-1],
-            {"role": "query", "content": messages[-1]["content"]},
-            {"role": "document", "content": member.messages[0]["content"]},
+            *query.messages[:-1],
+            {"role": "query", "content": query.messages[-1]["content"]},
+            {"role": "document", "content": content},
         ]
         tools = list(query.tools) if query.tools else None
         text = self.template.render(pair, tools, bool(self.config.answers), query.template_kwargs)
         self._refuse(text, True, 1)
-        return text
+        return self._with_tail(Document(text, (Span(0, len(text)),)), content)
+
+    def _all_fitted(self, made: Sequence[Document], tokens: Iterator[EncodedRow]) -> list[EncodedRow] | BadRow:
+        if self.config.use_chat_template:
+            return super()._all_fitted(made, tokens)
+        query, *members = [next(tokens).input_ids for _ in made]
+        if not len(query) or not all(map(len, members)):
+            return BadRow("no trainable token", "the tokenizer leaves nothing of a text of the row")
+        try:
+            pairs = [self._pair(query, member) for member in members]
+        except TooLong as too_long:
+            return too_long
+        cut = any(pair.cut for pair in pairs)
+        return [
+            replace(pair, numbers=document.numbers + pair.numbers, cut=cut and position == 0)
+            for position, (pair, document) in enumerate(zip(pairs, made[1:], strict=True))
+        ]
+
+    def _pair(self, query: NDArray[np.int32], document: NDArray[np.int32]) -> EncodedRow:
+        """The tokens of a pair.
+
+        Raises:
+            TooLong: it is longer than `max_length`, and not to be cut.
+        """
+        frame, limit = self._frame, self.config.max_length
+        room, whole = limit - len(frame) - len(frame.between), len(query) + len(document)
+        if whole > room:
+            if not self._may_cut(True) or room < 2:
+                raise self._too_long(str(whole + limit - room))
+            for_query, for_document = longest_first(len(query), len(document), room)
+            (of_query,) = kept(len(query), for_query, self.config.truncation)
+            (of_document,) = kept(len(document), for_document, self.config.truncation)
+            query, document = query[of_query], document[of_document]
+        ids = np.concatenate(
+            [np.asarray(part, np.int32) for part in (frame.before, query, frame.between, document, frame.behind)]
+        )
+        begin = len(frame.before) + len(query) + len(frame.between)
+        second = (("second", float(begin)),) if frame.second_type else ()
+        return EncodedRow(ids, np.ones(len(ids), np.bool_), cut=whole > room, numbers=second)
 
 
 _MULTI = "multi_label_classification"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 
 from rayswift.config.model import ModelConfig
 from rayswift.config.schema import DataConfig
@@ -45,6 +45,15 @@ _LEAST_ROWS, _MOST_ROWS = 2000, 50_000
 _MOST_TOKENS, _MOST_BYTES = 1 << 24, 1 << 28
 
 
+def model_files(model: ModelConfig) -> Path:
+    """The model's folder, or one with what the hub has of it beside weights.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    return Path(model.path) if Path(model.path).is_dir() else from_hub(model.path, model.revision)
+
+
 def prepare_tokenizer(model: ModelConfig, folder: Path, kind: RowKind = CAUSAL) -> Path:
     """Copy (or convert) the model's tokenizer to `folder`, with the chat template that is trained on such rows.
 
@@ -52,7 +61,7 @@ def prepare_tokenizer(model: ModelConfig, folder: Path, kind: RowKind = CAUSAL) 
         UserError: the model has no tokenizer, or the template file cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    source = Path(model.path) if Path(model.path).is_dir() else from_hub(model)
+    source = model_files(model)
     if (source / "tokenizer.json").exists():
         for name in _TOKENIZER_FILES:
             if (source / name).exists():
@@ -68,8 +77,10 @@ def prepare_tokenizer(model: ModelConfig, folder: Path, kind: RowKind = CAUSAL) 
         except OSError as error:
             raise UserError(f"model.chat_template = {model.chat_template!r}: {error.strerror}") from error
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    if kind.family == "reranker":
+    if kind.family == "reranker" and kind.renders:
         _write_pair_template(folder, kind)
+    if kind.lowers:
+        _lower(folder / "tokenizer.json")
     if model.new_special_tokens:
         _add_special_tokens(folder / "tokenizer.json", special_tokens(model.new_special_tokens))
     else:
@@ -99,12 +110,21 @@ def _check_rows(config: Path, tokenizer: Path) -> None:
         )
 
 
+def _lower(file: Path) -> None:
+    """Have the tokenizer lower-case texts first, as sentence-transformers' `do_lower_case` does."""
+    tokenizer = Tokenizer.from_file(str(file))
+    if tokenizer.encode("A").tokens != tokenizer.encode("a").tokens:
+        own = [tokenizer.normalizer] if tokenizer.normalizer else []
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
+        tokenizer.save(str(file))
+
+
 def _write_pair_template(folder: Path, kind: RowKind) -> None:
     source, _ = read_chat_template(folder)
     if source is None:
         raise UserError(
-            "a reranker takes rows as conversations, and the tokenizer has no chat template; give one with "
-            "model.chat_template"
+            "a generative reranker takes rows as conversations, and the tokenizer has no chat template; give one "
+            "with model.chat_template"
         )
     (folder / "chat_template.jinja").write_text(for_pairs(source, kind.answers), encoding="utf-8")
     if kind.answers:
@@ -137,10 +157,10 @@ def _add_special_tokens(file: Path, tokens: list[str]) -> None:
 
 
 def hash_files(folder: Path) -> str:
-    """A hash over the contents of a folder's files."""
+    """A hash over the contents of the files in a folder and below it."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        digest.update(path.name.encode() + path.read_bytes())
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -191,7 +211,7 @@ def plan_encoding(
         data.truncation,
         data.loss_on,
         dict(data.columns),
-        data.system,
+        _system(data.system, kind),
         data.use_chat_template,
         kind.family,
         kind.num_labels,
@@ -204,9 +224,11 @@ def plan_encoding(
         data.ignore_empty_think,
         data.keep_history,
         data.template_date,
+        kind.prompts[1],
+        kind.pools_prompt,
         placed(data.map) if data.map else None,
         map_hash(data.map) if data.map else "",
-        _readings(data, data.dataset),
+        _readings(data, data.dataset, kind),
         names={
             mark: given for mark, given in (("{{NAME}}", data.model_name), ("{{AUTHOR}}", data.model_author)) if given
         },
@@ -227,13 +249,18 @@ def plan_encoding(
     if not held_out:
         return train, None
     evaluation = RowSet(held_out, seed, shuffle=False)
-    encode = replace(encode, readings=_readings(data, data.eval)) if data.eval else encode
+    encode = replace(encode, readings=_readings(data, data.eval, kind)) if data.eval else encode
     probe(evaluation, encode, "evaluation rows can be used")
     return train, replace(train, row_set=evaluation, encode=encode)
 
 
+def _system(given: str | None, kind: RowKind) -> str | None:
+    """The system prompt of rows that bring none: the config's, or what the model's folder has before a query."""
+    return (kind.prompts[0] or None) if given is None else given
+
+
 def _readings(
-    data: DataConfig, given: Sequence[str | SourceConfig]
+    data: DataConfig, given: Sequence[str | SourceConfig], kind: RowKind
 ) -> tuple[tuple[Mapping[str, str], str | None], ...]:
     """Columns and system prompt of each source; none if no source has its own."""
     sources = [parse_source(each) for each in given]
@@ -242,7 +269,7 @@ def _readings(
     return tuple(
         (
             dict(data.columns if source.columns is None else source.columns),
-            data.system if source.system is None else source.system,
+            _system(data.system if source.system is None else source.system, kind),
         )
         for source in sources
     )

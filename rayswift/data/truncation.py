@@ -62,6 +62,18 @@ def kept(num_tokens: int, max_length: int, mode: TruncationMode) -> list[slice]:
     return [slice(begin, min(begin + max_length, num_tokens)) for begin in begins]
 
 
+def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many tokens of two texts that do not fit are kept: the longer one loses them, down to the shorter one's.
+
+    What `transformers` calls longest_first, as the tokenizers library computes it (`utils/truncation.rs`).
+    """
+    less, more = min(first, second), max(first, second)
+    more = less if less > room else max(less, room - less)
+    if less + more > room:
+        less, more = room // 2, room // 2 + room % 2
+    return (more, less) if first > second else (less, more)
+
+
 def bound_of(tokenizer: Tokenizer) -> Bound:
     """The bound for a tokenizer: the longest entry of its vocabulary, where nothing can vanish without a token."""
     parts = json.loads(tokenizer.to_str())

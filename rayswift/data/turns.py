@@ -52,7 +52,8 @@ class Document:
     """A text to train on; where spans overlap the later counts, and outside of them nothing is trained.
 
     record: see `encode.EncodedRow`; framed: what the tokenizer puts around any text, as BOS, is put around this one: a
-    chat template writes these tokens itself. tokens: what is trained, of a row that brought tokens and no text.
+    chat template writes these tokens itself. tokens: what is trained, of a row that brought tokens and no text. tail:
+    the end of a rendered text, behind its last content.
     """
 
     text: str
@@ -61,6 +62,7 @@ class Document:
     record: str = ""
     framed: bool = False
     tokens: Tokens | None = None
+    tail: str = ""
 
     @property
     def whole(self) -> bool:

@@ -7,24 +7,24 @@ their embeddings are made twice: without gradients to have them all, then with g
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from sentence_transformers.base.modules import Normalize
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers.trainer_utils import EvalLoopOutput
 
 from rayswift.config.schema import SftTrainConfig
 from rayswift.data.windows import PackedRow
-from rayswift.train import evaluation, sentence_folder
+from rayswift.model import sentence_folder
+from rayswift.train import evaluation
 from rayswift.train.embedding_losses import WIDTH, EmbeddingLoss, known
 from rayswift.train.head_trainer import HeadTrainer
 from rayswift.train.launch import RunSpec
-
-_POOLING = {"last_token": "lasttoken", "mean": "mean", "cls": "cls"}
 
 
 class StreamedEmbeddingTrainer(HeadTrainer):
@@ -33,8 +33,9 @@ class StreamedEmbeddingTrainer(HeadTrainer):
     def __init__(self, *, spec: RunSpec, model: Any, **kwargs: Any):
         train = spec.config.train
         assert isinstance(train, SftTrainConfig)
-        self._config = spec.config
-        self._pooling = Pooling(model.config.get_text_config().hidden_size, _POOLING[spec.config.model.pooling])
+        self._config, self._model_files = spec.config, spec.tokenizer_dir
+        hidden_size = model.config.get_text_config().hidden_size
+        self._modules = sentence_folder.modules_of(spec.config, spec.tokenizer_dir, hidden_size)
         self._loss_of = EmbeddingLoss(train)
         self._micro_batches: list[dict[str, Any]] = []
         # What is left of a step whose rows are compared: the gradient for each micro-batch, and the loss of all.
@@ -43,7 +44,19 @@ class StreamedEmbeddingTrainer(HeadTrainer):
         for name, parameter in model.named_parameters():
             if name.startswith("pooler."):  # an encoder's own, which no embedding comes through
                 parameter.requires_grad_(False)
-        super().__init__(spec=spec, model=model, **kwargs)
+        layers = torch.nn.ModuleList(each.module for each in self._modules)
+        has_weights = any(True for _ in layers.parameters())
+        super().__init__(spec=spec, model=model, behind=layers if has_weights else None, **kwargs)
+        self._prompt_lengths = self._measured_prompts(layers)
+
+    def _measured_prompts(self, layers: Iterable[torch.nn.Module]) -> tuple[int, int]:
+        """Tokens at the beginning of queries, and of documents, that are no part of the embedding."""
+        excludes = any(isinstance(module, Pooling) and not module.include_prompt for module in layers)
+        if not excludes or self._config.data.use_chat_template:  # of a rendered prompt nobody knows where it ends
+            return 0, 0
+        prompts = sentence_folder.prompts_of(self._config, self._model_files)
+        query, document = (sentence_folder.prompt_length(self.processing_class, prompt) for prompt in prompts)
+        return query, document
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """HF's, the micro-batches of the step remembered."""
@@ -101,18 +114,25 @@ class StreamedEmbeddingTrainer(HeadTrainer):
         lengths = [length for row in rows for length in row.lengths] or [2]
         queries = np.cumsum([0, *(len(row.lengths) for row in rows[:-1])]).tolist()
         documents = sorted({*range(len(lengths))} - {*queries}) if rows else queries
-        pooled = torch.cat([self._pooled(model, inputs, part, lengths) for part in (queries, documents)])
+        parts = zip((queries, documents), self._prompt_lengths, strict=True)
+        pooled = torch.cat([self._pooled(model, inputs, part, lengths, prompt) for part, prompt in parts])
         pooled = pooled[np.argsort([*queries, *documents])]
-        if self._config.model.normalize:
-            pooled = torch.nn.functional.normalize(pooled, dim=-1)
         return pooled if rows else pooled[:0]
 
-    def _pooled(self, model: Any, inputs: dict[str, Any], places: list[int], lengths: list[int]) -> torch.Tensor:
+    def _pooled(
+        self, model: Any, inputs: dict[str, Any], places: list[int], lengths: list[int], prompt_length: int
+    ) -> torch.Tensor:
         """Of these lines of the inputs, cut to the longest of them."""
         longest = max(lengths[place] for place in places)
         part = {name: each[places, :longest] for name, each in inputs.items()}
         features = {"token_embeddings": model(**part).last_hidden_state, "attention_mask": part["attention_mask"]}
-        return self._pooling(features)["sentence_embedding"].float()
+        if prompt_length:
+            features["prompt_length"] = prompt_length
+        for each in self._modules:
+            if isinstance(each.module, Normalize):
+                features["sentence_embedding"] = features["sentence_embedding"].float()
+            features = each.module(features)
+        return features["sentence_embedding"].float()
 
     def _loss(self, model: Any, inputs: dict[str, Any], rows: Sequence[PackedRow]) -> tuple[Any, evaluation.Sums]:
         embeddings = self._embed(model, inputs, rows)
@@ -176,4 +196,8 @@ class StreamedEmbeddingTrainer(HeadTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         folder = Path(output_dir or self.args.output_dir)
-        sentence_folder.write_embedding(folder, self._config, self._pooling)
+        sentence_folder.write_embedding(folder, self._config, self._model_files, self._modules)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        sentence_folder.load_weights(self._modules, Path(resume_from_checkpoint))

@@ -2,19 +2,36 @@
 
 from typing import Any, ClassVar
 
+import torch
 from datasets import Dataset
 from peft import get_peft_model
 from transformers import set_seed
 
 from rayswift.train.row_trainer import RowMeans
 
+_BEHIND = "behind"
+
 
 class HeadTrainer(RowMeans):
-    """`transformers`' `Trainer`, streamed, with an adapter around the model where one is trained."""
+    """`transformers`' `Trainer`, streamed, with an adapter around the model where one is trained.
+
+    Args:
+        behind: Modules that the model's outputs go through, which are trained whole whatever the model is; they are
+            part of it for the optimizer and for checkpoints, and no part of the weights that are saved as the model's.
+    """
 
     loss_is_scaled_for_ga: ClassVar[bool] = False
 
-    def __init__(self, *, model: Any, args: Any, processing_class: Any, peft_config: Any = None, **kwargs: Any):
+    def __init__(
+        self,
+        *,
+        model: Any,
+        args: Any,
+        processing_class: Any,
+        peft_config: Any = None,
+        behind: torch.nn.Module | None = None,
+        **kwargs: Any,
+    ):
         # A classification head looks at the last token that is no padding.
         model.config.get_text_config().pad_token_id = processing_class.pad_token_id
         if peft_config is not None:
@@ -24,7 +41,15 @@ class HeadTrainer(RowMeans):
             model = get_peft_model(model, peft_config, autocast_adapter_dtype=not zero3)
             if args.gradient_checkpointing:
                 model.enable_input_require_grads()
+        if behind is not None:
+            model.add_module(_BEHIND, behind)
         super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if hasattr(self.model, _BEHIND):
+            whole = self.model.state_dict() if state_dict is None else state_dict
+            state_dict = {name: tensor for name, tensor in whole.items() if not name.startswith(f"{_BEHIND}.")}
+        super()._save(output_dir, state_dict)
 
     @staticmethod
     def placeholder() -> Dataset:

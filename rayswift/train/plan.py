@@ -1,6 +1,5 @@
 """From what the user set to what will run: derived values, checks across fields, memory, and the plan as text."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +16,8 @@ from rayswift.data.mixing import weights_of
 from rayswift.data.sources import parse_source
 from rayswift.data.windows import WindowPlan, Windows
 from rayswift.log import UserError
-from rayswift.model import abilities
+from rayswift.model import abilities, text_settings
+from rayswift.model.encoders import num_positions, read_config
 from rayswift.resources import Layout, memory_per_worker_bytes
 from rayswift.train import checkpoint, evaluation, memory, model_size, shapes
 from rayswift.train.run_folder import Resume
@@ -56,6 +56,10 @@ def resolve(config: ConfigT, layout: Layout, resume: Resume | None) -> Plan[Conf
         UserError: fields that do not go together, one line each.
     """
     wrong_kind = abilities.training_problems(config)
+    folder = Path(config.model.path)
+    is_here = folder.is_dir() and not wrong_kind
+    if is_here:
+        config = text_settings.settled(config, folder)
     estimates = "no model of the task" if wrong_kind else _estimates(config, layout)
     available = memory_per_worker_bytes(layout)
     stage = config.cluster.zero_stage
@@ -84,6 +88,7 @@ def resolve(config: ConfigT, layout: Layout, resume: Resume | None) -> Plan[Conf
     resolved = config.model_copy(update={"train": train, "cluster": cluster, "data": _packed(config)})
     resolved = _with_rounds_in_steps(resolved)
     problems = [*wrong_kind, *_problems(resolved, has_eval), *_worker_problems(resolved, layout)]
+    problems += text_settings.problems(resolved, folder) if is_here else []
     if problems:
         raise UserError("\n".join(problems))
     return Plan(resolved, layout, estimates, available)
@@ -127,6 +132,19 @@ def _worker_problems(config: TrainingConfig, layout: Layout) -> list[str]:
 def with_window_rows(plan: Plan[ConfigT], window_rows: int) -> Plan[ConfigT]:
     """The plan with the window's size, which the first rows decide, frozen in its config."""
     return with_data(plan, plan.config.data.model_copy(update={"window_rows": window_rows}))
+
+
+def with_texts(plan: Plan[ConfigT], source: Path) -> Plan[ConfigT]:
+    """The plan with what its texts leave open taken from the model's folder, or what the hub has of it.
+
+    Raises:
+        UserError: the folder is none that is trained, or settings do not go with it.
+    """
+    config = text_settings.settled(plan.config, source)
+    problems = text_settings.problems(config, source)
+    if problems:
+        raise UserError("\n".join(problems))
+    return replace(plan, config=config)
 
 
 def with_data(plan: Plan[ConfigT], data: DataConfig) -> Plan[ConfigT]:
@@ -229,18 +247,12 @@ def _problems(config: TrainingConfig, has_eval: bool) -> list[str]:
         what = f"a prompt and its completion have up to {longest} tokens" if online else f"data.max_length = {longest}"
         which = "data.max_length, or rollout.max_prompt_length and rollout.max_completion_length" if online else "it"
         found.append(f"{what}, but the model has {positions} positions; lower {which}")
-    hidden = _config_value(config.model.path, "hidden_size")
-    dims = config.train.matryoshka_dims if isinstance(config, SftConfig) else {}
-    if hidden and any(not 0 < dim <= hidden for dim in dims):
-        found.append(
-            f"train.matryoshka_dims = {dims}: the model's embeddings have {hidden} numbers; name 1 to {hidden}"
-        )
     return found
 
 
 def _positions(config: TrainingConfig) -> int | None:
     """Positions of the model, stretched as the config says; None: not known."""
-    positions = _config_value(config.model.path, "max_position_embeddings")
+    positions = _config_positions(config.model.path)
     scaling = config.model.rope_scaling or {}
     return config.model.max_position_embeddings or (positions and int(positions * scaling.get("factor", 1)))
 
@@ -249,13 +261,9 @@ def _has_weights(folder: Path) -> bool:
     return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
 
 
-def _config_value(path: str, key: str) -> int | None:
-    file = Path(path) / "config.json"
-    if not file.exists():
-        return None
-    config = json.loads(file.read_text(encoding="utf-8"))
-    value = config.get("text_config", config).get(key)
-    return value if isinstance(value, int) else None
+def _config_positions(path: str) -> int | None:
+    config = read_config(Path(path))
+    return num_positions(config.get("text_config", config))
 
 
 def _estimates(config: TrainingConfig, layout: Layout) -> list[memory.MemoryEstimate] | str:
@@ -305,8 +313,17 @@ def _size(model: ModelConfig, config: TrainingConfig) -> model_size.ModelSize:
     return model_size.model_size(found.config, found.shapes, model, found.num_trainable, found.num_quantizable)
 
 
-def describe(plan: Plan[Any], num_rows: int | None, unchecked: list[str], remarks: Sequence[str] = ()) -> str:
-    """The placement plan and what is to be said of the model, for `--dry_run` and the log."""
+def describe(
+    plan: Plan[Any],
+    num_rows: int | None,
+    unchecked: list[str],
+    remarks: Sequence[str] = (),
+    source: Path | None = None,
+) -> str:
+    """The placement plan and what is to be said of the model, for `--dry_run` and the log.
+
+    source: where the model's files beside its weights are, if not in `model.path`.
+    """
     config, layout = plan.config, plan.layout
     where = "in this process" if layout.num_workers == 0 else f"{layout.num_workers} worker(s)"
     unit = "packed rows" if config.data.packing else "rows"
@@ -325,6 +342,8 @@ def describe(plan: Plan[Any], num_rows: int | None, unchecked: list[str], remark
     ]
     if num_rows is not None:
         lines.append(f"  rows          {num_rows:,} to train")
+    source = source or Path(config.model.path)
+    lines += text_settings.remarks(config, source) if source.is_dir() else []
     if isinstance(plan.estimates, str):
         stage = config.cluster.zero_stage
         lines.append(f"  memory        not estimated, so whether ZeRO {stage} fits is not checked: {plan.estimates}")

@@ -8,7 +8,8 @@ import torch
 
 from rayswift.config.schema import SftTrainConfig
 from rayswift.data.windows import PackedRow
-from rayswift.train import evaluation, sentence_folder
+from rayswift.model import sentence_folder
+from rayswift.train import evaluation
 from rayswift.train.head_trainer import HeadTrainer
 from rayswift.train.launch import RunSpec
 from rayswift.train.reranking import list_loss, list_sums
@@ -22,13 +23,15 @@ class StreamedRerankerTrainer(HeadTrainer):
 
     def __init__(self, *, spec: RunSpec, **kwargs: Any):
         assert isinstance(spec.config.train, SftTrainConfig)
-        self._config = spec.config
+        self._config, self._model_files = spec.config, spec.tokenizer_dir
         self._listwise = spec.config.train.loss_type == "listwise"
         super().__init__(spec=spec, **kwargs)
 
     def _scores(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         """The scores of texts [M]."""
-        return model(**inputs, use_cache=False).logits.squeeze(-1)
+        if "token_type_ids" not in self.processing_class.model_input_names:
+            inputs = {name: tensor for name, tensor in inputs.items() if name != "token_type_ids"}
+        return model(**inputs).logits.squeeze(-1)
 
     def _answers(self) -> tuple[int, int] | None:
         """Token ids that a score is made of."""
@@ -41,14 +44,15 @@ class StreamedRerankerTrainer(HeadTrainer):
         lists = scores.split([len(row.lengths) for row in rows])
         losses, totals = [], evaluation.Sums()
         for row, of_row in zip(rows, lists, strict=True):
-            labels = torch.tensor([label for _, label in row.numbers], device=scores.device)
+            labels = torch.tensor([value for name, value in row.numbers if name == "label"], device=scores.device)
             losses.append(list_loss(of_row, labels, self._listwise))
             evaluation.add(totals, list_sums(of_row.detach(), labels))
         return torch.stack(losses).mean(), totals
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
-        sentence_folder.write_reranker(Path(output_dir or self.args.output_dir), self._config, self._answers())
+        folder = Path(output_dir or self.args.output_dir)
+        sentence_folder.write_reranker(folder, self._config, self._model_files, self._answers())
 
 
 class StreamedGenerativeRerankerTrainer(StreamedRerankerTrainer):

@@ -7,6 +7,7 @@ A new task is a row here, an encoder of its row family in `data/`, and an exampl
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from rayswift.config.model import ModelConfig, ProblemType
@@ -15,6 +16,7 @@ from rayswift.config.schema import RlhfConfig, SftConfig, TrainingConfig
 from rayswift.config.task_checks import default_loss
 from rayswift.data.encode import RowKind
 from rayswift.data.rows import Family
+from rayswift.model import text_settings
 
 Head = Literal["causal_lm", "reward", "classes", "none"]
 
@@ -176,8 +178,13 @@ def problem_type(model: ModelConfig) -> ProblemType:
     return model.problem_type or ("regression" if model.num_labels == 1 else "single_label_classification")
 
 
-def row_kind(config: TrainingConfig) -> RowKind:
-    """What a run reads its rows as."""
+def row_kind(config: TrainingConfig, source: Path) -> RowKind:
+    """What a run reads its rows as.
+
+    Args:
+        config: The run's.
+        source: The model's folder, or what the hub has of it beside weights.
+    """
     task = TASKS[config.train.task]
     if task.family == "prompt":
         assert isinstance(config, RlhfConfig)
@@ -186,12 +193,14 @@ def row_kind(config: TrainingConfig) -> RowKind:
         )
     if task.head == "classes":
         model = config.model
-        return RowKind(task.family, model.num_labels, model.problem_type, label_names=tuple(model.label_names))
+        kind = RowKind(task.family, model.num_labels, model.problem_type, label_names=tuple(model.label_names))
+        return text_settings.row_texts(kind, config, source)
     if not isinstance(config, SftConfig):
         return RowKind(task.family)
     train = config.train
     answers = (train.positive_token, train.negative_token) if train.task == "generative_reranker" else None
-    return RowKind(task.family, loss=train.loss_type or default_loss(train.task), answers=answers)
+    kind = RowKind(task.family, loss=train.loss_type or default_loss(train.task), answers=answers)
+    return text_settings.row_texts(kind, config, source)
 
 
 def keeps_reference(config: TrainingConfig) -> bool:

@@ -18,7 +18,7 @@ from rayswift.data.global_batches import FeedPlan, Position, table
 from rayswift.data.stream import needs_ray
 from rayswift.data.windows import Windows
 from rayswift.log import logger, raise_together
-from rayswift.model import abilities
+from rayswift.model import abilities, sentence_files
 from rayswift.resources import Layout, connect, join, lay_out
 from rayswift.rollout import checks
 from rayswift.rollout.ledger import LedgerSnapshot
@@ -87,14 +87,12 @@ def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:
 
     # 2. Rows: tokenizer, sources, a look at the first of them.
     with announced("fetching the tokenizer"):
-        tokenizer_dir = prepare.prepare_tokenizer(config.model, run_dir / "tokenizer", row_kind(config))
-    before = resume.config["data"] if resume else None
-    plan = planning.with_data(plan, prepare.with_template_date(config.data, tokenizer_dir, before))
-    if resume and config.data.window_rows is None:
-        plan = planning.with_window_rows(plan, resume.window_rows)
+        source = prepare.model_files(config.model)
+        plan, tokenizer_dir = _with_tokenizer(plan, source, run_dir / "tokenizer", resume)
+        config = plan.config
     with announced("looking at the rows"):
         windows, eval_windows = prepare.plan_windows(
-            plan.config.data, tokenizer_dir, config.train.seed, run_dir / "data", row_kind(config)
+            plan.config.data, tokenizer_dir, config.train.seed, run_dir / "data", row_kind(config, source)
         )
     plan = planning.with_labels(planning.with_window_rows(plan, windows.window_rows), windows)
     config = plan.config
@@ -106,7 +104,8 @@ def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:
     run_folder.write_record(run_dir, config, found)
     known = fingerprint.read_sources(resume.saved.path.parent if resume else run_dir)
     fingerprint.record_sources(config.data, run_dir, known)
-    logger.info("%s", planning.describe(plan, windows.num_rows, [], model_remarks.remarks(config, tokenizer_dir)))
+    remarks = model_remarks.remarks(config, tokenizer_dir)
+    logger.info("%s", planning.describe(plan, windows.num_rows, [], remarks, source))
 
     with LiveReport(run_dir, config, layout.local, resume.saved if resume else None):
         if resume and resume.is_end_of(plan.config.train):
@@ -135,6 +134,20 @@ def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:
         fit(spec, train_loop, _supply(spec, windows, eval_windows, resume))
 
         _finish(run_dir, config, clock)
+
+
+def _with_tokenizer(
+    plan: planning.Plan[TrainingConfig], source: Path, folder: Path, resume: run_folder.Resume | None
+) -> tuple[planning.Plan[TrainingConfig], Path]:
+    """The plan with what the model's folder decides, and the tokenizer's folder, with how its texts are read."""
+    plan = planning.with_texts(plan, source)
+    prepared = prepare.prepare_tokenizer(plan.config.model, folder, row_kind(plan.config, source))
+    sentence_files.copy(source, prepared)
+    before = resume.config["data"] if resume else None
+    plan = planning.with_data(plan, prepare.with_template_date(plan.config.data, prepared, before))
+    if resume and plan.config.data.window_rows is None:
+        plan = planning.with_window_rows(plan, resume.window_rows)
+    return plan, prepared
 
 
 def _prepare_ray(config: TrainingConfig, layout: Layout, run_dir: Path) -> None:

@@ -19,6 +19,7 @@ LAYERS = (
     "verbs",
     "train",
     "rollout",
+    "model",
     "data",
     "model",
     "resources",

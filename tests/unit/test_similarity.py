@@ -306,7 +306,7 @@ def test_an_adapter_merges_into_a_model_with_its_head(head: Any, labels: dict[st
         (("--matryoshka_dims", '{"8": 1}'), "train.matryoshka_dims = {8: 1.0} is of task embedding"),
         (("--train.task", "embedding", "--matryoshka_dims", '{"256": 1}'), "the model's embeddings have 128 numbers"),
         (("--train.task", "generative_reranker", "--truncation", "right"), "would cut off the question"),
-        (("--train.task", "reranker", "--use_chat_template", "false"), "data.use_chat_template = False"),
+        (("--train.task", "generative_reranker", "--use_chat_template", "false"), "data.use_chat_template = False"),
     ],
 )
 def test_settings_of_other_tasks_are_refused(flags: tuple[str, ...], message: str) -> None:

@@ -1,6 +1,7 @@
 """A model's tokenizer as `transformers` loads it, which is how it is served: fetched, converted, or written anew."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,9 @@ def write_as_loaded(model: ModelConfig, folder: Path) -> None:
         (folder / CONFIG).write_text(json.dumps({**config, **named}, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
-def from_hub(model: ModelConfig) -> Path:
-    """The folder of a hub model's tokenizer files.
+@cache
+def from_hub(path: str, revision: str | None) -> Path:
+    """The folder of a hub model's files beside its weights: tokenizer, configs, modules of sentence-transformers.
 
     Raises:
         UserError: it cannot be had.
@@ -62,15 +64,19 @@ def from_hub(model: ModelConfig) -> Path:
             "special_tokens_map.json",
             "chat_template*",
             "*config.json",
+            "modules.json",
+            "config_sentence_transformers.json",
+            "*_*/model.safetensors",
+            "*_*/pytorch_model.bin",
             "*.model",
             "vocab*",
             "merges*",
         ]
-        return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=patterns))
+        return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
     except Exception as error:  # whatever the hub's client raises, the user asked for this id
         first_line = (str(error).splitlines() or [""])[0]
         raise UserError(
-            f"model.path = {model.path!r} is no folder here and could not be had from the hub: "
+            f"model.path = {path!r} is no folder here and could not be had from the hub: "
             f"{type(error).__name__}: {first_line}"
         ) from error
 

@@ -1,0 +1,59 @@
+"""Encoders by their `config.json`: which models they are, and how many tokens they take; pure."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ENCODERS = frozenset(
+    {
+        *(
+            "albert",
+            "bert",
+            "big_bird",
+            "camembert",
+            "convbert",
+            "data2vec-text",
+            "deberta",
+            "deberta-v2",
+            "distilbert",
+        ),
+        *("electra", "ernie", "esm", "eurobert", "flaubert", "fnet", "funnel", "gte", "ibert", "jina_embeddings_v3"),
+        *("longformer", "luke", "megatron-bert", "mobilebert", "modernbert", "mpnet", "mra", "nomic_bert"),
+        *("nystromformer", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "squeezebert", "xlm"),
+        *("xlm-roberta", "xlm-roberta-xl", "xmod", "yoso"),
+    }
+)
+"""`model_type` of models whose tokens see each other both ways: those for which `transformers` has a masked language
+model and no sequence-to-sequence one."""
+# Their first token has position pad_token_id + 1.
+_OFFSET = (
+    *("camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "roberta-prelayernorm"),
+    *("xlm-roberta", "xlm-roberta-xl", "xmod"),
+)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A model's `config.json`; empty if there is none."""
+    path = folder / "config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return config
+
+
+def is_encoder(config: Mapping[str, Any]) -> bool:
+    """Whether the model's tokens see each other both ways."""
+    if config.get("model_type") in ENCODERS:
+        return not config.get("is_decoder", False)
+    # Of code that the folder brings itself.
+    return any(name.endswith("ForMaskedLM") for name in config.get("architectures") or ())
+
+
+def num_positions(config: Mapping[str, Any]) -> int | None:
+    """Tokens of the longest text that the model has positions for; None: unknown, or there is no limit."""
+    positions = config.get("max_position_embeddings")
+    if not isinstance(positions, int) or positions < 1:
+        return None
+    if config.get("model_type") not in _OFFSET:
+        return positions
+    padding = config.get("pad_token_id")
+    return positions - (1 if padding is None else int(padding)) - 1

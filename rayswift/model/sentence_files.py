@@ -1,0 +1,192 @@
+"""What a folder of sentence-transformers says of itself, read from its JSON files alone; pure.
+
+`modules.json` lists the modules that a text passes through: first the model (`Transformer`), then what makes one vector
+or score of its states. `sentence_bert_config.json` has the first module's settings, `config_sentence_transformers.json`
+those of the whole: which class it is for, prompts, similarity.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rayswift.log import UserError
+
+MODULES = "modules.json"
+SETTINGS = "config_sentence_transformers.json"
+TRANSFORMER = "sentence_bert_config.json"
+# What the first module's settings were called before.
+_TRANSFORMER_FILES = (
+    TRANSFORMER,
+    *(f"sentence_{name}_config.json" for name in ("roberta", "distilbert", "camembert", "albert")),
+    *(f"sentence_{name}_config.json" for name in ("xlm-roberta", "xlnet")),
+)
+_TRAINABLE = {"SentenceTransformer": ("Pooling", "Dense", "LayerNorm", "Normalize", "Dropout"), "CrossEncoder": ()}
+_LEGACY_MODES = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+
+Kind = Literal["SentenceTransformer", "CrossEncoder"]
+
+
+@dataclass(frozen=True)
+class ModuleFiles:
+    """A module behind the model: its class, its folder within the model's, and its `config.json`."""
+
+    kind: str
+    path: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SentenceFiles:
+    """A folder's modules behind the model, in order; the model's settings, and those of the whole."""
+
+    modules: tuple[ModuleFiles, ...]
+    transformer: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """The class that the folder is for."""
+        return str(self.settings.get("model_type", "SentenceTransformer"))
+
+    @property
+    def takes_messages(self) -> bool:
+        """Whether texts are rendered by the chat template; else each is what the tokenizer makes of it."""
+        return "message" in self.transformer.get("modality_config", {})
+
+    @property
+    def max_seq_length(self) -> int | None:
+        """Tokens to which a text is cut; None: as the tokenizer says."""
+        length = self.transformer.get("max_seq_length")
+        return int(length) if length else None
+
+    @property
+    def lowers(self) -> bool:
+        """Whether texts are lower-cased whatever the tokenizer does."""
+        return bool(self.transformer.get("do_lower_case", False))
+
+    @property
+    def prompts(self) -> tuple[str, str]:
+        """What stands before a query, and before a document, as `encode_query` and `encode_document` have it."""
+        named = self.settings.get("prompts") or {}
+        default = named.get(self.settings.get("default_prompt_name") or "") or ""
+        query = named.get("query", default)
+        document = next((named[name] for name in _DOCUMENT_PROMPTS if name in named), default)
+        return query or "", document or ""
+
+    @property
+    def default_prompt(self) -> str:
+        """What stands before a query where the folder makes no difference of kinds."""
+        return (self.settings.get("prompts") or {}).get(self.settings.get("default_prompt_name") or "") or ""
+
+    @property
+    def pooling(self) -> ModuleFiles | None:
+        """The pooling module."""
+        return next((module for module in self.modules if module.kind == "Pooling"), None)
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether embeddings are scaled to length 1."""
+        return any(module.kind == "Normalize" for module in self.modules)
+
+    def width(self, hidden_size: int) -> int:
+        """Numbers of an embedding of a model with states of `hidden_size`."""
+        width = hidden_size
+        for module in self.modules:
+            if module.kind == "Pooling":
+                width = hidden_size * len(pooling_modes(module.settings))
+            elif module.kind == "Dense":
+                width = int(module.settings["out_features"])
+        return width
+
+
+def pooling_modes(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """The modes of a pooling module, of which several are put side by side, under sentence-transformers' names."""
+    modes = settings.get("pooling_mode")
+    if modes is None:
+        modes = [mode for key, mode in _LEGACY_MODES.items() if settings.get(key)] or ["mean"]
+    return (modes,) if isinstance(modes, str) else tuple(modes)
+
+
+def read(folder: Path) -> SentenceFiles | None:
+    """What is said in `folder`; None: it is no folder of sentence-transformers.
+
+    Raises:
+        UserError: a file in it is no JSON, or its modules do not begin with a model in the folder itself.
+    """
+    if not (folder / MODULES).exists():
+        return None
+    listed: Sequence[Mapping[str, Any]] = _json(folder / MODULES) or []
+    first = listed[0] if listed else {"type": "nothing", "path": ""}
+    if _class_of(first) != "Transformer" or first["path"]:
+        where = f" in {first['path']}" if first["path"] else ""
+        raise UserError(
+            f"model.path = {str(folder)!r}: its {MODULES} begins with {_class_of(first)}{where}, and only a "
+            "Transformer in the folder itself is trained"
+        )
+    modules = tuple(
+        ModuleFiles(_class_of(each), each["path"], _json(folder / each["path"] / "config.json") or {})
+        for each in listed[1:]
+    )
+    transformer = next((_json(folder / name) for name in _TRANSFORMER_FILES if (folder / name).exists()), None)
+    return SentenceFiles(modules, transformer or {}, _json(folder / SETTINGS) or {})
+
+
+def read_for(folder: Path, kind: Kind) -> SentenceFiles | None:
+    """What is said in a folder of this class; None: it is of another one, or of none.
+
+    Raises:
+        UserError: as `read`, or it has a module that is not trained here.
+    """
+    files = read(folder)
+    if files is None or files.kind != kind:
+        return None
+    for module in files.modules:
+        if module.kind not in _TRAINABLE[kind]:
+            raise UserError(
+                f"model.path = {str(folder)!r}: its module {module.path} is a {module.kind}, which is not trained; "
+                f"behind the model of a {kind} there are {', '.join(_TRAINABLE[kind]) or 'none'}"
+            )
+    return files
+
+
+def copy(source: Path, folder: Path) -> None:
+    """Copy what sentence-transformers has in `source` beside the model itself."""
+    if not (source / MODULES).exists():
+        return
+    for name in (MODULES, SETTINGS, *_TRANSFORMER_FILES):
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)
+    for module in json.loads((source / MODULES).read_text(encoding="utf-8")):
+        if module["path"] and (source / module["path"]).is_dir():
+            shutil.copytree(source / module["path"], folder / module["path"], dirs_exist_ok=True)
+
+
+def activation_of(config: Mapping[str, Any]) -> str | None:
+    """What a reranker's `config.json` says to do with its score, where there is no file of sentence-transformers."""
+    named = (config.get("sentence_transformers") or {}).get("activation_fn")
+    found = named or config.get("sbert_ce_default_activation_function")
+    return str(found) if found else None
+
+
+def _class_of(module: Mapping[str, Any]) -> str:
+    return str(module["type"]).rpartition(".")[2]
+
+
+def _json(path: Path) -> Any:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}") from error
