@@ -13,6 +13,8 @@ from rayswift.train.tasks import Head, problem_type
 
 # Beside an adapter with a classification head: what its outputs mean.
 _SETTINGS = "head_config.json"
+# What families call the layer that a classification head ends in.
+_LAST_LAYERS = ("score.weight", "classifier.weight", "out_proj.weight")
 
 CLASSES: dict[Head, Any] = {
     "causal_lm": AutoModelForCausalLM,
@@ -61,5 +63,5 @@ def class_of_adapter(adapter: Mapping[str, Any], folder: Path) -> tuple[Any, dic
         said = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
         return CLASSES[head], said | {"id2label": {int(number): name for number, name in said["id2label"].items()}}
     tensors = read_header(folder / "adapter_model.safetensors")
-    rows = [tensor["shape"][0] for name, tensor in tensors.items() if name.endswith("score.weight")]
+    rows = [tensor["shape"][0] for name, tensor in tensors.items() if name.endswith(_LAST_LAYERS)]
     return CLASSES[head], {"num_labels": rows[0]} if rows else {}

@@ -61,10 +61,20 @@ def load_tokenizer(folder: str, trust_remote_code: bool) -> PreTrainedTokenizerB
 
 
 def load_model(config: ModelConfig, path: str, dtype: str, head: Head = "causal_lm") -> PreTrainedModel | PeftModel:
+    """As `load_with_drawn`, the model alone."""
+    return load_with_drawn(config, path, dtype, head)[0]
+
+
+def load_with_drawn(
+    config: ModelConfig, path: str, dtype: str, head: Head = "causal_lm"
+) -> tuple[PreTrainedModel | PeftModel, list[str]]:
     """The model at `path`, without a key-value cache (it would break packed attention under SDPA).
 
     A head that the weights do not hold is drawn from torch's random state, so that must be the same on all ranks.
     Its frozen parameters are frozen; an adapter that training continues is around it, a fresh one is not yet.
+
+    Returns:
+        The model, and the names of parameters that were drawn.
 
     Raises:
         UserError: nothing is left to train, or an adapter that does not fit the model.
@@ -80,17 +90,21 @@ def load_model(config: ModelConfig, path: str, dtype: str, head: Head = "causal_
         kwargs["revision"] = config.revision
     if config.quantization:
         kwargs |= _quantized(config, kwargs["dtype"])
-    model: PreTrainedModel = heads.CLASSES[head].from_pretrained(path, **kwargs, **heads.settings(config, head))
+    model: PreTrainedModel
+    model, found = heads.CLASSES[head].from_pretrained(
+        path, output_loading_info=True, **kwargs, **heads.settings(config, head)
+    )
+    drawn = sorted(found["missing_keys"])
     model.config.use_cache = False
     generation_config.mend(model)
     if config.tuner == "full":
         tuners.freeze(model, config)
-        return model
+        return model, drawn
     adapter = tuners.starting_adapter(config, Path(path))
     if adapter:
-        return tuners.continue_adapter(model, adapter)
+        return tuners.continue_adapter(model, adapter), drawn
     tuners.check_targets(model, config)
-    return model
+    return model, drawn
 
 
 def _quantized(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:

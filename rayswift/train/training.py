@@ -208,7 +208,7 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     weights_dtype = models.weights_dtype(config.model, config.cluster.uses_deepspeed, dtype)
     worker.at("loads the model")
     set_seed(config.train.seed)  # a head that the weights do not hold is the same on every rank
-    model = models.load_model(config.model, weights, weights_dtype, task.head)
+    model, drawn = models.load_with_drawn(config.model, weights, weights_dtype, task.head)
     tokenizer = models.load_tokenizer(str(spec.tokenizer_dir), config.model.trust_remote_code)
     stream = load(task.stream)(spec, worker.supply, resume, tokenizer, model)
     reference = models.reference(config, keeps_reference(config), weights, weights_dtype)
@@ -222,7 +222,7 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
             train_dataset=trainer_class.placeholder(),
             eval_dataset=trainer_class.placeholder() if config.train.eval_strategy != "no" else None,
             processing_class=tokenizer,
-            peft_config=tuners.peft_config(config.model, task.head, config.train.max_steps),
+            peft_config=tuners.peft_config(config.model, task.head, config.train.max_steps, model, drawn),
             callbacks=callbacks_of(spec, worker, stream, clock, resume),
             **reference,
         )

@@ -6,7 +6,7 @@ OLoRA) is done once, before the training: see `initial_weights`.
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from peft import (
     PeftModel,
     VeraConfig,
 )
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -50,23 +51,37 @@ _CONFIGS: dict[str, type[PeftConfig]] = {
 INITIAL = "adapter"
 
 
-def peft_config(model: ModelConfig, head: Head = "causal_lm", num_steps: int = 0) -> PeftConfig | None:
+def peft_config(
+    model: ModelConfig,
+    head: Head = "causal_lm",
+    num_steps: int = 0,
+    network: torch.nn.Module | None = None,
+    drawn: Sequence[str] = (),
+) -> PeftConfig | None:
     """The config of a fresh adapter; None: there is none, or `load_model` has put one around the model.
 
     Args:
         model: What is trained.
         head: What the model ends in.
         num_steps: Steps of the training; only adalora needs them.
+        network: What it goes around, where its modules decide.
+        drawn: Parameters that are in no file, as those of a new head.
 
     Raises:
         UserError: PEFT refuses a value.
     """
     if model.tuner == "full" or model.adapters or is_initialised_before(model):
         return None
-    return new_adapter(model, head, num_steps)
+    return new_adapter(model, head, num_steps, network, drawn)
 
 
-def new_adapter(model: ModelConfig, head: Head = "causal_lm", num_steps: int = 0) -> PeftConfig:
+def new_adapter(
+    model: ModelConfig,
+    head: Head = "causal_lm",
+    num_steps: int = 0,
+    network: torch.nn.Module | None = None,
+    drawn: Sequence[str] = (),
+) -> PeftConfig:
     """PEFT's config of the tuner; see `peft_config`.
 
     Raises:
@@ -77,7 +92,11 @@ def new_adapter(model: ModelConfig, head: Head = "causal_lm", num_steps: int = 0
         targets = model.target_regex  # PEFT takes a string for a pattern
     elif targets == ["all-linear"]:
         targets = "all-linear"
-    values: dict[str, Any] = {"target_modules": targets, "modules_to_save": model.modules_to_save or None}
+    # What is drawn is in no file that the adapter could be put on again, so it is trained and saved whole.
+    whole = [*model.modules_to_save, *(drawn_modules(drawn) if PEFT_TASK_TYPES[head] == "SEQ_CLS" else ())]
+    values: dict[str, Any] = {"target_modules": targets, "modules_to_save": whole or None}
+    if head == "none" and network is not None and hasattr(network, "pooler") and targets == "all-linear":
+        values["exclude_modules"] = r"pooler\..*"  # an encoder's own, which no embedding comes through
     if model.tuner == "lora":
         values |= {"r": model.lora_rank, "lora_alpha": model.lora_alpha, "lora_dropout": model.lora_dropout}
         if model.tuner_kwargs.get("init_lora_weights") == "lora_ga":
@@ -90,6 +109,12 @@ def new_adapter(model: ModelConfig, head: Head = "causal_lm", num_steps: int = 0
         return _CONFIGS[model.tuner](task_type=PEFT_TASK_TYPES[head], **values | model.tuner_kwargs)
     except (ValueError, TypeError) as error:
         raise UserError(f"model.tuner = {model.tuner} is refused by PEFT: {error}", exit_code=1) from error
+
+
+def drawn_modules(drawn: Sequence[str]) -> list[str]:
+    """The modules that hold these parameters, but for heads that PEFT saves by itself."""
+    modules = dict.fromkeys(name.rpartition(".")[0] for name in drawn)
+    return [name for name in modules if name.split(".")[0] not in SEQ_CLS_HEAD_NAMES]
 
 
 @contextmanager
