@@ -35,12 +35,8 @@ def build(folder: str, head: Head, model: ModelConfig) -> dict[str, Any]:
         if model.tuner != "full":
             # How an adapter is initialised, and its dropout, change no shape; some of them look at values.
             kwargs = {name: value for name, value in model.tuner_kwargs.items() if name != "init_lora_weights"}
-            adapter = tuners.new_adapter(
-                model.model_copy(update={"tuner_kwargs": kwargs, "lora_dropout": 0.0}),
-                head,
-                num_steps=1000,
-                network=network,
-            )
+            plain = model.model_copy(update={"tuner_kwargs": kwargs, "lora_dropout": 0.0})
+            adapter = tuners.new_adapter(plain, head, num_steps=1000, network=network)
             tuned = get_peft_model(network, adapter)
             num_trainable = sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
     text = network.config.get_text_config()

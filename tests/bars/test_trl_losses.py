@@ -104,7 +104,7 @@ def ours(
     plan = planning.resolve(load_config("rlhf", flags).config, Layout(0, "cpu", 1, local=True), None)
     config = plan.config
     folder = prepare_tokenizer(config.model, work / "tokenizer")
-    windows, _ = plan_windows(config.data, folder, 42, work / "data", row_kind(config))
+    windows, _ = plan_windows(config.data, folder, 42, work / "data", row_kind(config, Path(config.model.path)))
     partner_length = config.data.max_length if compares_partners(config) else None
     cut = FeedPlan(4, len(rows), windows.window_rows, 1, 1, 0.0, True, partner_length)
     spec = RunSpec(config, plan.layout, work, folder, cut, Clock(0), None, work)

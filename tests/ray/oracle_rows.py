@@ -137,6 +137,13 @@ def _odds(run_dir: Path, config: Any, rows: list[dict[str, Any]]) -> dict[str, A
     }
 
 
+def encoder(run_dir: Path, config: Any, rows: list[dict[str, Any]], common: dict[str, Any]) -> Any:
+    """Trainers of a model that its own library loads as it is."""
+    from tests.ray import oracle_encoders
+
+    return getattr(oracle_encoders, config.train.task)(config, rows, common)
+
+
 def sentences(run_dir: Path, config: Any, rows: list[dict[str, Any]], common: dict[str, Any]) -> Any:
     """sentence-transformers' trainers."""
     from tests.ray import oracle_sentences
@@ -184,7 +191,9 @@ def main() -> None:
         "seed": config.train.seed,
         "disable_tqdm": True,
     }
-    trainer = TRAINERS[config.train.task](run_dir, config, rows, common | config.train.trl_extra)
+    is_encoder = not config.data.use_chat_template and not (run_dir / "init").exists()
+    make = encoder if is_encoder else TRAINERS[config.train.task]
+    trainer = make(run_dir, config, rows, common | config.train.trl_extra)
     for callback in (StepTimes, *(user_code.load("CALLBACK", name) for name in sys.argv[7:])):
         trainer.add_callback(callback())
     trainer.train()

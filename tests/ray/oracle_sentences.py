@@ -61,7 +61,7 @@ def embedding(run_dir: Path, config: Any, rows: list[dict[str, Any]], common: di
     columns = [name for name in ("question", "answer", "wrong", "label") if name in rows[0]]
     return SentenceTransformerTrainer(
         model=model,
-        args=SentenceTransformerTrainingArguments(**_whole(common), batch_sampler=InOrder),
+        args=SentenceTransformerTrainingArguments(**whole_batches(common), batch_sampler=InOrder),
         train_dataset=Dataset.from_dict({name: [row[name] for row in rows] for name in columns}),
         loss=loss,
     )
@@ -82,7 +82,7 @@ def reranker(run_dir: Path, config: Any, rows: list[dict[str, Any]], common: dic
     _add_adapter(model, config, "reward" if config.train.task == "reranker" else "causal_lm")
     lists = [[row["chosen"], *row["rejected"]] for row in rows]
     queries, size = [row["question"] for row in rows], len(lists[0])
-    arguments = _whole(common)
+    arguments = whole_batches(common)
     if config.train.loss_type == "listwise":
         loss = pair_losses.ListNetLoss(model)
         # Behind its softmax all the target is on the first.
@@ -111,7 +111,7 @@ def _folder(run_dir: Path, common: dict[str, Any]) -> Path:
     return folder
 
 
-def _whole(common: dict[str, Any]) -> dict[str, Any]:
+def whole_batches(common: dict[str, Any]) -> dict[str, Any]:
     """The arguments without accumulation."""
     rows = common["per_device_train_batch_size"] * common["gradient_accumulation_steps"]
     return common | {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 1}

@@ -326,4 +326,5 @@ def test_rows_are_read_alike_before_and_after_the_config_is_resolved(task: str) 
     config = load("sft", ["--model", str(TINY), "--random_init", "--data.dataset", "d.jsonl", "--task", task]).config
     assert isinstance(config, SftConfig)
     resolved = plan.resolve(config, Layout(1, "cpu", 1, local=True), None).config
-    assert row_kind(config) == row_kind(resolved)
+    source = Path(config.model.path)
+    assert row_kind(config, source) == row_kind(resolved, source)
