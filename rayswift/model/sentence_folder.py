@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer.modules import Dropout, LayerNor
 
 from rayswift.config.schema import TrainingConfig
 from rayswift.model.sentence_files import SETTINGS, SentenceFiles, activation_of, read_for
-from rayswift.model.text_settings import MODES, is_default_length
+from rayswift.model.text_settings import MODES, default_length
 
 _CLASSES: dict[str, Any] = {
     "Pooling": Pooling,
@@ -103,7 +103,7 @@ def write_embedding(folder: Path, config: TrainingConfig, source: Path, modules:
     if config.data.system is not None:
         settings["prompts"] = {**settings["prompts"], "query": config.data.system}
     output = {"method": "forward", "method_output_name": "last_hidden_state"}
-    _write_transformer(folder, "feature-extraction", output, "token_embeddings", config, files)
+    _write_transformer(folder, "feature-extraction", output, "token_embeddings", config, source, files)
     _write_modules(folder, "SentenceTransformer", modules, settings)
 
 
@@ -128,7 +128,7 @@ def write_reranker(folder: Path, config: TrainingConfig, source: Path, answers: 
         settings |= {"prompts": prompts, "default_prompt_name": name if prompts else None}
     output = {"method": "forward", "method_output_name": "logits"}
     task, name = ("sequence-classification", "scores") if answers is None else ("text-generation", "causal_logits")
-    _write_transformer(folder, task, output, name, config, files, asks=answers is not None)
+    _write_transformer(folder, task, output, name, config, source, files, asks=answers is not None)
     behind = [] if answers is None else [LogitScore(*answers)]
     _write_modules(folder, "CrossEncoder", [Placed(module, _path(1, module)) for module in behind], settings)
 
@@ -139,6 +139,7 @@ def _write_transformer(
     output: dict[str, str],
     name: str,
     config: TrainingConfig,
+    source: Path,
     files: SentenceFiles | None,
     *,
     asks: bool = False,
@@ -150,7 +151,7 @@ def _write_transformer(
     settings |= {"transformer_task": task, "modality_config": modalities, "module_output_name": name}
     if asks:
         settings["processing_kwargs"] = {"chat_template": {"add_generation_prompt": True}}
-    if not chat and not (files and is_default_length(config.data, files)):
+    if not chat and config.data.max_length != default_length(config, source):
         settings["max_seq_length"] = config.data.max_length
     _write(folder / Transformer.config_file_name, settings)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rayswift.config.schema import DataConfig, SftConfig, TrainingConfig
+from rayswift.config.schema import SftConfig, TrainingConfig
 from rayswift.data.encode import RowKind
 from rayswift.data.tokenizer.folder import read_chat_template
 from rayswift.data.tokenizer.folder import read_config as read_tokenizer_config
@@ -67,25 +67,21 @@ def settled(config: ConfigT, source: Path) -> ConfigT:
 
 def default_length(config: TrainingConfig, source: Path) -> int:
     """`data.max_length` where it is not given: its default, or what the folder or an encoder has at most."""
-    files, architecture = files_of(config, source), read_config(source)
-    default = _field_default(config.data)
-    if files is not None and files.max_seq_length:
-        return min(default, files.max_seq_length)
-    if files is None and not is_encoder(architecture):
+    files = files_of(config, source)
+    default = int(type(config.data).model_fields["max_length"].default)
+    if files is None and not is_encoder(read_config(source)):
         return default
+    return min(default, own_length(files, source) or default)
+
+
+def own_length(files: SentenceFiles | None, source: Path) -> int | None:
+    """Tokens to which sentence-transformers cuts a text: as the folder says, else the tokenizer, else the positions."""
+    if files is not None and files.max_seq_length:
+        return files.max_seq_length
     own = read_tokenizer_config(source).get("model_max_length")
     limits = [int(own)] if isinstance(own, int | float) and 1 < own < _HAS_NO_LIMIT else []
-    positions = num_positions(architecture)
-    return min([default, *limits, *([positions] if positions else [])])
-
-
-def is_default_length(data: DataConfig, files: SentenceFiles) -> bool:
-    """Whether `data.max_length` is what the folder says, as far as its default lets it."""
-    return files.max_seq_length is not None and data.max_length == min(_field_default(data), files.max_seq_length)
-
-
-def _field_default(data: DataConfig) -> int:
-    return int(type(data).model_fields["max_length"].default)
+    positions = num_positions(read_config(source))
+    return min([*limits, *([positions] if positions else [])], default=None)
 
 
 def row_texts(kind: RowKind, config: TrainingConfig, source: Path) -> RowKind:
@@ -143,10 +139,10 @@ def remarks(config: TrainingConfig, source: Path) -> list[str]:
     prompts = [repr(prompt) for prompt in dict.fromkeys(files.prompts) if prompt]
     if prompts:
         lines.append(f"  prompts       of the folder: {', '.join(prompts)}")
-    return lines + [f"  set against   the folder: {what}" for what in against(config, files)]
+    return lines + [f"  set against   the folder: {what}" for what in against(config, files, source)]
 
 
-def against(config: TrainingConfig, files: SentenceFiles) -> list[str]:
+def against(config: TrainingConfig, files: SentenceFiles, source: Path) -> list[str]:
     """Settings of the user's that differ from the folder's."""
     model, data, found = config.model, config.data, []
     if files.pooling and model.pooling != "auto":
@@ -158,8 +154,8 @@ def against(config: TrainingConfig, files: SentenceFiles) -> list[str]:
     prompt = files.prompts[0] if config.train.task == "embedding" else files.default_prompt
     if data.system is not None and data.system != prompt:
         found.append(f"data.system = {data.system!r}, its prompt is {prompt!r}")
-    if files.max_seq_length and data.max_length > files.max_seq_length:
-        found.append(f"data.max_length = {data.max_length}, its max_seq_length is {files.max_seq_length}")
+    if data.max_length != default_length(config, source):
+        found.append(f"data.max_length = {data.max_length}, its max_seq_length is {own_length(files, source)}")
     if data.use_chat_template and not files.takes_messages:
         found.append("data.use_chat_template = True, it takes texts")
     return found

@@ -30,9 +30,8 @@ from rayswift.train.tuners import peft_config
 
 def rows_of(run_dir: Path, config: Any, steps: int, global_batch: int, work_dir: Path) -> list[PackedRow]:
     """The first packed rows of the run, read and packed anew without Ray."""
-    windows, _ = plan_windows(
-        config.data, run_dir / "tokenizer", config.train.seed, work_dir, row_kind(config, Path(config.model.path))
-    )
+    kind = row_kind(config, Path(config.model.path))
+    windows, _ = plan_windows(config.data, run_dir / "tokenizer", config.train.seed, work_dir, kind)
     plan = FeedPlan(global_batch, windows.num_rows, windows.window_rows, 1e9, steps, 1.0)
 
     def source(epoch: int, first: int) -> Any:

@@ -101,7 +101,7 @@ def _pieces(special: list[str]) -> list[tuple[str, float]]:
 
 
 def _xlm_roberta() -> Any:
-    vocab = _pieces(["<s>", "<pad>", "</s>", "<unk>"]) + [("<mask>", 0.0)]
+    vocab = [*_pieces(["<s>", "<pad>", "</s>", "<unk>"]), ("<mask>", 0.0)]
     return transformers.XLMRobertaTokenizer(vocab=vocab, model_max_length=128)
 
 
