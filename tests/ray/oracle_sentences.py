@@ -51,6 +51,7 @@ def embedding(run_dir: Path, config: Any, rows: list[dict[str, Any]], common: di
     pooling = {"last_token": "lasttoken"}.get(config.model.pooling, config.model.pooling)
     modules = [module, Pooling(module.get_embedding_dimension(), pooling), *([Normalize()] * config.model.normalize)]
     model = SentenceTransformer(modules=modules, device="cpu")
+    model.max_seq_length = config.data.max_length  # longer texts are cut before what the template writes behind them
     _add_adapter(model, config, "none")
     loss = LOSSES[config.train.loss_type](model, config.train)
     if config.train.matryoshka_dims:
@@ -71,7 +72,7 @@ def reranker(run_dir: Path, config: Any, rows: list[dict[str, Any]], common: dic
     """Question, chosen and rejected; every row has the same number of documents."""
     folder = str(_folder(run_dir, common))
     if config.train.task == "reranker":
-        model = CrossEncoder(folder, num_labels=1, device="cpu")
+        model = CrossEncoder(folder, num_labels=1, max_length=config.data.max_length, device="cpu")
     else:
         asking = {"chat_template": {"add_generation_prompt": True}}
         module = Transformer(folder, transformer_task="text-generation", processing_kwargs=asking)
