@@ -50,10 +50,18 @@ def embedding(config: Any, rows: list[dict[str, Any]], common: dict[str, Any]) -
 
 def reranker(config: Any, rows: list[dict[str, Any]], common: dict[str, Any]) -> Any:
     """Query, a positive and as many negatives in each row: every pair by itself."""
+    _, found = AutoModelForSequenceClassification.from_pretrained(
+        config.model.path, num_labels=1, output_loading_info=True
+    )
     set_seed(config.train.seed)
     model = CrossEncoder(config.model.path, num_labels=1, max_length=config.data.max_length, device="cpu")
     if config.model.tuner != "full":
-        raise NotImplementedError("PEFT's own models of this kind are compared in seq_cls")
+        set_seed(config.train.seed)
+        network = model.transformers_model
+        adapter = peft_config(config.model, "reward", network=network, drawn=sorted(found["missing_keys"]))
+        # As PEFT's own models of this kind have it.
+        adapter.modules_to_save = [*(adapter.modules_to_save or ()), "classifier"]
+        model.add_adapter(adapter)
     documents = [[row["positive"], *row["negative"]] for row in rows]
     size, arguments = len(documents[0]), whole_batches(common)
     arguments["per_device_train_batch_size"] *= size
