@@ -278,10 +278,13 @@ class Encoder:
             "longer than data.max_length", f"{num_tokens} tokens, the limit is {self.config.max_length}{hint}"
         )
 
+    def _excerpts(self, text: str) -> list[tuple[int, str]]:
+        """The parts of a text to tokenise; see `Bound.excerpts`."""
+        return self._bound.excerpts(text, self.config.max_length, self.config.truncation)
+
     def _tokenise(self, made: Sequence[Document]) -> Iterator[EncodedRow]:
         """Each document's tokens, in order; of one that is surely too long no more than will be kept."""
-        limit, mode = self.config.max_length, self.config.truncation
-        excerpts = [self._bound.excerpts(document.text, limit, mode) for document in made]
+        excerpts = [self._excerpts(document.text) for document in made]
         pairs = list(zip(made, excerpts, strict=True))
         texts = [pair for pair in pairs if pair[0].tokens is None]
         # Offsets cost time, and are needed only where not every token is trained alike.

@@ -288,6 +288,10 @@ class RerankerEncoder(TextEncoder):
     def _may_cut(self, whole: bool) -> bool:
         return not self.config.answers and super()._may_cut(whole)
 
+    def _excerpts(self, text: str) -> list[tuple[int, str]]:
+        # Which of two texts is the longer one, and loses tokens first, only whole texts tell.
+        return super()._excerpts(text) if self.config.use_chat_template else [(0, text)]
+
     def documents(self, row: Row) -> list[Document]:
         """Query and positive, query and next positive, ..., query and negative, ...; see `Encoder.documents`.
 

@@ -21,6 +21,8 @@ from rayswift.data.windows import PackedRow
 
 QUERY, FITS, OTHER = "What is 2+2?", "It is 4, of course. 🎉", "Berlin is a city"
 LONG = " ".join(["the quick brown fox jumps over the lazy dog"] * 6)
+MANY = "q z " * 60
+"""Of tokens that are far shorter than the longest of a vocabulary."""
 Model = tuple[Path, Any]
 
 
@@ -70,12 +72,16 @@ def test_a_pair_is_what_the_tokenizer_makes_of_two_texts(model: Any, name: str) 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 @pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize(("query", "document"), [(QUERY, LONG), (LONG, OTHER), (f"{LONG} {LONG}", LONG)])
+@pytest.mark.parametrize(
+    ("query", "document"), [(QUERY, LONG), (LONG, OTHER), (f"{LONG} {LONG}", LONG), (f"{LONG} " * 6, MANY * 2)]
+)
 def test_a_cut_takes_from_the_longer_text(model: Any, name: str, side: str, query: str, document: str) -> None:
     folder, tokenizer = model(name)
     tokenizer.truncation_side = side
     whole = len(tokenizer(query, document)["input_ids"])
-    for length in (whole - 1, whole * 2 // 3, whole // 2 + 1, max(6, whole // 3)):
+    for length in (whole - 1, whole * 2 // 3, whole // 2 + 1, max(6, whole // 3), 12, 13):
+        if length >= whole:
+            continue
         (made,) = pairs(folder, {"query": query, "positive": document}, max_length=length, truncation=side)
         assert made.cut
         assert made.input_ids.tolist() == tokenizer(query, document, truncation=True, max_length=length)["input_ids"]
