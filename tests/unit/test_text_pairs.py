@@ -23,6 +23,7 @@ QUERY, FITS, OTHER = "What is 2+2?", "It is 4, of course. 🎉", "Berlin is a ci
 LONG = " ".join(["the quick brown fox jumps over the lazy dog"] * 6)
 MANY = "q z " * 60
 """Of tokens that are far shorter than the longest of a vocabulary."""
+CUT = [(QUERY, LONG), (LONG, OTHER), (f"{LONG} {LONG}", LONG), (f"{LONG} " * 6, MANY * 2)]
 Model = tuple[Path, Any]
 
 
@@ -72,9 +73,7 @@ def test_a_pair_is_what_the_tokenizer_makes_of_two_texts(model: Any, name: str) 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 @pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize(
-    ("query", "document"), [(QUERY, LONG), (LONG, OTHER), (f"{LONG} {LONG}", LONG), (f"{LONG} " * 6, MANY * 2)]
-)
+@pytest.mark.parametrize(("query", "document"), CUT)
 def test_a_cut_takes_from_the_longer_text(model: Any, name: str, side: str, query: str, document: str) -> None:
     folder, tokenizer = model(name)
     tokenizer.truncation_side = side
