@@ -5,27 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-ENCODERS = frozenset(
-    {
-        *(
-            "albert",
-            "bert",
-            "big_bird",
-            "camembert",
-            "convbert",
-            "data2vec-text",
-            "deberta",
-            "deberta-v2",
-            "distilbert",
-        ),
-        *("electra", "ernie", "esm", "eurobert", "flaubert", "fnet", "funnel", "gte", "ibert", "jina_embeddings_v3"),
-        *("longformer", "luke", "megatron-bert", "mobilebert", "modernbert", "mpnet", "mra", "nomic_bert"),
-        *("nystromformer", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "squeezebert", "xlm"),
-        *("xlm-roberta", "xlm-roberta-xl", "xmod", "yoso"),
-    }
-)
-"""`model_type` of models whose tokens see each other both ways: those for which `transformers` has a masked language
-model and no sequence-to-sequence one."""
+from rayswift.model.kinds import ENCODERS
+
 # Their first token has position pad_token_id + 1.
 _OFFSET = (
     *("camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "roberta-prelayernorm"),
@@ -42,6 +23,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def is_encoder(config: Mapping[str, Any]) -> bool:
     """Whether the model's tokens see each other both ways."""
+    if config.get("use_bidirectional_attention"):
+        return True
     if config.get("model_type") in ENCODERS:
         return not config.get("is_decoder", False)
     # Of code that the folder brings itself.

@@ -19,9 +19,9 @@ Kind = Literal[
     "no model",
 ]
 
-_ENCODERS = {
+ENCODERS = {
     "albert", "bert", "big_bird", "camembert", "convbert", "data2vec-text", "deberta", "deberta-v2", "distilbert",
-    "electra", "ernie", "esm", "eurobert", "flaubert", "fnet", "funnel", "gte", "ibert", "layoutlm", "longformer",
+    "electra", "ernie", "esm", "eurobert", "flaubert", "fnet", "funnel", "gte", "ibert", "jina_embeddings_v3", "layoutlm", "longformer",
     "luke", "megatron-bert", "mobilebert", "modernbert", "mpnet", "mra", "neobert", "new", "nezha", "nomic_bert",
     "nystromformer", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "splinter", "squeezebert",
     "xlm", "xlm-roberta", "xlm-roberta-xl", "xmod", "yoso",
@@ -120,7 +120,7 @@ def _kind(config: Mapping[str, Any], architecture: str, family: str) -> tuple[Ki
     if architecture.endswith("ForSequenceClassification"):
         return "sequence classifier", "a model with a sequence-classification head"
     looks_both_ways = bool(config.get("use_bidirectional_attention")) or (
-        (family in _ENCODERS or "bert" in family) and not config.get("is_decoder")
+        (family in ENCODERS or "bert" in family) and not config.get("is_decoder")
     )
     if "For" in architecture and not architecture.endswith(_LANGUAGE_HEADS):
         return "other head", "a model with a head of another task"

@@ -58,8 +58,8 @@ def one_loss(task: str, model: Path, work: Path, *flags: str) -> tuple[float, An
     own += ["--per_device_train_batch_size", str(BATCH), "--report_to", "none", "--data.packing", "false", *flags]
     with patch.object(shapes, "built", side_effect=OSError("a process of seconds, which says nothing of the loss")):
         plan = planning.resolve(load_config(verb, own).config, Layout(0, "cpu", 1, local=True), None)
-    folder = prepare_tokenizer(plan.config.model, work / "tokenizer", row_kind(plan.config))
-    windows, _ = plan_windows(plan.config.data, folder, 42, work / "data", row_kind(plan.config))
+    folder = prepare_tokenizer(plan.config.model, work / "tokenizer", row_kind(plan.config, model))
+    windows, _ = plan_windows(plan.config.data, folder, 42, work / "data", row_kind(plan.config, model))
     config = planning.with_labels(planning.with_window_rows(plan, windows.window_rows), windows).config
     partner_length = config.data.max_length if compares_partners(config) else None
     cut = FeedPlan(BATCH, len(rows), windows.window_rows, 1, 1, 0.0, True, partner_length)
