@@ -68,11 +68,10 @@ class DataConfig(Section):
     map: PathText | None = None
     """Your own function as module:name or file.py:name, called with each row: gives a row, rows, or None."""
     max_length: int = Field(2048, ge=2)
-    """Tokens in a packed row, and the longest row that is trained; where it is not given, tasks embedding, seq_cls and
-    reranker take less if the model has fewer positions or its sentence-transformers folder says so."""
+    """Tokens in a packed row, and the longest row; not given, less where a model of whole texts takes less."""
     truncation: TruncationMode = "drop"
-    """A longer row is dropped (and counted), loses its left or right end, or is split (text, `loss_on: all`); where it
-    is not given, texts of tasks embedding, seq_cls and reranker lose their right end."""
+    """A longer row is dropped (and counted), loses its left or right end, or is split (text, `loss_on: all`); not
+    given, embedding, seq_cls and reranker cut the right end."""
     packing: bool = True
     """Put several rows into one of `max_length` tokens; attention never crosses their borders."""
     loss_on: LossOn = "assistant"
@@ -83,9 +82,8 @@ class DataConfig(Section):
     """Leave an empty block of thoughts untrained that a chat template writes before an answer: `loss_scale` of that
     name."""
     use_chat_template: bool = True
-    """Render messages with the chat template; false: their contents alone, one after the other. Where it is not given,
-    tasks embedding, seq_cls and reranker do without a template that the model lacks, or that its sentence-transformers
-    folder does not use."""
+    """Render messages with the chat template; false: their contents alone, one after the other; not given, embedding,
+    seq_cls and reranker do without where the model has none, or its sentence-transformers folder uses none."""
     chat_template_kwargs: dict[str, Any] = {}
     """Variables for the chat template (`{"enable_thinking": false}`); a row's own `chat_template_kwargs` come first."""
     keep_history: bool = False

@@ -1,10 +1,11 @@
-"""Encoders by their `config.json`: which models they are, and how many tokens they take; pure."""
+"""Which models are encoders, by their `config.json`, and how many tokens a model takes; pure."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rayswift.config.model import ModelConfig
 from rayswift.model.kinds import ENCODERS
 
 # Their first token has position pad_token_id + 1.
@@ -40,3 +41,11 @@ def num_positions(config: Mapping[str, Any]) -> int | None:
         return positions
     padding = config.get("pad_token_id")
     return positions - (1 if padding is None else int(padding)) - 1
+
+
+def stretched_positions(model: ModelConfig) -> int | None:
+    """Positions of a model in a folder, stretched as its section of the config says; None: not known."""
+    config = read_config(Path(model.path))
+    positions = num_positions(config.get("text_config", config))
+    scaling = model.rope_scaling or {}
+    return model.max_position_embeddings or (positions and int(positions * scaling.get("factor", 1)))

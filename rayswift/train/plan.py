@@ -17,7 +17,7 @@ from rayswift.data.sources import parse_source
 from rayswift.data.windows import WindowPlan, Windows
 from rayswift.log import UserError
 from rayswift.model import abilities, text_settings
-from rayswift.model.encoders import num_positions, read_config
+from rayswift.model.encoders import stretched_positions
 from rayswift.resources import Layout, memory_per_worker_bytes
 from rayswift.train import checkpoint, evaluation, memory, model_size, shapes
 from rayswift.train.run_folder import Resume
@@ -240,7 +240,7 @@ def _problems(config: TrainingConfig, has_eval: bool) -> list[str]:
         result = checkpoint.model_folder(folder) if checkpoint.newest(folder) else folder  # of a run folder
         remedy = f"name its checkpoint {result}" if result != folder else "set model.random_init to begin anew"
         found.append(f"model.path = {str(folder)!r} holds no weights (*.safetensors); {remedy}")
-    positions = _positions(config)
+    positions = stretched_positions(config.model)
     online = isinstance(config, RlhfConfig) and rollout_of(config) is not None
     longest = max_sequence_length(config) if isinstance(config, RlhfConfig) and online else data.max_length
     if positions and longest > positions:
@@ -248,22 +248,6 @@ def _problems(config: TrainingConfig, has_eval: bool) -> list[str]:
         which = "data.max_length, or rollout.max_prompt_length and rollout.max_completion_length" if online else "it"
         found.append(f"{what}, but the model has {positions} positions; lower {which}")
     return found
-
-
-def _positions(config: TrainingConfig) -> int | None:
-    """Positions of the model, stretched as the config says; None: not known."""
-    positions = _config_positions(config.model.path)
-    scaling = config.model.rope_scaling or {}
-    return config.model.max_position_embeddings or (positions and int(positions * scaling.get("factor", 1)))
-
-
-def _has_weights(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
-
-
-def _config_positions(path: str) -> int | None:
-    config = read_config(Path(path))
-    return num_positions(config.get("text_config", config))
 
 
 def _estimates(config: TrainingConfig, layout: Layout) -> list[memory.MemoryEstimate] | str:
