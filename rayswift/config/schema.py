@@ -70,8 +70,7 @@ class DataConfig(Section):
     max_length: int = Field(2048, ge=2)
     """Tokens in a packed row, and the longest row; not given, less where a model of whole texts takes less."""
     truncation: TruncationMode = "drop"
-    """A longer row is dropped (and counted), loses its left or right end, or is split (text, `loss_on: all`); not
-    given, embedding, seq_cls and reranker cut the right end."""
+    """A longer row is dropped, loses an end, or is split (text); not given, embedding, seq_cls, reranker: right."""
     packing: bool = True
     """Put several rows into one of `max_length` tokens; attention never crosses their borders."""
     loss_on: LossOn = "assistant"

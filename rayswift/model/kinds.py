@@ -22,9 +22,9 @@ Kind = Literal[
 ENCODERS = {
     "albert", "bert", "big_bird", "camembert", "convbert", "data2vec-text", "deberta", "deberta-v2", "distilbert",
     "electra", "ernie", "esm", "eurobert", "flaubert", "fnet", "funnel", "gte", "ibert", "jina_embeddings_v3",
-    "layoutlm", "longformer", "luke", "megatron-bert", "mobilebert", "modernbert", "mpnet", "mra", "neobert", "new", "nezha", "nomic_bert",
-    "nystromformer", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "splinter", "squeezebert",
-    "xlm", "xlm-roberta", "xlm-roberta-xl", "xmod", "yoso",
+    "layoutlm", "longformer", "luke", "megatron-bert", "mobilebert", "modernbert", "mpnet", "mra", "neobert", "new",
+    "nezha", "nomic_bert", "nystromformer", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer",
+    "splinter", "squeezebert", "xlm", "xlm-roberta", "xlm-roberta-xl", "xmod", "yoso",
 }  # fmt: skip
 """`model_type`s whose attention looks both ways, unless `is_decoder` says otherwise."""
 # What tells a model of pictures or sounds, in its `config.json`.

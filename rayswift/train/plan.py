@@ -250,6 +250,10 @@ def _problems(config: TrainingConfig, has_eval: bool) -> list[str]:
     return found
 
 
+def _has_weights(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+
+
 def _estimates(config: TrainingConfig, layout: Layout) -> list[memory.MemoryEstimate] | str:
     """For each ZeRO stage; or why there are none."""
     model = config.model
