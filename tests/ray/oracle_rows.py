@@ -1,5 +1,5 @@
-"""The plain trainer of a task, in a process of its own: it reads, renders and tokenises the rows of a run itself, in the
-run's order.
+"""The plain trainer of a task, in a process of its own: it reads, renders and tokenises the rows of a run itself, in
+the order of the run.
 
     python tests/ray/oracle_rows.py RUN_DIR OUT_DIR STEPS PER_DEVICE ACCUMULATION VERB [CALLBACK]
 
