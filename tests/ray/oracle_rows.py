@@ -100,7 +100,7 @@ def rm(run_dir: Path, config: Any, rows: list[dict[str, Any]], common: dict[str,
 
     margins = [{"margin": row["margin"]} if "margin" in row else {} for row in rows]
     return RewardTrainer(
-        model=AutoModelForSequenceClassification.from_pretrained(**weights(run_dir, config)),
+        model=AutoModelForSequenceClassification.from_pretrained(**weights(run_dir, config), num_labels=1),
         args=RewardConfig(**common, max_length=None),
         train_dataset=Dataset.from_list([preference(row) | own for row, own in zip(rows, margins, strict=True)]),
         processing_class=tokenizer_of(run_dir),
