@@ -108,9 +108,9 @@ def start(verb: str, run_dir: Path | str, *flags: str, as_a_user: bool = False) 
     return Run(Forked("rayswift", argv, environment, ROOT), run_dir)
 
 
-def reference(module: str, out_dir: Path, *argv: object, num_threads: int = 1) -> Path:
-    """Run a reference trainer (`python -m module ...`) to its end, in a process of its own; returns `out_dir`."""
-    process = Forked(module, [str(word) for word in argv], dict(os.environ), ROOT, num_threads=num_threads)
+def reference(module: str, out_dir: Path, *argv: object) -> Path:
+    """Run a reference trainer (`python -m module ...`) to its end, in a process of one thread; returns `out_dir`."""
+    process = Forked(module, [str(word) for word in argv], dict(os.environ), ROOT, num_threads=1)
     out, _ = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, out
     return out_dir
