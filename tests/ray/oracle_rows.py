@@ -44,6 +44,7 @@ def tokenizer_of(run_dir: Path) -> Any:
     """The run's tokenizer, whose template writes nothing behind the end token.
 
     Many write a line break there. TRL trains it, and RaySwift does not: what is compared must be over the same tokens.
+    (A text that gets a score or a class is the whole of what the template writes, for both.)
     """
     tokenizer = AutoTokenizer.from_pretrained(run_dir / "tokenizer")
     whole = "{% set rendered %}" + tokenizer.chat_template + "{% endset %}"
@@ -103,14 +104,14 @@ def rm(run_dir: Path, config: Any, rows: list[dict[str, Any]], common: dict[str,
         model=AutoModelForSequenceClassification.from_pretrained(**weights(run_dir, config), num_labels=1),
         args=RewardConfig(**common, max_length=None),
         train_dataset=Dataset.from_list([preference(row) | own for row, own in zip(rows, margins, strict=True)]),
-        processing_class=tokenizer_of(run_dir),
+        processing_class=AutoTokenizer.from_pretrained(run_dir / "tokenizer"),
         peft_config=peft_config(config.model, "reward"),
     )
 
 
 def seq_cls(run_dir: Path, config: Any, rows: list[dict[str, Any]], common: dict[str, Any]) -> Any:
     """transformers' own trainer over tokenised conversations."""
-    tokenizer = tokenizer_of(run_dir)
+    tokenizer = AutoTokenizer.from_pretrained(run_dir / "tokenizer")
     model = AutoModelForSequenceClassification.from_pretrained(**weights(run_dir, config))
     model.config.pad_token_id = tokenizer.pad_token_id
     if config.model.tuner != "full":

@@ -6,7 +6,7 @@ import pytest
 
 from tests.ray.real_runs import PACKING, TUNERS, assert_same_numbers, plain, run
 
-STEPS = 3
+STEPS = 2
 
 
 @pytest.mark.parametrize(("task", "more"), [("sft", PACKING["packed"]), ("dpo", ())])
