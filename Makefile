@@ -4,7 +4,7 @@ INSTALLED := .venv/.installed
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .NOTPARALLEL:
-.PHONY: help setup demo test unit style bars elsewhere clean
+.PHONY: help setup demo real test unit style bars elsewhere clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -17,6 +17,9 @@ $(INSTALLED): pyproject.toml .ci/setup
 
 demo: setup  ## teach a tiny model to add, and measure it
 	@$(BIN)/python examples/demo.py
+
+real: setup  ## train two real models, SmolLM2 and MiniLM, and measure them: 25 minutes
+	@$(BIN)/python examples/real.py
 
 test: style unit  ## style and all tests: what CI runs
 	$(PYTEST) tests/ray

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from rayswift.config.load import load
+from rayswift.config.online_checks import micro_batch_tokens
 from rayswift.config.schema import RlhfConfig
 from rayswift.data.global_batches import FeedPlan, Position
 from rayswift.resources import Layout
@@ -19,7 +20,7 @@ from rayswift.train.arguments import trainer_arguments
 from rayswift.train.clock import Clock
 from rayswift.train.launch import RunSpec
 from rayswift.train.model import resolve_dtype
-from rayswift.train.policy.arguments import PolicyArguments, micro_batch_tokens
+from rayswift.train.policy.arguments import PolicyArguments
 from rayswift.train.policy.policy_stream import CutSettings, PolicyStream
 from rayswift.train.policy.policy_trainer import StreamedPolicyTrainer
 

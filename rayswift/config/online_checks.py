@@ -16,6 +16,11 @@ def max_sequence_length(config: RlhfConfig) -> int:
     return min(whole, config.rollout.max_model_len or whole)
 
 
+def micro_batch_tokens(config: RlhfConfig) -> int:
+    """The token budget of a micro-batch of completions with their prompts."""
+    return config.train.micro_batch_tokens or config.train.per_device_train_batch_size * max_sequence_length(config)
+
+
 def round_size(config: RlhfConfig) -> int | None:
     """Completions of a round, between two publications of weights; None: the global batch is not decided yet."""
     train = config.train

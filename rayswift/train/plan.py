@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from rayswift.config.model import ModelConfig, RlhfModelConfig
 from rayswift.config.model_checks import model_problems
-from rayswift.config.online_checks import max_sequence_length
+from rayswift.config.online_checks import max_sequence_length, micro_batch_tokens
 from rayswift.config.schema import DataConfig, RlhfConfig, SftConfig, TrainingConfig
 from rayswift.config.task_checks import default_loss, rollout_of, task_problems
 from rayswift.config.tuner_fields import tuner_problems
@@ -280,11 +280,17 @@ def _estimates(config: TrainingConfig, layout: Layout) -> list[memory.MemoryEsti
             double_quantization=model.double_quantization,
             accumulates=_accumulates(config, layout),
             device=layout.device,
-            tokens_per_micro_batch=config.train.per_device_train_batch_size * config.data.max_length,
+            tokens_per_micro_batch=_tokens_per_micro_batch(config),
             gradient_checkpointing=config.train.gradient_checkpointing,
         )
         for stage in range(4)
     ]
+
+
+def _tokens_per_micro_batch(config: TrainingConfig) -> int:
+    if isinstance(config, RlhfConfig) and rollout_of(config):
+        return micro_batch_tokens(config)
+    return config.train.per_device_train_batch_size * config.data.max_length
 
 
 def _accumulates(config: TrainingConfig, layout: Layout) -> bool:

@@ -1,10 +1,11 @@
-"""The plain trainer of a task whose loss is a mean over rows, in a process of its own: it reads, renders and tokenises
-the rows of a run itself, in the run's order.
+"""The plain trainer of a task, in a process of its own: it reads, renders and tokenises the rows of a run itself, in
+the order of the run.
 
     python tests/ray/oracle_rows.py RUN_DIR OUT_DIR STEPS PER_DEVICE ACCUMULATION VERB [CALLBACK]
 
 RUN_DIR is a run, finished or in training, with the same global batch: its initial weights, tokenizer, order and
-settings are taken.
+settings are taken. Where it evaluates before its first step, so does the plain trainer: all rows of `data.eval` in one
+batch, whatever the cut of a batch does to a mean.
 """
 
 import json
@@ -32,6 +33,25 @@ from rayswift.train.tuners import peft_config
 from tests.ray.oracle_trl import StepTimes, rows_of
 
 
+def weights(run_dir: Path, config: Any) -> dict[str, Any]:
+    """What a run began with, for `from_pretrained`; the seed is that of a head which is not there."""
+    set_seed(config.train.seed)
+    made = run_dir / "init"
+    return {"pretrained_model_name_or_path": made if made.exists() else config.model.path, "dtype": "float32"}
+
+
+def tokenizer_of(run_dir: Path) -> Any:
+    """The run's tokenizer, whose template writes nothing behind the end token.
+
+    Many write a line break there. TRL trains it, and RaySwift does not: what is compared must be over the same tokens.
+    (A text that gets a score or a class is the whole of what the template writes, for both.)
+    """
+    tokenizer = AutoTokenizer.from_pretrained(run_dir / "tokenizer")
+    whole = "{% set rendered %}" + tokenizer.chat_template + "{% endset %}"
+    tokenizer.chat_template = whole + "{{ rendered if add_generation_prompt else rendered.rstrip('\n') }}"
+    return tokenizer
+
+
 def preference(row: dict[str, Any]) -> dict[str, Any]:
     """A pair as TRL's documentation writes it."""
     return {
@@ -46,10 +66,10 @@ def dpo(run_dir: Path, config: Any, rows: list[dict[str, Any]], common: dict[str
     from trl import DPOConfig, DPOTrainer
 
     return DPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(run_dir / "init", dtype="float32"),
+        model=AutoModelForCausalLM.from_pretrained(**weights(run_dir, config)),
         args=DPOConfig(**common, max_length=None),
         train_dataset=Dataset.from_list([preference(row) for row in rows]),
-        processing_class=AutoTokenizer.from_pretrained(run_dir / "tokenizer"),
+        processing_class=tokenizer_of(run_dir),
         peft_config=peft_config(config.model),
     )
 
@@ -67,10 +87,10 @@ def kto(run_dir: Path, config: Any, rows: list[dict[str, Any]], common: dict[str
         for row in rows
     ]
     return KTOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(run_dir / "init", dtype="float32"),
+        model=AutoModelForCausalLM.from_pretrained(**weights(run_dir, config)),
         args=KTOConfig(**common, max_length=config.data.max_length),
         train_dataset=Dataset.from_list(judged),
-        processing_class=AutoTokenizer.from_pretrained(run_dir / "tokenizer"),
+        processing_class=tokenizer_of(run_dir),
         peft_config=peft_config(config.model),
     )
 
@@ -81,7 +101,7 @@ def rm(run_dir: Path, config: Any, rows: list[dict[str, Any]], common: dict[str,
 
     margins = [{"margin": row["margin"]} if "margin" in row else {} for row in rows]
     return RewardTrainer(
-        model=AutoModelForSequenceClassification.from_pretrained(run_dir / "init", dtype="float32"),
+        model=AutoModelForSequenceClassification.from_pretrained(**weights(run_dir, config), num_labels=1),
         args=RewardConfig(**common, max_length=None),
         train_dataset=Dataset.from_list([preference(row) | own for row, own in zip(rows, margins, strict=True)]),
         processing_class=AutoTokenizer.from_pretrained(run_dir / "tokenizer"),
@@ -92,7 +112,7 @@ def rm(run_dir: Path, config: Any, rows: list[dict[str, Any]], common: dict[str,
 def seq_cls(run_dir: Path, config: Any, rows: list[dict[str, Any]], common: dict[str, Any]) -> Any:
     """transformers' own trainer over tokenised conversations."""
     tokenizer = AutoTokenizer.from_pretrained(run_dir / "tokenizer")
-    model = AutoModelForSequenceClassification.from_pretrained(run_dir / "init", dtype="float32")
+    model = AutoModelForSequenceClassification.from_pretrained(**weights(run_dir, config))
     model.config.pad_token_id = tokenizer.pad_token_id
     if config.model.tuner != "full":
         set_seed(config.train.seed)
@@ -114,6 +134,40 @@ def seq_cls(run_dir: Path, config: Any, rows: list[dict[str, Any]], common: dict
     )
 
 
+def causal(run_dir: Path, config: Any, rows: list[list[dict[str, Any]]], common: dict[str, Any]) -> Any:
+    """TRL's SFT trainer on padded rows of one document each, packed or not by the run: `rows` has those of each row."""
+    tokenizer = tokenizer_of(run_dir)
+
+    def tokens(row: dict[str, Any]) -> tuple[list[int], int]:
+        """A document, and how many of its tokens are not trained."""
+        if "text" in row:
+            return [*tokenizer(row["text"])["input_ids"], tokenizer.eos_token_id], 0
+        turns = [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
+        prompt = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True)["input_ids"]
+        return tokenizer.apply_chat_template(turns)["input_ids"], len(prompt)
+
+    def collator(examples: list[dict[str, Any]]) -> dict[str, Any]:
+        documents = [tokens(row) for example in examples for row in rows[example["input_ids"][0]]]
+        batch = tokenizer.pad({"input_ids": [ids for ids, _ in documents]}, padding_side="right", return_tensors="pt")
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        for row, (_, untrained) in zip(labels, documents, strict=True):
+            row[:untrained] = -100
+        return {**batch, "labels": labels}
+
+    from trl import SFTConfig, SFTTrainer
+
+    return SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(**weights(run_dir, config)),
+        args=SFTConfig(
+            **common, max_length=None, dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False
+        ),
+        train_dataset=Dataset.from_dict({"input_ids": [[i, i] for i in range(len(rows))]}),
+        data_collator=collator,
+        processing_class=tokenizer,
+        peft_config=peft_config(config.model),
+    )
+
+
 def cpo(run_dir: Path, config: Any, rows: list[dict[str, Any]], common: dict[str, Any]) -> Any:
     """TRL's CPO trainer; simpo is one of its losses."""
     from trl.experimental.cpo import CPOConfig, CPOTrainer
@@ -130,9 +184,9 @@ def orpo(run_dir: Path, config: Any, rows: list[dict[str, Any]], common: dict[st
 
 def _odds(run_dir: Path, config: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
-        "model": AutoModelForCausalLM.from_pretrained(run_dir / "init", dtype="float32"),
+        "model": AutoModelForCausalLM.from_pretrained(**weights(run_dir, config)),
         "train_dataset": Dataset.from_list([preference(row) for row in rows]),
-        "processing_class": AutoTokenizer.from_pretrained(run_dir / "tokenizer"),
+        "processing_class": tokenizer_of(run_dir),
         "peft_config": peft_config(config.model),
     }
 
@@ -152,7 +206,8 @@ def sentences(run_dir: Path, config: Any, rows: list[dict[str, Any]], common: di
     return trainer(run_dir, config, rows, common)
 
 
-TRAINERS = {
+TRAINERS: dict[str, Any] = {
+    "causal_lm": causal,
     "dpo": dpo,
     "kto": kto,
     "rm": rm,
@@ -171,9 +226,9 @@ def main() -> None:
     run_dir, out_dir = Path(sys.argv[1]), Path(sys.argv[2])
     steps, per_device, accumulation = map(int, sys.argv[3:6])
     config: Any = VERB_CONFIGS[sys.argv[6]].model_validate(yaml.safe_load((run_dir / "config.yaml").read_text()))
-    raw = Path(config.data.dataset[0]).read_text(encoding="utf-8").splitlines()
+    raw = _read(config.data.dataset[0])
     packed = rows_of(run_dir, config, steps, per_device * accumulation, out_dir / "data")
-    rows = [json.loads(raw[int(row.ids[0].rpartition(":")[2]) - 1]) for row in packed]
+    documents = [[raw[int(document.rpartition(":")[2]) - 1] for document in row.ids] for row in packed]
     on_gpu = config.cluster.device != "cpu" and torch.cuda.is_available()
     common: dict[str, Any] = {
         "output_dir": str(out_dir),
@@ -191,14 +246,29 @@ def main() -> None:
         "seed": config.train.seed,
         "disable_tqdm": True,
     }
-    is_encoder = not config.data.use_chat_template and not (run_dir / "init").exists()
-    make = encoder if is_encoder else TRAINERS[config.train.task]
-    trainer = make(run_dir, config, rows, common | config.train.trl_extra)
+    common |= config.train.trl_extra
+
+    def make(documents: list[list[dict[str, Any]]], own: dict[str, Any]) -> Any:
+        rows = documents if config.train.task == "causal_lm" else [first for first, *_ in documents]
+        is_encoder = not config.data.use_chat_template and not (run_dir / "init").exists()
+        of_task = encoder if is_encoder else TRAINERS[config.train.task]
+        return of_task(run_dir, config, rows, own)
+
+    before = []
+    if config.train.eval_on_start:
+        rows = [[row] for row in _read(config.data.eval[0])]
+        evaluated = make(rows, common | {"per_device_eval_batch_size": len(rows)})
+        before = [evaluated.evaluate(evaluated.train_dataset) | {"step": 0}]
+    trainer = make(documents, common)
     for callback in (StepTimes, *(user_code.load("CALLBACK", name) for name in sys.argv[7:])):
         trainer.add_callback(callback())
     trainer.train()
-    lines = [json.dumps(entry) for entry in trainer.state.log_history if "loss" in entry]
+    lines = [json.dumps(entry) for entry in before + trainer.state.log_history if "loss" in entry or not entry["step"]]
     (out_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def _read(path: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
 if __name__ == "__main__":

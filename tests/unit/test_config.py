@@ -15,9 +15,11 @@ from rayswift.config import other_names, reference, show, task_fields, trl_field
 from rayswift.config.load import Invocation, load, to_yaml
 from rayswift.config.names import paths_of
 from rayswift.config.schema import VERB_CONFIGS, RlhfConfig, SftConfig, SftTrainConfig, TrainConfig
+from rayswift.data.sources import parse_source
 from rayswift.log import UserError, logger
 
 REPO = Path(__file__).resolve().parents[2]
+HUB_MODELS = ("HuggingFaceTB/SmolLM2-135M-Instruct", "sentence-transformers/all-MiniLM-L6-v2")
 NEEDED = ["--model", "m", "--dataset", "d.jsonl"]
 
 
@@ -372,8 +374,9 @@ def test_the_resolved_yaml_reloads_to_the_same_config(tmp_path_factory: pytest.T
 def test_examples_parse_and_name_files_that_exist(file: Path) -> None:
     verb = file.read_text(encoding="utf-8").partition("# Run: rayswift ")[2].split()[0]
     config = load(verb, ["--config", str(file)]).config
-    for path in (config.model.path, *config.data.dataset, *config.data.eval):
-        assert (REPO / path).exists(), path
+    for source in (*config.data.dataset, *config.data.eval):
+        assert (REPO / parse_source(source).path).exists(), source
+    assert config.model.path in HUB_MODELS or (REPO / config.model.path).exists()
     header = file.read_text(encoding="utf-8").split("\n\n")[0]
     assert f"# Run: rayswift {verb} --config examples/{file.name}" in header.splitlines()
 

@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rayswift.config.load import load
 from rayswift.config.model import ModelConfig
 from rayswift.config.schema import ClusterConfig
 from rayswift.log import UserError
-from rayswift.train import shapes
+from rayswift.resources import Layout
+from rayswift.train import plan, shapes
 from rayswift.train.memory import MemoryEstimate, estimate, smallest_stage
 from rayswift.train.model_size import SIZES, ModelSize, model_size, read_header
 from rayswift.train.zero import REDUCE_BUCKET, deepspeed_config, fit_reduce_bucket
@@ -378,3 +380,20 @@ def test_a_config_that_cannot_be_built_says_so(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nothing_known"}')
     with pytest.raises(OSError, match="nothing_known"):
         shapes.find(ModelConfig(path=str(tmp_path)), "causal_lm")
+
+
+def test_a_task_that_samples_is_estimated_by_its_micro_batches(tiny_model_dir: Path) -> None:
+    """`data.max_length` is no length of theirs: 8 times 2,048 tokens stood for micro-batches of 1,000."""
+
+    def activations(*flags: str) -> float:
+        needed = ("--model", str(tiny_model_dir), "--data.dataset", "rows.jsonl", "--reward_funcs", "accuracy")
+        config: Any = load("rlhf", ["--rlhf_type", "grpo", *needed, *flags]).config
+        layout = Layout(1, "cpu", 1, local=True, min_engines=1, max_engines=1)
+        found = plan.resolve(config, layout, None).estimates
+        assert not isinstance(found, str)
+        return found[0].activations
+
+    lengths = ("--max_prompt_length", "100", "--max_completion_length", "25")
+    asked = activations(*lengths, "--micro_batch_tokens", "1000")
+    assert activations(*lengths, "--per_device_train_batch_size", "8") == asked
+    assert activations(*lengths, "--micro_batch_tokens", "2000") == pytest.approx(2 * asked)

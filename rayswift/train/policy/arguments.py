@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 from trl import GRPOConfig
 
-from rayswift.config.online_checks import max_sequence_length
 from rayswift.config.schema import RlhfConfig
 from rayswift.config.task_fields import GrpoFields
 from rayswift.rollout.advantages import AdvantageSettings
@@ -60,8 +59,3 @@ def policy_settings(config: RlhfConfig, args: PolicyArguments) -> PolicySettings
             "max_completion_length": rollout.max_completion_length,
         }
     )
-
-
-def micro_batch_tokens(config: RlhfConfig) -> int:
-    """The token budget of a micro-batch."""
-    return config.train.micro_batch_tokens or config.train.per_device_train_batch_size * max_sequence_length(config)

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rayswift.config.online_checks import max_sequence_length
+from rayswift.config.online_checks import max_sequence_length, micro_batch_tokens
 from rayswift.config.schema import RlhfConfig
 from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.rollout.plane import RolloutClient, engine_dtype
@@ -13,7 +13,6 @@ from rayswift.rollout.samples import PolicyVersion
 from rayswift.rollout.weights import ObjectStore
 from rayswift.train.launch import RunSpec, Worker
 from rayswift.train.policy import canary
-from rayswift.train.policy.arguments import micro_batch_tokens
 from rayswift.train.policy.policy_stream import CutSettings, PolicyStream, RoundFlow
 from rayswift.train.policy.publish import Publisher
 from rayswift.train.run_folder import Resume
