@@ -5,21 +5,31 @@ import importlib
 import os
 import sys
 import threading
+from dataclasses import dataclass
 
 from rayswift import __version__, signals
 from rayswift.log import UserError, logger, setup_driver
 
 _SHUTDOWN_S = 10.0
 
+
+@dataclass(frozen=True)
+class Verb:
+    """A command: its module in `verbs/`, and what its help page says it does."""
+
+    module: str
+    help: str
+
+
 VERBS = {
-    "pt": "continued pre-training: text -> checkpoint",
-    "sft": "supervised fine-tuning: rows -> checkpoint",
-    "rlhf": "preferences, rewards or a teacher -> checkpoint",
-    "data encode": "rows -> packed token rows on disk, for runs with data.cache",
-    "data inspect": "what a run would see of its rows: formats, lengths, trained tokens, fill",
-    "tasks": "the tasks that train, and what each can do",
-    "infer": "ask a run, a checkpoint or a model",
-    "export": "checkpoint -> model folder (merge a LoRA adapter)",
+    "pt": Verb("train", "continued pre-training: text -> checkpoint"),
+    "sft": Verb("train", "supervised fine-tuning: rows -> checkpoint"),
+    "rlhf": Verb("train", "preferences, rewards or a teacher -> checkpoint"),
+    "data encode": Verb("data_encode", "rows -> packed token rows on disk, for runs with data.cache"),
+    "data inspect": Verb("data_inspect", "what a run would see of its rows: formats, lengths, trained tokens, fill"),
+    "tasks": Verb("tasks", "the tasks that train, and what each can do"),
+    "infer": Verb("infer", "ask a run, a checkpoint or a model"),
+    "export": Verb("export", "checkpoint -> model folder (merge a LoRA adapter)"),
 }
 
 
@@ -77,7 +87,7 @@ def _run(argv: list[str]) -> int:
     asked = [place for place, word in enumerate(rest) if word in ("-h", "--help")]
     if asked:
         full = rest[asked[0] + 1 : asked[0] + 2] == ["all"]
-        print(show.help_page(verb, VERBS[verb], full))  # noqa: T201
+        print(show.help_page(verb, VERBS[verb].help, full))  # noqa: T201
         return 0
     try:
         invocation = load.load(verb, rest, os.environ)
@@ -87,11 +97,11 @@ def _run(argv: list[str]) -> int:
         logger.info("%s", note)
     try:
         if invocation.dry_run and verb in TRAINING_VERBS:
-            from rayswift.train.dry_run import dry_run
+            from rayswift.launch.dry_run import dry_run
 
             dry_run(invocation.config)  # without the verb's module, which loads Ray
         else:
-            importlib.import_module(f"rayswift.{verb.replace(' ', '_')}").run(invocation)
+            importlib.import_module(f"rayswift.verbs.{VERBS[verb].module}").run(invocation)
     except UserError as error:
         return _complain(error, error.exit_code)
     return 0
@@ -131,7 +141,7 @@ def _leave_ray_quietly(code: int) -> None:
 
 def usage() -> str:
     """The first help page."""
-    verbs = "\n".join(f"  {name:<12} {what}" for name, what in VERBS.items())
+    verbs = "\n".join(f"  {name:<12} {verb.help}" for name, verb in VERBS.items())
     return (
         f"rayswift {__version__}: a Ray-native trainer for language models\n\n"
         f"usage: rayswift <verb> [--config run.yaml] [--section.field value ...]\n\n{verbs}\n\n"

@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from rayswift.rollout.samples import Group
+from rayswift.engines.samples import Group
 from tests.policy_runs import TINY, Rounds, make_groups, make_spec, make_trainer, tiny_model
 
 __all__ = ["NUM_GENERATIONS", "assert_equal", "make_groups"]

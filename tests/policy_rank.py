@@ -23,8 +23,9 @@ def main() -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
     }
-    from rayswift.train import tuners
-    from rayswift.train.launch import Worker, join_process_group
+    from rayswift.model import tuners
+    from rayswift.train.parallel.process_group import join_process_group
+    from rayswift.train.spec import Worker
     from tests.policy_runs import Rounds, make_groups, make_spec, make_trainer, tiny_model
 
     flags = ("--learning_rate", "1e-3", "--num_generations", "4", "--max_steps", "12", *sys.argv[5:])

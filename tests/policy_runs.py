@@ -9,20 +9,20 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
+from rayswift.cluster.resources import Layout
+from rayswift.config.checks.online import micro_batch_tokens
 from rayswift.config.load import load
-from rayswift.config.online_checks import micro_batch_tokens
 from rayswift.config.schema import RlhfConfig
-from rayswift.data.global_batches import FeedPlan, Position
-from rayswift.resources import Layout
+from rayswift.data.sequence.global_batches import FeedPlan, Position
+from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, Scored, Span
+from rayswift.model.load import resolve_dtype
 from rayswift.rollout.rounds import Round, lines_of, make_table, make_tokens, rows_of_ranks
-from rayswift.rollout.samples import Completion, Group, PolicyVersion, Prompt, Scored, Span
 from rayswift.train.arguments import trainer_arguments
 from rayswift.train.clock import Clock
-from rayswift.train.launch import RunSpec
-from rayswift.train.model import resolve_dtype
 from rayswift.train.policy.arguments import PolicyArguments
 from rayswift.train.policy.policy_stream import CutSettings, PolicyStream
 from rayswift.train.policy.policy_trainer import StreamedPolicyTrainer
+from rayswift.train.spec import RunSpec
 
 TINY = Path(__file__).parents[1] / "examples" / "tiny"
 VOCABULARY, END = 64, 1

@@ -13,13 +13,16 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from rayswift.config import built, other_names, swift, trl_fields, yaml_text
-from rayswift.config.names import annotation_of, owner_in, paths_of, section_of, suggest, tasks_of
+from rayswift.config import swift
+from rayswift.config.checks import built
+from rayswift.config.fields import trl as trl_fields
+from rayswift.config.reading import other_names, yaml_text
+from rayswift.config.reading.names import annotation_of, owner_in, paths_of, section_of, suggest, tasks_of
+from rayswift.config.reading.values import home, plain, read
+from rayswift.config.reading.written import Problems, Tree, flat_of, read_yaml, split, words_for
 from rayswift.config.row_verbs import FOR_TRAINING
 from rayswift.config.schema import TRAINING_VERBS, VERB_CONFIGS, TrainingConfig
 from rayswift.config.section import Section
-from rayswift.config.values import home, plain, read
-from rayswift.config.written import Problems, Tree, flat_of, read_yaml, split, words_for
 
 _TRANSLATED = "ms-swift's spelling"
 

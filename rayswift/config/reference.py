@@ -6,7 +6,7 @@ python -m rayswift.config.reference > rayswift/config/README.md
 import sys
 from importlib.metadata import version
 
-from rayswift.config.names import section_of
+from rayswift.config.reading.names import section_of
 from rayswift.config.schema import TRAINING_VERBS, VERB_CONFIGS, TrainingConfig
 from rayswift.config.show import FieldLine, by_name, field_lines
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
-from rayswift.config.values import home
+from rayswift.config.reading.values import home
 
 
 def one_or_many(value: Any) -> Any:

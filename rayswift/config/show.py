@@ -4,9 +4,9 @@ import types
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from rayswift.config import trl_fields
-from rayswift.config.built import is_unbuilt
-from rayswift.config.names import literal_values, section_of, tasks_of, trl_names
+from rayswift.config.checks.built import is_unbuilt
+from rayswift.config.fields import trl as trl_fields
+from rayswift.config.reading.names import literal_values, section_of, tasks_of, trl_names
 from rayswift.config.schema import VERB_CONFIGS, TrainConfig
 from rayswift.config.section import Section
 

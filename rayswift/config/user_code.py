@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rayswift.config.schema import TrainConfig
 from rayswift.log import UserError
 
 Named = tuple[str, str]
@@ -105,3 +106,28 @@ def takes(value: Any, positional: tuple[str, ...], keywords: tuple[str, ...]) ->
     except ValueError:  # a builtin that does not tell
         return True
     return True
+
+
+def import_plugins(train: TrainConfig) -> None:
+    """Import every plugin, in order.
+
+    Raises:
+        UserError: no such file or module, or its import fails.
+    """
+    for plugin in train.plugins:
+        load("train.plugins", plugin)
+
+
+def make_callback(name: str) -> Any:
+    """The callback of a name: an instance as it is, a class or a function called without arguments.
+
+    Raises:
+        UserError: what comes of it is no `transformers.TrainerCallback`.
+    """
+    from transformers import TrainerCallback
+
+    value = load("train.callbacks", name)
+    made = value() if callable(value) and not isinstance(value, TrainerCallback) else value
+    if not isinstance(made, TrainerCallback):
+        raise UserError(f"train.callbacks = {name!r} gives a {type(made).__name__}, wanted a TrainerCallback")
+    return made

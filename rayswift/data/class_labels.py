@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from rayswift.config.model import ProblemType
-from rayswift.data.encode import EncodeConfig
+from rayswift.data.encode.encoder import EncodeConfig
 from rayswift.data.raw_rows import readable
 from rayswift.data.rows import BadRow, Label, label_in
+from rayswift.data.sequence.windows import RowSet
 from rayswift.data.sources import Store
-from rayswift.data.windows import RowSet
 from rayswift.log import UserError, logger
 
 # What a label is shows in these; which classes there are shows in all rows.

@@ -16,16 +16,16 @@ from rayswift.config.model import ModelConfig
 from rayswift.config.schema import DataConfig
 from rayswift.config.source import SourceConfig
 from rayswift.data import class_labels
-from rayswift.data.cache_folder import known, open_cache
-from rayswift.data.encode import CAUSAL, EncodeConfig, RowKind
-from rayswift.data.mixing import Mix, mix, weights_of
+from rayswift.data.cache.folder import known, open_cache
+from rayswift.data.encode.encoder import CAUSAL, EncodeConfig, RowKind
+from rayswift.data.encode.reranker_template import for_pairs
 from rayswift.data.raw_rows import encode_raw, map_hash, placed, readable
-from rayswift.data.reranker_template import for_pairs
 from rayswift.data.rows import BadRow, kto_remarks
+from rayswift.data.sequence.mixing import Mix, mix, weights_of
+from rayswift.data.sequence.windows import RowSet, WindowPlan, Windows
 from rayswift.data.sources import Store, hold_out, open_sources, parse_source
 from rayswift.data.tokenizer.folder import PROCESSOR_TEMPLATE, read_chat_template
 from rayswift.data.tokenizer.loaded import convert, from_hub, write_as_loaded
-from rayswift.data.windows import RowSet, WindowPlan, Windows
 from rayswift.log import UserError, logger
 
 _TOKENIZER_FILES = (

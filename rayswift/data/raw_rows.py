@@ -24,8 +24,8 @@ from typing import Any
 
 from rayswift.config.paths import in_a_jobs_folder
 from rayswift.config.user_code import load, split
-from rayswift.data.encode import EncodeConfig, EncodedRow, LeftOut
-from rayswift.data.members import cached_encoder
+from rayswift.data.encode.encoder import EncodeConfig, EncodedRow, LeftOut
+from rayswift.data.encode.members import cached_encoder
 from rayswift.data.rows import BadRow
 from rayswift.data.sources import RawRow
 from rayswift.log import UserError

@@ -12,7 +12,7 @@ trained is a function of (data, seed, weights), whatever finishes first.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from rayswift.data.windows import TRAINED
+from rayswift.data.sequence.windows import TRAINED
 
 
 @dataclass(frozen=True)

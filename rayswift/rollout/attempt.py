@@ -10,14 +10,14 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rayswift.data.windows import TRAINED
+from rayswift.data.sequence.windows import TRAINED
+from rayswift.engines.pool.autoscale import Meter
+from rayswift.engines.samples import Completion, Group, Prompt, SampleRequest
 from rayswift.log import UserError, logger
 from rayswift.rollout.admission import Admission, RoundPlan
-from rayswift.rollout.autoscale import Meter
 from rayswift.rollout.groups import Sampler, Scorer, requests_for, scored_group
 from rayswift.rollout.ledger import ALL_EQUAL, CUT, FAILED, TAIL, Ledger, LedgerSnapshot
 from rayswift.rollout.prompts import Drawn, Prompts, draw_some
-from rayswift.rollout.samples import Completion, Group, Prompt, SampleRequest
 
 _MOST_REASONS = 100
 

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+from rayswift.config.checks.task import rollout_of
 from rayswift.config.rollout import RolloutConfig
 from rayswift.config.schema import TrainingConfig
-from rayswift.config.task_checks import rollout_of
+from rayswift.engines.vllm import setup as engine_setup
 from rayswift.log import UserError
-from rayswift.model import abilities
-from rayswift.rollout import engine_setup
+from rayswift.model.kind import abilities
 
 
 def check(config: TrainingConfig) -> None:

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rayswift.rollout.samples import Group
+from rayswift.engines.samples import Group
+from rayswift.run.folder import COMPLETIONS
 
-FOLDER = "completions"
 _WRITE_EVERY_S = 5.0
 _PART_ROWS = 8192
 _PART_CHARS = 32 << 20
@@ -35,7 +35,7 @@ class CompletionsFile:
     """
 
     def __init__(self, run_dir: Path, reward_names: Sequence[str], decode: Callable[[Sequence[int]], str]):
-        self._folder, self._names, self._decode = run_dir / FOLDER, tuple(reward_names), decode
+        self._folder, self._names, self._decode = run_dir / COMPLETIONS, tuple(reward_names), decode
         self._rows: list[dict[str, Any]] = []
         self._num_chars = 0
         self._part: Path | None = None
@@ -109,7 +109,7 @@ class CompletionsFile:
 
 def newest(run_dir: Path, number: int) -> list[dict[str, Any]]:
     """Up to `number` completions of the newest round that is written: spread over its rewards, the best first."""
-    parts = sorted((run_dir / FOLDER).glob("part-*.parquet"))
+    parts = sorted((run_dir / COMPLETIONS).glob("part-*.parquet"))
     if not parts:
         return []
     table = pq.read_table(parts[-1])

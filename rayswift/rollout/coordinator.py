@@ -16,19 +16,19 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rayswift.data.feed import DRIVERS_ATTEMPT, StaleAttempt
+from rayswift.data.feed.feed import DRIVERS_ATTEMPT, StaleAttempt
+from rayswift.engines.pool.autoscale import Rule
+from rayswift.engines.pool.pool import Pool
+from rayswift.engines.pool.probing import Probed
+from rayswift.engines.pool.scaler import Scaler
+from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, Scored
+from rayswift.engines.weights import Published
 from rayswift.log import UserError, logger
 from rayswift.rollout.attempt import Attempt, Finished, RolloutPlan
-from rayswift.rollout.autoscale import Rule
 from rayswift.rollout.evaluation import evaluated
 from rayswift.rollout.ledger import LedgerSnapshot
-from rayswift.rollout.pool import Pool
-from rayswift.rollout.probing import Probed
 from rayswift.rollout.prompts import PromptFeed
 from rayswift.rollout.rounds import NO_TOKENS, Dealt, Round, Serving, lines_of, make_table
-from rayswift.rollout.samples import Completion, Group, PolicyVersion, Prompt, Scored
-from rayswift.rollout.scaler import Scaler
-from rayswift.rollout.weights import Published
 
 _POLL_S = 0.1
 _KEPT = 8

@@ -6,10 +6,10 @@ from typing import Protocol
 
 import numpy as np
 
+from rayswift.engines.samples import Prompt
 from rayswift.log import UserError
 from rayswift.rollout.attempt import RolloutPlan
 from rayswift.rollout.groups import Sampler, Scorer, Stage, requests_for, scored_group
-from rayswift.rollout.samples import Prompt
 
 
 class NamedScorer(Scorer, Protocol):

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Protocol
 
-from rayswift.rollout.pool import SampleFailed
-from rayswift.rollout.samples import Completion, Group, Prompt, SampleRequest, Scored
+from rayswift.engines.pool.pool import SampleFailed
+from rayswift.engines.samples import Completion, Group, Prompt, SampleRequest, Scored
 
 
 class Sampler(Protocol):

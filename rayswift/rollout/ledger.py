@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from rayswift.data.global_batches import Position, table
-from rayswift.data.windows import TRAINED
+from rayswift.data.sequence.global_batches import Position, table
+from rayswift.data.sequence.windows import TRAINED
 from rayswift.log import UserError
 
 CUT = f"{TRAINED}, prompt cut to rollout.max_prompt_length"
@@ -47,8 +47,10 @@ class LedgerSnapshot:
         return asdict(self)
 
     @staticmethod
-    def from_json(values: Mapping[str, Any]) -> "LedgerSnapshot":
-        """What `to_json` made."""
+    def from_json(values: Mapping[str, Any] | None) -> "LedgerSnapshot":
+        """What `to_json` made; of nothing, the beginning."""
+        if values is None:
+            return LedgerSnapshot()
         return LedgerSnapshot(
             values["rounds"],
             Position(**values["position"]),

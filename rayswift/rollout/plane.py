@@ -11,30 +11,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rayswift import heap
-from rayswift.config.online_checks import max_sequence_length
+from rayswift.cluster.resources import Layout
+from rayswift.config.checks.online import max_sequence_length
 from rayswift.config.schema import RlhfConfig
-from rayswift.data.feed import DRIVERS_ATTEMPT, StaleAttempt
-from rayswift.data.stream import stream_windows, user_error_in
-from rayswift.data.windows import Windows
+from rayswift.data.feed.feed import DRIVERS_ATTEMPT, StaleAttempt
+from rayswift.data.feed.pipeline import stream_windows, user_error_in
+from rayswift.data.sequence.windows import Windows
+from rayswift.engines import heap
+from rayswift.engines.pool.actors import RayEngines
+from rayswift.engines.pool.autoscale import Rule
+from rayswift.engines.pool.patience import limits_of
+from rayswift.engines.pool.pool import Pool
+from rayswift.engines.pool.probing import Probed
+from rayswift.engines.vllm.end_tokens import end_tokens
+from rayswift.engines.vllm.engine import VllmEngine
+from rayswift.engines.vllm.setup import EngineSetup, engine_setup
+from rayswift.engines.weights import Published, WeightStore
 from rayswift.log import UserError, logger, setup_worker
-from rayswift.resources import Layout
-from rayswift.rollout.actors import RayEngines
 from rayswift.rollout.attempt import RolloutPlan
-from rayswift.rollout.autoscale import Rule
 from rayswift.rollout.completions import CompletionsFile
 from rayswift.rollout.coordinator import Coordinator, Waiting
-from rayswift.rollout.end_tokens import end_tokens
-from rayswift.rollout.engine_setup import EngineSetup, engine_setup
 from rayswift.rollout.ledger import LedgerSnapshot
-from rayswift.rollout.patience import limits_of
-from rayswift.rollout.pool import Pool
-from rayswift.rollout.probing import Probed
 from rayswift.rollout.prompts import PromptFeed, prompt_plan
 from rayswift.rollout.rewards.runner import RewardRunner
 from rayswift.rollout.rounds import Round
-from rayswift.rollout.vllm_engine import VllmEngine
-from rayswift.rollout.weights import Published, WeightStore
 
 _CLOSE_S = 20.0
 _WAIT_S = 10.0

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rayswift.config.schema import RlhfConfig
-from rayswift.data.feed import DataEnded, Feed, Stream
-from rayswift.data.global_batches import FeedPlan, Position
-from rayswift.data.windows import PackedRow, Windows
-from rayswift.rollout.samples import Prompt
+from rayswift.data.feed.feed import DataEnded, Feed, Stream
+from rayswift.data.sequence.global_batches import FeedPlan, Position
+from rayswift.data.sequence.windows import PackedRow, Windows
+from rayswift.engines.samples import Prompt
 
 _AHEAD_PROMPTS = 256
 _READ_S = 1.0

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rayswift.data.global_batches import Position
-from rayswift.rollout.samples import Completion, Group, PolicyVersion, Prompt
+from rayswift.data.sequence.global_batches import Position
+from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt
 
 Indices = NDArray[np.int64]
 _PARTS_OF_RANK = 4

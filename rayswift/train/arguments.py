@@ -5,8 +5,8 @@ import sys
 from typing import Any
 
 from rayswift.log import UserError
-from rayswift.train.launch import RunSpec
-from rayswift.train.zero import deepspeed_config
+from rayswift.train.parallel.deepspeed import deepspeed_config
+from rayswift.train.spec import RunSpec
 
 # Ours alone, or passed under another name below.
 _NOT_TRL = (

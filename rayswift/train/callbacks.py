@@ -15,18 +15,18 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rayswift.config.schema import TrainConfig
-from rayswift.data.global_batches import FeedPlan
+from rayswift.data.sequence.global_batches import FeedPlan
 from rayswift.log import logger
-from rayswift.train import checkpoint, universal
-from rayswift.train.accounting import Vanishing, write_accounting
-from rayswift.train.best import best_of, evaluations, num_without_improvement
+from rayswift.run import checkpoint
+from rayswift.run.accounting import Vanishing, write_accounting
+from rayswift.run.best import best_of, evaluations, num_without_improvement
+from rayswift.run.folder import CONFIG, METRICS
+from rayswift.run.hub import HubPushes
+from rayswift.run.remote import Uploads
 from rayswift.train.clock import Clock
-from rayswift.train.group_work import work_together
-from rayswift.train.hub import HubPushes
-from rayswift.train.launch import RunSpec
-from rayswift.train.report.curves import METRICS
-from rayswift.train.run_folder import CONFIG
-from rayswift.train.storage import Uploads
+from rayswift.train.parallel import universal
+from rayswift.train.parallel.group_work import work_together
+from rayswift.train.spec import RunSpec
 from rayswift.train.stream import Progress
 
 

@@ -6,12 +6,17 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
-from rayswift.data.batches import cut
-from rayswift.data.global_batches import Position
-from rayswift.data.windows import PackedRow
-from rayswift.train.feed_client import FeedClient
+from rayswift.config.tasks import TASKS, load
+from rayswift.data.collate.packed import cut
+from rayswift.data.feed.client import FeedClient
+from rayswift.data.sequence.global_batches import Position
+from rayswift.data.sequence.windows import PackedRow
+from rayswift.model import load as models
+from rayswift.run.folder import Resume
+from rayswift.train.spec import RunSpec, SupplyClient
 
 Rows = Sequence[PackedRow]
 Collate = Callable[[Rows], dict[str, Any]]
@@ -131,3 +136,19 @@ class Stream(Progress):
         self._tally.tokens += sum(len(row.input_ids) for row in rows)
         self._tally.trained_tokens += sum(int(row.trained.sum()) for row in rows)
         self._tally.capacity += self._max_length * sum(1 if self._packs else len(row.lengths) for row in rows)
+
+
+def row_stream(spec: RunSpec, client: SupplyClient, resume: Resume | None, tokenizer: Any, model: Any) -> Stream:
+    """Micro-batches of rows from the feed, from the checkpoint's position on."""
+    config = spec.config
+    collate = load(TASKS[config.train.task].collate)
+    return Stream(
+        cast(FeedClient, client),
+        resume.position if resume else Position(),
+        resume.epochs if resume else 0.0,
+        micro_batch=config.train.per_device_train_batch_size,
+        accumulation=config.train.gradient_accumulation_steps,
+        max_length=config.data.max_length,
+        packs=config.data.packing,
+        collate=partial(collate, pad_token_id=tokenizer.pad_token_id, layout=models.layout_of(model)),
+    )

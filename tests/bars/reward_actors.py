@@ -17,8 +17,8 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from rayswift.config.schema import RlhfConfig
+from rayswift.engines.samples import Completion, Prompt, Scored
 from rayswift.rollout.rewards.runner import RewardRunner
-from rayswift.rollout.samples import Completion, Prompt, Scored
 
 TINY = Path(__file__).resolve().parents[2] / "examples" / "tiny"
 FUNCTIONS = """

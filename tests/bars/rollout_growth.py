@@ -11,8 +11,8 @@ from typing import Any
 
 import ray
 
-from rayswift.rollout.actors import RayEngines
-from rayswift.rollout.autoscale import Rule
+from rayswift.engines.pool.actors import RayEngines
+from rayswift.engines.pool.autoscale import Rule
 from tests.bench.simulated_run import Setting, SimulatedRun
 from tests.support.fake_engine import FakeEngine, FakeSettings
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from cluster.local_cluster import LocalCluster
-from rayswift.train import checkpoint
+from rayswift.run import checkpoint
 from tests.ray.conftest import Run, assert_same_curve, curve, sft, start
 
 STEPS = 80

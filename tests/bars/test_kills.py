@@ -13,9 +13,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from rayswift.rollout.completions import FOLDER
-from rayswift.train import events
-from rayswift.train.accounting import read_accounting
+from rayswift.run import events
+from rayswift.run.accounting import read_accounting
+from rayswift.run.folder import COMPLETIONS
 from tests.ray.conftest import Run, curve, start
 
 STEPS, PROMPTS, GENERATIONS = 60, 16, 8
@@ -77,7 +77,9 @@ def test_nothing_is_lost_whatever_dies(max_staleness: int, run_dir: Path, tmp_pa
     print({name: (max(values.values()), sum(values.values())) for name, values in told.items()})  # noqa: T201
     assert [event.kind for event in events.read(run_dir)].count("start") == 2, "the worker was not killed"
     assert counts["trained"] + sum(v for k, v in counts.items() if k.startswith("failed")) == STEPS * PROMPTS
-    rows = [row for part in sorted((run_dir / FOLDER).glob("*.parquet")) for row in pq.read_table(part).to_pylist()]
+    rows = [
+        row for part in sorted((run_dir / COMPLETIONS).glob("*.parquet")) for row in pq.read_table(part).to_pylist()
+    ]
     rounds_of: dict[int, set[int]] = {}
     for row in rows:
         rounds_of.setdefault(row["ordinal"], set()).add(row["round"])

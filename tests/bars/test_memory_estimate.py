@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from rayswift.cluster.resources import lay_out
 from rayswift.config.load import load
 from rayswift.config.schema import SftConfig
-from rayswift.resources import lay_out
-from rayswift.train.plan import resolve
+from rayswift.launch.plan import resolve
 from tests.ray.conftest import sft
 
 REPO = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
 
-from rayswift.train.checkpoint import model_folder
+from rayswift.run.checkpoint import model_folder
 from tests.ray.conftest import assert_same_curve, curve, start, train
 from tests.ray.test_encoders import (
     ROWS,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from rayswift.train.checkpoint import model_folder
+from rayswift.run.checkpoint import model_folder
 from tests.bars.test_tasks_matrix import TUNERS, InProcess
 from tests.ray import test_sentences, test_tasks
 from tests.ray.conftest import assert_same_curve, curve, train

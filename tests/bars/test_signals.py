@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rayswift.train import checkpoint, events
+from rayswift.run import checkpoint, events
 from tests.ray.conftest import ROOT, Run, assert_same_curve, curve, train
 
 STEPS, SAVE_EVERY = 6, 3

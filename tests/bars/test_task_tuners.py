@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rayswift.config.built import WITH_OTHER_ADAPTERS, WITH_QLORA, WITH_STARTING_ADAPTERS
+from rayswift.config.checks.built import WITH_OTHER_ADAPTERS, WITH_QLORA, WITH_STARTING_ADAPTERS
 from tests.bars.test_tasks_matrix import TASKS, rows_of
 from tests.ray import test_tasks
 from tests.ray.conftest import assert_same_end, curve, sft, train

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rayswift.train import events
+from rayswift.run import events
 from tests.bars.test_tasks_matrix import TASKS, TUNERS, rows_of
 from tests.ray import test_tasks
 from tests.ray.conftest import assert_same_curve, curve, start, train

@@ -14,7 +14,7 @@ from tests.ray.test_user_code import POISON, write_numbers
 
 # Weights that differ from token to token, in every batch of every worker.
 CODE = """
-import rayswift.data.batches as batches
+import rayswift.data.collate.packed as batches
 
 collate = batches.collate
 

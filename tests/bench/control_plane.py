@@ -23,16 +23,16 @@ import numpy as np
 import psutil
 import ray
 
-from rayswift.data.global_batches import Position
+from rayswift.data.sequence.global_batches import Position
+from rayswift.engines.engine import Collected
+from rayswift.engines.pool.patience import Limits
+from rayswift.engines.pool.pool import Pool
+from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, SampleRequest, Scored, Span
 from rayswift.rollout.admission import RoundPlan
 from rayswift.rollout.attempt import Attempt, RolloutPlan
-from rayswift.rollout.engine import Collected
 from rayswift.rollout.ledger import LedgerSnapshot
-from rayswift.rollout.patience import Limits
-from rayswift.rollout.pool import Pool
 from rayswift.rollout.prompts import Drawn
 from rayswift.rollout.rounds import NO_TOKENS, Dealt, Round, lines_of, make_table
-from rayswift.rollout.samples import Completion, Group, PolicyVersion, Prompt, SampleRequest, Scored, Span
 from tests.support.fake_engine import FakeEngine, FakeSettings
 
 SPEED = FakeSettings(

@@ -9,18 +9,18 @@ from typing import Any
 
 import ray
 
-from rayswift.data.feed import DRIVERS_ATTEMPT, Feed
-from rayswift.data.global_batches import FeedPlan, Position
-from rayswift.data.stream import stream_windows
-from rayswift.data.windows import Windows
-from rayswift.train.feed_client import ActorFeed
+from rayswift.data.feed.client import ActorFeed
+from rayswift.data.feed.feed import DRIVERS_ATTEMPT, Feed
+from rayswift.data.feed.pipeline import stream_windows
+from rayswift.data.sequence.global_batches import FeedPlan, Position
+from rayswift.data.sequence.windows import Windows
 
 WORKERS = 2
 TIMEOUT_S = 120
 
 
 def start_ray(num_cpus: int, **options: Any) -> None:
-    """As `rayswift.resources.connect` does for a local run."""
+    """As `rayswift.cluster.resources.connect` does for a local run."""
     ray.init(
         num_cpus=num_cpus,
         resources={"rayswift_trainer": float(WORKERS)},

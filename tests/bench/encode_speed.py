@@ -21,8 +21,8 @@ os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from rayswift.data.encode import EncodeConfig, Encoder
-from rayswift.data.packing import pack
+from rayswift.data.encode.encoder import EncodeConfig, Encoder
+from rayswift.data.sequence.packing import pack
 
 ROOT = Path(__file__).parents[2]
 MAX_LENGTH, WINDOW_ROWS, NUM_ROWS, TURNS = 2048, 2000, 4000, 8

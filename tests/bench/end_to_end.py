@@ -20,9 +20,11 @@ import ray
 from tokenizers import Tokenizer
 
 from rayswift.config.schema import DataConfig
-from rayswift.data import cache_folder, fingerprint, prepare
-from rayswift.data.encode import EncodeConfig, Encoder
-from rayswift.data.stream import make_in_order
+from rayswift.data import prepare
+from rayswift.data.cache import fingerprint
+from rayswift.data.cache import folder as cache_folder
+from rayswift.data.encode.encoder import EncodeConfig, Encoder
+from rayswift.data.feed.pipeline import make_in_order
 from tests.bench.counting import count, start_ray
 from tests.bench.generated import TINY, as_parquet, plans, question_rows
 

@@ -18,15 +18,15 @@ import ray
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rayswift.rollout.actors import RayEngines
-from rayswift.rollout.engine import SamplingSettings
-from rayswift.rollout.engine_setup import EngineSetup, engine_options, prepare_environment
-from rayswift.rollout.patience import Limits
-from rayswift.rollout.pool import Pool
-from rayswift.rollout.samples import PolicyVersion, SampleRequest
-from rayswift.rollout.vllm_engine import VllmEngine
-from rayswift.rollout.weights import ObjectStore
-from rayswift.train.policy.publish import Publisher
+from rayswift.engines.engine import SamplingSettings
+from rayswift.engines.pool.actors import RayEngines
+from rayswift.engines.pool.patience import Limits
+from rayswift.engines.pool.pool import Pool
+from rayswift.engines.samples import PolicyVersion, SampleRequest
+from rayswift.engines.vllm.engine import VllmEngine
+from rayswift.engines.vllm.setup import EngineSetup, engine_options, prepare_environment
+from rayswift.engines.weights import ObjectStore
+from rayswift.train.policy.sync.publish import Publisher
 from tests.bench.generated import TINY
 
 PROMPT_TOKENS = 32
@@ -43,7 +43,7 @@ class Direct:
     """vLLM's own offline interface, in an actor of its own."""
 
     def __init__(self, setup: EngineSetup):
-        from rayswift.rollout import vllm_core
+        from rayswift.engines.vllm import core as vllm_core
 
         prepare_environment(setup)
         torch.set_num_threads(setup.num_threads)

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayswift.config.schema import DataConfig
-from rayswift.data.global_batches import FeedPlan
 from rayswift.data.prepare import plan_windows
-from rayswift.data.windows import Windows
+from rayswift.data.sequence.global_batches import FeedPlan
+from rayswift.data.sequence.windows import Windows
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "examples" / "tiny"

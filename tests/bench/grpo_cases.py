@@ -68,9 +68,9 @@ class BareLoop:
     """See above; weights go from one to the other in memory."""
 
     def __init__(self, scene: Scene):
-        from rayswift.rollout.engine import SamplingSettings
-        from rayswift.rollout.engine_setup import EngineSetup
-        from rayswift.rollout.vllm_core import VllmCore
+        from rayswift.engines.engine import SamplingSettings
+        from rayswift.engines.vllm.core import VllmCore
+        from rayswift.engines.vllm.setup import EngineSetup
 
         self._scene = scene
         end = json.loads(Path(scene.model, "config.json").read_text())["eos_token_id"]
@@ -81,7 +81,7 @@ class BareLoop:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from rayswift.train.policy.publish import Publisher
+        from rayswift.train.policy.sync.publish import Publisher
 
         torch.set_num_threads(THREADS)
         self._model = AutoModelForCausalLM.from_pretrained(scene.model, dtype=torch.float32)
@@ -111,8 +111,8 @@ class BareLoop:
         return times
 
     def _sample(self, step: int, prompts: list[NDArray[np.int32]]) -> list[NDArray[np.int32]]:
-        from rayswift.rollout.samples import PolicyVersion, SampleRequest
-        from rayswift.rollout.weights import fetch
+        from rayswift.engines.samples import PolicyVersion, SampleRequest
+        from rayswift.engines.weights import fetch
 
         published = self._publisher.publish(PolicyVersion(1, step))
         assert published is not None

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from rayswift.data.packing import pack
 from rayswift.data.prepare import derived_window_rows
+from rayswift.data.sequence.packing import pack
 
 ROOT = Path(__file__).parents[2]
 

@@ -21,12 +21,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rayswift.config.schema import DataConfig
-from rayswift.data.batches import collate
-from rayswift.data.encode import RowKind
-from rayswift.data.member_batches import class_batch, preference_batch
-from rayswift.data.packing import pack
+from rayswift.data.collate.members import class_batch, preference_batch
+from rayswift.data.collate.packed import collate
+from rayswift.data.encode.encoder import RowKind
 from rayswift.data.prepare import plan_windows
-from rayswift.data.windows import PackedRow
+from rayswift.data.sequence.packing import pack
+from rayswift.data.sequence.windows import PackedRow
 from tests.bench import gpu_sft
 from tests.bench.generated import TINY
 from tests.bench.sft_speed import write_model

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import ray
 
-from rayswift.data.stream import stream_windows
+from rayswift.data.feed.pipeline import stream_windows
 from tests.bench.counting import start_ray
 from tests.bench.generated import plans, short_rows
 

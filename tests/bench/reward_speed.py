@@ -19,9 +19,9 @@ import ray
 from tokenizers import Tokenizer
 
 from rayswift.config.schema import RlhfConfig
+from rayswift.engines.samples import Completion, Prompt
 from rayswift.rollout.rewards import builtin
 from rayswift.rollout.rewards.runner import RewardRunner
-from rayswift.rollout.samples import Completion, Prompt
 from tests.bench.counting import start_ray
 
 TINY = Path(__file__).resolve().parents[2] / "examples" / "tiny"

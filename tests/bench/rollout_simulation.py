@@ -10,7 +10,7 @@ on 2 CPU cores with a model of 6 M parameters; give your own.
 import argparse
 from dataclasses import replace
 
-from rayswift.rollout.autoscale import Rule
+from rayswift.engines.pool.autoscale import Rule
 from tests import virtual_time
 from tests.bench.simulated_run import Measured, Setting, SimulatedRun
 from tests.support.fake_engine import FakeSettings

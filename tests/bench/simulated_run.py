@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rayswift.data.windows import TRAINED
+from rayswift.data.sequence.windows import TRAINED
+from rayswift.engines.engine import Factory
+from rayswift.engines.pool.autoscale import Meter, Rule, Scale, Signals, look
+from rayswift.engines.pool.patience import Limits
+from rayswift.engines.pool.pool import Pool
+from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest
 from rayswift.rollout.admission import Admission, RoundPlan
-from rayswift.rollout.autoscale import Meter, Rule, Scale, Signals, look
-from rayswift.rollout.engine import Factory
-from rayswift.rollout.patience import Limits
-from rayswift.rollout.pool import Pool
-from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest
 from tests.support.fake_engine import FakeEngine, FakeSettings
 
 _PROMPT_TOKENS = 100

@@ -24,12 +24,12 @@ import ray
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from rayswift.rollout.engine import SamplingSettings
-from rayswift.rollout.engine_setup import EngineSetup, engine_options
-from rayswift.rollout.samples import PolicyVersion
-from rayswift.rollout.vllm_engine import VllmEngine
-from rayswift.rollout.weights import Bytes, ObjectStore, WeightStore, fetch
-from rayswift.train.policy.publish import Publisher
+from rayswift.engines.engine import SamplingSettings
+from rayswift.engines.samples import PolicyVersion
+from rayswift.engines.vllm.engine import VllmEngine
+from rayswift.engines.vllm.setup import EngineSetup, engine_options
+from rayswift.engines.weights import Bytes, ObjectStore, WeightStore, fetch
+from rayswift.train.policy.sync.publish import Publisher
 from tests.bench.generated import TINY
 
 WIDE = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8, "num_attention_heads": 16}
@@ -83,7 +83,7 @@ def ask(method: Any, *arguments: Any) -> Any:
 
 def local_reload(setup: EngineSetup, policy: PreTrainedModel, rounds: int) -> list[float]:
     """Seconds of each reload in this process, from memory."""
-    from rayswift.rollout.vllm_core import VllmCore
+    from rayswift.engines.vllm.core import VllmCore
 
     core = VllmCore(setup)
     published = Publisher(policy, "float32", False, True, ObjectStore()).publish(PolicyVersion(0, 0))

@@ -18,16 +18,16 @@ import ray
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from rayswift.engines.engine import SamplingSettings
+from rayswift.engines.pool.actors import ActorEngine
+from rayswift.engines.pool.patience import Limits
+from rayswift.engines.pool.pool import Pool
+from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest
+from rayswift.engines.vllm.engine import VllmEngine
+from rayswift.engines.vllm.setup import EngineSetup, engine_options
+from rayswift.engines.weights import ObjectStore, Published, WeightStore, fetch
 from rayswift.log import UserError
-from rayswift.rollout.actors import ActorEngine
-from rayswift.rollout.engine import SamplingSettings
-from rayswift.rollout.engine_setup import EngineSetup, engine_options
-from rayswift.rollout.patience import Limits
-from rayswift.rollout.pool import Pool
-from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest
-from rayswift.rollout.vllm_engine import VllmEngine
-from rayswift.rollout.weights import ObjectStore, Published, WeightStore, fetch
-from rayswift.train.policy.publish import Publisher
+from rayswift.train.policy.sync.publish import Publisher
 from tests.conftest import TINY
 
 DIGIT = "[0-9]"

@@ -23,7 +23,7 @@ from transformers import (
     set_seed,
 )
 
-from rayswift.train.tuners import peft_config
+from rayswift.model.tuners import peft_config
 from tests.ray.oracle_sentences import LOSSES, InOrder, whole_batches
 
 

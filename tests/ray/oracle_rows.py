@@ -29,7 +29,7 @@ from transformers import (
 
 from rayswift.config import user_code
 from rayswift.config.schema import VERB_CONFIGS
-from rayswift.train.tuners import peft_config
+from rayswift.model.tuners import peft_config
 from tests.ray.oracle_trl import StepTimes, rows_of
 
 

@@ -26,7 +26,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from torch.utils.data import SequentialSampler
 from transformers import set_seed
 
-from rayswift.train.tuners import peft_config
+from rayswift.model.tuners import peft_config
 
 LOSSES: dict[str, Any] = {
     "infonce": lambda model, train: losses.MultipleNegativesRankingLoss(model, scale=1 / train.infonce_temperature),

@@ -20,12 +20,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from rayswift.config.schema import VERB_CONFIGS
-from rayswift.data.batches import collate
-from rayswift.data.global_batches import FeedPlan, Position, global_batches
+from rayswift.data.collate.packed import collate
 from rayswift.data.prepare import plan_windows
-from rayswift.data.windows import PackedRow
-from rayswift.train.tasks import row_kind
-from rayswift.train.tuners import peft_config
+from rayswift.data.sequence.global_batches import FeedPlan, Position, global_batches
+from rayswift.data.sequence.windows import PackedRow
+from rayswift.model.texts.row_kind import row_kind
+from rayswift.model.tuners import peft_config
 
 
 def rows_of(run_dir: Path, config: Any, steps: int, global_batch: int, work_dir: Path) -> list[PackedRow]:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import ray
 
-from rayswift.rollout.actors import RayEngines
-from rayswift.rollout.patience import Limits
-from rayswift.rollout.pool import EnginesFailed, Pool
-from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest
+from rayswift.engines.pool.actors import RayEngines
+from rayswift.engines.pool.patience import Limits
+from rayswift.engines.pool.pool import EnginesFailed, Pool
+from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest
 from tests.support.fake_engine import FakeEngine, FakeSettings
 
 SPEED = FakeSettings(start_s=0.1, load_s=0.05, pause_s=0.01, step_s=0.004, median_length=200, max_num_seqs=64)

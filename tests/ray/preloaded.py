@@ -8,6 +8,3 @@ import ray.train.v2.api.data_parallel_trainer  # noqa: F401
 import torch  # noqa: F401
 import transformers  # noqa: F401
 import trl.trainer.sft_trainer  # noqa: F401
-
-import rayswift.sft
-import rayswift.train.token_trainer  # noqa: F401

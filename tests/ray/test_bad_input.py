@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rayswift.train import checkpoint
+from rayswift.run import checkpoint
 from tests.html_page import Page
 from tests.ray.conftest import ROOT, curve, sft, start
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from cluster.local_cluster import LocalCluster, free_port
-from rayswift.train import checkpoint
+from rayswift.run import checkpoint
 from tests.ray.conftest import ROOT, TIMEOUT_S, curve
 
 RUN = """

@@ -28,7 +28,7 @@ RANK = """
 import os, socket, sys
 from datetime import timedelta
 import torch, torch.distributed as dist
-from rayswift.resources import interfaces, network_environment
+from rayswift.cluster.resources import interfaces, network_environment
 os.environ.update(network_environment(sys.argv[1], interfaces(), os.environ))
 dist.init_process_group("gloo", timeout=timedelta(seconds=60))
 total = torch.tensor([float(os.environ["RANK"])])
@@ -51,7 +51,7 @@ def test_gloo_connects_hosts_whose_names_resolve_to_loopback() -> None:
 
 def test_a_fenced_and_a_cut_host_do_not_answer() -> None:
     skip_without_hosts()
-    ask = "import sys; from rayswift.nodes import answers; print(answers(sys.argv[1], 9000, timeout_s=1.0))"
+    ask = "import sys; from rayswift.cluster.nodes import answers; print(answers(sys.argv[1], 9000, timeout_s=1.0))"
     listen = "import socket, time; s = socket.create_server(('', 9000)); print('up', flush=True); time.sleep(100)"
     with LocalHosts(2, environment=ENVIRONMENT, with_ray=False) as hosts:
         servers = [hosts[number].start([sys.executable, "-c", listen]) for number in range(2)]

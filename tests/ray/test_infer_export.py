@@ -14,11 +14,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
 
-from rayswift import export, infer
 from rayswift.config.load import load
 from rayswift.log import UserError
-from rayswift.train import checkpoint
-from rayswift.train.models_on_disk import FoundModel, find_model, load_tokenizer, stop_token_ids
+from rayswift.model.find import FoundModel, find_model, load_tokenizer, stop_token_ids
+from rayswift.run import checkpoint
+from rayswift.verbs import export, infer
 
 TINY = Path(__file__).parents[2] / "examples/tiny"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")

@@ -6,9 +6,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from rayswift.rollout.completions import FOLDER, newest
-from rayswift.train import checkpoint, events
-from rayswift.train.accounting import read_accounting
+from rayswift.rollout.completions import newest
+from rayswift.run import checkpoint, events
+from rayswift.run.accounting import read_accounting
+from rayswift.run.folder import COMPLETIONS
 from tests.ray.conftest import assert_same_curve, curve, start, train
 
 STEPS, SAVED_AT = 6, 2
@@ -52,7 +53,7 @@ def assert_same_run(run_dir: Path, undisturbed: Path) -> None:
 
 def assert_every_completion_is_kept(run_dir: Path) -> None:
     """Those of each round once, whenever the driver was killed."""
-    parts = sorted((run_dir / FOLDER).glob("part-*.parquet"))
+    parts = sorted((run_dir / COMPLETIONS).glob("part-*.parquet"))
     rows = [row for part in parts for row in pq.read_table(part, columns=["round", "ordinal"]).to_pylist()]
     assert Counter(row["round"] for row in rows) == dict.fromkeys(range(STEPS), 32)
     assert Counter(row["ordinal"] for row in rows) == dict.fromkeys(range(8 * STEPS), 4)

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rayswift.train import checkpoint, events
+from rayswift.run import checkpoint, events
 from tests.html_page import Page
 from tests.ray.conftest import Run, assert_same_curve, curve, sft, start
 

@@ -11,7 +11,7 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer import losses
 
-from rayswift.train.checkpoint import model_folder
+from rayswift.run.checkpoint import model_folder
 from tests.ray.conftest import assert_same_curve, curve, train
 from tests.ray.test_tasks import TOLERANCE, flags, gsm8k, reference, write
 

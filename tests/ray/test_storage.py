@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from moto.server import ThreadedMotoServer
 
-from rayswift.train.storage import Remote, complete_checkpoints
+from rayswift.run.remote import Remote, complete_checkpoints
 from tests.ray.conftest import ROOT, sft, start
 
 RUN = (

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rayswift.train import checkpoint
+from rayswift.run import checkpoint
 from tests.ray.conftest import curve, sft
 
 SHORT = ("--num_workers", "0", "--device", "cpu", "--per_device_train_batch_size", "2", "--packing", "false")

@@ -23,9 +23,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rayswift.rollout.engine import Collected, EngineLost, EngineStatus, LoadFailed, NoWeights, RequestRefused
-from rayswift.rollout.salvage import joined
-from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest, Span
+from rayswift.engines.engine import Collected, EngineLost, EngineStatus, LoadFailed, NoWeights, RequestRefused
+from rayswift.engines.pool.merge_parts import joined
+from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest, Span
 
 VOCABULARY = 32_000
 _SCORE_PLACES = 8

@@ -8,20 +8,21 @@ from unittest.mock import patch
 import torch
 from transformers import set_seed
 
+from rayswift.cluster.resources import Layout
 from rayswift.config.load import load as load_config
-from rayswift.data.feed import Feed
-from rayswift.data.global_batches import FeedPlan, Position
+from rayswift.config.tasks import TASKS, compares_partners, keeps_reference, load
+from rayswift.data.feed.client import LocalFeed
+from rayswift.data.feed.feed import Feed
 from rayswift.data.prepare import plan_windows, prepare_tokenizer
-from rayswift.resources import Layout
-from rayswift.train import model as models
-from rayswift.train import plan as planning
-from rayswift.train import shapes
+from rayswift.data.sequence.global_batches import FeedPlan, Position
+from rayswift.launch import plan as planning
+from rayswift.model import load as models
+from rayswift.model.size import shapes
+from rayswift.model.texts.row_kind import row_kind
+from rayswift.model.tuners import peft_config
 from rayswift.train.arguments import trainer_arguments
 from rayswift.train.clock import Clock
-from rayswift.train.feed_client import LocalFeed
-from rayswift.train.launch import RunSpec
-from rayswift.train.tasks import TASKS, compares_partners, keeps_reference, load, row_kind
-from rayswift.train.tuners import peft_config
+from rayswift.train.spec import RunSpec
 
 QUESTIONS = ("one and two?", "the sum of 3 and 4?", "seven", "what is 5 less 1?")
 ANSWERS = ("three it is", "7", "a prime number, I think", "4, which is even")

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from rayswift.rollout.patience import Limits
-from rayswift.rollout.pool import Pool
-from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest
+from rayswift.engines.pool.patience import Limits
+from rayswift.engines.pool.pool import Pool
+from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest
 from tests.support.fake_engine import FakeEngine, FakeSettings, Load
 from tests.virtual_time import run
 

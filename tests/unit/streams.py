@@ -7,10 +7,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from rayswift.data.encode import EncodeConfig
-from rayswift.data.global_batches import FeedPlan, GlobalBatch, Position, global_batches
+from rayswift.data.encode.encoder import EncodeConfig
+from rayswift.data.sequence.global_batches import FeedPlan, GlobalBatch, Position, global_batches
+from rayswift.data.sequence.windows import PackedRow, RowSet, Window, WindowPlan
 from rayswift.data.sources import open_sources
-from rayswift.data.windows import PackedRow, RowSet, Window, WindowPlan
 
 TINY = Path(__file__).resolve().parents[2] / "examples" / "tiny"
 MAX_LENGTH = 24

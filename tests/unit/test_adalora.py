@@ -10,7 +10,8 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, TrainerControl, TrainerState, TrainingArguments
 
 from rayswift.config.model import ModelConfig
-from rayswift.train import adalora, tuners
+from rayswift.model import tuners
+from rayswift.train import adalora
 
 TINY = Path(__file__).parents[2] / "examples/tiny"
 TOKENS = torch.arange(8, 40).view(2, 16)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayswift.data.global_batches import Position
-from rayswift.data.windows import TRAINED
+from rayswift.data.sequence.global_batches import Position
+from rayswift.data.sequence.windows import TRAINED
 from rayswift.log import UserError
 from rayswift.rollout.admission import Admission, RoundPlan
 from rayswift.rollout.ledger import ALL_EQUAL, FAILED, TAIL, Ledger, LedgerSnapshot

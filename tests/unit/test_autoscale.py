@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayswift.rollout.autoscale import Meter, Rule, Scale, Signals, look
+from rayswift.engines.pool.autoscale import Meter, Rule, Scale, Signals, look
 
 RULE = Rule(least=1, most=16)
 STARVED = Signals(trainer_waits=0.6, engines_idle=0.0, occupancy=1.2, joining=0)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayswift.data.windows import PackedRow
+from rayswift.data.sequence.windows import PackedRow
 
 IGNORED = -100
 PAD = 0
@@ -20,7 +20,7 @@ def packed(*documents: list[int], trained_from: int = 1) -> PackedRow:
 
 
 def collate(*args: Any) -> dict[str, Any]:
-    from rayswift.data.batches import collate as real
+    from rayswift.data.collate.packed import collate as real
 
     return real(*args)
 
@@ -83,7 +83,7 @@ def test_the_padding_token_may_be_trained_inside_a_document() -> None:
 
 @pytest.mark.parametrize(("num_rows", "num_batches", "sizes"), [(6, 3, [2, 2, 2]), (3, 3, [2, 1, 0]), (0, 2, [0, 0])])
 def test_cut(num_rows: int, num_batches: int, sizes: list[int]) -> None:
-    from rayswift.data.batches import cut
+    from rayswift.data.collate.packed import cut
 
     rows = [packed([i, i]) for i in range(num_rows)]
     pieces = cut(rows, 2, num_batches)

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rayswift.cluster.resources import lay_out
 from rayswift.config.load import load
+from rayswift.launch.plan import resolve
 from rayswift.log import UserError
-from rayswift.resources import lay_out
-from rayswift.train.best import best_of, evaluations, num_without_improvement
-from rayswift.train.plan import resolve
+from rayswift.run.best import best_of, evaluations, num_without_improvement
 
 VALUES = st.lists(st.one_of(st.integers(0, 5).map(float), st.just(math.nan)), max_size=12)
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from rayswift.cluster.resources import lay_out
 from rayswift.config.load import load
-from rayswift.data.global_batches import FeedPlan, Position
-from rayswift.resources import lay_out
+from rayswift.data.sequence.global_batches import FeedPlan, Position
 from rayswift.train.arguments import trainer_arguments
 from rayswift.train.callbacks import StreamFlow, crosses
 from rayswift.train.clock import Clock
-from rayswift.train.launch import RunSpec
+from rayswift.train.spec import RunSpec
 from rayswift.train.stream import Progress
 
 ROWS, STEPS, EPOCHS = 6000, 93, 3.0

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from rayswift.cluster.resources import lay_out
 from rayswift.config.load import load
+from rayswift.launch.plan import resolve
 from rayswift.log import UserError
-from rayswift.resources import lay_out
-from rayswift.train import checkpoint
-from rayswift.train.checkpoint import Saved
-from rayswift.train.plan import resolve
+from rayswift.run import checkpoint
+from rayswift.run.checkpoint import Saved
 
 
 def save(run_dir: Path, step: int, sealed: bool = True) -> Path:

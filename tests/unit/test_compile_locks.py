@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from torch.utils.file_baton import FileBaton
 
-from rayswift.train import compile_locks
+from rayswift.train.parallel import compile_locks
 
 HOLDS = """
 import sys, time

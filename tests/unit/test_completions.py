@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, Scored, Span
 from rayswift.rollout import completions
 from rayswift.rollout.completions import CompletionsFile, newest
-from rayswift.rollout.samples import Completion, Group, PolicyVersion, Prompt, Scored, Span
 
 
 def group(ordinal: int, rewards: list[float], version: int = 0) -> Group:

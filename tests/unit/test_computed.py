@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import window_plan
 
-from rayswift.data.computed import ComputedColumns, PartWriter, compute
+from rayswift.data.cache.columns import ComputedColumns, PartWriter, compute
+from rayswift.data.sequence.windows import RowSet
 from rayswift.data.sources import RawRow
-from rayswift.data.windows import RowSet
 from rayswift.log import UserError
 
 

@@ -11,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayswift import cli
-from rayswift.config import other_names, reference, show, task_fields, trl_fields
+from rayswift.config import reference, show
+from rayswift.config.fields import tasks as task_fields
+from rayswift.config.fields import trl as trl_fields
 from rayswift.config.load import Invocation, load, to_yaml
-from rayswift.config.names import paths_of
+from rayswift.config.reading import other_names
+from rayswift.config.reading.names import paths_of
 from rayswift.config.schema import VERB_CONFIGS, RlhfConfig, SftConfig, SftTrainConfig, TrainConfig
 from rayswift.data.sources import parse_source
 from rayswift.log import UserError, logger
@@ -383,7 +386,7 @@ def test_examples_parse_and_name_files_that_exist(file: Path) -> None:
 
 @pytest.mark.parametrize("verb", sorted(VERB_CONFIGS))
 def test_help_lists_every_field(verb: str) -> None:
-    page = show.help_page(verb, cli.VERBS[verb], full=True)
+    page = show.help_page(verb, cli.VERBS[verb].help, full=True)
     flags = [line.split()[0] for line in page.splitlines() if line.startswith("  --")]
     assert sorted(flags) == sorted(f"--{path}" for path in paths_of(VERB_CONFIGS[verb]))
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from rayswift.data.global_batches import FeedPlan
+from rayswift.data.sequence.global_batches import FeedPlan
 from rayswift.log import logger, setup_worker
+from rayswift.report import console
+from rayswift.report.console import Console
 from rayswift.rollout.completions import CompletionsFile
-from rayswift.train import console
-from rayswift.train.console import Console
 from tests.unit.test_completions import group
 
 PLAN = FeedPlan(8, 100, 2000, 1, -1, 0.01)

@@ -9,22 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayswift.data.feed import DRIVERS_ATTEMPT, StaleAttempt
-from rayswift.data.global_batches import Position
-from rayswift.data.windows import TRAINED
+from rayswift.data.feed.feed import DRIVERS_ATTEMPT, StaleAttempt
+from rayswift.data.sequence.global_batches import Position
+from rayswift.data.sequence.windows import TRAINED
+from rayswift.engines.pool.autoscale import Rule
+from rayswift.engines.pool.patience import Limits
+from rayswift.engines.pool.pool import Pool
+from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, Scored
+from rayswift.engines.weights import Published
 from rayswift.log import UserError
 from rayswift.rollout.admission import RoundPlan
 from rayswift.rollout.attempt import RolloutPlan
-from rayswift.rollout.autoscale import Rule
 from rayswift.rollout.coordinator import Coordinator, Waiting
 from rayswift.rollout.groups import requests_for
 from rayswift.rollout.ledger import ALL_EQUAL, CUT, TAIL, LedgerSnapshot
-from rayswift.rollout.patience import Limits
-from rayswift.rollout.pool import Pool
 from rayswift.rollout.prompts import Drawn
 from rayswift.rollout.rounds import Round
-from rayswift.rollout.samples import Completion, Group, PolicyVersion, Prompt, Scored
-from rayswift.rollout.weights import Published
 from tests import virtual_time
 from tests.support.fake_engine import FakeEngine, FakeSettings
 

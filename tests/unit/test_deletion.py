@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rayswift.log import UserError
-from rayswift.train import checkpoint, universal
-from rayswift.train.run_folder import open_run
-from rayswift.train.storage import Remote, push, working_copy
+from rayswift.run import checkpoint
+from rayswift.run.folder import open_run
+from rayswift.run.remote import Remote, push, working_copy
+from rayswift.train.parallel import universal
 from tests.unit.test_run_folder import agreed, config_of, save
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
@@ -266,7 +267,7 @@ def test_workers_read_all_of_a_checkpoint_before_they_trust_it(tmp_path: Path) -
 
 
 def test_initial_weights_that_would_be_the_same_stay(tmp_path: Path) -> None:
-    from rayswift.train.fingerprint import initial_recipe
+    from rayswift.run.fingerprint import initial_recipe
 
     config = config_of(tmp_path)
     run = run_of(tmp_path)

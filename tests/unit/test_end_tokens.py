@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from rayswift.rollout.end_tokens import end_tokens
+from rayswift.engines.vllm.end_tokens import end_tokens
 
 TINY = Path(__file__).parents[2] / "examples" / "tiny"
 

@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 
+from rayswift.cluster.resources import Layout
 from rayswift.config.model import ModelConfig
 from rayswift.config.rollout import RolloutConfig
 from rayswift.config.schema import RlhfConfig
+from rayswift.engines.pool.patience import Limits, limits_of
+from rayswift.engines.vllm import setup as engine_setup
+from rayswift.engines.vllm.log_tail import LogTail
+from rayswift.launch.rollout_supply import rollout_plan
 from rayswift.log import UserError
-from rayswift.resources import Layout
-from rayswift.rollout import engine_setup, plane
+from rayswift.rollout import plane
 from rayswift.rollout.ledger import LedgerSnapshot
-from rayswift.rollout.log_tail import LogTail
-from rayswift.rollout.patience import Limits, limits_of
 from rayswift.rollout.plane import PlaneSpec
-from rayswift.train.policy.rollout_supply import rollout_plan
 from tests.conftest import TINY
 
 CPU, GPU = Layout(1, "cpu", 1, True), Layout(1, "cuda", 1, False)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayswift.data.batches import collate
-from rayswift.data.windows import PackedRow
+from rayswift.data.collate.packed import collate
+from rayswift.data.sequence.windows import PackedRow
 from rayswift.log import UserError
 from rayswift.train.evaluation import EvalBatch, Sums, add, measure, values
 from rayswift.train.policy.policy_trainer import StreamedPolicyTrainer

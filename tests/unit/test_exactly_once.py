@@ -16,11 +16,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from streams import MAX_LENGTH, TINY, feed_plan, in_process, line, numbers, shape
 
-from rayswift.data.encode import EncodeConfig
-from rayswift.data.global_batches import FeedPlan, GlobalBatch, Position, global_batches, share
-from rayswift.data.mixing import mix
+from rayswift.data.encode.encoder import EncodeConfig
+from rayswift.data.sequence.global_batches import FeedPlan, GlobalBatch, Position, global_batches, share
+from rayswift.data.sequence.mixing import mix
+from rayswift.data.sequence.windows import RowSet, WindowPlan
 from rayswift.data.sources import hold_out, open_sources
-from rayswift.data.windows import RowSet, WindowPlan
 
 OUTCOMES = {
     "g": "trained",

@@ -11,9 +11,9 @@ import torch.distributed as dist
 
 from rayswift.config.load import load
 from rayswift.config.schema import TrainingConfig
-from rayswift.data.feed import DataEnded, StaleAttempt
+from rayswift.data.feed.feed import DataEnded, StaleAttempt
+from rayswift.launch.failures import Failures, WorkerFailure, explain, main_cause
 from rayswift.log import UserError
-from rayswift.train.failures import Failures, WorkerFailure, explain, main_cause
 
 
 @pytest.fixture

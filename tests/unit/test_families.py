@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from model_families import KEEPING, OPENING, REWRITING
 from tokenizers import Tokenizer
 
-from rayswift.data.encode import EncodeConfig, EncodedRow
-from rayswift.data.members import cached_encoder
+from rayswift.data.encode.encoder import EncodeConfig, EncodedRow
+from rayswift.data.encode.members import cached_encoder
 from rayswift.data.rows import BadRow
 
 ALL = KEEPING | REWRITING | OPENING

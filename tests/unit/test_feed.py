@@ -14,12 +14,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from streams import batches, feed_plan, good, in_process, numbers, window_plan
 
-from rayswift.data.feed import DRIVERS_ATTEMPT, EVALUATION_COUNTS, Feed, Slice, StaleAttempt
-from rayswift.data.global_batches import FeedPlan, Position
-from rayswift.data.mixing import Mix
-from rayswift.data.windows import Window, WindowPlan
+from rayswift.data.feed.feed import DRIVERS_ATTEMPT, EVALUATION_COUNTS, Feed, Slice, StaleAttempt
+from rayswift.data.sequence.global_batches import FeedPlan, Position
+from rayswift.data.sequence.mixing import Mix
+from rayswift.data.sequence.windows import Window, WindowPlan
 from rayswift.log import UserError
-from rayswift.train.accounting import left_out, read_accounting, read_evaluation, write_accounting
+from rayswift.run.accounting import left_out, read_accounting, read_evaluation, write_accounting
 
 PATIENCE_S = 20.0
 

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayswift.config.source import SourceConfig
-from rayswift.data.rows import Conversation, Family, parse_row
+from rayswift.config.tasks import Family
+from rayswift.data.rows import Conversation, parse_row
 from rayswift.data.sources import json_values, open_sources
 from rayswift.log import UserError
 

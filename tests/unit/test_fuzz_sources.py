@@ -15,11 +15,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from streams import MAX_LENGTH, TINY, feed_plan, in_process
 
-from rayswift.data.encode import EncodeConfig
-from rayswift.data.feed import Feed
-from rayswift.data.global_batches import Position
+from rayswift.data.encode.encoder import EncodeConfig
+from rayswift.data.feed.feed import Feed
+from rayswift.data.sequence.global_batches import Position
+from rayswift.data.sequence.windows import RowSet, WindowPlan
 from rayswift.data.sources import open_sources, store
-from rayswift.data.windows import RowSet, WindowPlan
 from rayswift.log import UserError
 
 GOOD = b'{"text": "a b"}'

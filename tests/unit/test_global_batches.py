@@ -10,8 +10,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from streams import all_numbers, batches, feed_plan, good, in_process, numbers, shape, window_plan
 
-from rayswift.data.global_batches import Position, global_batches, table
-from rayswift.data.windows import WindowPlan
+from rayswift.data.sequence.global_batches import Position, global_batches, table
+from rayswift.data.sequence.windows import WindowPlan
 from rayswift.log import UserError
 
 KINDS = st.text("ggggggbul", min_size=1, max_size=40)

@@ -5,8 +5,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rayswift import resources
-from rayswift.resources import Layout, count_gpus, memory_per_worker_bytes
+from rayswift.cluster import resources
+from rayswift.cluster.resources import Layout, count_gpus, memory_per_worker_bytes
 
 ON_GPUS = Layout(2, "cuda", 1, True)
 

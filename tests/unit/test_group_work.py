@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rayswift.log import UserError
-from rayswift.train import checkpoint
+from rayswift.run import checkpoint
 from tests.unit.test_run_folder import config_of, save
 
 TIMEOUT_S = 3  # of a collective
@@ -28,8 +28,9 @@ def outcome(work: Callable[[], Any]) -> list[str]:
 
 def scenarios(rank: int, folder: Path) -> dict[str, list[str]]:
     """A rank's half of all that is tried."""
-    from rayswift.train import group_work, restart
-    from rayswift.train.group_work import work_together
+    from rayswift.train import startup as restart
+    from rayswift.train.parallel import group_work
+    from rayswift.train.parallel.group_work import work_together
 
     found = {}
 
@@ -56,12 +57,12 @@ def scenarios(rank: int, folder: Path) -> dict[str, list[str]]:
 
 def agreed(rank: int, run_dir: Path) -> str:
     """The checkpoint that the group begins at; where it is `unseen`, rank 1 looks at an empty folder."""
-    from rayswift.data.global_batches import FeedPlan
-    from rayswift.resources import lay_out
-    from rayswift.train import checkpoint as checkpoints
-    from rayswift.train import restart
+    from rayswift.cluster.resources import lay_out
+    from rayswift.data.sequence.global_batches import FeedPlan
+    from rayswift.run import checkpoint as checkpoints
+    from rayswift.train import startup as restart
     from rayswift.train.clock import Clock
-    from rayswift.train.launch import RunSpec, Worker
+    from rayswift.train.spec import RunSpec, Worker
 
     class Attempts:
         def new_attempt(self) -> int:

@@ -12,8 +12,9 @@ from huggingface_hub import HfApi, constants
 
 from rayswift.config.load import to_yaml
 from rayswift.log import UserError
-from rayswift.train import checkpoint, continuation, run_folder
-from rayswift.train.hub import HubPushes
+from rayswift.run import checkpoint, continuation
+from rayswift.run import folder as run_folder
+from rayswift.run.hub import HubPushes
 from tests.unit.test_run_folder import config_of, save
 
 TOKEN = "hf_" + "s" * 20

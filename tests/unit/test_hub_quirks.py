@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rayswift.config.load import load
 from rayswift.config.model import ModelConfig
-from rayswift.data.default_system import default_system
 from rayswift.data.prepare import prepare_tokenizer
+from rayswift.data.tokenizer.default_system import default_system
 from rayswift.data.tokenizer.folder import read_chat_template
+from rayswift.launch.dry_run import dry_run
 from rayswift.log import UserError
-from rayswift.train.dry_run import dry_run
-from rayswift.train.model import load_model, load_tokenizer
-from rayswift.train.models_on_disk import find_model
+from rayswift.model.find import find_model
+from rayswift.model.load import load_model, load_tokenizer
 from tests.support.model_folders import adapter, built
 from tests.support.one_loss import one_loss
 

@@ -10,9 +10,9 @@ from streams import TINY
 from rayswift import cli
 from rayswift.config.schema import DataConfig
 from rayswift.data import prepare
-from rayswift.data.inspection import inspect
-from rayswift.data.inspection_page import to_html, to_text
-from rayswift.data.windows import WindowPlan
+from rayswift.data.inspect.inspection import inspect
+from rayswift.data.inspect.page import to_html, to_text
+from rayswift.data.sequence.windows import WindowPlan
 
 ROWS = [
     *({"query": f"{i}+{i}=", "response": f"<b>{2 * i}</b>"} for i in range(50)),

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from rayswift import infer
 from rayswift.config.load import load
+from rayswift.config.tasks import TASKS
+from rayswift.launch.dry_run import dry_run
 from rayswift.log import UserError
-from rayswift.model import abilities
-from rayswift.model.kinds import look, of_config
-from rayswift.train import training
-from rayswift.train.dry_run import dry_run
-from rayswift.train.tasks import TASKS
+from rayswift.model.kind import abilities
+from rayswift.model.kind.kinds import look, of_config
+from rayswift.verbs import infer
+from rayswift.verbs import train as training
 from tests.support.model_folders import adapter, built, packed, with_tokenizer, written
 from tests.support.one_loss import one_loss
 
@@ -179,11 +179,11 @@ def test_a_command_ends_before_anything_starts(
 ) -> None:
     path, run_dir = str(folders[kind]), tmp_path / "run"
     flags = ["--model", path, "--data.dataset", "rows.jsonl", "--train.output_dir", str(run_dir), *own]
-    config = load(verb, flags).config
-    for start in (training.run, dry_run):
+    invocation = load(verb, flags)
+    for start in (lambda: training.run(invocation), lambda: dry_run(invocation.config)):
         monkeypatch.setattr(training, "join", lambda *_: pytest.fail("it started"))
         with pytest.raises(UserError) as refused:
-            start(config)
+            start()
         assert refused.value.exit_code == 2
         assert f"model.path = {path!r} is {WHAT[kind]}" in str(refused.value)
         assert "holds no weights" not in str(refused.value)

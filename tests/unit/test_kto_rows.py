@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from streams import TINY
 from tokenizers import Tokenizer
 
-from rayswift.data.encode import EncodeConfig, EncodedRow
-from rayswift.data.feed import Feed
-from rayswift.data.global_batches import FeedPlan, Position
-from rayswift.data.kl_partners import with_partners
-from rayswift.data.members import encoder_of
+from rayswift.data.encode.encoder import EncodeConfig, EncodedRow
+from rayswift.data.encode.members import encoder_of
+from rayswift.data.feed.feed import Feed
 from rayswift.data.rows import BadRow, kto_remarks
-from rayswift.data.windows import PackedRow, Window
+from rayswift.data.sequence.global_batches import FeedPlan, Position
+from rayswift.data.sequence.kl_partners import with_partners
+from rayswift.data.sequence.windows import PackedRow, Window
 
 TOKENIZER = Tokenizer.from_file(str(TINY / "tokenizer.json"))
 ROW = {"prompt": "2+2", "completion": "4, sure", "label": True}
@@ -199,7 +199,7 @@ def test_partners_are_the_same_for_any_number_of_workers_and_after_a_resume(tmp_
 
 
 def test_a_batch_of_judged_answers() -> None:
-    from rayswift.data.member_batches import kto_batch
+    from rayswift.data.collate.members import kto_batch
 
     pair = [row(1, 1, 2, label=False), row(2, 1, 1)]
     alone = {k: v.tolist() for k, v in kto_batch(pair, 0, "rows").items()}

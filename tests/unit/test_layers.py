@@ -12,68 +12,64 @@ REPO = Path(__file__).resolve().parents[2]
 PACKAGE = REPO / "rayswift"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
-# Top first: a module imports from its own layer or from those behind it.
+# Top first: a module imports from its own room or from those behind it.
 LAYERS = (
     "__main__",
     "cli",
     "verbs",
+    "launch",
     "train",
+    "report",
     "rollout",
+    "engines",
     "model",
+    "run",
     "data",
-    "model",
-    "resources",
-    "nodes",
-    "preflight",
+    "cluster",
     "config",
-    "heap",
     "signals",
     "log",
     "__init__",
 )
-VERBS = {
-    "sft",
-    "pt",
-    "rlhf",
-    "data_encode",
-    "data_inspect",
-    "tasks",
-    "infer",
-    "deploy",
-    "eval",
-    "export",
-    "sample",
-    "submit",
-}
+MAX_FILES = 14
 
 HEAVY = {"ray", "torch", "vllm"}
 PURE = [
-    *(
-        f"rayswift.data.{n}"
-        for n in [
-            "default_system",
-            "packing",
-            "order",
-            "rows",
-            "template",
-            "trace",
-            "truncation",
-            "turns",
-            "encode",
-            "prompt_rows",
-            "global_batches",
-            "windows",
-        ]
-    ),
-    *(f"rayswift.rollout.{n}" for n in ["admission", "ledger", "prompts", "advantages", "rounds"]),
-    *(f"rayswift.rollout.rewards.{n}" for n in ["builtin", "dispatch", "functions", "stated_numbers"]),
-    *(f"rayswift.model.{n}" for n in ["kinds", "abilities"]),
-    "rayswift.train.memory",
-    "rayswift.train.model_size",
-    "rayswift.train.checkpoint",
-    "rayswift.train.events",
-    *(f"rayswift.rollout.{n}" for n in ["autoscale", "membership", "salvage"]),
-    *(f"rayswift.train.report.{n}" for n in ["curves", "charts", "advice", "live_line", "page"]),
+    "rayswift.data.encode.encoder",
+    "rayswift.data.encode.message_ends",
+    "rayswift.data.encode.prompts",
+    "rayswift.data.encode.template",
+    "rayswift.data.encode.truncation",
+    "rayswift.data.encode.turns",
+    "rayswift.data.rows",
+    "rayswift.data.sequence.global_batches",
+    "rayswift.data.sequence.order",
+    "rayswift.data.sequence.packing",
+    "rayswift.data.sequence.windows",
+    "rayswift.data.tokenizer.default_system",
+    "rayswift.engines.pool.autoscale",
+    "rayswift.engines.pool.membership",
+    "rayswift.engines.pool.merge_parts",
+    "rayswift.launch.memory",
+    "rayswift.model.kind.abilities",
+    "rayswift.model.kind.kinds",
+    "rayswift.model.size.parameters",
+    "rayswift.report.advice",
+    "rayswift.report.charts",
+    "rayswift.report.curves",
+    "rayswift.report.live_line",
+    "rayswift.report.page",
+    "rayswift.rollout.admission",
+    "rayswift.rollout.advantages",
+    "rayswift.rollout.ledger",
+    "rayswift.rollout.prompts",
+    "rayswift.rollout.rewards.builtin",
+    "rayswift.rollout.rewards.dispatch",
+    "rayswift.rollout.rewards.functions",
+    "rayswift.rollout.rewards.stated_numbers",
+    "rayswift.rollout.rounds",
+    "rayswift.run.checkpoint",
+    "rayswift.run.events",
 ]
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
@@ -104,8 +100,7 @@ def imports_of(module: str) -> set[str]:
 
 
 def layer_of(module: str) -> str:
-    first = module.split(".")[1] if "." in module else "__init__"
-    return "verbs" if first in VERBS else first
+    return module.split(".")[1] if "." in module else "__init__"
 
 
 def ours(module: str) -> set[str]:
@@ -126,9 +121,15 @@ def test_imports_point_one_way() -> None:
     assert not wrong
 
 
+def test_rooms_are_small() -> None:
+    folders = {path.parent for path in SOURCES}
+    files = {folder: [each for each in folder.iterdir() if each.is_file()] for folder in folders}
+    assert not {str(folder): len(found) for folder, found in files.items() if len(found) > MAX_FILES}
+
+
 def test_verbs_do_not_import_verbs() -> None:
     verbs = [module for module in MODULES if layer_of(module) == "verbs"]
-    assert "rayswift.sft" in verbs
+    assert "rayswift.verbs.train" in verbs
     assert not [f"{v} -> {t}" for v in verbs for t in ours(v) if layer_of(t) == "verbs" and t != v]
 
 
@@ -139,7 +140,7 @@ def test_rollout_does_not_import_train() -> None:
 
 def test_vllm_is_imported_in_the_process_of_an_engine_alone() -> None:
     importers = {m for m in MODULES if any(name.split(".")[0] == "vllm" for name in imports_of(m))}
-    assert importers <= {"rayswift.rollout.vllm_core", "rayswift.rollout.vllm_worker"}
+    assert importers <= {"rayswift.engines.vllm.core", "rayswift.engines.vllm.worker"}
 
 
 def reach(module: str) -> dict[str, str]:
@@ -165,7 +166,7 @@ def test_pure_modules_reach_neither_ray_nor_torch_nor_vllm(module: str) -> None:
 
 
 def test_batches_reach_torch_only() -> None:
-    assert set(reach("rayswift.data.batches")) == {"torch"}
+    assert set(reach("rayswift.data.collate.packed")) == {"torch"}
 
 
 def loaded_by(code: str) -> tuple[set[str], float]:
@@ -189,7 +190,7 @@ def test_help_is_light(argv: list[str]) -> None:
 
 def test_the_driver_loads_no_torch() -> None:
     """Driver, controller and data workers start seconds sooner."""
-    loaded, _ = loaded_by("import rayswift.sft")
+    loaded, _ = loaded_by("import rayswift.verbs.train")
     assert not loaded & {"torch", "transformers", "trl", "deepspeed", "vllm"}
 
 

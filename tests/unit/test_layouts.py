@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from rayswift.config.tasks import Family
 from rayswift.data.rows import (
     BadRow,
     CausalRow,
     ClassificationRow,
     Conversation,
     EmbeddingRow,
-    Family,
     KtoRow,
     MessageLoss,
     PreferenceRow,

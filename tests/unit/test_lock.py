@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from rayswift.log import UserError
-from rayswift.train.lock import NAME, Folder, Holder, Place, Url, acquire, held, hold, this_process
-from rayswift.train.remote import Remote
+from rayswift.run.lock import NAME, Folder, Holder, Place, Url, acquire, held, hold, this_process
+from rayswift.run.url_files import Remote
 
 ELSEWHERE = Holder("node-7", 4711, 1.7e9, "another boot", "t1")
 
@@ -129,7 +129,7 @@ def test_many_at_once(tmp_path: Path) -> None:
 
 
 def test_killed_or_not(tmp_path: Path) -> None:
-    code = f"from rayswift.train.lock import held; import time\nwith held({str(tmp_path)!r}): time.sleep(600)"
+    code = f"from rayswift.run.lock import held; import time\nwith held({str(tmp_path)!r}): time.sleep(600)"
     child = subprocess.Popen([sys.executable, "-c", code])
     try:
         deadline = time.monotonic() + 120

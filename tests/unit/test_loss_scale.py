@@ -7,12 +7,12 @@ import pytest
 from streams import TINY
 from tokenizers import Tokenizer
 
+from rayswift.config.checks.task import task_problems
 from rayswift.config.load import load
 from rayswift.config.schema import LossScale
-from rayswift.config.task_checks import task_problems
-from rayswift.data.encode import EncodeConfig
-from rayswift.data.loss_scale import scaled
-from rayswift.data.members import encoder_of
+from rayswift.data.encode.encoder import EncodeConfig
+from rayswift.data.encode.loss_scale import scaled
+from rayswift.data.encode.members import encoder_of
 from rayswift.data.rows import BadRow
 
 TOKENIZER = Tokenizer.from_file(str(TINY / "tokenizer.json"))

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from streams import TINY, batches, feed_plan
 from tokenizers import Tokenizer
 
-from rayswift.data.encode import EncodeConfig, EncodedRow, TooLong
-from rayswift.data.global_batches import TAIL
-from rayswift.data.members import encoder_of
+from rayswift.data.encode.encoder import EncodeConfig, EncodedRow, TooLong
+from rayswift.data.encode.members import encoder_of
 from rayswift.data.rows import BadRow
+from rayswift.data.sequence.global_batches import TAIL
+from rayswift.data.sequence.windows import PackedRow, RowSet, WindowPlan
 from rayswift.data.sources import open_sources
-from rayswift.data.windows import PackedRow, RowSet, WindowPlan
 from rayswift.log import UserError
 
 TOKENIZER = Tokenizer.from_file(str(TINY / "tokenizer.json"))
@@ -143,7 +143,7 @@ def test_every_row_is_trained_left_out_or_tail(
 
 
 def test_a_batch_holds_all_chosen_then_all_rejected() -> None:
-    from rayswift.data.member_batches import preference_batch
+    from rayswift.data.collate.members import preference_batch
 
     def row(*sizes: int) -> PackedRow:
         ids = np.arange(sum(sizes), dtype=np.int32) + 10
@@ -168,7 +168,7 @@ def test_of_several_turns_the_last_alone_may_be_trained() -> None:
 
 
 def test_a_batch_of_pairs_side_by_side() -> None:
-    from rayswift.data.member_batches import pair_batch
+    from rayswift.data.collate.members import pair_batch
 
     ids = np.arange(5, dtype=np.int32) + 10
     row = PackedRow(ids, np.array([False, True, False, False, True]), (2, 3), 1)
@@ -229,7 +229,7 @@ def test_labels_are_what_the_loss_takes_or_refused(
 
 
 def test_batches_of_rewards_and_of_classes() -> None:
-    from rayswift.data.member_batches import class_batch, reward_batch
+    from rayswift.data.collate.members import class_batch, reward_batch
 
     def row(sizes: tuple[int, ...], numbers: Any = ()) -> PackedRow:
         ids = np.arange(sum(sizes), dtype=np.int32) + 10

@@ -6,8 +6,8 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayswift.rollout.membership import Joins, Member, State, change
-from rayswift.rollout.samples import PolicyVersion
+from rayswift.engines.pool.membership import Joins, Member, State, change
+from rayswift.engines.samples import PolicyVersion
 
 VERSIONS = [None, PolicyVersion(1, 3), PolicyVersion(1, 4), PolicyVersion(2, 4)]
 ALL = [

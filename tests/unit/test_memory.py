@@ -11,15 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rayswift.cluster.resources import Layout
 from rayswift.config.load import load
 from rayswift.config.model import ModelConfig
 from rayswift.config.schema import ClusterConfig
+from rayswift.launch import plan
+from rayswift.launch.memory import MemoryEstimate, estimate, smallest_stage
 from rayswift.log import UserError
-from rayswift.resources import Layout
-from rayswift.train import plan, shapes
-from rayswift.train.memory import MemoryEstimate, estimate, smallest_stage
-from rayswift.train.model_size import SIZES, ModelSize, model_size, read_header
-from rayswift.train.zero import REDUCE_BUCKET, deepspeed_config, fit_reduce_bucket
+from rayswift.model.size import shapes
+from rayswift.model.size.parameters import SIZES, ModelSize, model_size, read_header
+from rayswift.train.parallel.deepspeed import REDUCE_BUCKET, deepspeed_config, fit_reduce_bucket
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,8 @@ def test_what_is_built_without_storage_is_what_is_trained(family: str, tmp_path:
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from rayswift.train import built_on_meta, tuners
+    from rayswift.model import tuners
+    from rayswift.model.size import built_on_meta
 
     config = small(family)
     network = AutoModelForCausalLM.from_config(config)
@@ -156,7 +158,7 @@ def test_a_head_that_a_family_does_not_share_is_counted(tmp_path: Path) -> None:
     """`config.json` says that it does, which some families do not heed."""
     from transformers import AutoModelForCausalLM
 
-    from rayswift.train import built_on_meta
+    from rayswift.model.size import built_on_meta
 
     config = small("bigbird_pegasus")
     assert config.tie_word_embeddings
@@ -224,7 +226,7 @@ def test_an_adapter_on_some_modules(tiny_model_dir: Path, tiny: Any) -> None:
 def test_what_full_training_freezes(fields: dict[str, Any], tiny_model_dir: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from rayswift.train import tuners
+    from rayswift.model import tuners
 
     network = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     tuners.freeze(network, ModelConfig(path=str(tiny_model_dir), **fields))

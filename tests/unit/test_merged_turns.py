@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from streams import TINY
 
-from rayswift.data.encode import EncodeConfig
-from rayswift.data.members import encoder_of
+from rayswift.data.encode.encoder import EncodeConfig
+from rayswift.data.encode.members import encoder_of
+from rayswift.data.encode.template import ChatTemplate
+from rayswift.data.encode.turns import Marking, documents
 from rayswift.data.rows import BadRow, CausalRow, parse_row
-from rayswift.data.template import ChatTemplate
-from rayswift.data.turns import Marking, documents
 
 ALTERNATES = """\
 {%- for m in messages %}

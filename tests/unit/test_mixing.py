@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayswift.data.mixing import Mix, mix, weights_of
+from rayswift.data.sequence.mixing import Mix, mix, weights_of
+from rayswift.data.sequence.windows import RowSet
 from rayswift.data.sources import open_sources
-from rayswift.data.windows import RowSet
 from rayswift.log import UserError
 
 SIZES = st.lists(st.integers(1, 300), min_size=1, max_size=5)

@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from rayswift.config.model import ModelConfig
 from rayswift.log import UserError
-from rayswift.train import generation_config, heads, tuners
-from rayswift.train.model import hold_masters, load_model, share_tied, switch_off_dropout, weights_dtype
-from rayswift.train.model_size import read_header
+from rayswift.model import generation_config, heads, tuners
+from rayswift.model.load import hold_masters, load_model, share_tied, switch_off_dropout, weights_dtype
+from rayswift.model.size.parameters import read_header
 
 HALF = torch.bfloat16
 

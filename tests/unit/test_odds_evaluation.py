@@ -10,17 +10,17 @@ import pytest
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rayswift.cluster.resources import Layout
 from rayswift.config.load import load as load_config
-from rayswift.data.global_batches import FeedPlan
-from rayswift.data.member_batches import pair_batch
-from rayswift.data.windows import PackedRow
-from rayswift.resources import Layout
+from rayswift.config.tasks import TASKS, load
+from rayswift.data.collate.members import pair_batch
+from rayswift.data.sequence.global_batches import FeedPlan
+from rayswift.data.sequence.windows import PackedRow
+from rayswift.launch import plan as planning
 from rayswift.train import evaluation
-from rayswift.train import plan as planning
 from rayswift.train.arguments import trainer_arguments
 from rayswift.train.clock import Clock
-from rayswift.train.launch import RunSpec
-from rayswift.train.tasks import TASKS, load
+from rayswift.train.spec import RunSpec
 
 # Float32 sums of some hundred terms in another order, and a difference of two of them: a few units in the last place.
 SAME = {"rel": 1e-6, "abs": 2e-6}

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from rayswift.config.online_checks import max_prompt_length, max_sequence_length, round_size
+from rayswift.config.checks.online import max_prompt_length, max_sequence_length, round_size
+from rayswift.config.checks.task import task_problems
 from rayswift.config.schema import RlhfConfig
-from rayswift.config.task_checks import task_problems
+from rayswift.engines.vllm import setup as engine_setup
 from rayswift.log import UserError
-from rayswift.rollout import checks, engine_setup
+from rayswift.rollout import checks
 
 
 def config(**fields: Any) -> RlhfConfig:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayswift.data.order import shuffled
+from rayswift.data.sequence.order import shuffled
 
 KEYS = st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**31))
 

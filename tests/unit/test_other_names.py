@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from rayswift.config.load import load
-from rayswift.config.names import paths_of
-from rayswift.config.other_names import AXOLOTL, LLAMA_FACTORY, TRL, answer
+from rayswift.config.reading.names import paths_of
+from rayswift.config.reading.other_names import AXOLOTL, LLAMA_FACTORY, TRL, answer
 from rayswift.config.schema import VERB_CONFIGS
 from rayswift.config.swift import knows
 from rayswift.log import UserError

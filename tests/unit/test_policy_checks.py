@@ -2,13 +2,13 @@
 
 import pytest
 
-from rayswift.config.built import refuse_unbuilt
+from rayswift.cluster.resources import Layout
+from rayswift.config.checks.built import refuse_unbuilt
+from rayswift.config.checks.policy import GRPO_LOSSES, policy_problems, steps_per_round
 from rayswift.config.load import load
-from rayswift.config.policy_checks import GRPO_LOSSES, policy_problems, steps_per_round
 from rayswift.config.schema import RlhfConfig
+from rayswift.launch.plan import resolve
 from rayswift.log import UserError
-from rayswift.resources import Layout
-from rayswift.train.plan import resolve
 
 GRPO = ("--model", "m", "--data.dataset", "d.jsonl", "--train.task", "grpo", "--rollout.reward_funcs", "accuracy")
 

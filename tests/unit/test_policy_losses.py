@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from rayswift.config.policy_checks import GRPO_LOSSES
+from rayswift.config.checks.policy import GRPO_LOSSES
 from rayswift.config.rollout import RolloutConfig
 from rayswift.train.policy.losses import (
     LOSS_TYPES,

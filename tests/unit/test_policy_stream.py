@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from rayswift.data.global_batches import Position
+from rayswift.data.sequence.global_batches import Position
 from rayswift.rollout.rounds import Round, RoundTable, Tokens, rows_of_ranks
 from rayswift.train.policy.policy_stream import CutSettings, PolicyStream, RoundFlow
 

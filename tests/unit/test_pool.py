@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rayswift.engines.engine import Collected
+from rayswift.engines.pool.patience import Limits
+from rayswift.engines.pool.pool import EnginesFailed, Pool, SampleFailed
+from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest
 from rayswift.log import UserError
-from rayswift.rollout.engine import Collected
-from rayswift.rollout.patience import Limits
-from rayswift.rollout.pool import EnginesFailed, Pool, SampleFailed
-from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest
 from tests.support.fake_engine import FakeEngine, tokens_of
 from tests.support.pools import LIMITS, SPEED, V0, V1, Engines, in_pool, requests, same
 

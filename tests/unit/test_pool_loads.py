@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayswift.rollout.pool import EnginesFailed, Pool
-from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest
+from rayswift.engines.pool.pool import EnginesFailed, Pool
+from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest
 from tests.support.fake_engine import FakeEngine, Load, tokens_of
 from tests.support.pools import LIMITS, SPEED, V0, V1, Engines, in_pool, requests
 

@@ -7,14 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rayswift.cluster.preflight import Ask, Resources, check_head_answers, describe, num_workers_that_fit
 from rayswift.log import UserError
-from rayswift.preflight import (
-    Ask,
-    Resources,
-    check_head_answers,
-    describe,
-    num_workers_that_fit,
-)
 
 CPU_WORKER: Resources = {"CPU": 1.0}
 GPU_WORKER: Resources = {"CPU": 1.0, "GPU": 1.0}

@@ -7,9 +7,9 @@ import pytest
 from streams import TINY
 from tokenizers import Tokenizer
 
-from rayswift.data.encode import EncodeConfig, EncodedRow, TooLong
-from rayswift.data.inspection import format_of
-from rayswift.data.members import encoder_of
+from rayswift.data.encode.encoder import EncodeConfig, EncodedRow, TooLong
+from rayswift.data.encode.members import encoder_of
+from rayswift.data.inspect.inspection import format_of
 from rayswift.data.rows import BadRow
 
 IDS = [5, 6, 7, 8, 9]

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from streams import TINY, feed_plan, in_process
 from tokenizers import Tokenizer
 
-from rayswift.data.encode import EncodeConfig, EncodedRow, TooLong
-from rayswift.data.global_batches import Position
-from rayswift.data.members import encoder_of
+from rayswift.data.encode.encoder import EncodeConfig, EncodedRow, TooLong
+from rayswift.data.encode.members import encoder_of
+from rayswift.data.encode.template import ChatTemplate
 from rayswift.data.rows import BadRow
+from rayswift.data.sequence.global_batches import Position
+from rayswift.data.sequence.windows import RowSet, WindowPlan
 from rayswift.data.sources import open_sources
-from rayswift.data.template import ChatTemplate
 from rayswift.data.tokenizer.folder import read_chat_template
-from rayswift.data.windows import RowSet, WindowPlan
 from rayswift.rollout.prompts import Drawn, PromptFeed
 
 TOKENIZER = Tokenizer.from_file(str(TINY / "tokenizer.json"))

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import ray
 
+from rayswift.cluster.resources import Layout, connect
 from rayswift.config.schema import ClusterConfig
 from rayswift.log import UserError
-from rayswift.resources import Layout, connect
 
 # What Ray 2.60 raises, class and words, where a node's raylet takes longer than 30 s.
 TOO_SLOW = Exception(

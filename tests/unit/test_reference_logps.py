@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rayswift.cluster.resources import Layout
 from rayswift.config.model import ModelConfig
 from rayswift.config.schema import RlhfConfig
-from rayswift.data.computed import PartWriter, compute
-from rayswift.data.encode import EncodeConfig
-from rayswift.data.members import cached_encoder
+from rayswift.data.cache.columns import PartWriter, compute
+from rayswift.data.encode.encoder import EncodeConfig
+from rayswift.data.encode.members import cached_encoder
+from rayswift.data.sequence.windows import RowSet, WindowPlan
 from rayswift.data.sources import open_sources
-from rayswift.data.windows import RowSet, WindowPlan
-from rayswift.resources import Layout
-from rayswift.train import reference_logps
-from rayswift.train.reference_logps import ReferenceLogps, answer_logps
+from rayswift.model import reference_logps
+from rayswift.model.reference_logps import ReferenceLogps, answer_logps
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "one and two?", "chosen": "three, of course", "rejected": "5"},
@@ -39,7 +39,7 @@ def test_every_pair_has_what_the_model_gives_its_answers(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from rayswift.data.member_batches import preference_batch
+    from rayswift.data.collate.members import preference_batch
 
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")

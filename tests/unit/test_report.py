@@ -16,19 +16,19 @@ from hypothesis import strategies as st
 
 from rayswift.config.load import load
 from rayswift.config.schema import RlhfConfig, SftConfig
-from rayswift.data.global_batches import UnusableRows
+from rayswift.data.sequence.global_batches import UnusableRows
 from rayswift.log import UserError
-from rayswift.train import events
-from rayswift.train.accounting import read_accounting
-from rayswift.train.checkpoint import Saved
-from rayswift.train.events import Event, Start, starts
-from rayswift.train.report.advice import advise, verdict
-from rayswift.train.report.charts import Chart, draw, show
-from rayswift.train.report.curves import MAX_BUCKETS, Curve, MetricsFile
-from rayswift.train.report.environment import environment
-from rayswift.train.report.live import LiveReport
-from rayswift.train.report.live_line import live_line
-from rayswift.train.report.page import CHARTS, View, duration, render, without_secrets
+from rayswift.report.advice import advise, verdict
+from rayswift.report.charts import Chart, draw, show
+from rayswift.report.curves import MAX_BUCKETS, Curve, MetricsFile
+from rayswift.report.environment import environment
+from rayswift.report.live import LiveReport
+from rayswift.report.live_line import live_line
+from rayswift.report.page import CHARTS, View, duration, render, without_secrets
+from rayswift.run import events
+from rayswift.run.accounting import read_accounting
+from rayswift.run.checkpoint import Saved
+from rayswift.run.events import Event, Start, starts
 from tests.html_page import Page
 
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from streams import TINY
 from test_layouts import TABLE, TEXTS
 
-from rayswift.data.encode import EncodeConfig
-from rayswift.data.rows import Family
+from rayswift.config.tasks import Family
+from rayswift.data.encode.encoder import EncodeConfig
+from rayswift.data.sequence.windows import RowSet, Window, WindowPlan
 from rayswift.data.sources import RawRow
-from rayswift.data.windows import RowSet, Window, WindowPlan
 
 FAMILIES: tuple[Family, ...] = (*("causal", "preference", "kto", "prompt", "embedding", "reranker", "classification"),)
 LAYOUTS = {family: [(row, columns) for _, of, row, columns, _ in TABLE if of == family] for family in FAMILIES}

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 import rayswift.data.rows
+from rayswift.config.tasks import Family
 from rayswift.data.rows import (
     BadRow,
     CausalRow,
     ClassificationRow,
     EmbeddingRow,
-    Family,
     KtoRow,
     PreferenceRow,
     PromptRow,

@@ -15,13 +15,14 @@ from tokenizers import Tokenizer
 from rayswift.config.load import load
 from rayswift.config.schema import DataConfig
 from rayswift.config.source import SourceConfig
-from rayswift.data import fingerprint, raw_rows
-from rayswift.data.inspection import inspect
+from rayswift.data import raw_rows
+from rayswift.data.cache import fingerprint
+from rayswift.data.inspect.inspection import inspect
 from rayswift.data.prepare import plan_encoding
 from rayswift.data.raw_rows import map_hash
-from rayswift.data.windows import WindowPlan
+from rayswift.data.sequence.windows import WindowPlan
+from rayswift.launch import user_code
 from rayswift.log import UserError
-from rayswift.train import user_code
 
 TOKENIZER = Tokenizer.from_file(str(TINY / "tokenizer.json"))
 MAP = """

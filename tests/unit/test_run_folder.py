@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from rayswift.config.load import load, paths_of, to_yaml
-from rayswift.config.schema import RlhfConfig, SftConfig
-from rayswift.data.global_batches import Position
+from rayswift.config.schema import RlhfConfig, SftConfig, TrainingConfig
+from rayswift.data.sequence.global_batches import Position
+from rayswift.launch import user_code
 from rayswift.log import UserError
-from rayswift.train import checkpoint, continuation, fingerprint, run_folder
-from rayswift.train.continuation import check_unchanged
-from rayswift.train.run_folder import Resume, open_run
+from rayswift.run import checkpoint, continuation, fingerprint
+from rayswift.run import folder as run_folder
+from rayswift.run.continuation import check_unchanged
+from rayswift.run.folder import Resume, open_run
 
 POSITION = Position(step=20, epoch=1, window=3, row=2, counts={"trained": 90, "quarantined: malformed JSON": 10})
 FOUND = {"model": "m1", "tokenizer": "t1", "rows": 100}
@@ -258,12 +260,16 @@ def test_a_checkpoint_of_before_a_field_has_its_default(tmp_path: Path) -> None:
     ]
 
 
+def found_of(config: TrainingConfig) -> dict[str, Any]:
+    return fingerprint.fingerprint(config, "t", 3, user_code.content_hash(config))
+
+
 def test_loss_and_plugins_are_part_of_the_fingerprint(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("a")
     config = config_of(tmp_path, "--plugins", str(tmp_path / "mine.py"))
-    found = fingerprint.fingerprint(config, "t", 3)
+    found = found_of(config)
     (tmp_path / "mine.py").write_text("b")
-    assert found["loss, plugins and rewards"] != fingerprint.fingerprint(config, "t", 3)["loss, plugins and rewards"]
+    assert found["loss, plugins and rewards"] != found_of(config)["loss, plugins and rewards"]
 
 
 # Beginnings of names that speak of watching, saving and waiting; all of these may change.
@@ -336,9 +342,9 @@ def test_the_fingerprint_sees_the_model(tmp_path: Path) -> None:
         ("a.safetensors", "xy"),
     ):
         (model / name).write_text(content)
-        seen.add(fingerprint.fingerprint(config_of(tmp_path, "--model", str(model)), "t", 3)["model"])
+        seen.add(found_of(config_of(tmp_path, "--model", str(model)))["model"])
     assert len(seen) == 4
-    assert fingerprint.fingerprint(config_of(tmp_path), "t", 3) | {"model": ""} == {
+    assert found_of(config_of(tmp_path)) | {"model": ""} == {
         "model": "",
         "tokenizer": "t",
         "rows": 3,
@@ -350,13 +356,13 @@ def test_the_fingerprint_sees_the_model(tmp_path: Path) -> None:
 
 def agreed(run_dir: Path, resume: str) -> Path | None:
     """The checkpoint that a worker continues after the driver has opened the run."""
-    from rayswift.data.feed import Feed
-    from rayswift.data.global_batches import FeedPlan
-    from rayswift.resources import lay_out
+    from rayswift.cluster.resources import lay_out
+    from rayswift.data.feed.client import LocalFeed
+    from rayswift.data.feed.feed import Feed
+    from rayswift.data.sequence.global_batches import FeedPlan
     from rayswift.train.clock import Clock
-    from rayswift.train.feed_client import LocalFeed
-    from rayswift.train.launch import RunSpec, Worker
-    from rayswift.train.restart import agree_on_checkpoint
+    from rayswift.train.spec import RunSpec, Worker
+    from rayswift.train.startup import agree_on_checkpoint
 
     config = config_of(run_dir, "--resume", resume, "--device", "cpu", "--num_workers", "0")
     opened = open_run(config, run_dir)
@@ -471,7 +477,7 @@ def test_rows_edited_behind_a_runs_back_are_refused(tmp_path: Path) -> None:
 
 def test_rows_that_were_not_touched_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, resume, _ = run_on_rows(tmp_path)
-    from rayswift.data import fingerprint as contents
+    from rayswift.data.cache import fingerprint as contents
 
     monkeypatch.setattr(contents, "hash_file", lambda path: pytest.fail(f"read {path}"))
     check_unchanged(resume, config, FOUND)
@@ -490,10 +496,10 @@ def test_the_fingerprint_sees_weights_of_the_same_size(tmp_path: Path) -> None:
     file = model / "model.safetensors"
     file.write_bytes(bytes(3 << 20))
     config = config_of(tmp_path, "--model", str(model))
-    was = fingerprint.fingerprint(config, "t", 3)
-    assert fingerprint.fingerprint(config, "t", 3) == was
+    was = found_of(config)
+    assert found_of(config) == was
     file.write_bytes(b"\1" * (3 << 20))
-    assert fingerprint.fingerprint(config, "t", 3)["weights"] != was["weights"]
+    assert found_of(config)["weights"] != was["weights"]
 
 
 # ---- longer, and elsewhere ----

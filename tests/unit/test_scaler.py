@@ -4,11 +4,11 @@ import asyncio
 
 import numpy as np
 
-from rayswift.rollout.autoscale import Rule
-from rayswift.rollout.patience import Limits
-from rayswift.rollout.pool import Pool
-from rayswift.rollout.samples import PolicyVersion, SampleRequest
-from rayswift.rollout.scaler import Scaler
+from rayswift.engines.pool.autoscale import Rule
+from rayswift.engines.pool.patience import Limits
+from rayswift.engines.pool.pool import Pool
+from rayswift.engines.pool.scaler import Scaler
+from rayswift.engines.samples import PolicyVersion, SampleRequest
 from tests.support.fake_engine import FakeEngine, FakeSettings
 from tests.virtual_time import run
 

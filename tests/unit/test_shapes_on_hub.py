@@ -14,19 +14,19 @@ from typing import Any
 
 import pytest
 
+from rayswift.cluster.resources import lay_out
 from rayswift.config.load import load
 from rayswift.config.model import ModelConfig
 from rayswift.config.schema import SftConfig
-from rayswift.resources import lay_out
-from rayswift.train import shapes
-from rayswift.train.plan import describe, resolve
+from rayswift.launch.plan import describe, resolve
+from rayswift.model.size import shapes
 
 NAME, COMMIT = "org/tiny", "0" * 40
 # Prints what `--dry_run` knows of the size, and the bytes that were fetched for it.
 ASK = """
 import json, sys
 from rayswift.config.model import ModelConfig
-from rayswift.train import shapes
+from rayswift.model.size import shapes
 try:
     found = shapes.find(ModelConfig(path=sys.argv[1]), "causal_lm")
     print(json.dumps({"config": found.config, "shapes": found.shapes}))

@@ -17,24 +17,24 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from rayswift.cluster.resources import Layout
 from rayswift.config.load import load
 from rayswift.config.model import ModelConfig
-from rayswift.data.encode import EncodeConfig, EncodedRow
-from rayswift.data.member_batches import left_padded_batch, text_batch
-from rayswift.data.members import encoder_of
-from rayswift.data.reranker_template import for_pairs
+from rayswift.data.collate.members import left_padded_batch, text_batch
+from rayswift.data.encode.encoder import EncodeConfig, EncodedRow
+from rayswift.data.encode.members import encoder_of
+from rayswift.data.encode.reranker_template import for_pairs
 from rayswift.data.rows import BadRow
+from rayswift.data.sequence.windows import PackedRow, RowSet, WindowPlan
 from rayswift.data.sources import open_sources
-from rayswift.data.windows import PackedRow, RowSet, WindowPlan
-from rayswift.export import merge
+from rayswift.launch.plan import resolve
 from rayswift.log import UserError
-from rayswift.resources import Layout
-from rayswift.train import heads
-from rayswift.train.embedding_losses import EmbeddingLoss, known
-from rayswift.train.models_on_disk import find_model
-from rayswift.train.plan import resolve
-from rayswift.train.reranking import list_loss, list_sums
-from rayswift.train.tuners import new_adapter
+from rayswift.model import heads
+from rayswift.model.find import find_model
+from rayswift.model.tuners import new_adapter
+from rayswift.train.trainers.embedding_losses import EmbeddingLoss, known
+from rayswift.train.trainers.reranking import list_loss, list_sums
+from rayswift.verbs.export import merge
 
 TOKENIZER = Tokenizer.from_file(str(TINY / "tokenizer.json"))
 LAYOUT = Layout(local=True, device="cpu", num_workers=1, threads_per_worker=1)

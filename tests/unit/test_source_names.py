@@ -14,7 +14,7 @@ import pytest
 
 from rayswift.config.load import load
 from rayswift.config.source import SourceConfig
-from rayswift.data.mixing import weights_of
+from rayswift.data.sequence.mixing import weights_of
 from rayswift.data.sources import Source, find, open_sources, parse_source
 from rayswift.data.sources.hub import open_hub
 from rayswift.log import UserError

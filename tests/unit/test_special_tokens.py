@@ -10,8 +10,8 @@ import pytest
 from tokenizer_families import CHAT_TEMPLATE, ENCODERS, FAMILIES, write
 
 from rayswift.config.model import ModelConfig
-from rayswift.data.encode import EncodeConfig, EncodedRow, RowKind
-from rayswift.data.members import cached_encoder
+from rayswift.data.encode.encoder import EncodeConfig, EncodedRow, RowKind
+from rayswift.data.encode.members import cached_encoder
 from rayswift.data.prepare import prepare_tokenizer
 from rayswift.data.rows import BadRow
 from rayswift.data.tokenizer.folder import read_chat_template

@@ -10,11 +10,11 @@ from ray.train import ControllerError, FailureConfig, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 
-from rayswift.data.global_batches import FeedPlan
+from rayswift.data.sequence.global_batches import FeedPlan
+from rayswift.launch.elastic import BoundedStarts
 from rayswift.log import UserError
-from rayswift.train import events
-from rayswift.train.console import Console
-from rayswift.train.group import BoundedStarts
+from rayswift.report.console import Console
+from rayswift.run import events
 
 PLAN = FeedPlan(8, 100, 2000, 1, -1, 0.01)
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from rayswift.log import UserError, logger
-from rayswift.train import checkpoint, storage
-from rayswift.train.storage import Remote, Uploads, complete_checkpoints, pull, push, working_copy
+from rayswift.run import checkpoint
+from rayswift.run import remote as storage
+from rayswift.run.remote import Remote, Uploads, complete_checkpoints, pull, push, working_copy
 
 
 @pytest.fixture(params=["pyarrow", "fsspec"])

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import ray
 
-from rayswift.data.feed import Slice
-from rayswift.data.global_batches import Position
-from rayswift.data.stream import make_in_order
-from rayswift.data.windows import PackedRow
+from rayswift.data.feed.feed import Slice
+from rayswift.data.feed.pipeline import make_in_order
+from rayswift.data.sequence.global_batches import Position
+from rayswift.data.sequence.windows import PackedRow
 from rayswift.train.stream import Stream
 
 

@@ -11,16 +11,16 @@ import pytest
 import yaml
 
 from rayswift import cli
+from rayswift.cluster.resources import Layout
 from rayswift.config.load import Invocation, load, to_yaml
-from rayswift.config.names import paths_of
+from rayswift.config.reading.names import paths_of
 from rayswift.config.schema import VERB_CONFIGS
 from rayswift.config.swift import translate
 from rayswift.config.swift.rules import ByValue, Into, NoEffect, Refused, Rule, To
 from rayswift.config.swift.together import TOGETHER
 from rayswift.config.swift.translate import TABLE
+from rayswift.launch import plan
 from rayswift.log import UserError, logger
-from rayswift.resources import Layout
-from rayswift.train import plan
 
 HERE = Path(__file__).parent
 REPO = HERE.parents[1]

@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from rayswift import tasks as verb
-from rayswift.config import trl_fields
-from rayswift.config.built import BUILT_TASKS, not_built, refuse_unbuilt
+from rayswift.cluster.resources import Layout
+from rayswift.config.checks.built import BUILT_TASKS, not_built, refuse_unbuilt
+from rayswift.config.checks.model import model_problems
+from rayswift.config.fields import trl as trl_fields
 from rayswift.config.load import load
-from rayswift.config.model_checks import model_problems
+from rayswift.config.tasks import TASKS
+from rayswift.launch.plan import resolve
 from rayswift.log import UserError
-from rayswift.resources import Layout
 from rayswift.train.arguments import _NOT_TRL
-from rayswift.train.plan import resolve
-from rayswift.train.tasks import TASKS
+from rayswift.verbs import tasks as verb
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYOUT = Layout(local=True, device="cpu", num_workers=1, threads_per_worker=1)

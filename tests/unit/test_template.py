@@ -9,8 +9,8 @@ from chat_templates import CHATML, FAMILIES, MISTRAL, write_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rayswift.data.encode.template import ChatTemplate
 from rayswift.data.rows import BadRow
-from rayswift.data.template import ChatTemplate
 from rayswift.data.tokenizer.folder import read_chat_template
 
 CONTENT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)

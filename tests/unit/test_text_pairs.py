@@ -11,13 +11,13 @@ import pytest
 from tokenizer_families import FAMILIES, write
 
 from rayswift.config.model import ModelConfig
-from rayswift.data.encode import EncodeConfig, EncodedRow, RowKind
-from rayswift.data.member_batches import text_batch
-from rayswift.data.members import cached_encoder
+from rayswift.data.collate.members import text_batch
+from rayswift.data.encode.encoder import EncodeConfig, EncodedRow, RowKind
+from rayswift.data.encode.members import cached_encoder
+from rayswift.data.encode.truncation import longest_first
 from rayswift.data.prepare import prepare_tokenizer
 from rayswift.data.rows import BadRow
-from rayswift.data.truncation import longest_first
-from rayswift.data.windows import PackedRow
+from rayswift.data.sequence.windows import PackedRow
 
 QUERY, FITS, OTHER = "What is 2+2?", "It is 4, of course. 🎉", "Berlin is a city"
 LONG = " ".join(["the quick brown fox jumps over the lazy dog"] * 6)

@@ -9,13 +9,13 @@ from tokenizer_families import CHAT_TEMPLATE, FAMILIES, write
 
 from rayswift.config.load import load
 from rayswift.config.schema import SftConfig
+from rayswift.launch import plan
 from rayswift.log import UserError
-from rayswift.model.encoders import is_encoder, num_positions
-from rayswift.model.kinds import ENCODERS
-from rayswift.model.sentence_files import copy, pooling_modes, read, read_for
-from rayswift.model.text_settings import problems, remarks, row_texts, settled
-from rayswift.train import plan
-from rayswift.train.tasks import row_kind
+from rayswift.model.kind.kinds import ENCODERS
+from rayswift.model.texts.encoders import is_encoder, num_positions
+from rayswift.model.texts.row_kind import row_kind
+from rayswift.model.texts.sentence_files import copy, pooling_modes, read, read_for
+from rayswift.model.texts.settings import problems, remarks, row_texts, settled
 from tests.unit.test_similarity import LAYOUT
 
 POOLING = {"word_embedding_dimension": 32, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
 
-from rayswift.data.encode import EncodeConfig, EncodedRow, Encoder
-from rayswift.data.masks import masked, parts_of
-from rayswift.data.token_bytes import TokenBytes, byte_positions
-from rayswift.data.turns import Document, Span
+from rayswift.data.encode.encoder import EncodeConfig, EncodedRow, Encoder
+from rayswift.data.encode.masks import masked, parts_of
+from rayswift.data.encode.token_spans import TokenBytes, byte_positions
+from rayswift.data.encode.turns import Document, Span
 
 TINY = Path(__file__).resolve().parents[2] / "examples" / "tiny"
 # A letter whose parts are one character once normalised, letters of several bytes, text that looks like an end token.

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from model_families import KEEPING, OPENING, REWRITING
 
 from rayswift.config.schema import LossOn
+from rayswift.data.encode.template import ChatTemplate
+from rayswift.data.encode.turns import Document, Marking, documents
 from rayswift.data.rows import BadRow, Conversation, MessageLoss
-from rayswift.data.template import ChatTemplate
-from rayswift.data.turns import Document, Marking, documents
 
 ALL = KEEPING | REWRITING | OPENING | FAMILIES
 TRACED = (
@@ -174,5 +174,5 @@ def test_documents_are_the_same_without_a_trace(name: str, monkeypatch: pytest.M
             return str(bad)
 
     traced = [made("assistant"), made("last_turn")]
-    monkeypatch.setattr("rayswift.data.turns._UNTRACED_MESSAGES", len(PLAIN))
+    monkeypatch.setattr("rayswift.data.encode.turns._UNTRACED_MESSAGES", len(PLAIN))
     assert traced == [made("assistant"), made("last_turn")]

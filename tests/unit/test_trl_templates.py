@@ -20,8 +20,8 @@ import trl
 from chat_templates import TINY
 from tokenizers import Tokenizer
 
-from rayswift.data.encode import EncodeConfig, Encoder
-from rayswift.data.members import cached_encoder
+from rayswift.data.encode.encoder import EncodeConfig, Encoder
+from rayswift.data.encode.members import cached_encoder
 from rayswift.data.rows import BadRow
 
 SHIPPED = Path(trl.__file__).parent / "chat_templates"

@@ -13,19 +13,20 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rayswift.config.built import refuse_unbuilt
+from rayswift.cluster.resources import lay_out
+from rayswift.config.checks.built import refuse_unbuilt
+from rayswift.config.fields.tuners import begins_with_other_weights
 from rayswift.config.load import load
 from rayswift.config.model import ModelConfig
-from rayswift.config.tuner_fields import begins_with_other_weights
 from rayswift.data.prepare import prepare_tokenizer
-from rayswift.data.windows import PackedRow
-from rayswift.infer import choose_backend
+from rayswift.data.sequence.windows import PackedRow
+from rayswift.launch.plan import resolve
 from rayswift.log import UserError
-from rayswift.resources import lay_out
-from rayswift.train import initial_weights, parameters, tuners
-from rayswift.train.adapters import adapter_problems
-from rayswift.train.model import load_model
-from rayswift.train.plan import resolve
+from rayswift.model import init_weights as initial_weights
+from rayswift.model import parameters, tuners
+from rayswift.model.adapters import adapter_problems
+from rayswift.model.load import load_model
+from rayswift.verbs.infer import choose_backend
 
 TINY = Path(__file__).parents[2] / "examples/tiny"
 TOKENS = torch.arange(8, 40).view(2, 16)

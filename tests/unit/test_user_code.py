@@ -9,8 +9,8 @@ import pytest
 
 from rayswift.config.schema import RlhfConfig, SftConfig
 from rayswift.config.user_code import load
+from rayswift.launch import user_code
 from rayswift.log import UserError
-from rayswift.train import user_code
 
 CODE = """
 import types

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from rayswift import cli
-from rayswift.config import yaml_text
 from rayswift.config.load import load, to_yaml
-from rayswift.config.values import Plain, home, plain, read
+from rayswift.config.reading import yaml_text
+from rayswift.config.reading.values import Plain, home, plain, read
 from rayswift.log import UserError, logger
 
 NEEDED = ["--model", "m", "--dataset", "d.jsonl"]

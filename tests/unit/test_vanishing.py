@@ -13,13 +13,15 @@ from streams import TINY, feed_plan
 
 from rayswift.config.load import load
 from rayswift.config.schema import DataConfig
-from rayswift.data import cache_folder, fingerprint, prepare
-from rayswift.data.encode import EncodeConfig
-from rayswift.data.global_batches import TAIL, FeedPlan, Position
-from rayswift.data.inspection import inspect
-from rayswift.data.members import encoder_of
-from rayswift.data.windows import TRAINED
-from rayswift.train.accounting import Vanishing
+from rayswift.data import prepare
+from rayswift.data.cache import fingerprint
+from rayswift.data.cache import folder as cache_folder
+from rayswift.data.encode.encoder import EncodeConfig
+from rayswift.data.encode.members import encoder_of
+from rayswift.data.inspect.inspection import inspect
+from rayswift.data.sequence.global_batches import TAIL, FeedPlan, Position
+from rayswift.data.sequence.windows import TRAINED
+from rayswift.run.accounting import Vanishing
 
 PLAN = FeedPlan(8, 1000, 100, 3, -1, 0.01)
 
@@ -131,7 +133,7 @@ def test_what_is_no_day_is_refused(day: str) -> None:
 def test_rows_of_every_verb_are_inspected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str], made: list[Any], shown: str
 ) -> None:
-    from rayswift import data_inspect
+    from rayswift.verbs import data_inspect
 
     flags = ["--model", str(TINY), "--data.dataset", rows(tmp_path, made)]
     invocation = load("data inspect", [*argv, *flags])

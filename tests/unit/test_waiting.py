@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from rayswift.cluster.preflight import Ask
+from rayswift.launch import watch
+from rayswift.launch.watch import announced
 from rayswift.log import UserError
-from rayswift.preflight import Ask
-from rayswift.train import watch
-from rayswift.train.waiting import NO_SIGN_S, SAY_S, Lines, Note, Notes, Waiting, clear, read, warnings
-from rayswift.train.watch import announced
+from rayswift.run.waiting import NO_SIGN_S, SAY_S, Lines, Note, Notes, Waiting, clear, read, warnings
 
 HOSTS = ("10.0.0.1", "10.0.0.2", "10.0.0.3")
 

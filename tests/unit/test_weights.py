@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from peft import LoraConfig, VeraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rayswift.data.feed import StaleAttempt
+from rayswift.data.feed.feed import StaleAttempt
+from rayswift.engines import weights
+from rayswift.engines.samples import PolicyVersion
+from rayswift.engines.tensors import as_bytes, as_tensors, describe, spooled
+from rayswift.engines.weights import Bucket, Bytes, Published, WeightStore, checksum
 from rayswift.log import UserError
-from rayswift.rollout import weights
-from rayswift.rollout.samples import PolicyVersion
-from rayswift.rollout.tensors import as_bytes, as_tensors, describe, spooled
-from rayswift.rollout.weights import Bucket, Bytes, Published, WeightStore, checksum
-from rayswift.train.policy import canary, gather
-from rayswift.train.policy.publish import Publisher
+from rayswift.train.policy.sync import canary, gather
+from rayswift.train.policy.sync.publish import Publisher
 from tests.conftest import TINY
 
 FIRST, SECOND = PolicyVersion(1, 0), PolicyVersion(1, 1)

@@ -13,8 +13,8 @@ from streams import MAX_LENGTH, TINY, batches, feed_plan, good, line, numbers, w
 
 from rayswift.config.schema import DataConfig, TruncationMode
 from rayswift.data.prepare import derived_window_rows, plan_encoding
+from rayswift.data.sequence.windows import TRAINED, TRAINED_CUT, RowSet
 from rayswift.data.sources import hold_out, open_sources
-from rayswift.data.windows import TRAINED, TRAINED_CUT, RowSet
 
 KINDS = st.text("gggggbul", min_size=1, max_size=40)
 

@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayswift.rollout.engine import Collected
-from rayswift.rollout.samples import Completion, PolicyVersion, SampleRequest, Span
-from rayswift.rollout.wire import Requests
+from rayswift.engines.engine import Collected
+from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest, Span
+from rayswift.engines.wire import Requests
 
 KEYS = st.text(max_size=5)
 TOKENS = st.lists(st.integers(0, 2**31 - 1), max_size=4).map(lambda ids: np.array(ids, np.int32))

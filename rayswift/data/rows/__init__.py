@@ -3,14 +3,11 @@
 `parse_row(row, family, columns, system)` is the way in; `format_of(row)` names what a row looks like.
 """
 
-from rayswift.data.rows.cells import Cells
-from rayswift.data.rows.columns import BadRow, Row
-from rayswift.data.rows.families import (
+from rayswift.data.canonical_rows import (
     CausalRow,
     ClassificationRow,
     Conversation,
     EmbeddingRow,
-    Family,
     KtoRow,
     Label,
     Message,
@@ -19,6 +16,8 @@ from rayswift.data.rows.families import (
     PromptRow,
     RerankerRow,
 )
+from rayswift.data.rows.cells import Cells
+from rayswift.data.rows.columns import BadRow, Row
 from rayswift.data.rows.formats import format_of
 from rayswift.data.rows.media import is_read
 from rayswift.data.rows.pairs import kto_remarks
@@ -32,7 +31,6 @@ __all__ = [
     "ClassificationRow",
     "Conversation",
     "EmbeddingRow",
-    "Family",
     "KtoRow",
     "Label",
     "Message",

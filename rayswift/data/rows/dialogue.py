@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from rayswift.data.canonical_rows import Conversation
 from rayswift.data.rows.columns import QUERY, BadRow, NamedRow, Row, messages_column, one_of
-from rayswift.data.rows.families import Conversation
 from rayswift.data.rows.formats import CAUSAL_WANTED, answer_column, causal_format, is_instruction
 from rayswift.data.rows.hints import unknown
 from rayswift.data.rows.messages import conversation, role_of, turns

@@ -8,9 +8,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from rayswift.data.canonical_rows import Conversation, Message, MessageLoss
 from rayswift.data.rows.calls import call_of, calls_of, tools_of
 from rayswift.data.rows.columns import BadRow, MessageNames, NamedRow, Row
-from rayswift.data.rows.families import Conversation, Message, MessageLoss
 from rayswift.data.rows.values import as_list, as_number, as_text, is_list, parsed, parsed_list, shown
 
 _ROLES = {

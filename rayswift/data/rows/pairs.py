@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from rayswift.data.canonical_rows import Conversation, KtoRow, PreferenceRow
 from rayswift.data.rows.columns import (
     CHOSEN,
     KTO_LABEL,
@@ -17,7 +18,6 @@ from rayswift.data.rows.columns import (
     one_of,
 )
 from rayswift.data.rows.dialogue import asked, continued, dialogue, ends_with_answer, names_question, written_dialogue
-from rayswift.data.rows.families import Conversation, KtoRow, PreferenceRow
 from rayswift.data.rows.formats import causal_format
 from rayswift.data.rows.hints import unknown
 from rayswift.data.rows.messages import conversation, role_of, turns

@@ -3,19 +3,19 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rayswift.data.rows.columns import MESSAGES, QUERY, BadRow, NamedRow, lower_cased, messages_column, named
-from rayswift.data.rows.dialogue import asked, dialogue, names_question, used_by_question
-from rayswift.data.rows.families import (
+from rayswift.config.tasks import Family
+from rayswift.data.canonical_rows import (
     CausalRow,
     ClassificationRow,
     Conversation,
     EmbeddingRow,
-    Family,
     KtoRow,
     PreferenceRow,
     PromptRow,
     RerankerRow,
 )
+from rayswift.data.rows.columns import MESSAGES, QUERY, BadRow, NamedRow, lower_cased, messages_column, named
+from rayswift.data.rows.dialogue import asked, dialogue, names_question, used_by_question
 from rayswift.data.rows.formats import answer_column, causal_format
 from rayswift.data.rows.hints import unknown
 from rayswift.data.rows.media import refuse_media

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from rayswift.data.canonical_rows import ClassificationRow, Conversation, EmbeddingRow, Label, RerankerRow
 from rayswift.data.rows.columns import (
     ANCHOR,
     DOCUMENT,
@@ -21,7 +22,6 @@ from rayswift.data.rows.columns import (
     one_of,
 )
 from rayswift.data.rows.dialogue import asked, dialogue, messages_in, names_question, question
-from rayswift.data.rows.families import ClassificationRow, Conversation, EmbeddingRow, Label, RerankerRow
 from rayswift.data.rows.hints import unknown
 from rayswift.data.rows.messages import conversation
 from rayswift.data.rows.values import as_cell_number, as_list, as_number, is_list, parsed_list, shown

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rayswift.data.order import repeated
 from rayswift.data.rows import BadRow
+from rayswift.data.sequence.order import repeated
 
 # A longer row would fill a data task's memory once it is parsed and tokenised; it is quarantined unread.
 MAX_ROW_BYTES = 1 << 24

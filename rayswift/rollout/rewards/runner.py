@@ -12,12 +12,12 @@ import ray
 from tokenizers import Tokenizer
 
 from rayswift.config.schema import RlhfConfig
+from rayswift.engines.samples import Completion, Prompt, Scored
 from rayswift.log import logger
 from rayswift.rollout.rewards.dispatch import Dispatcher
 from rayswift.rollout.rewards.functions import Item, Value, names_of, specs_of
 from rayswift.rollout.rewards.models import ModelProcess
 from rayswift.rollout.rewards.worker import ActorWorker, FunctionProcess, nodes_of_workers, on_node
-from rayswift.rollout.samples import Completion, Prompt, Scored
 
 _MOST_FAILURES_WRITTEN = 10_000
 _NO_OPINION = "no reward: every function returned None"

@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import ActorUnschedulableError, GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayswift.data.stream import user_error_in
+from rayswift.data.feed.pipeline import user_error_in
 from rayswift.log import UserError, logger, setup_worker
 from rayswift.rollout.rewards import functions
 from rayswift.rollout.rewards.functions import Item, RewardSpec, Value

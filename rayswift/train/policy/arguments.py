@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from trl import GRPOConfig
 
+from rayswift.config.fields.tasks import GrpoFields
 from rayswift.config.schema import RlhfConfig
-from rayswift.config.task_fields import GrpoFields
 from rayswift.rollout.advantages import AdvantageSettings
 from rayswift.train.policy.losses import PolicySettings
 

@@ -5,18 +5,17 @@ from typing import Any, cast
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rayswift.config.online_checks import max_sequence_length, micro_batch_tokens
+from rayswift.config.checks.online import max_sequence_length, micro_batch_tokens
 from rayswift.config.schema import RlhfConfig
+from rayswift.engines.samples import PolicyVersion
+from rayswift.engines.weights import ObjectStore
 from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.rollout.plane import RolloutClient, engine_dtype
-from rayswift.rollout.samples import PolicyVersion
-from rayswift.rollout.weights import ObjectStore
-from rayswift.train.launch import RunSpec, Worker
-from rayswift.train.policy import canary
+from rayswift.run.folder import Resume
 from rayswift.train.policy.policy_stream import CutSettings, PolicyStream, RoundFlow
-from rayswift.train.policy.publish import Publisher
-from rayswift.train.run_folder import Resume
-from rayswift.train.supply import SupplyClient
+from rayswift.train.policy.sync import canary
+from rayswift.train.policy.sync.publish import Publisher
+from rayswift.train.spec import RunSpec, SupplyClient, Worker
 
 
 def round_stream(
@@ -25,7 +24,7 @@ def round_stream(
     """Optimizer steps of rounds from the coordinator, from the checkpoint's ledger on."""
     config = spec.config
     assert isinstance(config, RlhfConfig)
-    ledger = resume.ledger if resume else LedgerSnapshot()
+    ledger = LedgerSnapshot.from_json(resume.ledger if resume else None)
     extra = config.train.trl_extra
     settings = CutSettings(
         num_iterations=extra.get("num_iterations") or 1,

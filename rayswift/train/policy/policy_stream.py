@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rayswift.data.global_batches import Position
+from rayswift.data.sequence.global_batches import Position
 from rayswift.log import logger
 from rayswift.rollout.rounds import Round, RoundTable, shares
 from rayswift.train.policy.cuts import PolicyLayout, cut, ordered

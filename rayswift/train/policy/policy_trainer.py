@@ -23,8 +23,8 @@ from trl.trainer.utils import disable_dropout_in_model
 from rayswift.config.schema import RlhfConfig
 from rayswift.log import UserError
 from rayswift.rollout.rounds import rows_of_step
-from rayswift.train import evaluation, guard
-from rayswift.train.launch import RunSpec
+from rayswift.train import evaluation
+from rayswift.train import nan_guard as guard
 from rayswift.train.policy import arguments
 from rayswift.train.policy.losses import Completions, Loss, StepCounts, policy_loss
 from rayswift.train.policy.micro_batches import MicroBatch, Place
@@ -32,7 +32,8 @@ from rayswift.train.policy.policy_stream import PolicyStep, PolicyStream, traine
 from rayswift.train.policy.round_values import RoundValues, Tokenwise, reward_metrics, token_advantages
 from rayswift.train.policy.scoring import Scorer
 from rayswift.train.policy.shared_prompts import choose_layout
-from rayswift.train.trainer import Streamed
+from rayswift.train.spec import RunSpec
+from rayswift.train.trainers.base import Streamed
 
 _TIE = 1e-5
 

@@ -25,7 +25,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rayswift.log import UserError
-from rayswift.train.model import layout_of
+from rayswift.model.load import layout_of
 from rayswift.train.policy.cuts import PolicyLayout, padded_pieces
 
 _KERNEL = "shared_prompts"

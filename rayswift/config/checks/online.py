@@ -1,0 +1,97 @@
+"""What a task that samples completions needs, and what has no meaning for it; before anything starts."""
+
+from rayswift.config.checks.policy import policy_problems
+from rayswift.config.schema import RlhfConfig
+
+
+def max_prompt_length(config: RlhfConfig) -> int:
+    """Tokens of the longest prompt."""
+    rollout = config.rollout
+    return rollout.max_prompt_length or config.data.max_length - rollout.max_completion_length
+
+
+def max_sequence_length(config: RlhfConfig) -> int:
+    """Tokens of the longest prompt and completion together; a completion ends where the engine's window does."""
+    whole = max_prompt_length(config) + config.rollout.max_completion_length
+    return min(whole, config.rollout.max_model_len or whole)
+
+
+def micro_batch_tokens(config: RlhfConfig) -> int:
+    """The token budget of a micro-batch of completions with their prompts."""
+    return config.train.micro_batch_tokens or config.train.per_device_train_batch_size * max_sequence_length(config)
+
+
+def round_size(config: RlhfConfig) -> int | None:
+    """Completions of a round, between two publications of weights; None: the global batch is not decided yet."""
+    train = config.train
+    batch = train.global_batch_size
+    return None if batch is None else batch * int(train.trl_extra.get("steps_per_generation") or 1)
+
+
+def online_problems(config: RlhfConfig) -> list[str]:
+    """One line for each setting that such a task lacks or cannot use."""
+    found = [*_reward_problems(config), *_length_problems(config), *_round_problems(config)]
+    if config.train.task == "grpo":
+        found += policy_problems(config)
+    why = f"task {config.train.task} trains completions"
+    if config.data.truncation == "split":
+        found.append("data.truncation = split has no meaning for prompts; set drop or left")
+    if config.data.truncation == "right":
+        found.append(
+            "data.truncation = right cuts the end of the question off a prompt, and the opening of the answer; set "
+            "drop, or left, which cuts its beginning"
+        )
+    for name in ("loss", "metrics"):
+        if getattr(config.train, name):
+            found.append(f"train.{name} = {getattr(config.train, name)} is for losses over rows, but {why}; unset it")
+    return found
+
+
+def _length_problems(config: RlhfConfig) -> list[str]:
+    rollout = config.rollout
+    if max_prompt_length(config) < 1:
+        return [
+            f"data.max_length = {config.data.max_length} leaves a prompt no room beside rollout.max_completion_length "
+            f"= {rollout.max_completion_length}; raise the first, lower the second, or set rollout.max_prompt_length"
+        ]
+    window = rollout.max_model_len
+    if window is not None and max_prompt_length(config) >= window:
+        return [
+            f"a prompt of {max_prompt_length(config)} tokens (rollout.max_prompt_length, or what data.max_length "
+            f"leaves) fills an engine's window of rollout.max_model_len = {window} and leaves its completion none; "
+            "raise it, or lower the length of a prompt"
+        ]
+    return []
+
+
+def _round_problems(config: RlhfConfig) -> list[str]:
+    size, each = round_size(config), config.rollout.num_generations
+    if config.train.task != "grpo" or size is None or size % each == 0:
+        return []
+    return [
+        f"train.global_batch_size x train.steps_per_generation = {size} completions are no whole number of groups of "
+        f"rollout.num_generations = {each}; make it a multiple"
+    ]
+
+
+def _reward_problems(config: RlhfConfig) -> list[str]:
+    task, rollout, found = config.train.task, config.rollout, []
+    num_rewards = len(rollout.reward_funcs) + len(rollout.reward_models)
+    distils = config.model.teacher is not None  # a teacher is a signal too
+    if task in ("grpo", "ppo") and not num_rewards and not distils:
+        found.append(f"train.task = {task} has no reward; set rollout.reward_funcs or rollout.reward_models")
+    if task == "gkd" and not distils:
+        found.append("train.task = gkd has no teacher; set model.teacher")
+    if rollout.reward_weights and len(rollout.reward_weights) != num_rewards:
+        found.append(
+            f"rollout.reward_weights has {len(rollout.reward_weights)} weights for {num_rewards} rewards; give one each"
+        )
+    if rollout.reward_model_gpus > 1 and rollout.reward_model_gpus % 1:
+        found.append(
+            f"rollout.reward_model_gpus = {rollout.reward_model_gpus}: Ray gives a process a part of one GPU, or whole "
+            "ones; set a whole number, or less than 1"
+        )
+    groups = config.train.trl_extra.get("advantage_estimator", "grpo") != "reinforce_plus_plus"
+    if task == "grpo" and groups and not distils and rollout.num_generations < 2:
+        found.append("rollout.num_generations = 1 leaves nothing to compare in a group; set 2 or more")
+    return found

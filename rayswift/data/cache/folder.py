@@ -1,0 +1,221 @@
+"""A cache as a whole: what was encoded, whether a folder holds all of it, and whether it is what a run asks for."""
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rayswift.config.schema import DataConfig
+from rayswift.data.cache import fingerprint
+from rayswift.data.cache.fingerprint import Fingerprint
+from rayswift.data.cache.parts import FORMAT, MANIFEST, CachedWindows, PartSummary, PartWriter, windows_per_part
+from rayswift.data.encode.encoder import CAUSAL, RowKind
+from rayswift.data.sequence.global_batches import judge
+from rayswift.data.sequence.windows import WindowPlan
+from rayswift.log import UserError
+
+_STARTED = "started.json"  # the ingredients of a cache that is being written
+_SPLITS = ("train", "eval")
+_OWN = (MANIFEST, _STARTED, "work", *_SPLITS)
+
+WriteParts = Callable[[PartWriter, range], Iterator[PartSummary]]
+"""(writer, part numbers) -> their summaries, in order."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a finished cache holds, over all epochs of its training rows."""
+
+    counts: dict[str, int]
+    num_packed_rows: int
+    num_tokens: int
+    num_trained_tokens: int
+    num_bytes: int
+
+
+def known(folder: Path) -> Fingerprint | None:
+    """The ingredients that a folder names, of a finished cache or one that is being written."""
+    tree = _read(folder / MANIFEST) or _read(folder / _STARTED)
+    return Fingerprint.from_json(tree["fingerprint"]) if tree and tree["format"] == FORMAT else None
+
+
+def start(folder: Path, made_from: Fingerprint, num_epochs: int) -> bool:
+    """Make a folder ready for the parts of a cache; what an interrupted start left of the same one stays.
+
+    Returns:
+        Whether anything is to be done: False if the cache is complete.
+
+    Raises:
+        UserError: it cannot be written, or holds another cache or something else.
+    """
+    finished = _read(folder / MANIFEST)
+    if finished is not None:
+        lines = _differences(finished, made_from)
+        stored = finished["splits"]["train"]["num_epochs"] if finished["format"] == FORMAT else num_epochs
+        if stored != num_epochs:
+            lines.append(f"encode.epochs: was {stored}, is {num_epochs}")
+        if lines:
+            raise UserError(
+                f"encode.to = {str(folder)!r} holds a cache that was made from something else:\n"
+                + "".join(f"  {line}\n" for line in lines)
+                + "  choose another --to, or delete it"
+            )
+        return False
+    begun = {"format": FORMAT, "fingerprint": made_from.to_json(), "epochs": num_epochs}
+    foreign = [path.name for path in folder.iterdir() if path.name not in _OWN] if folder.is_dir() else []
+    if foreign:
+        raise UserError(f"encode.to = {str(folder)!r} holds {foreign[0]}, which no cache does; choose another --to")
+    try:
+        if _read(folder / _STARTED) != _as_read(begun):
+            for name in _OWN:
+                _remove(folder / name)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _STARTED).write_text(json.dumps(begun), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"encode.to = {str(folder)!r} cannot be written: {error.strerror}") from error
+    return True
+
+
+def write(
+    folder: Path,
+    plans: Mapping[str, WindowPlan],
+    made_from: Fingerprint,
+    num_epochs: int,
+    max_bad_fraction: float,
+    write_parts: WriteParts,
+) -> Encoded:
+    """Write every part that is not there yet, then the manifest.
+
+    Args:
+        folder: As `start` left it.
+        plans: How to make the windows of `train`, and of `eval` if there are evaluation rows.
+        made_from: See `start`.
+        num_epochs: Epochs of `train` to write; evaluation has one.
+        max_bad_fraction: See `judge`.
+        write_parts: Runs a writer over part numbers.
+
+    Raises:
+        UserError: too many rows are bad.
+    """
+    ingredients = json.dumps([FORMAT, num_epochs, made_from.to_json()], sort_keys=True)
+    digest = hashlib.sha256(ingredients.encode()).hexdigest()[:16]
+    splits: dict[str, Any] = {}
+    for name, plan in plans.items():
+        epochs = num_epochs if name == "train" else 1
+        per_part = windows_per_part(plan.num_windows * epochs)
+        writer = PartWriter(plan, str(folder / name), digest, epochs, per_part)
+        for left in (folder / name).glob("*.partial"):
+            left.unlink()
+        summaries, counts = [], Counter[str]()
+        where = f"the quarantine files in {folder / name}"
+        for summary in write_parts(writer, range(writer.num_parts)):
+            summaries.append(summary)
+            counts.update(summary.counts)
+            judge(counts, max_bad_fraction, plan.num_rows * epochs, where)
+        judge(counts, max_bad_fraction, 0, where)
+        splits[name] = {
+            "num_rows": plan.num_rows,
+            "window_rows": plan.window_rows,
+            "num_windows": plan.num_windows,
+            "num_epochs": epochs,
+            "windows_per_part": per_part,
+            "seed": plan.row_set.seed,
+            "shuffle": plan.row_set.shuffle,
+            "parts": [asdict(summary) for summary in summaries],
+        }
+    manifest = {"format": FORMAT, "fingerprint": made_from.to_json(), "splits": splits}
+    _remove(folder / "work")
+    partial = folder / f"{MANIFEST}.partial"
+    partial.write_text(json.dumps(manifest), encoding="utf-8")
+    partial.replace(folder / MANIFEST)
+    _remove(folder / _STARTED)
+    return summary_of(folder)
+
+
+def summary_of(folder: Path) -> Encoded:
+    """What the training part of a finished cache holds."""
+    manifest = _read(folder / MANIFEST)
+    assert manifest is not None
+    parts = [PartSummary(**part) for part in manifest["splits"]["train"]["parts"]]
+    return Encoded(
+        counts=dict(sum((Counter(part.counts) for part in parts), Counter())),
+        num_packed_rows=sum(part.num_packed_rows for part in parts),
+        num_tokens=sum(part.num_tokens for part in parts),
+        num_trained_tokens=sum(part.num_trained_tokens for part in parts),
+        num_bytes=sum(part.num_bytes for part in parts),
+    )
+
+
+def open_cache(
+    data: DataConfig, tokenizer_dir: Path, tokenizer_hash: str, seed: int, kind: RowKind = CAUSAL
+) -> tuple[CachedWindows, CachedWindows | None]:
+    """The windows of `data.cache`: to train, and to evaluate if there are any.
+
+    Raises:
+        UserError: the folder holds no complete cache, or one made from something else; says which ingredient.
+    """
+    assert data.cache is not None
+    folder = Path(data.cache)
+    manifest = _read(folder / MANIFEST)
+    if manifest is None:
+        unfinished = " (it is not finished: encode it again, what is there is kept)"
+        raise UserError(
+            f"data.cache = {data.cache!r} holds no complete cache{unfinished if (folder / _STARTED).exists() else ''}; "
+            "make one with rayswift data encode --to"
+        )
+    made_from = known(folder)
+    if made_from and data.window_rows in (None, manifest["splits"]["train"]["window_rows"]):
+        # Left to us or, in a resolved config, the number that the encoding chose.
+        data = data.model_copy(update={"window_rows": made_from.settings["data.window_rows"]})
+    lines = _differences(manifest, fingerprint.take(data, tokenizer_dir, seed, made_from, kind))
+    if lines:
+        raise UserError(
+            f"data.cache = {data.cache!r} was made from something else:\n"
+            + "".join(f"  {line}\n" for line in lines)
+            + "  set these back, or encode again to another folder"
+        )
+    splits = {name: _windows(folder / name, split, tokenizer_hash) for name, split in manifest["splits"].items()}
+    return splits["train"], splits.get("eval")
+
+
+def _windows(folder: Path, split: dict[str, Any], tokenizer_hash: str) -> CachedWindows:
+    for part in split["parts"]:
+        path = folder / part["file"]
+        size = path.stat().st_size if path.exists() else None
+        if size != part["num_bytes"]:
+            has = "is gone" if size is None else f"has {size} bytes, not {part['num_bytes']}"
+            raise UserError(f"data.cache: {path} {has}; encode again to another folder")
+    fields = {name: value for name, value in split.items() if name != "parts"}
+    return CachedWindows(folder=str(folder.resolve()), tokenizer_hash=tokenizer_hash, **fields)
+
+
+def _differences(manifest: dict[str, Any], now: Fingerprint) -> list[str]:
+    if manifest["format"] != FORMAT:
+        return [f"format: was {manifest['format']}, this rayswift reads {FORMAT}"]
+    return Fingerprint.from_json(manifest["fingerprint"]).differences(now)
+
+
+def _as_read(tree: dict[str, Any]) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads(json.dumps(tree))
+    return read
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return tree
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,73 @@
+"""Packed rows -> the tensors a model takes; pure.
+
+Two layouts keep attention inside each document: `rows` ([B, T], position ids restarting at each document, for SDPA
+and eager, which build the block-diagonal mask from them) and `flat` ([1, sum T] with cumulative lengths, for
+variable-length flash attention).
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from rayswift.data.sequence.windows import PackedRow
+
+IGNORED = -100
+Layout = Literal["rows", "flat"]
+
+
+def collate(rows: Sequence[PackedRow], pad_token_id: int, layout: Layout) -> dict[str, Any]:
+    """Tensors of one micro-batch.
+
+    Args:
+        rows: Packed rows, B of them; none make a batch of one padding token without loss.
+        pad_token_id: Fills the ends of shorter rows.
+        layout: See the module.
+
+    Returns:
+        input_ids, labels (-100 where not trained) and position_ids, int64 [B, T] or [1, sum T]; for `flat` also the
+        cumulative document lengths as `transformers`' flash-attention path takes them. Where a row has weights, also
+        loss_weights, float32 of the same shape, 1 where its row has none.
+    """
+    if not rows:
+        rows = [PackedRow(np.array([pad_token_id], np.int32), np.array([False]), (1,), 0)]
+    ids = [row.input_ids for row in rows]
+    labels = [np.where(row.trained, row.input_ids, IGNORED) for row in rows]
+    positions = [np.concatenate([np.arange(n) for n in row.lengths]) for row in rows]
+    batch: dict[str, Any] = {}
+    if any(row.weights is not None for row in rows):
+        weights = [np.ones(len(row.input_ids), np.float32) if row.weights is None else row.weights for row in rows]
+        flat = layout == "flat"
+        batch["loss_weights"] = torch.from_numpy(np.concatenate(weights))[None] if flat else padded(weights, 1.0)
+    if layout == "flat":
+        lengths = [n for row in rows for n in row.lengths]
+        borders = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+        integers = {"input_ids": ids, "labels": labels, "position_ids": positions}
+        return batch | {
+            **{k: torch.from_numpy(np.concatenate(v).astype(np.int64))[None] for k, v in integers.items()},
+            "cu_seq_lens_q": borders,
+            "cu_seq_lens_k": borders,
+            "max_length_q": max(lengths),
+            "max_length_k": max(lengths),
+        }
+    return batch | {
+        "input_ids": padded(ids, pad_token_id),
+        "labels": padded(labels, IGNORED),
+        # Position 0 throughout the padding: each padding token is a document of its own and attends only to itself.
+        "position_ids": padded(positions, 0),
+    }
+
+
+def padded(arrays: Sequence[Any], fill: float) -> torch.Tensor:
+    """Arrays side by side, [B, T], their ends filled: float32 if the filling is a float, else int64."""
+    dtype = np.float32 if isinstance(fill, float) else np.int64
+    out = np.full((len(arrays), max(map(len, arrays))), fill, dtype=dtype)
+    for row, array in zip(out, arrays, strict=True):
+        row[: len(array)] = array
+    return torch.from_numpy(out)
+
+
+def cut(rows: Sequence[PackedRow], micro_batch: int, num_batches: int) -> list[Sequence[PackedRow]]:
+    """A rank's rows as exactly `num_batches` micro-batches; the last may be short or empty."""
+    return [rows[i * micro_batch : (i + 1) * micro_batch] for i in range(num_batches)]

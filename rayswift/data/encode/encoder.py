@@ -1,0 +1,351 @@
+"""Rows -> token ids, the mask of trained tokens and their loss weights; pure, and in batches for speed.
+
+What is trained is byte-equal to what `apply_chat_template` renders: a text is rendered as a whole, tokenised once, and
+the loss mask is the character spans of its trained turns, mapped to tokens by the bytes that these stand for (see
+`token_bytes`), or else by the tokenizer's offsets.
+"""
+
+import copy
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import TemplateSyntaxError
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from rayswift.config.model import ProblemType
+from rayswift.config.schema import LossOn, LossScale, TruncationMode
+from rayswift.config.tasks import Family
+from rayswift.data.encode.masks import NO_FRAME, Part, clipped, ids_within, masked, parts_of
+from rayswift.data.encode.pretokenised import pretokenised, segmented, token_columns
+from rayswift.data.encode.template import ChatTemplate
+from rayswift.data.encode.token_spans import TokenBytes, byte_positions
+from rayswift.data.encode.truncation import bound_of, kept
+from rayswift.data.encode.turns import Document, Marking, Numbers, Span, documents, ended, joined, merged_turns
+from rayswift.data.rows import BadRow, CausalRow, Conversation, Row, parse_row
+from rayswift.data.rows.columns import named
+from rayswift.data.tokenizer.folder import frame_of, read_chat_template
+from rayswift.log import UserError
+
+_BATCH_CHARS = 1 << 22
+_MANY_MESSAGES = 64
+
+
+@dataclass(frozen=True)
+class EncodeConfig:
+    """What determines the tokens of a row.
+
+    `tokenizer_dir` holds tokenizer.json, its config and the chat template; `tokenizer_hash` is the hash of those files.
+    family to label_names, document_prompt, pools_prompt: see `RowKind`, whose prompt of a query is `system`;
+    template_kwargs: variables for the chat template; map, map_hash: the user's own function for rows, and the hash of
+    its file; readings: of each source the columns and the system prompt that take the place of those here, none: no
+    source has its own; names: what marks in rows stand for, a word, or one in Chinese rows and another. The others are
+    fields of `data`.
+    """
+
+    tokenizer_dir: str
+    tokenizer_hash: str
+    max_length: int
+    truncation: TruncationMode = "drop"
+    loss_on: LossOn = "assistant"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    system: str | None = None
+    use_chat_template: bool = True
+    family: Family = "causal"
+    num_labels: int | None = None
+    problem_type: ProblemType | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    loss: str | None = None
+    answers: tuple[str, str] | None = None
+    label_names: tuple[str, ...] = ()
+    loss_scale: tuple[LossScale, ...] = ()
+    ignore_empty_think: bool = False
+    keep_history: bool = False
+    template_date: str | None = None
+    document_prompt: str = ""
+    pools_prompt: bool = True
+    map: str | None = None
+    map_hash: str = ""
+    readings: tuple[tuple[Mapping[str, str], str | None], ...] = ()
+    names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def num_members(self) -> int | None:
+        """Documents that make a row of a batch where documents are not packed; None: all that a raw row has."""
+        if self.family in ("embedding", "reranker"):
+            return None
+        return 2 if self.family == "preference" else 1
+
+
+@dataclass(frozen=True)
+class RowKind:
+    """What rows are read as: their family, and what the labels of classified ones are.
+
+    max_length, template_kwargs: of prompts, for which neither `data.max_length` nor the row's own variables for the
+    chat template say all. loss: where it asks for certain members of a row. answers: what texts of task
+    generative_reranker ask for. label_names: of classes, in the order of the model's outputs; empty: they are numbers.
+    renders: whether pairs are rendered by the chat template. prompts: what the model's folder has before a query, where
+    the row and `data.system` have nothing, and before a document. pools_prompt: whether the prompt's tokens are part of
+    the embedding. lowers: whether the tokenizer is to lower-case texts.
+    """
+
+    family: Family = "causal"
+    num_labels: int | None = None
+    problem_type: ProblemType | None = None
+    max_length: int | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    loss: str | None = None
+    answers: tuple[str, str] | None = None
+    label_names: tuple[str, ...] = ()
+    renders: bool = True
+    prompts: tuple[str, str] = ("", "")
+    pools_prompt: bool = True
+    lowers: bool = False
+
+
+CAUSAL = RowKind()
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """One document of a raw row, which may have several (see `Encoder.encode`).
+
+    input_ids [T] int32; trained [T] bool: whether each is trained, the first never is as nothing predicts it; weights
+    [T] float32: the loss weight of each trained token, None if all are 1; cut: its raw row lost tokens to `max_length`;
+    numbers: see `Document`; record: what stays text beside the tokens, as JSON (see `prompt_rows`), else "".
+    """
+
+    input_ids: NDArray[np.int32]
+    trained: NDArray[np.bool_]
+    weights: NDArray[np.float32] | None = None
+    cut: bool = False
+    numbers: Numbers = ()
+    record: str = ""
+
+
+class LeftOut(BadRow):
+    """A row that is left out by rule rather than for being bad."""
+
+
+class TooLong(LeftOut):
+    """A row longer than `max_length`."""
+
+
+class Encoder:
+    """Encodes batches of rows.
+
+    Raises:
+        UserError: the tokenizer folder has no chat template and a row needs one.
+    """
+
+    def __init__(self, config: EncodeConfig):
+        self.config = config
+        folder = Path(config.tokenizer_dir)
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        source, special_tokens = read_chat_template(folder)
+        try:
+            self._template = ChatTemplate(source, special_tokens, config.template_date) if source else None
+        except TemplateSyntaxError as error:
+            raise UserError(
+                f"the chat template does not compile, line {error.lineno}: {error}; see model.chat_template"
+            ) from error
+        self._eos = special_tokens.get("eos_token", "")
+        self._frame = frame_of(self._tokenizer)
+        self._token_columns = token_columns(config.columns)
+        self._num_tokens = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        end_tokens = tuple(token.content for token in added if token.special)
+        self._marking = Marking(config.loss_on, _rules(config), config.keep_history, end_tokens)
+        self._bound = bound_of(self._tokenizer)
+        self._bytes = TokenBytes.of(self._tokenizer, json.loads(self._tokenizer.to_str()))
+
+    def reading(self, columns: Mapping[str, str], system: str | None) -> "Encoder":
+        """The same encoder for rows of other columns, without a system prompt or with another one."""
+        other = copy.copy(self)
+        other.config = replace(self.config, columns=columns, system=system)
+        other._token_columns = token_columns(columns)
+        return other
+
+    def encode(self, rows: Sequence[Row]) -> list[list[EncodedRow] | BadRow]:
+        """One result per row, in order: its documents, or why it has none.
+
+        A row has several documents where a template rewrites history (see `turns`) or where it is split.
+        """
+        rendered = [self._documents_or_bad(row) for row in rows]
+        tokens = self._tokenise([d for made in rendered if isinstance(made, list) for d in made])
+        return [made if isinstance(made, BadRow) else self._all_fitted(made, tokens) for made in rendered]
+
+    def _all_fitted(self, made: Sequence[Document], tokens: Iterator[EncodedRow]) -> list[EncodedRow] | BadRow:
+        """The documents of one row, whose tokens come next."""
+        encoded = [next(tokens) for _ in made]
+        try:
+            fitted = [self._fitted(document, row) for document, row in zip(made, encoded, strict=True)]
+        except TooLong as too_long:
+            return too_long
+        rows = [row for parts in fitted for row in parts]
+        if not rows:
+            return BadRow("no trainable token", "no token within data.max_length is trained")
+        cut = any(row.cut for row in rows) or not all(fitted)
+        return [replace(rows[0], cut=cut), *(replace(row, cut=False) for row in rows[1:])] if cut else rows
+
+    def documents(self, row: Row) -> list[Document]:
+        """The texts of a row and what is trained in them.
+
+        Raises:
+            BadRow: the row is bad, has nothing to train, or the chat template cannot be trained on it.
+        """
+        if isinstance(row, Mapping) and not self._token_columns.isdisjoint(row):
+            return [pretokenised(named(row, self.config.columns).columns, self._num_tokens)]
+        sample = parse_row(row, "causal", self.config.columns, self.config.system)
+        assert isinstance(sample, CausalRow)
+        if sample.segments is not None:
+            self._refuse("".join(text for text, _ in sample.segments), all(one for _, one in sample.segments), 1)
+            return [segmented(sample.segments, self._tokenizer)]
+        if sample.conversation is None:
+            text = ended(sample.text or "", self._eos)
+            self._refuse(text, True, 1)
+            return [Document(text, (Span(0, len(text)),), framed=True)]
+        if not self.config.use_chat_template:
+            document = joined(sample.conversation, self._marking, self._eos)
+            self._refuse(document.text, document.whole, 1)
+            return [document]
+        return documents(self.template, self._with_kwargs(sample.conversation), self._marking, self._refuse)
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self._template is None:
+            raise UserError(
+                f"the tokenizer in {self.config.tokenizer_dir} has no chat template; give one with model.chat_template"
+            )
+        return self._template
+
+    def _rendered(self, row: Conversation, generate: bool = False) -> str:
+        """A conversation as the chat template writes it; `generate` opens the answer to it.
+
+        Raises:
+            BadRow: the template cannot write it.
+        """
+        row = self._with_kwargs(row)
+        tools = list(row.tools) if row.tools else None
+        try:
+            return self.template.conversation(row.messages, tools, generate, row.template_kwargs)
+        except BadRow as bad:
+            messages = merged_turns(row, bad).messages
+            return self.template.conversation(messages, tools, generate, row.template_kwargs)
+
+    def _with_kwargs(self, row: Conversation) -> Conversation:
+        """A conversation with the variables that the config gives its template, its own before these."""
+        if not self.config.template_kwargs:
+            return row
+        return replace(row, template_kwargs={**self.config.template_kwargs, **row.template_kwargs})
+
+    def _documents_or_bad(self, row: Row) -> list[Document] | BadRow:
+        try:
+            return self.documents(row)
+        except UnicodeEncodeError as error:
+            return BadRow("invalid UTF-8", f"half of a surrogate pair at character {error.start}")
+        except BadRow as bad:
+            return bad
+
+    def _refuse(self, text: str, whole: bool, num_messages: int) -> None:
+        """Raise if a text cannot be tokenised, or is left out for its length, before more is spent on it."""
+        text.encode()
+        if self._may_cut(whole):
+            return
+        least = self._bound.min_tokens(text)
+        if least <= self.config.max_length and num_messages > _MANY_MESSAGES:
+            least = len(self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0])
+        if least > self.config.max_length:
+            raise self._too_long(f"at least {least}")
+
+    def _may_cut(self, whole: bool) -> bool:
+        # The second piece of a conversation would answer what it does not hold.
+        return self.config.truncation in ("left", "right") or (self.config.truncation == "split" and whole)
+
+    def _too_long(self, num_tokens: str) -> TooLong:
+        hint = "; only rows trained whole are split" if self.config.truncation == "split" else ""
+        return TooLong(
+            "longer than data.max_length", f"{num_tokens} tokens, the limit is {self.config.max_length}{hint}"
+        )
+
+    def _excerpts(self, text: str) -> list[tuple[int, str]]:
+        """The parts of a text to tokenise; see `Bound.excerpts`."""
+        return self._bound.excerpts(text, self.config.max_length, self.config.truncation)
+
+    def _tokenise(self, made: Sequence[Document]) -> Iterator[EncodedRow]:
+        """Each document's tokens, in order; of one that is surely too long no more than will be kept."""
+        excerpts = [self._excerpts(document.text) for document in made]
+        pairs = list(zip(made, excerpts, strict=True))
+        texts = [pair for pair in pairs if pair[0].tokens is None]
+        # Offsets cost time, and are needed only where not every token is trained alike.
+        marked_texts = [text for document, parts in texts if not document.whole for _, text in parts]
+        marked = self._encodings(marked_texts, self._bytes is not None)
+        whole = self._encodings([text for document, parts in texts if document.whole for _, text in parts], True)
+        for document, parts in pairs:
+            frame = self._frame if document.framed else NO_FRAME
+            if document.tokens is not None:
+                yield EncodedRow(document.tokens.ids, document.tokens.trained)
+            elif document.whole:
+                ids = ids_within(frame, [next(whole).ids for _ in parts])
+                yield EncodedRow(ids, np.arange(len(ids)) > 0)
+            else:
+                ((begin, text),) = parts
+                spans = [clipped(span, begin, begin + len(text)) for span in document.spans]
+                encoding = next(marked)
+                found = self._parts_by_bytes(text, encoding, spans) if self._bytes else parts_of(encoding, spans)
+                yield EncodedRow(*masked(encoding.ids, found, frame))
+
+    def _parts_by_bytes(self, text: str, encoding: Encoding, spans: Sequence[Span]) -> list[Part]:
+        """As `masks.parts_of`, of an encoding without offsets."""
+        assert self._bytes is not None
+        begins = self._bytes.begins(encoding.ids, text.encode())
+        if begins is None:  # its normalised form is another text
+            return parts_of(self._tokenizer.encode(text, add_special_tokens=False), spans)
+        edges = sorted({edge for span in spans for edge in (span.begin, span.end)})
+        tokens = np.searchsorted(begins, byte_positions(text, edges)).tolist()
+        # A token that straddles the border belongs to what is before it.
+        token_at = dict(zip(edges, tokens, strict=True))
+        return [(slice(token_at[span.begin], token_at[span.end]), span.weight) for span in spans]
+
+    def _encodings(self, texts: Sequence[str], fast: bool) -> Iterator[Encoding]:
+        """Encodings of texts, a bounded number of characters at a time: one takes 100 bytes a token."""
+        encode_batch = self._tokenizer.encode_batch_fast if fast else self._tokenizer.encode_batch
+        ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
+        begin = 0
+        while begin < len(texts):
+            done = ends[begin - 1] if begin else 0
+            end = max(begin + 1, int(np.searchsorted(ends, done + _BATCH_CHARS, side="right")))
+            yield from encode_batch(texts[begin:end], add_special_tokens=False)
+            begin = end
+
+    def _fitted(self, document: Document, row: EncodedRow) -> list[EncodedRow]:
+        """A document's tokens within `max_length`: those parts that hold a trained one."""
+        if len(row.input_ids) <= self.config.max_length:
+            return [row] if row.trained.any() else []
+        if not self._may_cut(document.whole):
+            raise self._too_long(str(len(row.input_ids)))
+        fitted = []
+        for part in kept(len(row.input_ids), self.config.max_length, self.config.truncation):
+            trained = row.trained[part].copy()
+            trained[:1] = False
+            if trained.any():
+                weights = None if row.weights is None else row.weights[part]
+                fitted.append(EncodedRow(row.input_ids[part], trained, weights, self.config.truncation != "split"))
+        return fitted
+
+
+def _rules(config: EncodeConfig) -> tuple[LossScale, ...]:
+    """The rules for parts of answers, each once."""
+    added: tuple[LossScale, ...] = ("ignore_empty_think",) if config.ignore_empty_think else ()
+    return tuple(dict.fromkeys((*config.loss_scale, *added)))

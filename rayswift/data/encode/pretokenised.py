@@ -1,0 +1,99 @@
+"""Rows that are tokens already: `input_ids`, and which of them are trained; pure.
+
+    {"input_ids": [1, 15, 7, 2], "labels": [-100, -100, 7, 2]}
+
+As `transformers` and TRL have them: `labels` holds the token itself or -100; in its place TRL's `completion_mask` or
+`assistant_masks`, of which both count; with none of them every token is trained. Where `attention_mask` is 0 there is
+padding, which is left out. The first token is never trained, for nothing predicts it. Segments of text that say each
+whether they are trained (axolotl's `input_output`) become such rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from rayswift.data.encode.turns import Document, Tokens
+from rayswift.data.rows import BadRow, Row
+
+_TOKENS = "input_ids"
+_IGNORED = -100
+_MASKS = ("completion_mask", "assistant_masks")
+
+
+def segmented(segments: Sequence[tuple[str, bool]], tokenizer: Tokenizer) -> Document:
+    """Texts end to end, each trained or not: each is tokenised by itself, as axolotl does, and nothing is put around.
+
+    Raises:
+        BadRow: no token is trained.
+    """
+    pieces = tokenizer.encode_batch_fast([text for text, _ in segments], add_special_tokens=False)
+    ids = np.array([token for piece in pieces for token in piece.ids], np.int32)
+    marks = [label for piece, (_, label) in zip(pieces, segments, strict=True) for _ in piece.ids]
+    trained = np.array(marks, np.bool_)
+    trained[:1] = False
+    if not trained.any():
+        raise BadRow("no trainable token", "the row has no segment to train")
+    return Document("", (), tokens=Tokens(ids, trained))
+
+
+def token_columns(columns: Mapping[str, str]) -> frozenset[str]:
+    """The columns of which one tells such a row, by the user's names for ours."""
+    return frozenset((_TOKENS, *(name for name, ours in columns.items() if ours == _TOKENS)))
+
+
+def pretokenised(row: Row, num_tokens: int) -> Document:
+    """The document of such a row.
+
+    Args:
+        row: Under our names.
+        num_tokens: Tokens that the tokenizer has.
+
+    Raises:
+        BadRow: a list of another kind or length, a token that the tokenizer has not, or labels of other tokens.
+    """
+    ids = _integers(row, _TOKENS)
+    outside = ids[(ids < 0) | (ids >= num_tokens)]
+    if len(outside):
+        raise BadRow("unknown token", f"input_ids holds {outside[0]}; the tokenizer has {num_tokens} tokens")
+    trained = np.ones(len(ids), np.bool_)
+    if "labels" in row:
+        labels = _beside(row, "labels", len(ids))
+        trained = labels != _IGNORED
+        other = np.flatnonzero(trained & (labels != ids))
+        if len(other):
+            at = int(other[0])
+            raise BadRow(
+                "labels of other tokens",
+                f"labels[{at}] is {labels[at]}, input_ids[{at}] is {ids[at]}: a label is the token of its own place, "
+                f"or {_IGNORED}; the model shifts them itself",
+            )
+    for name in _MASKS:
+        if name in row:
+            trained &= _beside(row, name, len(ids)) != 0
+    if "attention_mask" in row:
+        kept = _beside(row, "attention_mask", len(ids)) != 0
+        ids, trained = ids[kept], trained[kept]
+    trained[:1] = False
+    if not trained.any():
+        raise BadRow("no trainable token", "no token of input_ids is trained")
+    return Document("", (), tokens=Tokens(ids, trained))
+
+
+def _beside(row: Row, name: str, length: int) -> NDArray[np.int32]:
+    values = _integers(row, name)
+    if len(values) != length:
+        raise BadRow("bad tokens", f"{name} has {len(values)} values, input_ids has {length}")
+    return values
+
+
+def _integers(row: Row, name: str) -> NDArray[np.int32]:
+    value: Any = row[name]
+    array = np.asarray(value if value is not None else [])
+    if array.ndim != 1 or (len(array) and array.dtype.kind not in "iub"):
+        raise BadRow("bad tokens", f"{name} is no list of whole numbers")
+    if len(array) and (array.min() < -(2**31) or array.max() >= 2**31):
+        raise BadRow("bad tokens", f"{name} holds a number that no token has")
+    return array.astype(np.int32)

@@ -1,0 +1,282 @@
+"""Render a tokenizer's chat template without importing `transformers`' tokenizers (and so torch) in data tasks.
+
+The environment is the one `transformers` documents for chat templates; a test holds both to the same bytes.
+"""
+
+import datetime
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import jinja2
+import jinja2.ext
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from rayswift.data.encode.message_ends import Trace, TracedTemplate
+from rayswift.data.rows import BadRow, Message
+
+_DICT_ATTRIBUTES = frozenset(dir(dict))
+_PROBE_CALL = {"type": "function", "id": "call00000", "function": {"name": "fff", "arguments": {"a": 1}}}
+_END = "</think>"
+# A character of no script stands for it where a template would cut at it.
+_MARK = "\ue000/think\ue000"
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}` marks assistant text for `transformers`; rendered, it is its body."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja's own class attribute)
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """The sandbox; `message.role` asks the object first by Python's rules, which for a dict only costs an exception."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if type(obj) is dict and attribute not in _DICT_ATTRIBUTES and attribute in obj:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+class ChatTemplate:
+    """A compiled chat template.
+
+    Args:
+        source: Jinja text.
+        special_tokens: `bos_token`, `eos_token`, ... as the template may name them.
+        date: The day it sees where it asks for the time, as YYYY-MM-DD; None: today.
+    """
+
+    def __init__(self, source: str, special_tokens: dict[str, str], date: str | None = None):
+        environment = _Environment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _raise_exception
+        now = datetime.datetime.fromisoformat(date) if date else datetime.datetime.now()
+        environment.globals["strftime_now"] = now.strftime
+        self._template = environment.from_string(source)
+        # What every rendering is given; `Template.render` would collect the globals anew each time.
+        self._given = {**self._template.globals, **special_tokens}
+        self._source = source
+        self._traced = TracedTemplate.of(environment, source)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: list[Any] | None = None,
+        generate: bool = False,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Text of a conversation; `generate` adds the opening of the assistant's next turn.
+
+        Raises:
+            BadRow: the template refuses the conversation.
+        """
+        given = self._also_given(tools, kwargs) | {"messages": messages, "add_generation_prompt": generate}
+        try:
+            return "".join(self._template.root_render_func(self._template.new_context(given, shared=True)))
+        except Exception as error:  # a template is foreign code: whatever it raises is about this conversation
+            raise BadRow("refused by the chat template", f"{str(error)[:400] or type(error).__name__}") from error
+
+    def trace(
+        self, messages: Sequence[Message], tools: list[Any] | None = None, kwargs: Mapping[str, Any] | None = None
+    ) -> Trace | None:
+        """One rendering that tells where each message ends; None if this template, or what it does here, forbids it."""
+        if self._traced is None:
+            return None
+        try:
+            return self._traced.trace(messages, self._also_given(tools, kwargs))
+        except Exception:  # of foreign code; what is wrong, if anything is, shows in `render`
+            return None
+
+    def _also_given(self, tools: list[Any] | None, kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+        return {**self._given, **(kwargs or {}), "tools": tools, "documents": None}
+
+    def conversation(
+        self,
+        messages: Sequence[Message],
+        tools: list[Any] | None = None,
+        generate: bool = False,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """As `render`, of messages in our spelling.
+
+        Raises:
+            BadRow: the template refuses the conversation, or leaves something of it out.
+        """
+        adapted = self.adapted(messages)
+        text = self.render(adapted, tools, True, kwargs) if generate else self.render_answer(adapted, tools, kwargs)
+        self.check(messages, text)
+        return text
+
+    def adapted(self, messages: Sequence[Message]) -> list[Message]:
+        """Messages with contents, thoughts and tool calls in the spelling that this template reads.
+
+        Raises:
+            BadRow: there are thoughts or calls, and it has no place for them.
+        """
+        made = [self._adapt(m) if "reasoning_content" in m or "tool_calls" in m else m for m in messages]
+        return [_in_parts(message) for message in made] if self._takes_parts else made
+
+    def cuts(self, messages: Sequence[Message]) -> bool:
+        """Whether there are thoughts in the contents that the template cuts off, those of the last answer too."""
+        has_thoughts = any(m["role"] == "assistant" and _END in _text_of(m) for m in messages)
+        return has_thoughts and self._cuts_thoughts
+
+    def render_answer(
+        self, messages: Sequence[Message], tools: list[Any] | None = None, kwargs: Mapping[str, Any] | None = None
+    ) -> str:
+        """As `render`, but the last answer keeps thoughts that the template would cut off, as it has to be given."""
+        if not messages or not self.cuts(messages[-1:]):
+            return self.render(messages, tools, kwargs=kwargs)
+        last = messages[-1]
+        content = last["content"]
+        marked: Any = (
+            content.replace(_END, _MARK)
+            if isinstance(content, str)
+            else _in_parts({"content": _text_of(last).replace(_END, _MARK)})["content"]
+        )
+        return self.render([*messages[:-1], {**last, "content": marked}], tools, kwargs=kwargs).replace(_MARK, _END)
+
+    def check(self, messages: Sequence[Message], text: str, first: int = 0) -> None:
+        """Look for what users and assistants say, in our spelling, in a text that has to hold it.
+
+        Args:
+            messages: In their order.
+            text: As rendered.
+            first: The number of the first message, for what is said of it.
+
+        Raises:
+            BadRow: it is not there, because the template reads contents in another form, or not beside tool calls.
+        """
+        at = 0
+        for position, message in enumerate(messages, first):
+            if message["role"] not in ("user", "assistant"):
+                continue
+            said = message["content"]
+            found = text.find(said, at)
+            if found < 0:
+                said = said.rpartition(_END)[2].strip()
+                found = text.find(said, at)
+            if found < 0 and said not in text:
+                raise BadRow(
+                    "content not rendered",
+                    f"the chat template leaves {said[:40]!r} of message {position} ({message['role']}) out; set "
+                    f"model.chat_template to one that renders it",
+                )
+            at = max(at, found)
+            for call in message.get("tool_calls", ()):
+                if call["function"]["name"] not in text:
+                    raise BadRow(
+                        "tool call not rendered",
+                        f"the chat template leaves the call of {call['function']['name']!r} in message {position} out; "
+                        f"set model.chat_template to one that renders it",
+                    )
+
+    def _adapt(self, message: Message) -> Message:
+        adapted = dict(message)
+        if "reasoning_content" in message and self._thoughts_key != "reasoning_content":
+            thoughts = adapted.pop("reasoning_content")
+            if self._thoughts_key is not None:
+                adapted[self._thoughts_key] = thoughts
+            elif _END in self._source:  # of those that know thoughts within the content
+                adapted["content"] = f"<think>\n{thoughts}\n</think>\n\n{message['content']}"
+            else:
+                raise BadRow(
+                    "thoughts have no place in the chat template",
+                    "it does not read reasoning_content; write them into the content, or set model.chat_template",
+                )
+        if "tool_calls" in message and "tool_calls" not in self._source:
+            raise BadRow(
+                "tool calls have no place in the chat template",
+                "it does not read tool_calls; write them into the content, or set model.chat_template",
+            )
+        if "tool_calls" in message and self._arguments_as_text:
+            adapted["tool_calls"] = [_with_text_arguments(call) for call in message["tool_calls"]]
+        if "tool_calls" in message and not message["content"] and self._calls_without_content:
+            adapted["content"] = None
+        return adapted
+
+    @cached_property
+    def _thoughts_key(self) -> str | None:
+        """The key of a message under which the template looks for thoughts."""
+        for key in ("reasoning_content", "reasoning", "thinking"):
+            if re.search(rf"""[.'"]{key}\b""", self._source):
+                return key
+        return None
+
+    @cached_property
+    def _takes_parts(self) -> bool:
+        """Whether the template reads a content as a list of parts alone, as vision models' do."""
+        probe: list[Message] = [{"role": "user", "content": "qqq"}, {"role": "assistant", "content": "aaa"}]
+        return not self._shows(probe, "qqq", "aaa") and self._shows(list(map(_in_parts, probe)), "qqq", "aaa")
+
+    @cached_property
+    def _cuts_thoughts(self) -> bool:
+        """Whether the template cuts the thoughts off an answer's content although nothing follows it."""
+        answer = f"<think>\nttt\n{_END}\n\naaa"
+        probe: list[Message] = [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]
+        return _END in self._source and not self._shows(self.adapted(probe), "ttt")
+
+    @cached_property
+    def _calls_without_content(self) -> bool:
+        """Whether the template writes tool calls only beside a content that is null."""
+        empty, null = (self._probe_of_calls(content, self._arguments_as_text) for content in ("", None))
+        return not self._shows(empty, "fff") and self._shows(null, "fff")
+
+    def _shows(self, messages: Sequence[Message], *words: str) -> bool:
+        try:
+            text = self.render(messages)
+        except BadRow:
+            return False
+        return all(word in text for word in words)
+
+    @staticmethod
+    def _probe_of_calls(content: str | None, as_text: bool) -> list[Message]:
+        call = _with_text_arguments(_PROBE_CALL) if as_text else _PROBE_CALL
+        return [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": content, "tool_calls": [call]},
+            {"role": "tool", "content": "r", "tool_call_id": "call00000"},
+            {"role": "assistant", "content": "a"},
+        ]
+
+    @cached_property
+    def _arguments_as_text(self) -> bool:
+        """Whether the template joins arguments of tool calls to text, as DeepSeek's, and does not write JSON."""
+        as_json, as_text = (
+            any(self._shows(self._probe_of_calls(content, as_text), "fff") for content in ("", None))
+            for as_text in (False, True)
+        )
+        return as_text and not as_json
+
+
+def _in_parts(message: Message) -> Message:
+    """A message whose text is a list of one part."""
+    content = message["content"]
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
+
+
+def _text_of(message: Message) -> str:
+    """A message's text, whatever its form."""
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(part["text"] for part in content or ())
+
+
+def _with_text_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}

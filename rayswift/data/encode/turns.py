@@ -1,0 +1,331 @@
+"""A conversation -> the texts to train on, and which characters of each count; pure.
+
+Usually one text. Templates of reasoning models rewrite history: thoughts of earlier answers are left out once another
+question follows, so no single text holds every answer as the model has to give it. Then an answer is trained in the
+text in which it is the last, one text for each stretch of answers that render alike: each is trained once, behind
+exactly what is served before it. An answer without thoughts is trained where it stands in the later text, if it
+differs there only in what the template writes around it (see `history`).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayswift.config.schema import LossOn, LossScale
+from rayswift.data.encode.history import EndTokens, standing, unopened, without_end, without_tail
+from rayswift.data.encode.loss_scale import scaled
+from rayswift.data.encode.message_ends import Trace
+from rayswift.data.encode.template import ChatTemplate
+from rayswift.data.rows import BadRow, Conversation, Message, MessageLoss
+
+_KEPT_PREFIXES = 4
+# Up to so many messages, rendering the prefixes costs no more than the trace that spares it.
+_UNTRACED_MESSAGES = 4
+
+
+@dataclass(frozen=True)
+class Span:
+    """Characters [begin, end) of a text and the loss weight of their tokens, 0 for not trained."""
+
+    begin: int
+    end: int
+    weight: float = 1.0
+
+
+Numbers = tuple[tuple[str, float], ...]
+"""What a row says to its loss beside tokens, as (name, value): a margin, a label; a name may come several times."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids [T] int32, and whether each is trained, [T] bool."""
+
+    ids: NDArray[np.int32]
+    trained: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text to train on; where spans overlap the later counts, and outside of them nothing is trained.
+
+    record: see `encode.EncodedRow`; framed: what the tokenizer puts around any text, as BOS, is put around this one: a
+    chat template writes these tokens itself. tokens: what is trained, of a row that brought tokens and no text. tail:
+    the end of a rendered text, behind its last content.
+    """
+
+    text: str
+    spans: tuple[Span, ...]
+    numbers: Numbers = ()
+    record: str = ""
+    framed: bool = False
+    tokens: Tokens | None = None
+    tail: str = ""
+
+    @property
+    def whole(self) -> bool:
+        """Whether every token is trained alike, wherever the characters lie."""
+        if self.tokens is not None:
+            return bool(self.tokens.trained[1:].all())
+        first = self.spans[0]
+        return len(self.spans) == 1 and first.begin == 0 and first.weight == 1 and first.end == len(self.text)
+
+
+@dataclass(frozen=True)
+class Marking:
+    """What of a conversation is trained, and where.
+
+    loss_on: which turns, where the messages themselves say nothing; loss_scale: rules for parts of these;
+    keep_history: whether all are trained in one text, earlier ones as they stand there; end_tokens: special tokens of
+    the tokenizer.
+    """
+
+    loss_on: LossOn
+    loss_scale: tuple[LossScale, ...] = ()
+    keep_history: bool = False
+    end_tokens: EndTokens = ()
+
+
+def documents(
+    template: ChatTemplate,
+    row: Conversation,
+    marking: Marking,
+    refuse: Callable[[str, bool, int], None],
+) -> list[Document]:
+    """The texts of a conversation, each turn to train in exactly one of them.
+
+    Args:
+        template: Renders it.
+        row: The conversation.
+        marking: What is trained.
+        refuse: Called with a text, whether all of it is trained alike, and its number of messages, before the turns
+            in it are looked for, which takes a rendering for each; may raise.
+
+    Raises:
+        BadRow: nothing to train, as `refuse` raises, or the template cannot be trained on this conversation.
+    """
+    try:
+        renderer = _Renderer(template, row, marking)
+    except BadRow as bad:
+        row = merged_turns(row, bad)
+        renderer = _Renderer(template, row, marking)
+    weights = {i: w for i, w in enumerate(_weights(row, marking)) if w is not None}
+    if marking.loss_on == "all":
+        refuse(renderer.text, not weights, len(row.messages))
+        marked = [renderer.spans(renderer.text, i, w) for i, w in weights.items()]
+        return [Document(renderer.text, (Span(0, len(renderer.text)), *_all(marked)))]
+    todo = {i: w for i, w in weights.items() if w > 0}
+    if not todo:
+        raise BadRow("no trainable token", "the conversation has no assistant turn to train")
+    made: list[Document] = []
+    last = len(row.messages) - 1
+    while todo:
+        text = renderer.until(last)
+        refuse(text, False, last + 1)
+        found: dict[int, tuple[Span, ...]] = {}
+        # Backwards to where history is rewritten: what is before it has a text of its own.
+        for i in sorted(todo, reverse=True):
+            spans = renderer.spans(text, i, todo[i])
+            if spans is None:
+                break
+            found[i] = spans
+        if found:
+            made.append(Document(text, tuple(span for i in sorted(found) for span in found[i])))
+        elif last in todo:
+            raise BadRow(
+                "chat template cannot be trained",
+                f"message {last} is not rendered as a continuation of what the template gives to generate it from; set "
+                f"model.chat_template to one that does",
+            )
+        todo = {i: weight for i, weight in todo.items() if i not in found}
+        last = max(todo, default=-1)
+    return made[::-1]
+
+
+def merged_turns(row: Conversation, bad: BadRow) -> Conversation:
+    """A conversation that the template refused, with messages of one role in a row as one.
+
+    Args:
+        row: The conversation.
+        bad: How it was refused.
+
+    Raises:
+        BadRow: there are no such messages, or as one they would not be trained as they are each.
+    """
+    messages: list[Message] = []
+    losses: list[MessageLoss] = []
+    for position, (message, loss) in enumerate(zip(row.messages, row.losses, strict=True)):
+        role = message["role"]
+        if not messages or role != messages[-1]["role"] or role not in ("user", "assistant"):
+            messages.append(message)
+            losses.append(loss)
+            continue
+        if loss != losses[-1]:
+            raise BadRow(
+                "two turns in a row",
+                f"messages {position - 1} and {position} are both of the {role}, which the chat template refuses, and "
+                f"differ in their loss; make them one message",
+            ) from bad
+        first = messages.pop()
+        if "tool_calls" in first or "reasoning_content" in message or first.get("name") != message.get("name"):
+            raise bad
+        between = "" if role == "assistant" else "\n"
+        messages.append({**first, **message, "content": first["content"] + between + message["content"]})
+    if len(messages) == len(row.messages):
+        raise bad
+    return replace(row, messages=tuple(messages), losses=tuple(losses))
+
+
+def ended(text: str, end: str) -> str:
+    """A text with `end` behind it, once."""
+    return text if text.endswith(end) else text + end
+
+
+def joined(row: Conversation, marking: Marking, end: str) -> Document:
+    """The contents of a conversation without a chat template, one after the other, and `end` behind the last, once.
+
+    Raises:
+        BadRow: nothing to train, or something that only a template has a place for.
+    """
+    text, spans = "", []
+    for position, (message, weight) in enumerate(zip(row.messages, _weights(row, marking), strict=True)):
+        if "reasoning_content" in message or "tool_calls" in message:
+            raise BadRow("needs the chat template", f"message {position} has thoughts or tool calls")
+        is_last = position == len(row.messages) - 1
+        begin, text = len(text), text + (ended(message["content"], end) if is_last else message["content"])
+        spans.append(Span(begin, len(text), 1.0 if weight is None else weight))
+        if _is_scaled(row, position, marking) and weight != 0:
+            spans += _scaled(row, position, marking, message["content"], spans[-1])
+    if all(span.weight == 1 for span in spans):
+        spans = [Span(0, len(text))]
+    if not any(span.weight for span in spans):
+        raise BadRow("no trainable token", "the conversation has no message to train")
+    return Document(text, tuple(spans), framed=True)
+
+
+def _all(marked: Sequence[tuple[Span, ...] | None]) -> list[Span]:
+    if any(spans is None for spans in marked):
+        raise BadRow(
+            "chat template rewrites earlier turns",
+            "so messages with a loss of their own cannot be found under loss_on all",
+        )
+    return [span for spans in marked for span in spans or ()]
+
+
+def _weights(row: Conversation, marking: Marking) -> list[float | None]:
+    """Loss weight of each message; under `all`, None where neither the message nor a rule says anything."""
+    roles = [message["role"] for message in row.messages]
+    chosen = [role == "assistant" for role in roles]
+    if marking.loss_on == "last_turn" and any(chosen):
+        last = len(roles) - 1 - roles[::-1].index("assistant")
+        # One turn may be several messages: calls of tools, their results, the answer.
+        begin = next((i + 1 for i in range(last, -1, -1) if roles[i] == "user"), 0)
+        chosen = [chosen[i] and begin <= i <= last for i in range(len(roles))]
+    weights: list[float | None] = []
+    for position, (own, base) in enumerate(zip(row.losses, chosen, strict=True)):
+        trained = base if own.trained is None else own.trained
+        if marking.loss_on == "all":
+            silent = own.trained is None and own.weight == 1 and not _is_scaled(row, position, marking)
+            weights.append(None if silent else own.weight * (own.trained is not False))
+        else:
+            weights.append(own.weight * trained)
+    return weights
+
+
+def _is_scaled(row: Conversation, position: int, marking: Marking) -> bool:
+    """Whether the rules for parts apply to a message: to an answer that says nothing of its own loss."""
+    own = row.losses[position]
+    is_silent = own.trained is None and own.weight == 1
+    return bool(marking.loss_scale) and is_silent and row.messages[position]["role"] == "assistant"
+
+
+def _scaled(row: Conversation, position: int, marking: Marking, answer: str, whole: Span) -> list[Span]:
+    """The parts of an answer whose weight is another than that of the whole."""
+    asked = (m["content"] for m in reversed(row.messages[:position]) if m["role"] == "user")
+    parts = scaled(marking.loss_scale, answer, next(asked, ""))
+    return [Span(whole.begin + begin, whole.begin + end, whole.weight * weight) for begin, end, weight in parts]
+
+
+class _Renderer:
+    """Renders a conversation and its prefixes; the last few are kept, all would be as much as the square of it."""
+
+    def __init__(self, template: ChatTemplate, row: Conversation, marking: Marking):
+        self._template, self._row, self._marking = template, row, marking
+        self._messages = template.adapted(row.messages)
+        self._tools = list(row.tools) if row.tools else None
+        self._kept: dict[tuple[int, bool], str] = {}
+        self.text = self._render(len(self._messages), generate=False)
+        template.check([message for message in row.messages if message["role"] == "user"], self.text)
+
+    def until(self, index: int) -> str:
+        """The conversation up to and with a message."""
+        return self.text if index == len(self._messages) - 1 else self._prefix(index + 1, generate=False)
+
+    @cached_property
+    def _trace(self) -> Trace | None:
+        if len(self._messages) <= _UNTRACED_MESSAGES or self._template.cuts(self._messages):
+            return None
+        trace = self._template.trace(self._messages, self._tools, self._row.template_kwargs)
+        return trace if trace and trace.text == self.text else None
+
+    def _prefix(self, length: int, generate: bool) -> str:
+        if self._trace and (end := self._trace.ends[length]) is not None:
+            return self.text[:end] + (self._trace.generation if generate else "")
+        key = length, generate
+        if key not in self._kept:
+            if len(self._kept) == _KEPT_PREFIXES:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = self._render(length, generate)
+        return self._kept[key]
+
+    def _render(self, length: int, generate: bool) -> str:
+        messages: Sequence[Message] = self._messages[:length]
+        if not generate:
+            return self._template.render_answer(messages, self._tools, self._row.template_kwargs)
+        return self._template.render(messages, self._tools, True, self._row.template_kwargs)
+
+    def spans(self, text: str, index: int, weight: float) -> tuple[Span, ...] | None:
+        """Where a message stands in a text, and its parts of another weight; None if it is not there as it is given."""
+        span = self._span(text, index, weight)
+        if span is None:
+            return None
+        if not _is_scaled(self._row, index, self._marking):
+            return (span,)
+        answer = text[span.begin : span.end]
+        words = answer[: without_end(answer, self._marking.end_tokens)]
+        return span, *_scaled(self._row, index, self._marking, words, span)
+
+    def _span(self, text: str, index: int, weight: float) -> Span | None:
+        until = self.until(index)
+        is_answer = self._row.messages[index]["role"] == "assistant"
+        before = self._prefix(index, generate=is_answer) if index or is_answer else ""
+        begin = len(before)
+        if is_answer and not (until.startswith(before) and text.startswith(until)):
+            begin = unopened(before)
+        if not until.startswith(before[:begin]):
+            return None
+        if text.startswith(until):
+            self._keeps_words(index, until[begin:])
+            end = without_tail(until, self._marking.end_tokens)
+            return Span(begin, end if end >= begin else len(until), weight)
+        if not is_answer or not text.startswith(before[:begin]):
+            return None
+        answer, history = until[begin:], text[begin:]
+        length = standing(answer, history, self._marking.end_tokens, self._marking.keep_history)
+        return None if length is None else Span(begin, begin + length, weight)
+
+    def _keeps_words(self, index: int, rendered: str) -> None:
+        """Refuse an answer of which the template leaves something out even where it is the last."""
+        message = self._row.messages[index]
+        thoughts = [message["reasoning_content"]] if "reasoning_content" in message else []
+        if "</think>" in message["content"]:
+            thoughts.append(message["content"].partition("</think>")[0].rpartition("<think>")[2])
+        if any(thought.strip() not in rendered for thought in thoughts):
+            raise BadRow(
+                "chat template drops thoughts",
+                f"those of message {index} are not rendered even when it is the last; set model.chat_template to one "
+                f"that keeps them, or take them out of the rows",
+            )
+        self._template.check([message], rendered, index)

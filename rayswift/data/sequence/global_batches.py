@@ -1,0 +1,248 @@
+"""Windows -> global batches, with the position that continues behind each; pure.
+
+Step k takes packed rows [k * G, (k + 1) * G) of the global sequence (G: the global batch), across window and epoch
+borders.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from math import ceil
+from typing import Any
+
+from rayswift.data.sequence.kl_partners import with_partners
+from rayswift.data.sequence.windows import TRAINED, PackedRow, Window
+from rayswift.log import UserError
+
+JUDGED_FROM_ROWS = 1000
+TAIL = "tail: fewer than a global batch at the end"
+_QUARANTINE = "data/quarantine.jsonl in the run folder"
+
+
+class UnusableRows(UserError):
+    """The rows themselves end the run; `counts` says where each went."""
+
+    def __init__(self, message: str, counts: dict[str, int]):
+        super().__init__(f"{message}\n{table(counts)}", exit_code=1)
+        self._message, self.counts = message, counts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return UnusableRows, (self._message, self.counts)
+
+
+@dataclass(frozen=True)
+class Position:
+    """A point in the global sequence: the next step and the next packed row.
+
+    counts: where every raw row before it went (`trained...`, `filtered: ...`, `quarantined: ...`, `tail...`), over all
+    epochs.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    window: int = 0
+    row: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values, for a checkpoint."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """The rows of one optimizer step.
+
+    rows: up to G packed rows; fewer only at the end of the data.
+    epochs: passes over the data once this step is done, from raw rows consumed.
+    position: where the next step begins.
+    last: no step follows.
+    """
+
+    step: int
+    rows: tuple[PackedRow, ...]
+    epochs: float
+    position: Position
+    last: bool
+
+
+@dataclass(frozen=True)
+class FeedPlan:
+    """How the global sequence is cut: G, and where it ends (after `max_steps`, or after `num_epochs` passes).
+
+    drops_tail: what is left at the end and fills no global batch is not trained, but named in the accounting: a loss
+    that is a mean over rows would give these rows another weight. partner_length: the most tokens of a row's partner
+    (see `kl_partners`); None: rows have none.
+    """
+
+    global_batch: int
+    num_rows: int
+    window_rows: int
+    num_epochs: float
+    max_steps: int
+    max_bad_fraction: float
+    drops_tail: bool = False
+    partner_length: int | None = None
+
+    @property
+    def ends_by_steps(self) -> bool:
+        """Whether `max_steps` decides the end."""
+        return self.max_steps > 0
+
+    def related(self, rows: tuple[PackedRow, ...]) -> tuple[PackedRow, ...]:
+        """Rows that a loss looks at together, each with what it takes from the others."""
+        return rows if self.partner_length is None else with_partners(rows, self.partner_length)
+
+
+def share(global_batch: int, rank: int, size: int) -> slice:
+    """The rows of a global batch that a rank trains; the shares of `size` ranks differ by one row at most."""
+    return slice(rank * global_batch // size, (rank + 1) * global_batch // size)
+
+
+def micro_batches(global_batch: int, most_rows: int, size: int) -> tuple[int, int]:
+    """How each of `size` ranks cuts its share: rows of a micro-batch (up to `most_rows`), and their number.
+
+    The number is the same on every rank; where the shares differ, some rank's last micro-batch has a row less.
+    """
+    largest_share = -(-global_batch // size)
+    accumulation = -(-largest_share // most_rows)
+    return -(-largest_share // accumulation), accumulation
+
+
+WindowSource = Callable[[int, int], Iterator[Window]]
+"""(epoch, first window) -> the windows of that epoch from there on, in order."""
+
+
+def global_batches(
+    plan: FeedPlan, source: WindowSource, start: Position, on_window: Callable[[int, int, Window], None]
+) -> Iterator[GlobalBatch]:
+    """Cut windows into global batches, from `start` on.
+
+    Args:
+        plan: Batch size and end.
+        source: Where windows come from.
+        start: The position to continue at.
+        on_window: Called with (epoch, window number, window) when a window is opened for the first time.
+
+    Raises:
+        UnusableRows: too many rows are bad, an epoch leaves no row to train, or all of them fill no global batch.
+    """
+    step, held = start.step, None
+    if plan.ends_by_steps and step >= plan.max_steps:
+        return
+    pending: list[PackedRow] = []
+    for row, epochs, position in _sequence(plan, source, start, on_window):
+        pending.append(row)
+        if len(pending) == plan.global_batch:
+            if held is not None:
+                yield held
+            last = plan.ends_by_steps and step + 1 >= plan.max_steps
+            held = GlobalBatch(step, tuple(pending), epochs, _at(position, step + 1), last)
+            pending, step = [], step + 1
+            if plan.ends_by_steps:  # its end is known, so nothing need be held back
+                yield held
+                held = None
+                if last:
+                    return
+        end = (epochs, position)
+    if pending and plan.drops_tail:
+        held = _with_tail(held, pending, *end)
+    elif pending:
+        if held is not None:
+            yield held
+        held = GlobalBatch(step, tuple(pending), end[0], _at(end[1], step + 1), True)
+    if held is not None:
+        yield GlobalBatch(held.step, held.rows, held.epochs, held.position, True)
+
+
+def _with_tail(last: GlobalBatch | None, tail: list[PackedRow], epochs: float, behind: Position) -> GlobalBatch:
+    """The last batch, at the end of the data, the rows behind it accounted for."""
+    counts = Counter(behind.counts)
+    for row in tail:
+        counts.subtract(row.counts)
+        counts[TAIL] += row.counts.total()
+    if last is None:
+        raise UnusableRows(
+            f"{len(tail)} rows are left to train, fewer than one global batch; lower train.global_batch_size:",
+            dict(behind.counts),
+        )
+    return replace(last, epochs=epochs, position=replace(behind, step=last.step + 1, counts=dict(+counts)))
+
+
+def _at(position: Position, step: int) -> Position:
+    return Position(step, position.epoch, position.window, position.row, position.counts)
+
+
+def _sequence(
+    plan: FeedPlan, source: WindowSource, start: Position, on_window: Callable[[int, int, Window], None]
+) -> Iterator[tuple[PackedRow, float, Position]]:
+    """Packed rows from `start` on, each with the epochs done and the position behind it."""
+    counts = Counter(start.counts)
+    epoch, first, skip = start.epoch, start.window, start.row
+    while plan.ends_by_steps or epoch < plan.num_epochs:
+        trained_before = _trained(counts) if first == 0 and skip == 0 else -1
+        # One row is held back: what follows the last good row of an epoch is accounted with it.
+        held: tuple[PackedRow, float, Position] | None = None
+        for number, window in enumerate(source(epoch, first), first):
+            if skip == 0:
+                on_window(epoch, number, window)
+                counts.update({k: v for k, v in window.counts.items() if not k.startswith(TRAINED)})
+                so_far = counts + Counter({k: v for k, v in window.counts.items() if k.startswith(TRAINED)})
+                raw_rows = epoch * plan.num_rows + min((number + 1) * plan.window_rows, plan.num_rows)
+                expected_rows = -(-so_far.total() * (epoch + 1) * plan.num_rows // raw_rows)
+                judge(so_far, plan.max_bad_fraction, expected_rows, _QUARANTINE)
+            done = number * plan.window_rows + sum(row.num_source_rows for row in window.rows[:skip])
+            for index, row in enumerate(window.rows[skip:], skip):
+                if held:
+                    yield held
+                # A row that is but a further piece of a raw row counted before still belongs to the epoch.
+                at_end = not plan.ends_by_steps and epoch + done / plan.num_rows >= plan.num_epochs
+                if at_end and row.num_source_rows:
+                    return
+                done += row.num_source_rows
+                counts.update(row.counts)
+                behind = (number, index + 1) if index + 1 < len(window.rows) else (number + 1, 0)
+                held = row, epoch + done / plan.num_rows, Position(0, epoch, *behind, dict(counts))
+            skip = 0
+        if _trained(counts) == trained_before:
+            raise UnusableRows("no row is left to train:", dict(counts))
+        if held:
+            yield held[0], epoch + 1.0, Position(0, epoch + 1, 0, 0, dict(counts))
+        judge(counts, plan.max_bad_fraction, 0, _QUARANTINE)
+        epoch, first = epoch + 1, 0
+
+
+def _trained(counts: Counter[str]) -> int:
+    return sum(number for outcome, number in counts.items() if outcome.startswith(TRAINED))
+
+
+def judge(counts: Counter[str], max_bad_fraction: float, expected_rows: int, quarantine: str) -> None:
+    """Stop at too many bad rows: of those seen, or while these are few, of all that are expected.
+
+    So a run over few rows ends as soon as it is sure to, and not behind its last step.
+
+    Args:
+        counts: Where every row so far went.
+        max_bad_fraction: Share that may be bad.
+        expected_rows: Rows that will have been seen when the data has been gone through; 0: all have been.
+        quarantine: Where the bad ones are, for the message.
+
+    Raises:
+        UnusableRows: too many are bad.
+    """
+    seen, bad = counts.total(), sum(v for k, v in counts.items() if k.startswith("quarantined"))
+    judged = seen if seen >= JUDGED_FROM_ROWS else max(seen, expected_rows)
+    if bad > max_bad_fraction * judged:
+        of_all = f" of {judged} in all" if judged > seen else ""
+        enough = ceil(100 * bad / seen) / 100
+        raise UnusableRows(
+            f"{bad} of {seen} rows are bad, more than data.max_bad_fraction = {max_bad_fraction} allows{of_all}; "
+            f"mend them, see {quarantine}, or go on without them: --data.max_bad_fraction {enough}",
+            dict(counts),
+        )
+
+
+def table(counts: dict[str, int] | Counter[str]) -> str:
+    """The row accounting, a line per outcome."""
+    lines = [("rows seen", sum(counts.values())), *sorted(counts.items(), key=lambda kv: -kv[1])]
+    return "\n".join(f"  {name:<48} {count:>10,}" for name, count in lines)

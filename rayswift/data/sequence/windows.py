@@ -1,0 +1,288 @@
+"""A window: the raw rows that are read, encoded and packed together, the unit of streaming, order and resume.
+
+Window w of an epoch takes positions [w * W, (w + 1) * W) of that epoch's order, so what it holds depends on (data,
+seed, epoch) alone, never on timing, parallelism or the number of workers.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import ceil
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayswift.data.encode.encoder import EncodeConfig, EncodedRow, LeftOut
+from rayswift.data.encode.turns import Numbers
+from rayswift.data.raw_rows import MadeRow, encode_raw
+from rayswift.data.rows import BadRow
+from rayswift.data.sequence.mixing import Mix
+from rayswift.data.sequence.order import repeated, shuffled
+from rayswift.data.sequence.packing import pack
+from rayswift.data.sources import RawRow, Store
+from rayswift.data.sources.store import Concatenated
+
+TRAINED = "trained"
+TRAINED_CUT = "trained, cut to data.max_length"
+_BIN_KEY = 0xB145
+_MIX_KEY = 0x3A1C
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """One row of a batch: several documents end to end, packed, or the members of a row (see `members`).
+
+    input_ids [T] int32 and trained [T] bool of all documents; lengths: tokens of each; num_source_rows: raw rows it
+    accounts for, documents and rows that were left out alike, so that progress counts every raw row once; weights [T]
+    float32: the loss weight of each trained token, None if all are 1; num_continued: documents that are a further
+    piece of a raw row counted with its first; num_cut: documents whose raw row lost tokens to `data.max_length`; ids:
+    `source:line` of each document, so that what goes wrong in a batch can be named; numbers: see `turns.Document`;
+    record: see `EncodedRow`, of the first document.
+    """
+
+    input_ids: NDArray[np.int32]
+    trained: NDArray[np.bool_]
+    lengths: tuple[int, ...]
+    num_source_rows: int
+    weights: NDArray[np.float32] | None = None
+    num_continued: int = 0
+    num_cut: int = 0
+    ids: tuple[str, ...] = ()
+    numbers: Numbers = ()
+    record: str = ""
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Raw rows that are trained with it, by outcome."""
+        whole = len(self.lengths) - self.num_continued - self.num_cut
+        return +Counter({TRAINED: whole, TRAINED_CUT: self.num_cut})
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A row that was left out for being bad."""
+
+    id: str
+    reason: str
+    detail: str
+    row: str
+
+
+@dataclass(frozen=True)
+class Window:
+    """A packed window; `counts` says where raw rows went (`trained...`, `filtered: ...`, `quarantined: ...`)."""
+
+    rows: tuple[PackedRow, ...]
+    counts: Counter[str]
+    quarantined: tuple[Quarantined, ...]
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """Rows of all stores, numbered through, and the order in which an epoch takes them.
+
+    With a mix an epoch takes `mix.draws` rows of each store; where it left off, the next epoch goes on, and no row
+    comes again before every other of its store has come.
+    """
+
+    stores: tuple[Store, ...]
+    seed: int
+    shuffle: bool = True
+    mix: Mix | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Raw rows of an epoch."""
+        return self.mix.num_rows if self.mix else self._all.num_rows
+
+    @property
+    def _all(self) -> Concatenated:
+        return Concatenated(self.stores)
+
+    def rows_at(self, begin: int, end: int, epoch: int) -> NDArray[np.int64]:
+        """Row numbers at positions [begin, end) of an epoch's order."""
+        end = min(end, self.num_rows)
+        if self.mix:
+            return self._mixed(self.mix, begin, end, epoch)
+        positions = np.arange(begin, end, dtype=np.int64)
+        return shuffled(positions, self.num_rows, (self.seed, epoch)) if self.shuffle else positions
+
+    def _mixed(self, mix: Mix, begin: int, end: int, epoch: int) -> NDArray[np.int64]:
+        owners, draws = mix.at(begin, end)
+        rows = np.empty_like(owners)
+        start = 0
+        for owner, store in enumerate(self.stores):
+            where = owners == owner
+            positions = draws[where] + epoch * mix.draws[owner]
+            key = (self.seed, _MIX_KEY, owner)
+            within = repeated(positions, store.num_rows, key) if self.shuffle else positions % store.num_rows
+            rows[where] = start + within
+            start += store.num_rows
+        return rows
+
+    def read(self, rows: NDArray[np.int64]) -> list[RawRow]:
+        """Raw rows by number, in the order asked for."""
+        raw = self._all.read(rows)
+        if len(self.stores) == 1:
+            return raw
+        ends = np.cumsum([store.num_rows for store in self.stores])
+        owners = np.searchsorted(ends, np.asarray(rows, np.int64), side="right").tolist()
+        return [RawRow(row.id, row.value, row.error, row.text, i) for row, i in zip(raw, owners, strict=True)]
+
+
+class Windows(Protocol):
+    """The windows of every epoch, encoded from rows or read from a cache."""
+
+    @property
+    def num_windows(self) -> int:
+        """Windows in an epoch."""
+
+    @property
+    def window_rows(self) -> int:
+        """Raw rows of a window; the last has what is left."""
+
+    @property
+    def num_rows(self) -> int:
+        """Raw rows of an epoch."""
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """Hash of the files of the tokenizer they are for."""
+
+    def make(self, epoch: int, window: int) -> Window:
+        """One window."""
+
+
+class Columns(Protocol):
+    """Values computed beforehand for raw rows, see `computed`."""
+
+    def read(self, numbers: NDArray[np.int64], ids: Sequence[str]) -> dict[str, list[Any]]:
+        """Values of rows by number: for each column and row one number for each row of a batch it becomes, or None."""
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """All that a data task needs to make any window of any epoch; values of `columns` join the rows' numbers."""
+
+    row_set: RowSet
+    encode: EncodeConfig
+    packing: bool
+    window_rows: int
+    columns: Columns | None = None
+
+    @property
+    def num_windows(self) -> int:
+        """See Windows."""
+        return ceil(self.row_set.num_rows / self.window_rows)
+
+    @property
+    def num_rows(self) -> int:
+        """See Windows."""
+        return self.row_set.num_rows
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """See Windows."""
+        return self.encode.tokenizer_hash
+
+    def make(self, epoch: int, window: int) -> Window:
+        """Read, encode and pack one window."""
+        begin = window * self.window_rows
+        row_numbers = self.row_set.rows_at(begin, begin + self.window_rows, epoch)
+        raw = self.row_set.read(row_numbers)
+        columns = self.columns.read(row_numbers, [row.id for row in raw]) if self.columns else {}
+        counts: Counter[str] = Counter()
+        documents: list[EncodedRow] = []
+        continued: list[bool] = []
+        opens_raw_row: list[bool] = []
+        ids: list[str] = []
+        quarantined: list[Quarantined] = []
+        num_left_out = 0
+        for position, made in enumerate(encode_raw(self.encode, raw)):
+            of_raw: list[EncodedRow] = []
+            for row, result in made:
+                if isinstance(result, LeftOut):
+                    counts[f"filtered: {result.reason}"] += 1
+                elif isinstance(result, BadRow):
+                    counts[f"quarantined: {result.reason}"] += 1
+                    quarantined.append(_quarantine(row, result))
+                else:
+                    of_raw += result
+                    continued += [False] + [True] * (len(result) - 1)
+                    ids += [row.id] * len(result)
+            computed = {name: values[position] for name, values in columns.items()}
+            if of_raw:
+                documents += with_numbers(of_raw, computed, self.encode.num_members or len(of_raw))
+                opens_raw_row += [True] + [False] * (len(of_raw) - 1)
+            else:
+                num_left_out += 1
+        key = (self.row_set.seed, epoch, window, _BIN_KEY)
+        rows = self._pack(documents, continued, opens_raw_row, ids, num_left_out, key)
+        counts.update(sum((row.counts for row in rows), Counter()))
+        return Window(tuple(rows), counts, tuple(quarantined))
+
+    def _pack(
+        self,
+        documents: Sequence[EncodedRow],
+        continued: Sequence[bool],
+        opens_raw_row: Sequence[bool],
+        ids: Sequence[str],
+        num_left_out: int,
+        key: tuple[int, ...],
+    ) -> list[PackedRow]:
+        lengths = [len(document.input_ids) for document in documents]
+        bins = pack(lengths, self.encode.max_length) if self.packing else _alone(continued, self.encode.num_members)
+        if self.packing and self.row_set.shuffle:
+            # Best-fit puts rows of a length together; in its own order whole batches would be of one length.
+            bins = [bins[i] for i in shuffled(np.arange(len(bins)), len(bins), key)]
+        rows = []
+        for number, members in enumerate(bins):
+            num_continued = sum(continued[i] for i in members)
+            left_out = num_left_out if number == len(bins) - 1 else 0
+            rows.append(
+                PackedRow(
+                    np.concatenate([documents[i].input_ids for i in members]),
+                    np.concatenate([documents[i].trained for i in members]),
+                    tuple(lengths[i] for i in members),
+                    sum(opens_raw_row[i] for i in members) + left_out,
+                    _weights([documents[i] for i in members]),
+                    num_continued,
+                    sum(documents[i].cut for i in members),
+                    tuple(ids[i] for i in members),
+                    tuple(number for i in members for number in documents[i].numbers),
+                    documents[members[0]].record,
+                )
+            )
+        return rows
+
+
+def with_numbers(
+    documents: Sequence[EncodedRow], computed: Mapping[str, Sequence[float]], num_members: int
+) -> list[EncodedRow]:
+    """The documents of a raw row, the i-th computed number of each name with the first member of its i-th row."""
+    joined = list(documents)
+    for i in range(0, len(documents) if computed else 0, num_members):
+        own = tuple((name, float(values[i // num_members])) for name, values in computed.items())
+        joined[i] = replace(documents[i], numbers=documents[i].numbers + own)
+    return joined
+
+
+def _alone(continued: Sequence[bool], size: int | None) -> list[list[int]]:
+    """Which documents make a row each: `size` of them, or all of a raw row."""
+    begins = [i for i, more in enumerate(continued) if not more] if size is None else range(0, len(continued), size)
+    return [list(range(begin, end)) for begin, end in pairwise([*begins, len(continued)])]
+
+
+def _weights(documents: Sequence[EncodedRow]) -> NDArray[np.float32] | None:
+    if all(document.weights is None for document in documents):
+        return None
+    ones = [np.ones(len(document.input_ids), np.float32) for document in documents]
+    return np.concatenate([one if d.weights is None else d.weights for one, d in zip(ones, documents, strict=True)])
+
+
+def _quarantine(row: MadeRow, bad: BadRow) -> Quarantined:
+    text = row.text or json.dumps(row.value, ensure_ascii=False, default=str)
+    return Quarantined(row.id, bad.reason, bad.detail, text)

@@ -1,0 +1,144 @@
+"""Engines as Ray actors: what the pool calls becomes remote calls, and a dead process an `EngineLost`.
+
+An engine that has no room yet is an actor that is not scheduled yet, which is what makes Ray's autoscaler add a node.
+"""
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray.exceptions import RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rayswift.engines.engine import Collected, EngineLost, EngineStatus
+from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest
+from rayswift.engines.wire import Requests
+
+_T = TypeVar("_T")
+_NUM_LINES = 15
+_CALLS_AT_ONCE = 32
+_RAYS_OWN = (":job_id:", ":actor_name:", ":task_name:")
+_WHO = ("class_name", "actor_id", "pid", "namespace", "ip", "name:")
+
+
+class RayEngines:
+    """Makes engines in actors of their own; the process that calls it owns them.
+
+    Args:
+        engine: A class with the methods of `Engine`.
+        arguments: For its constructor.
+        options: Of the actor, see `ray.remote`: what it holds, and its environment.
+    """
+
+    def __init__(self, engine: type[Any], arguments: tuple[Any, ...], options: Mapping[str, Any]):
+        self._engine, self._arguments = engine, arguments
+        # Ray would run the constructor of one that died again, and it would answer without its weights.
+        self._options = {"max_concurrency": _CALLS_AT_ONCE, **options, "max_restarts": 0, "max_task_retries": 0}
+
+    def __call__(self, name: str) -> "ActorEngine":
+        """An engine; its process may have to wait for a place."""
+        return ActorEngine(ray.remote(self._engine).options(**self._options).remote(*self._arguments))
+
+
+@dataclass(frozen=True)
+class _Process:
+    """Where an actor runs, and the file that its stderr goes to; None: it cannot be told."""
+
+    node_id: str
+    pid: int
+    log: str | None
+
+
+class ActorEngine:
+    """An engine in a Ray actor; see `EngineHandle`."""
+
+    def __init__(self, actor: Any):
+        self._actor = actor
+        self._process: _Process | None = None
+
+    async def placed(self) -> None:
+        """See `EngineHandle`."""
+        self._process = await self._answer(self._actor.__ray_call__.remote(_process))
+
+    async def start(self) -> None:
+        """See `Engine`."""
+        await self._answer(self._actor.start.remote())
+
+    async def submit(self, requests: Sequence[SampleRequest]) -> None:
+        """See `Engine`."""
+        await self._answer(self._actor.submit.remote(Requests(requests)))
+
+    async def collect(self, timeout_s: float, part_tokens: int | None) -> Collected:
+        """See `Engine`."""
+        collected: Collected = await self._answer(self._actor.collect.remote(timeout_s, part_tokens))
+        return collected
+
+    async def abort(self, keys: Sequence[str]) -> tuple[Completion, ...]:
+        """See `Engine`."""
+        parts: tuple[Completion, ...] = await self._answer(self._actor.abort.remote(keys))
+        return parts
+
+    async def load(self, version: PolicyVersion, weights: Any) -> float:
+        """See `Engine`."""
+        pause_s: float = await self._answer(self._actor.load.remote(version, weights))
+        return pause_s
+
+    async def score(self, token_ids: NDArray[np.int32], timeout_s: float) -> NDArray[np.float32]:
+        """See `Engine`."""
+        logprobs: NDArray[np.float32] = await self._answer(self._actor.score.remote(token_ids, timeout_s))
+        return logprobs
+
+    async def status(self) -> EngineStatus:
+        """See `Engine`."""
+        status: EngineStatus = await self._answer(self._actor.status.remote())
+        return status
+
+    async def last_lines(self) -> str:
+        """See `EngineHandle`."""
+        if self._process is None or self._process.log is None:
+            return ""
+        if self._process.node_id == ray.get_runtime_context().get_node_id():
+            return await asyncio.to_thread(_tail, self._process.log)
+        there = NodeAffinitySchedulingStrategy(self._process.node_id, soft=False)
+        lines: str = await ray.remote(_tail).options(num_cpus=0, scheduling_strategy=there).remote(self._process.log)
+        return lines
+
+    def kill(self) -> None:
+        """See `EngineHandle`."""
+        ray.kill(self._actor)
+
+    async def _answer(self, call: Awaitable[_T]) -> _T:
+        try:
+            return await call
+        except RayActorError as error:
+            raise EngineLost(f"its process {self._place()}died: {_reason(error)}") from error
+        except RayTaskError as error:
+            raise error.cause from error
+
+    def _place(self) -> str:
+        return "" if self._process is None else f"{self._process.pid} on node {self._process.node_id[:8]} "
+
+
+def _process(_: Any) -> _Process:
+    """Of the actor that runs it; Ray redirects the stderr of its workers into a file."""
+    log = os.path.realpath("/proc/self/fd/2")
+    return _Process(ray.get_runtime_context().get_node_id(), os.getpid(), log if os.path.isfile(log) else None)
+
+
+def _tail(file: str) -> str:
+    with Path(file).open(encoding="utf-8", errors="replace") as lines:
+        return "".join(deque((line for line in lines if not line.startswith(_RAYS_OWN)), maxlen=_NUM_LINES))
+
+
+def _reason(error: RayActorError) -> str:
+    """What Ray knows of a death, without who died and without its guesses at why."""
+    lines = [line.strip() for line in str(error).splitlines()[1:]]
+    told = " ".join(line for line in lines if line and not line.startswith(_WHO)) or str(error)
+    return told.partition(" Some common causes include")[0]

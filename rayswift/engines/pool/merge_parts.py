@@ -1,0 +1,63 @@
+"""A completion in parts, those of engines that are gone and what the last one made, and out of its parts; pure."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from rayswift.engines.samples import Completion, Finish, SampleRequest, Span
+
+
+def joined(key: str, parts: Sequence[Completion], finish: Finish | None) -> Completion:
+    """Parts of one completion in their order, each with its spans counted from its own first token, as a whole."""
+    filled = [part for part in parts if len(part.token_ids)]
+    if len(filled) == 1:
+        return Completion(key, filled[0].token_ids, filled[0].logprobs, filled[0].spans, finish)
+    spans: list[Span] = []
+    begin = 0
+    for part in filled:
+        for span in part.spans:
+            if not spans or spans[-1].version != span.version:
+                spans.append(Span(begin + span.begin, span.version))
+        begin += len(part.token_ids)
+    empty_ids, empty_logprobs = np.empty(0, np.int32), np.empty(0, np.float32)
+    token_ids = np.concatenate([part.token_ids for part in filled]) if filled else empty_ids
+    logprobs = np.concatenate([part.logprobs for part in filled]) if filled else empty_logprobs
+    return Completion(key, token_ids, logprobs, tuple(spans), finish)
+
+
+def alone(part: Completion) -> Completion:
+    """A part that keeps nothing of the message alive in which it came with others."""
+    return replace(part, token_ids=part.token_ids.copy(), logprobs=part.logprobs.copy())
+
+
+def num_tokens(parts: Sequence[Completion]) -> int:
+    """Tokens of parts together."""
+    return sum(len(part.token_ids) for part in parts)
+
+
+def part(
+    key: str,
+    spans: Sequence[Span],
+    begin: int,
+    tokens: Sequence[int],
+    logprobs: Sequence[float],
+    finish: Finish | None,
+) -> Completion:
+    """Tokens of a completion from `begin` on, their spans counted from there."""
+    moved = [Span(max(0, span.begin - begin), span.version) for span in spans if span.begin < len(tokens)]
+    behind = [i for i, span in enumerate(moved) if span.begin == 0]
+    return Completion(
+        key=key,
+        token_ids=np.array(tokens[begin:], np.int32),
+        logprobs=np.array(logprobs[begin : len(tokens)], np.float32),
+        spans=tuple(moved[behind[-1] :] if behind else moved),
+        finish=finish,
+    )
+
+
+def continued_seed(request: SampleRequest) -> int:
+    """The seed of a request: a continued completion must not draw the numbers of its beginning again."""
+    if not len(request.begun):
+        return request.seed
+    return int(np.random.SeedSequence([request.seed, len(request.begun)]).generate_state(1)[0])

@@ -1,0 +1,399 @@
+"""The pool of engines: requests in, completions out, whatever happens to the engines meanwhile.
+
+    pool = Pool(factory, limits, salvage=True)
+    pool.scale_to(2)
+    await pool.set_weights(version, weights)
+    completions = await asyncio.gather(*pool.sample(requests, min_step=0))
+
+Each request is answered once: by a whole completion or by an error that says why there is none. A request whose engine
+is lost moves to another one, with the tokens that had arrived (`salvage`) or from its beginning, where its seed makes
+the same completion of it. A request goes to the engine with the fewest tokens ahead among those whose weights are new
+enough; those of one prompt go together where that leaves the load even, because an engine computes a prompt once.
+
+It lives in one event loop, and is no more than plain objects there: engines come from the factory.
+"""
+
+import asyncio
+import heapq
+import itertools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayswift.engines.engine import Factory
+from rayswift.engines.pool.membership import Joins, State, change
+from rayswift.engines.pool.merge_parts import joined, num_tokens
+from rayswift.engines.pool.patience import Limits
+from rayswift.engines.pool.probing import Probed, ask_all
+from rayswift.engines.pool.replica import Seat
+from rayswift.engines.pool.work import Work
+from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest
+from rayswift.log import UserError, logger
+
+_WATCH_S = 1.0
+_MAX_COLLECTS_PER_S = 1000
+
+
+class SampleFailed(Exception):
+    """A request that no engine answers, with what each of its tries met."""
+
+
+class EnginesFailed(UserError):
+    """The pool can answer nothing any more."""
+
+
+@dataclass(frozen=True)
+class PoolStatistics:
+    """Counts since the start, then how things stand.
+
+    requests, tokens: answered, and their tokens; salvaged_tokens: of those, kept from engines that were lost or left;
+    regenerated_tokens: made, and lost with their engine; moved: requests that went to another engine; lost: engines;
+    failed: requests; serving: engines that hold weights, the current ones or such as they are about to replace;
+    joining: that hold none yet; suspect: that do not answer; draining: that leave; queued, running: requests without
+    and with an engine.
+    """
+
+    requests: int
+    tokens: int
+    salvaged_tokens: int
+    regenerated_tokens: int
+    moved: int
+    lost: int
+    failed: int
+    serving: int
+    joining: int
+    suspect: int
+    draining: int
+    queued: int
+    running: int
+
+
+class Pool:
+    """Engines of one policy.
+
+    Args:
+        factory: Makes an engine, given its name.
+        limits: Deadlines and bounds.
+        salvage: Whether tokens of an engine that is gone are kept; if not, its requests start anew.
+        prefix: What the engines are called, before their number.
+    """
+
+    def __init__(self, factory: Factory, limits: Limits, salvage: bool, prefix: str = "engine"):
+        if not salvage:
+            limits = replace(limits, part_tokens=None)
+        self._factory, self._limits, self._salvage, self._prefix = factory, limits, salvage, prefix
+        self._seats: dict[str, Seat] = {}
+        self._wanted = 0
+        self._numbers, self._orders, self._tries = itertools.count(), itertools.count(), itertools.count()
+        self._queues: dict[int, list[tuple[int, Work]]] = {}
+        self._unfinished: set[Work] = set()
+        self._version: PolicyVersion | None = None
+        self._weights: Any = None
+        self._error: EnginesFailed | None = None
+        self._counts: Counter[str] = Counter()
+        self._joins = Joins(limits.max_starts, limits.max_alike)
+        self._replace_at = 0.0
+        self._unserved_since: float | None = None
+        self._dispatch_due = False
+        self._bell = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self.moved_at = self._loop.time()
+        """When an engine came forward last: by a token, by weights, by its start."""
+        self._watcher = self._loop.create_task(self._watch(), name=f"{prefix} pool")
+
+    # ---- what the coordinator calls ----
+
+    def scale_to(self, wanted: int) -> None:
+        """Have so many engines: start new ones, or let the last to come finish their requests and leave."""
+        self._wanted = wanted
+        planned = change([(name, seat.member) for name, seat in self._seats.items()], wanted)
+        for name in planned.keep:
+            self._seats[name].drain(False)
+        for name in planned.drain:
+            self._seats[name].drain()
+        if self._error is None and self._loop.time() >= self._replace_at:
+            for _ in range(planned.start):
+                self._start_engine()
+
+    def sample(self, requests: Sequence[SampleRequest], min_step: int) -> list[asyncio.Future[Completion]]:
+        """Have completions sampled by weights behind at least `min_step` rounds.
+
+        Returns:
+            A future for each request: its whole completion, or `SampleFailed`, or `EnginesFailed`. Cancelling it
+            gives the request up.
+
+        Raises:
+            EnginesFailed: no engine is left that could answer.
+        """
+        self.check()
+        works = [Work(request, min_step, next(self._orders), self._loop.create_future()) for request in requests]
+        for work in works:
+            work.future.add_done_callback(partial(self._settled, work))
+            self._unfinished.add(work)
+            self._enqueue(work)
+        self._dispatch_soon()
+        return [work.future for work in works]
+
+    async def set_weights(self, version: PolicyVersion, weights: Any) -> dict[str, float]:
+        """Have all engines take over weights, all at once; requests in flight go on.
+
+        Weights of a new worker group end the requests of the group before. The same version once more changes only
+        where late engines get it from.
+
+        Returns:
+            Seconds that sampling paused, by engine, once each has loaded them (or newer ones), or is lost.
+        """
+        self.check()
+        if self._version is not None:
+            if version < self._version:
+                raise ValueError(f"weights of {version} after those of {self._version}")
+            if version.attempt != self._version.attempt:
+                self.abandon()
+        self._version, self._weights = version, weights
+        seats = [seat for seat in self._seats.values() if seat.member.started]
+        for seat in self._seats.values():
+            seat.publish(version, weights)
+        await self._until(lambda: all(_has(seat, version) for seat in seats))
+        return {seat.name: seat.pauses_s[version] for seat in seats if version in seat.pauses_s}
+
+    async def score(self, token_ids: NDArray[np.int32]) -> Probed:
+        """A text [T] by every engine that has started, each as soon as it holds the current weights."""
+        return await ask_all(self._seats, self._until, token_ids)
+
+    def abandon(self) -> None:
+        """Give up all requests: their futures are cancelled."""
+        for work in list(self._unfinished):
+            work.future.cancel()
+
+    def check(self) -> None:
+        """Raise `EnginesFailed` where nothing can be sampled any more."""
+        if self._error is not None:
+            raise self._error
+
+    def statistics(self) -> PoolStatistics:
+        """What it has done, and how it stands."""
+        members = [seat.member for seat in self._seats.values() if seat.member.alive]
+        staying = [member for member in members if not member.draining]
+        suspect = sum(member.state is State.SUSPECT for member in staying)
+        joining = sum(member.version is None and member.state is not State.SUSPECT for member in staying)
+        running = sum(len(seat.works) for seat in self._seats.values())
+        count = self._counts
+        return PoolStatistics(
+            **{name: count[name] for name in _COUNTED},
+            serving=len(staying) - joining - suspect,
+            joining=joining,
+            suspect=suspect,
+            draining=len(members) - len(staying),
+            queued=max(0, len(self._unfinished) - running),
+            running=running,
+        )
+
+    def describe(self) -> str:
+        """Each engine's state, for people, and why others are gone before they served."""
+        engines = "; ".join(map(str, self._seats.values())) or "no engine"
+        return f"{engines}; {self._joins}" if self._joins.num_failed else engines
+
+    def summary(self) -> str:
+        """The same in one line, however many engines there are."""
+        stands = self.statistics()
+        engines = {"serve": stands.serving, "join": stands.joining, "do not answer": stands.suspect}
+        told = [f"{number} engines {what}" for what, number in engines.items() if number or what == "serve"]
+        return f"{', '.join(told)}, {stands.running} requests are with them and {stands.queued} wait"
+
+    async def close(self) -> None:
+        """End all engines; what was asked for is cancelled."""
+        self._watcher.cancel()
+        self._wanted = 0
+        self.abandon()
+        await asyncio.gather(*(seat.close() for seat in self._seats.values()))
+        await asyncio.wait({self._watcher})
+
+    # ---- what a seat calls ----
+
+    def changed(self, seat: Seat) -> None:
+        """See `work.Owner`."""
+        self.moved()
+        self._dispatch_soon()
+        self._ring()
+
+    def joined(self, seat: Seat) -> None:
+        """See `work.Owner`."""
+        if seat.member.version == self._version:
+            self._joins.joined()
+
+    def finished(self, work: Work, completion: Completion) -> None:
+        """See `work.Owner`."""
+        self._answer(work, [*work.carried, completion], completion)
+
+    def refused(self, work: Work, why: str) -> None:
+        """See `work.Owner`."""
+        self._fail(work, [why])
+
+    def returned(self, seat: Seat, works: Sequence[Work], num_made: int, why: str | None) -> None:
+        """See `work.Owner`."""
+        kept = sum(num_tokens(work.current) for work in works) if self._salvage else 0
+        self._counts["regenerated_tokens"] += max(0, num_made - kept)
+        for work in works:
+            work.seat = None
+            if work.future.done():
+                continue
+            self._counts["moved"] += 1
+            if self._salvage:
+                work.carried += work.current
+            work.current = []
+            if why is not None:
+                work.tries.append(f"{seat.name}: {why}")
+            if work.room <= 0:
+                self._answer(work, work.carried, None)
+            elif len(work.tries) >= self._limits.max_tries:
+                self._fail(work, work.tries)
+            else:
+                self._enqueue(work)
+        if why is not None:
+            self._counts["lost"] += 1
+            if seat.member.version is None or seat.member.version != self._version:
+                self._joins.failed(seat.generation, why)
+                self._replace_at = self._loop.time() + self._joins.backoff_s
+        self._dispatch_soon()
+
+    def gone(self, seat: Seat) -> None:
+        """See `work.Owner`."""
+        del self._seats[seat.name]
+        if self._joins.hopeless([(other.generation, other.member) for other in self._seats.values()]):
+            what = "come to serve" if seat.member.started else "start"
+            self._break(f"{self._joins.num_failed} engines in a row could not {what}; {seat.name}: {seat.member.died}")
+        self.scale_to(self._wanted)
+        self._ring()
+
+    def moved(self) -> None:
+        """See `work.Owner`."""
+        self.moved_at = self._loop.time()
+
+    def pace_s(self) -> float:
+        """See `work.Owner`: so that all engines together take a bounded share of this process."""
+        return len(self._seats) / _MAX_COLLECTS_PER_S
+
+    # ---- requests ----
+
+    def _enqueue(self, work: Work) -> None:
+        heapq.heappush(self._queues.setdefault(work.min_step, []), (work.order, work))
+
+    def _dispatch_soon(self) -> None:
+        # Once for all that happens in one turn of the event loop, so that requests travel in batches.
+        if not self._dispatch_due:
+            self._dispatch_due = True
+            self._loop.call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._dispatch_due = False
+        for min_step in sorted(self._queues):
+            queue = self._queues[min_step]
+            takers = [seat for seat in self._seats.values() if seat.has_room and seat.member.takes(min_step)]
+            if takers:
+                self._assign(queue, takers)
+            if not queue:
+                del self._queues[min_step]
+
+    def _assign(self, queue: list[tuple[int, Work]], seats: Sequence[Seat]) -> None:
+        """Hand out requests in their order for as long as a seat has room."""
+        loads = [(seat.num_tokens_ahead, number, seat) for number, seat in enumerate(seats)]
+        heapq.heapify(loads)
+        prompt, its_seat = None, None
+        while queue and loads:
+            ahead, number, least = loads[0]
+            if not least.has_room:
+                heapq.heappop(loads)
+                continue
+            if ahead != least.num_tokens_ahead:
+                heapq.heapreplace(loads, (least.num_tokens_ahead, number, least))
+                continue
+            _, work = heapq.heappop(queue)
+            if work.future.done():
+                continue
+            seat = least
+            if its_seat is not None and work.request.prompt_ids is prompt and its_seat.has_room:
+                # What is still to be handed out evens out what goes to this one beforehand.
+                to_come = len(queue) * work.room / len(loads)
+                if its_seat.num_tokens_ahead - ahead <= to_come:
+                    seat = its_seat
+            prompt, its_seat = work.request.prompt_ids, seat
+            seat.give(work, f"{work.request.key}#{next(self._tries)}")
+
+    def _answer(self, work: Work, parts: Sequence[Completion], last: Completion | None) -> None:
+        if work.future.done():
+            return
+        finish = last.finish if last is not None and last.finish is not None else "length"
+        whole = joined(work.request.key, parts, finish)
+        self._counts["requests"] += 1
+        self._counts["tokens"] += len(whole.token_ids)
+        self._counts["salvaged_tokens"] += num_tokens(work.carried)
+        work.future.set_result(whole)
+
+    def _fail(self, work: Work, reasons: Sequence[str]) -> None:
+        if not work.future.done():
+            self._counts["failed"] += 1
+            work.future.set_exception(SampleFailed(f"{work.request.key}: {'; '.join(reasons)}"))
+
+    def _settled(self, work: Work, future: asyncio.Future[Completion]) -> None:
+        self._unfinished.discard(work)
+        if future.cancelled() and work.seat is not None:
+            work.seat.give_up(work)
+
+    # ---- engines ----
+
+    def _start_engine(self) -> None:
+        name = f"{self._prefix}-{next(self._numbers)}"
+        seat = Seat(name, self._factory(name), self._limits, self, self._joins.generation)
+        self._seats[name] = seat
+        if self._version is not None:
+            seat.publish(self._version, self._weights)
+
+    async def _watch(self) -> None:
+        """Replace what is lost once its time has come, and see that requests do not wait for ever."""
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            if self._error is not None:
+                continue
+            self.scale_to(self._wanted)
+            now = self._loop.time()
+            served = all(any(seat.member.takes(step) for seat in self._seats.values()) for step in self._queues)
+            coming = any(seat.member.is_coming for seat in self._seats.values())
+            if coming and not served:
+                self.moved()  # what starts or loads has deadlines of its own
+            if served or coming:
+                self._unserved_since = None
+            elif self._unserved_since is None:
+                self._unserved_since = now
+            elif now - self._unserved_since > self._limits.unserved_s:
+                waited = f"{self._limits.unserved_s:g} s (rollout.engine_place_timeout_s)"
+                self._break(f"no engine could take requests for {waited}: {self.describe()}")
+
+    def _break(self, why: str) -> None:
+        self._error = EnginesFailed(why, exit_code=1)
+        logger.error("%s", why)
+        for work in list(self._unfinished):
+            if not work.future.done():
+                work.future.set_exception(self._error)
+        self._ring()
+
+    def _ring(self) -> None:
+        self._bell.set()
+        self._bell = asyncio.Event()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self.check()
+            await self._bell.wait()
+
+
+_COUNTED = ("requests", "tokens", "salvaged_tokens", "regenerated_tokens", "moved", "lost", "failed")
+
+
+def _has(seat: Seat, version: PolicyVersion) -> bool:
+    held = seat.member.version
+    return not seat.member.alive or (held is not None and held >= version)

@@ -1,0 +1,80 @@
+"""What an engine makes of a fixed text: the canary's question, to every engine, and how an answer comes together."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayswift.engines.engine import EngineLost, NoWeights
+from rayswift.engines.pool.membership import State
+from rayswift.engines.pool.replica import Seat
+from rayswift.log import UserError, logger
+
+_TRIES = 3
+Until = Callable[[Callable[[], bool]], Awaitable[None]]
+"""Waits for a condition, which is looked at whenever an engine's state has changed."""
+
+
+@dataclass(frozen=True)
+class Probed:
+    """logprobs: each engine's log-probabilities [T - 1] of a text [T]; missing: engines without any, yet."""
+
+    logprobs: dict[str, NDArray[np.float32]]
+    missing: tuple[str, ...]
+
+
+async def ask_all(seats: Mapping[str, Seat], until: Until, token_ids: NDArray[np.int32]) -> Probed:
+    """A text [T] by every engine that has started, each as soon as it holds the current weights.
+
+    Raises:
+        UserError: engines are there, and none of them answers.
+    """
+    asked = [seat for seat in seats.values() if _has_started(seat)]
+    answers = await asyncio.gather(*(_ask(seat, until, token_ids) for seat in asked))
+    found = {seat.name: answer for seat, answer in zip(asked, answers, strict=True) if answer is not None}
+    late = [seat.name for seat in asked if seat.name not in found and _has_started(seat)]
+    if late and not found:
+        raise UserError(
+            f"no engine scored a text of {len(token_ids)} tokens, asked {_TRIES} times: {', '.join(late)}", exit_code=1
+        )
+    coming = [seat for seat in seats.values() if seat.member.placed and seat.member.alive and not seat.member.draining]
+    return Probed(found, tuple(seat.name for seat in coming if seat.name not in found))
+
+
+async def _ask(seat: Seat, until: Until, token_ids: NDArray[np.int32]) -> NDArray[np.float32] | None:
+    for _ in range(_TRIES):
+        await until(lambda: not _has_started(seat) or seat.member.state is State.HEALTHY)
+        if not _has_started(seat):
+            return None
+        try:
+            return await seat.score(token_ids)
+        except EngineLost:
+            return None
+        except (TimeoutError, NoWeights) as error:
+            logger.warning("%s has not scored the fixed text, and is asked again: %s", seat.name, error)
+    return None
+
+
+def _has_started(seat: Seat) -> bool:
+    return seat.member.alive and seat.member.started and not seat.member.draining
+
+
+Scored = Callable[[NDArray[np.float32] | NoWeights], None]
+"""Hears the log-probabilities of a text, or why there are none."""
+
+
+class TextScore:
+    """Log-probabilities [T] of tokens, which come one by one."""
+
+    def __init__(self, tokens: Sequence[int], done: Scored):
+        self.tokens, self.done = tokens, done
+        self._found: dict[int, float] = {}
+
+    def take(self, place: int, logprobs: Mapping[int, Any]) -> None:
+        """The distribution that the token at a place is of."""
+        self._found[place] = logprobs[self.tokens[place]].logprob
+        if len(self._found) == len(self.tokens):
+            self.done(np.array([self._found[each] for each in range(len(self.tokens))], np.float32))

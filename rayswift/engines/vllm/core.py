@@ -1,0 +1,366 @@
+"""vLLM, in this process: token ids in; token ids, log-probabilities and the version behind each token out.
+
+The only module that imports vllm; `vllm_engine.py` makes an asyncio object of it. Unfinished completions are read
+from vLLM's output processor only when somebody asks: an output object for every token costs a tenth of a small
+model's speed.
+"""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayswift.data.feed.feed import StaleAttempt
+from rayswift.engines.engine import Collected, EngineStatus, LoadFailed, NoWeights, RequestRefused, SamplingSettings
+from rayswift.engines.pool.merge_parts import continued_seed, part
+from rayswift.engines.pool.probing import Scored, TextScore
+from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest, Span
+from rayswift.engines.tensors import as_tensors, spooled, write_adapter
+from rayswift.engines.vllm.log_tail import LogTail
+from rayswift.engines.vllm.setup import EngineSetup, lora_capacity, prepare_environment, require_vllm
+from rayswift.engines.weights import Bytes, Published, TensorInfo
+from rayswift.log import UserError
+
+_CPU_KV_CACHE_BYTES = 512 << 20
+_PREFILL_TOKENS = 4096
+_ADAPTER = "adapter"
+_SCORE_PLACES = 8
+
+
+@dataclass
+class _Sample:
+    """A request in flight: vLLM's own id of it, who chose its tokens so far, how many were handed over."""
+
+    request: SampleRequest
+    internal_id: str
+    spans: list[Span]
+    taken: int = 0
+
+
+class VllmCore:
+    """A vLLM engine and what is in flight in it; for one thread.
+
+    Raises:
+        UserError: vLLM is not installed, or does not start; with vLLM's last log lines.
+    """
+
+    def __init__(self, setup: EngineSetup):
+        self._setup = setup
+        self._log = LogTail("vllm")
+        self._version: PolicyVersion | None = None
+        self._samples: dict[str, _Sample] = {}
+        self._scores: dict[str, tuple[TextScore, int]] = {}
+        self._num_scores = 0
+        self._num_tokens = 0
+        self._adapter: Any = None  # vLLM's LoRARequest
+        self._adapter_folder: Path | None = None
+        self.finished: list[Completion] = []
+        try:
+            self._llm, self._sampling = _build(setup)
+            self._most_running = self._llm.engine_core.engine_core.scheduler.max_num_running_reqs - _SCORE_PLACES
+        except UserError:
+            raise
+        except Exception as error:
+            raise self.explained(f"the vLLM engine of {setup.model} cannot start", error) from error
+
+    def explained(self, what: str, error: BaseException) -> UserError:
+        """An error of vLLM's with the lines that vLLM logged last."""
+        return UserError(f"{what}: {type(error).__name__}: {error}{self._log.indented()}", exit_code=1)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._samples or self._scores)
+
+    def submit(self, requests: Sequence[SampleRequest]) -> None:
+        """Take all requests, or none of them.
+
+        Raises:
+            NoWeights: none were loaded, or the last load failed.
+            RequestRefused: a request has no room in the engine's window, or vLLM does not take it.
+        """
+        version = self._held()
+        for request in requests:
+            length, room = len(request.prompt_ids), request.max_tokens
+            if room <= len(request.begun) or length + room > self._setup.max_model_len:
+                raise RequestRefused(
+                    f"request {request.key}: a prompt of {length} tokens with {room} for its completion, "
+                    f"{len(request.begun)} of them there, does not fit a window of {self._setup.max_model_len}; "
+                    "raise rollout.max_model_len",
+                    exit_code=1,
+                )
+            if request.key in self._samples:
+                raise RequestRefused(f"request {request.key} is in flight already", exit_code=1)
+        try:
+            for request in requests:
+                params = self._sampling(request.max_tokens - len(request.begun), continued_seed(request))
+                prompt = {"prompt_token_ids": [*request.prompt_ids.tolist(), *request.begun.tolist()]}
+                internal = self._llm.add_request(request.key, prompt, params, lora_request=self._adapter)
+                self._samples[request.key] = _Sample(request, internal, [Span(0, version)])
+        except Exception as error:
+            self.abort([request.key for request in requests])
+            if isinstance(error, ValueError):
+                raise RequestRefused(f"request {request.key}: {error}", exit_code=1) from error
+            raise
+
+    def _held(self) -> PolicyVersion:
+        if self._version is None:
+            raise NoWeights("the engine has no weights; load a published version first")
+        return self._version
+
+    def step(self) -> None:
+        """One token for every running request."""
+        scheduler, places = self._llm.engine_core.engine_core.scheduler, self._most_running
+        # Samples that took a place meanwhile keep it: vLLM would not have more running than may run.
+        scheduler.max_num_running_reqs = places + _SCORE_PLACES if self._scores else max(places, len(scheduler.running))
+        for output in self._llm.step():
+            if output.finished:
+                self._finish(output)
+
+    def _finish(self, output: Any) -> None:
+        if output.request_id in self._scores:
+            score, place = self._scores.pop(output.request_id)
+            return score.take(place, output.outputs[0].logprobs[0])
+        sample = self._samples.pop(output.request_id)
+        [made] = output.outputs
+        if made.finish_reason not in ("stop", "length"):
+            raise RuntimeError(f"vLLM ended request {output.request_id} with {made.finish_reason!r}")
+        self._num_tokens += len(made.token_ids)
+        logprobs = made.logprobs.logprobs
+        self.finished.append(part(sample.request.key, sample.spans, 0, made.token_ids, logprobs, made.finish_reason))
+
+    def take(self, part_tokens: int | None) -> Collected:
+        """See `Engine.collect`."""
+        finished, self.finished = tuple(self.finished), []
+        made = self._made()
+        parts: list[Completion] = []
+        if part_tokens is not None:
+            for sample, number in zip(self._samples.values(), made, strict=True):
+                if number - sample.taken >= part_tokens:
+                    parts.append(self._new(sample, sample.taken))
+                    sample.taken = number
+        return Collected(finished, tuple(parts), self._num_tokens + sum(made), sum(made))
+
+    def _made(self) -> list[int]:
+        """Tokens of each sample in flight."""
+        states = self._llm.output_processor.request_states
+        return [len(states[each.internal_id].detokenizer.output_token_ids) for each in self._samples.values()]
+
+    def abort(self, keys: Sequence[str]) -> tuple[Completion, ...]:
+        """Give up what of these is in flight; what there is of each, what has finished included."""
+        asked = set(keys)
+        samples = [self._samples.pop(key) for key in keys if key in self._samples]
+        parts = [self._new(sample, 0) for sample in samples]
+        self._num_tokens += sum(len(new.token_ids) for new in parts)
+        self._llm.abort_request([sample.request.key for sample in samples])
+        parts += [completion for completion in self.finished if completion.key in asked]
+        self.finished = [completion for completion in self.finished if completion.key not in asked]
+        return tuple(parts)
+
+    def _new(self, sample: _Sample, begin: int) -> Completion:
+        """The tokens of an unfinished sample from one on."""
+        state = self._llm.output_processor.request_states[sample.internal_id]
+        tokens, logprobs = state.detokenizer.output_token_ids, state.logprobs_processor.logprobs.logprobs
+        return part(sample.request.key, sample.spans, begin, tokens, logprobs, None)
+
+    def load(self, published: Published, tensors: Sequence[tuple[TensorInfo, Bytes]]) -> float:
+        """Take over verified weights; what is in flight goes on with them. Returns the seconds it took.
+
+        Raises:
+            StaleAttempt: the engine has newer ones.
+            LoadFailed: they are not the model's, or vLLM fails with them.
+        """
+        version = published.version
+        if self._version and version < self._version:
+            raise StaleAttempt(f"weights {version} come after {self._version}")
+        began = time.perf_counter()
+        try:
+            if published.adapter is not None:
+                self._load_adapter(dict(published.adapter), tensors)
+            elif self._setup.tensor_parallel_size > 1:
+                with spooled(tensors) as spool:
+                    self._llm.collective_rpc("load_in_place", args=(spool,))
+            else:
+                self._llm.collective_rpc("load_in_place", args=(as_tensors(tensors),))
+        except Exception as error:
+            # Half of them may be in place: nothing is sampled from that.
+            raise LoadFailed(str(self.explained("vLLM stopped", error)), self._lose_weights()) from error
+        # What was computed with the old weights, keys and values of running requests included, is computed anew.
+        self._llm.reset_prefix_cache(reset_running_requests=True)
+        self._version = version
+        for sample in self._samples.values():
+            self._begin_span(sample, version)
+        return time.perf_counter() - began
+
+    def _lose_weights(self) -> tuple[Completion, ...]:
+        """Have no weights from now on, and nothing in flight."""
+        self._version = None
+        for score in {id(score): score for score, _ in self._scores.values()}.values():
+            score.done(NoWeights("the engine has lost its weights"))
+        self._llm.abort_request([*self._scores])
+        self._scores.clear()
+        return self.abort([*self._samples])
+
+    def _begin_span(self, sample: _Sample, version: PolicyVersion) -> None:
+        state = self._llm.output_processor.request_states[sample.internal_id]
+        begin = len(state.detokenizer.output_token_ids)
+        if sample.spans[-1].begin == begin:
+            sample.spans.pop()
+        sample.spans.append(Span(begin, version))
+
+    def _load_adapter(self, config: dict[str, Any], tensors: Sequence[tuple[TensorInfo, Bytes]]) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="rayswift-adapter-"))
+        try:
+            write_adapter(folder, config, as_tensors(tensors))
+            self.use_adapter(folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if self._adapter_folder:
+            shutil.rmtree(self._adapter_folder, ignore_errors=True)
+        self._adapter_folder = folder
+
+    def use_adapter(self, folder: Path) -> None:
+        """Answer with the adapter in a folder, in place of the one before."""
+        from vllm.lora.request import LoRARequest
+
+        self._llm.add_lora(LoRARequest(_ADAPTER, 1, str(folder), load_inplace=True))
+        self._adapter = LoRARequest(_ADAPTER, 1, str(folder))
+
+    def serve_own_weights(self, version: PolicyVersion) -> None:
+        """Answer with the weights that the engine was built from, as this version."""
+        assert self._setup.load_format == "auto", "the weights are random"
+        self._version = version
+
+    def score(self, token_ids: NDArray[np.int32], done: Scored) -> int:
+        """Have `done` called with the log-probabilities [T - 1] of tokens 1 to T - 1, at the sampling's temperature.
+
+        Before whatever waits, in places that samples never take; the number is for `give_up_score`.
+
+        A request for each, that draws a token behind those before it: vLLM 0.29 fails where a prompt's own
+        log-probabilities are asked for under an adapter.
+        """
+        from vllm import SamplingParams
+
+        self._held()
+        self._num_scores += 1
+        ids = token_ids.tolist()
+        score = TextScore(ids[1:], done)
+        for place, token in enumerate(score.tokens):
+            key = f"score:{self._num_scores}:{place}"
+            params = SamplingParams(max_tokens=1, logprob_token_ids=[token], detokenize=False, skip_clone=True)
+            prompt = {"prompt_token_ids": ids[: place + 1]}
+            self._llm.add_request(key, prompt, params, lora_request=self._adapter, priority=-1)
+            self._scores[key] = score, place
+        return self._num_scores
+
+    def give_up_score(self, number: int) -> None:
+        """Forget what is left of a text's scoring."""
+        keys = [key for key in self._scores if key.startswith(f"score:{number}:")]
+        for key in keys:
+            del self._scores[key]
+        self._llm.abort_request(keys)
+
+    def status(self) -> EngineStatus:
+        """How it stands."""
+        made = self._made()
+        running = min(len(made), self._setup.max_num_seqs)
+        return EngineStatus(self._version, running, len(made) - running, self._num_tokens + sum(made))
+
+    def close(self) -> None:
+        """Free what vLLM holds."""
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        self._llm.engine_core.shutdown()
+        cleanup_dist_env_and_memory()
+        if self._adapter_folder:
+            shutil.rmtree(self._adapter_folder, ignore_errors=True)
+        self._log.close()
+
+
+def _build(setup: EngineSetup) -> tuple[Any, Callable[[int, int], Any]]:
+    """vLLM's engine, and how the sampling of a request is told to it: (room in tokens, seed) -> parameters."""
+    require_vllm("rollout")
+    prepare_environment(setup)
+    import torch
+
+    torch.set_num_threads(setup.num_threads)
+    if setup.device == "cpu":
+        # What vLLM compiles even so asks for a compiler, and may come from a cache that another CPU filled.
+        torch.compiler.set_stance("force_eager")
+    from vllm import EngineArgs, LLMEngine, SamplingParams
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+    engine = LLMEngine.from_engine_args(EngineArgs(**arguments(setup)))
+    wanted = setup.sampling
+    engine.collective_rpc("put_policy_before_sampling", args=(wanted.temperature or 1.0, _is_unpenalised(wanted)))
+
+    def sampling(max_tokens: int, seed: int) -> Any:
+        regex = wanted.structured_outputs_regex
+        return SamplingParams(
+            temperature=1.0 if wanted.temperature else 0.0,  # the logits are divided by it already
+            top_p=wanted.top_p,
+            top_k=wanted.top_k,
+            min_p=wanted.min_p,
+            repetition_penalty=wanted.repetition_penalty,
+            seed=seed,
+            max_tokens=max_tokens,
+            stop=list(wanted.stop) or None,
+            stop_token_ids=list(wanted.stop_token_ids),
+            detokenize=bool(wanted.stop),
+            logprobs=0,  # of the sampled token
+            flat_logprobs=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            structured_outputs=StructuredOutputsParams(regex=regex) if regex else None,
+            skip_clone=True,  # they are made for one request
+        )
+
+    return engine, sampling
+
+
+def _is_unpenalised(sampling: SamplingSettings) -> bool:
+    """Whether adding a number to all logits changes nothing in what is sampled."""
+    return sampling.repetition_penalty == 1
+
+
+def arguments(setup: EngineSetup) -> dict[str, Any]:
+    """What vLLM's engine is built from, under its names."""
+    found: dict[str, Any] = {
+        "model": setup.model,
+        "dtype": setup.dtype,
+        "load_format": setup.load_format,
+        "revision": setup.revision,
+        "trust_remote_code": setup.trust_remote_code,
+        "generation_config": "vllm",  # all sampling settings are ours
+        "max_model_len": setup.max_model_len,
+        "max_num_seqs": setup.max_num_seqs,
+        "scheduling_policy": "priority",  # all samples are alike, in the order they came; a score comes first
+        "seed": setup.seed,
+        # Of the policy's own distribution, whatever `sampling` then leaves out; see `put_policy_before_sampling`.
+        "logprobs_mode": "raw_logits" if _is_unpenalised(setup.sampling) else "raw_logprobs",
+        "async_scheduling": False,  # a load must not meet a step that is under way
+        "worker_extension_cls": "rayswift.engines.vllm.worker.PolicyWorker",
+        "disable_log_stats": True,
+        "enable_prefix_caching": True,  # the samples of a group share their prompt
+    }
+    found |= {"tokenizer": setup.tokenizer} if setup.tokenizer else {"skip_tokenizer_init": True}
+    if setup.lora_rank:
+        found |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_capacity(setup.lora_rank)}
+    if setup.device == "cpu":
+        found |= {"enforce_eager": True, "distributed_executor_backend": "uni"}
+        found["kv_cache_memory_bytes"] = _CPU_KV_CACHE_BYTES
+        # vLLM 0.29 fails where a part of a prompt draws a seeded number on a CPU ("does not use offset").
+        found |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(_PREFILL_TOKENS, setup.max_model_len)}
+    else:
+        found["gpu_memory_utilization"] = setup.gpu_memory_utilization
+    if setup.tensor_parallel_size > 1:
+        found["tensor_parallel_size"] = setup.tensor_parallel_size
+        found["distributed_executor_backend"] = "mp"
+    found |= dict(setup.engine_kwargs)
+    return found | {"max_num_seqs": found["max_num_seqs"] + _SCORE_PLACES}

@@ -1,0 +1,400 @@
+"""From what the user set to what will run: derived values, checks across fields, memory, and the plan as text."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from rayswift.cluster.resources import Layout, memory_per_worker_bytes
+from rayswift.config.checks.model import model_problems
+from rayswift.config.checks.online import max_sequence_length, micro_batch_tokens
+from rayswift.config.checks.task import default_loss, rollout_of, task_problems
+from rayswift.config.fields.tuners import tuner_problems
+from rayswift.config.model import ModelConfig, RlhfModelConfig
+from rayswift.config.schema import DataConfig, RlhfConfig, SftConfig, TrainingConfig
+from rayswift.config.tasks import TASKS, keeps_reference, problem_type
+from rayswift.data.sequence.global_batches import micro_batches
+from rayswift.data.sequence.mixing import weights_of
+from rayswift.data.sequence.windows import WindowPlan, Windows
+from rayswift.data.sources import parse_source
+from rayswift.launch import memory
+from rayswift.log import UserError
+from rayswift.model.kind import abilities
+from rayswift.model.size import parameters as model_size
+from rayswift.model.size import shapes
+from rayswift.model.texts import settings as text_settings
+from rayswift.model.texts.encoders import stretched_positions
+from rayswift.run import checkpoint
+from rayswift.run.folder import Resume
+from rayswift.train import evaluation
+
+_NOT_STRETCHABLE = ("reduce_lr_on_plateau", "greedy", "warmup_stable_decay")
+ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
+
+
+@dataclass(frozen=True)
+class Plan(Generic[ConfigT]):
+    """A resolved config, where it runs, and the memory each ZeRO stage would take, or why it is unknown."""
+
+    config: ConfigT
+    layout: Layout
+    estimates: list[memory.MemoryEstimate] | str
+    available_bytes: int
+
+    @property
+    def global_batch(self) -> int:
+        """Packed rows of one optimizer step."""
+        batch = self.config.train.global_batch_size
+        assert batch is not None, "resolve sets it"
+        return batch
+
+
+def resolve(config: ConfigT, layout: Layout, resume: Resume | None) -> Plan[ConfigT]:
+    """Fill in every default that depends on something else.
+
+    Args:
+        config: As loaded.
+        layout: Workers and device.
+        resume: What is continued: it keeps its ZeRO stage and its global batch.
+
+    Raises:
+        UserError: fields that do not go together, one line each.
+    """
+    wrong_kind = abilities.training_problems(config)
+    folder = Path(config.model.path)
+    is_here = folder.is_dir() and not wrong_kind
+    if is_here:
+        config = text_settings.settled(config, folder)
+    estimates = "no model of the task" if wrong_kind else _estimates(config, layout)
+    available = memory_per_worker_bytes(layout)
+    stage = config.cluster.zero_stage
+    if stage is None and resume:
+        stage = resume.zero_stage
+    if stage is None:
+        lowest = {"none": 0, "optimizer": 1, "all": 3}[config.cluster.offload]
+        known = estimates if isinstance(estimates, list) else []
+        stage = max(lowest, memory.smallest_stage(available, layout.min_world_size, known) if known else 0)
+    has_eval = bool(config.data.eval or config.data.eval_fraction)
+    metric, greater = config.train.metric_for_best_model, config.train.greater_is_better
+    if rollout_of(config) and metric == "loss":  # an evaluation that samples has none
+        metric = "reward"
+    train = config.train.model_copy(
+        update={
+            **_task_defaults(config),
+            "global_batch_size": _global_batch(config, layout, resume),
+            "eval_strategy": config.train.eval_strategy or ("steps" if has_eval else "no"),
+            "eval_steps": config.train.eval_steps or config.train.save_steps,
+            "metric_for_best_model": metric,
+            "greater_is_better": not metric.endswith("loss") if greater is None else greater,
+        }
+    )
+    num_workers = config.cluster.num_workers if layout.min_workers else layout.num_workers
+    cluster = config.cluster.model_copy(update={"num_workers": num_workers, "zero_stage": stage})
+    resolved = config.model_copy(update={"train": train, "cluster": cluster, "data": _packed(config)})
+    resolved = _with_rounds_in_steps(resolved)
+    problems = [*wrong_kind, *_problems(resolved, has_eval), *_worker_problems(resolved, layout)]
+    problems += text_settings.problems(resolved, folder) if is_here else []
+    if problems:
+        raise UserError("\n".join(problems))
+    return Plan(resolved, layout, estimates, available)
+
+
+def _global_batch(config: TrainingConfig, layout: Layout, resume: Resume | None) -> int:
+    train = config.train
+    if train.global_batch_size:
+        return train.global_batch_size
+    per_worker = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    if resume:
+        was = resume.config["train"]
+        if was["per_device_train_batch_size"] * was["gradient_accumulation_steps"] == per_worker:
+            return int(was["global_batch_size"])  # whatever the number of workers
+    return per_worker * layout.world_size
+
+
+def _with_rounds_in_steps(config: ConfigT) -> ConfigT:
+    """TRL's two ways to give the size of a round as one: completions, where they fill whole steps, in steps."""
+    given, batch = config.train.trl_extra, config.train.global_batch_size or 1
+    completions = given.get("generation_batch_size")
+    if completions is None or completions % batch or given.get("steps_per_generation"):
+        return config
+    steps = {"steps_per_generation": completions // batch, "generation_batch_size": None}
+    return config.model_copy(update={"train": config.train.model_copy(update=steps)})
+
+
+def _worker_problems(config: TrainingConfig, layout: Layout) -> list[str]:
+    found = []
+    batch = config.train.global_batch_size or 0
+    if layout.world_size > batch:
+        found.append(
+            f"cluster.num_workers = {layout.world_size} leaves workers without a row of a global batch of {batch}; "
+            "lower it, or raise train.global_batch_size"
+        )
+    if layout.min_workers and config.train.save_only_model:
+        found.append("train.save_only_model leaves nothing that a changing number of workers can continue; unset it")
+    return found
+
+
+def with_window_rows(plan: Plan[ConfigT], window_rows: int) -> Plan[ConfigT]:
+    """The plan with the window's size, which the first rows decide, frozen in its config."""
+    return with_data(plan, plan.config.data.model_copy(update={"window_rows": window_rows}))
+
+
+def with_texts(plan: Plan[ConfigT], source: Path) -> Plan[ConfigT]:
+    """The plan with what its texts leave open taken from the model's folder, or what the hub has of it.
+
+    Raises:
+        UserError: the folder is none that is trained, or settings do not go with it.
+    """
+    config = text_settings.settled(plan.config, source)
+    problems = text_settings.problems(config, source)
+    if problems:
+        raise UserError("\n".join(problems))
+    return replace(plan, config=config)
+
+
+def with_data(plan: Plan[ConfigT], data: DataConfig) -> Plan[ConfigT]:
+    """The plan with another section `data`."""
+    return replace(plan, config=plan.config.model_copy(update={"data": data}))
+
+
+def with_labels(plan: Plan[ConfigT], windows: Windows) -> Plan[ConfigT]:
+    """The plan with what the rows say of their labels in its config, where that leaves it open.
+
+    Raises:
+        UserError: a cache is trained on, which holds tokens and no labels' names; or the model's own head has another
+            number of outputs.
+    """
+    model = plan.config.model
+    if TASKS[plan.config.train.task].head != "classes":
+        return plan
+    if not isinstance(windows, WindowPlan):
+        if model.num_labels is None:
+            raise UserError("model.num_labels: a cache does not say it; set it as it was when the rows were encoded")
+        return plan
+    found = windows.encode
+    known: dict[str, Any] = {"num_labels": found.num_labels, "label_names": list(found.label_names)}
+    misfit = abilities.label_problem("model.path", model, found.num_labels)
+    if misfit:
+        raise UserError(misfit)
+    if found.problem_type != problem_type(model.model_copy(update=known)):
+        known["problem_type"] = found.problem_type
+    return replace(plan, config=plan.config.model_copy(update={"model": model.model_copy(update=known)}))
+
+
+def _task_defaults(config: TrainingConfig) -> dict[str, Any]:
+    """Values that depend on task and tuner, for the fields of `train` that were left open."""
+    full = config.model.tuner == "full"
+    if isinstance(config, RlhfConfig):
+        task = TASKS.get(config.train.task)
+        own = {} if task is None else {k: v for k, v in task.defaults.items() if k not in config.train.trl_extra}
+        return {"learning_rate": config.train.learning_rate or (1e-6 if full else 1e-5), **own}
+    defaults: dict[str, Any] = {"learning_rate": config.train.learning_rate or (2e-5 if full else 1e-4)}
+    if isinstance(config, SftConfig) and config.train.loss_type is None:
+        defaults["loss_type"] = default_loss(config.train.task)
+    return defaults
+
+
+def _packed(config: TrainingConfig) -> DataConfig:
+    """Section `data`, without packing for a task that judges whole rows."""
+    task = TASKS.get(config.train.task)
+    return config.data if task is None or task.packs else config.data.model_copy(update={"packing": False})
+
+
+def _problems(config: TrainingConfig, has_eval: bool) -> list[str]:
+    train, cluster, data = config.train, config.cluster, config.data
+    found = tuner_problems(config.model) + task_problems(config) + model_problems(config)
+    if train.eval_strategy != "no" and not has_eval:
+        found.append(f"train.eval_strategy = {train.eval_strategy} has no rows; set data.eval or data.eval_fraction")
+    if train.eval_on_start and not has_eval:
+        found.append("train.eval_on_start = True has no rows; set data.eval or data.eval_fraction, or unset it")
+    for name in ("load_best_model_at_end", "early_stopping_patience"):
+        if getattr(train, name) and train.eval_strategy == "no":
+            found.append(f"train.{name} needs evaluations; set data.eval or data.eval_fraction")
+    metric = train.metric_for_best_model.removeprefix("eval_")
+    if train.task == "causal_lm" and not train.metrics and metric not in evaluation.BUILT_IN:
+        found.append(
+            f"train.metric_for_best_model = {metric!r} is no metric of an evaluation; there are "
+            f"{', '.join(evaluation.BUILT_IN)}, and those of train.metrics"
+        )
+    if train.metrics and train.eval_strategy == "no":
+        found.append("train.metrics needs evaluations; set data.eval or data.eval_fraction")
+    if data.eval and data.eval_fraction:
+        found.append("data.eval and data.eval_fraction both name evaluation rows; keep one")
+    try:
+        weights_of(data.dataset, data.mix)
+    except UserError as error:
+        found.append(str(error))
+    found += [
+        f"data.eval: {parse_source(each).written} has a weight, but only rows to train on are mixed; leave it out"
+        for each in data.eval
+        if not isinstance(each, str) and each.weight is not None
+    ]
+    if cluster.offload == "all" and cluster.zero_stage != 3:
+        found.append(f"cluster.offload = all needs cluster.zero_stage 3, it is {cluster.zero_stage}")
+    if cluster.offload == "optimizer" and not cluster.zero_stage:
+        found.append("cluster.offload = optimizer needs cluster.zero_stage 1, 2 or 3, it is 0")
+    if train.max_steps <= 0 and train.lr_scheduler_type in _NOT_STRETCHABLE:
+        found.append(f"train.lr_scheduler_type = {train.lr_scheduler_type} counts steps; set train.max_steps")
+    folder = Path(config.model.path)
+    if (
+        folder.is_dir()
+        and not abilities.training_problems(config)
+        and not config.model.random_init
+        and not _has_weights(folder)
+    ):
+        result = checkpoint.model_folder(folder) if checkpoint.newest(folder) else folder  # of a run folder
+        remedy = f"name its checkpoint {result}" if result != folder else "set model.random_init to begin anew"
+        found.append(f"model.path = {str(folder)!r} holds no weights (*.safetensors); {remedy}")
+    positions = stretched_positions(config.model)
+    online = isinstance(config, RlhfConfig) and rollout_of(config) is not None
+    longest = max_sequence_length(config) if isinstance(config, RlhfConfig) and online else data.max_length
+    if positions and longest > positions:
+        what = f"a prompt and its completion have up to {longest} tokens" if online else f"data.max_length = {longest}"
+        which = "data.max_length, or rollout.max_prompt_length and rollout.max_completion_length" if online else "it"
+        found.append(f"{what}, but the model has {positions} positions; lower {which}")
+    return found
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+
+
+def _estimates(config: TrainingConfig, layout: Layout) -> list[memory.MemoryEstimate] | str:
+    """For each ZeRO stage; or why there are none."""
+    model = config.model
+    try:
+        size = _size(model, config)
+        if config.train.task in TASKS and keeps_reference(config):
+            named = model.reference if isinstance(model, RlhfModelConfig) else None
+            if named:
+                whole = {"path": named, "revision": None, "random_init": False, "tuner": "full"}
+                size = size.beside(_size(model.model_copy(update=whole), config))
+            elif model.tuner == "full":
+                size = size.beside(size)
+    except OSError as error:
+        return str(error)
+    half = model.dtype in ("bfloat16", "float16") or (model.dtype == "auto" and layout.device == "cuda")
+    return [
+        memory.estimate(
+            size,
+            zero_stage=stage,
+            offload=config.cluster.offload,
+            world_size=layout.min_world_size,
+            half=half,
+            quantization=model.quantization,
+            double_quantization=model.double_quantization,
+            accumulates=_accumulates(config, layout),
+            device=layout.device,
+            tokens_per_micro_batch=_tokens_per_micro_batch(config),
+            gradient_checkpointing=config.train.gradient_checkpointing,
+        )
+        for stage in range(4)
+    ]
+
+
+def _tokens_per_micro_batch(config: TrainingConfig) -> int:
+    if isinstance(config, RlhfConfig) and rollout_of(config):
+        return micro_batch_tokens(config)
+    return config.train.per_device_train_batch_size * config.data.max_length
+
+
+def _accumulates(config: TrainingConfig, layout: Layout) -> bool:
+    """Whether the fewest workers take several micro-batches for a step."""
+    train, batch = config.train, config.train.global_batch_size
+    if batch is None:
+        return train.gradient_accumulation_steps > 1
+    return micro_batches(batch, train.per_device_train_batch_size, layout.min_world_size)[1] > 1
+
+
+def _size(model: ModelConfig, config: TrainingConfig) -> model_size.ModelSize:
+    head = TASKS[config.train.task].head if config.train.task in TASKS else "causal_lm"
+    found = shapes.find(model, head)
+    return model_size.model_size(found.config, found.shapes, model, found.num_trainable, found.num_quantizable)
+
+
+def describe(
+    plan: Plan[Any],
+    num_rows: int | None,
+    unchecked: list[str],
+    remarks: Sequence[str] = (),
+    source: Path | None = None,
+) -> str:
+    """The placement plan and what is to be said of the model, for `--dry_run` and the log.
+
+    source: where the model's files beside its weights are, if not in `model.path`.
+    """
+    config, layout = plan.config, plan.layout
+    where = "in this process" if layout.num_workers == 0 else f"{layout.num_workers} worker(s)"
+    unit = "packed rows" if config.data.packing else "rows"
+    ray = "started for this run" if layout.local else "the cluster that is there"
+    if layout.local and not layout.num_workers and rollout_of(config) is None:
+        ray += ", if its rows fill several windows"
+    sizes = [layout.world_size]
+    if layout.min_workers:
+        where = f"{layout.min_workers} to {layout.num_workers} workers, as many as the cluster has room for,"
+        sizes = sorted({layout.min_workers, layout.num_workers})
+    lines = [
+        f"  training      {where} on {layout.device}, {layout.threads_per_worker} CPU thread(s) each, "
+        f"ZeRO {config.cluster.zero_stage}, offload {config.cluster.offload}",
+        *_batch_lines(plan, sizes, unit),
+        f"  Ray           {ray}",
+    ]
+    if num_rows is not None:
+        lines.append(f"  rows          {num_rows:,} to train")
+    source = source or Path(config.model.path)
+    lines += text_settings.remarks(config, source) if source.is_dir() else []
+    if isinstance(plan.estimates, str):
+        stage = config.cluster.zero_stage
+        lines.append(f"  memory        not estimated, so whether ZeRO {stage} fits is not checked: {plan.estimates}")
+    else:
+        lines.append(f"  memory        of {_gib(plan.available_bytes)} per worker, estimated for each ZeRO stage:")
+        for number, needed in enumerate(plan.estimates):
+            mark = ">" if number == config.cluster.zero_stage else " "
+            held = ", ".join(f"{name} {_gib(num_bytes)}" for name, num_bytes in asdict(needed).items())
+            lines.append(f"             {mark}  {number}: {_gib(needed.total)}  ({held})")
+    lines += [f"  model         {what}" for what in remarks]
+    lines += [f"  not checked   {what}" for what in unchecked]
+    return "\n".join(["plan", *lines])
+
+
+def _batch_lines(plan: Plan[Any], sizes: list[int], unit: str) -> list[str]:
+    rollout = rollout_of(plan.config)
+    if rollout is None:
+        cut = " or ".join(_cut(plan, size) for size in sizes)
+        return [f"  global batch  {cut} = {plan.global_batch} {unit} of up to {plan.config.data.max_length} tokens"]
+    layout, each = plan.layout, rollout.num_generations
+    engines = f"{layout.min_engines}"
+    if layout.max_engines > layout.min_engines:
+        engines += f" to {layout.max_engines}"
+    round_size = plan.global_batch * (plan.config.train.trl_extra.get("steps_per_generation") or 1)
+    longest = max_sequence_length(plan.config)
+    gpus = f", reward models hold {layout.num_reward_gpus} GPU(s)" if layout.num_reward_gpus else ""
+    return [
+        f"  global batch  {plan.global_batch} completions of up to {longest} tokens with their prompts",
+        f"  rollouts      {engines} vLLM engine(s), rounds of {round_size // each} prompts x {each} completions, "
+        f"staleness {rollout.max_staleness}",
+        f"  rewards       {layout.reward_workers} process(es) for functions, {len(rollout.reward_models)} for models"
+        f"{gpus}",
+        *_dropout_lines(plan.config),
+    ]
+
+
+def _dropout_lines(config: TrainingConfig) -> list[str]:
+    model = config.model
+    if config.train.trl_extra.get("disable_dropout", True) is False or model.tuner == "full" or not model.lora_dropout:
+        return []
+    return [
+        f"  dropout       none, as engines have none: model.lora_dropout = {model.lora_dropout:g} plays no part "
+        "(train.disable_dropout)"
+    ]
+
+
+def _cut(plan: Plan[Any], size: int) -> str:
+    """How `size` workers share the global batch: rows x micro-batches x workers."""
+    rows, accumulation = micro_batches(plan.global_batch, plan.config.train.per_device_train_batch_size, size)
+    up_to = "" if rows * accumulation * size == plan.global_batch else "up to "
+    return f"{up_to}{rows} x {accumulation} x {size}"
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB"

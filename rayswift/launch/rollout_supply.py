@@ -1,0 +1,100 @@
+"""The rollout plane as a run's supply."""
+
+import uuid
+from functools import partial
+
+from rayswift.config.checks.online import max_sequence_length
+from rayswift.config.schema import RlhfConfig
+from rayswift.data.sequence.windows import Windows
+from rayswift.launch.supply import beside_the_driver
+from rayswift.rollout.admission import RoundPlan
+from rayswift.rollout.attempt import RolloutPlan
+from rayswift.rollout.ledger import LedgerSnapshot
+from rayswift.rollout.plane import Plane, PlaneSpec, RolloutClient
+from rayswift.train.spec import Connect, RunSpec, SupplyClient
+
+
+def rollout_plan(config: RlhfConfig) -> RolloutPlan:
+    """What the coordinator does, from a resolved config."""
+    train, rollout = config.train, config.rollout
+    extra = train.trl_extra
+    num_steps, num_iterations = extra.get("steps_per_generation") or 1, extra.get("num_iterations") or 1
+    assert train.global_batch_size is not None, "the plan sets it"
+    steps_per_round = num_steps * num_iterations
+    # Estimators that compare the completions of a prompt need two of them.
+    compares = extra.get("advantage_estimator", "grpo") != "reinforce_plus_plus"
+    return RolloutPlan(
+        rounds=RoundPlan(
+            num_prompts=train.global_batch_size * num_steps // rollout.num_generations,
+            max_staleness=rollout.max_staleness,
+            max_resamples=rollout.max_resamples,
+            num_rounds=-(-train.max_steps // steps_per_round) if train.max_steps > 0 else None,
+        ),
+        num_steps=num_steps,
+        steps_per_round=steps_per_round,
+        num_generations=rollout.num_generations,
+        num_generations_eval=rollout.num_generations_eval or rollout.num_generations,
+        min_group=2 if compares else 1,
+        max_completion_length=rollout.max_completion_length,
+        max_sequence_length=max_sequence_length(config),
+        drops_equal=rollout.dynamic_sampling,
+        max_failed_fraction=rollout.max_failed_fraction,
+        seed=train.seed,
+        # Those it decodes, and some that wait in it, so that it never stands still between two submissions.
+        max_outstanding=rollout.max_num_seqs * 5 // 4,
+        max_still_s=config.cluster.timeout_s,
+    )
+
+
+class RolloutSupply:
+    """See `supply.Supply`.
+
+    Args:
+        spec: The run.
+        windows: How to make a window of prompts.
+        eval_windows: The same for evaluation prompts, or None.
+        start: What the checkpoint's ledger says.
+    """
+
+    def __init__(self, spec: RunSpec, windows: Windows, eval_windows: Windows | None, start: LedgerSnapshot):
+        config = spec.config
+        assert isinstance(config, RlhfConfig)
+        self._plane_spec = PlaneSpec(
+            config=config,
+            plan=rollout_plan(config),
+            layout=spec.layout,
+            run_dir=spec.run_dir,
+            tokenizer_dir=spec.tokenizer_dir,
+            work_dir=spec.work_dir,
+            windows=windows,
+            eval_windows=eval_windows,
+            start=start,
+        )
+        self._timeout_s = config.cluster.timeout_s
+        self._plane: Plane | None = None
+
+    def start(self, name: str) -> Connect:
+        """See Supply; engines start beside the workers."""
+        self._plane = Plane(self._plane_spec, name, beside_the_driver())
+        return partial(_connect, name, self._timeout_s)
+
+    def start_here(self) -> SupplyClient:
+        """See Supply; coordinator and engines are actors all the same."""
+        return self.start(f"rayswift-{uuid.uuid4().hex[:8]}")(0, 1)
+
+    def progress(self) -> tuple[int, float]:
+        """See Supply."""
+        return self._plane.progress() if self._plane else (0, 0.0)
+
+    def standing(self) -> tuple[object, str]:
+        """See Supply."""
+        return self._plane.standing() if self._plane else (None, "")
+
+    def close(self) -> None:
+        """See Supply."""
+        if self._plane:
+            self._plane.close()
+
+
+def _connect(name: str, timeout_s: float, rank: int, size: int) -> SupplyClient:
+    return RolloutClient(name, rank, size, timeout_s)

@@ -1,0 +1,159 @@
+"""The user's own code that a run uses: checked before anything starts, and whose fault an error is.
+
+How it is named and imported is in `config/user_code.py`; README.md in this folder says what each kind is called with.
+"""
+
+import hashlib
+import importlib.util
+import inspect
+import json
+import subprocess
+import sys
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rayswift.config.schema import RlhfConfig, TrainingConfig
+from rayswift.config.user_code import Named, file_of, load, split, takes
+from rayswift.data import raw_rows
+from rayswift.log import UserError
+from rayswift.rollout.rewards import functions as rewards
+
+_CHECK_TIMEOUT_S = 300
+# How each kind is called, as positional and keyword names; plugins are only imported.
+_CALLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "train.metrics": (("batch",), ()),
+    "train.loss": (("outputs", "labels"), ("num_items_in_batch",)),
+    raw_rows.FIELD: (("row",), ()),
+}
+
+# Trackers of `transformers`, and the package that each needs.
+_TRACKERS = {
+    "clearml": "clearml",
+    "comet_ml": "comet_ml",
+    "mlflow": "mlflow",
+    "swanlab": "swanlab",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "wandb": "wandb",
+}
+
+
+def named_in(config: TrainingConfig) -> list[Named]:
+    """All code of the user's own that a run uses, plugins first."""
+    train = config.train
+    lists = {"train.plugins": train.plugins, "train.callbacks": train.callbacks, "train.metrics": train.metrics}
+    found = [(field, name) for field, names in lists.items() for name in names]
+    found += [("train.loss", train.loss)] if train.loss else []
+    found += [(raw_rows.FIELD, config.data.map)] if config.data.map else []
+    return found + [(rewards.FIELD, spec.written) for spec in _own_rewards(config)]
+
+
+def _own_rewards(config: TrainingConfig) -> list[rewards.RewardSpec]:
+    """Reward functions of the user's own."""
+    specs = rewards.specs_of(config.rollout) if isinstance(config, RlhfConfig) else []
+    return [spec for spec in specs if ":" in spec.written]
+
+
+def check(config: TrainingConfig) -> None:
+    """Import everything that is named, in a process of its own: the driver stays without torch.
+
+    Raises:
+        UserError: a line for each name that cannot be used, and each tracker that is not installed.
+    """
+    problems = [
+        f"train.report_to = {name}: the package {_TRACKERS[name]} is not installed; install it, or leave {name} out"
+        for name in config.train.report_to
+        if name in _TRACKERS and importlib.util.find_spec(_TRACKERS[name]) is None
+    ]
+    problems += rewards.problems(config.rollout) if isinstance(config, RlhfConfig) else []
+    named = named_in(config)
+    if named:
+        problems += _problems_of(named, _own_rewards(config))
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _problems_of(named: list[Named], own_rewards: list[rewards.RewardSpec]) -> list[str]:
+    code = "from rayswift.launch import user_code; user_code.print_problems()"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            input=json.dumps([named, [asdict(spec) for spec in own_rewards]]),
+            capture_output=True,
+            text=True,
+            timeout=_CHECK_TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired as error:
+        names = ", ".join(f"{field} = {name!r}" for field, name in named)
+        raise UserError(f"{names}: importing it took more than {_CHECK_TIMEOUT_S} s") from error
+    try:
+        problems: list[str] = json.loads(done.stdout.splitlines()[-1])
+        return problems
+    except (IndexError, json.JSONDecodeError) as error:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        names = ", ".join(name for _, name in named)
+        raise UserError(f"importing {names} ended the process with exit code {done.returncode}: {last}") from error
+
+
+def print_problems() -> None:
+    """The child's half of `check`: names from stdin, the problems as the last line of stdout."""
+    problems = []
+    named, own_rewards = json.loads(sys.stdin.read())
+    for field, name in named:
+        try:
+            _check_kind(field, name, load(field, name))
+        except UserError as error:
+            problems.append(str(error))
+    for spec in own_rewards:
+        try:
+            rewards.load(rewards.RewardSpec(**spec))
+        except UserError as error:
+            problems += [str(error)] if str(error) not in problems else []
+    print("\n" + json.dumps(problems))  # noqa: T201
+
+
+def blame(error: BaseException, config: TrainingConfig) -> str | None:
+    """Which of the user's names an error came out of, with file and line; None: of none of them."""
+    files = {file_of(field, name): f"{field} = {name!r}" for field, name in reversed(named_in(config))}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename).resolve()
+        if file in files:
+            return f"{files[file]} ({file.name}:{frame.lineno}, in {frame.name})"
+    return None
+
+
+def content_hash(config: TrainingConfig) -> str:
+    """Hash of the files whose code changes a step, loss, plugins, rows, rewards; "" without. Modules are their
+    package's."""
+    changing = ("train.loss", "train.plugins", raw_rows.FIELD, rewards.FIELD)
+    places = [split(field, name)[0] for field, name in named_in(config) if field in changing]
+    files = [Path(place) for place in places if place.endswith(".py")]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16] if files else ""
+
+
+def _check_kind(field: str, name: str, value: Any) -> None:
+    """Refuse what can be seen to be wrong without calling it."""
+    if field == "train.callbacks":
+        if inspect.isclass(value) or not callable(value):
+            _check_callback(name, value)
+    elif field in _CALLS:
+        positional, keywords = _CALLS[field]
+        call = ", ".join([*positional, *(f"{key}=..." for key in keywords)])
+        if not callable(value):
+            raise UserError(f"{field} = {name!r} is of type {type(value).__name__}, wanted a function ({call})")
+        if not takes(value, positional, keywords):
+            raise UserError(f"{field} = {name!r} cannot be called as ({call}): it takes {inspect.signature(value)}")
+
+
+def _check_callback(name: str, value: Any) -> None:
+    from transformers import TrainerCallback
+
+    if not inspect.isclass(value):
+        if not isinstance(value, TrainerCallback):
+            raise UserError(f"train.callbacks = {name!r} is of type {type(value).__name__}, wanted a TrainerCallback")
+    elif not issubclass(value, TrainerCallback):
+        raise UserError(f"train.callbacks = {name!r} is a class, but no subclass of transformers.TrainerCallback")
+    elif not takes(value, (), ()):
+        raise UserError(f"train.callbacks = {name!r} wants arguments; name a function without any that makes it")

@@ -1,0 +1,204 @@
+"""The driver's look-out while a run goes on: it shows who waits for whom, and knows when to give up."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from tqdm import tqdm
+
+from rayswift.cluster import nodes, preflight
+from rayswift.log import UserError, logger
+from rayswift.run import events
+from rayswift.run.waiting import NO_SIGN_S, SAY_S, Lines, Waiting, clear, read, warnings
+
+_LOOK_S = 1.0
+_CLOSE_S = 5.0
+_HEAD_EVERY_S = 2.0
+_TELL_HEAD_S = 10.0
+# Ray ends a driver whose head has been silent for 60 s (RAY_gcs_rpc_server_reconnect_timeout_s), from inside.
+_HEAD_S = 50.0
+
+
+@contextmanager
+def announced(what: str, every_s: float = SAY_S) -> Iterator[None]:
+    """Say that a step of the driver's own goes on, where it takes long."""
+    begun, done = time.monotonic(), threading.Event()
+
+    def run() -> None:
+        while not done.wait(every_s):
+            _say(f"{what} goes on, {time.monotonic() - begun:.0f} s so far")
+
+    thread = threading.Thread(target=run, name="announced", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+class Watch:
+    """Looks for the driver, in a thread, while its block runs: shows what must be said, and knows when to give up.
+
+    Args:
+        run_dir: The run folder.
+        size: Ranks that the group is to have, at least.
+        supply: What supplies the batches says of itself: how far it is, and whom it waits for.
+        cluster: The cluster, if it is not this machine's own.
+        timeout_s: Longest wait for a worker group, `cluster.timeout_s`.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        size: int,
+        supply: Callable[[], tuple[object, str]],
+        cluster: "Cluster | None",
+        timeout_s: float,
+    ):
+        self._run_dir, self._log_dir = run_dir, run_dir / "logs"
+        self._supply, self._cluster, self._timeout_s = supply, cluster, timeout_s
+        clear(self._log_dir)
+        self._waiting = Waiting(size, time.monotonic())
+        self._rollouts = Lines(self._log_dir / "rollouts.log")
+        self._said = ""
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def __enter__(self) -> "Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join(timeout=_CLOSE_S)
+
+    def check(self) -> None:
+        """Called by whoever waits for the run's end.
+
+        Raises:
+            UserError: there is nothing more to wait for.
+        """
+        if self._cluster is not None:
+            self._cluster.check_head()
+            if self._waiting.without_ranks_s > NO_SIGN_S and self._cluster.wait_for_room():
+                self._waiting.begin_anew(time.monotonic())
+        if self._waiting.without_ranks_s > self._timeout_s:
+            raise UserError(
+                f"no worker gave a sign within cluster.timeout_s = {self._timeout_s:g} s: "
+                f"{self._said or 'none started'}; see {self._log_dir}; continue with --resume auto",
+                exit_code=1,
+            )
+
+    def _run(self) -> None:
+        while not self._done.wait(_LOOK_S):
+            try:
+                self._look()
+            except Exception as error:  # a cluster in trouble answers in many ways; the look-out goes on
+                logger.debug("the look-out failed: %s", error)
+        self._show_news()
+
+    def _look(self) -> None:
+        self._show_news()
+        moved, supply = self._ask_supply()
+        shown = [_size(self._log_dir / "rank-0.log"), _size(self._run_dir / events.EVENTS)]
+        self._waiting.look(time.monotonic(), read(self._log_dir), moved, shown)
+        if self._waiting.due():
+            lost = self._cluster.lost_nodes() if self._cluster is not None else []
+            self._said = self._waiting.describe(supply, lost)
+            _say(self._said)
+
+    def _ask_supply(self) -> tuple[object, str]:
+        try:
+            return self._supply()
+        except Exception as error:  # whatever it is going through, the look-out goes on
+            return None, f"what supplies the batches does not answer ({type(error).__name__})"
+
+    def _show_news(self) -> None:
+        for text in warnings(self._rollouts.new()):
+            _say(text)
+
+
+class Cluster:
+    """The cluster that a run joined, as its driver sees it.
+
+    Args:
+        head: Address and port of its head.
+        ask: What the worker group needs, at least.
+        patience_s: Longest wait for nodes.
+    """
+
+    def __init__(self, head: tuple[str, int], ask: preflight.Ask, patience_s: float):
+        self._head, self._ask, self._patience_s = head, ask, patience_s
+        self._answered_s = self._told_s = time.monotonic()
+        self._looked_s = 0.0
+
+    def check_head(self) -> None:
+        """Say that the head is silent, and give up shortly before Ray would end this process without a word.
+
+        Raises:
+            UserError: it was silent for too long.
+        """
+        now = time.monotonic()
+        if now - self._looked_s < _HEAD_EVERY_S:
+            return
+        self._looked_s = now
+        if nodes.answers(*self._head, timeout_s=_HEAD_EVERY_S):
+            self._answered_s = self._told_s = time.monotonic()
+            return
+        now = time.monotonic()
+        where = f"the head of the Ray cluster, {self._head[0]}:{self._head[1]},"
+        if now - self._answered_s > _HEAD_S:
+            raise UserError(
+                f"{where} has not answered for {now - self._answered_s:.0f} s; bring it back and continue with "
+                "--resume auto",
+                exit_code=1,
+            )
+        if now - self._told_s > _TELL_HEAD_S:
+            self._told_s = now
+            _say(f"{where} has not answered for {now - self._answered_s:.0f} s")
+
+    @property
+    def has_head(self) -> bool:
+        """Whether it answered just now."""
+        return time.monotonic() - self._answered_s < 3 * _HEAD_EVERY_S
+
+    def wait_for_room(self) -> bool:
+        """Where the nodes that are left cannot hold the group: ask the autoscaler, and wait.
+
+        Returns:
+            Whether it was waited.
+
+        Raises:
+            UserError: no nodes can come, or none came.
+        """
+        if not self.has_head or preflight.could_fit(self._ask):
+            return False
+        _say("nodes of the Ray cluster were lost: what is left cannot hold the workers")
+        try:
+            preflight.wait_until_it_fits(self._ask, self._patience_s)
+        except UserError as error:
+            raise UserError(f"{error}; continue with --resume auto", exit_code=1) from error
+        return True
+
+    def lost_nodes(self) -> list[str]:
+        """Addresses of nodes that Ray lists, and that take no connection from here."""
+        import ray
+
+        if not self.has_head:  # whom Ray would ask
+            return [f"{self._head[0]} (the head)"]
+        return [node["NodeManagerAddress"] for node in nodes.silent([each for each in ray.nodes() if each["Alive"]])]
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)

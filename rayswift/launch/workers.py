@@ -1,0 +1,177 @@
+"""Start what supplies the batches, and the workers, and see them to the end.
+
+The driver owns the supply (the feed of rows, or the rollout plane); Ray Train's controller owns the workers and
+restarts them after a death. With `num_workers` 0 the worker runs in this process, with the same code below it.
+"""
+
+import os
+import uuid
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rayswift import signals
+from rayswift.cluster import preflight
+from rayswift.cluster.resources import interfaces, network_environment, worker_resources
+from rayswift.data.feed.pipeline import user_error_in
+from rayswift.launch import watch
+from rayswift.launch.failures import Failures, explain, first_line, main_cause
+from rayswift.launch.supply import Supply
+from rayswift.log import UserError, logger, setup_worker
+from rayswift.report.console import Console
+from rayswift.run import checkpoint, events, waiting
+from rayswift.train.parallel.process_group import free_port, rank_environment
+from rayswift.train.spec import Connect, RunSpec, TrainLoop, Worker
+
+
+def fit(spec: RunSpec, train_loop: TrainLoop, supply: Supply) -> None:
+    """Run `train_loop` on every worker until the data ends.
+
+    Raises:
+        UserError: what stopped the run; exit code 1.
+    """
+    if spec.layout.num_workers == 0:
+        return _fit_here(spec, train_loop, supply)
+    import ray
+    from ray.train import FailureConfig, RunConfig
+
+    from rayswift.launch.elastic import scaling, trainer_class
+
+    name = f"rayswift-{uuid.uuid4().hex[:8]}"
+    connect = supply.start(name)
+    look_out = watch.Watch(
+        spec.run_dir, spec.layout.min_world_size, supply.standing, _cluster(spec), spec.config.cluster.timeout_s
+    )
+    trainer = trainer_class(spec.layout, spec.run_dir, name, spec.config.cluster.wait_for_nodes_s, look_out.check)(
+        partial(_worker_main, spec, train_loop, connect),
+        scaling_config=scaling(spec.layout),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(spec.run_dir / "ray"),
+            failure_config=FailureConfig(max_failures=spec.config.cluster.max_failures),
+            callbacks=[_on_failure(spec.run_dir)],
+        ),
+    )
+    try:
+        with Console(spec.run_dir, supply.progress, spec.feed_plan), look_out:
+            trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _explain(error, spec) from error
+    except ray.exceptions.RayActorError as error:
+        raise UserError(
+            f"Ray Train's controller died: {_death(error)}; continue with --resume auto", exit_code=1
+        ) from error
+    finally:
+        if not signals.asked_to_end():  # else all of it ends with this process
+            supply.close()
+
+
+def _cluster(spec: RunSpec) -> watch.Cluster | None:
+    if spec.layout.local:
+        return None
+    import ray
+
+    address, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    ask = preflight.Ask(spec.layout.min_world_size, worker_resources(spec.layout))
+    return watch.Cluster((address.strip("[]"), int(port)), ask, spec.config.cluster.wait_for_nodes_s)
+
+
+def _fit_here(spec: RunSpec, train_loop: TrainLoop, supply: Supply) -> None:
+    client = supply.start_here()
+    if spec.config.cluster.uses_deepspeed:
+        os.environ.update(rank_environment(0, 1, 0, 1, "127.0.0.1", free_port()))
+        os.environ.update(network_environment("127.0.0.1", interfaces(), os.environ))
+    driver_handlers = logger.handlers
+    setup_worker(spec.run_dir / "logs", "rank-0")
+    look_out = watch.Watch(spec.run_dir, 1, supply.standing, None, spec.config.cluster.timeout_s)
+    try:
+        with (
+            Console(spec.run_dir, supply.progress, spec.feed_plan),
+            look_out,
+            waiting.Notes(spec.run_dir / "logs", 0, 1, "this machine") as notes,
+        ):
+            train_loop(spec.as_seen_by(1), Worker(0, 1, client, notes))
+    except (Exception, SystemExit) as error:  # a callback may call sys.exit
+        failure = explain(error, spec.config, spec.run_dir, 0)
+        raise (failure if isinstance(failure, UserError) else UserError(str(failure), exit_code=1)) from error
+    finally:
+        if not signals.asked_to_end():
+            supply.close()
+        logger.handlers = driver_handlers
+
+
+def _worker_main(spec: RunSpec, train_loop: TrainLoop, connect: Connect) -> None:
+    """A train worker's process: join the group, then train."""
+    import ray.train
+    import ray.train.collective
+
+    if spec.work_dir.is_dir():
+        os.chdir(spec.work_dir)
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    setup_worker(spec.run_dir / "logs", f"rank-{rank}")
+    here = ray.util.get_node_ip_address()
+    notes = waiting.Notes(spec.run_dir / "logs", rank, size, here)
+    if size > 1 or spec.config.cluster.uses_deepspeed:
+        notes("waits for all ranks to start")
+        address = ray.train.collective.broadcast_from_rank_zero((here, free_port()))
+        local_rank, local_size = context.get_local_rank(), context.get_local_world_size()
+        os.environ.update(rank_environment(rank, size, local_rank, local_size, *address))
+        os.environ.update(network_environment(here, interfaces(), os.environ))
+    try:
+        train_loop(spec.as_seen_by(size), Worker(rank, size, connect(rank, size), notes))
+    except (Exception, SystemExit) as error:
+        raise explain(error, spec.config, spec.run_dir, rank) from None
+    finally:
+        notes.close()
+
+
+def _on_failure(run_dir: Path) -> Any:
+    from ray.train import UserCallback
+
+    class OnFailure(UserCallback):
+        """Ends the run at once where a restart would not help; any other failure is recorded."""
+
+        def __init__(self) -> None:
+            self._failures = Failures()
+
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            newest = checkpoint.newest(run_dir)
+            self._failures.check(worker_exceptions, newest.step if newest else 0)
+            rank, first = main_cause(worker_exceptions)
+            events.record(run_dir, "failure", text=f"worker {rank}: {first_line(first)}")
+
+    return OnFailure()
+
+
+def _explain(error: Exception, spec: RunSpec) -> UserError:
+    causes = _causes(error)
+    for cause in causes.values():
+        found = user_error_in(cause)
+        if found:
+            found.exit_code = 1
+            return found
+    who, first = next(iter(causes.items()), ("", error))
+    return UserError(
+        f"training failed after cluster.max_failures = {spec.config.cluster.max_failures} restarts: "
+        f"{who}{first_line(first)}\n  see {spec.run_dir / 'logs'}; continue with --resume auto",
+        exit_code=1,
+    )
+
+
+def _causes(error: Exception) -> dict[str, Exception]:
+    """What failed, by whom, worker by worker where it was they."""
+    from ray.train import ControllerError, WorkerGroupError
+
+    if isinstance(error, ControllerError):
+        return {"": error.controller_failure}
+    if isinstance(error, WorkerGroupError):
+        rank, first = main_cause(error.worker_failures)
+        return {f"worker {rank}: ": first, **{f"worker {n}: ": each for n, each in error.worker_failures.items()}}
+    return {"": error}
+
+
+def _death(error: Exception) -> str:
+    """Ray's first line on a dead actor; behind a traceback of its constructor, what that ended in."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if "Traceback" in str(error) else first_line(error)

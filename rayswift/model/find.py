@@ -1,0 +1,179 @@
+"""What a `--model` names: a run's result, a checkpoint, a model folder or a hub id -> the files to load.
+
+An adapter's checkpoint holds the adapter only; its weights lie in the base model that `adapter_config.json` names.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from rayswift.log import UserError
+from rayswift.run.checkpoint import model_folder
+
+_ADAPTER = "adapter_config.json"
+_GENERATION = "generation_config.json"
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_MARK = "rayswift"
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A model whose files are here.
+
+    folder: what was named. weights: the folder of the full weights, another one if there is an adapter.
+    adapter: the adapter's config; empty: `folder` is a full model.
+    """
+
+    folder: Path
+    weights: Path
+    adapter: dict[str, Any]
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of the tokenizer that was trained with."""
+        return self.folder if (self.folder / "tokenizer_config.json").exists() else self.weights
+
+    def __str__(self) -> str:
+        if not self.adapter:
+            return str(self.folder)
+        kind = self.adapter.get("peft_type", "LORA")
+        return f"{self.folder} ({'LoRA' if kind == 'LORA' else kind} on {self.weights})"
+
+
+def _is_hub_id(name: str) -> bool:
+    return not Path(name).exists() and _HUB_ID.fullmatch(name) is not None
+
+
+def find_model(name: str, setting: str, fetch: bool = True, base: str | None = None) -> FoundModel:
+    """Find a model and what lies under it.
+
+    Args:
+        name: What the user wrote.
+        setting: The field it was written in.
+        fetch: Download what is on the hub; else its id stands for the folder, unchecked.
+        base: The model below an adapter, where its own config does not name the right one.
+
+    Raises:
+        UserError: nothing is there, or its weights or its base model are missing.
+    """
+    what = f"{setting} = {name!r}"
+    folder = _from_hub(name, what, fetch) if _is_hub_id(name) else model_folder(Path(name))
+    if (folder / _ADAPTER).exists():
+        adapter = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))
+        recorded = str(adapter.get("base_model_name_or_path") or "")
+        return FoundModel(folder, _base_model(folder, recorded, setting, fetch, base), adapter)
+    if base:
+        raise UserError(
+            f"{_base_field(setting)} = {base!r}: {what} is no adapter, it has no model below it; leave it out"
+        )
+    if folder.exists():
+        _check_weights(folder, what)
+    return FoundModel(folder, folder, {})
+
+
+def _base_model(folder: Path, recorded: str, setting: str, fetch: bool, given: str | None) -> Path:
+    # The weights of `model.random_init` lie in the run folder and move with it, whatever path was recorded.
+    beside = folder.resolve().parent / "init"
+    field = _base_field(setting)
+    if Path(recorded).name == "init" and (beside / "config.json").exists():
+        if given:
+            raise UserError(f"{field} = {given!r}: {folder} was trained on {beside}, which its run made; leave it out")
+        return beside
+    name, what = given or recorded, f"the base model of {folder}, {recorded!r} by its {_ADAPTER},"
+    if given:
+        what = f"{field} = {given!r}"
+    if _is_hub_id(name):
+        return _from_hub(name, what, fetch)
+    if not (Path(name) / "config.json").exists():
+        raise UserError(f"{what} is no model folder here; name the folder or hub id of that model with --base")
+    _check_weights(Path(name), what)
+    return Path(name)
+
+
+def _base_field(setting: str) -> str:
+    return f"{setting.partition('.')[0]}.base"
+
+
+def _check_weights(folder: Path, what: str) -> None:
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+        raise UserError(f"{what} holds no weights (*.safetensors in {folder})")
+
+
+def _from_hub(name: str, what: str, fetch: bool) -> Path:
+    if not fetch:
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except Exception as error:  # whatever the hub's client raises, the user asked for this id
+        first_line = (str(error).splitlines() or [""])[0]
+        reason = f"{type(error).__name__}: {first_line}"
+        raise UserError(f"{what} is no folder here and could not be had from the hub: {reason}") from error
+
+
+def load_tokenizer(model: FoundModel) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Raises:
+        UserError: it has none that loads.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model.tokenizer)
+    except (OSError, ValueError) as error:
+        first_line = str(error).splitlines()[0]
+        raise UserError(f"{model.tokenizer} has no tokenizer that loads: {first_line}") from error
+    return tokenizer
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, system: str | None) -> list[int]:
+    """A question as a chat in the model's own template, or as it is if there is no template.
+
+    Raises:
+        UserError: there is no place for the system prompt.
+    """
+    if tokenizer.chat_template:
+        turns = [{"role": "system", "content": system}] if system else []
+        text = _render(tokenizer, [*turns, {"role": "user", "content": prompt}], generate=True)
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if system:
+        raise UserError("infer.system: the model has no chat template to put it into; leave it out")
+    return list(tokenizer(prompt)["input_ids"])
+
+
+def stop_token_ids(model: FoundModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that end an answer: the tokenizer's, the generation config's, the end of a template's turn.
+
+    A base model that was taught a chat template often names the last one nowhere else.
+    """
+    found: set[int] = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
+    for folder in {model.folder, model.weights}:
+        if (folder / _GENERATION).exists():
+            eos = GenerationConfig.from_pretrained(folder).eos_token_id
+            found.update([eos] if isinstance(eos, int) else eos or [])
+    if tokenizer.chat_template:
+        turns = [{"role": "user", "content": "-"}, {"role": "assistant", "content": _MARK}]
+        behind = _render(tokenizer, turns, generate=False).rpartition(_MARK)[2]
+        first = tokenizer(behind, add_special_tokens=False)["input_ids"][:1]
+        found.update(token for token in first if _is_special(tokenizer, token))
+    return sorted(found)
+
+
+def _is_special(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
+    added = tokenizer.added_tokens_decoder
+    return token in added and bool(added[token].special)
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], generate: bool) -> str:
+    try:
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+    except (jinja2.TemplateError, TypeError) as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise UserError(f"the model's chat template refuses a conversation of {roles}: {error}") from error
+    return text

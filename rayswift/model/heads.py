@@ -1,0 +1,67 @@
+"""What a model ends in: the class that loads it, what its config says of it, and what PEFT calls it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
+
+from rayswift.config.model import ModelConfig
+from rayswift.config.tasks import Head, problem_type
+from rayswift.model.size.parameters import read_header
+
+# Beside an adapter with a classification head: what its outputs mean.
+_SETTINGS = "head_config.json"
+# What families call the layer that a classification head ends in.
+_LAST_LAYERS = ("score.weight", "classifier.weight", "out_proj.weight")
+
+CLASSES: dict[Head, Any] = {
+    "causal_lm": AutoModelForCausalLM,
+    "reward": AutoModelForSequenceClassification,
+    "classes": AutoModelForSequenceClassification,
+    "none": AutoModel,
+}
+PEFT_TASK_TYPES: dict[Head, str] = {
+    "causal_lm": "CAUSAL_LM",
+    "reward": "SEQ_CLS",
+    "classes": "SEQ_CLS",
+    "none": "FEATURE_EXTRACTION",
+}
+
+
+def settings(model: ModelConfig, head: Head) -> dict[str, Any]:
+    """Fields of the model's `config.json` that its head needs."""
+    if head == "classes":
+        kind = {"problem_type": problem_type(model)}
+        if model.label_names:
+            names = dict(enumerate(model.label_names))
+            return kind | {"id2label": names, "label2id": {name: number for number, name in names.items()}}
+        return kind | ({"num_labels": model.num_labels} if model.num_labels else {})
+    return {"num_labels": 1} if head == "reward" else {}
+
+
+def write_settings(folder: Path, config: PreTrainedConfig) -> None:
+    """Write beside an adapter what a classification head's `config.json` would say of its outputs."""
+    labels = {str(number): name for number, name in config.id2label.items()}
+    said = {"problem_type": config.problem_type, "id2label": labels, "label2id": config.label2id}
+    (folder / _SETTINGS).write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def class_of_adapter(adapter: Mapping[str, Any], folder: Path) -> tuple[Any, dict[str, Any]]:
+    """What an adapter goes around: the class, and the fields that its head needs beyond the base's `config.json`.
+
+    Args:
+        adapter: Its `adapter_config.json`.
+        folder: Where its weights are, with those of a head.
+    """
+    found: list[Head] = [head for head, kind in PEFT_TASK_TYPES.items() if kind == adapter.get("task_type")]
+    head = found[0] if found else "causal_lm"
+    if PEFT_TASK_TYPES[head] != "SEQ_CLS":
+        return CLASSES[head], {}
+    if (folder / _SETTINGS).exists():
+        said = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+        return CLASSES[head], said | {"id2label": {int(number): name for number, name in said["id2label"].items()}}
+    tensors = read_header(folder / "adapter_model.safetensors")
+    rows = [tensor["shape"][0] for name, tensor in tensors.items() if name.endswith(_LAST_LAYERS)]
+    return CLASSES[head], {"num_labels": rows[0]} if rows else {}

@@ -1,0 +1,184 @@
+"""What can be done with which kind of model: one table of kind and task, and what is said where it cannot; pure."""
+
+from importlib.util import find_spec
+
+from rayswift.config.model import ModelConfig
+from rayswift.config.schema import RlhfConfig, TrainingConfig
+from rayswift.log import UserError
+from rayswift.model.kind.kinds import Kind, Model, look
+
+WRITING = frozenset(
+    ("causal_lm", "dpo", "kto", "orpo", "cpo", "simpo", "grpo", "ppo", "gkd", "generative_reranker", "infer")
+)
+"""Tasks that take a model which writes, one token after the other."""
+JUDGING = frozenset(("seq_cls", "rm", "reranker"))
+"""Tasks that put a head of outputs on a model's states."""
+EMBEDDING = frozenset(("embedding",))
+ALL = WRITING | JUDGING | EMBEDDING
+NOTHING: frozenset[str] = frozenset()
+
+TABLE: dict[Kind, frozenset[str]] = {
+    "decoder": ALL,
+    "headless decoder": JUDGING | EMBEDDING,
+    "encoder": JUDGING | EMBEDDING,
+    "encoder-decoder": NOTHING,
+    "vision-language": NOTHING,  # but for `TEXT_OF_SEVERAL`
+    "sequence classifier": JUDGING | EMBEDDING,
+    "other head": EMBEDDING,
+    "adapter": NOTHING,
+    "GGUF": NOTHING,
+    "no model": NOTHING,
+}
+"""What each kind is taken for."""
+TEXT_OF_SEVERAL: dict[str, frozenset[str]] = {
+    "gemma3": ALL,
+    "gemma3n": WRITING,
+    "gemma4": WRITING | EMBEDDING,
+}
+"""Families of images and text that `transformers` loads whole for text alone."""
+READY_PACKED = ("bitsandbytes",)
+"""Quantised weights that an adapter is trained on as they are."""
+
+_SCORES = ("rm", "reranker")
+_INSTEAD = {
+    "headless decoder": "name the model with its head (...ForCausalLM)",
+    "encoder": "its attention looks both ways, so it does not write; name a decoder (...ForCausalLM), or train this "
+    "one with --task_type embedding, seq_cls or reranker",
+    "encoder-decoder": "no task here trains one; name a decoder (...ForCausalLM), or an encoder for embedding, seq_cls "
+    "and reranker",
+    "vision-language": "only text is trained here; name a text model",
+    "sequence classifier": "it has no head that writes, and a new one would begin at random; name the language model "
+    "(...ForCausalLM), or give this one to seq_cls, rm or reranker",
+    "other head": "it would begin with a head of random numbers; name the model that it was made from",
+    "GGUF": "those are weights for llama.cpp; name the model that they were made from, a folder or a hub id with "
+    "safetensors",
+    "no model": "name a folder with config.json and weights, or a hub id",
+}  # fmt: skip
+
+
+def problems(
+    field: str,
+    path: str,
+    task: str,
+    tuner: str = "lora",
+    *,
+    revision: str | None = None,
+    random_init: bool = False,
+    quantization: str | None = None,
+) -> list[str]:
+    """Why a task cannot take a model; empty: it can, or nothing is known of it here.
+
+    Args:
+        field: That names the model.
+        path: The model, as written.
+        task: One of `ALL`.
+        tuner: How it is trained; full: all weights.
+        revision: Of a hub id.
+        random_init: Whether only its `config.json` is taken.
+        quantization: How the weights are to be packed when they are loaded.
+    """
+    model = look(path, revision)
+    if model is None:
+        return []
+    what = f"{field} = {path!r} is {model.what}"
+    if model.kind == "adapter":
+        base = model.base or "BASE"
+        return [
+            f"{what}, not a model; give --model {base} --adapters {path}, or merge it with rayswift export --merge_lora"
+        ]
+    if task not in taken_for(model, random_init):
+        return [f"{what}, which task {task} cannot take: {_INSTEAD[model.kind]}"]
+    if random_init:
+        return []
+    if model.kind == "sequence classifier" and task in _SCORES and model.num_outputs != 1:
+        return [f"{what} of {model.num_outputs} outputs, and task {task} trains one score; name the model below it"]
+    return _packing_problems(what, model, task, tuner, quantization)
+
+
+def taken_for(model: Model, random_init: bool = False) -> frozenset[str]:
+    """The tasks that take a model."""
+    if random_init and model.kind in ("headless decoder", "sequence classifier", "other head"):
+        return TABLE["encoder"] if "bert" in model.model_type else TABLE["decoder"]  # its head is made anew
+    if model.kind == "vision-language":
+        return TEXT_OF_SEVERAL.get(model.model_type, NOTHING)
+    return TABLE[model.kind]
+
+
+def _packing_problems(what: str, model: Model, task: str, tuner: str, quantization: str | None) -> list[str]:
+    packed = model.quantization
+    if not packed or task == "infer":
+        return []
+    what, name = f"{what} with weights quantised by {packed}", "name the model that they were made from"
+    if packed in READY_PACKED and find_spec(packed) is None:
+        return [f"{what}, which needs the package {packed}; pip install {packed}"]
+    if packed not in READY_PACKED:
+        return [f"{what}, which nothing is trained on; {name}, with --quantization nf4 if it must be small"]
+    if tuner == "full":
+        return [f"{what}, which are frozen; set --tuner lora, or {name}"]
+    if task == "grpo":
+        return [f"{what}, which engines take no updates of; {name}"]
+    return [f"{what} already; leave model.quantization out, or {name}"] if quantization else []
+
+
+def score_problems(field: str, path: str) -> list[str]:
+    """Why a model cannot score completions; empty: it can, or nothing is known of it here."""
+    model = look(path)
+    if model is None or model.kind == "adapter":
+        return []
+    if model.kind == "sequence classifier":
+        if model.num_outputs == 1:
+            return []
+        return [f"{field} = {path!r} is {model.what} of {model.num_outputs} outputs, wanted one score"]
+    return [
+        f"{field} = {path!r} is {model.what}, whose score would be random numbers; give a checkpoint of task rm, or "
+        "another model with a sequence-classification head of one output"
+    ]
+
+
+def label_problem(field: str, model: ModelConfig, num_labels: int | None) -> str:
+    """Why a classifier cannot take these labels; empty: it can, or begins with a head of its own."""
+    found = None if model.random_init else look(model.path, model.revision)
+    if found is None or found.kind != "sequence classifier" or num_labels in (None, found.num_outputs):
+        return ""
+    return (
+        f"{field} = {model.path!r} is {found.what} of {found.num_outputs} outputs, and the rows want {num_labels}; "
+        "name the model below it, for a new head"
+    )
+
+
+def training_problems(config: TrainingConfig) -> list[str]:
+    """Why a run cannot train its model, or hold it against its reference, as far as is known here."""
+    model, task = config.model, config.train.task
+    found = problems(
+        "model.path",
+        model.path,
+        task,
+        model.tuner,
+        revision=model.revision,
+        random_init=model.random_init,
+        quantization=model.quantization,
+    )
+    if isinstance(config, RlhfConfig) and config.model.reference:
+        found += problems("model.reference", config.model.reference, task)
+    return found
+
+
+def check(config: TrainingConfig) -> None:
+    """Stop before anything starts if a model is none for the task.
+
+    Raises:
+        UserError: one line for each.
+    """
+    found = training_problems(config)
+    if found:
+        raise UserError("\n".join(found))
+
+
+def remarks(field: str, path: str, task: str, revision: str | None = None) -> list[str]:
+    """What of a model that is taken plays no part, to be said."""
+    model = look(path, revision)
+    if model is None:
+        return []
+    if task == "embedding" and model.kind in ("sequence classifier", "other head"):
+        return [f"{field} = {path!r} is {model.what}: its head is left out, of training and of what is saved"]
+    return []

@@ -1,0 +1,165 @@
+"""Model and tokenizer of a worker."""
+
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rayswift.config.model import ModelConfig
+from rayswift.config.schema import RlhfConfig, TrainingConfig
+from rayswift.config.tasks import Head
+from rayswift.data.collate.packed import Layout
+from rayswift.model import generation_config, heads, tuners
+
+# As `transformers` names rates: attention_dropout, attn_pdrop, hidden_dropout_prob.
+_DROPOUT = re.compile("dropout|pdrop")
+_FLASH = ("flash_attention", "kernels-community/flash")
+
+
+def resolve_dtype(dtype: str, device: str) -> str:
+    """`model.dtype` with auto decided: bfloat16 where the GPU has it, else float32."""
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+
+
+def weights_dtype(model: ModelConfig, uses_deepspeed: bool, dtype: str) -> str:
+    """Number format that weights are loaded in.
+
+    DeepSpeed keeps float32 masters of weights in `model.dtype` itself. Without it, all weights that are trained stay
+    float32, and autocast computes in `model.dtype`; below an adapter they are frozen, and need no masters.
+    """
+    return dtype if uses_deepspeed or model.tuner != "full" else "float32"
+
+
+def hold_masters(network: PreTrainedModel | PeftModel, dtype: str) -> None:
+    """Without DeepSpeed: what is trained goes to float32; what full training freezes, and was loaded so, to `dtype`."""
+    kept = network._keep_in_fp32_modules_strict or ()  # small parts that `transformers` computes in float32
+    below_adapter = isinstance(network, PeftModel)  # loaded in `dtype`
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.float32)
+        elif not below_adapter and not any(part in name for part in kept):
+            parameter.data = parameter.data.to(getattr(torch, dtype))
+
+
+def load_tokenizer(folder: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The run's tokenizer, with a padding token."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(config: ModelConfig, path: str, dtype: str, head: Head = "causal_lm") -> PreTrainedModel | PeftModel:
+    """As `load_with_drawn`, the model alone."""
+    return load_with_drawn(config, path, dtype, head)[0]
+
+
+def load_with_drawn(
+    config: ModelConfig, path: str, dtype: str, head: Head = "causal_lm"
+) -> tuple[PreTrainedModel | PeftModel, list[str]]:
+    """The model at `path`, without a key-value cache (it would break packed attention under SDPA).
+
+    A head that the weights do not hold is drawn from torch's random state, so that must be the same on all ranks.
+    Its frozen parameters are frozen; an adapter that training continues is around it, a fresh one is not yet.
+
+    Returns:
+        The model, and the names of parameters that were drawn.
+
+    Raises:
+        UserError: nothing is left to train, or an adapter that does not fit the model.
+    """
+    kwargs: dict[str, Any] = {"dtype": getattr(torch, dtype), "trust_remote_code": config.trust_remote_code}
+    if config.attn_implementation:
+        kwargs["attn_implementation"] = config.attn_implementation
+    if config.use_kernels:
+        kwargs["use_kernels"] = True
+    if config.experts_implementation:
+        kwargs["experts_implementation"] = config.experts_implementation
+    if config.revision:
+        kwargs["revision"] = config.revision
+    if config.quantization:
+        kwargs |= _quantized(config, kwargs["dtype"])
+    model: PreTrainedModel
+    model, found = heads.CLASSES[head].from_pretrained(
+        path, output_loading_info=True, **kwargs, **heads.settings(config, head)
+    )
+    drawn = sorted(found["missing_keys"])
+    model.config.use_cache = False
+    generation_config.mend(model)
+    if config.tuner == "full":
+        tuners.freeze(model, config)
+        return model, drawn
+    adapter = tuners.starting_adapter(config, Path(path))
+    if adapter:
+        return tuners.continue_adapter(model, adapter), drawn
+    tuners.check_targets(model, config)
+    return model, drawn
+
+
+def _quantized(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """How bitsandbytes loads the weights, on this worker's device."""
+    if config.quantization == "int8":
+        bits = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        bits = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=config.quantization,
+            bnb_4bit_use_double_quant=config.double_quantization,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+    return {"quantization_config": bits, "device_map": {"": device}}
+
+
+def switch_off_dropout(*networks: torch.nn.Module) -> None:
+    """Every dropout of the models, also the rates that attention and others hold as numbers, which TRL leaves on."""
+    for module in itertools.chain(*(network.modules() for network in networks)):
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if isinstance(value, float) and _DROPOUT.search(name):
+                setattr(module, name, 0.0)
+
+
+def share_tied(network: PreTrainedModel, state: dict[str, torch.Tensor]) -> None:
+    """Make weights that the model ties one tensor again in a copy of its state."""
+    for name, source in network.all_tied_weights_keys.items():
+        if name in state and source in state:
+            state[name] = state[source]
+
+
+def reference(config: TrainingConfig, is_wanted: bool, initial: str, dtype: str) -> dict[str, Any]:
+    """The model that a task is held against, as its trainer's `ref_model`.
+
+    Args:
+        config: The run's.
+        is_wanted: Whether the task has one.
+        initial: Path or hub id of the weights that training begins with: the reference unless another is named.
+        dtype: Of its weights.
+
+    Returns:
+        Nothing where an adapter is trained: without it, the model is the reference.
+    """
+    named = config.model.reference if isinstance(config, RlhfConfig) else None
+    if not is_wanted or (named is None and config.model.tuner != "full"):
+        return {}
+    whole: dict[str, Any] = {"tuner": "full", "adapters": [], "freeze": None, "freeze_ratio": 0.0, "unfreeze": None}
+    model = config.model.model_copy(update=whole | ({"revision": None} if named else {}))
+    return {"ref_model": load_model(model, named or initial, dtype)}
+
+
+def layout_of(model: PreTrainedModel | PeftModel) -> Layout:
+    """How batches must be laid out for the model's attention kernel."""
+    kernel = str(model.config._attn_implementation)
+    return "flat" if any(mark in kernel for mark in _FLASH) else "rows"

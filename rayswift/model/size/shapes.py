@@ -1,0 +1,151 @@
+"""Names and shapes of a model's parameters, without its weights; the driver imports no torch for it.
+
+Of the families in `_BY_NAME`, from the headers of safetensors files, here or on the hub; or from `config.json`, written
+out for the plainest of them. Of every other family, and for adapters on experts, from a model built on torch's meta
+device by another process, which alone knows what of the files is loaded, what is shared, and what is a linear layer.
+That takes 7.6 s on two cores, nearly all of it imports, so the known ones do without.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rayswift.config.model import ModelConfig
+from rayswift.config.tasks import Head
+from rayswift.log import UserError, logger
+from rayswift.model.size.parameters import SIZES, read_header
+
+Shapes = dict[str, tuple[int, ...]]
+"""Name of each parameter -> its shape."""
+
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_PLAIN = ("llama", "mistral", "qwen2", "qwen3")
+# Of these, files hold what is trained, and names tell the linear layers: tests/unit/test_memory.py compares.
+_BY_NAME = (*_PLAIN, "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "phi3", "starcoder2")
+_BUILD_S = 600
+_EXCEPTION = re.compile(r"[\w.]+(Error|Exception|Exit|Interrupt): ")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model's `config.json`, the shapes of its parameters, and where they do not say so (None: they do), how many
+    parameters an adapter on it has, and how many can be quantized."""
+
+    config: dict[str, Any]
+    shapes: Shapes
+    num_trainable: int | None = None
+    num_quantizable: int | None = None
+
+
+def find(model: ModelConfig, head: Head) -> Found:
+    """What is known of the model without its weights.
+
+    Args:
+        model: As configured: a folder, or a hub id whose files are in the cache or can be fetched.
+        head: What the model ends in: without a language model's head it has no `lm_head`.
+
+    Raises:
+        OSError: it cannot be had, or not be counted; the text says why.
+        UserError: a part of a weights file.
+    """
+    folder, fetch = Path(model.path), None
+    if not folder.is_dir():
+        from rayswift.model.size import shapes_on_hub
+
+        folder, fetch = shapes_on_hub.folder_and_headers(model.path, model.revision)
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    shapes = None
+    if config.get("model_type") in _BY_NAME and all(name in config for name in SIZES):
+        # Files are sorted by name, and `freeze_ratio` goes by the model's order.
+        if not model.random_init and "quantization_config" not in config and not model.freeze_ratio:
+            shapes = stored(folder) or (fetch() if fetch else None)
+        shapes = shapes or written_out(config)
+    if shapes is None:
+        return built(folder, head, model)
+    if head in ("reward", "classes"):
+        shapes["score.weight"] = (model.num_labels or 1 if head == "classes" else 1, config["hidden_size"])
+    if config.get("tie_word_embeddings") or head != "causal_lm":
+        shapes.pop("lm_head.weight", None)
+    return Found(config, shapes)
+
+
+def stored(folder: Path) -> Shapes | None:
+    """From the headers of the files that `transformers` loads; None: there are none.
+
+    Raises:
+        UserError: a file is missing, or is a part of one.
+    """
+    if (folder / _WHOLE).exists():
+        files: Iterable[str] = [_WHOLE]
+    elif (folder / _INDEX).exists():
+        files = sorted(set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    else:
+        return None
+    found: Shapes = {}
+    for name in files:
+        if not (folder / name).exists():
+            raise UserError(f"{folder / _INDEX} names {name}, which is not there; copy or download it again")
+        found |= {tensor: tuple(header["shape"]) for tensor, header in read_header(folder / name).items()}
+    return found
+
+
+def written_out(config: dict[str, Any]) -> Shapes | None:
+    """From the `config.json` of a plain decoder, in the model's order; None: of another family."""
+    if config.get("model_type") not in _PLAIN:
+        return None
+    try:
+        hidden, inner = config["hidden_size"], config["intermediate_size"]
+        layers, heads, vocab = config["num_hidden_layers"], config["num_attention_heads"], config["vocab_size"]
+    except KeyError:
+        return None  # `transformers` knows the defaults of the family
+    family = config["model_type"]
+    has_biases = bool(config.get("attention_bias")) and family in ("llama", "qwen3")
+    head_dim = config.get("head_dim") or (128 if family == "qwen3" else hidden // heads)
+    kv_heads = config.get("num_key_value_heads") or heads
+    queries, keys = heads * head_dim, kv_heads * head_dim
+    layer: Shapes = {}
+    for name, out in (("q", queries), ("k", keys), ("v", keys)):
+        layer[f"self_attn.{name}_proj.weight"] = (out, hidden)
+        if has_biases or family == "qwen2":
+            layer[f"self_attn.{name}_proj.bias"] = (out,)
+    layer["self_attn.o_proj.weight"] = (hidden, queries)
+    if has_biases:
+        layer["self_attn.o_proj.bias"] = (hidden,)
+    if family == "qwen3":
+        layer |= {"self_attn.q_norm.weight": (head_dim,), "self_attn.k_norm.weight": (head_dim,)}
+    for name, shape in (("gate", (inner, hidden)), ("up", (inner, hidden)), ("down", (hidden, inner))):
+        layer[f"mlp.{name}_proj.weight"] = shape
+        if config.get("mlp_bias") and family == "llama":
+            layer[f"mlp.{name}_proj.bias"] = (shape[0],)
+    layer |= {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
+    found: Shapes = {"model.embed_tokens.weight": (vocab, hidden)}
+    found |= {f"model.layers.{i}.{name}": shape for i in range(layers) for name, shape in layer.items()}
+    found["model.norm.weight"] = (hidden,)
+    return found if config.get("tie_word_embeddings") else found | {"lm_head.weight": (vocab, hidden)}
+
+
+def built(folder: Path, head: Head, model: ModelConfig) -> Found:
+    """From `config.json` of any family, by building the model without storage in another process.
+
+    Raises:
+        OSError: it cannot be built, or not within ten minutes.
+    """
+    given = model.model_dump_json(include=set(ModelConfig.model_fields))
+    command = [sys.executable, "-m", "rayswift.model.size.built_on_meta", str(folder), head, given]
+    logger.info("counting the parameters of %s, built without weights by another process", model.path)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_S, check=True)
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"building the model of {folder}/config.json took longer than {_BUILD_S} s") from error
+    except subprocess.CalledProcessError as error:
+        lines = [line for line in error.stderr.splitlines() if _EXCEPTION.match(line)]
+        reason = lines[-1] if lines else f"exit code {error.returncode}"
+        raise OSError(f"no model can be built from {folder}/config.json ({reason})") from error
+    result = json.loads(done.stdout.splitlines()[-1])
+    shapes = {name: tuple(shape) for name, shape in result["shapes"].items()}
+    return Found(result["config"], shapes, result["num_trainable"], result["num_quantizable"])

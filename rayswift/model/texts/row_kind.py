@@ -1,0 +1,35 @@
+"""What a run reads its rows as."""
+
+from pathlib import Path
+
+from rayswift.config.checks.online import max_prompt_length
+from rayswift.config.checks.task import default_loss
+from rayswift.config.schema import RlhfConfig, SftConfig, TrainingConfig
+from rayswift.config.tasks import TASKS
+from rayswift.data.encode.encoder import RowKind
+from rayswift.model.texts import settings as text_settings
+
+
+def row_kind(config: TrainingConfig, source: Path) -> RowKind:
+    """What a run reads its rows as.
+
+    Args:
+        config: The run's.
+        source: The model's folder, or what the hub has of it beside weights.
+    """
+    task = TASKS[config.train.task]
+    if task.family == "prompt":
+        assert isinstance(config, RlhfConfig)
+        return RowKind(
+            "prompt", max_length=max_prompt_length(config), template_kwargs=config.rollout.chat_template_kwargs
+        )
+    if task.head == "classes":
+        model = config.model
+        kind = RowKind(task.family, model.num_labels, model.problem_type, label_names=tuple(model.label_names))
+        return text_settings.row_texts(kind, config, source)
+    if not isinstance(config, SftConfig):
+        return RowKind(task.family)
+    train = config.train
+    answers = (train.positive_token, train.negative_token) if train.task == "generative_reranker" else None
+    kind = RowKind(task.family, loss=train.loss_type or default_loss(train.task), answers=answers)
+    return text_settings.row_texts(kind, config, source)

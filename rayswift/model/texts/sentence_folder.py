@@ -1,0 +1,179 @@
+"""The modules that sentence-transformers puts behind a model, and the files by which it loads what was trained."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sentence_transformers
+import torch
+from sentence_transformers.base.modules import Dense, Normalize, Transformer
+from sentence_transformers.cross_encoder.modules import LogitScore
+from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Pooling
+
+from rayswift.config.schema import TrainingConfig
+from rayswift.model.texts.sentence_files import SETTINGS, SentenceFiles, activation_of, read_for
+from rayswift.model.texts.settings import MODES, default_length
+
+_CLASSES: dict[str, Any] = {
+    "Pooling": Pooling,
+    "Dense": Dense,
+    "LayerNorm": LayerNorm,
+    "Normalize": Normalize,
+    "Dropout": Dropout,
+}
+_SIGMOID = "torch.nn.modules.activation.Sigmoid"
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A module behind the model, and its folder within the model's."""
+
+    module: torch.nn.Module
+    path: str
+
+
+def modules_of(config: TrainingConfig, folder: Path, hidden_size: int) -> list[Placed]:
+    """What makes an embedding of the states of a text's tokens: the folder's modules, changed as the config asks.
+
+    Args:
+        config: The run's.
+        folder: Where the model's files beside its weights are.
+        hidden_size: Of the states.
+    """
+    files, model = read_for(folder, "SentenceTransformer"), config.model
+    mode = MODES.get(model.pooling, model.pooling)
+    if files is None:
+        modules: list[Any] = [Pooling(hidden_size, mode), *([Normalize()] if model.normalize else [])]
+        return [Placed(module, _path(number, module)) for number, module in enumerate(modules, start=1)]
+    placed = []
+    for each in files.modules:
+        if each.kind == "Normalize" and model.normalize is False:
+            continue
+        module = _CLASSES[each.kind].load(str(folder), subfolder=each.path, local_files_only=True)
+        if isinstance(module, Pooling) and model.pooling != "auto":
+            module = Pooling(module.embedding_dimension, mode, module.include_prompt)
+        placed.append(Placed(module, each.path))
+    if model.normalize and not files.normalizes:
+        placed.append(Placed(Normalize(), _path(len(files.modules) + 1, Normalize())))
+    return placed
+
+
+def prompts_of(config: TrainingConfig, folder: Path) -> tuple[str, str]:
+    """What stands before a query and before a document, of rows that bring nothing of their own."""
+    files = read_for(folder, "SentenceTransformer")
+    query, document = files.prompts if files else ("", "")
+    return (query if config.data.system is None else config.data.system), document
+
+
+def prompt_length(tokenizer: Any, prompt: str) -> int:
+    """Tokens of a text's beginning that are its prompt: those around it, but not behind it, count."""
+    if not prompt:
+        return 0
+    ids = tokenizer(prompt)["input_ids"]
+    return len(ids) - (ids[-1] in tokenizer.all_special_ids)
+
+
+def load_weights(modules: Sequence[Placed], folder: Path) -> None:
+    """Give the modules the weights that a checkpoint has of them."""
+    for each in modules:
+        if any(True for _ in each.module.parameters()):
+            saved = _CLASSES[type(each.module).__name__].load(str(folder), subfolder=each.path, local_files_only=True)
+            each.module.load_state_dict(saved.state_dict())
+
+
+def write_embedding(folder: Path, config: TrainingConfig, source: Path, modules: Sequence[Placed]) -> None:
+    """Files of a `SentenceTransformer` that embeds a text as it was trained: `encode_document(text)`, and
+    `encode_query(text)` with `data.system`, or the folder's own prompt, before it.
+
+    Args:
+        folder: The checkpoint, with weights and tokenizer.
+        config: The run's.
+        source: Where the files are of the folder that the run began with, if it was one of sentence-transformers.
+        modules: Behind the model.
+    """
+    files = read_for(source, "SentenceTransformer")
+    settings: dict[str, Any] = {
+        "prompts": {"query": "", "document": ""},
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+    }
+    settings |= dict(files.settings) if files else {}
+    if config.data.system is not None:
+        settings["prompts"] = {**settings["prompts"], "query": config.data.system}
+    output = {"method": "forward", "method_output_name": "last_hidden_state"}
+    _write_transformer(folder, "feature-extraction", output, "token_embeddings", config, source, files)
+    _write_modules(folder, "SentenceTransformer", modules, settings)
+
+
+def write_reranker(folder: Path, config: TrainingConfig, source: Path, answers: tuple[int, int] | None) -> None:
+    """Files of a `CrossEncoder` that scores (query, document) as it was trained.
+
+    Args:
+        folder: The checkpoint, with weights and tokenizer.
+        config: The run's.
+        source: See `write_embedding`.
+        answers: Token ids of a generative reranker's answers, to a document that fits and to one that does not; None:
+            the model has a head of one output.
+    """
+    files = read_for(source, "CrossEncoder") if answers is None else None
+    file = folder / "config.json"  # an adapter has none
+    named = activation_of(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
+    settings: dict[str, Any] = {"prompts": {}, "default_prompt_name": None, "activation_fn": named or _SIGMOID}
+    settings |= dict(files.settings) if files else {}
+    if config.data.system is not None:
+        name = settings["default_prompt_name"] or "default"
+        prompts = {**settings["prompts"], name: config.data.system} if config.data.system else {}
+        settings |= {"prompts": prompts, "default_prompt_name": name if prompts else None}
+    output = {"method": "forward", "method_output_name": "logits"}
+    task, name = ("sequence-classification", "scores") if answers is None else ("text-generation", "causal_logits")
+    _write_transformer(folder, task, output, name, config, source, files, asks=answers is not None)
+    behind = [] if answers is None else [LogitScore(*answers)]
+    _write_modules(folder, "CrossEncoder", [Placed(module, _path(1, module)) for module in behind], settings)
+
+
+def _write_transformer(
+    folder: Path,
+    task: str,
+    output: dict[str, str],
+    name: str,
+    config: TrainingConfig,
+    source: Path,
+    files: SentenceFiles | None,
+    *,
+    asks: bool = False,
+) -> None:
+    """The settings of the module that is the model itself: with modality `message` every text is rendered."""
+    chat = config.data.use_chat_template
+    modalities: dict[str, Any] = {"text": output} | ({"message": {**output, "format": "flat"}} if chat else {})
+    settings: dict[str, Any] = dict(files.transformer) if files else {}
+    settings |= {"transformer_task": task, "modality_config": modalities, "module_output_name": name}
+    if asks:
+        settings["processing_kwargs"] = {"chat_template": {"add_generation_prompt": True}}
+    if not chat and config.data.max_length != default_length(config, source):
+        settings["max_seq_length"] = config.data.max_length
+    _write(folder / Transformer.config_file_name, settings)
+
+
+def _write_modules(folder: Path, kind: str, modules: Sequence[Placed], settings: dict[str, Any]) -> None:
+    listed = [{"idx": 0, "name": "0", "path": "", "type": _name(Transformer)}]
+    for number, each in enumerate(modules, start=1):
+        (folder / each.path).mkdir(exist_ok=True)
+        each.module.save(str(folder / each.path))
+        listed.append({"idx": number, "name": str(number), "path": each.path, "type": _name(type(each.module))})
+    _write(folder / "modules.json", listed)
+    versions = {"sentence_transformers": sentence_transformers.__version__}
+    _write(folder / SETTINGS, {**settings, "model_type": kind, "__version__": versions})
+
+
+def _path(number: int, module: torch.nn.Module) -> str:
+    return f"{number}_{type(module).__name__}"
+
+
+def _name(module: type) -> str:
+    return f"{module.__module__}.{module.__name__}"
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2), encoding="utf-8")

@@ -1,0 +1,129 @@
+"""Keeps `report.html` and the run's events current while the driver works."""
+
+import contextlib
+import threading
+import time
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+from rayswift import signals
+from rayswift.config.schema import TrainingConfig
+from rayswift.data.sequence.global_batches import UnusableRows
+from rayswift.log import UserError, logger
+from rayswift.report.curves import MetricsFile
+from rayswift.report.environment import environment
+from rayswift.report.page import View, render
+from rayswift.rollout.completions import newest
+from rayswift.run import events
+from rayswift.run.accounting import read_accounting, read_evaluation, write_accounting
+from rayswift.run.checkpoint import Saved
+from rayswift.run.folder import METRICS, REPORT
+
+_EVERY_S = (4.0, 30.0)
+_NUM_SAMPLES = 8
+_SHARE_OF_TIME = 0.005  # of a core; where a page costs more, it is written less often, within the limits above
+
+
+class LiveReport:
+    """While its block runs, `report.html` follows the run, in a thread; when the block ends it says how.
+
+    Each version replaces the one before whole, so that a page is there whenever the driver is killed.
+
+    Args:
+        run_dir: The run folder.
+        config: As resolved.
+        local: Whether Ray is started for this run.
+        continued: The checkpoint that the launch continues.
+    """
+
+    def __init__(self, run_dir: Path, config: TrainingConfig, local: bool, continued: Saved | None):
+        self._run_dir, self._config, self._local = run_dir, config, local
+        self._continued = continued
+        self._metrics = MetricsFile(run_dir / METRICS)
+        self._environment: dict[str, str] = {}
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._ending, self._ended = threading.Lock(), False
+        self._writing = threading.Lock()
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> "LiveReport":
+        step, name = (self._continued.step, self._continued.path.name) if self._continued else (0, "")
+        events.record(self._run_dir, "launch", step=step, text=name)
+        self._stack.enter_context(signals.last_words(lambda: self._end("interrupted", "")))
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join(timeout=0.5 if signals.asked_to_end() else 30)
+        if isinstance(error, UnusableRows):
+            write_accounting(self._run_dir, error.counts)
+        self._end(*_outcome(error))
+        self._stack.close()
+
+    def _end(self, state: events.State, text: str) -> None:
+        """Record how the run ended; whoever comes first says it."""
+        if not self._ending.acquire(timeout=1):
+            return
+        try:
+            if self._ended:
+                return
+            self._ended = True
+            self._done.set()
+            self._metrics.read()
+            events.record(self._run_dir, "end", state=state, text=text, step=self._metrics.step)
+            self.write(state, text)
+        except Exception as problem:  # a full disk, say, must not hide how the run ended
+            logger.warning("report.html could not be written: %s: %s", type(problem).__name__, problem)
+        finally:
+            self._ending.release()
+
+    def write(self, state: events.State, error: str = "") -> None:
+        """Write the page as things stand now."""
+        self._metrics.read()
+        view = View(
+            name=self._config.train.output_dir,
+            state=state,
+            updated_s=time.time(),
+            config=self._config,
+            step=self._metrics.step,
+            curves=self._metrics.curves,
+            counts=read_accounting(self._run_dir),
+            eval_counts=read_evaluation(self._run_dir),
+            events=events.read(self._run_dir),
+            environment=self._environment,
+            local=self._local,
+            error=error,
+            samples=newest(self._run_dir, _NUM_SAMPLES),
+        )
+        page = render(view)
+        with self._writing:
+            if state == "running" and self._done.is_set():
+                return
+            partial = self._run_dir / f"{REPORT}.partial"
+            partial.write_text(page, encoding="utf-8")
+            partial.replace(self._run_dir / REPORT)
+
+    def _run(self) -> None:
+        try:
+            self._environment = environment()
+            wait_s = 0.0
+            while not self._done.wait(wait_s):
+                began = time.thread_time()
+                with contextlib.suppress(OSError):
+                    self.write("running")
+                wait_s = min(max(_EVERY_S[0], (time.thread_time() - began) / _SHARE_OF_TIME), _EVERY_S[1])
+        except Exception:  # a page must not end a run
+            logger.warning("report.html is no longer written:\n%s", traceback.format_exc())
+
+
+def _outcome(error: BaseException | None) -> tuple[events.State, str]:
+    if error is None:
+        return "finished", ""
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "interrupted", ""
+    return "failed", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

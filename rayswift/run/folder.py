@@ -1,0 +1,282 @@
+"""The run folder: what is in it before a launch, whether it may be continued, and its record of a run."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rayswift.config.load import to_yaml
+from rayswift.config.schema import TrainConfig, TrainingConfig
+from rayswift.data.sequence.global_batches import Position
+from rayswift.log import UserError, logger
+from rayswift.run import checkpoint
+from rayswift.run.accounting import write_accounting
+from rayswift.run.best import best_of, evaluations, num_without_improvement
+from rayswift.run.checkpoint import Damaged
+from rayswift.run.events import EVENTS
+from rayswift.run.fingerprint import SOURCES, initial_recipe
+
+CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
+REPORT = "report.html"
+NAN_ROWS = "nan_rows"
+COMPLETIONS = "completions"
+FINGERPRINT = "fingerprint.json"
+RESULT = "result.json"
+TRAINER_STATE = "trainer_state.json"
+INITIAL = "init"
+RECIPE = "recipe.txt"  # beside initial weights: what they were made from
+_MOST_BYTES_CHECKED = 16 << 20
+# What a launch writes beside checkpoints; a new run clears it where the fingerprint says that a run wrote it.
+_OWN = (
+    CONFIG,
+    METRICS,
+    FINGERPRINT,
+    SOURCES,
+    RESULT,
+    REPORT,
+    EVENTS,
+    "logs",
+    "data",
+    "tokenizer",
+    INITIAL,
+    f"{INITIAL}.partial",
+    "ray",
+    "runs",
+    NAN_ROWS,
+    COMPLETIONS,
+)
+
+
+@dataclass(frozen=True)
+class Resume:
+    """The checkpoint a launch continues; `history`: the log entries up to it; `ledger`: as it was written."""
+
+    saved: checkpoint.Saved
+    position: Position
+    epochs: float
+    config: dict[str, Any]
+    history: list[dict[str, Any]] = field(default_factory=list)
+    ledger: dict[str, Any] | None = None
+
+    def is_end_of(self, train: TrainConfig) -> bool:
+        """Whether nothing is left to train, early stopping included."""
+        if train.early_stopping_patience:
+            values = evaluations(self.history, train.metric_for_best_model)
+            if num_without_improvement(values, bool(train.greater_is_better)) >= train.early_stopping_patience:
+                return True
+        if train.max_steps > 0:
+            return self.saved.step >= train.max_steps
+        return self.epochs >= train.num_train_epochs - 1e-9
+
+    @property
+    def window_rows(self) -> int:
+        """The rows of a window that its first launch decided on."""
+        return int(self.config["data"]["window_rows"])
+
+    @property
+    def zero_stage(self) -> int:
+        """The stage its optimizer states were cut for."""
+        return self.saved.zero_stage
+
+
+def open_run(config: TrainingConfig, run_dir: Path) -> Resume | None:
+    """Make the run folder usable, and find what to continue.
+
+    Args:
+        config: As loaded.
+        run_dir: `train.output_dir`, or the scratch folder if that is a URL.
+
+    Raises:
+        UserError: it cannot be written, holds a run that was not to be continued, or the checkpoint is not complete.
+    """
+    resume = config.train.resume
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        probe = run_dir / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"train.output_dir = {str(run_dir)!r} cannot be written: {error.strerror}") from error
+    check_ownership({p.name for p in run_dir.iterdir()}, (run_dir / FINGERPRINT).exists(), str(run_dir))
+    saved = checkpoint.newest(run_dir)
+    if resume == "never" and saved:
+        raise UserError(
+            f"train.output_dir = {str(run_dir)!r} holds {saved.path.name} of an earlier run; continue it with "
+            "--resume auto, or choose another --train.output_dir"
+        )
+    found, damaged = _find(run_dir, config.train)
+    if resume not in ("never", "auto"):
+        found = _named(Path(resume), found)
+    is_here = found is not None and found.saved.path.parent.resolve() == run_dir.resolve()
+    if (run_dir / FINGERPRINT).exists():
+        checkpoint.clear_way(run_dir, found.saved.step if found and is_here else None, damaged)
+        if not is_here:
+            _clear(run_dir, config)
+    if not is_here:
+        (run_dir / FINGERPRINT).write_text("{}", encoding="utf-8")
+    return found
+
+
+def _find(run_dir: Path, train: TrainConfig) -> tuple[Resume | None, dict[Path, Damaged]]:
+    """The newest checkpoint of the folder that can be continued, and the damaged ones that are passed over for it.
+
+    Raises:
+        UserError: all that were ever whole are damaged.
+    """
+    damaged: dict[Path, Damaged] = {}
+    for folder in reversed(checkpoint.folders(run_dir)):
+        try:
+            return _read_resume(folder, train), damaged
+        except Damaged as damage:
+            damaged[folder] = damage
+    refuse_damaged({folder.name: damage for folder, damage in damaged.items()}, str(run_dir))
+    return None, damaged
+
+
+def refuse_damaged(damaged: Mapping[str, Damaged], where: str) -> None:
+    """Refuse a folder whose checkpoints were whole once, and are not any more: their weights may still be of use.
+
+    Raises:
+        UserError: there are such.
+    """
+    lines = [f"  {name}: {damage}" for name, damage in damaged.items() if damage.sealed]
+    if lines:
+        raise UserError(
+            f"train.output_dir = {where!r} holds checkpoints of an earlier run, none of which can be continued:\n"
+            + "\n".join(lines)
+            + "\n  nothing was changed; give one's folder as --model to train its weights anew, and choose another "
+            "--train.output_dir, or move them away"
+        )
+
+
+def check_ownership(names: set[str], owned: bool, where: str) -> None:
+    """Refuse a folder in which another's files have names of ours.
+
+    Raises:
+        UserError: with those names.
+    """
+    foreign = sorted(name for name in names if name in _OWN or name.startswith("checkpoint-"))
+    if foreign and not owned:
+        raise UserError(
+            f"train.output_dir = {where!r} holds {', '.join(foreign)} that no run of ours wrote; choose another "
+            "--train.output_dir"
+        )
+
+
+def _named(path: Path, found: Resume | None) -> Resume:
+    try:
+        resume = load_resume(checkpoint.read(path))
+        checkpoint.verify(path, most_bytes=_MOST_BYTES_CHECKED)
+    except Damaged as damage:
+        raise UserError(
+            f"train.resume = {str(path)!r} is no complete checkpoint (its manifest must verify): {damage}"
+        ) from damage
+    if found and found.saved.path.resolve() != path.resolve():
+        raise UserError(
+            f"train.resume = {str(path)!r}, but the run folder holds {found.saved.path}; continue that with --resume "
+            "auto, or begin a new folder with another --train.output_dir"
+        )
+    return resume
+
+
+def _read_resume(folder: Path, train: TrainConfig) -> Resume:
+    """A checkpoint whose small files are as they were saved; the workers, which read the others, check those.
+
+    Raises:
+        Damaged: it is not whole.
+    """
+    resume = load_resume(checkpoint.read(folder))
+    ended = resume.is_end_of(train)  # then no worker will look at it
+    checkpoint.verify(folder, most_bytes=None if ended else _MOST_BYTES_CHECKED)
+    return resume
+
+
+def load_resume(saved: checkpoint.Saved) -> Resume:
+    """Read what a checkpoint says of its run.
+
+    Raises:
+        UserError: it was saved without what continuing needs.
+        Damaged: a file of it is not as it was saved.
+    """
+    if not list(saved.path.glob("global_step*")) and not (saved.path / "optimizer.pt").exists():
+        raise UserError(f"{saved.path} was saved with train.save_only_model and cannot be continued")
+    try:
+        state = json.loads((saved.path / checkpoint.DATA_STATE).read_text(encoding="utf-8"))
+        config = yaml.safe_load((saved.path / CONFIG).read_text(encoding="utf-8"))
+        trainer_state = json.loads((saved.path / TRAINER_STATE).read_text(encoding="utf-8"))
+        return Resume(
+            saved,
+            Position(**state["position"]),
+            float(state["epochs"]),
+            dict(config),
+            list(trainer_state.get("log_history", [])),
+            state.get("ledger"),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        names = f"{checkpoint.DATA_STATE}, {CONFIG} or {TRAINER_STATE}"
+        raise Damaged(f"{names} is missing or cut off ({type(error).__name__})", sealed=True) from error
+
+
+def _clear(run_dir: Path, config: TrainingConfig) -> None:
+    """Remove what a run without a checkpoint left, but for initial weights that would be written alike again."""
+    for name in _OWN:
+        if name == FINGERPRINT:
+            continue  # it marks the folder as a run's own, whenever this is killed
+        if name == INITIAL and read_recipe(run_dir / name) == initial_recipe(config):
+            continue
+        checkpoint.set_aside(run_dir / name, "a new run begins")
+
+
+def read_recipe(folder: Path) -> str:
+    """The recipe of initial weights that are there; empty: not known."""
+    path = folder / RECIPE
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def write_record(run_dir: Path, config: TrainingConfig, found: dict[str, Any]) -> None:
+    """Write the resolved config and the fingerprint."""
+    (run_dir / CONFIG).write_text(to_yaml(config), encoding="utf-8")
+    (run_dir / FINGERPRINT).write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def say_what_is_left_behind(run_dir: Path, train: TrainConfig, history: list[dict[str, Any]]) -> None:
+    """Where the best model of a run's history is wanted and lies in another folder, or nowhere, say so."""
+    best = best_of(evaluations(history, train.metric_for_best_model), bool(train.greater_is_better))
+    if not train.load_best_model_at_end or best is None:
+        return
+    step, value = best
+    if not (run_dir / f"checkpoint-{step}").is_dir():
+        logger.warning(
+            "the best evaluation so far, %s = %g at step %d, is of a checkpoint that is not in %s: the best model is "
+            "chosen among those saved here",
+            train.metric_for_best_model,
+            value,
+            step,
+            run_dir,
+        )
+
+
+def write_result(run_dir: Path, config: TrainingConfig) -> tuple[Path, dict[str, int]]:
+    """Name the run's model (the best checkpoint or the last), write the row accounting, and return both.
+
+    Raises:
+        UserError: no checkpoint is there.
+    """
+    saved = checkpoint.newest(run_dir)
+    if saved is None:
+        raise UserError(f"{run_dir} holds no complete checkpoint", exit_code=1)
+    model = saved.path
+    state = json.loads((saved.path / TRAINER_STATE).read_text(encoding="utf-8"))
+    best = run_dir / f"checkpoint-{state.get('best_global_step')}"
+    if config.train.load_best_model_at_end and checkpoint.read_complete(best):
+        model = best
+    say_what_is_left_behind(run_dir, config.train, state.get("log_history", []))
+    counts = json.loads((saved.path / checkpoint.DATA_STATE).read_text(encoding="utf-8"))["position"]["counts"]
+    result = {"model": model.name, "last": saved.path.name, "best_metric": state.get("best_metric")}
+    (run_dir / RESULT).write_text(json.dumps(result, indent=1), encoding="utf-8")
+    write_accounting(run_dir, counts)
+    return model, counts

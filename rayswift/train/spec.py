@@ -1,0 +1,70 @@
+"""What a worker is given: the run as plain values, who it is, and how it reaches what supplies its batches."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from rayswift.cluster.resources import Layout
+from rayswift.config.schema import TrainingConfig
+from rayswift.data.sequence.global_batches import FeedPlan, micro_batches
+from rayswift.run import waiting
+from rayswift.train.clock import Clock
+
+
+class SupplyClient(Protocol):
+    """How a rank reaches it; what it serves is between it and the task's stream."""
+
+    def new_attempt(self) -> int:
+        """A number for this worker group, higher than those of all groups before."""
+
+    def begin(self, attempt: int, start: Any) -> None:
+        """Serve from here on: a `Position` of rows, or a `LedgerSnapshot` of prompts."""
+
+
+Connect = Callable[[int, int], SupplyClient]
+"""(rank, size) -> the client of a rank, in its process."""
+
+
+class NotSeen(OSError):
+    """A rank does not see what the group agreed on; Ray Train restarts the group."""
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """All a worker needs, as plain values.
+
+    clock: where the time since the command went so far. resume_from: the checkpoint to continue, unless the
+    run folder holds a newer one. work_dir: where relative paths of the config begin.
+    """
+
+    config: TrainingConfig
+    layout: Layout
+    run_dir: Path
+    tokenizer_dir: Path
+    feed_plan: FeedPlan
+    clock: Clock
+    resume_from: Path | None
+    work_dir: Path
+
+    def as_seen_by(self, size: int) -> "RunSpec":
+        """The run for a group of `size` workers: micro-batches that share the global batch."""
+        train = self.config.train
+        rows, accumulation = micro_batches(self.feed_plan.global_batch, train.per_device_train_batch_size, size)
+        cut = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulation}
+        config = self.config.model_copy(update={"train": train.model_copy(update=cut)})
+        num_workers = size if self.layout.num_workers else 0
+        return replace(self, config=config, layout=replace(self.layout, num_workers=num_workers, min_workers=None))
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Who a training process is, and how it reaches the others; `at` notes what it does, for who waits for it."""
+
+    rank: int
+    size: int
+    supply: SupplyClient
+    at: Callable[[str], None] = waiting.unnoted
+
+
+TrainLoop = Callable[[RunSpec, Worker], None]

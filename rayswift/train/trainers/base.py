@@ -1,0 +1,285 @@
+"""Any of TRL's or HF's trainers, fed from the stream: the few methods that a stream must answer for itself."""
+
+import errno
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+from accelerate.optimizer import AcceleratedOptimizer
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
+
+from rayswift.config import user_code
+from rayswift.config.checks.task import rollout_of
+from rayswift.log import UserError, logger
+from rayswift.model.load import share_tied
+from rayswift.model.tuners import lora_plus_groups
+from rayswift.run.accounting import left_out, read_evaluation
+from rayswift.run.checkpoint import set_aside
+from rayswift.run.folder import Resume
+from rayswift.train import evaluation
+from rayswift.train.adalora import RankBudget
+from rayswift.train.callbacks import Checkpoints, EarlyStopping, Metrics, StreamFlow, Whereabouts
+from rayswift.train.clock import Clock
+from rayswift.train.optimizer import progress_schedule, state_classes
+from rayswift.train.parallel.universal import complete_load
+from rayswift.train.spec import RunSpec, Worker
+from rayswift.train.stream import Progress
+
+
+class _Batches:
+    """An iterable without a length, which is how HF's Trainer recognises a stream."""
+
+    def __init__(self, make: Any):
+        self._make = make
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self._make())
+
+
+class Streamed(Trainer):
+    """Gives the trainer it is mixed into, before it, RaySwift's batches, progress and checkpoints.
+
+    Args:
+        spec: The run.
+        rank: This rank.
+        stream: Its batches.
+        kwargs: As for that trainer.
+    """
+
+    lr_scheduler: Any
+    stream: Progress
+
+    def __init__(self, *, spec: RunSpec, rank: int, stream: Progress, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.remove_callback(PrinterCallback)  # `Metrics` writes the log
+        self.accelerator.ddp_handler.gradient_as_bucket_view = True  # else DDP holds every gradient twice
+        self.stream = stream
+        self._run_dir, self._rank, self._train = spec.run_dir, rank, spec.config.train
+        self._lora_plus_ratio = spec.config.model.lora_plus_ratio
+        self._num_epochs = None if spec.feed_plan.ends_by_steps else spec.feed_plan.num_epochs
+        self._group_settings: list[dict[str, Any]] = []
+        self._step: list[Any] = []
+        self._num_eval_batches, self._has_evaluated = 0, False
+
+    def get_train_dataloader(self) -> Any:
+        """The stream: order, sharding and position are the feed's."""
+        return _Batches(self._until_the_end)
+
+    def _until_the_end(self) -> Iterator[dict[str, Any]]:
+        yield from self.stream
+        self.control.should_training_stop = True  # HF would look for more until the last step it counts with
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """The evaluation rows, encoded once."""
+        return _Batches(self._evaluation_batches)
+
+    def _evaluation_batches(self) -> Iterator[Any]:
+        self._num_eval_batches = 0
+        for batch in self.stream.evaluation_batches(self.args.per_device_eval_batch_size):
+            self._num_eval_batches += 1
+            yield batch
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """HF's, without the parameter groups that hold nothing: DeepSpeed drops them, and checkpoints count groups."""
+        optimizer = super().create_optimizer(model)
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        if self._lora_plus_ratio:
+            optimizer.param_groups[:] = lora_plus_groups(optimizer.param_groups, self.model, self._lora_plus_ratio)
+        kept = ("params", "lr")  # what the checkpoint brings back
+        self._group_settings = [{k: v for k, v in g.items() if k not in kept} for g in optimizer.param_groups]
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """HF's schedule over steps, or, over epochs, the same schedule over the rows consumed."""
+        if self._num_epochs is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        scheduler = self.lr_scheduler
+        if scheduler is None:
+            num_epochs, args = self._num_epochs, self.args
+            scheduler = progress_schedule(
+                str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+                optimizer or self.optimizer,
+                args.warmup_steps,
+                dict(args.lr_scheduler_kwargs or {}),
+                lambda: self.stream.epochs / num_epochs,
+            )
+            self.lr_scheduler, self._created_lr_scheduler = scheduler, True
+        return scheduler
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """HF's, the number formats left as they are: PEFT makes an adapter float32 that TRL trains in bfloat16."""
+        formats = {name: parameter.dtype for name, parameter in self.model.named_parameters()}
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        for name, parameter in self.model.named_parameters():
+            if parameter.dtype != formats.get(name, parameter.dtype):
+                parameter.data = parameter.data.to(formats[name])
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """HF's norm, asked for before each optimizer step (under DeepSpeed, behind it).
+
+        Raises:
+            UserError: it is no number; float16 scales its loss until there is none of these, so there they are let be.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        step, self._step = self._step, []
+        if norm is not None and not self.args.fp16 and not math.isfinite(float(norm)):
+            raise self._not_a_number(f"the gradient norm is {float(norm)}", step)
+        return norm
+
+    def _not_a_number(self, what: str, step: list[Any]) -> UserError:
+        """What ends the run, from the micro-batches of the step that subclasses keep in `_step`."""
+        raise NotImplementedError
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint and self.is_deepspeed_enabled:
+            complete_load(self.model_wrapped, self._group_settings)
+        with torch.serialization.safe_globals(state_classes(self._train.optim)):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """HF's, its time left out of the throughput."""
+        self._settle()
+        with self.stream.pause():
+            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        if self._rank == 0 and not self._has_evaluated:
+            line = left_out(read_evaluation(self._run_dir))
+            if line:
+                logger.info("%s", line)
+        self._has_evaluated = True
+        return metrics
+
+    def _settle(self) -> None:
+        """Have the weights be those to judge and to save: a schedule-free optimizer trains at others."""
+        if isinstance(self.optimizer, AcceleratedOptimizer):
+            self.optimizer.eval()  # undone by HF's next step; others have nothing to do
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """HF's, over evaluations that have a checkpoint; the best model of the run is saved at once, to have one."""
+        name = self._train.metric_for_best_model.removeprefix("eval_")
+        if f"eval_{name}" not in metrics:
+            known = ", ".join(key.removeprefix("eval_") for key in metrics if key.startswith("eval_"))
+            raise UserError(
+                f"train.metric_for_best_model = {name!r} is not among the evaluation's metrics: {known}", exit_code=1
+            )
+        keeps_best, control = self._train.load_best_model_at_end, self.control
+        if not (keeps_best or control.should_save or control.should_training_stop):
+            return False
+        is_best = bool(super()._determine_best_metric(metrics, trial))
+        control.should_save |= is_best and keeps_best
+        return is_best
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what the stream knows: throughput, fill, waiting; and the memory it takes."""
+        if "loss" in logs:
+            logs.update(self._throughput())
+            logs["workers"] = self.args.world_size
+        if "eval_steps_per_second" in logs:
+            # HF takes the number of rows over the batch size for it, and a packed row holds many examples.
+            del logs["eval_steps_per_second"]
+            if self._num_eval_batches:
+                logs["eval_steps_per_second"] = round(self._num_eval_batches / max(1e-9, logs["eval_runtime"]), 3)
+        super().log(logs, start_time)
+
+    def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        """All ranks' sum of a float64 CPU tensor."""
+        if self.args.world_size > 1:
+            values = values.to(self.args.device)
+            dist.all_reduce(values)
+        return values.cpu()
+
+    def sums_over_ranks(self, totals: evaluation.Sums) -> evaluation.Sums:
+        """All ranks' sums and counts, added up."""
+        if self.args.world_size == 1:
+            return totals
+        gathered: list[evaluation.Sums] = [{} for _ in range(self.args.world_size)]
+        dist.all_gather_object(gathered, totals)
+        summed: evaluation.Sums = {}
+        for each in gathered:
+            evaluation.add(summed, each)
+        return summed
+
+    def _throughput(self) -> dict[str, float]:
+        tally = self.stream.start_tally()
+        sums = torch.tensor([tally.tokens, tally.trained_tokens, tally.capacity, tally.wait_s], dtype=torch.float64)
+        memory = torch.zeros(self.args.world_size, 2, dtype=torch.float64)
+        memory[self.args.process_index] = torch.tensor(_memory_gib(), dtype=torch.float64)
+        # One sum for all: each rank's memory has a place of its own.
+        sums = self.sum_over_ranks(torch.cat([sums, memory.flatten()]))
+        tokens, trained, capacity, wait_s = sums[:4].tolist()
+        host_gib, gpu_gib = sums[4:].view(-1, 2).max(dim=0).values.tolist()
+        elapsed_s = max(1e-9, tally.elapsed_s)
+        return {
+            "tokens_per_s": tokens / elapsed_s,
+            "trained_tokens_per_s": trained / elapsed_s,
+            "fill": tokens / max(1.0, capacity),
+            "data_wait": wait_s / self.args.world_size / elapsed_s,
+            "step_s": elapsed_s / max(1, tally.steps),
+            "host_memory_gib": host_gib,
+            **({"gpu_memory_gib": gpu_gib} if torch.cuda.is_available() else {}),
+        }
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """HF's; ZeRO 1 and 2 hand over copies, in which tied weights are no longer one and would be saved twice."""
+        if state_dict is not None and isinstance(self.model, PreTrainedModel):
+            share_tied(self.model, state_dict)
+        super()._save(output_dir, state_dict)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            set_aside(folder, "an older life of the run left it")
+        if self.args.world_size > 1:
+            dist.barrier()
+        try:
+            self._settle()
+            with self.stream.pause():
+                super()._save_checkpoint(model, trial)
+        except Exception as error:
+            if not _disk_is_full(error, folder):
+                raise
+            raise UserError(
+                f"the disk is full: {folder} could not be saved ({error}); older checkpoints stay as they were; "
+                "what was written of it is still there, and can be deleted; free some space and "
+                "continue with --resume auto",
+                exit_code=1,
+            ) from error
+
+
+def _memory_gib() -> tuple[float, float]:
+    """This process's resident memory, and the most its GPU held since the last call, in GiB."""
+    gpu_bytes = 0
+    if torch.cuda.is_available():
+        gpu_bytes = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+    return psutil.Process().memory_info().rss / 2**30, gpu_bytes / 2**30
+
+
+def callbacks_of(
+    spec: RunSpec, worker: Worker, stream: Progress, clock: Clock, resume: Resume | None
+) -> list[TrainerCallback]:
+    """A rank's callbacks, in the order they must be called."""
+    train = spec.config.train
+    callbacks: list[TrainerCallback] = [StreamFlow(stream, worker.rank, clock, spec)]
+    if spec.config.model.tuner == "adalora":
+        callbacks.append(RankBudget(spec.run_dir, resume.saved.path if resume else None))
+    callbacks.append(Checkpoints(spec, stream))
+    if worker.rank == 0:
+        callbacks.append(Metrics(spec.run_dir, stream, resume.saved.step if resume else 0, spec.feed_plan))
+    if train.early_stopping_patience:
+        callbacks.append(EarlyStopping(train))
+    # Behind all that decides what is due.
+    callbacks.append(Whereabouts(worker.at, "completions" if rollout_of(spec.config) else "rows"))
+    return callbacks + [user_code.make_callback(name) for name in train.callbacks]
+
+
+def _disk_is_full(error: BaseException, folder: Path) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    # torch and safetensors wrap the system's error in their own.
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    return "os error 28" in str(error) or shutil.disk_usage(existing).free < (1 << 20)

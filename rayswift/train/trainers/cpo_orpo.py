@@ -1,0 +1,94 @@
+"""Preference trainers of `trl.experimental`, which have no reference model, on the stream.
+
+Their loss has two parts: one of each pair, and the likelihood of the chosen answers, a mean over tokens. TRL takes the
+second over a micro-batch, and so does the training here; an evaluation takes it over the tokens of all rows, as TRL's
+would in one batch.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from datasets import Dataset
+from trl.experimental.cpo import CPOTrainer
+from trl.experimental.orpo import ORPOTrainer
+
+from rayswift.data.collate.packed import IGNORED
+from rayswift.data.sequence.windows import PackedRow
+from rayswift.train import evaluation
+from rayswift.train.trainers.row_means import RowMeans
+
+_OF_PAIRS = "loss of pairs"
+
+
+class _Odds(RowMeans):
+    """What the two share: their metrics are kept under another name, and in training and evaluation alike."""
+
+    token_metrics: ClassVar[dict[str, tuple[int, ...]]] = {"logits/chosen": (0,), "logits/rejected": (1,)}
+    _stored_metrics: Any
+
+    @property
+    def _likelihood_weight(self) -> float:
+        """Of the likelihood in the loss."""
+        return 1.0
+
+    def _num_likely(self, inputs: dict[str, Any]) -> int:
+        """How many tokens the likelihood is a mean of."""
+        raise NotImplementedError
+
+    def concatenated_forward(self, model: Any, batch: dict[str, Any]) -> tuple[Any, ...]:
+        """TRL's, with the logits that predict trained tokens alone [n, V]: those of padding depend on the batch."""
+        chosen, rejected, chosen_logits, rejected_logits, *rest = super().concatenated_forward(model, batch)
+        logits = (
+            _predicting(logits, batch[f"{name}_labels"])
+            for name, logits in (("chosen", chosen_logits), ("rejected", rejected_logits))
+        )
+        return (chosen, rejected, *logits, *rest)
+
+    def _loss(self, model: Any, inputs: dict[str, Any], rows: Sequence[PackedRow]) -> tuple[Any, evaluation.Sums]:
+        loss, sums = super()._loss(model, inputs, rows)
+        if not self.model.training and rows:
+            likelihood = sums["nll_loss"][0] / sums["nll_loss"][1]
+            num_tokens = self._num_likely(inputs)
+            sums["nll_loss"] = (likelihood * num_tokens, num_tokens)
+            of_pairs = float(loss) - self._likelihood_weight * likelihood
+            sums[_OF_PAIRS] = (of_pairs * len(rows), len(rows))
+        return loss, sums
+
+    def _named(self, totals: evaluation.Sums) -> evaluation.Sums:
+        rest = {name: pair for name, pair in totals.items() if name != _OF_PAIRS}
+        if _OF_PAIRS in totals:
+            (pairs, num_rows), (likelihood, num_tokens) = totals[_OF_PAIRS], totals["nll_loss"]
+            mean = pairs / num_rows + self._likelihood_weight * likelihood / num_tokens
+            rest["loss"] = (mean * num_rows, num_rows)
+        return rest
+
+    def _take_metrics(self) -> dict[str, float]:
+        return {name: float(values[-1]) for name, values in self._stored_metrics.pop("train", {}).items()}
+
+    @staticmethod
+    def placeholder() -> Dataset:
+        """What TRL's constructor tokenises: one row. Real rows come from the stream."""
+        return Dataset.from_dict({"prompt": ["a "], "chosen": ["b"], "rejected": ["c"]})
+
+
+def _predicting(logits: Any, labels: Any) -> Any:
+    """Of logits [B, T or more, V], those of the places before a trained token of labels [B, T]."""
+    return logits[:, : labels.shape[1] - 1][labels[:, 1:].to(logits.device) != IGNORED]
+
+
+class StreamedCPOTrainer(_Odds, CPOTrainer):
+    """TRL's `CPOTrainer`, streamed; with `train.loss_type` simpo it is SimPO."""
+
+    @property
+    def _likelihood_weight(self) -> float:
+        return float(self.cpo_alpha)
+
+    def _num_likely(self, inputs: dict[str, Any]) -> int:
+        return int((inputs["chosen_labels"][:, 1:] != IGNORED).sum())
+
+
+class StreamedORPOTrainer(_Odds, ORPOTrainer):
+    """TRL's `ORPOTrainer`, streamed. Its likelihood is of the prompt too."""
+
+    def _num_likely(self, inputs: dict[str, Any]) -> int:
+        return int(inputs["chosen_attention_mask"][:, 1:].sum())

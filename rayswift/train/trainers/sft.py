@@ -1,0 +1,144 @@
+"""TRL's SFT trainer on the stream: a loss over tokens, and means over every trained token in evaluation."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers.trainer_utils import EvalLoopOutput
+from trl import SFTTrainer
+
+from rayswift.config import user_code
+from rayswift.data.sequence.windows import PackedRow
+from rayswift.log import UserError
+from rayswift.train import adalora, evaluation
+from rayswift.train import nan_guard as guard
+from rayswift.train.scored_positions import ScoredPositions, scored
+from rayswift.train.spec import RunSpec
+from rayswift.train.stream import Stream
+from rayswift.train.trainers.base import Streamed
+from rayswift.train.trainers.token_outputs import TokenOutputs
+
+_EXAMPLES = "examples"  # beside the sums of the metrics while ranks add them up
+
+
+class StreamedSFTTrainer(Streamed, SFTTrainer):
+    """`SFTTrainer`, streamed, with loss weights, metrics and losses of the user's own; see `Streamed`."""
+
+    stream: Stream
+
+    def __init__(self, *, spec: RunSpec, **kwargs: Any):
+        train = spec.config.train
+        if train.loss:
+            kwargs["compute_loss_func"] = user_code.load("train.loss", train.loss)
+        super().__init__(spec=spec, **kwargs)
+        self._head = ScoredPositions(self.model)
+        self._is_adalora = spec.config.model.tuner == "adalora"
+        self._eval_metrics = [(name, user_code.load("train.metrics", name)) for name in train.metrics]
+        # What the last forward pass said of each token, and the same of the step's micro-batches with their rows.
+        self._tokens: TokenOutputs
+        self._step: list[tuple[Sequence[PackedRow], TokenOutputs]] = []
+
+    @staticmethod
+    def placeholder() -> Dataset:
+        """What TRL's constructor looks at: one tokenised row. Real rows come from the stream."""
+        return Dataset.from_dict({"input_ids": [[0, 0]], "labels": [[0, 0]]})
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's, without its count of tokens."""
+        for metrics in self._metrics.values():
+            metrics.pop("num_tokens", None)  # it takes batches for flat and restarts on resume
+        super().log(logs, start_time)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """TRL's loss; where rows carry loss weights, each token's term times its weight.
+
+        The divisor stays the number of trained tokens of the global batch, so a weight of 2 counts as twice the token.
+
+        Raises:
+            UserError: a training loss that is no number, or weights beside what takes none.
+        """
+        inputs = dict(inputs)
+        weights = inputs.pop("loss_weights", None)
+        if weights is not None:
+            self._check_weights_are_taken()
+
+        def forward(**kwargs: Any) -> Any:
+            if "fused_lm_head" not in kwargs:
+                return model(**kwargs)
+            outputs = scored(model, self._head, kwargs)
+            if weights is not None:
+                outputs["log_probs"] = outputs["log_probs"] * weights[..., 1:]
+            self._tokens = TokenOutputs(outputs)
+            return outputs
+
+        result = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
+        if self.model.training:
+            if self._is_adalora:
+                result = result + adalora.penalty(self.model) / self.current_gradient_accumulation_steps
+            self._step.append((self.stream.handed_out.popleft(), self._tokens))
+            loss = float((result[0] if return_outputs else result).detach())
+            if not math.isfinite(loss):
+                raise self._not_a_number(f"the loss is {loss}", self._step[-1:])
+        return result
+
+    def _not_a_number(self, what: str, step: Sequence[tuple[Sequence[PackedRow], TokenOutputs]]) -> UserError:
+        rows = [row for packed, _ in step for row in packed]
+        losses = [loss for packed, tokens in step for loss in tokens.losses_of(packed)]
+        found = guard.row_losses(rows, losses, self.processing_class.decode)
+        return guard.stop(self._run_dir, self._rank, self.state.global_step + 1, what, found)
+
+    def _check_weights_are_taken(self) -> None:
+        for field, used in (
+            ("train.loss", self._train.loss),
+            ("train.label_smoothing_factor", self.args.label_smoothing_factor),
+            ("train.loss_type", self.args.loss_type if self.args.loss_type != "nll" else None),
+        ):
+            if used:
+                raise UserError(
+                    f"rows carry loss weights, which {field} = {used!r} does not take; leave one of them out",
+                    exit_code=1,
+                )
+
+    def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Means over every trained token, whatever the number of workers and rows in a batch."""
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        # Under DeepSpeed and DDP alike, what training wrapped is what evaluates.
+        model = self.model_wrapped if self.is_in_train else self._wrap_model(self.model, training=False)
+        model.eval()
+        totals: evaluation.Sums = {}
+        num_examples = 0
+        for rows, batch in dataloader:
+            num_examples += sum(len(row.lengths) - row.num_continued for row in rows)
+            inputs = self._prepare_inputs(batch)
+            num_tokens = int((inputs["labels"][..., 1:] != -100).sum())
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss = float(self.compute_loss(model, inputs))
+                evaluation.add(totals, {"loss": (loss * num_tokens, num_tokens)})
+                evaluation.add(totals, self._tokens.sums())
+                self._measure(model, inputs, num_tokens, totals)
+        self._metrics["eval"].clear()  # TRL's means of batch means
+        evaluation.add(totals, {_EXAMPLES: (num_examples, 1)})
+        totals = self.sums_over_ranks(totals)
+        num_samples = int(totals.pop(_EXAMPLES)[0])
+        metrics = evaluation.values(totals, prefix)
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_samples)
+
+    def _measure(self, model: Any, inputs: dict[str, Any], num_tokens: int, totals: evaluation.Sums) -> None:
+        """Add what the user's metrics say of a batch; the forward pass is a second one, on every rank alike."""
+        if not self._eval_metrics:
+            return
+        labels = inputs["labels"]
+        model_inputs = {k: v for k, v in inputs.items() if k not in ("labels", "loss_weights")}
+        predictions = torch.full_like(labels, -100)
+        predictions[..., 1:] = model(**model_inputs, use_cache=False).logits[..., :-1, :].argmax(-1)
+        if not num_tokens:
+            return
+        weights = inputs.get("loss_weights", torch.ones(labels.shape))
+        arrays = (each.cpu().numpy() for each in (predictions, labels, weights, inputs["position_ids"]))
+        batch = evaluation.EvalBatch(*arrays)
+        for name, metric in self._eval_metrics:
+            evaluation.add(totals, evaluation.measure(name, metric, batch))

@@ -1,0 +1,229 @@
+"""`rayswift infer`: prompts -> answers of a run, a checkpoint or a model.
+
+    rayswift infer --model runs/demo --prompt "23+58=" "1+1="
+
+Both backends take the same token ids and stop at the same tokens, so their greedy answers are the same.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from rayswift.config.load import Invocation, to_yaml
+from rayswift.config.schema import InferSection
+from rayswift.engines.engine import SamplingSettings
+from rayswift.engines.samples import PolicyVersion, SampleRequest
+from rayswift.engines.vllm.setup import INSTALL_VLLM, EngineSetup, adapter_obstacles
+from rayswift.log import UserError, logger
+from rayswift.model.find import FoundModel, find_model, load_tokenizer, prompt_ids, stop_token_ids
+from rayswift.model.kind import abilities
+from rayswift.model.kind.kinds import NOTHING_KNOWN, look
+from rayswift.model.load import resolve_dtype
+
+_INSTALL = {"vllm": INSTALL_VLLM, "transformers": "pip install transformers"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a backend is asked: token ids of each prompt, room for each answer, how to choose tokens."""
+
+    prompts: list[list[int]]
+    max_new_tokens: list[int]
+    stop_token_ids: list[int]
+    temperature: float
+    seed: int
+
+
+def run(invocation: Invocation) -> None:
+    """Answer each prompt on stdout; all else goes to stderr.
+
+    Raises:
+        UserError: no such model, backend not installed, prompt too long.
+    """
+    section: InferSection = invocation.config.infer
+    if invocation.dry_run:
+        return _dry_run(invocation)
+    transformers_logging.disable_progress_bar()
+    model = _found(section)
+    backend = choose_backend(section.backend, model.adapter)
+    tokenizer = load_tokenizer(model)
+    request = encode(section, model, tokenizer)
+    logger.info("%s answers with %s", model, backend)
+    for prompt, answer in zip(section.prompt, ask(backend, model, request), strict=True):
+        print(f"> {prompt}\n{tokenizer.decode(answer, skip_special_tokens=True)}")  # noqa: T201
+
+
+def _found(section: InferSection, fetch: bool = True) -> FoundModel:
+    """The model, if it is one that answers.
+
+    Raises:
+        UserError: it is not there, or does not write.
+    """
+    given = look(section.model)
+    is_judged = given is not None and given.kind != "adapter" and given.what != NOTHING_KNOWN
+    wrong = abilities.problems("infer.model", section.model, "infer") if is_judged else []
+    if wrong:
+        raise UserError("\n".join(wrong))
+    model = find_model(section.model, "infer.model", fetch, section.base)
+    wrong = abilities.problems("infer.model", str(model.weights), "infer")
+    head = model.adapter.get("task_type", "CAUSAL_LM")
+    if head != "CAUSAL_LM" and model.adapter:
+        wrong = [
+            f"infer.model = {section.model!r} is an adapter of {head}, which does not write; it judges or embeds texts"
+        ]
+    if wrong:
+        raise UserError("\n".join(wrong))
+    return model
+
+
+def ask(backend: str, model: FoundModel, request: Request) -> list[list[int]]:
+    """Each prompt's answer as token ids, the token that ended it included."""
+    with _contained():
+        return BACKENDS[backend](model, request)
+
+
+def choose_backend(wanted: str, adapter: dict[str, Any]) -> str:
+    """The engine to use for a model with this adapter config (empty: none).
+
+    Raises:
+        UserError: it is not installed, or cannot load the adapter.
+    """
+    obstacles = adapter_obstacles(adapter) if adapter else []
+    if wanted == "auto":
+        if obstacles and find_spec("vllm"):
+            logger.info("vLLM cannot load an adapter with %s", ", ".join(obstacles))
+        return "vllm" if find_spec("vllm") and not obstacles else "transformers"
+    if find_spec(wanted) is None:
+        raise UserError(f"infer.backend = {wanted!r} is not installed; {_INSTALL[wanted]}")
+    if wanted == "vllm" and obstacles:
+        raise UserError(
+            f"infer.backend = 'vllm' cannot load an adapter with {', '.join(obstacles)}; "
+            "use --backend transformers, or merge it with rayswift export --merge_lora"
+        )
+    return wanted
+
+
+def encode(section: InferSection, model: FoundModel, tokenizer: PreTrainedTokenizerBase) -> Request:
+    """Each prompt as a chat in the model's own template, or as it is if there is no template.
+
+    Raises:
+        UserError: a prompt fills the model's context, or there is no place for the system prompt.
+    """
+    prompts = [prompt_ids(tokenizer, prompt, section.system) for prompt in section.prompt]
+    config: dict[str, Any] = AutoConfig.from_pretrained(model.weights).get_text_config().to_dict()
+    context = config.get("max_position_embeddings") or sys.maxsize
+    for prompt, ids in zip(section.prompt, prompts, strict=True):
+        if not 0 < len(ids) < context:
+            limits = f"the model takes 1 to {context - 1}"
+            raise UserError(f"infer.prompt {prompt[:40]!r} is {len(ids)} tokens; {limits}")
+    rooms = [min(section.max_new_tokens, context - len(ids)) for ids in prompts]
+    return Request(prompts, rooms, stop_token_ids(model, tokenizer), section.temperature, section.seed)
+
+
+def answer_with_transformers(model: FoundModel, request: Request) -> list[list[int]]:
+    """One prompt after the other."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = getattr(torch, resolve_dtype("auto", device))
+    network = AutoModelForCausalLM.from_pretrained(model.weights, dtype=dtype)
+    if model.adapter:
+        from peft import PeftModel
+
+        network = PeftModel.from_pretrained(network, model.folder)
+    network = network.to(device).eval()
+    # What a model's own generation config adds (top_p, penalties, ...) the other backend would not know of.
+    network.generation_config = GenerationConfig()
+    # Zero is no temperature for `transformers`, and its default `top_k` is 50.
+    sampling: dict[str, Any] = {"do_sample": False}
+    if request.temperature:
+        sampling = {"do_sample": True, "temperature": request.temperature, "top_k": 0}
+    answers = []
+    for number, (ids, room) in enumerate(zip(request.prompts, request.max_new_tokens, strict=True)):
+        torch.manual_seed(request.seed + number)
+        tokens = network.generate(
+            input_ids=torch.tensor([ids], device=device),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=device),
+            max_new_tokens=room,
+            eos_token_id=request.stop_token_ids or None,
+            pad_token_id=0,  # one prompt at a time: never used, but without it there is a warning
+            use_cache=True,
+            **sampling,
+        )
+        answers.append(tokens[0, len(ids) :].tolist())
+    return answers
+
+
+def answer_with_vllm(model: FoundModel, request: Request) -> list[list[int]]:
+    """All prompts in one batch; the engine runs in this process."""
+    from rayswift.engines.vllm.core import VllmCore
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    lengths = [len(ids) + room for ids, room in zip(request.prompts, request.max_new_tokens, strict=True)]
+    setup = EngineSetup(
+        model=str(model.weights),
+        sampling=SamplingSettings(request.temperature, stop_token_ids=tuple(request.stop_token_ids)),
+        max_model_len=max(lengths),
+        device=device,
+        dtype=resolve_dtype("auto", device),
+        load_format="auto",
+        lora_rank=model.adapter["r"] if model.adapter else None,
+        num_threads=torch.get_num_threads(),
+    )
+    samples = [
+        SampleRequest(str(number), np.array(ids, np.int32), room, request.seed + number)
+        for number, (ids, room) in enumerate(zip(request.prompts, request.max_new_tokens, strict=True))
+    ]
+    core = VllmCore(setup)
+    try:
+        if model.adapter:
+            core.use_adapter(model.folder)
+        core.serve_own_weights(PolicyVersion(0, 0))
+        core.submit(samples)
+        while core.busy:
+            core.step()
+        answers = {completion.key: completion.token_ids.tolist() for completion in core.take(False).finished}
+    finally:
+        core.close()
+    return [answers[sample.key] for sample in samples]
+
+
+BACKENDS: dict[str, Callable[[FoundModel, Request], list[list[int]]]] = {
+    "vllm": answer_with_vllm,
+    "transformers": answer_with_transformers,
+}
+
+
+@contextmanager
+def _contained() -> Iterator[None]:
+    """Keep stdout clean, and undo what engines leave behind."""
+    # C++ code and child processes write to descriptor 1; vLLM on CPU puts a stub for `torch.set_num_threads`.
+    environment, set_num_threads, stdout = dict(os.environ), torch.set_num_threads, os.dup(1)
+    sys.stdout.flush()
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(stdout, 1)
+        os.close(stdout)
+        torch.set_num_threads = set_num_threads
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ |= environment
+
+
+def _dry_run(invocation: Invocation) -> None:
+    """Print the resolved config and what would run; load and fetch nothing."""
+    section: InferSection = invocation.config.infer
+    model = _found(section, fetch=False)
+    backend = choose_backend(section.backend, model.adapter)
+    print(to_yaml(invocation.config))  # noqa: T201
+    print(f"{model} would answer {len(section.prompt)} prompt(s) with {backend}")  # noqa: T201

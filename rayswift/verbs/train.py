@@ -1,0 +1,195 @@
+"""`rayswift pt`, `sft` and `rlhf`: a training run of any task as the driver sees it; for a worker: `train/loop.py`."""
+
+from pathlib import Path
+
+import psutil
+
+from rayswift import signals
+from rayswift.cluster.resources import Layout, connect, join, lay_out
+from rayswift.config import paths
+from rayswift.config.checks.built import refuse_unbuilt
+from rayswift.config.checks.task import rollout_of
+from rayswift.config.load import Invocation
+from rayswift.config.schema import TrainingConfig
+from rayswift.config.tasks import TASKS, compares_partners
+from rayswift.data import prepare
+from rayswift.data.feed.pipeline import needs_ray
+from rayswift.data.filesystem import is_url
+from rayswift.data.sequence.global_batches import FeedPlan, table
+from rayswift.data.sequence.windows import Windows
+from rayswift.launch import model_remarks, user_code
+from rayswift.launch import plan as planning
+from rayswift.launch.feed_supply import FeedSupply
+from rayswift.launch.supply import Supply
+from rayswift.launch.watch import announced
+from rayswift.launch.workers import fit
+from rayswift.log import logger, raise_together
+from rayswift.model import adapters, reference_logps
+from rayswift.model.kind import abilities
+from rayswift.model.texts import sentence_files
+from rayswift.model.texts.row_kind import row_kind
+from rayswift.report.live import LiveReport
+from rayswift.rollout import checks
+from rayswift.rollout.ledger import LedgerSnapshot
+from rayswift.run import continuation, fingerprint, lock
+from rayswift.run import folder as run_folder
+from rayswift.run import remote as storage
+from rayswift.run.accounting import read_evaluation
+from rayswift.run.folder import REPORT
+from rayswift.train.clock import Clock
+from rayswift.train.loop import supply_start, train_loop
+from rayswift.train.spec import RunSpec
+
+
+def run(invocation: Invocation) -> None:
+    """Train a model: from a command line to a checkpoint.
+
+    Raises:
+        UserError: bad input (exit code 2) or a run that failed (exit code 1).
+    """
+    config: TrainingConfig = invocation.config
+    clock, train = Clock(psutil.Process().create_time()), config.train
+    raise_together(
+        lambda: refuse_unbuilt(config),
+        lambda: abilities.check(config),
+        lambda: adapters.check(config.model),
+        lambda: user_code.check(config),
+        lambda: checks.check(config),
+    )
+    recipe = fingerprint.initial_recipe(config)
+    with (
+        lock.held(train.output_dir),
+        storage.working_copy(train.output_dir, train.resume, config.cluster.scratch_dir, recipe) as run_dir,
+    ):
+        if not is_url(train.output_dir):
+            return _train(config, run_dir, clock)
+        with signals.last_words(lambda: logger.warning("what is not at %s stays in %s", train.output_dir, run_dir)):
+            try:
+                _train(config, run_dir, clock)
+            except KeyboardInterrupt:
+                signals.take_time()
+                logger.info("copying what is left to %s; a second signal ends this at once", train.output_dir)
+                raise
+
+
+def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:
+    # 1. What runs where, and what an earlier launch of this run left.
+    with announced("joining the Ray cluster"):
+        joined = join(config.cluster)
+    layout = lay_out(config.cluster, joined, rollout_of(config))
+    resume = run_folder.open_run(config, run_dir)
+    plan = planning.resolve(config, layout, resume)
+    config = plan.config
+
+    # 2. Rows: tokenizer, sources, a look at the first of them.
+    with announced("fetching the tokenizer"):
+        source = prepare.model_files(config.model)
+        plan, tokenizer_dir = _with_tokenizer(plan, source, run_dir / "tokenizer", resume)
+        config = plan.config
+    with announced("looking at the rows"):
+        windows, eval_windows = prepare.plan_windows(
+            plan.config.data, tokenizer_dir, config.train.seed, run_dir / "data", row_kind(config, source)
+        )
+    plan = planning.with_labels(planning.with_window_rows(plan, windows.window_rows), windows)
+    config = plan.config
+    found = fingerprint.fingerprint(config, windows.tokenizer_hash, windows.num_rows, user_code.content_hash(config))
+    if resume:
+        continuation.check_unchanged(resume, config, found)
+        logger.info("continuing %s at step %d", resume.saved.path, resume.saved.step)
+        run_folder.say_what_is_left_behind(run_dir, config.train, resume.history)
+    run_folder.write_record(run_dir, config, found)
+    known = fingerprint.read_sources(resume.saved.path.parent if resume else run_dir)
+    fingerprint.record_sources(config.data, run_dir, known)
+    remarks = model_remarks.remarks(config, tokenizer_dir)
+    logger.info("%s", planning.describe(plan, windows.num_rows, [], remarks, source))
+
+    with LiveReport(run_dir, config, layout.local, resume.saved if resume else None):
+        if resume and resume.is_end_of(plan.config.train):
+            return _finish(run_dir, config, clock)
+
+        # 3. Ray, workers, the training itself; from here on other processes read the config, in other folders.
+        clock.lap("data")
+        config = paths.absolute(config, Path.cwd())
+        if _needs_ray(config, layout, windows, eval_windows):
+            _prepare_ray(config, layout, run_dir)
+        clock.lap("Ray")
+        if config.train.trl_extra.get("precompute_ref_log_probs"):
+            with announced("computing the reference's log-probabilities"):
+                windows, eval_windows = reference_logps.computed(config, layout, run_dir, windows, eval_windows)
+            clock.lap("reference")
+        spec = RunSpec(
+            config=config,
+            layout=layout,
+            run_dir=run_dir,
+            tokenizer_dir=tokenizer_dir,
+            feed_plan=_feed_plan(plan, windows),
+            clock=clock,
+            resume_from=resume.saved.path.resolve() if resume else None,
+            work_dir=Path.cwd(),
+        )
+        fit(spec, train_loop, _supply(spec, windows, eval_windows, resume))
+
+        _finish(run_dir, config, clock)
+
+
+def _with_tokenizer(
+    plan: planning.Plan[TrainingConfig], source: Path, folder: Path, resume: run_folder.Resume | None
+) -> tuple[planning.Plan[TrainingConfig], Path]:
+    """The plan with what the model's folder decides, and the tokenizer's folder, with how its texts are read."""
+    plan = planning.with_texts(plan, source)
+    prepared = prepare.prepare_tokenizer(plan.config.model, folder, row_kind(plan.config, source))
+    sentence_files.copy(source, prepared)
+    before = resume.config["data"] if resume else None
+    plan = planning.with_data(plan, prepare.with_template_date(plan.config.data, prepared, before))
+    if resume and plan.config.data.window_rows is None:
+        plan = planning.with_window_rows(plan, resume.window_rows)
+    return plan, prepared
+
+
+def _prepare_ray(config: TrainingConfig, layout: Layout, run_dir: Path) -> None:
+    for_workers, for_all = (find(config, Path.cwd()) for find in (paths.needed, paths.needed_by_rewards))
+    with announced("preparing Ray"):
+        connect(config.cluster, layout, run_dir, for_workers, for_all)
+
+
+def _needs_ray(config: TrainingConfig, layout: Layout, windows: Windows, eval_windows: Windows | None) -> bool:
+    """Not if this process trains on rows that it can make alone: Ray's idle processes cost two cores some 6 %."""
+    if layout.num_workers or not layout.local or rollout_of(config):
+        return True
+    makes_columns = bool(config.train.trl_extra.get("precompute_ref_log_probs"))
+    return makes_columns or any(needs_ray(each) for each in (windows, eval_windows) if each)
+
+
+def _finish(run_dir: Path, config: TrainingConfig, clock: Clock) -> None:
+    """Say what came of the run."""
+    model, counts = run_folder.write_result(run_dir, config)
+    logger.info("rows\n%s", table(counts))
+    evaluation = read_evaluation(run_dir)
+    if evaluation:
+        logger.info("evaluation rows\n%s", table(evaluation))
+    home = config.train.output_dir if is_url(config.train.output_dir) else run_dir
+    logger.info("done in %.0f s; model: %s/%s; report: %s/%s", clock.total(), home, model.name, home, REPORT)
+
+
+def _supply(spec: RunSpec, windows: Windows, eval_windows: Windows | None, resume: run_folder.Resume | None) -> Supply:
+    """The feed of rows, or the rollout plane."""
+    start = supply_start(spec.config, resume)
+    if isinstance(start, LedgerSnapshot):
+        from rayswift.launch.rollout_supply import RolloutSupply
+
+        return RolloutSupply(spec, windows, eval_windows, start)
+    return FeedSupply(spec, windows, eval_windows, start)
+
+
+def _feed_plan(plan: planning.Plan[TrainingConfig], windows: Windows) -> FeedPlan:
+    train, data = plan.config.train, plan.config.data
+    return FeedPlan(
+        global_batch=plan.global_batch,
+        num_rows=windows.num_rows,
+        window_rows=windows.window_rows,
+        num_epochs=train.num_train_epochs,
+        max_steps=train.max_steps,
+        max_bad_fraction=data.max_bad_fraction,
+        drops_tail=TASKS[plan.config.train.task].mean_over_rows,
+        partner_length=data.max_length if compares_partners(plan.config) else None,
+    )
