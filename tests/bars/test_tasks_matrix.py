@@ -21,7 +21,7 @@ TASKS: dict[str, tuple[str, ...]] = {
     "orpo": ("rlhf", "--rlhf_type", "orpo"),
     "cpo": ("rlhf", "--rlhf_type", "cpo"),
     "simpo": ("rlhf", "--rlhf_type", "simpo"),
-    "seq_cls": ("sft", "--task_type", "seq_cls", "--num_labels", "3"),
+    "seq_cls": ("sft", "--task_type", "seq_cls", "--num_labels", "3", "--truncation", "drop"),
     "embedding": ("sft", *test_sentences.EMBEDDING),
     "reranker": ("sft", *test_sentences.RERANKER),
     "generative_reranker": ("sft", *test_sentences.GENERATIVE),
