@@ -514,12 +514,9 @@ def test_every_verb_has_a_config_and_a_help_line() -> None:
     assert set(cli.VERBS) == set(VERB_CONFIGS)
 
 
-@pytest.mark.parametrize(
-    "verb",
-    sorted(cli.VERBS),
-)
+@pytest.mark.parametrize("verb", sorted(cli.VERBS))
 def test_every_verb_has_a_module(verb: str) -> None:
-    assert importlib.util.find_spec(f"rayswift.{verb.replace(' ', '_')}") is not None
+    assert importlib.util.find_spec(f"rayswift.verbs.{cli.VERBS[verb].module}") is not None
 
 
 def test_json_and_yaml_agree_on_what_a_resolved_config_is() -> None:
