@@ -1,7 +1,7 @@
 """The worker group: how many workers, on what, and how their number follows the cluster.
 
-Ray Train starts the group anew for every other number of workers, from the newest checkpoint. A larger group is worth
-that only behind a fresh one: before it grows, one is asked for and waited for, so that no step is trained twice.
+Ray Train restarts the group from the newest checkpoint whenever the number of workers changes. Growing restarts the
+group, so it saves first and repeats no step.
 """
 
 import itertools

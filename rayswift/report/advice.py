@@ -33,7 +33,7 @@ class Advice:
 def advise(
     config: TrainingConfig, curves: dict[str, Curve], counts: dict[str, int], events: list[Event], local: bool
 ) -> list[Advice]:
-    """Sentences on what starves or goes wrong, the gravest first.
+    """Advice on the current bottlenecks and on what goes wrong, the gravest first.
 
     Args:
         config: As resolved.
@@ -54,10 +54,10 @@ def verdict(config: TrainingConfig, curves: dict[str, Curve]) -> str:
     """The sentence of a run that lacks nothing."""
     fill, wait = _recent(curves, "fill"), _recent(curves, "data_wait")
     if rollout_of(config) is not None and wait is not None:
-        return f"Nothing starves: the trainer waits for rollouts {show(wait, '%')} of the time."
+        return f"No bottleneck: the trainer waits for rollouts {show(wait, '%')} of the time."
     if fill is None or wait is None:
         return "No step has been logged yet."
-    return f"Nothing starves: workers wait for data {show(wait, '%')} of the time, rows are {show(fill, '%')} full."
+    return f"No bottleneck: workers wait for data {show(wait, '%')} of the time, rows are {show(fill, '%')} full."
 
 
 def _diverging(config: TrainingConfig, curves: dict[str, Curve]) -> list[Advice]:

@@ -169,7 +169,7 @@ class Checkpoints(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The best checkpoint is one that is there, by the metric of now: a resume may name another."""
+        """The best of the saved checkpoints, by the current metric: a resume may name another metric."""
         if args.should_save:
             self._pushes.open()
         saved = [[each.step for each in checkpoint.find_all(self._run_dir)]]

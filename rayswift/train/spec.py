@@ -13,7 +13,7 @@ from rayswift.train.clock import Clock
 
 
 class SupplyClient(Protocol):
-    """How a rank reaches it; what it serves is between it and the task's stream."""
+    """How a rank reaches its supply of batches; the stream that reads the payload defines its type."""
 
     def new_attempt(self) -> int:
         """A number for this worker group, higher than those of all groups before."""

@@ -153,7 +153,7 @@ def _prepare_ray(config: TrainingConfig, layout: Layout, run_dir: Path) -> None:
 
 
 def _needs_ray(config: TrainingConfig, layout: Layout, windows: Windows, eval_windows: Windows | None) -> bool:
-    """Not if this process trains on rows that it can make alone: Ray's idle processes cost two cores some 6 %."""
+    """False if this process can encode the rows itself: Ray's idle processes take about 6 % of two cores."""
     if layout.num_workers or not layout.local or rollout_of(config):
         return True
     makes_columns = bool(config.train.trl_extra.get("precompute_ref_log_probs"))

@@ -1,7 +1,7 @@
 """What test_rollout_autoscaler.py runs, in a process of its own: python -m tests.bars.rollout_growth ADDRESS.
 
 Engines in Ray actors that hold a `rollout` each, of which the cluster has none until its autoscaler adds a node. The
-trainer starves at first, then has more than it needs.
+trainer waits for rollouts at first, then has more than it needs.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The pool on a cluster whose autoscaler adds nodes: it grows while the trainer starves, and shrinks again.
+"""The pool on a cluster whose autoscaler adds nodes: it grows while the trainer waits for rollouts, and shrinks again.
 
 About two minutes, on Ray's fake node provider and with simulated engines: pytest tests/bars/test_rollout_autoscaler.py
 """

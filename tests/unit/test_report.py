@@ -208,10 +208,10 @@ def advised(
 def test_a_run_that_lacks_nothing_is_told_so() -> None:
     assert advised(counts={"trained": 100}) == []
     page = render(view_of(curves={name: curve_of(values) for name, values in GOOD.items()}))
-    assert "Nothing starves: workers wait for data 1 % of the time, rows are 98 % full." in page
+    assert "No bottleneck: workers wait for data 1 % of the time, rows are 98 % full." in page
 
 
-def test_what_starves_is_named_with_its_remedy() -> None:
+def test_a_bottleneck_is_named_with_its_remedy() -> None:
     (text,) = advised(data_wait=[0.34])
     assert "34 % of the time" in text and "cluster.num_data_cpus (now 2)" in text
     (text,) = advised(data_wait=[0.34], local=False)
@@ -278,7 +278,7 @@ def test_who_waits_for_whom() -> None:
     (text,) = advised_online("--num_engines", "3", engines_idle=[0.5])
     assert text == "The engines have no work 50 % of the time: the trainer is slower; lower rollout.num_engines."
     curves = {name: curve_of(values) for name, values in ROLLOUTS.items()}
-    assert verdict(online(), curves) == "Nothing starves: the trainer waits for rollouts 20 % of the time."
+    assert verdict(online(), curves) == "No bottleneck: the trainer waits for rollouts 20 % of the time."
 
 
 def test_completions_and_prompts_that_teach_nothing() -> None:

@@ -123,7 +123,7 @@ class Streamed(Trainer):
         """HF's norm, asked for before each optimizer step (under DeepSpeed, behind it).
 
         Raises:
-            UserError: it is no number; float16 scales its loss until there is none of these, so there they are let be.
+            UserError: it is NaN or infinite; not checked under fp16, where loss scaling overflows by design.
         """
         norm = super()._get_grad_norm(model, grad_norm)
         step, self._step = self._step, []

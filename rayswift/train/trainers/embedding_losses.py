@@ -15,12 +15,12 @@ from rayswift.data.sequence.windows import PackedRow
 from rayswift.train import evaluation
 
 ROLE, LABEL, WIDTH = 0, 1, 2
-"""Columns of what is known of each text: 0 for an anchor, 1 positive, 2 negative; its row's label, nan without one."""
+"""Columns of the per-text metadata: role (0 anchor, 1 positive, 2 negative); label of the row, nan without one."""
 _LIKE, _UNLIKE = "similarity of like pairs", "similarity of unlike pairs"
 
 
 def known(rows: Sequence[PackedRow]) -> torch.Tensor:
-    """What is known of each text, float32 [M, WIDTH]."""
+    """The per-text metadata, float32 [M, WIDTH]."""
     lines = [
         [float(min(position, 2)), dict(row.numbers).get("label", math.nan)]
         for row in rows
@@ -53,7 +53,7 @@ class EmbeddingLoss:
         """Whether a row's loss depends on the other rows of the batch."""
 
     def __call__(self, embeddings: torch.Tensor, about: torch.Tensor) -> torch.Tensor:
-        """The loss of embeddings [M, D] of texts of which `about` [M, WIDTH] is known."""
+        """The loss of embeddings [M, D]; about [M, WIDTH]: their per-text metadata."""
         weights = {embeddings.shape[1]: 1.0} | self._dims
         total = torch.zeros((), device=embeddings.device)
         for dim, weight in weights.items():
