@@ -17,13 +17,13 @@ class ModelConfig(Section):
     path: PathText
     """Folder or hub id of the model (`--model` for short)."""
     tuner: Tuner = "full"
-    """Train all weights, or an adapter on the frozen ones: a LoRA, or another kind that PEFT has under this name."""
+    """Train all weights (full), or an adapter on frozen weights: LoRA, or another of PEFT's adapters."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of weights and activations; auto: bfloat16 on GPUs that have it, else float32."""
     attn_implementation: str | None = None
     """Attention kernel as `transformers` names it (sdpa, eager, flash_attention_2, ...); null: its own choice."""
     use_kernels: bool = False
-    """Run layers by kernels from the Hub where there are some for the device (package `kernels`)."""
+    """Use kernels from the hub for layers that have one for the device (package `kernels`)."""
     experts_implementation: Literal["eager", "grouped_mm", "batched_mm"] | None = None
     """How the experts of a mixture-of-experts model are computed; null: `transformers`' own choice."""
     lora_rank: int = Field(8, ge=1)
@@ -33,7 +33,7 @@ class ModelConfig(Section):
     lora_dropout: float = Field(0.05, ge=0, lt=1)
     """Dropout on the LoRA input."""
     lora_plus_ratio: float | None = Field(None, gt=0)
-    """LoRA+: how many times the learning rate of the A matrices the B matrices learn with; null: both the same."""
+    """LoRA+: learning rate of the B matrices, as a multiple of that of the A matrices; null: both are equal."""
     target_modules: Strings = ["all-linear"]
     """Modules that get an adapter: names, or all-linear for every linear layer but the head."""
     target_regex: str | None = None
@@ -43,40 +43,40 @@ class ModelConfig(Section):
     tuner_kwargs: dict[str, Any] = {}
     """Further fields of the tuner's PEFT config, under PEFT's names (`{"use_rslora": true}`)."""
     init_rows: int = Field(32, ge=1)
-    """Packed rows that an initialisation from rows (eva, corda, lora_ga) looks at: the first of the training."""
+    """Packed rows, the first of the training, for an initialisation from rows (eva, corda, lora_ga)."""
     adapters: PathTexts = []
-    """Adapter folders to start from: the last one is trained on, those before it are merged into the weights."""
+    """Adapter folders to start from: training continues the last one; those before it are merged into the weights."""
     freeze: str | None = None
-    """Full training: regular expression that, found at the start of a parameter's name, freezes it."""
+    """Full training: regular expression; parameters whose names begin with a match are frozen."""
     freeze_ratio: float = Field(0.0, ge=0, le=1)
     """Full training: share of the parameters to freeze, from the embedding upwards."""
     unfreeze: str | None = None
-    """Full training: regular expression for parameters that are trained whatever else freezes them."""
+    """Full training: regular expression for parameters that are trained even if another field freezes them."""
     quantization: Literal["int8", "nf4", "fp4"] | None = None
     """Load the frozen weights in 8 or 4 bits through bitsandbytes and train an adapter on them (QLoRA)."""
     double_quantization: bool = True
     """Quantize the scales of 4-bit weights too."""
     new_special_tokens: PathTexts = []
-    """Special tokens to add to the tokenizer and the embedding: the tokens, or a .txt file with one a line."""
+    """Special tokens to add to the tokenizer and the embedding: the tokens, or a .txt file with one token per line."""
     rope_scaling: dict[str, Any] | None = None
-    """Rotary scaling as `transformers` writes it (`{"rope_type": "yarn", "factor": 4.0}`); null: the model's own."""
+    """Rotary scaling as in `transformers` (`{"rope_type": "yarn", "factor": 4.0}`); null: that of the model."""
     max_position_embeddings: int | None = Field(None, ge=1)
-    """Longest position the model is stretched to; null: what its `config.json` says."""
+    """Number of positions to extend the model to; null: that of its `config.json`."""
     num_labels: int | None = Field(None, ge=1)
     """Task seq_cls: outputs of the classification head; null: as many as the rows have classes."""
     label_names: Strings = []
-    """Task seq_cls: names of the classes in the order of the outputs, where labels are texts; empty: found in the rows,
-    in alphabetical order. They are saved as `id2label`."""
+    """Task seq_cls: names of the classes in the order of the outputs, if labels are texts; empty: those in the rows, in
+    alphabetical order; saved as `id2label`."""
     problem_type: ProblemType | None = None
-    """What the labels of task seq_cls are; null: as the rows have them, with one output a value (regression)."""
+    """Task seq_cls: kind of labels; null: decided by the rows; with one output, a value (regression)."""
     pooling: Pooling = "auto"
-    """Task embedding: how the states of a text's tokens become its embedding; cls: the first token's; auto: as the
-    model's sentence-transformers folder says, without one the mean for an encoder, the last token for a decoder."""
+    """Task embedding: how the states of a text become its embedding; cls: the first token; auto: as in the model's
+    sentence-transformers folder, without one the mean for an encoder, the last token for a decoder."""
     normalize: bool | None = None
-    """Task embedding: scale embeddings to length 1; null: as the model's sentence-transformers folder does, without one
-    they are."""
+    """Task embedding: scale embeddings to length 1; null: as in the model's sentence-transformers folder, without one
+    true."""
     chat_template: PathText | None = None
-    """Jinja file that replaces the tokenizer's chat template; null: the tokenizer's own."""
+    """Jinja file that replaces the chat template of the tokenizer; null: that of the tokenizer."""
     random_init: bool = False
     """Initialise the weights from `config.json` and the seed instead of loading them."""
     revision: str | None = None
@@ -86,12 +86,12 @@ class ModelConfig(Section):
 
 
 class RlhfModelConfig(ModelConfig):
-    """What is trained, and the models it is held against."""
+    """What is trained, and its reference and teacher models."""
 
     reference: PathText | None = None
-    """Model that the policy is kept close to; null: the model as it was before training."""
+    """Reference model, to which the policy is kept close; null: the model before training."""
     reference_adapters: PathTexts = []
-    """Adapter folders that make the reference out of `model.path`."""
+    """Adapter folders that turn `model.path` into the reference."""
     teacher: PathText | None = None
     """Model that task gkd distils from."""
     teacher_adapters: PathTexts = []

@@ -14,9 +14,9 @@ class RolloutConfig(Section):
     """Completions for the tasks grpo, ppo and gkd: sampling, rewards, engines."""
 
     max_prompt_length: int | None = Field(None, ge=1)
-    """Tokens of the longest prompt; null: what `data.max_length` leaves beside the completion."""
+    """Most tokens of a prompt; null: the room that the completion leaves in `data.max_length`."""
     max_completion_length: int = Field(512, ge=1)
-    """Tokens of the longest completion."""
+    """Most tokens of a completion."""
     num_generations: int = Field(8, ge=1)
     """Completions of each prompt, which form its group; task grpo."""
     num_generations_eval: int | None = Field(None, ge=1)
@@ -26,7 +26,7 @@ class RolloutConfig(Section):
     top_p: float = Field(1.0, gt=0, le=1)
     """Sample from the most likely tokens of this total probability."""
     top_k: int = Field(-1, ge=-1)
-    """Sample from so many most likely tokens; -1 or 0: from all."""
+    """Sample from this number of most likely tokens; -1 or 0: from all."""
     min_p: float = Field(0.0, ge=0, le=1)
     """Leave out tokens less likely than this share of the most likely one."""
     repetition_penalty: float = Field(1.0, gt=0)
@@ -34,9 +34,9 @@ class RolloutConfig(Section):
     stop: Strings = []
     """Strings that end a completion, besides the end-of-sequence token."""
     structured_outputs_regex: str | None = None
-    """Regular expression that every completion is made to match; not together with `repetition_penalty`."""
+    """Regular expression that sampling makes every completion match; cannot be combined with `repetition_penalty`."""
     chat_template_kwargs: dict[str, Any] = {}
-    """Variables for the chat template when it renders prompts, over those of `data.chat_template_kwargs`."""
+    """Variables for the chat template when it renders prompts; they override `data.chat_template_kwargs`."""
     reward_funcs: PathTexts = []
     """Reward functions: built-in names, `module:function` or `file.py:function`."""
     reward_models: PathTexts = []
@@ -46,8 +46,8 @@ class RolloutConfig(Section):
     reward_kwargs: dict[PathText, dict[str, Any]] = {}
     """Arguments of reward functions, by the function's name."""
     reward_timeout_s: float = Field(60.0, gt=0)
-    """Longest time that scoring one completion may take; then the function is stopped and tried once more. A call with
-    several has, for each further one, three times what one took so far."""
+    """Longest time for scoring one completion; then the function is stopped and tried once more; a call with several
+    completions has in addition three times their usual time."""
     reward_workers: int | None = Field(None, ge=1)
     """Processes that run reward functions, spread over the nodes; null: one for each CPU that trainers, engines and
     data leave free, at least 1, at most 64."""
@@ -59,52 +59,52 @@ class RolloutConfig(Section):
     dynamic_sampling: bool = False
     """Replace groups whose rewards are all equal by new prompts."""
     max_resamples: int = Field(3, ge=1)
-    """Times a step's number of prompts that may be drawn in place of filtered and failed ones before the step is
-    trained with what there is."""
+    """Most prompts that may replace filtered and failed ones, as a multiple of the prompts of a round; then the round
+    is trained with the prompts it has."""
     max_staleness: int = Field(0, ge=0)
     """Policy versions that a completion may lag behind the trainer; 0: on-policy."""
     importance_sampling: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = (
         "token_truncate"
     )
-    """How the difference between the engines' and the trainer's log-probabilities is corrected: by the ratio of each
-    token, or of the whole completion, which small differences of many tokens add up in."""
+    """How the difference between the log-probabilities of engines and trainer is corrected: by the ratio of each token,
+    or of the whole completion, in which small differences of many tokens accumulate."""
     importance_sampling_max: float | None = Field(3.0, gt=0)
-    """Ratio above which that correction truncates or masks; null: no such bound."""
+    """Ratio above which this correction truncates or masks; null: no upper bound."""
     importance_sampling_min: float | None = Field(None, gt=0)
-    """Ratio below which that correction raises it to this value (truncate) or masks; null: no such bound."""
+    """Ratio below which this correction raises it to this value (truncate) or masks; null: no lower bound."""
     canary_steps: int = Field(10, ge=0)
-    """Compare the engines' log-probabilities of a fixed text with the trainer's at the first and every so-many-th
-    version of the weights; 0: never."""
+    """Compare the log-probabilities of a fixed text in engines and trainer, at the first version of the weights and at
+    every multiple of this number; 0: never."""
     max_logprob_drift: float = Field(0.1, gt=0)
-    """Mean difference, in nats per token, at which that comparison stops the run."""
+    """Mean difference, in nats per token, above which the comparison of `canary_steps` stops the run."""
     num_engines: Annotated[Annotated[int, Field(ge=1)] | EngineRange | None, BeforeValidator(one_or_range)] = None
     """vLLM engines; a list [least, most]: as many as keep the trainer busy; null: one per GPU that the trainers leave
     free, else 1."""
     engine_place_timeout_s: float = Field(900.0, gt=0)
-    """Longest time that requests may wait while no engine has found a place in the cluster."""
+    """Longest time that requests may wait while the cluster has no room for any engine."""
     engine_start_timeout_s: float = Field(600.0, gt=0)
-    """Longest time that an engine may take to start, once it has its place; then another is started."""
+    """Longest time that an engine may take to start, once it has its place; then it is replaced."""
     engine_silence_timeout_s: float = Field(60.0, gt=0)
-    """Time without an answer after which an engine is replaced; the loading of weights does not count."""
+    """Time without an answer after which an engine is replaced; time spent loading weights does not count."""
     engine_stall_timeout_s: float = Field(600.0, gt=0)
-    """Time without a token, although it has requests, after which an engine is replaced; the loading of weights does
-    not count."""
+    """Time without a token, although it has requests, after which an engine is replaced; time spent loading weights
+    does not count."""
     load_timeout_s: float = Field(300.0, gt=0)
     """Longest time that an engine may take to load new weights; then it is replaced."""
     engine_resources: dict[str, float] = {}
     """Custom Ray resources that each engine holds, to place engines on nodes of their own (`{"rollout": 1}`)."""
     engine_threads: int | None = Field(None, ge=1)
-    """CPU threads of an engine that computes without a GPU; null: 1 on a cluster, on this machine its cores shared
-    among the engines, and with the workers where these compute at the same time (`rollout.max_staleness` above 0)."""
+    """CPU threads of an engine without a GPU; null: 1 on a cluster; on one machine, its cores are shared among the
+    engines, and with the workers if these compute at the same time (`rollout.max_staleness` above 0)."""
     placement: Literal["separate", "colocated"] = "separate"
-    """Engines on devices of their own, or on the trainers', asleep while those compute."""
+    """Engines on devices of their own, or on those of the trainers, asleep while the trainers compute."""
     tensor_parallel_size: int = Field(1, ge=1)
     """GPUs of one engine."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     """Share of a GPU's memory that an engine takes."""
     max_model_len: int | None = Field(None, ge=1)
-    """Longest prompt and completion together in an engine, where a completion ends at the latest; null: what the
-    lengths above need."""
+    """Most tokens of a prompt and its completion together in an engine; a completion ends there at the latest; null:
+    the sum of the lengths above."""
     max_num_seqs: int = Field(256, ge=1)
     """Sequences that an engine decodes at once."""
     lora_sync: Literal["merged", "adapter"] = "merged"

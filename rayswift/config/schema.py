@@ -47,59 +47,59 @@ class DataConfig(Section):
 
     dataset: Sources
     """Files, folders, globs, URLs or hub ids (org/name:subset/split@revision) to train on, one after the other; #N
-    takes N rows; a mapping has settings of its own, see data/sources/README.md."""
+    takes N rows; a mapping has its own settings, see data/sources/README.md."""
     mix: dict[PathText, float] = {}
     """Share of each source in the training rows, by its name in `dataset`; empty: every row of every source once."""
     mix_until: MixUntil = "first_exhausted"
-    """A mixed epoch ends before the first source would repeat, or once all rows of all sources have come."""
+    """A mixed epoch ends before the first source would repeat, or once all rows of all sources have been used."""
     eval: Sources = []
-    """What to evaluate on, as in `dataset`; of a data set with splits the validation or test split."""
+    """Rows to evaluate on, as in `dataset`; from a data set with splits, the validation or test split."""
     eval_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of the training rows held out for evaluation: chosen by the seed, or the last ones without `shuffle`."""
     columns: dict[str, str] = {}
-    """Your names -> ours, of columns (messages, query, response, chosen, ...), of keys of a message (role, content) and
-    of roles (user, assistant); dots reach into a column."""
+    """Your names -> ours, for columns (messages, query, response, chosen, ...), keys of a message (role, content) and
+    roles (user, assistant); a name with dots is a path into a column."""
     system: str | None = None
-    """System prompt for rows that bring none."""
+    """System prompt for rows without one."""
     model_name: OneOrTwo = []
-    """What `{{NAME}}` in rows becomes; of two, the first in Chinese rows and the second in all others."""
+    """Text that replaces `{{NAME}}` in rows; of two, the first in Chinese rows and the second in all others."""
     model_author: OneOrTwo = []
-    """What `{{AUTHOR}}` in rows becomes; of two, the first in Chinese rows and the second in all others."""
+    """Text that replaces `{{AUTHOR}}` in rows; of two, the first in Chinese rows and the second in all others."""
     map: PathText | None = None
-    """Your own function as module:name or file.py:name, called with each row: gives a row, rows, or None."""
+    """Your own function as module:name or file.py:name, called with each row; it returns a row, rows, or None."""
     max_length: int = Field(2048, ge=2)
-    """Tokens in a packed row, and the longest row; not given, less where a model of whole texts takes less."""
+    """Tokens in a packed row, and in the longest row; if not given, fewer for whole texts whose model takes fewer."""
     truncation: TruncationMode = "drop"
-    """A longer row is dropped, loses an end, or is split (text); not given, embedding, seq_cls, reranker: right."""
+    """A longer row is dropped, cut at an end, or split (text); if not given: right for embedding, seq_cls, reranker."""
     packing: bool = True
-    """Put several rows into one of `max_length` tokens; attention never crosses their borders."""
+    """Pack several rows into one of `max_length` tokens; attention never crosses their borders."""
     loss_on: LossOn = "assistant"
     """Which tokens are trained: all assistant turns, the last one, or every token."""
     loss_scale: Annotated[list[LossScale], BeforeValidator(one_or_many)] = []
     """Changes to the loss weight of parts of assistant turns, applied in this order, under ms-swift's names."""
     ignore_empty_think: bool = False
-    """Leave an empty block of thoughts untrained that a chat template writes before an answer: `loss_scale` of that
-    name."""
+    """Do not train an empty block of thoughts that a chat template writes before an answer; the same as the rule of
+    this name in `loss_scale`."""
     use_chat_template: bool = True
-    """Render messages with the chat template; false: their contents alone, one after the other; not given, embedding,
-    seq_cls and reranker do without where the model has none, or its sentence-transformers folder uses none."""
+    """Render messages with the chat template; false: concatenate their contents; if not given: false for embedding,
+    seq_cls and reranker if the model has no template, or its sentence-transformers folder does not use it."""
     chat_template_kwargs: dict[str, Any] = {}
-    """Variables for the chat template (`{"enable_thinking": false}`); a row's own `chat_template_kwargs` come first."""
+    """Variables for the chat template (`{"enable_thinking": false}`); `chat_template_kwargs` of a row override them."""
     keep_history: bool = False
-    """Train all answers of a row in one text, earlier ones as the chat template leaves them there; false: where that
-    takes thoughts out of earlier answers, each of these in a text of its own, behind what is served before it."""
+    """Train all answers of a row in one text, as the chat template renders them; false: if the template removes the
+    thoughts of earlier answers, train each answer in a text of its own, after the text that precedes it in use."""
     template_date: Annotated[str | None, AfterValidator(iso_date)] = None
-    """The day, YYYY-MM-DD, that a chat template sees which asks for it; null: that of the first launch, kept from then
-    on."""
+    """Day, YYYY-MM-DD, for a chat template that asks for the date; null: the day of the first launch, also after a
+    resume."""
     shuffle: bool = True
-    """New order each epoch, a function of seed and epoch alone."""
+    """New order each epoch, which depends on seed and epoch alone."""
     window_rows: int | None = Field(None, ge=1)
-    """Rows that are packed together, the unit of streaming; null: about 200 packed rows' worth, 2,000 to 50,000, fewer
-    if these hold over 16 M tokens or 256 MiB."""
+    """Rows that are packed together, the unit of streaming; null: enough for about 200 packed rows, 2,000 to 50,000,
+    fewer if these hold over 16 M tokens or 256 MiB."""
     cache: PathText | None = None
     """Folder that `rayswift data encode` wrote from these sources and settings; null: encode while training."""
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
-    """Share of quarantined rows that stops the run: of the rows seen once they are 1,000, before that of all rows."""
+    """Share of quarantined rows that stops the run: of the rows seen, from 1,000 rows on; before that, of all rows."""
 
 
 class PtDataConfig(DataConfig):
@@ -120,20 +120,20 @@ class TrainConfig(Section):
     output_dir: PathText = "runs/sft"
     """Run folder: resolved config, logs, metrics, checkpoints, row accounting; a folder, or a URL (s3://bucket/run)."""
     resume: PathText = "never"
-    """auto: continue the newest complete checkpoint of the run folder, if any; a path: that one; never: start anew."""
+    """auto: continue the newest complete checkpoint of the run folder, if any; a path: that one; never: a new run."""
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate; null: 2e-5 for full training, 1e-4 for LoRA."""
     num_train_epochs: float = Field(3.0, gt=0)
-    """Passes over the data; schedule and end follow the rows consumed."""
+    """Passes over the data; the rows used so far decide the learning rate and the end."""
     max_steps: int = -1
     """Optimizer steps; if positive it replaces `num_train_epochs`, and the data repeats as needed."""
     per_device_train_batch_size: int = Field(8, ge=1)
     """Packed rows per worker and micro-batch."""
     gradient_accumulation_steps: int = Field(1, ge=1)
-    """Micro-batches per optimizer step, where `global_batch_size` is null."""
+    """Micro-batches per optimizer step, if `global_batch_size` is null."""
     global_batch_size: int | None = Field(None, ge=1)
-    """Packed rows per optimizer step, whatever the number of workers; null: batch size x accumulation x workers (the
-    most, of a range) at first launch, kept from then on."""
+    """Packed rows per optimizer step, for any number of workers; null: batch size x accumulation x workers (the most,
+    of a range) at the first launch, also after a resume."""
     per_device_eval_batch_size: int = Field(8, ge=1)
     """Packed rows per worker and evaluation batch."""
     lr_scheduler_type: str = "linear"
@@ -149,7 +149,7 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass to save memory."""
     seed: int = 42
-    """Seeds weights, order and dropout."""
+    """Seed of weights, order and dropout."""
     logging_steps: float = Field(10, gt=0)
     """Steps between log lines, or below 1 their share of the training."""
     eval_strategy: Strategy | None = None
@@ -159,7 +159,7 @@ class TrainConfig(Section):
     eval_on_start: bool = False
     """Evaluate once before training."""
     save_strategy: Strategy = "steps"
-    """When to save; the end of the training is always saved."""
+    """When to save; a checkpoint is always saved at the end."""
     save_steps: Steps = 500
     """Steps between checkpoints, or below 1 their share of the training."""
     save_total_limit: int | None = Field(None, ge=1)
@@ -169,9 +169,9 @@ class TrainConfig(Section):
     load_best_model_at_end: bool = False
     """The run's model is the best checkpoint, not the last; each new best is saved at once."""
     metric_for_best_model: str = "loss"
-    """Evaluation metric that decides which checkpoint is best; a task that samples takes reward for loss."""
+    """Evaluation metric that decides which checkpoint is best; for loss, a task that samples uses reward."""
     greater_is_better: bool | None = None
-    """Whether a higher value of that metric is better; null: unless its name ends in loss."""
+    """Whether a higher value of that metric is better; null: true unless its name ends in loss."""
     early_stopping_patience: int | None = Field(None, ge=1)
     """Stop after so many evaluations without improvement; null: never."""
     report_to: Strings = ["tensorboard"]
@@ -209,15 +209,15 @@ class SftTrainConfig(TrainConfig):
     loss_type: SftLoss | None = None
     """Loss; null: nll (cross-entropy) for causal_lm, infonce for embedding, pointwise for rerankers."""
     matryoshka_dims: dict[int, float] = {}
-    """Task embedding: lengths at which a cut embedding is trained too, each with the weight of its loss."""
+    """Task embedding: lengths of shortened embeddings to train too, each with the weight of its loss."""
     infonce_temperature: float = Field(0.05, gt=0)
-    """Loss infonce: what cosine similarities are divided by."""
+    """Loss infonce: temperature, by which cosine similarities are divided."""
     contrastive_margin: float = Field(0.5, gt=0, le=2)
-    """Losses contrastive and online_contrastive: cosine distance from which unlike texts are far enough."""
+    """Losses contrastive and online_contrastive: cosine distance beyond which unlike texts have no loss."""
     positive_token: str = "yes"
-    """Task generative_reranker: the answer, a single token, to a document that fits its query."""
+    """Task generative_reranker: the answer, a single token, for a document that fits its query."""
     negative_token: str = "no"
-    """Task generative_reranker: the answer, a single token, to one that does not."""
+    """Task generative_reranker: the answer, a single token, for a document that does not fit its query."""
 
 
 class RlhfTrainConfig(TrainConfig):
@@ -229,16 +229,16 @@ class RlhfTrainConfig(TrainConfig):
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate; null: 1e-6 for full training, 1e-5 for LoRA."""
     micro_batch_tokens: int | None = Field(None, ge=1)
-    """Tokens of a micro-batch of completions with their prompts; null: room for `per_device_train_batch_size` of the
-    longest; tasks grpo, ppo and gkd."""
+    """Most tokens of a micro-batch of completions with their prompts; null: `per_device_train_batch_size` of the
+    longest ones; tasks grpo, ppo and gkd."""
 
 
 class ClusterConfig(Section):
     """Where it runs."""
 
     num_workers: Annotated[Annotated[int, Field(ge=0)] | WorkerRange | None, BeforeValidator(one_or_range)] = None
-    """Training workers; a list [least, most]: as many as the cluster has room for, also while the run goes on;
-    0: in this process, with Ray only if the rows fill several windows; null: one per GPU, else 1."""
+    """Training workers; a list [least, most]: as many as the cluster has room for, followed during the run; 0: train in
+    this process, with Ray only if the rows fill several windows; null: one per GPU, else 1."""
     zero_stage: int | None = Field(None, ge=0, le=3)
     """ZeRO stage: 0 is plain data parallelism, 1 to 3 are DeepSpeed's; null: the smallest that is estimated to fit."""
     offload: Literal["none", "optimizer", "all"] = "none"
@@ -246,28 +246,28 @@ class ClusterConfig(Section):
     sequence_parallel_size: int = Field(1, ge=1)
     """Workers that share each packed row (Ulysses sequence parallelism of DeepSpeed)."""
     deepspeed: PathText | None = None
-    """A DeepSpeed JSON of your own, used whole in place of `zero_stage` and `offload`."""
+    """Your own DeepSpeed JSON, which replaces `zero_stage` and `offload`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where workers compute; auto: GPUs if there are any."""
     threads_per_worker: int | None = Field(None, ge=1)
-    """CPU threads of a worker; null: cores divided by the workers of this machine."""
+    """CPU threads of a worker; null: the cores divided by the number of workers on this machine."""
     address: str | None = None
-    """Ray cluster to join; null: RAY_ADDRESS if set, else one started for this run."""
+    """Ray cluster to join; null: RAY_ADDRESS if set, else a cluster started for this run."""
     num_data_cpus: int = Field(2, ge=1)
-    """Tokenising tasks at a time when Ray is started for this run."""
+    """Tokenising tasks that run at a time, if Ray is started for this run."""
     max_failures: int = Field(3, ge=0)
-    """Restarts of the training workers after a death."""
+    """Restarts of the training workers after failures."""
     wait_for_nodes_s: int = Field(600, ge=0)
-    """Longest wait for nodes that an autoscaler can add, or that other work holds, before the training begins."""
+    """Longest wait before training for nodes that an autoscaler can add, or that other work holds."""
     node_timeout_s: int = Field(45, ge=1)
-    """Longest wait for a first process on each node: give more where a job's environment is installed there first."""
+    """Longest wait for the first process on each node; raise it if a job installs its environment there first."""
     scratch_dir: PathText | None = None
-    """Where a run whose `train.output_dir` is a URL keeps its working copy; null: the system's temporary folder."""
+    """Folder for the working copy of a run whose `train.output_dir` is a URL; null: the system's temporary folder."""
     timeout_s: int = Field(600, ge=1)
-    """Longest wait for a collective or an actor's answer before the run ends with an error; and for batches,
-    completions, evaluations and the canary, longest time without any progress."""
+    """Longest wait for a collective or the answer of an actor before the run ends with an error; for batches,
+    completions, evaluations and the canary, the longest time without any progress."""
     storage_timeout_s: int = Field(3600, ge=1)
-    """Longest that one worker may write, convert, check or upload weights while the others wait."""
+    """Longest time that one worker may write, convert, check or upload weights while the others wait."""
 
     @property
     def uses_deepspeed(self) -> bool:
@@ -309,9 +309,9 @@ class EncodeSection(Section):
     """Write what training would read."""
 
     to: PathText
-    """Folder for the cache; what an interrupted start left there is kept."""
+    """Folder for the cache; finished parts of an interrupted command are kept."""
     epochs: int = Field(1, ge=1)
-    """Epochs to write, each in its own order; training beyond them reads them again in a new order."""
+    """Epochs to write, each in its own order; later epochs of a training read them again in a new order."""
 
 
 class DataEncodeConfig(SftConfig):
@@ -324,11 +324,11 @@ class InspectSection(Section):
     """Look at the rows before training."""
 
     rows: int = Field(2000, ge=1)
-    """Rows to look at: a random sample, or with data.shuffle off the first ones."""
+    """Rows to look at: a random sample, or the first ones if data.shuffle is false."""
     show: int = Field(3, ge=0)
-    """Rows to decode, their trained tokens highlighted."""
+    """Rows to show as text, with trained tokens highlighted."""
     html: PathText | None = None
-    """File for the same as a page; null: none."""
+    """HTML file to write with the same content; null: none."""
 
 
 class DataInspectConfig(SftConfig):
@@ -345,7 +345,7 @@ class InferSection(Section):
     base: PathText | None = None
     """Model below an adapter; null: the one that the adapter's own config names."""
     prompt: Strings
-    """Questions, each answered on its own."""
+    """Questions, each answered independently."""
     system: str | None = None
     """System prompt."""
     backend: Literal["auto", "vllm", "transformers"] = "auto"
@@ -355,7 +355,7 @@ class InferSection(Section):
     temperature: float = Field(0.0, ge=0)
     """Sampling temperature; 0: greedy."""
     seed: int = 0
-    """Seeds sampling."""
+    """Seed of sampling."""
 
 
 class InferConfig(Section):

@@ -1,4 +1,4 @@
-"""One source of rows as a mapping, where its string (`org/name:subset#500`) does not say enough."""
+"""A source of rows as a mapping, with more settings than its string (`org/name:subset#500`) can have."""
 
 import difflib
 import json
@@ -27,7 +27,7 @@ class SourceConfig(Section):
     columns: dict[str, str] | None = None
     """Its column names -> ours; null: `data.columns`."""
     system: str | None = None
-    """System prompt for its rows that bring none; null: `data.system`."""
+    """System prompt for its rows without one; null: `data.system`."""
     encoding: str | None = None
     """Encoding of its text files, as Python names it; null: UTF-8, or what their first bytes say."""
 

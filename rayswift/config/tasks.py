@@ -23,7 +23,7 @@ class Task:
     verb: as a user asks for it; trainer: a `Streamed` trainer; arguments: the TRL or HF config it takes; family: what
     its rows are; collate: packed rows -> the tensors its loss takes; head: what the model ends in; packs: whether
     documents share a row (`data.packing`); mean_over_rows: whether the loss is a mean over rows, not over tokens, so
-    that an incomplete batch is never trained; has_reference: whether the model is held against what it was before;
+    that an incomplete batch is never trained; has_reference: whether the loss has a reference model;
     defaults: fields of its config with other defaults than TRL's; stream: makes a rank's steps of what it is supplied
     with.
     """
@@ -174,7 +174,7 @@ def problem_type(model: ModelConfig) -> ProblemType:
 
 
 def keeps_reference(config: TrainingConfig) -> bool:
-    """Whether the task holds the model against another one at every step."""
+    """Whether the loss needs a reference model at every step."""
     extra = config.train.trl_extra
     task = TASKS[config.train.task]
     # Online tasks need it for a KL term alone.

@@ -140,7 +140,7 @@ def share_tied(network: PreTrainedModel, state: dict[str, torch.Tensor]) -> None
 
 
 def reference(config: TrainingConfig, is_wanted: bool, initial: str, dtype: str) -> dict[str, Any]:
-    """The model that a task is held against, as its trainer's `ref_model`.
+    """The reference model of a task, as its trainer's `ref_model`.
 
     Args:
         config: The run's.

@@ -30,7 +30,7 @@ def config_of(*flags: str) -> RlhfConfig:
         (("--temperature", "0"), "rollout.temperature = 0 samples the same"),
         (("--importance_sampling_max", "null"), "importance_sampling = token_truncate has no bound to truncate at"),
         (("--importance_sampling_min", "3"), "importance_sampling_min = 3.0 is not below"),
-        (("--repetition_penalty", "1.2", "--structured_outputs_regex", "[0-9]+"), "vLLM cannot tell a token's"),
+        (("--repetition_penalty", "1.2", "--structured_outputs_regex", "[0-9]+"), "vLLM cannot report the log-prob"),
         (("--advantage_estimator", "rloo", "--scale_rewards", "batch"), "train.scale_rewards = batch"),
         (("--scale_rewards", "sometimes"), "there are group, batch and none"),
         (("--generation_batch_size", "65", "--global_batch_size", "64"), "is no whole number of optimizer steps"),

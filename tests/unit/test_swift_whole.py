@@ -71,7 +71,7 @@ def test_variables_of_losses_are_read_or_answered() -> None:
     environ = {"INFONCE_TEMPERATURE": "0.2", "INFONCE_INCLUDE_QQ": "true"}
     invocation = resolve("sft", ["--task_type", "embedding", "--loss_type", "infonce"], **environ)
     assert invocation.config.train.infonce_temperature == 0.2
-    assert "queries are held against documents only" in note(invocation, "INFONCE_INCLUDE_QQ=true has no effect")
+    assert "queries are compared with documents only" in note(invocation, "INFONCE_INCLUDE_QQ=true has no effect")
     plain = resolve("sft", ["--tuner_type", "lora"], **environ)
     assert not any("INFONCE" in line for line in plain.notes)
 

@@ -64,8 +64,8 @@ def _correction_problems(config: RlhfConfig) -> list[str]:
     if rollout.structured_outputs_regex and rollout.repetition_penalty != 1:
         found.append(
             f"rollout.repetition_penalty = {rollout.repetition_penalty} beside rollout.structured_outputs_regex: with "
-            "both vLLM cannot tell a token's log-probability under the policy, which the trainer's is held against; "
-            "leave one of them out"
+            "both vLLM cannot report the log-probability of a token under the policy, which the trainer compares with "
+            "its own; leave one of them out"
         )
     return found
 

@@ -13,7 +13,7 @@ class DpoFields:
 
     reference_free: bool = field(
         default=False,
-        metadata={"help": "Hold the model against no reference: every log-probability of one counts as 0."},
+        metadata={"help": "Train without a reference model: its log-probabilities count as 0."},
     )
 
 
@@ -22,7 +22,7 @@ class PpoFields:
     """Task ppo, under the names of the `PPOConfig` that TRL once had."""
 
     num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each batch of completions."})
-    num_mini_batches: int = field(default=1, metadata={"help": "Optimizer steps that one pass is cut into."})
+    num_mini_batches: int = field(default=1, metadata={"help": "Optimizer steps of one pass."})
     kl_coef: float = field(default=0.05, metadata={"help": "Weight of the KL penalty in each token's reward."})
     cliprange: float = field(default=0.2, metadata={"help": "Clip range of the probability ratio."})
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
@@ -31,7 +31,7 @@ class PpoFields:
     lam: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
     whiten_rewards: bool = field(default=False, metadata={"help": "Whether to whiten the rewards."})
     missing_eos_penalty: float | None = field(
-        default=None, metadata={"help": "Taken off the score of a completion without an end-of-sequence token."}
+        default=None, metadata={"help": "Subtracted from the score of a completion without an end-of-sequence token."}
     )
 
 
@@ -41,20 +41,20 @@ class GrpoFields:
 
     advantage_estimator: Literal["grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline"] = field(
         default="grpo",
-        metadata={"help": "Baseline and scale of the advantages; a baseline behind REINFORCE++: the group's mean."},
+        metadata={"help": "Baseline and scale of the advantages; reinforce_plus_plus_baseline: the mean of the group."},
     )
     kl_in_reward: bool | None = field(
         default=None,
         metadata={
-            "help": "Whether the KL penalty is taken off the reward, not added to the loss; null: only for rloo and "
-            "reinforce_plus_plus."
+            "help": "Whether the KL penalty is subtracted from the reward, not added to the loss; null: only for rloo "
+            "and reinforce_plus_plus."
         },
     )
     disable_dropout: bool = field(
         default=True,
         metadata={
-            "help": "Train without dropout, that of an adapter too: engines sample without, and what they sampled is "
-            "held against the trainer's log-probabilities."
+            "help": "Train without dropout, that of an adapter included: engines sample without dropout, and the loss "
+            "compares their log-probabilities with those of the trainer."
         },
     )
     teacher_kl_coef: float = field(

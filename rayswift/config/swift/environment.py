@@ -17,8 +17,8 @@ _WITHOUT_FIELD = {
     "INFONCE_HARD_NEGATIVES": ("embedding", "every negative that a row names is used"),
     "INFONCE_MASK_FAKE_NEGATIVE": ("embedding", "no negative is left out for being like the query"),
     "INFONCE_FAKE_NEG_MARGIN": ("embedding", "no negative is left out for being like the query"),
-    "INFONCE_INCLUDE_QQ": ("embedding", "queries are held against documents only"),
-    "INFONCE_INCLUDE_DD": ("embedding", "queries are held against documents only"),
+    "INFONCE_INCLUDE_QQ": ("embedding", "queries are compared with documents only"),
+    "INFONCE_INCLUDE_DD": ("embedding", "queries are compared with documents only"),
     "LISTWISE_RERANKER_TEMPERATURE": ("reranker", "scores enter the listwise loss as they are"),
     "LISTWISE_RERANKER_MIN_GROUP_SIZE": ("reranker", "every group that has a right and a wrong document is trained"),
 }

@@ -146,7 +146,7 @@ def _beta(given: Given, result: Translation) -> None:
     if result.task == "ppo":
         result.no_effect("beta", "task ppo weighs its KL by --kl_coef")
     elif result.task == "rm":
-        result.no_effect("beta", "task rm is not held against a reference")
+        result.no_effect("beta", "task rm has no reference model")
     else:
         result.flags.append(("beta", given["beta"]))
 

@@ -3,7 +3,7 @@
     columns = compute(rows, function, folder, {"model": model_hash, ...}, partial(make_in_order, num_actors=4))
     columns.read(numbers, ids) -> {"chosen_logps": [...], ...}
 
-Values are keyed by the row's number in its `RowSet`, and its id is held against the one it was computed for. Parts are
+Values are keyed by the row's number in its `RowSet`, and its id is compared with the one it was computed for. Parts are
 written as they come, so an interrupted computation goes on behind them, each row computed into exactly one part; the
 manifest is written last; a folder made from other ingredients is refused.
 """

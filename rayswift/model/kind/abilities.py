@@ -147,7 +147,7 @@ def label_problem(field: str, model: ModelConfig, num_labels: int | None) -> str
 
 
 def training_problems(config: TrainingConfig) -> list[str]:
-    """Why a run cannot train its model, or hold it against its reference, as far as is known here."""
+    """Why a run cannot train its model, or cannot use its reference model, as far as is known here."""
     model, task = config.model, config.train.task
     found = problems(
         "model.path",

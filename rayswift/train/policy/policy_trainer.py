@@ -214,7 +214,7 @@ class StreamedPolicyTrainer(Streamed):
             return self._score(model, batches)[0]
 
     def _begin_round(self, model: Any, step: PolicyStep) -> None:
-        """Advantages, and the log-probabilities that later steps are held against."""
+        """Advantages, and the old log-probabilities for later steps."""
         batches = step.batches_of_round
         values = self._values = RoundValues()
         # The first step computes its own on the way.

@@ -125,7 +125,7 @@ class RowMeans(Streamed):
         return guard.stop(self._run_dir, self._rank, self.state.global_step + 1, what, found)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """HF's, without the copy of the adapter at the start that TRL is held against.
+        """HF's, without TRL's reference copy of the initial adapter.
 
         Every start makes that copy anew, and where HF finds one it would continue with it, not with what was trained.
         """
