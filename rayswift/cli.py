@@ -26,9 +26,9 @@ VERBS = {
     "sft": Verb("train", "supervised fine-tuning: rows -> checkpoint"),
     "rlhf": Verb("train", "preferences, rewards or a teacher -> checkpoint"),
     "data encode": Verb("data_encode", "rows -> packed token rows on disk, for runs with data.cache"),
-    "data inspect": Verb("data_inspect", "what a run would see of its rows: formats, lengths, trained tokens, fill"),
+    "data inspect": Verb("data_inspect", "statistics of the rows of a run: formats, lengths, trained tokens, fill"),
     "tasks": Verb("tasks", "the tasks that train, and what each can do"),
-    "infer": Verb("infer", "ask a run, a checkpoint or a model"),
+    "infer": Verb("infer", "answers of a run, a checkpoint or a model"),
     "export": Verb("export", "checkpoint -> model folder (merge a LoRA adapter)"),
 }
 

@@ -1,6 +1,6 @@
 """Which failure of a training process ends a run, and which one restarts its workers.
 
-The user's own errors (bad rows, a callback that raises, a loss that is no number) come again after a restart, so they
+The user's own errors (bad rows, a callback that raises, a NaN or infinite loss) come again after a restart, so they
 end the run. All else, whatever it is called, may be a passing fault of the machines below and is restarted, up to
 `cluster.max_failures` times. A plain bug would be restarted in vain: an error that speaks of no machine and comes
 again, word by word and without a checkpoint in between, ends the run at its second time.

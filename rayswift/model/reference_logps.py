@@ -45,7 +45,7 @@ def computed(
         function = _function(config, layout, plan.encode)
         rows = {key: value for key, value in asdict(plan.encode).items() if key != "tokenizer_dir"}
         ingredients = {"rows": rows, "reference": function.model_json, "ld_alpha": function.ld_alpha}
-        logger.info("the reference's log-probabilities of the rows to %s", name)
+        logger.info("writing the reference's log-probabilities of the rows to %s", name)
         folder = run_dir / "data" / f"reference-{name}"
         return replace(plan, columns=compute(plan.row_set, function, folder, ingredients, in_actors))
 

@@ -51,7 +51,7 @@ def advise(
 
 
 def verdict(config: TrainingConfig, curves: dict[str, Curve]) -> str:
-    """The sentence of a run that lacks nothing."""
+    """The sentence for a run without a bottleneck."""
     fill, wait = _recent(curves, "fill"), _recent(curves, "data_wait")
     if rollout_of(config) is not None and wait is not None:
         return f"No bottleneck: the trainer waits for rollouts {show(wait, '%')} of the time."
@@ -67,7 +67,7 @@ def _diverging(config: TrainingConfig, curves: dict[str, Curve]) -> list[Advice]
             rate = show(config.train.learning_rate)
             return [
                 Advice(
-                    f"The {name.replace('_', ' ')} was no finite number {_times(curve.broken)}, first at step "
+                    f"The {name.replace('_', ' ')} was NaN or infinite {_times(curve.broken)}, first at step "
                     f"{curve.first_broken:,}: lower train.learning_rate (now {rate}), warm up longer, or compute in "
                     f"another model.dtype (now {config.model.dtype}).",
                     bad=True,
@@ -82,8 +82,8 @@ def _failing(events: list[Event]) -> list[Advice]:
         return []
     return [
         Advice(
-            f"Workers were lost {len(failures)} times; the last error: {failures[-1].text or 'unknown'}. What was "
-            "trained since the checkpoint before is trained again: find the cause in logs/, or save more often.",
+            f"Workers were lost {len(failures)} times; the last error: {failures[-1].text or 'unknown'}. Steps "
+            "since the last checkpoint are trained again: find the cause in logs/, or save more often.",
             bad=True,
         )
     ]
@@ -128,14 +128,14 @@ def _waiting(config: TrainingConfig, curves: dict[str, Curve], local: bool) -> l
 
 
 def _prompts(counts: dict[str, int]) -> list[Advice]:
-    """On prompts that gave nothing to train for want of completions or rewards."""
+    """On prompts that could not be trained because completions or rewards failed."""
     seen, failed = sum(counts.values()), {k: v for k, v in counts.items() if k.startswith("failed")}
     lost, found = sum(failed.values()), []
     if lost:
         most = max(failed, key=lambda outcome: failed[outcome])
         found.append(
             Advice(
-                f"{lost:,} of {seen:,} prompts ({show(lost / seen, '%')}) failed, most of them so: "
+                f"{lost:,} of {seen:,} prompts ({show(lost / seen, '%')}) failed, most often for this reason: "
                 f"{most.partition(': ')[2]}; completions/failed.jsonl has those without a reward.",
                 bad=lost > _MANY_ROWS * seen,
             )
@@ -143,7 +143,7 @@ def _prompts(counts: dict[str, int]) -> list[Advice]:
     long = sum(count for outcome, count in counts.items() if "rollout.max_prompt_length" in outcome)
     if long > _MANY_ROWS * seen:
         was_cut = any(outcome.startswith("trained") and "rollout.max_prompt_length" in outcome for outcome in counts)
-        done = "lost their beginning: raise it" if was_cut else "were left out: raise it or set data.truncation left"
+        done = "were cut on the left: raise it" if was_cut else "were left out: raise it or set data.truncation left"
         found.append(
             Advice(
                 f"{show(long / seen, '%')} of the prompts are longer than rollout.max_prompt_length (or, without it, "
@@ -167,7 +167,7 @@ def _rollouts(rollout: RolloutConfig, curves: dict[str, Curve]) -> list[Advice]:
     if wait is not None and wait > _TRAINER_WAITS:  # in turns, each for the other
         return [
             Advice(
-                f"The trainer waits {show(wait, '%')} of the time and the engines {show(idle, '%')}, each for the "
+                f"The trainer waits {show(wait, '%')} of the time and the engines {show(idle, '%')}, for each "
                 f"other: raise rollout.max_staleness (now {rollout.max_staleness}), so that both work at once."
             )
         ]
@@ -176,7 +176,7 @@ def _rollouts(rollout: RolloutConfig, curves: dict[str, Curve]) -> list[Advice]:
 
 
 def _rewards(rollout: RolloutConfig, curves: dict[str, Curve]) -> list[Advice]:
-    """On completions that teach nothing."""
+    """On completions without a learning signal."""
     found = []
     cut, equal = _recent(curves, "completions/clipped_ratio"), _recent(curves, "frac_reward_zero_std")
     if cut is not None and cut > _MANY_CUT:
@@ -189,7 +189,7 @@ def _rewards(rollout: RolloutConfig, curves: dict[str, Curve]) -> list[Advice]:
     if equal is not None and equal > _MANY_EQUAL and rollout.num_generations > 1 and not rollout.dynamic_sampling:
         found.append(
             Advice(
-                f"Of {show(equal, '%')} of the prompts all completions have the same reward, which teaches nothing: "
+                f"For {show(equal, '%')} of the prompts all completions have the same reward and train nothing: "
                 f"raise rollout.num_generations (now {rollout.num_generations}), set rollout.dynamic_sampling, or take "
                 "prompts of another difficulty."
             )
@@ -208,7 +208,7 @@ def _filling(config: TrainingConfig, curves: dict[str, Curve]) -> list[Advice]:
         )
     else:
         what = "set data.packing true, or lower data.max_length"
-    return [Advice(f"Rows are only {show(fill, '%')} full, so the rest is computed for nothing: {what}.")]
+    return [Advice(f"Rows are only {show(fill, '%')} full; the rest is padding: {what}.")]
 
 
 def _training(curves: dict[str, Curve]) -> list[Advice]:
@@ -217,8 +217,8 @@ def _training(curves: dict[str, Curve]) -> list[Advice]:
         return []
     return [
         Advice(
-            f"Only {show(trained / tokens, '%')} of the tokens are trained; the others are prompts. If that is not "
-            "meant, look at data.loss_on."
+            f"Only {show(trained / tokens, '%')} of the tokens are trained; the others are prompts. If this is "
+            "not intended, change data.loss_on."
         )
     ]
 

@@ -118,7 +118,7 @@ class LiveReport:
                     self.write("running")
                 wait_s = min(max(_EVERY_S[0], (time.thread_time() - began) / _SHARE_OF_TIME), _EVERY_S[1])
         except Exception:  # a page must not end a run
-            logger.warning("report.html is no longer written:\n%s", traceback.format_exc())
+            logger.warning("report.html is no longer updated:\n%s", traceback.format_exc())
 
 
 def _outcome(error: BaseException | None) -> tuple[events.State, str]:

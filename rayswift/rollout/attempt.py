@@ -327,7 +327,7 @@ class Attempt:
         # The weights stay as they are: another pass would show much the same.
         ends = (self._ended and not self._ready) or ledger.epochs >= self._trained_epochs + 1
         if not ends:
-            logger.info("%s; more are drawn", what)
+            logger.info("%s; drawing more prompts", what)
             self._fruitless = counts
             self._admission.reopen(number)
             return True

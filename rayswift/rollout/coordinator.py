@@ -380,7 +380,7 @@ class Coordinator:
             return  # newer ones came meanwhile
         except Exception as error:
             # Engines that are there have the weights by now, or the pool says why not.
-            logger.warning("weights %s are not kept for engines to come: %s", published.version, error)
+            logger.warning("weights %s are not kept for engines that start later: %s", published.version, error)
 
     def _came_forward(self, where: str, change: int) -> None:
         """A prompt of an evaluation; these do not count as load."""

@@ -85,7 +85,7 @@ def record_sources(data: DataConfig, run_dir: Path, known: tuple[SourceContent, 
             partial.write_text(json.dumps([asdict(source) for source in found], indent=1), encoding="utf-8")
             partial.replace(run_dir / SOURCES)
         except (OSError, UserError) as error:
-            logger.warning("the rows' content could not be noted, so a resume cannot compare it: %s", error)
+            logger.warning("the hashes of the rows were not written, so a resume cannot compare the rows: %s", error)
 
     thread = threading.Thread(target=record, daemon=True)
     thread.start()

@@ -211,7 +211,7 @@ def examine(mine: Holder, theirs: Holder) -> Literal["alive", "dead", "unknown"]
 
 def _shows_life(place: Place, theirs: Holder, sleep: Callable[[float], None]) -> bool:
     watched_s = _BEATS_WATCHED * place.beat_s
-    logger.info("%s is held by %s; waiting up to %.0f s for a sign of its life", place.where, theirs, watched_s)
+    logger.info("%s is held by %s; waiting up to %.0f s for its heartbeat", place.where, theirs, watched_s)
     for _ in range(2 * _BEATS_WATCHED):
         sleep(place.beat_s / 2)
         now = _read(place)

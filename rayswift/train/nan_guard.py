@@ -1,4 +1,4 @@
-"""A loss or gradient that is no number ends the run before anything of it is saved, and names the rows that made it."""
+"""A NaN or infinite loss or gradient ends the run before anything of it is saved, and names the rows that made it."""
 
 import json
 import math
@@ -52,7 +52,7 @@ def stop(run_dir: Path, rank: int, step: int, what: str, rows: Sequence[RowLoss]
         run_dir: The run folder.
         rank: Whose rows they are.
         step: The optimizer step, counted from 1.
-        what: What is no number, and its value.
+        what: What is NaN or infinite, and its value.
         rows: See `row_losses`.
     """
     file = run_dir / NAN_ROWS / f"rank-{rank}.jsonl"

@@ -55,7 +55,7 @@ def agree_on_checkpoint(spec: RunSpec, worker: Worker) -> tuple[Resume | None, i
             _refuse_unseen(path, answers)
             break
         damaged[path] = Damaged(damage, sealed=True)
-        logger.info("%s is damaged: %s; the one before it is looked for", path, damage)
+        logger.info("%s is damaged: %s; looking for the one before it", path, damage)
     if worker.rank == 0:
         step = checkpoint.step_of(path) if path and path.parent == spec.run_dir else None
         checkpoint.clear_way(spec.run_dir, step, damaged)

@@ -1,4 +1,4 @@
-"""`rayswift data inspect`: what a run would see of its rows, before it is started.
+"""`rayswift data inspect`: statistics of the rows of a run, before it is started.
 
     rayswift data inspect --dataset rows.jsonl --model Qwen/Qwen3-0.6B --html rows.html
     rayswift data inspect rlhf --config dpo.yaml

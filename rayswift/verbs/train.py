@@ -63,12 +63,12 @@ def run(invocation: Invocation) -> None:
     ):
         if not is_url(train.output_dir):
             return _train(config, run_dir, clock)
-        with signals.last_words(lambda: logger.warning("what is not at %s stays in %s", train.output_dir, run_dir)):
+        with signals.last_words(lambda: logger.warning("files missing at %s stay in %s", train.output_dir, run_dir)):
             try:
                 _train(config, run_dir, clock)
             except KeyboardInterrupt:
                 signals.take_time()
-                logger.info("copying what is left to %s; a second signal ends this at once", train.output_dir)
+                logger.info("uploading the remaining files to %s; a second signal stops this at once", train.output_dir)
                 raise
 
 

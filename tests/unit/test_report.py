@@ -236,7 +236,7 @@ def test_rows_that_are_left_out() -> None:
 
 def test_a_run_that_goes_wrong() -> None:
     (text,) = advised(loss=[2.0, math.nan])
-    assert "The loss was no finite number once, first at step 2" in text and "train.learning_rate (now 1e-4)" in text
+    assert "The loss was NaN or infinite once, first at step 2" in text and "train.learning_rate (now 1e-4)" in text
     (text,) = advised(eval_loss=[3.0, 2.0, 2.5, 2.6, 2.7])
     assert "best at step 2 (2)" in text
     assert advised(eval_loss=[3.0, 2.0, 2.5, 1.9, 2.7]) == []
@@ -274,7 +274,7 @@ def test_who_waits_for_whom() -> None:
     (text,) = advised_online("--num_engines", "1", "3", data_wait=[0.63])
     assert "rollout.num_engines (now 1, of [1, 3])" in text
     (text,) = advised_online(data_wait=[0.4], engines_idle=[0.5])
-    assert text.startswith("The trainer waits 40 % of the time and the engines 50 %, each for the other")
+    assert text.startswith("The trainer waits 40 % of the time and the engines 50 %, for each other")
     (text,) = advised_online("--num_engines", "3", engines_idle=[0.5])
     assert text == "The engines have no work 50 % of the time: the trainer is slower; lower rollout.num_engines."
     curves = {name: curve_of(values) for name, values in ROLLOUTS.items()}
@@ -285,11 +285,11 @@ def test_completions_and_prompts_that_teach_nothing() -> None:
     (text,) = advised_online(**{"completions/clipped_ratio": [0.4]})
     assert text.startswith("40 % of the completions are cut off at rollout.max_completion_length = 512: raise it")
     (text,) = advised_online(frac_reward_zero_std=[0.7])
-    assert text.startswith("Of 70 % of the prompts all completions have the same reward")
+    assert text.startswith("For 70 % of the prompts all completions have the same reward")
     assert advised_online("--dynamic_sampling", "true", frac_reward_zero_std=[0.7]) == []
     counts = {"trained": 90, "failed: reward f raised ValueError": 6, "failed: too few": 1}
     (text,) = advised_online(counts=counts)
-    assert text.startswith("7 of 97 prompts (7.2 %) failed, most of them so: reward f raised ValueError;")
+    assert text.startswith("7 of 97 prompts (7.2 %) failed, most often for this reason: reward f raised ValueError;")
     (text,) = advised_online(counts={"trained": 80, "filtered: longer than rollout.max_prompt_length": 20})
     assert text.startswith("20 % of the prompts are longer than rollout.max_prompt_length")
 

@@ -42,7 +42,7 @@ def write_as_loaded(model: ModelConfig, folder: Path) -> None:
     special = list(loaded.special_tokens_map.values())
     probes = [*_PROBES, *(f"{token}{text}" for token in special for text in _PROBES[:2])]
     if any(written.encode(text).ids != backend.encode(text).ids for text in probes):
-        logger.info("%s makes other tokens than its tokenizer.json says; trained are its own", type(loaded).__name__)
+        logger.info("%s makes other tokens than its tokenizer.json; training uses the former", type(loaded).__name__)
         backend.save(str(path))
     named = {name: token for name, token in loaded.special_tokens_map.items() if not config.get(name)}
     if named:

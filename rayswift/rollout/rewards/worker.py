@@ -86,7 +86,7 @@ class ActorWorker:
         except UserError as error:
             if self._node == here:
                 raise
-            logger.warning("%s; it starts beside the coordinator instead, not on node %s", error, self._node[:8])
+            logger.warning("%s; starting it on the coordinator's node, not on node %s", error, self._node[:8])
             self.kill()
             self._node = here
             await self._start_on(here)
@@ -118,7 +118,7 @@ class ActorWorker:
             failure = f"{who} ended its process"
         except RayTaskError as error:
             return f"{who} failed: {str(error).strip().splitlines()[-1]}"
-        logger.warning("%s; its process is started anew", failure)
+        logger.warning("%s; restarting its process", failure)
         self.kill()
         await self.start()
         return failure

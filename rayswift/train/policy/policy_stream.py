@@ -120,7 +120,7 @@ class PolicyStream(Progress):
             if received.ended:
                 self.position, self.epochs, self.ledger = received.position, received.epochs, received.ledger
                 self.last = True
-                logger.info("training ends well: %s", received.ended)
+                logger.info("training is done: %s", received.ended)
                 return
             steps = self._cut(received)
             for number, step in enumerate(steps):

@@ -115,7 +115,7 @@ class StreamedPolicyTrainer(Streamed):
             This rank's share of the loss times the number of ranks: their mean is the loss.
 
         Raises:
-            UserError: a loss that is no number.
+            UserError: a NaN or infinite loss.
         """
         step: PolicyStep = inputs["step"]
         if step.begins_round:
@@ -260,7 +260,7 @@ class StreamedPolicyTrainer(Streamed):
         return StepCounts(len(rows), tokens, int(lengths.sum()) / num_steps, counted)
 
     def _note(self, batch: MicroBatch, loss: Loss) -> None:
-        """Add a micro-batch to the metrics, and stop where its loss is no number."""
+        """Add a micro-batch to the metrics, and stop if its loss is NaN or infinite."""
         names = list(loss.sums)
         value, *sums = torch.stack(
             [loss.total.detach(), *(each.to(loss.total) for each in loss.sums.values())]

@@ -69,7 +69,7 @@ class StreamedEmbeddingTrainer(HeadTrainer):
         """The loss; see `RowMeans`. Where rows are compared, the value is that of the global batch.
 
         Raises:
-            UserError: a loss that is no number.
+            UserError: a NaN or infinite loss.
         """
         if not self._loss_of.compares_rows:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

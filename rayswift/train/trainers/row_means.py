@@ -69,7 +69,7 @@ class RowMeans(Streamed):
         """The trainer's loss, weighed so that each row of the global batch counts the same.
 
         Raises:
-            UserError: a loss that is no number.
+            UserError: a NaN or infinite loss.
         """
         rows = self.stream.handed_out.popleft()
         loss, sums = self._loss(model, inputs, rows)

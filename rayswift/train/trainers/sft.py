@@ -59,7 +59,7 @@ class StreamedSFTTrainer(Streamed, SFTTrainer):
         The divisor stays the number of trained tokens of the global batch, so a weight of 2 counts as twice the token.
 
         Raises:
-            UserError: a training loss that is no number, or weights beside what takes none.
+            UserError: a NaN or infinite training loss, or weights beside what takes none.
         """
         inputs = dict(inputs)
         weights = inputs.pop("loss_weights", None)
