@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from rayswift.cluster.resources import Layout, memory_per_worker_bytes
+from rayswift.cluster.layout import Layout, memory_per_worker_bytes
 from rayswift.config.checks.model import model_problems
 from rayswift.config.checks.online import max_sequence_length, micro_batch_tokens
 from rayswift.config.checks.task import default_loss, rollout_of, task_problems

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rayswift.cluster.resources import Layout
+from rayswift.cluster.layout import Layout
 from rayswift.config.model import ModelConfig, RlhfModelConfig
 from rayswift.config.schema import TrainingConfig
 from rayswift.data.cache.columns import compute

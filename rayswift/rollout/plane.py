@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rayswift.cluster.resources import Layout
+from rayswift.cluster.layout import Layout
 from rayswift.config.checks.online import max_sequence_length
 from rayswift.config.schema import RlhfConfig
 from rayswift.data.feed.feed import DRIVERS_ATTEMPT, StaleAttempt

@@ -15,7 +15,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rayswift.cluster.resources import connect, join, lay_out
+from rayswift.cluster.connect import connect, join
+from rayswift.cluster.layout import lay_out
 from rayswift.config.checks.built import refuse_unbuilt
 from rayswift.config.load import Invocation, to_yaml
 from rayswift.config.row_verbs import PtEncodeConfig, RlhfEncodeConfig

@@ -5,7 +5,8 @@ from pathlib import Path
 import psutil
 
 from rayswift import signals
-from rayswift.cluster.resources import Layout, connect, join, lay_out
+from rayswift.cluster.connect import connect, join
+from rayswift.cluster.layout import Layout, lay_out
 from rayswift.config import paths
 from rayswift.config.checks.built import refuse_unbuilt
 from rayswift.config.checks.task import rollout_of

@@ -8,7 +8,7 @@ from unittest.mock import patch
 import torch
 from transformers import set_seed
 
-from rayswift.cluster.resources import Layout
+from rayswift.cluster.layout import Layout
 from rayswift.config.load import load as load_config
 from rayswift.config.tasks import TASKS, compares_partners, keeps_reference, load
 from rayswift.data.feed.client import LocalFeed

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import TINY, batches, feed_plan, good, line, numbers
 
-from rayswift.cluster.resources import Layout
+from rayswift.cluster.layout import Layout
 from rayswift.config.load import load
 from rayswift.config.schema import DataConfig, SftConfig
 from rayswift.data import prepare

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from rayswift import cli
-from rayswift.cluster.resources import Layout
+from rayswift.cluster.layout import Layout
 from rayswift.config.checks.built import is_unbuilt, refuse_unbuilt
 from rayswift.config.load import load
 from rayswift.config.model import ModelConfig

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayswift.cluster.resources import Layout
+from rayswift.cluster.layout import Layout
 from rayswift.config.model import ModelConfig
 from rayswift.config.schema import RlhfConfig
 from rayswift.data.cache.columns import PartWriter, compute

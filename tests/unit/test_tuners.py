@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rayswift.cluster.resources import lay_out
+from rayswift.cluster.layout import lay_out
 from rayswift.config.checks.built import refuse_unbuilt
 from rayswift.config.fields.tuners import begins_with_other_weights
 from rayswift.config.load import load
