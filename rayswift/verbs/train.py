@@ -7,10 +7,10 @@ import psutil
 from rayswift import signals
 from rayswift.cluster.connect import connect, join
 from rayswift.cluster.layout import Layout, lay_out
-from rayswift.config import paths
 from rayswift.config.checks.built import refuse_unbuilt
 from rayswift.config.checks.task import rollout_of
 from rayswift.config.load import Invocation
+from rayswift.config.reading import paths
 from rayswift.config.schema import TrainingConfig
 from rayswift.config.tasks import TASKS, compares_partners
 from rayswift.data import prepare

@@ -18,7 +18,7 @@ from sentence_transformers.base.modules import Normalize
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers.trainer_utils import EvalLoopOutput
 
-from rayswift.config.schema import SftTrainConfig
+from rayswift.config.train import SftTrainConfig
 from rayswift.data.sequence.windows import PackedRow
 from rayswift.model.texts import sentence_folder
 from rayswift.train import evaluation
