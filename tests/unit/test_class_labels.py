@@ -13,9 +13,10 @@ from rayswift.config.schema import DataConfig
 from rayswift.data.class_labels import completed
 from rayswift.data.encode.encoder import EncodeConfig, RowKind
 from rayswift.data.encode.members import encoder_of
-from rayswift.data.prepare import plan_encoding, prepare_tokenizer
+from rayswift.data.prepare import plan_encoding
 from rayswift.data.rows import BadRow
 from rayswift.data.sources import open_sources
+from rayswift.data.tokenizer.training_copy import prepare_tokenizer
 from rayswift.log import UserError
 from rayswift.model.heads import settings
 

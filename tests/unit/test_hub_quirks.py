@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rayswift.config.load import load
 from rayswift.config.model import ModelConfig
-from rayswift.data.prepare import prepare_tokenizer
 from rayswift.data.tokenizer.default_system import default_system
 from rayswift.data.tokenizer.folder import read_chat_template
+from rayswift.data.tokenizer.training_copy import prepare_tokenizer
 from rayswift.launch.dry_run import dry_run
 from rayswift.log import UserError
 from rayswift.model.find import find_model

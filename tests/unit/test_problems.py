@@ -15,7 +15,7 @@ from rayswift.config.model import ModelConfig
 from rayswift.config.reading.names import paths_of
 from rayswift.config.schema import VERB_CONFIGS
 from rayswift.config.show import field_lines
-from rayswift.data.prepare import prepare_tokenizer
+from rayswift.data.tokenizer.training_copy import prepare_tokenizer
 from rayswift.launch import plan
 from rayswift.log import UserError, logger, raise_together
 

@@ -18,8 +18,8 @@ from rayswift.config.checks.built import refuse_unbuilt
 from rayswift.config.fields.tuners import begins_with_other_weights
 from rayswift.config.load import load
 from rayswift.config.model import ModelConfig
-from rayswift.data.prepare import prepare_tokenizer
 from rayswift.data.sequence.windows import PackedRow
+from rayswift.data.tokenizer.training_copy import prepare_tokenizer
 from rayswift.launch.plan import resolve
 from rayswift.log import UserError
 from rayswift.model import init_weights as initial_weights
