@@ -12,7 +12,7 @@ from rayswift.config.schema import DataConfig
 from rayswift.config.source import SourceConfig
 from rayswift.data import class_labels
 from rayswift.data.cache.folder import known, open_cache
-from rayswift.data.encode.encoder import CAUSAL, EncodeConfig, RowKind
+from rayswift.data.encode.config import CAUSAL, EncodeConfig, RowKind
 from rayswift.data.raw_rows import encode_raw, map_hash, placed, readable
 from rayswift.data.rows import BadRow, kto_remarks
 from rayswift.data.sequence.mixing import Mix, mix, weights_of

@@ -17,7 +17,8 @@ from rayswift.cluster.layout import Layout
 from rayswift.config.model import ModelConfig, RlhfModelConfig
 from rayswift.config.schema import TrainingConfig
 from rayswift.data.cache.columns import compute
-from rayswift.data.encode.encoder import EncodeConfig, EncodedRow
+from rayswift.data.encode.config import EncodeConfig
+from rayswift.data.encode.encoder import EncodedRow
 from rayswift.data.feed.pipeline import make_in_order
 from rayswift.data.raw_rows import Result, encode_raw
 from rayswift.data.sequence.windows import PackedRow, WindowPlan, Windows

@@ -22,7 +22,7 @@ from rayswift.data import prepare
 from rayswift.data.cache import fingerprint
 from rayswift.data.cache import folder as cache_folder
 from rayswift.data.cache.parts import SCHEMA, CachedWindows, PartSummary, PartWriter, _packed_rows, _table
-from rayswift.data.encode.encoder import RowKind
+from rayswift.data.encode.config import RowKind
 from rayswift.data.feed.feed import Feed
 from rayswift.data.sequence.global_batches import Position
 from rayswift.data.sequence.windows import PackedRow, Window, Windows

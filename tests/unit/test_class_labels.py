@@ -11,8 +11,8 @@ from streams import TINY
 from rayswift.config.model import ModelConfig, ProblemType
 from rayswift.config.schema import DataConfig
 from rayswift.data.class_labels import completed
-from rayswift.data.encode.encoder import EncodeConfig, RowKind
-from rayswift.data.encode.members import encoder_of
+from rayswift.data.encode.config import EncodeConfig, RowKind
+from rayswift.data.encode.encoders import encoder_of
 from rayswift.data.prepare import plan_encoding
 from rayswift.data.rows import BadRow
 from rayswift.data.sources import open_sources

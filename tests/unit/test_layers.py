@@ -36,8 +36,8 @@ MAX_FILES = 14
 HEAVY = {"ray", "torch", "vllm"}
 PURE = [
     "rayswift.data.encode.encoder",
+    "rayswift.data.encode.families.prompts",
     "rayswift.data.encode.message_ends",
-    "rayswift.data.encode.prompts",
     "rayswift.data.encode.template",
     "rayswift.data.encode.truncation",
     "rayswift.data.encode.turns",

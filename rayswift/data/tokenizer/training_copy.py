@@ -8,8 +8,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, normalizers
 
 from rayswift.config.model import ModelConfig
-from rayswift.data.encode.encoder import CAUSAL, RowKind
-from rayswift.data.encode.reranker_template import for_pairs
+from rayswift.data.encode.config import CAUSAL, RowKind
+from rayswift.data.encode.families.reranker_template import for_pairs
 from rayswift.data.tokenizer.folder import PROCESSOR_TEMPLATE, read_chat_template
 from rayswift.data.tokenizer.loaded import convert, from_hub, write_as_loaded
 from rayswift.log import UserError
