@@ -150,8 +150,7 @@ class StreamedEmbeddingTrainer(HeadTrainer):
 
         All ranks hold all these embeddings, and each adds them up alike.
         """
-        model = self.model_wrapped if self.is_in_train else self._wrap_model(self.model, training=False)
-        model.eval()
+        model = self.model_to_evaluate()
         tables, mine, world_size = [], 0, self.args.world_size
         for rows, batch in dataloader:
             inputs = self._prepare_inputs(batch)
