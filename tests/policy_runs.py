@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from rayswift.cluster.resources import Layout
+from rayswift.cluster.layout import Layout
 from rayswift.config.checks.online import micro_batch_tokens
 from rayswift.config.load import load
 from rayswift.config.schema import RlhfConfig

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from rayswift.config.checks.built import is_unbuilt
 from rayswift.config.fields import trl as trl_fields
 from rayswift.config.reading.names import literal_values, section_of, tasks_of, trl_names
-from rayswift.config.schema import VERB_CONFIGS, TrainConfig
+from rayswift.config.schema import VERB_CONFIGS
 from rayswift.config.section import Section
+from rayswift.config.train import TrainConfig
 
 # The fields people set first, by section; `--help all` shows every one.
 _FIRST = {

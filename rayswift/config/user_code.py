@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rayswift.config.schema import TrainConfig
+from rayswift.config.train import TrainConfig
 from rayswift.log import UserError
 
 Named = tuple[str, str]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from rayswift.config.model import ProblemType
-from rayswift.data.encode.encoder import EncodeConfig
+from rayswift.data.encode.config import EncodeConfig
 from rayswift.data.raw_rows import readable
 from rayswift.data.rows import BadRow, Label, label_in
 from rayswift.data.sequence.windows import RowSet

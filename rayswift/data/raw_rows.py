@@ -22,10 +22,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rayswift.config.paths import in_a_jobs_folder
+from rayswift.config.reading.paths import in_a_jobs_folder
 from rayswift.config.user_code import load, split
-from rayswift.data.encode.encoder import EncodeConfig, EncodedRow, LeftOut
-from rayswift.data.encode.members import cached_encoder
+from rayswift.data.encode.config import EncodeConfig
+from rayswift.data.encode.encoder import EncodedRow, LeftOut
+from rayswift.data.encode.encoders import cached_encoder
 from rayswift.data.rows import BadRow
 from rayswift.data.sources import RawRow
 from rayswift.log import UserError

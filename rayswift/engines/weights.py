@@ -167,3 +167,10 @@ class WeightStore:
             raise
         if self._current is published:
             self._current = replace(published, buckets=tuple(buckets))
+
+
+class Weights(Protocol):
+    """Keeps published weights for engines that come when their trainer is gone, see `weights.WeightStore`."""
+
+    async def keep(self, published: Published) -> Published:
+        """The same weights in objects that do not die with the trainer."""

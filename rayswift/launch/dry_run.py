@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rayswift.cluster.resources import lay_out
+from rayswift.cluster.layout import lay_out
 from rayswift.config.checks.built import not_built
 from rayswift.config.checks.task import rollout_of
 from rayswift.config.load import to_yaml

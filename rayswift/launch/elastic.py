@@ -27,9 +27,9 @@ from ray.train.v2._internal.execution.scaling_policy import (
 # Not `TorchTrainer`: its config makes driver and controller import torch, seconds before the first worker starts.
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from rayswift.cluster.layout import Layout, worker_resources
 from rayswift.cluster.nodes import silent
 from rayswift.cluster.preflight import Ask, num_workers_that_fit
-from rayswift.cluster.resources import Layout, worker_resources
 from rayswift.launch.failures import first_line
 from rayswift.launch.supply import beside_the_driver
 from rayswift.log import UserError

@@ -1,34 +1,27 @@
-"""From what the user set to what will run: derived values, checks across fields, memory, and the plan as text."""
+"""From what the user set to what will run: derived values, memory, and the plan as text."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from rayswift.cluster.resources import Layout, memory_per_worker_bytes
-from rayswift.config.checks.model import model_problems
+from rayswift.cluster.layout import Layout, memory_per_worker_bytes
 from rayswift.config.checks.online import max_sequence_length, micro_batch_tokens
-from rayswift.config.checks.task import default_loss, rollout_of, task_problems
-from rayswift.config.fields.tuners import tuner_problems
+from rayswift.config.checks.task import default_loss, rollout_of
 from rayswift.config.model import ModelConfig, RlhfModelConfig
 from rayswift.config.schema import DataConfig, RlhfConfig, SftConfig, TrainingConfig
 from rayswift.config.tasks import TASKS, keeps_reference, problem_type
 from rayswift.data.sequence.global_batches import micro_batches
-from rayswift.data.sequence.mixing import weights_of
 from rayswift.data.sequence.windows import WindowPlan, Windows
-from rayswift.data.sources import parse_source
 from rayswift.launch import memory
+from rayswift.launch.problems import config_problems, worker_problems
 from rayswift.log import UserError
 from rayswift.model.kind import abilities
 from rayswift.model.size import parameters as model_size
 from rayswift.model.size import shapes
 from rayswift.model.texts import settings as text_settings
-from rayswift.model.texts.encoders import stretched_positions
-from rayswift.run import checkpoint
 from rayswift.run.folder import Resume
-from rayswift.train import evaluation
 
-_NOT_STRETCHABLE = ("reduce_lr_on_plateau", "greedy", "warmup_stable_decay")
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
 
@@ -92,7 +85,7 @@ def resolve(config: ConfigT, layout: Layout, resume: Resume | None) -> Plan[Conf
     cluster = config.cluster.model_copy(update={"num_workers": num_workers, "zero_stage": stage})
     resolved = config.model_copy(update={"train": train, "cluster": cluster, "data": _packed(config)})
     resolved = _with_rounds_in_steps(resolved)
-    problems = [*wrong_kind, *_problems(resolved, has_eval), *_worker_problems(resolved, layout)]
+    problems = [*wrong_kind, *config_problems(resolved, has_eval), *worker_problems(resolved, layout)]
     problems += text_settings.problems(resolved, folder) if is_here else []
     if problems:
         raise UserError("\n".join(problems))
@@ -119,19 +112,6 @@ def _with_rounds_in_steps(config: ConfigT) -> ConfigT:
         return config
     steps = {"steps_per_generation": completions // batch, "generation_batch_size": None}
     return config.model_copy(update={"train": config.train.model_copy(update=steps)})
-
-
-def _worker_problems(config: TrainingConfig, layout: Layout) -> list[str]:
-    found = []
-    batch = config.train.global_batch_size or 0
-    if layout.world_size > batch:
-        found.append(
-            f"cluster.num_workers = {layout.world_size} leaves workers without a row of a global batch of {batch}; "
-            "lower it, or raise train.global_batch_size"
-        )
-    if layout.min_workers and config.train.save_only_model:
-        found.append("train.save_only_model leaves nothing that a changing number of workers can continue; unset it")
-    return found
 
 
 def with_window_rows(plan: Plan[ConfigT], window_rows: int) -> Plan[ConfigT]:
@@ -198,65 +178,6 @@ def _packed(config: TrainingConfig) -> DataConfig:
     """Section `data`, without packing for a task that judges whole rows."""
     task = TASKS.get(config.train.task)
     return config.data if task is None or task.packs else config.data.model_copy(update={"packing": False})
-
-
-def _problems(config: TrainingConfig, has_eval: bool) -> list[str]:
-    train, cluster, data = config.train, config.cluster, config.data
-    found = tuner_problems(config.model) + task_problems(config) + model_problems(config)
-    if train.eval_strategy != "no" and not has_eval:
-        found.append(f"train.eval_strategy = {train.eval_strategy} has no rows; set data.eval or data.eval_fraction")
-    if train.eval_on_start and not has_eval:
-        found.append("train.eval_on_start = True has no rows; set data.eval or data.eval_fraction, or unset it")
-    for name in ("load_best_model_at_end", "early_stopping_patience"):
-        if getattr(train, name) and train.eval_strategy == "no":
-            found.append(f"train.{name} needs evaluations; set data.eval or data.eval_fraction")
-    metric = train.metric_for_best_model.removeprefix("eval_")
-    if train.task == "causal_lm" and not train.metrics and metric not in evaluation.BUILT_IN:
-        found.append(
-            f"train.metric_for_best_model = {metric!r} is no metric of an evaluation; there are "
-            f"{', '.join(evaluation.BUILT_IN)}, and those of train.metrics"
-        )
-    if train.metrics and train.eval_strategy == "no":
-        found.append("train.metrics needs evaluations; set data.eval or data.eval_fraction")
-    if data.eval and data.eval_fraction:
-        found.append("data.eval and data.eval_fraction both name evaluation rows; keep one")
-    try:
-        weights_of(data.dataset, data.mix)
-    except UserError as error:
-        found.append(str(error))
-    found += [
-        f"data.eval: {parse_source(each).written} has a weight, but only rows to train on are mixed; leave it out"
-        for each in data.eval
-        if not isinstance(each, str) and each.weight is not None
-    ]
-    if cluster.offload == "all" and cluster.zero_stage != 3:
-        found.append(f"cluster.offload = all needs cluster.zero_stage 3, it is {cluster.zero_stage}")
-    if cluster.offload == "optimizer" and not cluster.zero_stage:
-        found.append("cluster.offload = optimizer needs cluster.zero_stage 1, 2 or 3, it is 0")
-    if train.max_steps <= 0 and train.lr_scheduler_type in _NOT_STRETCHABLE:
-        found.append(f"train.lr_scheduler_type = {train.lr_scheduler_type} counts steps; set train.max_steps")
-    folder = Path(config.model.path)
-    if (
-        folder.is_dir()
-        and not abilities.training_problems(config)
-        and not config.model.random_init
-        and not _has_weights(folder)
-    ):
-        result = checkpoint.model_folder(folder) if checkpoint.newest(folder) else folder  # of a run folder
-        remedy = f"name its checkpoint {result}" if result != folder else "set model.random_init to begin anew"
-        found.append(f"model.path = {str(folder)!r} holds no weights (*.safetensors); {remedy}")
-    positions = stretched_positions(config.model)
-    online = isinstance(config, RlhfConfig) and rollout_of(config) is not None
-    longest = max_sequence_length(config) if isinstance(config, RlhfConfig) and online else data.max_length
-    if positions and longest > positions:
-        what = f"a prompt and its completion have up to {longest} tokens" if online else f"data.max_length = {longest}"
-        which = "data.max_length, or rollout.max_prompt_length and rollout.max_completion_length" if online else "it"
-        found.append(f"{what}, but the model has {positions} positions; lower {which}")
-    return found
-
-
-def _has_weights(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
 
 
 def _estimates(config: TrainingConfig, layout: Layout) -> list[memory.MemoryEstimate] | str:

@@ -7,8 +7,7 @@ from rayswift.config.checks.online import max_sequence_length
 from rayswift.config.schema import RlhfConfig
 from rayswift.data.sequence.windows import Windows
 from rayswift.launch.supply import beside_the_driver
-from rayswift.rollout.admission import RoundPlan
-from rayswift.rollout.attempt import RolloutPlan
+from rayswift.rollout.admission import RolloutPlan, RoundPlan
 from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.rollout.plane import Plane, PlaneSpec, RolloutClient
 from rayswift.train.spec import Connect, RunSpec, SupplyClient

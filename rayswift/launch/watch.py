@@ -1,19 +1,16 @@
 """The driver's look-out while a run goes on: it shows who waits for whom, and knows when to give up."""
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-
-from tqdm import tqdm
 
 from rayswift.cluster import nodes, preflight
 from rayswift.log import UserError, logger
+from rayswift.report.console import say
 from rayswift.run import events
-from rayswift.run.waiting import NO_SIGN_S, SAY_S, Lines, Waiting, clear, read, warnings
+from rayswift.run.waiting import NO_SIGN_S, SAY_S, Lines, Waiting, clear, read, size_of, warnings
 
 _LOOK_S = 1.0
 _CLOSE_S = 5.0
@@ -30,7 +27,7 @@ def announced(what: str, every_s: float = SAY_S) -> Iterator[None]:
 
     def run() -> None:
         while not done.wait(every_s):
-            _say(f"{what} goes on, {time.monotonic() - begun:.0f} s so far")
+            say(f"{what} goes on, {time.monotonic() - begun:.0f} s so far")
 
     thread = threading.Thread(target=run, name="announced", daemon=True)
     thread.start()
@@ -73,9 +70,7 @@ class Watch:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *ended: object) -> None:
         self._done.set()
         self._thread.join(timeout=_CLOSE_S)
 
@@ -107,12 +102,12 @@ class Watch:
     def _look(self) -> None:
         self._show_news()
         moved, supply = self._ask_supply()
-        shown = [_size(self._log_dir / "rank-0.log"), _size(self._run_dir / events.EVENTS)]
+        shown = [size_of(self._log_dir / "rank-0.log"), size_of(self._run_dir / events.EVENTS)]
         self._waiting.look(time.monotonic(), read(self._log_dir), moved, shown)
         if self._waiting.due():
             lost = self._cluster.lost_nodes() if self._cluster is not None else []
             self._said = self._waiting.describe(supply, lost)
-            _say(self._said)
+            say(self._said)
 
     def _ask_supply(self) -> tuple[object, str]:
         try:
@@ -122,7 +117,7 @@ class Watch:
 
     def _show_news(self) -> None:
         for text in warnings(self._rollouts.new()):
-            _say(text)
+            say(text)
 
 
 class Cluster:
@@ -162,7 +157,7 @@ class Cluster:
             )
         if now - self._told_s > _TELL_HEAD_S:
             self._told_s = now
-            _say(f"{where} has not answered for {now - self._answered_s:.0f} s")
+            say(f"{where} has not answered for {now - self._answered_s:.0f} s")
 
     @property
     def has_head(self) -> bool:
@@ -180,7 +175,7 @@ class Cluster:
         """
         if not self.has_head or preflight.could_fit(self._ask):
             return False
-        _say("nodes of the Ray cluster were lost: what is left cannot hold the workers")
+        say("nodes of the Ray cluster were lost: what is left cannot hold the workers")
         try:
             preflight.wait_until_it_fits(self._ask, self._patience_s)
         except UserError as error:
@@ -194,11 +189,3 @@ class Cluster:
         if not self.has_head:  # whom Ray would ask
             return [f"{self._head[0]} (the head)"]
         return [node["NodeManagerAddress"] for node in nodes.silent([each for each in ray.nodes() if each["Alive"]])]
-
-
-def _size(file: Path) -> int:
-    return file.stat().st_size if file.exists() else 0
-
-
-def _say(line: str) -> None:
-    tqdm.write(line, file=sys.stderr)

@@ -12,7 +12,8 @@ from typing import Any
 
 from rayswift import signals
 from rayswift.cluster import preflight
-from rayswift.cluster.resources import interfaces, network_environment, worker_resources
+from rayswift.cluster.layout import worker_resources
+from rayswift.cluster.machine import interfaces, network_environment
 from rayswift.data.feed.pipeline import user_error_in
 from rayswift.launch import watch
 from rayswift.launch.failures import Failures, explain, first_line, main_cause

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from rayswift.data.hub_files import download
+from rayswift.data.tokenizer.loaded import load
 from rayswift.log import UserError
 from rayswift.run.checkpoint import model_folder
 
 _ADAPTER = "adapter_config.json"
 _GENERATION = "generation_config.json"
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _MARK = "rayswift"
 
@@ -63,7 +65,7 @@ def find_model(name: str, setting: str, fetch: bool = True, base: str | None = N
         UserError: nothing is there, or its weights or its base model are missing.
     """
     what = f"{setting} = {name!r}"
-    folder = _from_hub(name, what, fetch) if _is_hub_id(name) else model_folder(Path(name))
+    folder = _of_hub(name, what, fetch) if _is_hub_id(name) else model_folder(Path(name))
     if (folder / _ADAPTER).exists():
         adapter = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))
         recorded = str(adapter.get("base_model_name_or_path") or "")
@@ -89,7 +91,7 @@ def _base_model(folder: Path, recorded: str, setting: str, fetch: bool, given: s
     if given:
         what = f"{field} = {given!r}"
     if _is_hub_id(name):
-        return _from_hub(name, what, fetch)
+        return _of_hub(name, what, fetch)
     if not (Path(name) / "config.json").exists():
         raise UserError(f"{what} is no model folder here; name the folder or hub id of that model with --base")
     _check_weights(Path(name), what)
@@ -105,17 +107,8 @@ def _check_weights(folder: Path, what: str) -> None:
         raise UserError(f"{what} holds no weights (*.safetensors in {folder})")
 
 
-def _from_hub(name: str, what: str, fetch: bool) -> Path:
-    if not fetch:
-        return Path(name)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except Exception as error:  # whatever the hub's client raises, the user asked for this id
-        first_line = (str(error).splitlines() or [""])[0]
-        reason = f"{type(error).__name__}: {first_line}"
-        raise UserError(f"{what} is no folder here and could not be had from the hub: {reason}") from error
+def _of_hub(name: str, what: str, fetch: bool) -> Path:
+    return download(name, _HUB_FILES, what) if fetch else Path(name)
 
 
 def load_tokenizer(model: FoundModel) -> PreTrainedTokenizerBase:
@@ -124,11 +117,7 @@ def load_tokenizer(model: FoundModel) -> PreTrainedTokenizerBase:
     Raises:
         UserError: it has none that loads.
     """
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model.tokenizer)
-    except (OSError, ValueError) as error:
-        first_line = str(error).splitlines()[0]
-        raise UserError(f"{model.tokenizer} has no tokenizer that loads: {first_line}") from error
+    tokenizer: PreTrainedTokenizerBase = load(model.tokenizer, False, str(model.tokenizer))
     return tokenizer
 
 

@@ -1,4 +1,4 @@
-"""Model and tokenizer of a worker."""
+"""The model of a worker."""
 
 import itertools
 import re
@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import (
-    AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from rayswift.config.model import ModelConfig
@@ -50,14 +48,6 @@ def hold_masters(network: PreTrainedModel | PeftModel, dtype: str) -> None:
             parameter.data = parameter.data.to(torch.float32)
         elif not below_adapter and not any(part in name for part in kept):
             parameter.data = parameter.data.to(getattr(torch, dtype))
-
-
-def load_tokenizer(folder: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """The run's tokenizer, with a padding token."""
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def load_model(config: ModelConfig, path: str, dtype: str, head: Head = "causal_lm") -> PreTrainedModel | PeftModel:

@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from rayswift.cluster.resources import Layout
+from rayswift.cluster.layout import Layout
 from rayswift.config.model import ModelConfig, RlhfModelConfig
 from rayswift.config.schema import TrainingConfig
 from rayswift.data.cache.columns import compute
-from rayswift.data.encode.encoder import EncodeConfig, EncodedRow
+from rayswift.data.encode.config import EncodeConfig
+from rayswift.data.encode.encoder import EncodedRow
 from rayswift.data.feed.pipeline import make_in_order
 from rayswift.data.raw_rows import Result, encode_raw
 from rayswift.data.sequence.windows import PackedRow, WindowPlan, Windows
 from rayswift.data.sources import RawRow
+from rayswift.data.tokenizer.loaded import load_with_padding
 from rayswift.log import logger
 
 
@@ -164,7 +166,7 @@ def _loaded(model_json: str, uses_deepspeed: bool, tokenizer_dir: str, device: s
     """This process's reference model, and the token that fills batches."""
     import torch
 
-    from rayswift.model.load import load_model, load_tokenizer, resolve_dtype, weights_dtype
+    from rayswift.model.load import load_model, resolve_dtype, weights_dtype
 
     config = ModelConfig.model_validate_json(model_json)
     torch.set_num_threads(threads)
@@ -173,5 +175,5 @@ def _loaded(model_json: str, uses_deepspeed: bool, tokenizer_dir: str, device: s
     if not config.quantization:  # bitsandbytes has put its weights there
         model = model.to(device)
     model.eval()
-    pad_token_id = load_tokenizer(tokenizer_dir, config.trust_remote_code).pad_token_id
+    pad_token_id = load_with_padding(tokenizer_dir, config.trust_remote_code).pad_token_id
     return model, int(pad_token_id)

@@ -24,9 +24,10 @@ from peft import (
     PeftConfig,
     PeftModel,
     VeraConfig,
+    get_peft_model,
 )
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from rayswift.config.fields.tuners import is_initialised_before
@@ -231,3 +232,14 @@ def num_elements(parameter: torch.nn.Parameter) -> int:
         return int(parameter.ds_numel)
     packed = 2 * parameter.element_size() if type(parameter).__name__ == "Params4bit" else 1
     return parameter.numel() * packed
+
+
+def with_new_adapter(model: PreTrainedModel, config: PeftConfig, args: TrainingArguments) -> PeftModel:
+    """The model with an adapter of a config around it, drawn by the run's seed, as TRL's trainers make theirs."""
+    set_seed(args.seed)
+    # ZeRO-3 gathers small parameters together, so they must be of one type.
+    zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
+    tuned: PeftModel = get_peft_model(model, config, autocast_adapter_dtype=not zero3)
+    if args.gradient_checkpointing:
+        tuned.enable_input_require_grads()
+    return tuned

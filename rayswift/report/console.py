@@ -18,6 +18,7 @@ from rayswift.report.live_line import completions_line, live_line
 from rayswift.rollout.completions import newest
 from rayswift.run import events
 from rayswift.run.folder import METRICS
+from rayswift.run.waiting import Lines, size_of
 
 _POLL_S = 0.3
 _COMPLETIONS_EVERY_S = 30.0
@@ -33,15 +34,14 @@ class Console:
     """
 
     def __init__(self, run_dir: Path, progress: Callable[[], tuple[int, float]], plan: FeedPlan):
-        self._log = run_dir / "logs" / "rank-0.log"
+        self._log = Lines(run_dir / "logs" / "rank-0.log")
         self._metrics = MetricsFile(run_dir / METRICS)
         self._progress, self._plan = progress, plan
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self._offset = self._log.stat().st_size if self._log.exists() else 0
         self._run_dir = run_dir
         self._num_events = len(events.read(run_dir))
-        self._events_size = _size(run_dir / events.EVENTS)
+        self._events_size = size_of(run_dir / events.EVENTS)
         self._told_round, self._tells_completions_s = self._newest_round(), 0.0
 
     def __enter__(self) -> "Console":
@@ -60,23 +60,23 @@ class Console:
         with bar:
             while not self._done.wait(_POLL_S):
                 with contextlib.suppress(OSError):  # a closed terminal, a network folder that is away for a moment
-                    self._copy_lines(bar)
+                    self._copy_lines()
                     self._tell_failures()
                     self._tell_completions()
                 if not bar.disable:
                     self._draw(bar)
             with contextlib.suppress(OSError):
-                self._copy_lines(bar)
+                self._copy_lines()
 
     def _tell_failures(self) -> None:
         """What was recorded since the last look."""
-        size = _size(self._run_dir / events.EVENTS)
+        size = size_of(self._run_dir / events.EVENTS)
         if size == self._events_size:
             return
         self._events_size, recorded = size, events.read(self._run_dir)
         for event in recorded[self._num_events :]:
             if event.kind == "failure":
-                _say(f"failed: {event.text}")
+                say(f"failed: {event.text}")
         self._num_events = len(recorded)
 
     def _newest_round(self) -> int | None:
@@ -90,7 +90,7 @@ class Console:
         rows = newest(self._run_dir, 2)
         if rows and rows[0]["round"] != self._told_round:
             self._told_round, self._tells_completions_s = rows[0]["round"], time.monotonic() + _COMPLETIONS_EVERY_S
-            _say(completions_line(rows))
+            say(completions_line(rows))
 
     def _draw(self, bar: Any) -> None:
         with contextlib.suppress(Exception):  # a display must not end a run, whatever the feed is going through
@@ -100,23 +100,13 @@ class Console:
             self._metrics.read()
             bar.set_description(f"step {step}  {live_line(self._metrics.curves)}".rstrip(), refresh=True)
 
-    def _copy_lines(self, bar: Any) -> None:
-        if not self._log.exists():
-            return
-        # Bytes: a letter may be half written, and what user code prints into the file need be no text at all.
-        with open(self._log, "rb") as file:
-            file.seek(self._offset)
-            complete, newline, _ = file.read().rpartition(b"\n")
-        self._offset += len(complete + newline)
-        for line in complete.split(b"\n"):
-            _, mark, message = line.decode(errors="replace").partition(" rank-0 INFO ")
+    def _copy_lines(self) -> None:
+        for line in self._log.new():
+            _, mark, message = line.partition(" rank-0 INFO ")
             if mark:
-                _say(message)
+                say(message)
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Show a line, above the progress bar where there is one."""
     tqdm.write(line, file=sys.stderr)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0

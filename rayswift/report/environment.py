@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from rayswift import __version__
-from rayswift.cluster.resources import count_gpus
+from rayswift.cluster.machine import count_gpus
 
 _PACKAGES = ("torch", "ray", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets", "tokenizers")
 _COMMAND_TIMEOUT_S = 5

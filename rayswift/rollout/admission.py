@@ -29,6 +29,32 @@ class RoundPlan:
     num_rounds: int | None = None
 
 
+@dataclass(frozen=True)
+class RolloutPlan:
+    """What the coordinator does, as plain values.
+
+    rounds: see there; num_steps: optimizer steps of one pass over a round; steps_per_round: of all passes;
+    num_generations, num_generations_eval: completions of a prompt; max_completion_length, max_sequence_length: tokens
+    of a completion, and of it with its prompt; min_group: fewest scored ones that it can be trained with; drops_equal:
+    filter groups whose rewards are all equal; max_failed_fraction: see `rollout.max_failed_fraction`; max_outstanding:
+    requests that an engine holds at once; max_still_s: that a wait goes on while nothing at all comes forward.
+    """
+
+    rounds: RoundPlan
+    num_steps: int
+    steps_per_round: int
+    num_generations: int
+    num_generations_eval: int
+    min_group: int
+    max_completion_length: int
+    max_sequence_length: int
+    drops_equal: bool
+    max_failed_fraction: float
+    seed: int
+    max_outstanding: int
+    max_still_s: float
+
+
 @dataclass
 class _Open:
     """A round that draws: prompts by ordinal, and their outcome, None while they are under way."""

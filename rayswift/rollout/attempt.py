@@ -7,63 +7,19 @@ is booked in the `ledger` in the order of rounds, in which they leave here too, 
 import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rayswift.data.sequence.windows import TRAINED
 from rayswift.engines.pool.autoscale import Meter
 from rayswift.engines.samples import Completion, Group, Prompt, SampleRequest
 from rayswift.log import UserError, logger
-from rayswift.rollout.admission import Admission, RoundPlan
+from rayswift.rollout.admission import Admission, RolloutPlan
 from rayswift.rollout.groups import Sampler, Scorer, requests_for, scored_group
 from rayswift.rollout.ledger import ALL_EQUAL, CUT, FAILED, TAIL, Ledger, LedgerSnapshot
 from rayswift.rollout.prompts import Drawn, Prompts, draw_some
+from rayswift.rollout.rounds import Finished
 
 _MOST_REASONS = 100
-
-
-@dataclass(frozen=True)
-class RolloutPlan:
-    """What the coordinator does, as plain values.
-
-    rounds: see there; num_steps: optimizer steps of one pass over a round; steps_per_round: of all passes;
-    num_generations, num_generations_eval: completions of a prompt; max_completion_length, max_sequence_length: tokens
-    of a completion, and of it with its prompt; min_group: fewest scored ones that it can be trained with; drops_equal:
-    filter groups whose rewards are all equal; max_failed_fraction: see `rollout.max_failed_fraction`; max_outstanding:
-    requests that an engine holds at once; max_still_s: that a wait goes on while nothing at all comes forward.
-    """
-
-    rounds: RoundPlan
-    num_steps: int
-    steps_per_round: int
-    num_generations: int
-    num_generations_eval: int
-    min_group: int
-    max_completion_length: int
-    max_sequence_length: int
-    drops_equal: bool
-    max_failed_fraction: float
-    seed: int
-    max_outstanding: int
-    max_still_s: float
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A round that can be trained: its groups by ordinal, the ledger once it is trained, whether it is the last.
-
-    ended: why there is nothing to train in it, so that the run ends before it.
-    """
-
-    number: int
-    groups: tuple[Group, ...]
-    ledger: LedgerSnapshot
-    last: bool
-    drawn: int
-    filtered: int
-    failed: int
-    seconds: float
-    ended: str = ""
 
 
 Keep = Callable[[int, Sequence[Group], str], None]
@@ -177,11 +133,6 @@ class Attempt:
         """Rounds before this one are on all ranks."""
         for each in [n for n in self._finished if n < number]:
             del self._finished[each]
-
-    @property
-    def num_waiting_rounds(self) -> int:
-        """Finished rounds that no rank has taken."""
-        return len(self._finished)
 
     def describe(self) -> str:
         """What is under way, for errors and the live line."""

@@ -10,8 +10,8 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,62 +21,21 @@ from rayswift.engines.pool.autoscale import Rule
 from rayswift.engines.pool.pool import Pool
 from rayswift.engines.pool.probing import Probed
 from rayswift.engines.pool.scaler import Scaler
-from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, Scored
-from rayswift.engines.weights import Published
+from rayswift.engines.samples import Group, PolicyVersion
+from rayswift.engines.weights import Published, Weights
 from rayswift.log import UserError, logger
-from rayswift.rollout.attempt import Attempt, Finished, RolloutPlan
+from rayswift.rollout.admission import RolloutPlan
+from rayswift.rollout.attempt import Attempt
+from rayswift.rollout.completions import CompletionsFile
 from rayswift.rollout.evaluation import evaluated
+from rayswift.rollout.groups import Rewards
 from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.rollout.prompts import PromptFeed
-from rayswift.rollout.rounds import NO_TOKENS, Dealt, Round, Serving, lines_of, make_table
+from rayswift.rollout.rounds import NO_TOKENS, Dealt, Finished, Round, Serving, Waiting, lines_of, make_table
 
 _POLL_S = 0.1
 _KEPT = 8
 """Of what was made once for all ranks: some may still have to fetch it."""
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """What was asked for is not there yet, and why: ask again. No call holds its place in the actor for longer."""
-
-    text: str
-
-
-class Rewards(Protocol):
-    """The reward functions and models, see `rewards.runner`."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Of the rewards, in the order of `Scored.rewards`."""
-
-    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> Sequence[Scored | str]:
-        """Each completion with its rewards, or why it has none."""
-
-    async def close(self) -> None:
-        """End what runs them."""
-
-
-class Weights(Protocol):
-    """Keeps published weights for engines that come when their trainer is gone, see `weights.WeightStore`."""
-
-    async def keep(self, published: Published) -> Published:
-        """The same weights in objects that do not die with the trainer."""
-
-
-class Completions(Protocol):
-    """Keeps completions for people to read, see `completions.CompletionsFile`."""
-
-    def begin(self, number: int) -> None:
-        """Forget those of this round and later ones."""
-
-    def add(self, number: int, groups: Sequence[Group], outcome: str) -> None:
-        """Some of a round, and what became of them."""
-
-    def flush(self) -> None:
-        """Write what is held so far."""
-
-    def close(self) -> None:
-        """Write what is held."""
 
 
 class Coordinator:
@@ -99,7 +58,7 @@ class Coordinator:
         pool: Pool,
         rewards: Rewards,
         weights: Weights,
-        completions: Completions,
+        completions: CompletionsFile,
         engines: Rule,
     ):
         self._plan, self._prompts, self._pool = plan, prompts, pool
@@ -325,16 +284,6 @@ class Coordinator:
     async def progress(self) -> tuple[int, float]:
         """The step that is being trained, and the passes over the prompts; for display."""
         return self._shown
-
-    async def status(self) -> dict[str, Any]:
-        """How everything stands, for the live line and for people."""
-        return {
-            "engines": self._pool.describe(),
-            "pool": self._pool.statistics(),
-            "under_way": self._life.describe() if self._life else "no worker group yet",
-            "rounds_ready": self._life.num_waiting_rounds if self._life else 0,
-            "ranks_waiting": sorted(self._waiting_ranks),
-        }
 
     async def close(self) -> None:
         """End engines, rewards and threads."""

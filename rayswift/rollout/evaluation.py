@@ -8,7 +8,7 @@ import numpy as np
 
 from rayswift.engines.samples import Prompt
 from rayswift.log import UserError
-from rayswift.rollout.attempt import RolloutPlan
+from rayswift.rollout.admission import RolloutPlan
 from rayswift.rollout.groups import Sampler, Scorer, Stage, requests_for, scored_group
 
 

@@ -79,3 +79,17 @@ async def scored_group(
         stage("rewards", -1)
     reasons += [each for each in answers if isinstance(each, str)]
     return Group(prompt, tuple(each for each in answers if isinstance(each, Scored))), reasons
+
+
+class Rewards(Protocol):
+    """The reward functions and models, see `rewards.runner`."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the rewards, in the order of `Scored.rewards`."""
+
+    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> Sequence[Scored | str]:
+        """Each completion with its rewards, or why it has none."""
+
+    async def close(self) -> None:
+        """End what runs them."""

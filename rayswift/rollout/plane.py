@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rayswift.cluster.resources import Layout
+from rayswift.cluster.layout import Layout
 from rayswift.config.checks.online import max_sequence_length
 from rayswift.config.schema import RlhfConfig
 from rayswift.data.feed.feed import DRIVERS_ATTEMPT, StaleAttempt
@@ -28,13 +28,13 @@ from rayswift.engines.vllm.engine import VllmEngine
 from rayswift.engines.vllm.setup import EngineSetup, engine_setup
 from rayswift.engines.weights import Published, WeightStore
 from rayswift.log import UserError, logger, setup_worker
-from rayswift.rollout.attempt import RolloutPlan
+from rayswift.rollout.admission import RolloutPlan
 from rayswift.rollout.completions import CompletionsFile
-from rayswift.rollout.coordinator import Coordinator, Waiting
+from rayswift.rollout.coordinator import Coordinator
 from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.rollout.prompts import PromptFeed, prompt_plan
 from rayswift.rollout.rewards.runner import RewardRunner
-from rayswift.rollout.rounds import Round
+from rayswift.rollout.rounds import Round, Waiting
 
 _CLOSE_S = 20.0
 _WAIT_S = 10.0
@@ -92,8 +92,8 @@ class CoordinatorActor(Coordinator):
         """See `Plane.standing`."""
         if self._opening is None or not self._opening.done():
             return None, "the rollout coordinator starts engines and rewards"
-        status = await self.status()
-        return (status["pool"], status["under_way"]), f"rollouts: {status['under_way']}; engines: {status['engines']}"
+        under_way = self._life.describe() if self._life else "no worker group yet"
+        return (self._pool.statistics(), under_way), f"rollouts: {under_way}; engines: {self._pool.describe()}"
 
     async def _open(self) -> None:
         spec = self._spec
@@ -120,7 +120,7 @@ class _Store:
         self._actor, self._timeout_s = actor, timeout_s
 
     async def keep(self, published: Published) -> Published:
-        """See `coordinator.Weights`."""
+        """See `engines.weights.Weights`."""
         async with asyncio.timeout(self._timeout_s):
             await self._actor.publish.remote(published)
             if not await self._actor.settled.remote():

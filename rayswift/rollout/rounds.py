@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from rayswift.data.sequence.global_batches import Position
 from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt
+from rayswift.rollout.ledger import LedgerSnapshot
 
 Indices = NDArray[np.int64]
 _PARTS_OF_RANK = 4
@@ -216,3 +217,28 @@ class Serving:
         for each in [n for n in self.dealt if n < oldest]:
             del self.dealt[each]
         return oldest
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A round that can be trained: its groups by ordinal, the ledger once it is trained, whether it is the last.
+
+    ended: why there is nothing to train in it, so that the run ends before it.
+    """
+
+    number: int
+    groups: tuple[Group, ...]
+    ledger: LedgerSnapshot
+    last: bool
+    drawn: int
+    filtered: int
+    failed: int
+    seconds: float
+    ended: str = ""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What was asked for is not there yet, and why: ask again. No call holds its place in the actor for longer."""
+
+    text: str

@@ -7,8 +7,9 @@ from typing import Any
 
 from rayswift.config.fields import trl as trl_fields
 from rayswift.config.load import SECRETS
-from rayswift.config.schema import TrainConfig, TrainingConfig
+from rayswift.config.schema import TrainingConfig
 from rayswift.config.section import Section
+from rayswift.config.train import TrainConfig
 from rayswift.data.cache.fingerprint import by_stamp, contents, source_differences
 from rayswift.log import UserError, logger
 from rayswift.run.fingerprint import read_sources

@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from rayswift.config.load import to_yaml
-from rayswift.config.schema import TrainConfig, TrainingConfig
+from rayswift.config.schema import TrainingConfig
+from rayswift.config.train import TrainConfig
 from rayswift.data.sequence.global_batches import Position
 from rayswift.log import UserError, logger
 from rayswift.run import checkpoint

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from rayswift.config.schema import TrainConfig
+from rayswift.config.train import TrainConfig
 from rayswift.log import UserError, logger
 
 _MODEL_FILES = (

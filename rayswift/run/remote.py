@@ -18,7 +18,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
 from pathlib import Path
 
-from rayswift.config.paths import in_a_jobs_folder
+from rayswift.config.reading.paths import in_a_jobs_folder
 from rayswift.data.filesystem import is_url
 from rayswift.log import UserError, logger
 from rayswift.run import checkpoint

@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 _SIGN_S = 5.0
 """A living rank gives a sign as often."""
@@ -70,9 +69,7 @@ class Notes:
     def __enter__(self) -> "Notes":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *ended: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -233,12 +230,17 @@ def _ranks(ranks: Sequence[int], most: int = 8) -> str:
     return f"ranks {shown}" + (f" and {len(ranks) - most} more" if len(ranks) > most else "")
 
 
+def size_of(file: Path) -> int:
+    """Bytes of a file; 0 if it is not there."""
+    return file.stat().st_size if file.exists() else 0
+
+
 class Lines:
     """The complete lines that are new in a file, from its end on."""
 
     def __init__(self, file: Path):
         self._file = file
-        self._offset = file.stat().st_size if file.exists() else 0
+        self._offset = size_of(file)
 
     def new(self) -> list[str]:
         """Those since the last call."""
@@ -248,7 +250,8 @@ class Lines:
             file.seek(self._offset)
             complete, newline, _ = file.read().rpartition(b"\n")
         self._offset += len(complete + newline)
-        return complete.decode(errors="replace").splitlines()
+        # Bytes until here: a letter may be half written, and what user code prints into the file need be no text.
+        return complete.decode(errors="replace").split("\n") if newline else []
 
 
 def warnings(lines: Sequence[str], most: int = 3, most_below: int = 16) -> list[str]:

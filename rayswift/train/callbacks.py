@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rayswift.config.schema import TrainConfig
+from rayswift.config.train import TrainConfig
 from rayswift.data.sequence.global_batches import FeedPlan
 from rayswift.log import logger
 from rayswift.run import checkpoint

@@ -9,6 +9,7 @@ from rayswift.config.schema import TrainingConfig
 from rayswift.config.tasks import TASKS, keeps_reference, load
 from rayswift.config.user_code import import_plugins
 from rayswift.data.sequence.global_batches import Position
+from rayswift.data.tokenizer.loaded import load_with_padding
 from rayswift.log import logger
 from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.run.folder import Resume
@@ -51,7 +52,7 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     worker.at("loads the model")
     set_seed(config.train.seed)  # a head that the weights do not hold is the same on every rank
     model, drawn = models.load_with_drawn(config.model, weights, weights_dtype, task.head)
-    tokenizer = models.load_tokenizer(str(spec.tokenizer_dir), config.model.trust_remote_code)
+    tokenizer = load_with_padding(str(spec.tokenizer_dir), config.model.trust_remote_code)
     stream = load(task.stream)(spec, worker.supply, resume, tokenizer, model)
     reference = models.reference(config, keeps_reference(config), weights, weights_dtype)
     with tuners.named_refusals(config.model), _without_progress_bars():

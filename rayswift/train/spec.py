@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from rayswift.cluster.resources import Layout
+from rayswift.cluster.layout import Layout
 from rayswift.config.schema import TrainingConfig
 from rayswift.data.sequence.global_batches import FeedPlan, micro_batches
 from rayswift.run import waiting

@@ -15,7 +15,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rayswift.cluster.resources import connect, join, lay_out
+from rayswift.cluster.connect import connect, join
+from rayswift.cluster.layout import lay_out
 from rayswift.config.checks.built import refuse_unbuilt
 from rayswift.config.load import Invocation, to_yaml
 from rayswift.config.row_verbs import PtEncodeConfig, RlhfEncodeConfig
@@ -26,6 +27,7 @@ from rayswift.data.cache import fingerprint
 from rayswift.data.cache import folder as cache_folder
 from rayswift.data.cache.parts import PartSummary, PartWriter
 from rayswift.data.sequence.global_batches import table
+from rayswift.data.tokenizer.training_copy import model_files, prepare_tokenizer
 from rayswift.log import logger
 from rayswift.model.texts import sentence_files
 from rayswift.model.texts import settings as text_settings
@@ -46,7 +48,7 @@ def run(invocation: Invocation) -> None:
         return
     refuse_unbuilt(config, rows_only=True)
     began, folder = time.monotonic(), Path(config.encode.to).resolve()
-    source = prepare.model_files(config.model)
+    source = model_files(config.model)
     config = text_settings.settled(config, source)
     kind, seed = row_kind(config, source), config.train.seed
     packed = {} if TASKS[config.train.task].packs else {"packing": False}
@@ -54,7 +56,7 @@ def run(invocation: Invocation) -> None:
 
     # 1. What would be encoded, and what the folder holds of it.
     with tempfile.TemporaryDirectory() as temporary:
-        found = prepare.prepare_tokenizer(config.model, Path(temporary), kind)
+        found = prepare_tokenizer(config.model, Path(temporary), kind)
         sentence_files.copy(source, found)
         known = cache_folder.known(folder)
         day = known.settings.get("data.template_date") if known else None

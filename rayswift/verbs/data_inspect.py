@@ -19,6 +19,7 @@ from rayswift.config.tasks import TASKS
 from rayswift.data import prepare
 from rayswift.data.inspect.inspection import inspect
 from rayswift.data.inspect.page import to_html, to_text
+from rayswift.data.tokenizer.training_copy import model_files, prepare_tokenizer
 from rayswift.log import UserError, logger
 from rayswift.model.texts import settings as text_settings
 from rayswift.model.texts.row_kind import row_kind
@@ -37,11 +38,11 @@ def run(invocation: Invocation) -> None:
     refuse_unbuilt(config, rows_only=True)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        source = prepare.model_files(config.model)
+        source = model_files(config.model)
         config = text_settings.settled(config, source)
         kind, packs = row_kind(config, source), TASKS[config.train.task].packs
         data = config.data if packs else config.data.model_copy(update={"packing": False})
-        tokenizer_dir = prepare.prepare_tokenizer(config.model, work / "tokenizer", kind)
+        tokenizer_dir = prepare_tokenizer(config.model, work / "tokenizer", kind)
         data = prepare.with_template_date(data, tokenizer_dir)
         windows, _ = prepare.plan_encoding(data, tokenizer_dir, config.train.seed, work / "data", kind)
         found = inspect(windows, config.inspect.rows, config.inspect.show)

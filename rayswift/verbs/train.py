@@ -5,11 +5,12 @@ from pathlib import Path
 import psutil
 
 from rayswift import signals
-from rayswift.cluster.resources import Layout, connect, join, lay_out
-from rayswift.config import paths
+from rayswift.cluster.connect import connect, join
+from rayswift.cluster.layout import Layout, lay_out
 from rayswift.config.checks.built import refuse_unbuilt
 from rayswift.config.checks.task import rollout_of
 from rayswift.config.load import Invocation
+from rayswift.config.reading import paths
 from rayswift.config.schema import TrainingConfig
 from rayswift.config.tasks import TASKS, compares_partners
 from rayswift.data import prepare
@@ -17,6 +18,7 @@ from rayswift.data.feed.pipeline import needs_ray
 from rayswift.data.filesystem import is_url
 from rayswift.data.sequence.global_batches import FeedPlan, table
 from rayswift.data.sequence.windows import Windows
+from rayswift.data.tokenizer.training_copy import model_files, prepare_tokenizer
 from rayswift.launch import model_remarks, user_code
 from rayswift.launch import plan as planning
 from rayswift.launch.feed_supply import FeedSupply
@@ -83,7 +85,7 @@ def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:
 
     # 2. Rows: tokenizer, sources, a look at the first of them.
     with announced("fetching the tokenizer"):
-        source = prepare.model_files(config.model)
+        source = model_files(config.model)
         plan, tokenizer_dir = _with_tokenizer(plan, source, run_dir / "tokenizer", resume)
         config = plan.config
     with announced("looking at the rows"):
@@ -137,7 +139,7 @@ def _with_tokenizer(
 ) -> tuple[planning.Plan[TrainingConfig], Path]:
     """The plan with what the model's folder decides, and the tokenizer's folder, with how its texts are read."""
     plan = planning.with_texts(plan, source)
-    prepared = prepare.prepare_tokenizer(plan.config.model, folder, row_kind(plan.config, source))
+    prepared = prepare_tokenizer(plan.config.model, folder, row_kind(plan.config, source))
     sentence_files.copy(source, prepared)
     before = resume.config["data"] if resume else None
     plan = planning.with_data(plan, prepare.with_template_date(plan.config.data, prepared, before))

@@ -14,14 +14,15 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
-from rayswift.cluster.resources import Layout
+from rayswift.cluster.layout import Layout
 from rayswift.config.checks.task import LOSS_TYPES
 from rayswift.config.load import load as load_config
 from rayswift.config.tasks import TASKS, compares_partners, load
 from rayswift.data.feed.client import LocalFeed
 from rayswift.data.feed.feed import Feed
-from rayswift.data.prepare import plan_windows, prepare_tokenizer
+from rayswift.data.prepare import plan_windows
 from rayswift.data.sequence.global_batches import FeedPlan, Position
+from rayswift.data.tokenizer.training_copy import prepare_tokenizer
 from rayswift.launch import plan as planning
 from rayswift.model.texts.row_kind import row_kind
 from rayswift.model.tuners import peft_config

@@ -28,8 +28,8 @@ from rayswift.engines.engine import Collected
 from rayswift.engines.pool.patience import Limits
 from rayswift.engines.pool.pool import Pool
 from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, SampleRequest, Scored, Span
-from rayswift.rollout.admission import RoundPlan
-from rayswift.rollout.attempt import Attempt, RolloutPlan
+from rayswift.rollout.admission import RolloutPlan, RoundPlan
+from rayswift.rollout.attempt import Attempt
 from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.rollout.prompts import Drawn
 from rayswift.rollout.rounds import NO_TOKENS, Dealt, Round, lines_of, make_table

@@ -20,7 +20,7 @@ TIMEOUT_S = 120
 
 
 def start_ray(num_cpus: int, **options: Any) -> None:
-    """As `rayswift.cluster.resources.connect` does for a local run."""
+    """As `rayswift.cluster.connect.connect` does for a local run."""
     ray.init(
         num_cpus=num_cpus,
         resources={"rayswift_trainer": float(WORKERS)},

@@ -21,7 +21,8 @@ os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from rayswift.data.encode.encoder import EncodeConfig, Encoder
+from rayswift.data.encode.config import EncodeConfig
+from rayswift.data.encode.encoder import Encoder
 from rayswift.data.sequence.packing import pack
 
 ROOT = Path(__file__).parents[2]

@@ -23,7 +23,8 @@ from rayswift.config.schema import DataConfig
 from rayswift.data import prepare
 from rayswift.data.cache import fingerprint
 from rayswift.data.cache import folder as cache_folder
-from rayswift.data.encode.encoder import EncodeConfig, Encoder
+from rayswift.data.encode.config import EncodeConfig
+from rayswift.data.encode.encoder import Encoder
 from rayswift.data.feed.pipeline import make_in_order
 from tests.bench.counting import count, start_ray
 from tests.bench.generated import TINY, as_parquet, plans, question_rows

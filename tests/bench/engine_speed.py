@@ -43,13 +43,13 @@ class Direct:
     """vLLM's own offline interface, in an actor of its own."""
 
     def __init__(self, setup: EngineSetup):
-        from rayswift.engines.vllm import core as vllm_core
+        from rayswift.engines.vllm.build import arguments
 
         prepare_environment(setup)
         torch.set_num_threads(setup.num_threads)
         from vllm import LLM
 
-        self._llm = LLM(**vllm_core.arguments(setup), use_tqdm_on_load=False)
+        self._llm = LLM(**arguments(setup), use_tqdm_on_load=False)
 
     def generate(self, requests: list[SampleRequest]) -> float:
         """Seconds."""

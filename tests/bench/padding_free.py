@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rayswift.config.schema import DataConfig
 from rayswift.data.collate.members import class_batch, preference_batch
 from rayswift.data.collate.packed import collate
-from rayswift.data.encode.encoder import RowKind
+from rayswift.data.encode.config import RowKind
 from rayswift.data.prepare import plan_windows
 from rayswift.data.sequence.packing import pack
 from rayswift.data.sequence.windows import PackedRow

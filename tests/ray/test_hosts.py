@@ -28,7 +28,7 @@ RANK = """
 import os, socket, sys
 from datetime import timedelta
 import torch, torch.distributed as dist
-from rayswift.cluster.resources import interfaces, network_environment
+from rayswift.cluster.connect import interfaces, network_environment
 os.environ.update(network_environment(sys.argv[1], interfaces(), os.environ))
 dist.init_process_group("gloo", timeout=timedelta(seconds=60))
 total = torch.tensor([float(os.environ["RANK"])])

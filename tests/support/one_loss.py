@@ -8,13 +8,15 @@ from unittest.mock import patch
 import torch
 from transformers import set_seed
 
-from rayswift.cluster.resources import Layout
+from rayswift.cluster.layout import Layout
 from rayswift.config.load import load as load_config
 from rayswift.config.tasks import TASKS, compares_partners, keeps_reference, load
 from rayswift.data.feed.client import LocalFeed
 from rayswift.data.feed.feed import Feed
-from rayswift.data.prepare import plan_windows, prepare_tokenizer
+from rayswift.data.prepare import plan_windows
 from rayswift.data.sequence.global_batches import FeedPlan, Position
+from rayswift.data.tokenizer.loaded import load_with_padding
+from rayswift.data.tokenizer.training_copy import prepare_tokenizer
 from rayswift.launch import plan as planning
 from rayswift.model import load as models
 from rayswift.model.size import shapes
@@ -70,7 +72,7 @@ def one_loss(task: str, model: Path, work: Path, *flags: str) -> tuple[float, An
     set_seed(42)
     row_task, dtype = TASKS[task], models.weights_dtype(config.model, False, "float32")
     network = models.load_model(config.model, str(model), dtype, row_task.head)
-    tokenizer = models.load_tokenizer(str(folder), config.model.trust_remote_code)
+    tokenizer = load_with_padding(str(folder), config.model.trust_remote_code)
     stream = load(row_task.stream)(spec, feed, None, tokenizer, network)
     trainer_class = load(row_task.trainer)
     trainer = trainer_class(

@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from rayswift.data.encode.encoder import EncodeConfig
+from rayswift.data.encode.config import EncodeConfig
 from rayswift.data.sequence.global_batches import FeedPlan, GlobalBatch, Position, global_batches
 from rayswift.data.sequence.windows import PackedRow, RowSet, Window, WindowPlan
 from rayswift.data.sources import open_sources

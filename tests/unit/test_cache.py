@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import TINY, batches, feed_plan, good, line, numbers
 
-from rayswift.cluster.resources import Layout
+from rayswift.cluster.layout import Layout
 from rayswift.config.load import load
 from rayswift.config.schema import DataConfig, SftConfig
 from rayswift.data import prepare
 from rayswift.data.cache import fingerprint
 from rayswift.data.cache import folder as cache_folder
 from rayswift.data.cache.parts import SCHEMA, CachedWindows, PartSummary, PartWriter, _packed_rows, _table
-from rayswift.data.encode.encoder import RowKind
+from rayswift.data.encode.config import RowKind
 from rayswift.data.feed.feed import Feed
 from rayswift.data.sequence.global_batches import Position
 from rayswift.data.sequence.windows import PackedRow, Window, Windows

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from rayswift.cluster.resources import lay_out
+from rayswift.cluster.layout import lay_out
 from rayswift.config.load import load
 from rayswift.data.sequence.global_batches import FeedPlan, Position
 from rayswift.train.arguments import trainer_arguments

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rayswift.cluster.resources import lay_out
+from rayswift.cluster.layout import lay_out
 from rayswift.config.load import load
 from rayswift.launch.plan import resolve
 from rayswift.log import UserError

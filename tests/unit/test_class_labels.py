@@ -11,11 +11,12 @@ from streams import TINY
 from rayswift.config.model import ModelConfig, ProblemType
 from rayswift.config.schema import DataConfig
 from rayswift.data.class_labels import completed
-from rayswift.data.encode.encoder import EncodeConfig, RowKind
-from rayswift.data.encode.members import encoder_of
-from rayswift.data.prepare import plan_encoding, prepare_tokenizer
+from rayswift.data.encode.config import EncodeConfig, RowKind
+from rayswift.data.encode.encoders import encoder_of
+from rayswift.data.prepare import plan_encoding
 from rayswift.data.rows import BadRow
 from rayswift.data.sources import open_sources
+from rayswift.data.tokenizer.training_copy import prepare_tokenizer
 from rayswift.log import UserError
 from rayswift.model.heads import settings
 

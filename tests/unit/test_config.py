@@ -17,7 +17,8 @@ from rayswift.config.fields import trl as trl_fields
 from rayswift.config.load import Invocation, load, to_yaml
 from rayswift.config.reading import other_names
 from rayswift.config.reading.names import paths_of
-from rayswift.config.schema import VERB_CONFIGS, RlhfConfig, SftConfig, SftTrainConfig, TrainConfig
+from rayswift.config.schema import VERB_CONFIGS, RlhfConfig, SftConfig
+from rayswift.config.train import SftTrainConfig, TrainConfig
 from rayswift.data.sources import parse_source
 from rayswift.log import UserError, logger
 

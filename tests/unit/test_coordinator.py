@@ -18,13 +18,12 @@ from rayswift.engines.pool.pool import Pool
 from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, Scored
 from rayswift.engines.weights import Published
 from rayswift.log import UserError
-from rayswift.rollout.admission import RoundPlan
-from rayswift.rollout.attempt import RolloutPlan
-from rayswift.rollout.coordinator import Coordinator, Waiting
+from rayswift.rollout.admission import RolloutPlan, RoundPlan
+from rayswift.rollout.coordinator import Coordinator
 from rayswift.rollout.groups import requests_for
 from rayswift.rollout.ledger import ALL_EQUAL, CUT, TAIL, LedgerSnapshot
 from rayswift.rollout.prompts import Drawn
-from rayswift.rollout.rounds import Round
+from rayswift.rollout.rounds import Round, Waiting
 from tests import virtual_time
 from tests.support.fake_engine import FakeEngine, FakeSettings
 

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from rayswift.data.encode.encoder import EncodeConfig, EncodedRow, Encoder, TooLong
-from rayswift.data.encode.members import cached_encoder
+from rayswift.data.encode.config import EncodeConfig
+from rayswift.data.encode.encoder import EncodedRow, Encoder, TooLong
+from rayswift.data.encode.encoders import cached_encoder
 from rayswift.data.rows import BadRow
 from rayswift.log import UserError
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rayswift.cluster.resources import Layout
+from rayswift.cluster.layout import Layout
 from rayswift.config.model import ModelConfig
 from rayswift.config.rollout import RolloutConfig
 from rayswift.config.schema import RlhfConfig

@@ -16,7 +16,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from streams import MAX_LENGTH, TINY, feed_plan, in_process, line, numbers, shape
 
-from rayswift.data.encode.encoder import EncodeConfig
+from rayswift.data.encode.config import EncodeConfig
 from rayswift.data.sequence.global_batches import FeedPlan, GlobalBatch, Position, global_batches, share
 from rayswift.data.sequence.mixing import mix
 from rayswift.data.sequence.windows import RowSet, WindowPlan

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from model_families import KEEPING, OPENING, REWRITING
 from tokenizers import Tokenizer
 
-from rayswift.data.encode.encoder import EncodeConfig, EncodedRow
-from rayswift.data.encode.members import cached_encoder
+from rayswift.data.encode.config import EncodeConfig
+from rayswift.data.encode.encoder import EncodedRow
+from rayswift.data.encode.encoders import cached_encoder
 from rayswift.data.rows import BadRow
 
 ALL = KEEPING | REWRITING | OPENING

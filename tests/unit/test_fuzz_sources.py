@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from streams import MAX_LENGTH, TINY, feed_plan, in_process
 
-from rayswift.data.encode.encoder import EncodeConfig
+from rayswift.data.encode.config import EncodeConfig
 from rayswift.data.feed.feed import Feed
 from rayswift.data.sequence.global_batches import Position
 from rayswift.data.sequence.windows import RowSet, WindowPlan

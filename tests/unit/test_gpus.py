@@ -5,8 +5,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rayswift.cluster import resources
-from rayswift.cluster.resources import Layout, count_gpus, memory_per_worker_bytes
+from rayswift.cluster.layout import Layout, memory_per_worker_bytes
+from rayswift.cluster.machine import count_gpus
 
 ON_GPUS = Layout(2, "cuda", 1, True)
 
@@ -16,8 +16,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Device files in `dev`, programs in `bin`."""
     (tmp_path / "dev").mkdir()
     (tmp_path / "bin").mkdir()
-    monkeypatch.setattr(resources, "_DEVICES", tmp_path / "dev")
-    monkeypatch.setattr(resources, "_WSL_FOLDER", str(tmp_path / "wsl"))
+    monkeypatch.setattr("rayswift.cluster.machine._DEVICES", tmp_path / "dev")
+    monkeypatch.setattr("rayswift.cluster.machine._WSL_FOLDER", str(tmp_path / "wsl"))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return tmp_path

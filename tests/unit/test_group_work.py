@@ -57,7 +57,7 @@ def scenarios(rank: int, folder: Path) -> dict[str, list[str]]:
 
 def agreed(rank: int, run_dir: Path) -> str:
     """The checkpoint that the group begins at; where it is `unseen`, rank 1 looks at an empty folder."""
-    from rayswift.cluster.resources import lay_out
+    from rayswift.cluster.layout import lay_out
     from rayswift.data.sequence.global_batches import FeedPlan
     from rayswift.run import checkpoint as checkpoints
     from rayswift.train import startup as restart

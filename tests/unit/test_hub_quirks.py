@@ -14,13 +14,14 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rayswift.config.load import load
 from rayswift.config.model import ModelConfig
-from rayswift.data.prepare import prepare_tokenizer
 from rayswift.data.tokenizer.default_system import default_system
 from rayswift.data.tokenizer.folder import read_chat_template
+from rayswift.data.tokenizer.loaded import load_with_padding
+from rayswift.data.tokenizer.training_copy import prepare_tokenizer
 from rayswift.launch.dry_run import dry_run
 from rayswift.log import UserError
 from rayswift.model.find import find_model
-from rayswift.model.load import load_model, load_tokenizer
+from rayswift.model.load import load_model
 from tests.support.model_folders import adapter, built
 from tests.support.one_loss import one_loss
 
@@ -106,9 +107,9 @@ def test_a_quirk_changes_nothing(
 
 def test_padding_is_what_the_tokenizer_says_or_the_end(tmp_path: Path) -> None:
     folder = built("decoder", tmp_path / "model")
-    assert load_tokenizer(str(folder), False).pad_token == "<|endoftext|>"
+    assert load_with_padding(str(folder), False).pad_token == "<|endoftext|>"
     _edited(folder, "tokenizer_config.json", pad_token=None)
-    assert load_tokenizer(str(folder), False).pad_token == AutoTokenizer.from_pretrained(folder).eos_token
+    assert load_with_padding(str(folder), False).pad_token == AutoTokenizer.from_pretrained(folder).eos_token
 
 
 def _with_more_tokens(folder: Path) -> None:
@@ -182,7 +183,7 @@ def test_chat_templates_lie_in_many_places(files: dict[str, Any], tmp_path: Path
             _edited(folder, name, **content)
     copied = prepare_tokenizer(ModelConfig(path=str(folder)), tmp_path / "tokenizer")
     assert read_chat_template(copied)[0] == TEMPLATE
-    saved = load_tokenizer(str(copied), False)
+    saved = load_with_padding(str(copied), False)
     asked = [{"role": "user", "content": "hi"}]
     assert saved.apply_chat_template(asked, tokenize=False) == "[user] hi"
     saved.save_pretrained(tmp_path / "saved")

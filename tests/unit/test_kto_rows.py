@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from streams import TINY
 from tokenizers import Tokenizer
 
-from rayswift.data.encode.encoder import EncodeConfig, EncodedRow
-from rayswift.data.encode.members import encoder_of
+from rayswift.data.encode.config import EncodeConfig
+from rayswift.data.encode.encoder import EncodedRow
+from rayswift.data.encode.encoders import encoder_of
 from rayswift.data.feed.feed import Feed
 from rayswift.data.rows import BadRow, kto_remarks
 from rayswift.data.sequence.global_batches import FeedPlan, Position

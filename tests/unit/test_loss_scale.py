@@ -10,9 +10,9 @@ from tokenizers import Tokenizer
 from rayswift.config.checks.task import task_problems
 from rayswift.config.load import load
 from rayswift.config.schema import LossScale
-from rayswift.data.encode.encoder import EncodeConfig
+from rayswift.data.encode.config import EncodeConfig
+from rayswift.data.encode.encoders import encoder_of
 from rayswift.data.encode.loss_scale import scaled
-from rayswift.data.encode.members import encoder_of
 from rayswift.data.rows import BadRow
 
 TOKENIZER = Tokenizer.from_file(str(TINY / "tokenizer.json"))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayswift.cluster.resources import Layout
+from rayswift.cluster.layout import Layout
 from rayswift.config.load import load
 from rayswift.config.model import ModelConfig
 from rayswift.config.schema import ClusterConfig

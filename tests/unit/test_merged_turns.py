@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from streams import TINY
 
-from rayswift.data.encode.encoder import EncodeConfig
-from rayswift.data.encode.members import encoder_of
+from rayswift.data.encode.config import EncodeConfig
+from rayswift.data.encode.encoders import encoder_of
 from rayswift.data.encode.template import ChatTemplate
 from rayswift.data.encode.turns import Marking, documents
 from rayswift.data.rows import BadRow, CausalRow, parse_row

@@ -3,8 +3,8 @@
 import socket
 from pathlib import Path
 
+from rayswift.cluster.machine import network_environment
 from rayswift.cluster.nodes import Seen, answers, complaints, silent
-from rayswift.cluster.resources import network_environment
 
 ADDRESSES = {"a": "10.0.0.1", "b": "10.0.0.2", "c": "10.0.0.3"}
 FINE = Seen(True, (), ())

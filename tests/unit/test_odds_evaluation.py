@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rayswift.cluster.resources import Layout
+from rayswift.cluster.layout import Layout
 from rayswift.config.load import load as load_config
 from rayswift.config.tasks import TASKS, load
 from rayswift.data.collate.members import pair_batch

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from rayswift.config import paths
 from rayswift.config.load import load
+from rayswift.config.reading import paths
 
 FLAGS = [
     "--rlhf_type", "grpo", "--model", "models/tiny", "--data.dataset", "rows.jsonl", "--reward_funcs",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rayswift.cluster.resources import Layout
+from rayswift.cluster.layout import Layout
 from rayswift.config.checks.built import refuse_unbuilt
 from rayswift.config.checks.policy import GRPO_LOSSES, policy_problems, steps_per_round
 from rayswift.config.load import load

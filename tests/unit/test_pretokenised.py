@@ -7,8 +7,9 @@ import pytest
 from streams import TINY
 from tokenizers import Tokenizer
 
-from rayswift.data.encode.encoder import EncodeConfig, EncodedRow, TooLong
-from rayswift.data.encode.members import encoder_of
+from rayswift.data.encode.config import EncodeConfig
+from rayswift.data.encode.encoder import EncodedRow, TooLong
+from rayswift.data.encode.encoders import encoder_of
 from rayswift.data.inspect.inspection import format_of
 from rayswift.data.rows import BadRow
 

@@ -8,14 +8,14 @@ import pytest
 from tokenizers import Tokenizer
 
 from rayswift import cli
-from rayswift.cluster.resources import Layout
+from rayswift.cluster.layout import Layout
 from rayswift.config.checks.built import is_unbuilt, refuse_unbuilt
 from rayswift.config.load import load
 from rayswift.config.model import ModelConfig
 from rayswift.config.reading.names import paths_of
 from rayswift.config.schema import VERB_CONFIGS
 from rayswift.config.show import field_lines
-from rayswift.data.prepare import prepare_tokenizer
+from rayswift.data.tokenizer.training_copy import prepare_tokenizer
 from rayswift.launch import plan
 from rayswift.log import UserError, logger, raise_together
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from streams import TINY, feed_plan, in_process
 from tokenizers import Tokenizer
 
-from rayswift.data.encode.encoder import EncodeConfig, EncodedRow, TooLong
-from rayswift.data.encode.members import encoder_of
+from rayswift.data.encode.config import EncodeConfig
+from rayswift.data.encode.encoder import EncodedRow, TooLong
+from rayswift.data.encode.encoders import encoder_of
 from rayswift.data.encode.template import ChatTemplate
 from rayswift.data.rows import BadRow
 from rayswift.data.sequence.global_batches import Position

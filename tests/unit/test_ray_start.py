@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import ray
 
-from rayswift.cluster.resources import Layout, connect
+from rayswift.cluster.connect import connect
+from rayswift.cluster.layout import Layout
 from rayswift.config.schema import ClusterConfig
 from rayswift.log import UserError
 

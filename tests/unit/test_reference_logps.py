@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayswift.cluster.resources import Layout
+from rayswift.cluster.layout import Layout
 from rayswift.config.model import ModelConfig
 from rayswift.config.schema import RlhfConfig
 from rayswift.data.cache.columns import PartWriter, compute
-from rayswift.data.encode.encoder import EncodeConfig
-from rayswift.data.encode.members import cached_encoder
+from rayswift.data.encode.config import EncodeConfig
+from rayswift.data.encode.encoders import cached_encoder
 from rayswift.data.sequence.windows import RowSet, WindowPlan
 from rayswift.data.sources import open_sources
 from rayswift.model import reference_logps

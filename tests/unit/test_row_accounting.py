@@ -11,7 +11,7 @@ from streams import TINY
 from test_layouts import TABLE, TEXTS
 
 from rayswift.config.tasks import Family
-from rayswift.data.encode.encoder import EncodeConfig
+from rayswift.data.encode.config import EncodeConfig
 from rayswift.data.sequence.windows import RowSet, Window, WindowPlan
 from rayswift.data.sources import RawRow
 

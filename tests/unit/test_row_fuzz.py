@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayswift.data.encode.encoder import EncodeConfig, EncodedRow, Encoder, TooLong
-from rayswift.data.encode.members import cached_encoder
+from rayswift.data.encode.config import EncodeConfig
+from rayswift.data.encode.encoder import EncodedRow, Encoder, TooLong
+from rayswift.data.encode.encoders import cached_encoder
 from rayswift.data.rows import BadRow, format_of, parse_row
 
 TINY = Path(__file__).resolve().parents[2] / "examples" / "tiny"

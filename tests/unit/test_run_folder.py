@@ -356,7 +356,7 @@ def test_the_fingerprint_sees_the_model(tmp_path: Path) -> None:
 
 def agreed(run_dir: Path, resume: str) -> Path | None:
     """The checkpoint that a worker continues after the driver has opened the run."""
-    from rayswift.cluster.resources import lay_out
+    from rayswift.cluster.layout import lay_out
     from rayswift.data.feed.client import LocalFeed
     from rayswift.data.feed.feed import Feed
     from rayswift.data.sequence.global_batches import FeedPlan

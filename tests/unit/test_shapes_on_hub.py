@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from rayswift.cluster.resources import lay_out
+from rayswift.cluster.layout import lay_out
 from rayswift.config.load import load
 from rayswift.config.model import ModelConfig
 from rayswift.config.schema import SftConfig

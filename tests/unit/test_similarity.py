@@ -17,13 +17,14 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from rayswift.cluster.resources import Layout
+from rayswift.cluster.layout import Layout
 from rayswift.config.load import load
 from rayswift.config.model import ModelConfig
 from rayswift.data.collate.members import left_padded_batch, text_batch
-from rayswift.data.encode.encoder import EncodeConfig, EncodedRow
-from rayswift.data.encode.members import encoder_of
-from rayswift.data.encode.reranker_template import for_pairs
+from rayswift.data.encode.config import EncodeConfig
+from rayswift.data.encode.encoder import EncodedRow
+from rayswift.data.encode.encoders import encoder_of
+from rayswift.data.encode.families.reranker_template import for_pairs
 from rayswift.data.rows import BadRow
 from rayswift.data.sequence.windows import PackedRow, RowSet, WindowPlan
 from rayswift.data.sources import open_sources

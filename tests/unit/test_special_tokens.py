@@ -10,11 +10,12 @@ import pytest
 from tokenizer_families import CHAT_TEMPLATE, ENCODERS, FAMILIES, write
 
 from rayswift.config.model import ModelConfig
-from rayswift.data.encode.encoder import EncodeConfig, EncodedRow, RowKind
-from rayswift.data.encode.members import cached_encoder
-from rayswift.data.prepare import prepare_tokenizer
+from rayswift.data.encode.config import EncodeConfig, RowKind
+from rayswift.data.encode.encoder import EncodedRow
+from rayswift.data.encode.encoders import cached_encoder
 from rayswift.data.rows import BadRow
 from rayswift.data.tokenizer.folder import read_chat_template
+from rayswift.data.tokenizer.training_copy import prepare_tokenizer
 
 TEXT = "It is 4, of course. 🎉"
 PAIR = {"prompt": "What is 2+2?", "chosen": "It is 4.", "rejected": "It is a city."}

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from rayswift import cli
-from rayswift.cluster.resources import Layout
+from rayswift.cluster.layout import Layout
 from rayswift.config.load import Invocation, load, to_yaml
 from rayswift.config.reading.names import paths_of
 from rayswift.config.schema import VERB_CONFIGS

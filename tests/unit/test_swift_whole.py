@@ -10,7 +10,7 @@ from rayswift import cli
 from rayswift.config.checks.online import max_prompt_length, max_sequence_length
 from rayswift.config.load import Invocation, load
 from rayswift.config.swift import VERBS
-from rayswift.data.encode.encoder import EncodeConfig
+from rayswift.data.encode.config import EncodeConfig
 from rayswift.data.raw_rows import made_rows
 from rayswift.data.sources import RawRow
 from rayswift.log import UserError, logger

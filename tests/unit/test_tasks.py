@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rayswift.cluster.resources import Layout
+from rayswift.cluster.layout import Layout
 from rayswift.config.checks.built import BUILT_TASKS, not_built, refuse_unbuilt
 from rayswift.config.checks.model import model_problems
 from rayswift.config.fields import trl as trl_fields

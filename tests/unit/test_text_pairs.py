@@ -12,12 +12,13 @@ from tokenizer_families import FAMILIES, write
 
 from rayswift.config.model import ModelConfig
 from rayswift.data.collate.members import text_batch
-from rayswift.data.encode.encoder import EncodeConfig, EncodedRow, RowKind
-from rayswift.data.encode.members import cached_encoder
+from rayswift.data.encode.config import EncodeConfig, RowKind
+from rayswift.data.encode.encoder import EncodedRow
+from rayswift.data.encode.encoders import cached_encoder
 from rayswift.data.encode.truncation import longest_first
-from rayswift.data.prepare import prepare_tokenizer
 from rayswift.data.rows import BadRow
 from rayswift.data.sequence.windows import PackedRow
+from rayswift.data.tokenizer.training_copy import prepare_tokenizer
 
 QUERY, FITS, OTHER = "What is 2+2?", "It is 4, of course. 🎉", "Berlin is a city"
 LONG = " ".join(["the quick brown fox jumps over the lazy dog"] * 6)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
 
-from rayswift.data.encode.encoder import EncodeConfig, EncodedRow, Encoder
+from rayswift.data.encode.config import EncodeConfig
+from rayswift.data.encode.encoder import EncodedRow, Encoder
 from rayswift.data.encode.masks import masked, parts_of
 from rayswift.data.encode.token_spans import TokenBytes, byte_positions
 from rayswift.data.encode.turns import Document, Span

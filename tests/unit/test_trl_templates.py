@@ -20,8 +20,9 @@ import trl
 from chat_templates import TINY
 from tokenizers import Tokenizer
 
-from rayswift.data.encode.encoder import EncodeConfig, Encoder
-from rayswift.data.encode.members import cached_encoder
+from rayswift.data.encode.config import EncodeConfig
+from rayswift.data.encode.encoder import Encoder
+from rayswift.data.encode.encoders import cached_encoder
 from rayswift.data.rows import BadRow
 
 SHIPPED = Path(trl.__file__).parent / "chat_templates"

@@ -13,13 +13,13 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rayswift.cluster.resources import lay_out
+from rayswift.cluster.layout import lay_out
 from rayswift.config.checks.built import refuse_unbuilt
 from rayswift.config.fields.tuners import begins_with_other_weights
 from rayswift.config.load import load
 from rayswift.config.model import ModelConfig
-from rayswift.data.prepare import prepare_tokenizer
 from rayswift.data.sequence.windows import PackedRow
+from rayswift.data.tokenizer.training_copy import prepare_tokenizer
 from rayswift.launch.plan import resolve
 from rayswift.log import UserError
 from rayswift.model import init_weights as initial_weights

@@ -16,8 +16,8 @@ from rayswift.config.schema import DataConfig
 from rayswift.data import prepare
 from rayswift.data.cache import fingerprint
 from rayswift.data.cache import folder as cache_folder
-from rayswift.data.encode.encoder import EncodeConfig
-from rayswift.data.encode.members import encoder_of
+from rayswift.data.encode.config import EncodeConfig
+from rayswift.data.encode.encoders import encoder_of
 from rayswift.data.inspect.inspection import inspect
 from rayswift.data.sequence.global_batches import TAIL, FeedPlan, Position
 from rayswift.data.sequence.windows import TRAINED

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rayswift.cluster.layout import Layout, gpus_for, lay_out
 from rayswift.cluster.preflight import Ask, num_workers_that_fit
-from rayswift.cluster.resources import Layout, gpus_for, lay_out
 from rayswift.config.load import load
 from rayswift.config.schema import RlhfConfig, SftConfig
 from rayswift.data.sequence.global_batches import FeedPlan, Position, micro_batches, share
@@ -180,7 +180,7 @@ def grpo_layout(*argv: str, joined: dict[str, float] | None = None) -> Layout:
 
 def test_reward_models_hold_gpus_that_nobody_else_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("rayswift.cluster.resources.count_gpus", lambda: 4)
+    monkeypatch.setattr("rayswift.cluster.layout.count_gpus", lambda: 4)
     models = ("--reward_models", "a", "b")
     layout = grpo_layout(*models, "--reward_model_gpus", "1")
     assert (layout.num_workers, layout.max_engines, layout.num_reward_gpus) == (1, 1, 2)
@@ -208,12 +208,12 @@ def test_rewards_are_scored_by_as_many_processes_as_there_are_free_cpus(monkeypa
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     rewards = ("--reward_funcs", "accuracy")
     monkeypatch.setattr("os.cpu_count", lambda: 16)
-    monkeypatch.setattr("rayswift.cluster.resources.count_gpus", lambda: 0)
+    monkeypatch.setattr("rayswift.cluster.layout.count_gpus", lambda: 0)
     assert grpo_layout(*rewards).reward_workers == 1  # engines compute with all
     assert grpo_layout(*rewards, "--rollout.engine_threads", "4").reward_workers == 12
     assert grpo_layout(*rewards, "--reward_workers", "3").reward_workers == 3
     assert grpo_layout("--reward_models", "m").reward_workers == 0
-    monkeypatch.setattr("rayswift.cluster.resources.count_gpus", lambda: 4)
+    monkeypatch.setattr("rayswift.cluster.layout.count_gpus", lambda: 4)
     assert grpo_layout(*rewards).reward_workers == 14
     assert grpo_layout(*rewards, "--max_staleness", "1").reward_workers == 12
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")

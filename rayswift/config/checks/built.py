@@ -5,8 +5,9 @@ from rayswift.config.checks.task import rollout_of, task_problems
 from rayswift.config.fields.trl import tasks_with
 from rayswift.config.fields.tuners import is_initialised_before, looks_at_rows, tuner_problems
 from rayswift.config.model import ModelConfig
-from rayswift.config.schema import RlhfConfig, RlhfTrainConfig, TrainingConfig
+from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.config.section import Section
+from rayswift.config.train import RlhfTrainConfig
 from rayswift.log import UserError
 
 BUILT_TASKS = (

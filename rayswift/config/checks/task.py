@@ -6,7 +6,8 @@ from rayswift.config.checks.online import online_problems
 from rayswift.config.fields.tuners import begins_with_other_weights
 from rayswift.config.model import RlhfModelConfig
 from rayswift.config.rollout import RolloutConfig
-from rayswift.config.schema import PtTrainConfig, RlhfConfig, SftConfig, SftTrainConfig, TrainingConfig
+from rayswift.config.schema import RlhfConfig, SftConfig, TrainingConfig
+from rayswift.config.train import PtTrainConfig, SftTrainConfig
 
 ONLINE_TASKS = ("grpo", "ppo", "gkd")
 """Tasks that sample completions."""

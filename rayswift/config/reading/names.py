@@ -5,8 +5,8 @@ from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
 from rayswift.config.fields import trl as trl_fields
-from rayswift.config.schema import TrainConfig
 from rayswift.config.section import Section
+from rayswift.config.train import TrainConfig
 
 
 def section_of(schema: type[Section], name: str) -> type[Section]:

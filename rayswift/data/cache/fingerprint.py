@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from rayswift.config.schema import DataConfig
 from rayswift.config.source import SourceConfig
-from rayswift.data.encode.encoder import CAUSAL, RowKind
+from rayswift.data.encode.config import CAUSAL, RowKind
 from rayswift.data.raw_rows import map_hash
 from rayswift.data.sources.find import SourceFile, find
 from rayswift.data.sources.named import parse_source

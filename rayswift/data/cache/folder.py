@@ -13,7 +13,7 @@ from rayswift.config.schema import DataConfig
 from rayswift.data.cache import fingerprint
 from rayswift.data.cache.fingerprint import Fingerprint
 from rayswift.data.cache.parts import FORMAT, MANIFEST, CachedWindows, PartSummary, PartWriter, windows_per_part
-from rayswift.data.encode.encoder import CAUSAL, RowKind
+from rayswift.data.encode.config import CAUSAL, RowKind
 from rayswift.data.sequence.global_batches import judge
 from rayswift.data.sequence.windows import WindowPlan
 from rayswift.log import UserError

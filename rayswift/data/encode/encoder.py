@@ -8,18 +8,16 @@ the loss mask is the character spans of its trained turns, mapped to tokens by t
 import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jinja2 import TemplateSyntaxError
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from rayswift.config.model import ProblemType
-from rayswift.config.schema import LossOn, LossScale, TruncationMode
-from rayswift.config.tasks import Family
+from rayswift.config.schema import LossScale
+from rayswift.data.encode.config import EncodeConfig
 from rayswift.data.encode.masks import NO_FRAME, Part, clipped, ids_within, masked, parts_of
 from rayswift.data.encode.pretokenised import pretokenised, segmented, token_columns
 from rayswift.data.encode.template import ChatTemplate
@@ -36,87 +34,12 @@ _MANY_MESSAGES = 64
 
 
 @dataclass(frozen=True)
-class EncodeConfig:
-    """What determines the tokens of a row.
-
-    `tokenizer_dir` holds tokenizer.json, its config and the chat template; `tokenizer_hash` is the hash of those files.
-    family to label_names, document_prompt, pools_prompt: see `RowKind`, whose prompt of a query is `system`;
-    template_kwargs: variables for the chat template; map, map_hash: the user's own function for rows, and the hash of
-    its file; readings: of each source the columns and the system prompt that take the place of those here, none: no
-    source has its own; names: what marks in rows stand for, a word, or one in Chinese rows and another. The others are
-    fields of `data`.
-    """
-
-    tokenizer_dir: str
-    tokenizer_hash: str
-    max_length: int
-    truncation: TruncationMode = "drop"
-    loss_on: LossOn = "assistant"
-    columns: Mapping[str, str] = field(default_factory=dict)
-    system: str | None = None
-    use_chat_template: bool = True
-    family: Family = "causal"
-    num_labels: int | None = None
-    problem_type: ProblemType | None = None
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    loss: str | None = None
-    answers: tuple[str, str] | None = None
-    label_names: tuple[str, ...] = ()
-    loss_scale: tuple[LossScale, ...] = ()
-    ignore_empty_think: bool = False
-    keep_history: bool = False
-    template_date: str | None = None
-    document_prompt: str = ""
-    pools_prompt: bool = True
-    map: str | None = None
-    map_hash: str = ""
-    readings: tuple[tuple[Mapping[str, str], str | None], ...] = ()
-    names: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-    @property
-    def num_members(self) -> int | None:
-        """Documents that make a row of a batch where documents are not packed; None: all that a raw row has."""
-        if self.family in ("embedding", "reranker"):
-            return None
-        return 2 if self.family == "preference" else 1
-
-
-@dataclass(frozen=True)
-class RowKind:
-    """What rows are read as: their family, and what the labels of classified ones are.
-
-    max_length, template_kwargs: of prompts, for which neither `data.max_length` nor the row's own variables for the
-    chat template say all. loss: where it asks for certain members of a row. answers: what texts of task
-    generative_reranker ask for. label_names: of classes, in the order of the model's outputs; empty: they are numbers.
-    renders: whether pairs are rendered by the chat template. prompts: what the model's folder has before a query, where
-    the row and `data.system` have nothing, and before a document. pools_prompt: whether the prompt's tokens are part of
-    the embedding. lowers: whether the tokenizer is to lower-case texts.
-    """
-
-    family: Family = "causal"
-    num_labels: int | None = None
-    problem_type: ProblemType | None = None
-    max_length: int | None = None
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    loss: str | None = None
-    answers: tuple[str, str] | None = None
-    label_names: tuple[str, ...] = ()
-    renders: bool = True
-    prompts: tuple[str, str] = ("", "")
-    pools_prompt: bool = True
-    lowers: bool = False
-
-
-CAUSAL = RowKind()
-
-
-@dataclass(frozen=True)
 class EncodedRow:
     """One document of a raw row, which may have several (see `Encoder.encode`).
 
     input_ids [T] int32; trained [T] bool: whether each is trained, the first never is as nothing predicts it; weights
     [T] float32: the loss weight of each trained token, None if all are 1; cut: its raw row lost tokens to `max_length`;
-    numbers: see `Document`; record: what stays text beside the tokens, as JSON (see `prompt_rows`), else "".
+    numbers: see `Document`; record: what stays text beside the tokens, as JSON (see `families.prompts`), else "".
     """
 
     input_ids: NDArray[np.int32]
@@ -188,6 +111,10 @@ class Encoder:
             fitted = [self._fitted(document, row) for document, row in zip(made, encoded, strict=True)]
         except TooLong as too_long:
             return too_long
+        return self._assembled(made, fitted)
+
+    def _assembled(self, made: Sequence[Document], fitted: list[list[EncodedRow]]) -> list[EncodedRow] | BadRow:
+        """The row's documents, of the parts that fit of each."""
         rows = [row for parts in fitted for row in parts]
         if not rows:
             return BadRow("no trainable token", "no token within data.max_length is trained")

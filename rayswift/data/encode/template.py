@@ -17,6 +17,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from rayswift.data.encode.message_ends import Trace, TracedTemplate
 from rayswift.data.rows import BadRow, Message
 
+Tools = list[Any] | None
+"""What a conversation may call, as JSON schemas."""
+Kwargs = Mapping[str, Any] | None
+"""Variables that a template is given besides the messages."""
 _DICT_ATTRIBUTES = frozenset(dir(dict))
 _PROBE_CALL = {"type": "function", "id": "call00000", "function": {"name": "fff", "arguments": {"a": 1}}}
 _END = "</think>"
@@ -75,11 +79,7 @@ class ChatTemplate:
         self._traced = TracedTemplate.of(environment, source)
 
     def render(
-        self,
-        messages: Sequence[Message],
-        tools: list[Any] | None = None,
-        generate: bool = False,
-        kwargs: Mapping[str, Any] | None = None,
+        self, messages: Sequence[Message], tools: Tools = None, generate: bool = False, kwargs: Kwargs = None
     ) -> str:
         """Text of a conversation; `generate` adds the opening of the assistant's next turn.
 
@@ -92,9 +92,7 @@ class ChatTemplate:
         except Exception as error:  # a template is foreign code: whatever it raises is about this conversation
             raise BadRow("refused by the chat template", f"{str(error)[:400] or type(error).__name__}") from error
 
-    def trace(
-        self, messages: Sequence[Message], tools: list[Any] | None = None, kwargs: Mapping[str, Any] | None = None
-    ) -> Trace | None:
+    def trace(self, messages: Sequence[Message], tools: Tools = None, kwargs: Kwargs = None) -> Trace | None:
         """One rendering that tells where each message ends; None if this template, or what it does here, forbids it."""
         if self._traced is None:
             return None
@@ -103,15 +101,11 @@ class ChatTemplate:
         except Exception:  # of foreign code; what is wrong, if anything is, shows in `render`
             return None
 
-    def _also_given(self, tools: list[Any] | None, kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _also_given(self, tools: Tools, kwargs: Kwargs) -> dict[str, Any]:
         return {**self._given, **(kwargs or {}), "tools": tools, "documents": None}
 
     def conversation(
-        self,
-        messages: Sequence[Message],
-        tools: list[Any] | None = None,
-        generate: bool = False,
-        kwargs: Mapping[str, Any] | None = None,
+        self, messages: Sequence[Message], tools: Tools = None, generate: bool = False, kwargs: Kwargs = None
     ) -> str:
         """As `render`, of messages in our spelling.
 
@@ -137,9 +131,7 @@ class ChatTemplate:
         has_thoughts = any(m["role"] == "assistant" and _END in _text_of(m) for m in messages)
         return has_thoughts and self._cuts_thoughts
 
-    def render_answer(
-        self, messages: Sequence[Message], tools: list[Any] | None = None, kwargs: Mapping[str, Any] | None = None
-    ) -> str:
+    def render_answer(self, messages: Sequence[Message], tools: Tools = None, kwargs: Kwargs = None) -> str:
         """As `render`, but the last answer keeps thoughts that the template would cut off, as it has to be given."""
         if not messages or not self.cuts(messages[-1:]):
             return self.render(messages, tools, kwargs=kwargs)

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rayswift.data.encode.encoder import EncodeConfig, EncodedRow, LeftOut
+from rayswift.data.encode.config import EncodeConfig
+from rayswift.data.encode.encoder import EncodedRow, LeftOut
 from rayswift.data.encode.turns import Numbers
 from rayswift.data.raw_rows import MadeRow, encode_raw
 from rayswift.data.rows import BadRow

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from rayswift.data.sources.lines import Around, Stamp, mapped_int64, read_spans
+from rayswift.data.sources.lines import Around, IndexedFile, Stamp, mapped_int64, read_spans
 from rayswift.data.sources.store import RawRow, Rows, parse_json
 from rayswift.log import UserError, logger
 
@@ -47,20 +47,10 @@ _MARKS = np.isin(np.arange(256), list(b"[]{},"))
 
 
 @dataclass(frozen=True)
-class SpanStore:
+class SpanStore(IndexedFile):
     """JSON values of a file; `index_path` holds int64 [rows, 2]: begin and end of each. Ids number them from 1."""
 
-    name: str
-    path: str
-    index_path: str
-    num_rows: int
-    stamp: Stamp
     around: Around
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """See Store."""
-        return (self.path, self.index_path)
 
     def read(self, rows: Rows) -> list[RawRow]:
         """See Store.

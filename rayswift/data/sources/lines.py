@@ -44,21 +44,27 @@ class Stamp:
 
 
 @dataclass(frozen=True)
-class LineStore:
-    """Lines of a file; `index_path` holds the ends of `num_lines` lines, see the module. Ids hold the line number."""
+class IndexedFile:
+    """A file whose rows are read where they lie, through the index beside it."""
 
     name: str
     path: str
     index_path: str
-    kind: Literal["jsonl", "text"]
-    num_lines: int
     num_rows: int
-    stamp: "Stamp"
+    stamp: Stamp
 
     @property
     def files(self) -> tuple[str, ...]:
         """See Store."""
         return (self.path, self.index_path)
+
+
+@dataclass(frozen=True)
+class LineStore(IndexedFile):
+    """Lines of a file; `index_path` holds the ends of `num_lines` lines, see the module. Ids hold the line number."""
+
+    kind: Literal["jsonl", "text"]
+    num_lines: int
 
     def read(self, rows: Rows) -> list[RawRow]:
         """See Store.
@@ -95,7 +101,7 @@ def open_lines(name: str, path: Path, work: Path, kind: Literal["jsonl", "text"]
         raise UserError(f"data.dataset: {name} holds no row, only blank lines; leave it out")
     # Never truncated in place: a data task of a killed run may still have it mapped.
     partial.replace(index_path)
-    return LineStore(name, str(path.resolve()), str(index_path), kind, num_lines, num_lines - num_blank, stamp)
+    return LineStore(name, str(path.resolve()), str(index_path), num_lines - num_blank, stamp, kind, num_lines)
 
 
 def _index_lines(file: BinaryIO, index: BinaryIO) -> tuple[int, int]:

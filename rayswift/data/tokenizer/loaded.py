@@ -8,11 +8,25 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from rayswift.config.model import ModelConfig
+from rayswift.data.hub_files import download
 from rayswift.data.tokenizer.folder import CONFIG, read_config
 from rayswift.log import UserError, logger
 
 # Classes that take tokenizer.json as it is; all others build the tokenizer anew.
 _READ_AS_WRITTEN = ("TokenizersBackend", "PreTrainedTokenizerFast")
+_BESIDE_WEIGHTS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "chat_template*",
+    "*config.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "*_*/model.safetensors",
+    "*_*/pytorch_model.bin",
+    "*.model",
+    "vocab*",
+    "merges*",
+)
 _PROBES = (
     "a",
     "the answer is 4.",
@@ -35,7 +49,7 @@ def write_as_loaded(model: ModelConfig, folder: Path) -> None:
     if config.get("tokenizer_class") in (None, *_READ_AS_WRITTEN) or "auto_map" in config:
         return
     written = Tokenizer.from_file(str(path))
-    loaded = _loaded(model, folder)
+    loaded = load(folder, model.trust_remote_code, f"model.path = {model.path!r}")
     backend = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
     backend.no_padding()
     backend.no_truncation()
@@ -56,29 +70,7 @@ def from_hub(path: str, revision: str | None) -> Path:
     Raises:
         UserError: it cannot be had.
     """
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = [
-            "tokenizer*",
-            "special_tokens_map.json",
-            "chat_template*",
-            "*config.json",
-            "modules.json",
-            "config_sentence_transformers.json",
-            "*_*/model.safetensors",
-            "*_*/pytorch_model.bin",
-            "*.model",
-            "vocab*",
-            "merges*",
-        ]
-        return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # whatever the hub's client raises, the user asked for this id
-        first_line = (str(error).splitlines() or [""])[0]
-        raise UserError(
-            f"model.path = {path!r} is no folder here and could not be had from the hub: "
-            f"{type(error).__name__}: {first_line}"
-        ) from error
+    return download(path, _BESIDE_WEIGHTS, f"model.path = {path!r}", revision)
 
 
 def convert(model: ModelConfig, source: Path, folder: Path) -> None:
@@ -87,17 +79,36 @@ def convert(model: ModelConfig, source: Path, folder: Path) -> None:
     Raises:
         UserError: it has none.
     """
-    _loaded(model, source).save_pretrained(folder)
+    load(source, model.trust_remote_code, f"model.path = {model.path!r}").save_pretrained(folder)
     if not (folder / "tokenizer.json").exists():
         raise UserError(f"model.path = {model.path!r}: its tokenizer has no fast form, which masking the loss needs")
 
 
-def _loaded(model: ModelConfig, folder: Path) -> Any:
-    """The tokenizer as `transformers` has it."""
+def load(folder: Path, trust_remote_code: bool, what: str) -> Any:
+    """The tokenizer as `transformers` has it.
+
+    Args:
+        folder: Where it is.
+        trust_remote_code: Whether code of the folder may build it.
+        what: The folder, for the error.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         first_line = str(error).splitlines()[0]
-        raise UserError(f"model.path = {model.path!r} has no tokenizer that loads: {first_line}") from error
+        raise UserError(f"{what} has no tokenizer that loads: {first_line}") from error
+
+
+def load_with_padding(folder: str, trust_remote_code: bool) -> Any:
+    """The tokenizer as `transformers` has it, its end token for padding where it has no token of its own for that."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from rayswift.engines.engine import EngineLost
 from rayswift.engines.samples import PolicyVersion
+from rayswift.log import UserError
 
 _LONGEST_BACKOFF_S = 60.0
 
@@ -215,3 +217,21 @@ class Joins:
             len(failures) >= most and len({failure.generation for failure in failures}) >= min(2, most)
             for failures, most in ((self._failures, self._most), (alike, self._most_alike))
         )
+
+
+class Left(Exception):
+    """An engine has drained, and ends without a loss."""
+
+
+def why_lost(error: BaseException) -> tuple[str | None, bool]:
+    """Why an engine is lost, None if it has left; and whether its last lines may tell more.
+
+    error: what ended it; of a group of tasks the first counts, the others were cancelled for it.
+    """
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, Left):
+        return None, False
+    if isinstance(error, UserError):  # which quotes them itself
+        return str(error), False
+    return str(error) if isinstance(error, EngineLost) else f"{type(error).__name__}: {error}", True

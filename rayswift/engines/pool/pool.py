@@ -7,18 +7,16 @@
 
 Each request is answered once: by a whole completion or by an error that says why there is none. A request whose engine
 is lost moves to another one, with the tokens that had arrived (`salvage`) or from its beginning, where its seed makes
-the same completion of it. A request goes to the engine with the fewest tokens ahead among those whose weights are new
-enough; those of one prompt go together where that leaves the load even, because an engine computes a prompt once.
+the same completion of it. Which engine takes a request is the word of `queues`.
 
 It lives in one event loop, and is no more than plain objects there: engines come from the factory.
 """
 
 import asyncio
-import heapq
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,11 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayswift.engines.engine import Factory
-from rayswift.engines.pool.membership import Joins, State, change
+from rayswift.engines.pool.membership import Joins, change
 from rayswift.engines.pool.merge_parts import joined, num_tokens
 from rayswift.engines.pool.patience import Limits
 from rayswift.engines.pool.probing import Probed, ask_all
+from rayswift.engines.pool.queues import Queues
 from rayswift.engines.pool.replica import Seat
+from rayswift.engines.pool.statistics import PoolStatistics, statistics
 from rayswift.engines.pool.work import Work
 from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest
 from rayswift.log import UserError, logger
@@ -45,32 +45,6 @@ class SampleFailed(Exception):
 
 class EnginesFailed(UserError):
     """The pool can answer nothing any more."""
-
-
-@dataclass(frozen=True)
-class PoolStatistics:
-    """Counts since the start, then how things stand.
-
-    requests, tokens: answered, and their tokens; salvaged_tokens: of those, kept from engines that were lost or left;
-    regenerated_tokens: made, and lost with their engine; moved: requests that went to another engine; lost: engines;
-    failed: requests; serving: engines that hold weights, the current ones or such as they are about to replace;
-    joining: that hold none yet; suspect: that do not answer; draining: that leave; queued, running: requests without
-    and with an engine.
-    """
-
-    requests: int
-    tokens: int
-    salvaged_tokens: int
-    regenerated_tokens: int
-    moved: int
-    lost: int
-    failed: int
-    serving: int
-    joining: int
-    suspect: int
-    draining: int
-    queued: int
-    running: int
 
 
 class Pool:
@@ -89,8 +63,8 @@ class Pool:
         self._factory, self._limits, self._salvage, self._prefix = factory, limits, salvage, prefix
         self._seats: dict[str, Seat] = {}
         self._wanted = 0
-        self._numbers, self._orders, self._tries = itertools.count(), itertools.count(), itertools.count()
-        self._queues: dict[int, list[tuple[int, Work]]] = {}
+        self._numbers, self._orders = itertools.count(), itertools.count()
+        self._queues = Queues()
         self._unfinished: set[Work] = set()
         self._version: PolicyVersion | None = None
         self._weights: Any = None
@@ -135,7 +109,7 @@ class Pool:
         for work in works:
             work.future.add_done_callback(partial(self._settled, work))
             self._unfinished.add(work)
-            self._enqueue(work)
+            self._queues.put(work)
         self._dispatch_soon()
         return [work.future for work in works]
 
@@ -177,21 +151,7 @@ class Pool:
 
     def statistics(self) -> PoolStatistics:
         """What it has done, and how it stands."""
-        members = [seat.member for seat in self._seats.values() if seat.member.alive]
-        staying = [member for member in members if not member.draining]
-        suspect = sum(member.state is State.SUSPECT for member in staying)
-        joining = sum(member.version is None and member.state is not State.SUSPECT for member in staying)
-        running = sum(len(seat.works) for seat in self._seats.values())
-        count = self._counts
-        return PoolStatistics(
-            **{name: count[name] for name in _COUNTED},
-            serving=len(staying) - joining - suspect,
-            joining=joining,
-            suspect=suspect,
-            draining=len(members) - len(staying),
-            queued=max(0, len(self._unfinished) - running),
-            running=running,
-        )
+        return statistics(self._counts, self._seats.values(), len(self._unfinished))
 
     def describe(self) -> str:
         """Each engine's state, for people, and why others are gone before they served."""
@@ -253,7 +213,7 @@ class Pool:
             elif len(work.tries) >= self._limits.max_tries:
                 self._fail(work, work.tries)
             else:
-                self._enqueue(work)
+                self._queues.put(work)
         if why is not None:
             self._counts["lost"] += 1
             if seat.member.version is None or seat.member.version != self._version:
@@ -280,9 +240,6 @@ class Pool:
 
     # ---- requests ----
 
-    def _enqueue(self, work: Work) -> None:
-        heapq.heappush(self._queues.setdefault(work.min_step, []), (work.order, work))
-
     def _dispatch_soon(self) -> None:
         # Once for all that happens in one turn of the event loop, so that requests travel in batches.
         if not self._dispatch_due:
@@ -291,38 +248,7 @@ class Pool:
 
     def _dispatch(self) -> None:
         self._dispatch_due = False
-        for min_step in sorted(self._queues):
-            queue = self._queues[min_step]
-            takers = [seat for seat in self._seats.values() if seat.has_room and seat.member.takes(min_step)]
-            if takers:
-                self._assign(queue, takers)
-            if not queue:
-                del self._queues[min_step]
-
-    def _assign(self, queue: list[tuple[int, Work]], seats: Sequence[Seat]) -> None:
-        """Hand out requests in their order for as long as a seat has room."""
-        loads = [(seat.num_tokens_ahead, number, seat) for number, seat in enumerate(seats)]
-        heapq.heapify(loads)
-        prompt, its_seat = None, None
-        while queue and loads:
-            ahead, number, least = loads[0]
-            if not least.has_room:
-                heapq.heappop(loads)
-                continue
-            if ahead != least.num_tokens_ahead:
-                heapq.heapreplace(loads, (least.num_tokens_ahead, number, least))
-                continue
-            _, work = heapq.heappop(queue)
-            if work.future.done():
-                continue
-            seat = least
-            if its_seat is not None and work.request.prompt_ids is prompt and its_seat.has_room:
-                # What is still to be handed out evens out what goes to this one beforehand.
-                to_come = len(queue) * work.room / len(loads)
-                if its_seat.num_tokens_ahead - ahead <= to_come:
-                    seat = its_seat
-            prompt, its_seat = work.request.prompt_ids, seat
-            seat.give(work, f"{work.request.key}#{next(self._tries)}")
+        self._queues.hand_out(self._seats.values())
 
     def _answer(self, work: Work, parts: Sequence[Completion], last: Completion | None) -> None:
         if work.future.done():
@@ -361,8 +287,9 @@ class Pool:
                 continue
             self.scale_to(self._wanted)
             now = self._loop.time()
-            served = all(any(seat.member.takes(step) for seat in self._seats.values()) for step in self._queues)
-            coming = any(seat.member.is_coming for seat in self._seats.values())
+            members = [seat.member for seat in self._seats.values()]
+            served = all(any(member.takes(step) for member in members) for step in self._queues.min_steps)
+            coming = any(member.is_coming for member in members)
             if coming and not served:
                 self.moved()  # what starts or loads has deadlines of its own
             if served or coming:
@@ -389,9 +316,6 @@ class Pool:
         while not condition():
             self.check()
             await self._bell.wait()
-
-
-_COUNTED = ("requests", "tokens", "salvaged_tokens", "regenerated_tokens", "moved", "lost", "failed")
 
 
 def _has(seat: Seat, version: PolicyVersion) -> bool:

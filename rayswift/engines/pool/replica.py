@@ -6,7 +6,7 @@ had arrived.
 """
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayswift.engines.engine import Collected, EngineHandle, EngineLost, LoadFailed, NoWeights, RequestRefused
-from rayswift.engines.pool.membership import Member, name_of
+from rayswift.engines.pool.assigned import Assigned
+from rayswift.engines.pool.membership import Left, Member, name_of, why_lost
 from rayswift.engines.pool.merge_parts import alone, num_tokens
 from rayswift.engines.pool.patience import Limits, Patience
 from rayswift.engines.pool.work import Owner, Work
 from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest
-from rayswift.log import UserError, logger
+from rayswift.log import logger
 
 _T = TypeVar("_T")
 _COLLECT_S = 1.0, 5.0
@@ -46,51 +47,42 @@ class Seat:
         self._clock = asyncio.get_running_loop().time
         self._since = self._clock()
         self._patience = Patience(self._clock)
-        self.works: dict[str, Work] = {}
+        self._assigned = Assigned()
         self.num_unfinished = 0
         """Tokens that its requests have, as far as it told."""
-        self._num_asked = self._num_made = 0
+        self._num_made = 0
         self.pauses_s: dict[PolicyVersion, float] = {}
         self._limits, self._owner = limits, owner
         self._weights: Any = None
-        self._outbox: list[SampleRequest] = []
-        self._unwanted: list[str] = []
-        self._to_send, self._to_load, self._to_leave = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._to_load, self._to_leave = asyncio.Event(), asyncio.Event()
         self._token_at = 0.0
         self._life = asyncio.get_running_loop().create_task(self._live(), name=name)
 
     @property
+    def works(self) -> Mapping[str, Work]:
+        """Its requests."""
+        return self._assigned.works
+
+    @property
     def num_tokens_ahead(self) -> int:
         """Prompt and completion tokens that its requests may still need, at most."""
-        return max(0, self._num_asked - self.num_unfinished)
+        return max(0, self._assigned.num_tokens - self.num_unfinished)
 
     @property
     def has_room(self) -> bool:
         """Whether it may hold one more request."""
-        return len(self.works) < self._limits.max_outstanding
+        return len(self._assigned.works) < self._limits.max_outstanding
 
     def give(self, work: Work, wire_key: str) -> None:
         """Have it do a request, behind what is there of it."""
-        parts = [part.token_ids for part in work.carried if len(part.token_ids)]
-        request = replace(work.request, key=wire_key)
-        if parts:
-            request = replace(request, begun=np.concatenate([work.request.begun, *parts]))
         if not self.works:
             self._token_at = self._patience.now()
-        self.works[wire_key] = work
-        work.seat, work.wire_key = self, wire_key
-        self._num_asked += len(request.prompt_ids) + work.room
-        self._outbox.append(request)
-        self._to_send.set()
+        work.seat = self
+        self._assigned.add(work, wire_key)
 
     def give_up(self, work: Work) -> None:
         """Have it forget a request."""
-        if self._take_out(work.wire_key) is not None:
-            kept = [request for request in self._outbox if request.key != work.wire_key]
-            if len(kept) == len(self._outbox):
-                self._unwanted.append(work.wire_key)
-                self._to_send.set()
-            self._outbox = kept
+        self._assigned.give_up(work)
 
     def publish(self, version: PolicyVersion, weights: Any) -> None:
         """Have it take over these weights, unless it holds that version; in place of those asked for before."""
@@ -136,12 +128,9 @@ class Seat:
         except asyncio.CancelledError:
             why = None  # closed, or told to leave before it had started
         except Exception as error:  # an engine may fail in any way, the pool must not
-            first = _first(error)
-            if not isinstance(first, _Left):
-                why = str(first) if isinstance(first, EngineLost | UserError) else f"{type(first).__name__}: {first}"
-                read_log = not isinstance(first, UserError)  # which quotes them itself
+            why, read_log = why_lost(error)
         self.member = self.member.has_died(why or "left")
-        works, self.works = list(self.works.values()), {}
+        works = self._assigned.take_all()
         self._owner.returned(self, works, self.num_unfinished, why)
         try:
             if read_log and (lines := await self._last_lines()):
@@ -166,7 +155,8 @@ class Seat:
     async def _last_lines(self) -> str:
         try:
             async with asyncio.timeout(_LAST_LINES_S):
-                return _indented(await self.handle.last_lines())
+                lines = await self.handle.last_lines()
+            return "\n".join(f"  {line}" for line in lines.splitlines())
         except Exception as error:  # an explanation that cannot be had must not hide what it was to explain
             return f"  (not to be had: {type(error).__name__}: {error})"
 
@@ -226,7 +216,7 @@ class Seat:
                 self._owner.changed(self)
                 return
             logger.warning("%s could not load %s, and tries again: %s", self.name, name_of(wanted), failure)
-            await self._sooner(self._to_load, _RETRY_LOAD_S)
+            await self._patience.until(self._to_load, _RETRY_LOAD_S)
 
     async def _loaded(self, version: PolicyVersion, weights: Any) -> float:
         call = asyncio.ensure_future(self.handle.load(version, weights))
@@ -246,9 +236,7 @@ class Seat:
     def _hand_back(self, parts: Sequence[Completion]) -> None:
         """It has lost its weights: what it had in flight, `parts` of it made, and what it was to get goes elsewhere."""
         self._become(version=None)
-        unsent, self._outbox = [request.key for request in self._outbox], []
-        works = [work for key in unsent if (work := self._take_out(key)) is not None]
-        self._return([*works, *self._taken_back(parts)])
+        self._return([*self._assigned.take_unsent(), *self._taken_back(parts)])
 
     def _return(self, works: Sequence[Work]) -> None:
         """Give requests to the pool that it hands back, with all of their tokens."""
@@ -259,7 +247,7 @@ class Seat:
         """Requests that it has given up, with all that it had made of them; finished ones are done."""
         works = []
         for part in parts:
-            if (work := self._take_out(part.key)) is None:
+            if (work := self._assigned.take(part.key)) is None:
                 continue  # given up meanwhile
             self._check_versions(work, part)
             if part.finish is not None:
@@ -273,10 +261,7 @@ class Seat:
 
     async def _send(self) -> None:
         while True:
-            await self._to_send.wait()
-            self._to_send.clear()
-            unwanted, self._unwanted = self._unwanted, []
-            batch, self._outbox = self._outbox, []
+            unwanted, batch = await self._assigned.news()
             if unwanted:
                 await self._answer("abort", self.handle.abort(unwanted))
             if batch:
@@ -286,12 +271,12 @@ class Seat:
         try:
             await self._answer("submit", self.handle.submit(batch))
         except NoWeights:  # a load has failed; that is not the requests' fault
-            self._return([work for request in batch if (work := self._take_out(request.key)) is not None])
+            self._return([work for request in batch if (work := self._assigned.take(request.key)) is not None])
         except RequestRefused as error:
             if len(batch) > 1:  # one of them is to blame, and the engine has taken none
                 await self._submit(batch[: len(batch) // 2])
                 await self._submit(batch[len(batch) // 2 :])
-            elif (work := self._take_out(batch[0].key)) is not None:
+            elif (work := self._assigned.take(batch[0].key)) is not None:
                 self._owner.refused(work, str(error))
 
     async def _collect(self) -> None:
@@ -337,17 +322,10 @@ class Seat:
         for completion in collected.finished:
             if (work := self.works.get(completion.key)) is not None:
                 self._check_versions(work, completion)
-                self._take_out(completion.key)
+                self._assigned.take(completion.key)
                 self._owner.finished(work, completion)
         if collected.finished:
             self._owner.changed(self)
-
-    def _take_out(self, wire_key: str) -> Work | None:
-        work = self.works.pop(wire_key, None)
-        if work is not None:
-            self._num_asked -= len(work.request.prompt_ids) + work.room
-            work.seat = None
-        return work
 
     def _check_versions(self, work: Work, part: Completion) -> None:
         current = self.member.current
@@ -368,26 +346,4 @@ class Seat:
             if self.works:
                 parts = await self._answer("abort", self.handle.abort(list(self.works)))
                 self._return(self._taken_back(parts))
-            raise _Left
-
-    async def _sooner(self, event: asyncio.Event, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await event.wait()
-        except TimeoutError:
-            pass
-
-
-class _Left(Exception):
-    """It has drained."""
-
-
-def _first(error: BaseException) -> BaseException:
-    """The first error of a group of tasks; the others were cancelled for it."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.splitlines())
+            raise Left

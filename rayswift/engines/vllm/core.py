@@ -1,6 +1,6 @@
 """vLLM, in this process: token ids in; token ids, log-probabilities and the version behind each token out.
 
-The only module that imports vllm; `vllm_engine.py` makes an asyncio object of it. Unfinished completions are read
+`engine.py` makes an asyncio object of it. Unfinished completions are read
 from vLLM's output processor only when somebody asks: an output object for every token costs a tenth of a small
 model's speed.
 """
@@ -8,7 +8,7 @@ model's speed.
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayswift.data.feed.feed import StaleAttempt
-from rayswift.engines.engine import Collected, EngineStatus, LoadFailed, NoWeights, RequestRefused, SamplingSettings
+from rayswift.engines.engine import Collected, EngineStatus, LoadFailed, NoWeights, RequestRefused
 from rayswift.engines.pool.merge_parts import continued_seed, part
 from rayswift.engines.pool.probing import Scored, TextScore
 from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest, Span
 from rayswift.engines.tensors import as_tensors, spooled, write_adapter
+from rayswift.engines.vllm.build import SCORE_PLACES, build
 from rayswift.engines.vllm.log_tail import LogTail
-from rayswift.engines.vllm.setup import EngineSetup, lora_capacity, prepare_environment, require_vllm
+from rayswift.engines.vllm.setup import EngineSetup
 from rayswift.engines.weights import Bytes, Published, TensorInfo
 from rayswift.log import UserError
 
-_CPU_KV_CACHE_BYTES = 512 << 20
-_PREFILL_TOKENS = 4096
 _ADAPTER = "adapter"
-_SCORE_PLACES = 8
 
 
 @dataclass
@@ -62,8 +60,8 @@ class VllmCore:
         self._adapter_folder: Path | None = None
         self.finished: list[Completion] = []
         try:
-            self._llm, self._sampling = _build(setup)
-            self._most_running = self._llm.engine_core.engine_core.scheduler.max_num_running_reqs - _SCORE_PLACES
+            self._llm, self._sampling = build(setup)
+            self._most_running = self._llm.engine_core.engine_core.scheduler.max_num_running_reqs - SCORE_PLACES
         except UserError:
             raise
         except Exception as error:
@@ -118,7 +116,7 @@ class VllmCore:
         """One token for every running request."""
         scheduler, places = self._llm.engine_core.engine_core.scheduler, self._most_running
         # Samples that took a place meanwhile keep it: vLLM would not have more running than may run.
-        scheduler.max_num_running_reqs = places + _SCORE_PLACES if self._scores else max(places, len(scheduler.running))
+        scheduler.max_num_running_reqs = places + SCORE_PLACES if self._scores else max(places, len(scheduler.running))
         for output in self._llm.step():
             if output.finished:
                 self._finish(output)
@@ -282,85 +280,3 @@ class VllmCore:
         if self._adapter_folder:
             shutil.rmtree(self._adapter_folder, ignore_errors=True)
         self._log.close()
-
-
-def _build(setup: EngineSetup) -> tuple[Any, Callable[[int, int], Any]]:
-    """vLLM's engine, and how the sampling of a request is told to it: (room in tokens, seed) -> parameters."""
-    require_vllm("rollout")
-    prepare_environment(setup)
-    import torch
-
-    torch.set_num_threads(setup.num_threads)
-    if setup.device == "cpu":
-        # What vLLM compiles even so asks for a compiler, and may come from a cache that another CPU filled.
-        torch.compiler.set_stance("force_eager")
-    from vllm import EngineArgs, LLMEngine, SamplingParams
-    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
-
-    engine = LLMEngine.from_engine_args(EngineArgs(**arguments(setup)))
-    wanted = setup.sampling
-    engine.collective_rpc("put_policy_before_sampling", args=(wanted.temperature or 1.0, _is_unpenalised(wanted)))
-
-    def sampling(max_tokens: int, seed: int) -> Any:
-        regex = wanted.structured_outputs_regex
-        return SamplingParams(
-            temperature=1.0 if wanted.temperature else 0.0,  # the logits are divided by it already
-            top_p=wanted.top_p,
-            top_k=wanted.top_k,
-            min_p=wanted.min_p,
-            repetition_penalty=wanted.repetition_penalty,
-            seed=seed,
-            max_tokens=max_tokens,
-            stop=list(wanted.stop) or None,
-            stop_token_ids=list(wanted.stop_token_ids),
-            detokenize=bool(wanted.stop),
-            logprobs=0,  # of the sampled token
-            flat_logprobs=True,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            structured_outputs=StructuredOutputsParams(regex=regex) if regex else None,
-            skip_clone=True,  # they are made for one request
-        )
-
-    return engine, sampling
-
-
-def _is_unpenalised(sampling: SamplingSettings) -> bool:
-    """Whether adding a number to all logits changes nothing in what is sampled."""
-    return sampling.repetition_penalty == 1
-
-
-def arguments(setup: EngineSetup) -> dict[str, Any]:
-    """What vLLM's engine is built from, under its names."""
-    found: dict[str, Any] = {
-        "model": setup.model,
-        "dtype": setup.dtype,
-        "load_format": setup.load_format,
-        "revision": setup.revision,
-        "trust_remote_code": setup.trust_remote_code,
-        "generation_config": "vllm",  # all sampling settings are ours
-        "max_model_len": setup.max_model_len,
-        "max_num_seqs": setup.max_num_seqs,
-        "scheduling_policy": "priority",  # all samples are alike, in the order they came; a score comes first
-        "seed": setup.seed,
-        # Of the policy's own distribution, whatever `sampling` then leaves out; see `put_policy_before_sampling`.
-        "logprobs_mode": "raw_logits" if _is_unpenalised(setup.sampling) else "raw_logprobs",
-        "async_scheduling": False,  # a load must not meet a step that is under way
-        "worker_extension_cls": "rayswift.engines.vllm.worker.PolicyWorker",
-        "disable_log_stats": True,
-        "enable_prefix_caching": True,  # the samples of a group share their prompt
-    }
-    found |= {"tokenizer": setup.tokenizer} if setup.tokenizer else {"skip_tokenizer_init": True}
-    if setup.lora_rank:
-        found |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_capacity(setup.lora_rank)}
-    if setup.device == "cpu":
-        found |= {"enforce_eager": True, "distributed_executor_backend": "uni"}
-        found["kv_cache_memory_bytes"] = _CPU_KV_CACHE_BYTES
-        # vLLM 0.29 fails where a part of a prompt draws a seeded number on a CPU ("does not use offset").
-        found |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(_PREFILL_TOKENS, setup.max_model_len)}
-    else:
-        found["gpu_memory_utilization"] = setup.gpu_memory_utilization
-    if setup.tensor_parallel_size > 1:
-        found["tensor_parallel_size"] = setup.tensor_parallel_size
-        found["distributed_executor_backend"] = "mp"
-    found |= dict(setup.engine_kwargs)
-    return found | {"max_num_seqs": found["max_num_seqs"] + _SCORE_PLACES}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rayswift.cluster.resources import interfaces, network_environment
+from rayswift.cluster.machine import interfaces, network_environment
 from rayswift.engines import heap
 from rayswift.engines.engine import Collected, EngineStatus
 from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from rayswift.cluster.resources import Layout
+from rayswift.cluster.layout import Layout
 from rayswift.config.model import ModelConfig
 from rayswift.config.rollout import RolloutConfig
 from rayswift.engines.engine import SamplingSettings

@@ -6,7 +6,7 @@ from rayswift.config.checks.online import max_prompt_length
 from rayswift.config.checks.task import default_loss
 from rayswift.config.schema import RlhfConfig, SftConfig, TrainingConfig
 from rayswift.config.tasks import TASKS
-from rayswift.data.encode.encoder import RowKind
+from rayswift.data.encode.config import RowKind
 from rayswift.model.texts import settings as text_settings
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rayswift.config.schema import SftConfig, TrainingConfig
-from rayswift.data.encode.encoder import RowKind
+from rayswift.data.encode.config import RowKind
 from rayswift.data.tokenizer.folder import read_chat_template
 from rayswift.data.tokenizer.folder import read_config as read_tokenizer_config
 from rayswift.model.texts.encoders import is_encoder, num_positions, read_config

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rayswift.data.tokenizer.loaded import load_with_padding
 from rayswift.log import UserError, setup_worker
 from rayswift.rollout.rewards.functions import Item, Value
 
@@ -45,11 +46,10 @@ class ModelProcess:
         if self._work_dir.is_dir():
             os.chdir(self._work_dir)
         import torch
-        from transformers import AutoTokenizer
 
         try:
             model = self._loaded()
-            tokenizer = AutoTokenizer.from_pretrained(self._path, trust_remote_code=self._trust)
+            tokenizer = load_with_padding(self._path, self._trust)
         except (OSError, ValueError, RuntimeError) as error:
             first_line = (str(error).splitlines() or [""])[0]
             raise UserError(f"rollout.reward_models = {self._path!r} cannot be loaded: {first_line}", 1) from error
@@ -57,8 +57,6 @@ class ModelProcess:
             raise UserError(
                 f"rollout.reward_models = {self._path!r} has {model.config.num_labels} outputs, wanted one score", 1
             )
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id
         self._model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self._tokenizer = tokenizer

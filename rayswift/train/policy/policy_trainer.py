@@ -14,14 +14,13 @@ import torch
 import torch.distributed as dist
 from datasets import Dataset
 from numpy.typing import NDArray
-from peft import get_peft_model
-from transformers import set_seed
 from transformers.trainer_utils import EvalLoopOutput
 from trl.models import prepare_deepspeed
 from trl.trainer.utils import disable_dropout_in_model
 
 from rayswift.config.schema import RlhfConfig
 from rayswift.log import UserError
+from rayswift.model import tuners
 from rayswift.rollout.rounds import rows_of_step
 from rayswift.train import evaluation
 from rayswift.train import nan_guard as guard
@@ -74,12 +73,7 @@ class StreamedPolicyTrainer(Streamed):
         stream.layout = choose_layout(*(each for each in (model, ref_model) if each is not None))
         self._score_policy = Scorer(model, temperature, entropy=True)
         if peft_config is not None:
-            set_seed(args.seed)
-            # ZeRO-3 gathers small parameters together, so they must be of one type.
-            zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
-            model = get_peft_model(model, peft_config, autocast_adapter_dtype=not zero3)
-            if args.gradient_checkpointing:
-                model.enable_input_require_grads()
+            model = tuners.with_new_adapter(model, peft_config, args)
         super().__init__(spec=spec, stream=stream, model=model, args=args, processing_class=processing_class, **kwargs)
         if args.disable_dropout:
             disable_dropout_in_model(self.model)

@@ -153,6 +153,12 @@ class Streamed(Trainer):
         self._has_evaluated = True
         return metrics
 
+    def model_to_evaluate(self) -> Any:
+        """Under DeepSpeed and DDP alike what training wrapped, if it goes on; without dropout."""
+        model = self.model_wrapped if self.is_in_train else self._wrap_model(self.model, training=False)
+        model.eval()  # which returns nothing under DeepSpeed
+        return model
+
     def _settle(self) -> None:
         """Have the weights be those to judge and to save: a schedule-free optimizer trains at others."""
         if isinstance(self.optimizer, AcceleratedOptimizer):

@@ -18,7 +18,7 @@ from sentence_transformers.base.modules import Normalize
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers.trainer_utils import EvalLoopOutput
 
-from rayswift.config.schema import SftTrainConfig
+from rayswift.config.train import SftTrainConfig
 from rayswift.data.sequence.windows import PackedRow
 from rayswift.model.texts import sentence_folder
 from rayswift.train import evaluation
@@ -150,8 +150,7 @@ class StreamedEmbeddingTrainer(HeadTrainer):
 
         All ranks hold all these embeddings, and each adds them up alike.
         """
-        model = self.model_wrapped if self.is_in_train else self._wrap_model(self.model, training=False)
-        model.eval()
+        model = self.model_to_evaluate()
         tables, mine, world_size = [], 0, self.args.world_size
         for rows, batch in dataloader:
             inputs = self._prepare_inputs(batch)

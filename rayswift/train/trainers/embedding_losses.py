@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from sentence_transformers.sentence_transformer import losses
 
-from rayswift.config.schema import SftTrainConfig
+from rayswift.config.train import SftTrainConfig
 from rayswift.data.sequence.windows import PackedRow
 from rayswift.train import evaluation
 

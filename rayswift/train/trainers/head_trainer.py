@@ -4,9 +4,8 @@ from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
-from peft import get_peft_model
-from transformers import set_seed
 
+from rayswift.model import tuners
 from rayswift.train.trainers.row_means import RowMeans
 
 _BEHIND = "behind"
@@ -35,12 +34,7 @@ class HeadTrainer(RowMeans):
         # A classification head looks at the last token that is no padding.
         model.config.get_text_config().pad_token_id = processing_class.pad_token_id
         if peft_config is not None:
-            set_seed(args.seed)
-            # ZeRO-3 gathers small parameters together, so they must be of one type.
-            zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
-            model = get_peft_model(model, peft_config, autocast_adapter_dtype=not zero3)
-            if args.gradient_checkpointing:
-                model.enable_input_require_grads()
+            model = tuners.with_new_adapter(model, peft_config, args)
         if behind is not None:
             model.add_module(_BEHIND, behind)
         super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rayswift.config.schema import SftTrainConfig
+from rayswift.config.train import SftTrainConfig
 from rayswift.data.sequence.windows import PackedRow
 from rayswift.model.texts import sentence_folder
 from rayswift.train import evaluation

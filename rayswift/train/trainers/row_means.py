@@ -135,8 +135,7 @@ class RowMeans(Streamed):
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Means over every row, whatever the number of workers and rows in a batch."""
-        model = self.model_wrapped if self.is_in_train else self._wrap_model(self.model, training=False)
-        model.eval()
+        model = self.model_to_evaluate()
         totals: evaluation.Sums = {}
         for rows, batch in dataloader:
             inputs = self._prepare_inputs(batch)

@@ -106,9 +106,7 @@ class StreamedSFTTrainer(Streamed, SFTTrainer):
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Means over every trained token, whatever the number of workers and rows in a batch."""
         prefix = kwargs.get("metric_key_prefix", "eval")
-        # Under DeepSpeed and DDP alike, what training wrapped is what evaluates.
-        model = self.model_wrapped if self.is_in_train else self._wrap_model(self.model, training=False)
-        model.eval()
+        model = self.model_to_evaluate()
         totals: evaluation.Sums = {}
         num_examples = 0
         for rows, batch in dataloader:

@@ -1,28 +1,20 @@
-"""What this machine and the Ray cluster have, and whether a run fits them."""
+"""Where a run goes: workers, engines and reward processes on the GPUs and cores that are there."""
 
 import math
 import os
-import re
-import shutil
-import subprocess
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
 
 import psutil
 
-from rayswift import signals
-from rayswift.cluster import nodes, preflight
+from rayswift.cluster.machine import count_gpus, nvidia_smi
 from rayswift.config.rollout import RolloutConfig
 from rayswift.config.schema import ClusterConfig
-from rayswift.log import UserError, logger
+from rayswift.log import UserError
 
 TRAINER = "rayswift_trainer"
 """Custom resource of a Ray started here: train workers hold it, so that all CPUs stay with the data tasks."""
 ENGINE = "rayswift_engine"
 """The same for engines."""
-_OF_RAY = ("CPU", "GPU")
 _WORKERS_PER_CORE = 2
 _DATA_CPUS = 2
 _MOST_REWARD_WORKERS = 64
@@ -70,29 +62,6 @@ class Layout:
 def is_local(cluster: ClusterConfig) -> bool:
     """Whether Ray is started for this run, on this machine."""
     return cluster.address is None and not os.environ.get("RAY_ADDRESS")
-
-
-def join(cluster: ClusterConfig) -> dict[str, float] | None:
-    """Join the cluster that the run goes to, if there is one.
-
-    Returns:
-        Its resources in all; None: Ray will be started here, by `connect`.
-
-    Raises:
-        UserError: the cluster cannot be reached.
-    """
-    if is_local(cluster):
-        return None
-    address = cluster.address or os.environ["RAY_ADDRESS"]
-    preflight.check_head_answers(address)
-    import ray
-
-    if not ray.is_initialized():
-        _set_up_ray_train(cluster)
-        problem = f"the Ray cluster at {address} (cluster.address, or RAY_ADDRESS) cannot be joined"
-        _init(problem, tries=2, address=address)
-    resources: dict[str, float] = ray.cluster_resources()
-    return resources
 
 
 def lay_out(
@@ -216,154 +185,14 @@ def gpus_for(num_processes: int, gpus_each: float) -> int:
     return math.ceil(num_processes / int(1 / gpus_each + 1e-9))
 
 
-_DEVICES = Path("/dev")
-# WSL2 has no /dev/nvidia0, and keeps the tool where PATH need not lead.
-_WSL_DEVICE, _WSL_FOLDER = "dxg", "/usr/lib/wsl/lib"
-
-
-def count_gpus() -> int:
-    """NVIDIA GPUs that a process started here would see."""
-    num_devices = len([d for d in _DEVICES.glob("nvidia*") if re.fullmatch(r"nvidia\d+", d.name)])
-    if not num_devices and (_DEVICES / _WSL_DEVICE).exists():
-        num_devices = len([line for line in _nvidia_smi("-L") if line.startswith("GPU ")])
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return num_devices
-    return min(num_devices, len([d for d in visible.split(",") if d.strip() not in ("", "-1")]))
-
-
-def _nvidia_smi(*arguments: str) -> list[str]:
-    """Lines of nvidia-smi's answer; none where it is not installed or does not answer."""
-    program = shutil.which("nvidia-smi") or shutil.which("nvidia-smi", path=_WSL_FOLDER)
-    if not program:
-        return []
-    try:
-        done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return done.stdout.splitlines()
-
-
-def network_environment(
-    address: str, interfaces: Mapping[str, Sequence[str]], set_by_user: Mapping[str, str]
-) -> dict[str, str]:
-    """Variables that make gloo, NCCL, TensorPipe and vLLM talk over the interface that holds this node's address.
-
-    Left to themselves, gloo and TensorPipe take the address that the host's own name resolves to, by default 127.0.1.1
-    on Debian, which no other host reaches; NCCL and vLLM guess, and are wrong on hosts with several networks.
-
-    Args:
-        address: By which Ray reaches this node.
-        interfaces: Addresses of each, see `interfaces`.
-        set_by_user: Variables that stay as they are.
-    """
-    name = next((name for name, addresses in interfaces.items() if address in addresses), None)
-    if name is None:  # behind address translation: what the system would choose is as good a guess as any
-        return {}
-    # NCCL takes a prefix unless told to take the whole name.
-    wanted = {"GLOO_SOCKET_IFNAME": name, "TP_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"}
-    wanted["VLLM_HOST_IP"] = address
-    return {variable: value for variable, value in wanted.items() if variable not in set_by_user}
-
-
-def interfaces() -> dict[str, list[str]]:
-    """Addresses of each network interface of this machine."""
-    found = psutil.net_if_addrs()
-    return {name: [each.address.partition("%")[0] for each in addresses] for name, addresses in found.items()}
-
-
 def memory_per_worker_bytes(layout: Layout) -> int:
     """Memory that a worker's training may take: its GPU's, or its share of this machine's."""
     if layout.device == "cuda":
-        mebibytes = _nvidia_smi("--query-gpu=memory.total", "--format=csv,noheader,nounits")
+        mebibytes = nvidia_smi("--query-gpu=memory.total", "--format=csv,noheader,nounits")
         # A GPU that shares the host's memory answers [N/A].
         if mebibytes and mebibytes[0].strip().isdigit():
             return int(mebibytes[0]) << 20
     return int(psutil.virtual_memory().total * 0.8) // layout.world_size
-
-
-def connect(
-    cluster: ClusterConfig,
-    layout: Layout,
-    run_dir: Path,
-    for_workers: Mapping[str, Path] | None = None,
-    for_all: Mapping[str, Path] | None = None,
-) -> None:
-    """Start Ray for this run, or make sure that the cluster that was joined has what workers and data tasks need.
-
-    Args:
-        cluster: As loaded.
-        layout: Workers and engines.
-        run_dir: The run folder.
-        for_workers: Files that nodes with workers or engines must have, by what names them.
-        for_all: Files that every node must have.
-
-    Raises:
-        UserError: the cluster has too little, its nodes do not reach each other, or lack files.
-    """
-    import ray
-
-    if not layout.local:
-        join(cluster)
-        fewest = layout.min_workers or layout.num_workers
-        reward_model = {"GPU": layout.reward_model_gpus}
-        ask = preflight.Ask(
-            fewest, worker_resources(layout), layout.min_engines, layout.engine, layout.reward_models, reward_model
-        )
-        preflight.wait_until_it_fits(ask, cluster.wait_for_nodes_s)
-        holders = tuple(each for each in (ask.worker, layout.engine) if each)
-        needed = [nodes.Needed(what, path, holders) for what, path in (for_workers or {}).items()]
-        needed += [nodes.Needed(what, path, ({"CPU": 1.0},)) for what, path in (for_all or {}).items()]
-        nodes.check(run_dir, needed, cluster.node_timeout_s)
-        return
-    if ray.is_initialized():
-        return
-    _set_up_ray_train(cluster)
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine's only node
-    os.environ.setdefault("RAY_WARN_BLOCKING_GET_INSIDE_ASYNC", "0")  # Ray Train's controller does so
-    num_gpus = layout.num_reward_gpus
-    if layout.device == "cuda":
-        num_gpus += layout.world_size + int(layout.max_engines * layout.engine.get("GPU", 0.0))
-    _init(
-        "Ray cannot start on this machine",
-        tries=4,
-        address="local",  # not a cluster begun here with `ray start`: that one is joined by its address
-        num_cpus=cluster.num_data_cpus,
-        num_gpus=num_gpus,
-        resources={
-            # What users name for nodes of their own is all here.
-            **{name: layout.max_engines * each for name, each in layout.engine.items() if name not in _OF_RAY},
-            TRAINER: float(layout.world_size),
-        },
-        include_dashboard=False,
-    )
-
-
-def _init(problem: str, tries: int, **how: Any) -> None:
-    """`ray.init`, again where it fails: a busy machine starts too late for Ray, which waits for half a minute.
-
-    Raises:
-        UserError: at the last of the tries, or for a reason that stays.
-    """
-    import ray
-
-    for number in range(1, tries + 1):
-        try:
-            with signals.kept():
-                ray.init(log_to_driver=False, logging_level="ERROR", **how)
-            return
-        except Exception as error:  # of a node that starts too slowly Ray raises just this class
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            ray.shutdown()
-            if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
-                # Its sockets lie below the temporary folder, and their paths may have 107 bytes.
-                raise UserError(f"{problem}: {reason}; set RAY_TMPDIR to a short path on a local disk") from error
-            if isinstance(error, ValueError):
-                raise UserError(f"{problem}: {reason}") from error
-            if number == tries:
-                tried = f"tried {tries} times: is it too busy? Ray's logs say more"
-                raise UserError(f"{problem}: {reason}; {tried}", exit_code=1) from error
-            logger.warning("%s: %s; trying again", problem, reason)
 
 
 def worker_resources(layout: Layout) -> dict[str, float]:
@@ -372,12 +201,3 @@ def worker_resources(layout: Layout) -> dict[str, float]:
     if layout.local:
         return {TRAINER: 1.0, "CPU": 0.0, **held}
     return {"CPU": 1.0, **held}
-
-
-def _set_up_ray_train(cluster: ClusterConfig) -> None:
-    # A slow poll would leave a finished or dead worker unseen for seconds.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(cluster.timeout_s))
-    if isinstance(cluster.num_workers, list):
-        # A group planned just before a node died waits in vain for its place; then it is planned anew.
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")

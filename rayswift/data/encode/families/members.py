@@ -1,0 +1,97 @@
+"""Rows of tasks whose loss compares whole texts: the texts of a row, its members, in a fixed order; pure.
+
+A row of a batch is one raw row's members end to end: chosen and rejected for preferences. A raw row with several
+rejected answers makes several such rows, each against the same chosen one. A classified text is its row's
+only member, and so is a conversation whose answer is wanted or not; its partner comes from its global batch (see
+`kl_partners`). A row for an embedding or a reranker holds all texts of its raw row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import takewhile
+
+from rayswift.config.schema import LossOn
+from rayswift.data.encode.encoder import EncodedRow, Encoder
+from rayswift.data.encode.turns import Document, documents, joined
+from rayswift.data.rows import BadRow, Conversation, KtoRow, MessageLoss, PreferenceRow, Row, parse_row
+
+
+class MemberEncoder(Encoder):
+    """Encodes rows whose members must all be there: one document each, never split, none without a trained token."""
+
+    def _may_cut(self, whole: bool) -> bool:
+        return self.config.truncation in ("left", "right")
+
+    def _assembled(self, made: Sequence[Document], fitted: list[list[EncodedRow]]) -> list[EncodedRow] | BadRow:
+        if not all(fitted):
+            return BadRow("no trainable token", "a member of the row has no trained token within data.max_length")
+        rows = [replace(row, numbers=document.numbers) for document, (row,) in zip(made, fitted, strict=True)]
+        cut = any(row.cut for row in rows)
+        # The first stands for the raw row in the accounting.
+        return [replace(row, cut=cut and position == 0) for position, row in enumerate(rows)]
+
+    def _judged(self, row: Conversation, loss_on: LossOn) -> Document:
+        """A conversation as one text, of which a loss judges the turns that `loss_on` names.
+
+        Raises:
+            BadRow: a message has a weight, or no text holds all of these turns.
+        """
+        if any(loss.weight != 1 for loss in row.losses):
+            raise BadRow("bad loss", f"{self.config.family} rows count whole answers: messages take no loss_scale")
+        marking = replace(self._marking, loss_on=loss_on)
+        if not self.config.use_chat_template:
+            made = [joined(row, marking, self._eos)]
+            self._refuse(made[0].text, made[0].whole, 1)
+        else:
+            made = documents(self.template, self._with_kwargs(row), marking, self._refuse)
+        if len(made) > 1:
+            raise BadRow(
+                "chat template rewrites earlier turns",
+                "so the answers of this row are not in one text; set data.loss_on last_turn, or data.keep_history true",
+            )
+        return made[0]
+
+
+class PreferenceEncoder(MemberEncoder):
+    """Encodes preferences: trained is what follows the common beginning of the two conversations."""
+
+    def documents(self, row: Row) -> list[Document]:
+        """Chosen and rejected, chosen and the next rejected, ...; see `Encoder.documents`."""
+        sample = parse_row(row, "preference", self.config.columns, self.config.system)
+        assert isinstance(sample, PreferenceRow)
+        numbers = () if sample.margin is None else (("margin", sample.margin),)
+        made: list[Document] = []
+        for rejected in sample.rejected:
+            pairs = zip(sample.chosen.messages, rejected.messages, strict=False)
+            begin = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+            both = [self._answer(member, begin) for member in (sample.chosen, rejected)]
+            if both[0].text == both[1].text:
+                raise BadRow("no preference", "chosen and rejected are the same text once rendered")
+            made += [replace(both[0], numbers=numbers), both[1]]
+        return made
+
+    def _answer(self, member: Conversation, begin: int) -> Document:
+        """A conversation of which the assistant's turns from message `begin` on are trained."""
+        losses = [loss if i >= begin else MessageLoss(False) for i, loss in enumerate(member.losses)]
+        return self._judged(replace(member, losses=tuple(losses)), self.config.loss_on)
+
+    def _assembled(self, made: Sequence[Document], fitted: list[list[EncodedRow]]) -> list[EncodedRow] | BadRow:
+        rows = super()._assembled(made, fitted)
+        if isinstance(rows, list):
+            for chosen, rejected in zip(rows[::2], rows[1::2], strict=True):
+                if chosen.input_ids.tobytes() == rejected.input_ids.tobytes():
+                    return BadRow("no preference", "chosen and rejected are the same tokens within data.max_length")
+        return rows
+
+
+class KtoEncoder(MemberEncoder):
+    """Encodes conversations whose last answer, which alone is trained, is wanted or not: `label` is 1 or 0."""
+
+    def documents(self, row: Row) -> list[Document]:
+        """The conversation, or the two of a pair; see `Encoder.documents`."""
+        sample = parse_row(row, "kto", self.config.columns, self.config.system)
+        assert isinstance(sample, KtoRow)
+        return [
+            replace(self._judged(conversation, "last_turn"), numbers=(("label", float(label)),))
+            for conversation, label in sample.judged
+        ]

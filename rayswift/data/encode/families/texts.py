@@ -1,0 +1,171 @@
+"""Texts that are read as a whole: classified, or embedded; pure."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from rayswift.data.encode.encoder import EncodedRow
+from rayswift.data.encode.families.members import MemberEncoder
+from rayswift.data.encode.truncation import kept
+from rayswift.data.encode.turns import Document, Marking, Numbers, Span, joined
+from rayswift.data.rows import BadRow, ClassificationRow, Conversation, EmbeddingRow, MessageLoss, Row, parse_row
+
+_MULTI = "multi_label_classification"
+_WHOLE = Marking("all")
+
+
+class TextEncoder(MemberEncoder):
+    """Encodes texts that are read as a whole, where nothing predicts a token.
+
+    A text is what the tokenizer makes of it, [CLS] and [SEP] or BOS around it; or a conversation as the chat template
+    renders it, which writes these itself. A cut leaves both: what is around a text, and what the template writes behind
+    its last content, where the last token's state is read.
+    """
+
+    def _text(self, member: Conversation) -> Document:
+        """One text.
+
+        Raises:
+            BadRow: it is empty.
+        """
+        if self.config.use_chat_template:
+            document = self._with_tail(Document(self._rendered(member), ()), member.messages[-1]["content"])
+        else:
+            document = joined(member, _WHOLE, "")
+        if not document.text:
+            raise BadRow("empty text", "a text of the row has no characters")
+        self._refuse(document.text, True, 1)
+        return replace(document, spans=(Span(0, len(document.text)),))
+
+    @staticmethod
+    def _with_tail(document: Document, content: str) -> Document:
+        """A rendered text that knows what the template writes behind its last content."""
+        at = document.text.rfind(content.rstrip())
+        return replace(document, tail=document.text[at + len(content.rstrip()) :] if at >= 0 else "")
+
+    def _fitted(self, document: Document, row: EncodedRow) -> list[EncodedRow]:
+        row, limit = replace(row, trained=np.ones(len(row.trained), np.bool_)), self.config.max_length
+        if len(row.input_ids) <= limit:
+            return [row] if len(row.input_ids) else []
+        before = len(self._frame.before) if document.framed else 0
+        tail = self._frame.behind if document.framed else self._tail(document)
+        if not self._may_cut(True) or limit <= before + len(tail):
+            raise self._too_long(str(len(row.input_ids)))
+        # Of a text that is not whole, what is behind it need not be there.
+        end = len(row.input_ids) - (len(tail) if document.framed else 0)
+        (inside,) = kept(end - before, limit - before - len(tail), self.config.truncation)
+        ids = np.concatenate([row.input_ids[:before], row.input_ids[before:end][inside], np.asarray(tail, np.int32)])
+        return [EncodedRow(ids, np.ones(len(ids), np.bool_), cut=True)]
+
+    def _tail(self, document: Document) -> tuple[int, ...]:
+        """Tokens to keep of the end of a rendered text that loses its right end; as sentence-transformers does it."""
+        if self.config.truncation != "right" or not document.tail:
+            return ()
+        return tuple(self._tokenizer.encode(document.tail, add_special_tokens=False).ids)
+
+
+class ClassificationEncoder(TextEncoder):
+    """Encodes texts with a class, classes or values: `class` for one class, else `value` for each output."""
+
+    def documents(self, row: Row) -> list[Document]:
+        """The one text; see `TextEncoder`."""
+        sample = parse_row(row, "classification", self.config.columns, self.config.system)
+        assert isinstance(sample, ClassificationRow)
+        return [replace(self._text(sample.conversation), numbers=self._label(sample.label))]
+
+    def _numbers(self, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Labels with the number of a class for its name.
+
+        Raises:
+            BadRow: it is the name of none.
+        """
+        names = self.config.label_names
+        for one in given:
+            if isinstance(one, str) and one not in names:
+                known = f"the classes are {', '.join(names)[:400]}" if names else "the classes are numbers"
+                raise BadRow("bad label", f"label is {one[:40]!r}; {known}; see model.label_names")
+        return tuple(names.index(one) if isinstance(one, str) else one for one in given)
+
+    def _label(self, label: Any) -> Numbers:
+        """The label as its loss takes it.
+
+        Raises:
+            BadRow: it is none of the model's.
+        """
+        given = self._numbers(label if isinstance(label, tuple) else (label,))
+        num_labels, kind = self.config.num_labels or 1, self.config.problem_type
+        if kind == _MULTI and _are_marks(given, num_labels):
+            return tuple(("value", float(mark)) for mark in given)
+        if kind == "regression":
+            if len(given) != num_labels:
+                raise BadRow("bad label", f"{len(given)} values, model.num_labels is {num_labels}")
+            return tuple(("value", float(value)) for value in given)
+        if not all(isinstance(one, int) and 0 <= one < num_labels for one in given):
+            raise BadRow(
+                "bad label", f"label is {label!r}; with model.num_labels {num_labels} it is 0 to {num_labels - 1}"
+            )
+        if kind == _MULTI:
+            if len(set(given)) < len(given):
+                raise BadRow("bad label", f"label is {label!r}: a class twice; write marks as decimals (1.0, 0.0)")
+            return tuple(("value", float(one in given)) for one in range(num_labels))
+        if len(given) != 1:
+            raise BadRow("bad label", f"{len(given)} labels; for several set model.problem_type to {_MULTI}")
+        return (("class", float(given[0])),)
+
+
+def _are_marks(given: tuple[Any, ...], num_labels: int) -> bool:
+    """Whether a label has a mark, 0 or 1, for each class; of two classes, [0, 1] may as well be their numbers."""
+    if len(given) != num_labels or not all(one in (0, 1) for one in given):
+        return False
+    return num_labels > 2 or any(isinstance(one, float) for one in given)
+
+
+class EmbeddingEncoder(TextEncoder):
+    """Encodes an anchor, its positive and its negatives, each a text of its own; the row's `label` where its loss has
+    one. A text is what a `SentenceTransformer` makes of it."""
+
+    def documents(self, row: Row) -> list[Document]:
+        """Anchor, positive, negatives; see `Encoder.documents`."""
+        sample = parse_row(row, "embedding", self.config.columns, self.config.system)
+        assert isinstance(sample, EmbeddingRow)
+        if len(sample.positives) != 1:
+            raise BadRow("several positives", f"{len(sample.positives)} where one is asked; make a row of each")
+        numbers = _similarity(sample, self.config.loss or "infonce")
+        anchor, config = sample.anchor, self.config
+        first = anchor.messages[0]
+        if not config.pools_prompt and first["role"] == "system" and first["content"] != config.system:
+            raise BadRow("prompt of its own", "the model pools all but its prompt, and knows none but its own")
+        documents = [_prompted(member, config.document_prompt) for member in (*sample.positives, *sample.negatives)]
+        made = [self._text(member) for member in (anchor, *documents)]
+        return [replace(made[0], numbers=numbers), *made[1:]]
+
+
+def _prompted(member: Conversation, prompt: str) -> Conversation:
+    """A text with a prompt before it."""
+    if not prompt or member.messages[0]["role"] == "system":
+        return member
+    messages = ({"role": "system", "content": prompt}, *member.messages)
+    return replace(member, messages=messages, losses=(MessageLoss(), *member.losses))
+
+
+def _similarity(sample: EmbeddingRow, loss: str) -> Numbers:
+    """The label as the loss takes it.
+
+    Raises:
+        BadRow: the loss wants another, or takes no negatives.
+    """
+    label = sample.label
+    if loss == "infonce":
+        if label not in (None, 1.0):
+            raise BadRow("bad label", f"label is {label}; infonce takes every positive as one: leave such rows out")
+        return ()
+    if sample.negatives:
+        raise BadRow("negatives", f"{loss} takes pairs with a label; make a row of each negative")
+    if label is None:
+        raise BadRow("bad label", f"no label, which {loss} needs")
+    if loss == "cosine_similarity" and not -1 <= label <= 1:
+        raise BadRow("bad label", f"label is {label}; a cosine similarity is -1 to 1")
+    if loss != "cosine_similarity" and label not in (0.0, 1.0):
+        raise BadRow("bad label", f"label is {label}; for {loss} it is 1 (alike) or 0")
+    return (("label", label),)

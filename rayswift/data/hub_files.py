@@ -1,0 +1,28 @@
+"""A model's files on the hub."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rayswift.log import UserError
+
+
+def download(name: str, patterns: Sequence[str], what: str, revision: str | None = None) -> Path:
+    """The folder of those of a hub model's files that match.
+
+    Args:
+        name: Its id.
+        patterns: Of file names.
+        what: The setting and its value, for the error.
+        revision: Branch, tag or commit; None: the newest.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+    except Exception as error:  # whatever the hub's client raises, the user asked for this id
+        first_line = (str(error).splitlines() or [""])[0]
+        reason = f"{type(error).__name__}: {first_line}"
+        raise UserError(f"{what} is no folder here and could not be had from the hub: {reason}") from error

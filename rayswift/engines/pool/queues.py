@@ -1,0 +1,64 @@
+"""Requests that wait for an engine, and which engine takes them.
+
+A request goes to the engine with the fewest tokens ahead among those whose weights are new enough; those of one prompt
+go together where that leaves the load even, because an engine computes a prompt once.
+"""
+
+import heapq
+import itertools
+from collections.abc import Collection, Sequence
+
+from rayswift.engines.pool.replica import Seat
+from rayswift.engines.pool.work import Work
+
+
+class Queues:
+    """Requests without an engine, in their order, by the number of rounds that must be behind their weights."""
+
+    def __init__(self) -> None:
+        self._queues: dict[int, list[tuple[int, Work]]] = {}
+        self._tries = itertools.count()
+
+    @property
+    def min_steps(self) -> Collection[int]:
+        """What the requests that wait ask of the weights."""
+        return self._queues.keys()
+
+    def put(self, work: Work) -> None:
+        """Have a request wait, at its place among all."""
+        heapq.heappush(self._queues.setdefault(work.min_step, []), (work.order, work))
+
+    def hand_out(self, seats: Collection[Seat]) -> None:
+        """Give requests to the engines that may take them now."""
+        for min_step in sorted(self._queues):
+            queue = self._queues[min_step]
+            takers = [seat for seat in seats if seat.has_room and seat.member.takes(min_step)]
+            if takers:
+                self._assign(queue, takers)
+            if not queue:
+                del self._queues[min_step]
+
+    def _assign(self, queue: list[tuple[int, Work]], seats: Sequence[Seat]) -> None:
+        """Hand out requests in their order for as long as a seat has room."""
+        loads = [(seat.num_tokens_ahead, number, seat) for number, seat in enumerate(seats)]
+        heapq.heapify(loads)
+        prompt, its_seat = None, None
+        while queue and loads:
+            ahead, number, least = loads[0]
+            if not least.has_room:
+                heapq.heappop(loads)
+                continue
+            if ahead != least.num_tokens_ahead:
+                heapq.heapreplace(loads, (least.num_tokens_ahead, number, least))
+                continue
+            _, work = heapq.heappop(queue)
+            if work.future.done():
+                continue
+            seat = least
+            if its_seat is not None and work.request.prompt_ids is prompt and its_seat.has_room:
+                # What is still to be handed out evens out what goes to this one beforehand.
+                to_come = len(queue) * work.room / len(loads)
+                if its_seat.num_tokens_ahead - ahead <= to_come:
+                    seat = its_seat
+            prompt, its_seat = work.request.prompt_ids, seat
+            seat.give(work, f"{work.request.key}#{next(self._tries)}")

@@ -1,0 +1,94 @@
+"""vLLM's engine of a setup, and the sampling parameters of its requests."""
+
+from collections.abc import Callable
+from typing import Any
+
+from rayswift.engines.engine import SamplingSettings
+from rayswift.engines.vllm.setup import EngineSetup, lora_capacity, prepare_environment, require_vllm
+
+_CPU_KV_CACHE_BYTES = 512 << 20
+_PREFILL_TOKENS = 4096
+SCORE_PLACES = 8
+"""Sequences that may run beside the samples, for scores."""
+
+
+def build(setup: EngineSetup) -> tuple[Any, Callable[[int, int], Any]]:
+    """vLLM's engine, and how the sampling of a request is told to it: (room in tokens, seed) -> parameters."""
+    require_vllm("rollout")
+    prepare_environment(setup)
+    import torch
+
+    torch.set_num_threads(setup.num_threads)
+    if setup.device == "cpu":
+        # What vLLM compiles even so asks for a compiler, and may come from a cache that another CPU filled.
+        torch.compiler.set_stance("force_eager")
+    from vllm import EngineArgs, LLMEngine, SamplingParams
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+    engine = LLMEngine.from_engine_args(EngineArgs(**arguments(setup)))
+    wanted = setup.sampling
+    engine.collective_rpc("put_policy_before_sampling", args=(wanted.temperature or 1.0, _is_unpenalised(wanted)))
+
+    def sampling(max_tokens: int, seed: int) -> Any:
+        regex = wanted.structured_outputs_regex
+        return SamplingParams(
+            temperature=1.0 if wanted.temperature else 0.0,  # the logits are divided by it already
+            top_p=wanted.top_p,
+            top_k=wanted.top_k,
+            min_p=wanted.min_p,
+            repetition_penalty=wanted.repetition_penalty,
+            seed=seed,
+            max_tokens=max_tokens,
+            stop=list(wanted.stop) or None,
+            stop_token_ids=list(wanted.stop_token_ids),
+            detokenize=bool(wanted.stop),
+            logprobs=0,  # of the sampled token
+            flat_logprobs=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            structured_outputs=StructuredOutputsParams(regex=regex) if regex else None,
+            skip_clone=True,  # they are made for one request
+        )
+
+    return engine, sampling
+
+
+def _is_unpenalised(sampling: SamplingSettings) -> bool:
+    """Whether adding a number to all logits changes nothing in what is sampled."""
+    return sampling.repetition_penalty == 1
+
+
+def arguments(setup: EngineSetup) -> dict[str, Any]:
+    """What vLLM's engine is built from, under its names."""
+    found: dict[str, Any] = {
+        "model": setup.model,
+        "dtype": setup.dtype,
+        "load_format": setup.load_format,
+        "revision": setup.revision,
+        "trust_remote_code": setup.trust_remote_code,
+        "generation_config": "vllm",  # all sampling settings are ours
+        "max_model_len": setup.max_model_len,
+        "max_num_seqs": setup.max_num_seqs,
+        "scheduling_policy": "priority",  # all samples are alike, in the order they came; a score comes first
+        "seed": setup.seed,
+        # Of the policy's own distribution, whatever `sampling` then leaves out; see `put_policy_before_sampling`.
+        "logprobs_mode": "raw_logits" if _is_unpenalised(setup.sampling) else "raw_logprobs",
+        "async_scheduling": False,  # a load must not meet a step that is under way
+        "worker_extension_cls": "rayswift.engines.vllm.worker.PolicyWorker",
+        "disable_log_stats": True,
+        "enable_prefix_caching": True,  # the samples of a group share their prompt
+    }
+    found |= {"tokenizer": setup.tokenizer} if setup.tokenizer else {"skip_tokenizer_init": True}
+    if setup.lora_rank:
+        found |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_capacity(setup.lora_rank)}
+    if setup.device == "cpu":
+        found |= {"enforce_eager": True, "distributed_executor_backend": "uni"}
+        found["kv_cache_memory_bytes"] = _CPU_KV_CACHE_BYTES
+        # vLLM 0.29 fails where a part of a prompt draws a seeded number on a CPU ("does not use offset").
+        found |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(_PREFILL_TOKENS, setup.max_model_len)}
+    else:
+        found["gpu_memory_utilization"] = setup.gpu_memory_utilization
+    if setup.tensor_parallel_size > 1:
+        found["tensor_parallel_size"] = setup.tensor_parallel_size
+        found["distributed_executor_backend"] = "mp"
+    found |= dict(setup.engine_kwargs)
+    return found | {"max_num_seqs": found["max_num_seqs"] + SCORE_PLACES}

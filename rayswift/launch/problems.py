@@ -1,0 +1,93 @@
+"""What does not go together in a resolved config, or with where it is to run: one line each."""
+
+from pathlib import Path
+
+from rayswift.cluster.layout import Layout
+from rayswift.config.checks.model import model_problems
+from rayswift.config.checks.online import max_sequence_length
+from rayswift.config.checks.task import rollout_of, task_problems
+from rayswift.config.fields.tuners import tuner_problems
+from rayswift.config.schema import RlhfConfig, TrainingConfig
+from rayswift.data.sequence.mixing import weights_of
+from rayswift.data.sources import parse_source
+from rayswift.log import UserError
+from rayswift.model.kind import abilities
+from rayswift.model.texts.encoders import stretched_positions
+from rayswift.run import checkpoint
+from rayswift.train import evaluation
+
+_NOT_STRETCHABLE = ("reduce_lr_on_plateau", "greedy", "warmup_stable_decay")
+
+
+def worker_problems(config: TrainingConfig, layout: Layout) -> list[str]:
+    """Of the config and the workers that there are to be."""
+    found = []
+    batch = config.train.global_batch_size or 0
+    if layout.world_size > batch:
+        found.append(
+            f"cluster.num_workers = {layout.world_size} leaves workers without a row of a global batch of {batch}; "
+            "lower it, or raise train.global_batch_size"
+        )
+    if layout.min_workers and config.train.save_only_model:
+        found.append("train.save_only_model leaves nothing that a changing number of workers can continue; unset it")
+    return found
+
+
+def config_problems(config: TrainingConfig, has_eval: bool) -> list[str]:
+    """Of the config alone; has_eval: there are rows to evaluate on."""
+    train, cluster, data = config.train, config.cluster, config.data
+    found = tuner_problems(config.model) + task_problems(config) + model_problems(config)
+    if train.eval_strategy != "no" and not has_eval:
+        found.append(f"train.eval_strategy = {train.eval_strategy} has no rows; set data.eval or data.eval_fraction")
+    if train.eval_on_start and not has_eval:
+        found.append("train.eval_on_start = True has no rows; set data.eval or data.eval_fraction, or unset it")
+    for name in ("load_best_model_at_end", "early_stopping_patience"):
+        if getattr(train, name) and train.eval_strategy == "no":
+            found.append(f"train.{name} needs evaluations; set data.eval or data.eval_fraction")
+    metric = train.metric_for_best_model.removeprefix("eval_")
+    if train.task == "causal_lm" and not train.metrics and metric not in evaluation.BUILT_IN:
+        found.append(
+            f"train.metric_for_best_model = {metric!r} is no metric of an evaluation; there are "
+            f"{', '.join(evaluation.BUILT_IN)}, and those of train.metrics"
+        )
+    if train.metrics and train.eval_strategy == "no":
+        found.append("train.metrics needs evaluations; set data.eval or data.eval_fraction")
+    if data.eval and data.eval_fraction:
+        found.append("data.eval and data.eval_fraction both name evaluation rows; keep one")
+    try:
+        weights_of(data.dataset, data.mix)
+    except UserError as error:
+        found.append(str(error))
+    found += [
+        f"data.eval: {parse_source(each).written} has a weight, but only rows to train on are mixed; leave it out"
+        for each in data.eval
+        if not isinstance(each, str) and each.weight is not None
+    ]
+    if cluster.offload == "all" and cluster.zero_stage != 3:
+        found.append(f"cluster.offload = all needs cluster.zero_stage 3, it is {cluster.zero_stage}")
+    if cluster.offload == "optimizer" and not cluster.zero_stage:
+        found.append("cluster.offload = optimizer needs cluster.zero_stage 1, 2 or 3, it is 0")
+    if train.max_steps <= 0 and train.lr_scheduler_type in _NOT_STRETCHABLE:
+        found.append(f"train.lr_scheduler_type = {train.lr_scheduler_type} counts steps; set train.max_steps")
+    folder = Path(config.model.path)
+    if (
+        folder.is_dir()
+        and not abilities.training_problems(config)
+        and not config.model.random_init
+        and not _has_weights(folder)
+    ):
+        result = checkpoint.model_folder(folder) if checkpoint.newest(folder) else folder  # of a run folder
+        remedy = f"name its checkpoint {result}" if result != folder else "set model.random_init to begin anew"
+        found.append(f"model.path = {str(folder)!r} holds no weights (*.safetensors); {remedy}")
+    positions = stretched_positions(config.model)
+    online = isinstance(config, RlhfConfig) and rollout_of(config) is not None
+    longest = max_sequence_length(config) if isinstance(config, RlhfConfig) and online else data.max_length
+    if positions and longest > positions:
+        what = f"a prompt and its completion have up to {longest} tokens" if online else f"data.max_length = {longest}"
+        which = "data.max_length, or rollout.max_prompt_length and rollout.max_completion_length" if online else "it"
+        found.append(f"{what}, but the model has {positions} positions; lower {which}")
+    return found
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
