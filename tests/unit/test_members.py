@@ -183,6 +183,18 @@ def test_a_batch_of_pairs_side_by_side() -> None:
     }
 
 
+def test_what_stands_behind_an_answer_is_no_part_of_a_pair() -> None:
+    """A line break that the template writes behind the end token, for instance: ORPO would train it."""
+    from rayswift.data.member_batches import pair_batch
+
+    ids = np.arange(6, dtype=np.int32) + 10
+    row = PackedRow(ids, np.array([False, True, False, False, True, False]), (3, 3), 1)
+    batch = pair_batch([row], 0, "rows")
+    assert batch["chosen_input_ids"].tolist() == [[10, 11]]
+    assert batch["rejected_input_ids"].tolist() == [[13, 14]]
+    assert batch["chosen_attention_mask"].tolist() == batch["rejected_attention_mask"].tolist() == [[1, 1]]
+
+
 def label_of(label: Any, num_labels: int, problem_type: str) -> Any:
     options = {"family": "classification", "num_labels": num_labels, "problem_type": problem_type}
     (result,) = encoder_of(EncodeConfig(str(TINY), "hash", 64, **options)).encode([{"text": "abc", "label": label}])

@@ -55,11 +55,17 @@ def reward_batch(rows: Sequence[PackedRow], pad_token_id: int, layout: Layout) -
 def pair_batch(rows: Sequence[PackedRow], pad_token_id: int, layout: Layout) -> dict[str, Any]:
     """B pairs as TRL's CPO and ORPO take them; see `preference_batch`.
 
+    A member ends with its last trained token: ORPO's likelihood term is over all that attention sees, and would train
+    what the chat template writes behind the end token.
+
     Returns:
         chosen_input_ids, chosen_attention_mask and chosen_labels (-100 where not trained), int64 [B, T], and the same
         for rejected ones.
     """
     ids, trained = _members(rows, 2, pad_token_id)
+    lengths = [int(np.flatnonzero(mask)[-1]) + 1 for mask in trained]  # no member is without a trained token
+    ids = [member[:length] for member, length in zip(ids, lengths, strict=True)]
+    trained = [mask[:length] for mask, length in zip(trained, lengths, strict=True)]
     batch: dict[str, Any] = {}
     for name, members in (("chosen", slice(0, len(ids) // 2)), ("rejected", slice(len(ids) // 2, None))):
         labels = [np.where(mask, one, IGNORED) for one, mask in zip(ids[members], trained[members], strict=True)]
