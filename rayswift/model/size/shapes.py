@@ -25,7 +25,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PLAIN = ("llama", "mistral", "qwen2", "qwen3")
-# Of these, files hold what is trained, and names tell the linear layers: tests/unit/test_memory.py compares.
+# Of these, files hold what is trained, and names tell the linear layers: tests/unit/launch/test_memory.py compares.
 _BY_NAME = (*_PLAIN, "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "phi3", "starcoder2")
 _BUILD_S = 600
 _EXCEPTION = re.compile(r"[\w.]+(Error|Exception|Exit|Interrupt): ")

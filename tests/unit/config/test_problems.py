@@ -1,0 +1,148 @@
+"""Problems that are found before anything starts: all of them, each once, and each with a way out."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from rayswift import cli
+from rayswift.cluster.layout import Layout
+from rayswift.config.checks.built import is_unbuilt, refuse_unbuilt
+from rayswift.config.load import load
+from rayswift.config.model import ModelConfig
+from rayswift.config.reading.names import paths_of
+from rayswift.config.schema import VERB_CONFIGS
+from rayswift.config.show import field_lines
+from rayswift.data.tokenizer.training_copy import prepare_tokenizer
+from rayswift.launch import plan
+from rayswift.log import UserError, logger, raise_together
+
+TINY = Path(__file__).parents[3] / "examples/tiny"
+NEEDED = ["--model", "m", "--dataset", "d.jsonl"]
+
+
+def problems(verb: str, *argv: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        load(verb, [*NEEDED, *argv])
+    assert caught.value.exit_code == 2
+    return str(caught.value).splitlines()
+
+
+def test_an_unknown_flag_hides_no_other_problem() -> None:
+    argv = ["--bogus", "1", "--max_length", "x", "--optim", "adalomo", "--model.quantization", "nf4"]
+    lines = problems("sft", *argv, "--model.freeze_ratio", "2")
+    for start in (
+        "--bogus is unknown",
+        "data.max_length = 'x'",
+        "model.freeze_ratio = 2",
+        "train.optim = adalomo (it steps within the backward pass): not built yet",
+        "model.quantization = nf4 freezes the weights, so it needs an adapter",
+    ):
+        assert len([line for line in lines if line.startswith(start)]) == 1, (start, lines)
+    dry = problems("sft", *argv, "--dry_run")
+    assert not any("not built" in line for line in dry)  # which a dry run resolves
+    assert any(line.startswith("model.quantization = nf4") for line in dry)
+
+
+def test_what_is_required_is_said_beside_the_rest() -> None:
+    with pytest.raises(UserError) as caught:
+        load("sft", ["--bogus", "1", "--seed", "x"])
+    lines = str(caught.value).splitlines()
+    assert [line.split(" ")[0] for line in lines] == ["--bogus", "model.path", "data.dataset", "train.seed"]
+
+
+def test_a_missing_package_hides_no_missing_plugin(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = ["sft", *NEEDED, "--optim", "lomo", "--plugins", "nowhere.py", "--tuner", "lora", "--adapters", "nothing"]
+    assert cli._run(argv) == 2
+    err = capfd.readouterr().err
+    logger.handlers = []
+    assert "lomo-optim, which is not installed" in err
+    assert "train.plugins = 'nowhere.py': no file nowhere.py" in err
+    assert "model.adapters: 'nothing' is no folder here" in err
+
+
+def test_problems_of_several_checks_are_raised_together() -> None:
+    def fails(*lines: str) -> None:
+        raise UserError("\n".join(lines))
+
+    with pytest.raises(UserError) as caught:
+        raise_together(lambda: fails("a", "b"), lambda: None, lambda: fails("b", "c"))
+    assert str(caught.value).splitlines() == ["a", "b", "c"]
+    raise_together(lambda: None)
+
+
+def test_an_evaluation_at_the_start_needs_rows() -> None:
+    config = load("sft", [*NEEDED, "--eval_on_start", "true"]).config
+    with pytest.raises(
+        UserError, match=r"train\.eval_on_start = True has no rows; set data\.eval or data\.eval_fraction"
+    ):
+        plan.resolve(config, Layout(1, "cpu", 1, local=True), None)
+    whole = load("sft", [*NEEDED, "--eval_on_start", "true", "--eval_fraction", "0.1"]).config
+    assert plan.resolve(whole, Layout(1, "cpu", 1, local=True), None).config.train.eval_on_start
+
+
+@pytest.fixture
+def too_many(tmp_path: Path) -> Path:
+    """A model whose tokenizer has two tokens more than its embedding has rows."""
+    folder = tmp_path / "model"
+    shutil.copytree(TINY, folder)
+    config = json.loads((folder / "config.json").read_text())
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens([f"filler{n}" for n in range(config["vocab_size"] - tokenizer.get_vocab_size())])
+    tokenizer.add_tokens(["first", "second"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_a_token_without_a_row_is_named_before_training(too_many: Path, tmp_path: Path) -> None:
+    num_rows = json.loads((too_many / "config.json").read_text())["vocab_size"]
+    with pytest.raises(UserError) as caught:
+        prepare_tokenizer(ModelConfig(path=str(too_many)), tmp_path / "tokenizer")
+    message = str(caught.value)
+    assert f"2 token(s) that the embedding has no row for, 'first' with number {num_rows}" in message
+    assert "--model.new_special_tokens 'first'" in message
+    grown = ModelConfig(path=str(too_many), new_special_tokens=["first"])
+    assert prepare_tokenizer(grown, tmp_path / "grown").is_dir()
+    assert prepare_tokenizer(ModelConfig(path=str(TINY)), tmp_path / "tiny").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "reason"),
+    [
+        ({"ensure_weight_tying": True}, None),
+        ({"bias": "all"}, None),
+        ({"fan_in_fan_out": True}, None),
+        ({"trainable_token_indices": [1]}, None),
+        ({"target_parameters": ["a"]}, None),
+        ({"use_qalora": True}, "GPTQ"),
+        ({"layer_replication": [[0, 2]]}, "config.json"),
+        ({"alora_invocation_tokens": [1]}, "merged"),
+        ({"lora_bias": True}, "merged"),
+    ],
+)
+def test_fields_of_peft_pass_unless_they_break_something(kwargs: dict[str, object], reason: str | None) -> None:
+    argv = ["--model.tuner", "lora", "--model.tuner_kwargs", json.dumps(kwargs)]
+    config = load("sft", [*NEEDED, *argv]).config
+    assert config.model.tuner_kwargs == kwargs
+    if reason is None:
+        refuse_unbuilt(config)
+        return
+    with pytest.raises(UserError, match=rf"model\.tuner_kwargs\.{next(iter(kwargs))} = .*\(.*{reason}"):
+        refuse_unbuilt(config)
+
+
+@pytest.mark.parametrize("verb", ["pt", "sft", "rlhf"])
+def test_fields_that_are_not_built_are_marked_where_they_are_listed(verb: str) -> None:
+    lines = [line for section in VERB_CONFIGS[verb].model_fields for line in field_lines(verb, section)]
+    assert {line.path for line in lines} <= set(paths_of(VERB_CONFIGS[verb]))
+    marked = {line.path for line in lines if line.sentence.endswith("Not built yet.")}
+    assert marked == {line.path for line in lines if is_unbuilt(line.path)}
+    assert "cluster.sequence_parallel_size" in marked
+    assert not marked & {"train.learning_rate", "model.path", "data.max_length", "rollout.temperature", "train.beta"}
+    if verb == "rlhf":
+        assert {"train.kl_coef", "model.teacher", "rollout.placement"} <= marked
