@@ -25,7 +25,7 @@ from rayswift.engines.pool.pool import Pool
 from rayswift.engines.pool.probing import Probed
 from rayswift.engines.vllm.end_tokens import end_tokens
 from rayswift.engines.vllm.engine import VllmEngine
-from rayswift.engines.vllm.setup import EngineSetup, engine_setup
+from rayswift.engines.vllm.setup import EngineSetup, engine_options, engine_setup
 from rayswift.engines.weights import Published, WeightStore
 from rayswift.log import UserError, logger, setup_worker
 from rayswift.rollout.admission import RolloutPlan
@@ -140,8 +140,7 @@ def engine_dtype(config: RlhfConfig, layout: Layout) -> str:
 
 def _make_pool(spec: PlaneSpec) -> Pool:
     # Resources of an engine are the layout's: preflight has seen that they fit.
-    held = dict(spec.layout.engine)
-    options = {"num_cpus": held.pop("CPU", 0.0), "num_gpus": held.pop("GPU", 0.0), "resources": held}
+    options = engine_options(spec.layout.engine)
     limits = limits_of(spec.config.rollout, spec.plan.max_outstanding)
     return Pool(RayEngines(VllmEngine, (setup_of(spec),), options), limits, salvages(spec))
 
