@@ -14,6 +14,8 @@ from rayswift.config.rollout import RolloutConfig
 from rayswift.engines.engine import EngineLost
 
 _T = TypeVar("_T")
+# A timer fires up to a nanosecond early, and what is then left may be too little to move the clock.
+_SHORTEST_WAIT_S = 1e-3
 _LOOK_AGAIN_S = 5.0
 _LAST_LOOK_S = 0.1
 
@@ -98,7 +100,7 @@ class Patience:
         """Wait until a call is done; False: it is not by the deadline, in the time of `now`."""
         while not call.done() and (self.loads or self.now() < deadline):
             left_s = deadline - self.now()
-            await asyncio.wait({call}, timeout=max(left_s, _LOOK_AGAIN_S) if self.loads else left_s)
+            await asyncio.wait({call}, timeout=max(left_s, _LOOK_AGAIN_S if self.loads else _SHORTEST_WAIT_S))
         if not call.done():  # where this process itself was held up, the answer may be a moment away
             await asyncio.wait({call}, timeout=_LAST_LOOK_S)
         return call.done()

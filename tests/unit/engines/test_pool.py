@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rayswift.engines.engine import Collected
@@ -100,6 +100,15 @@ def test_no_kill_schedule_loses_a_request_or_changes_a_completion(
 
 @settings(max_examples=20)
 @given(events=schedules, staleness=st.integers(0, 3), gaps=st.lists(st.floats(0.2, 8), min_size=3, max_size=6))
+@example(  # a wait that had less than the clock's last place left was begun again and again
+    events=[
+        (2.0, "slow", 2), (2.93265801592207, "slow", 4), (1.1, "drain", 4), (0.1, "grow", 1),
+        (10.684904477750091, "kill", 2), (2.3617119995163693, "grow", 5), (10.322448300169572, "hang", 4),
+        (8.708537109840709, "kill", 1), (9.674718911646012, "grow", 2), (9.375602605802754, "drain", 5),
+    ],
+    staleness=2,
+    gaps=[7.122643261058608, 4.593498556850346, 4.224330980742221, 2.909164329852398, 1.9, 0.2661272727455953],
+)  # fmt: skip
 def test_every_token_is_of_the_version_it_says_and_none_is_too_old(
     events: list[Event], staleness: int, gaps: list[float]
 ) -> None:
