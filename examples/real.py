@@ -1,4 +1,4 @@
-"""Train two real models on a laptop, and measure each before and after; at most 25 minutes on two CPU cores.
+"""Train two real models on a laptop, and measure each before and after.
 
 SmolLM2-135M-Instruct, with LoRA: word problems and their solutions (`rayswift sft`), pairs of solutions (DPO), and sums
 asked in words by reward alone (GRPO on rollouts of a vLLM engine); that adapter is merged and asked.
