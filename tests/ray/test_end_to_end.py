@@ -59,7 +59,7 @@ def test_the_commands_of_the_readme_are_understood(command: str, tmp_path: Path)
     verb, *flags = shlex.split(command, comments=True)[1:]
     if verb.startswith("--"):
         flags, verb = [], verb
-    dry = ["--dry_run"] if verb in ("sft", "infer", "export") and "--help" not in flags else []
+    dry = ["--dry_run"] if verb in ("pt", "sft", "rlhf", "infer", "export") and "--help" not in flags else []
     code, out = start(verb, tmp_path, *flags, *dry, as_a_user=True).wait()
     assert code == 0 or "runs/" in command, out  # a run folder that only a real run would have made
     assert "Traceback" not in out
