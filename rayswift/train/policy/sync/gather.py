@@ -20,7 +20,6 @@ from transformers.core_model_loading import revert_weight_conversion
 from rayswift.model.tuners import num_elements
 
 Named = list[tuple[str, torch.Tensor]]
-_PEFT = "base_model.model."
 _ADAPTER = "default"
 
 
