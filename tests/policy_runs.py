@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from rayswift.cluster.layout import Layout
-from rayswift.config.checks.online import micro_batch_tokens
+from rayswift.config.derived import micro_batch_tokens
 from rayswift.config.load import load
 from rayswift.config.schema import RlhfConfig
 from rayswift.data.sequence.global_batches import FeedPlan, Position

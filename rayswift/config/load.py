@@ -70,7 +70,7 @@ def load(verb: str, argv: list[str], environ: Mapping[str, str] = MappingProxyTy
     if problems.lines and config is None:  # judged by what is left of it, so that one problem hides no other
         config = _without_bad_fields(schema, tree)
     if problems.lines and isinstance(config, TrainingConfig):
-        more = built.config_problems(config) if dry_run else built.static_problems(config)
+        more = built.problems(config) if dry_run else built.static_problems(config)
         problems.lines += [line for line in more if line not in problems.lines]
     problems.raise_if_any()
     renamed = [f"{_TRANSLATED}: {'; '.join(said.renamed)}"] if said.renamed else []

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rayswift.cluster.layout import lay_out
 from rayswift.config.checks.built import not_built
-from rayswift.config.checks.task import rollout_of
+from rayswift.config.derived import rollout_of
 from rayswift.config.load import to_yaml
 from rayswift.config.schema import TrainingConfig
 from rayswift.data.sources import parse_source

@@ -6,11 +6,16 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from rayswift.cluster.layout import Layout, memory_per_worker_bytes
-from rayswift.config.checks.online import max_sequence_length, micro_batch_tokens
-from rayswift.config.checks.task import default_loss, rollout_of
+from rayswift.config.derived import (
+    keeps_reference,
+    max_sequence_length,
+    micro_batch_tokens,
+    problem_type,
+    rollout_of,
+)
 from rayswift.config.model import ModelConfig, RlhfModelConfig
 from rayswift.config.schema import DataConfig, RlhfConfig, SftConfig, TrainingConfig
-from rayswift.config.tasks import TASKS, keeps_reference, problem_type
+from rayswift.config.tasks import TASKS
 from rayswift.data.sequence.global_batches import micro_batches
 from rayswift.data.sequence.windows import WindowPlan, Windows
 from rayswift.launch import memory
@@ -165,19 +170,18 @@ def _task_defaults(config: TrainingConfig) -> dict[str, Any]:
     """Values that depend on task and tuner, for the fields of `train` that were left open."""
     full = config.model.tuner == "full"
     if isinstance(config, RlhfConfig):
-        task = TASKS.get(config.train.task)
-        own = {} if task is None else {k: v for k, v in task.defaults.items() if k not in config.train.trl_extra}
+        defaults = TASKS[config.train.task].defaults
+        own = {name: value for name, value in defaults.items() if name not in config.train.trl_extra}
         return {"learning_rate": config.train.learning_rate or (1e-6 if full else 1e-5), **own}
-    defaults: dict[str, Any] = {"learning_rate": config.train.learning_rate or (2e-5 if full else 1e-4)}
+    own = {"learning_rate": config.train.learning_rate or (2e-5 if full else 1e-4)}
     if isinstance(config, SftConfig) and config.train.loss_type is None:
-        defaults["loss_type"] = default_loss(config.train.task)
-    return defaults
+        own["loss_type"] = TASKS[config.train.task].default_loss
+    return own
 
 
 def _packed(config: TrainingConfig) -> DataConfig:
     """Section `data`, without packing for a task that judges whole rows."""
-    task = TASKS.get(config.train.task)
-    return config.data if task is None or task.packs else config.data.model_copy(update={"packing": False})
+    return config.data if TASKS[config.train.task].packs else config.data.model_copy(update={"packing": False})
 
 
 def _estimates(config: TrainingConfig, layout: Layout) -> list[memory.MemoryEstimate] | str:
@@ -185,7 +189,7 @@ def _estimates(config: TrainingConfig, layout: Layout) -> list[memory.MemoryEsti
     model = config.model
     try:
         size = _size(model, config)
-        if config.train.task in TASKS and keeps_reference(config):
+        if keeps_reference(config):
             named = model.reference if isinstance(model, RlhfModelConfig) else None
             if named:
                 whole = {"path": named, "revision": None, "random_init": False, "tuner": "full"}
@@ -228,8 +232,7 @@ def _accumulates(config: TrainingConfig, layout: Layout) -> bool:
 
 
 def _size(model: ModelConfig, config: TrainingConfig) -> model_size.ModelSize:
-    head = TASKS[config.train.task].head if config.train.task in TASKS else "causal_lm"
-    found = shapes.find(model, head)
+    found = shapes.find(model, TASKS[config.train.task].head)
     return model_size.model_size(found.config, found.shapes, model, found.num_trainable, found.num_quantizable)
 
 

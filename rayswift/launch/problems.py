@@ -3,10 +3,8 @@
 from pathlib import Path
 
 from rayswift.cluster.layout import Layout
-from rayswift.config.checks.model import model_problems
-from rayswift.config.checks.online import max_sequence_length
-from rayswift.config.checks.task import rollout_of, task_problems
-from rayswift.config.fields.tuners import tuner_problems
+from rayswift.config.checks.built import problems
+from rayswift.config.derived import max_sequence_length, rollout_of
 from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.data.sequence.mixing import weights_of
 from rayswift.data.sources import parse_source
@@ -36,7 +34,7 @@ def worker_problems(config: TrainingConfig, layout: Layout) -> list[str]:
 def config_problems(config: TrainingConfig, has_eval: bool) -> list[str]:
     """Of the config alone; has_eval: there are rows to evaluate on."""
     train, cluster, data = config.train, config.cluster, config.data
-    found = tuner_problems(config.model) + task_problems(config) + model_problems(config)
+    found = problems(config)
     if train.eval_strategy != "no" and not has_eval:
         found.append(f"train.eval_strategy = {train.eval_strategy} has no rows; set data.eval or data.eval_fraction")
     if train.eval_on_start and not has_eval:

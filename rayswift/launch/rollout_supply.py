@@ -3,7 +3,7 @@
 import uuid
 from functools import partial
 
-from rayswift.config.checks.online import max_sequence_length
+from rayswift.config.derived import max_sequence_length
 from rayswift.config.schema import RlhfConfig
 from rayswift.data.sequence.windows import Windows
 from rayswift.launch.supply import beside_the_driver

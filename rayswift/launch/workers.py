@@ -6,6 +6,8 @@ restarts them after a death. With `num_workers` 0 the worker runs in this proces
 
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,8 @@ def fit(spec: RunSpec, train_loop: TrainLoop, supply: Supply) -> None:
         UserError: what stopped the run; exit code 1.
     """
     if spec.layout.num_workers == 0:
-        return _fit_here(spec, train_loop, supply)
+        with _worker_here(spec, supply) as worker:
+            return train_loop(spec.as_seen_by(1), worker)
     import ray
     from ray.train import FailureConfig, RunConfig
 
@@ -77,7 +80,9 @@ def _cluster(spec: RunSpec) -> watch.Cluster | None:
     return watch.Cluster((address.strip("[]"), int(port)), ask, spec.config.cluster.wait_for_nodes_s)
 
 
-def _fit_here(spec: RunSpec, train_loop: TrainLoop, supply: Supply) -> None:
+@contextmanager
+def _worker_here(spec: RunSpec, supply: Supply) -> Iterator[Worker]:
+    """The driver as its only worker, watched and explained like any other."""
     client = supply.start_here()
     if spec.config.cluster.uses_deepspeed:
         os.environ.update(rank_environment(0, 1, 0, 1, "127.0.0.1", free_port()))
@@ -91,7 +96,7 @@ def _fit_here(spec: RunSpec, train_loop: TrainLoop, supply: Supply) -> None:
             look_out,
             waiting.Notes(spec.run_dir / "logs", 0, 1, "this machine") as notes,
         ):
-            train_loop(spec.as_seen_by(1), Worker(0, 1, client, notes))
+            yield Worker(0, 1, client, notes)
     except (Exception, SystemExit) as error:  # a callback may call sys.exit
         failure = explain(error, spec.config, spec.run_dir, 0)
         raise (failure if isinstance(failure, UserError) else UserError(str(failure), exit_code=1)) from error

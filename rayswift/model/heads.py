@@ -7,8 +7,9 @@ from typing import Any
 
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
 
+from rayswift.config.derived import problem_type
 from rayswift.config.model import ModelConfig
-from rayswift.config.tasks import Head, problem_type
+from rayswift.config.tasks import Head
 from rayswift.model.size.parameters import read_header
 
 # Beside an adapter with a classification head: what its outputs mean.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rayswift.config.checks.task import rollout_of
+from rayswift.config.derived import rollout_of
 from rayswift.config.rollout import RolloutConfig
 from rayswift.config.schema import TrainingConfig
 from rayswift.report.charts import show

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rayswift.config.checks.task import rollout_of
+from rayswift.config.derived import rollout_of
 from rayswift.config.rollout import RolloutConfig
 from rayswift.config.schema import TrainingConfig
 from rayswift.engines.vllm import setup as engine_setup

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayswift.cluster.layout import Layout
-from rayswift.config.checks.online import max_sequence_length
+from rayswift.config.derived import max_sequence_length
 from rayswift.config.schema import RlhfConfig
 from rayswift.data.feed.feed import DRIVERS_ATTEMPT, StaleAttempt
 from rayswift.data.feed.pipeline import stream_windows, user_error_in

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rayswift.config.checks.task import rollout_of
+from rayswift.config.derived import keeps_reference, rollout_of
 from rayswift.config.schema import TrainingConfig
-from rayswift.config.tasks import TASKS, keeps_reference, load
+from rayswift.config.tasks import TASKS, load
 from rayswift.config.user_code import import_plugins
 from rayswift.data.sequence.global_batches import Position
 from rayswift.data.tokenizer.loaded import load_with_padding

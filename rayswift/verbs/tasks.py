@@ -3,10 +3,7 @@
 What a task can do is asked of the checks that every command line passes: the table cannot promise what they refuse.
 """
 
-from rayswift.config.checks.built import not_built
-from rayswift.config.checks.model import model_problems
-from rayswift.config.checks.task import task_problems
-from rayswift.config.fields.tuners import tuner_problems
+from rayswift.config.checks.built import not_built, problems
 from rayswift.config.load import Invocation, load
 from rayswift.config.tasks import TASKS, Task
 
@@ -29,6 +26,8 @@ def table() -> str:
     columns = ["task", "asked for with", "trainer", "packing", "padding-free", *_ABILITIES, "resume", "Liger"]
     lines = [f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
     for name, task in TASKS.items():
+        if not task.is_built:
+            continue
         trainer = task.trainer.rpartition(":")[2].removeprefix("Streamed")
         # Packed documents are what padding-free batches are made of. All tasks save and continue by the same code.
         abilities = [task.packs, task.packs, *(can(task, flags) for flags in _ABILITIES.values()), True]
@@ -45,4 +44,4 @@ def can(task: Task, flags: list[str]) -> bool:
 def _refusals(task: Task, flags: list[str]) -> list[str]:
     verb, *own = task.verb.rpartition(", ")[2].split()
     config = load(verb, ["--model", "m", "--data.dataset", "rows.jsonl", *own, *flags]).config
-    return not_built(config) + tuner_problems(config.model) + task_problems(config) + model_problems(config)
+    return not_built(config) + problems(config)

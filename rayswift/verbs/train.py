@@ -1,5 +1,8 @@
 """`rayswift pt`, `sft` and `rlhf`: a training run of any task as the driver sees it; for a worker: `train/loop.py`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -8,11 +11,11 @@ from rayswift import signals
 from rayswift.cluster.connect import connect, join
 from rayswift.cluster.layout import Layout, lay_out
 from rayswift.config.checks.built import refuse_unbuilt
-from rayswift.config.checks.task import rollout_of
+from rayswift.config.derived import compares_partners, rollout_of
 from rayswift.config.load import Invocation
 from rayswift.config.reading import paths
 from rayswift.config.schema import TrainingConfig
-from rayswift.config.tasks import TASKS, compares_partners
+from rayswift.config.tasks import TASKS
 from rayswift.data import prepare
 from rayswift.data.feed.pipeline import needs_ray
 from rayswift.data.filesystem import is_url
@@ -43,54 +46,99 @@ from rayswift.train.loop import supply_start, train_loop
 from rayswift.train.spec import RunSpec
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """What is known before a process is started: the plan, and the rows as they will be read."""
+
+    plan: planning.Plan[TrainingConfig]
+    layout: Layout
+    resume: run_folder.Resume | None
+    tokenizer_dir: Path
+    windows: Windows
+    eval_windows: Windows | None
+
+
 def run(invocation: Invocation) -> None:
     """Train a model: from a command line to a checkpoint.
 
     Raises:
         UserError: bad input (exit code 2) or a run that failed (exit code 1).
     """
-    config: TrainingConfig = invocation.config
-    clock, train = Clock(psutil.Process().create_time()), config.train
+    asked: TrainingConfig = invocation.config
+    clock = Clock(psutil.Process().create_time())
     raise_together(
-        lambda: refuse_unbuilt(config),
-        lambda: abilities.check(config),
-        lambda: adapters.check(config.model),
-        lambda: user_code.check(config),
-        lambda: checks.check(config),
+        lambda: refuse_unbuilt(asked),
+        lambda: abilities.check(asked),
+        lambda: adapters.check(asked.model),
+        lambda: user_code.check(asked),
+        lambda: checks.check(asked),
     )
+    with _run_dir(asked) as run_dir:
+        made = _prepare(asked, run_dir)
+        config, layout, resume = made.plan.config, made.layout, made.resume
+        with LiveReport(run_dir, config, layout.local, resume.saved if resume else None):
+            if resume and resume.is_end_of(config.train):
+                return _finish(run_dir, config, clock)
+            clock.lap("data")
+            config = paths.absolute(config, Path.cwd())  # other processes read it from here on, in other folders
+            windows, eval_windows = made.windows, made.eval_windows
+            if _needs_ray(config, layout, windows, eval_windows):
+                _prepare_ray(config, layout, run_dir)
+            clock.lap("Ray")
+            if config.train.trl_extra.get("precompute_ref_log_probs"):
+                with announced("computing the reference's log-probabilities"):
+                    windows, eval_windows = reference_logps.computed(config, layout, run_dir, windows, eval_windows)
+                clock.lap("reference")
+            spec = RunSpec(
+                config=config,
+                layout=layout,
+                run_dir=run_dir,
+                tokenizer_dir=made.tokenizer_dir,
+                feed_plan=_feed_plan(made.plan, windows),
+                clock=clock,
+                resume_from=resume.saved.path.resolve() if resume else None,
+                work_dir=Path.cwd(),
+            )
+            fit(spec, train_loop, _supply(spec, windows, eval_windows, resume))
+            _finish(run_dir, config, clock)
+
+
+@contextmanager
+def _run_dir(config: TrainingConfig) -> Iterator[Path]:
+    """The run folder, held against other launches; behind a URL: a working copy of it, uploaded to the end."""
+    train = config.train
     recipe = fingerprint.initial_recipe(config)
     with (
         lock.held(train.output_dir),
         storage.working_copy(train.output_dir, train.resume, config.cluster.scratch_dir, recipe) as run_dir,
     ):
         if not is_url(train.output_dir):
-            return _train(config, run_dir, clock)
+            yield run_dir
+            return
         with signals.last_words(lambda: logger.warning("files missing at %s stay in %s", train.output_dir, run_dir)):
             try:
-                _train(config, run_dir, clock)
+                yield run_dir
             except KeyboardInterrupt:
                 signals.take_time()
                 logger.info("uploading the remaining files to %s; a second signal stops this at once", train.output_dir)
                 raise
 
 
-def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:
+def _prepare(config: TrainingConfig, run_dir: Path) -> _Prepared:
     # 1. What runs where, and what an earlier launch of this run left.
     with announced("joining the Ray cluster"):
         joined = join(config.cluster)
     layout = lay_out(config.cluster, joined, rollout_of(config))
     resume = run_folder.open_run(config, run_dir)
     plan = planning.resolve(config, layout, resume)
-    config = plan.config
 
     # 2. Rows: tokenizer, sources, a look at the first of them.
     with announced("fetching the tokenizer"):
-        source = model_files(config.model)
+        source = model_files(plan.config.model)
         plan, tokenizer_dir = _with_tokenizer(plan, source, run_dir / "tokenizer", resume)
-        config = plan.config
     with announced("looking at the rows"):
         windows, eval_windows = prepare.plan_windows(
-            plan.config.data, tokenizer_dir, config.train.seed, run_dir / "data", row_kind(config, source)
+            plan.config.data, tokenizer_dir, plan.config.train.seed, run_dir / "data", row_kind(plan.config, source)
         )
     plan = planning.with_labels(planning.with_window_rows(plan, windows.window_rows), windows)
     config = plan.config
@@ -104,34 +152,7 @@ def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:
     fingerprint.record_sources(config.data, run_dir, known)
     remarks = model_remarks.remarks(config, tokenizer_dir)
     logger.info("%s", planning.describe(plan, windows.num_rows, [], remarks, source))
-
-    with LiveReport(run_dir, config, layout.local, resume.saved if resume else None):
-        if resume and resume.is_end_of(plan.config.train):
-            return _finish(run_dir, config, clock)
-
-        # 3. Ray, workers, the training itself; from here on other processes read the config, in other folders.
-        clock.lap("data")
-        config = paths.absolute(config, Path.cwd())
-        if _needs_ray(config, layout, windows, eval_windows):
-            _prepare_ray(config, layout, run_dir)
-        clock.lap("Ray")
-        if config.train.trl_extra.get("precompute_ref_log_probs"):
-            with announced("computing the reference's log-probabilities"):
-                windows, eval_windows = reference_logps.computed(config, layout, run_dir, windows, eval_windows)
-            clock.lap("reference")
-        spec = RunSpec(
-            config=config,
-            layout=layout,
-            run_dir=run_dir,
-            tokenizer_dir=tokenizer_dir,
-            feed_plan=_feed_plan(plan, windows),
-            clock=clock,
-            resume_from=resume.saved.path.resolve() if resume else None,
-            work_dir=Path.cwd(),
-        )
-        fit(spec, train_loop, _supply(spec, windows, eval_windows, resume))
-
-        _finish(run_dir, config, clock)
+    return _Prepared(plan, layout, resume, tokenizer_dir, windows, eval_windows)
 
 
 def _with_tokenizer(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rayswift.config.checks.built import WITH_OTHER_ADAPTERS, WITH_QLORA, WITH_STARTING_ADAPTERS
+from rayswift.config.tasks import TASKS as TABLE
 from tests.bars.test_tasks_matrix import TASKS, rows_of
 from tests.ray import test_tasks
 from tests.ray.conftest import assert_same_end, curve, sft, train
@@ -38,7 +38,7 @@ def continued(task: str, flags: tuple[str, ...], folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("tuner", TUNERS)
-@pytest.mark.parametrize("task", WITH_OTHER_ADAPTERS)
+@pytest.mark.parametrize("task", [task for task in TASKS if task in TABLE and TABLE[task].other_adapters])
 def test_a_task_trains_and_continues_with_a_tuner(task: str, tuner: str, tmp_path: Path) -> None:
     losses = curve(continued(task, TUNERS[tuner], tmp_path))
     assert losses[4] != losses[1]
@@ -46,14 +46,14 @@ def test_a_task_trains_and_continues_with_a_tuner(task: str, tuner: str, tmp_pat
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-@pytest.mark.parametrize("task", WITH_QLORA)
+@pytest.mark.parametrize("task", [task for task in TASKS if task in TABLE and TABLE[task].qlora])
 def test_a_task_trains_and_continues_on_quantized_weights(task: str, quantization: str, tmp_path: Path) -> None:
     flags = (*LORA, "--quantization", quantization, *(("--dtype", "bfloat16") if task == "rm" else ()))
     losses = curve(continued(task, flags, tmp_path))
     assert losses[4] != losses[1]
 
 
-@pytest.mark.parametrize("task", WITH_STARTING_ADAPTERS)
+@pytest.mark.parametrize("task", [task for task in TASKS if task in TABLE and TABLE[task].starting_adapters])
 def test_a_task_starts_from_an_adapter(task: str, tmp_path: Path, tiny: tuple[str, ...]) -> None:
     """The reference of dpo and kto is the model with that adapter, so at the first step no reward has moved."""
     flags = ("--num_workers", "0", "--zero_stage", "0", "--max_steps", "3", "--learning_rate", "1e-2")

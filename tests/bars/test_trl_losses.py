@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 from rayswift.cluster.layout import Layout
-from rayswift.config.checks.task import LOSS_TYPES
+from rayswift.config.derived import compares_partners
 from rayswift.config.load import load as load_config
-from rayswift.config.tasks import TASKS, compares_partners, load
+from rayswift.config.tasks import TASKS, load
 from rayswift.data.feed.client import LocalFeed
 from rayswift.data.feed.feed import Feed
 from rayswift.data.prepare import plan_windows
@@ -33,7 +33,7 @@ from rayswift.train.spec import RunSpec
 QUESTIONS = ("one and two?", "the sum of 3 and 4?", "seven", "what is 5 less 1?")
 ANSWERS = ("three it is", "7", "a prime number, I think", "4, which is even")
 SETTINGS: dict[str, dict[str, Any]] = {
-    **{loss: {"loss_type": [loss]} for loss in LOSS_TYPES["dpo"]},
+    **{loss: {"loss_type": [loss]} for loss in TASKS["dpo"].losses},
     "exo_pair": {"loss_type": ["exo_pair"], "label_smoothing": 0.01},
     "robust": {"loss_type": ["robust"], "label_smoothing": 0.1},
     "several": {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0], "beta": 0.5},

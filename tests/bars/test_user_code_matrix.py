@@ -10,7 +10,7 @@ import pytest
 
 from tests.ray.conftest import assert_same_curve, curve, sft
 from tests.ray.test_equivalence import TOLERANCE, layout
-from tests.ray.test_user_code import POISON, write_numbers
+from tests.ray.test_user_code import POISON, SCORES, write_numbers
 
 # Weights that differ from token to token, in every batch of every worker.
 CODE = """
@@ -87,7 +87,11 @@ def test_a_callback_that_raises_or_exits_ends_the_run_on_ray_too(
         "        if state.global_step == 2:\n"
         "            sys.exit('enough')\n"
     )
-    out = sft(run_dir, *tiny, *layout(workers, 0), "--callbacks", f"{code}:Stops", code=1)
+    frames = tmp_path / "scores.py"
+    frames.write_text(SCORES)
+    callbacks = ("--callbacks", f"{code}:Stops", f"{frames}:Frames")
+    out = sft(run_dir, *tiny, *layout(workers, 0), *callbacks, code=1)
+    assert json.loads((run_dir / "frames.json").read_text()) == ["_worker_main", "train_loop"]
     assert f"error: train.callbacks = '{code}:Stops' (mine.py:6, in on_step_end) raised SystemExit: enough" in out
     assert "Traceback" not in out
     assert list(curve(run_dir)) == [1]  # and it was not tried again

@@ -12,6 +12,10 @@ SHORT = ("--num_workers", "0", "--device", "cpu", "--per_device_train_batch_size
 
 # The metric's value is the script's, by step; the run is left at step 6 where LEAVE is set.
 SCORES = """
+import json, traceback
+from pathlib import Path
+
+import rayswift
 from transformers import TrainerCallback
 
 SCORES = {2: 1.0, 4: 3.0, 6: 2.0, 8: 2.5, 10: 9.0}
@@ -24,6 +28,18 @@ class Steps(TrainerCallback):
 class Leave(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         control.should_training_stop |= state.global_step == 6
+
+class Frames(TrainerCallback):
+    """Names our own functions between the command's `main`, or the worker's, and the trainer's `train`."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        names = []
+        for frame in traceback.extract_stack():
+            if frame.filename.endswith("transformers/trainer.py"):
+                break
+            if Path(rayswift.__file__).parent in Path(frame.filename).parents:
+                names.append(frame.name)
+        (Path(args.output_dir) / "frames.json").write_text(json.dumps(names))
 
 def score(batch):
     trained = batch.labels != -100
@@ -43,7 +59,9 @@ def test_early_stopping_and_the_best_model_survive_a_resume(
         "--metrics", f"{code}:score", "--metric_for_best_model", "score",
         "--early_stopping_patience", "2",
     )  # fmt: skip
-    sft(run_dir, *flags, "--callbacks", f"{code}:Steps", f"{code}:Leave")
+    sft(run_dir, *flags, "--callbacks", f"{code}:Steps", f"{code}:Leave", f"{code}:Frames")
+    frames = json.loads((run_dir / "frames.json").read_text())
+    assert frames[-5:] == ["main", "_run", "run", "fit", "train_loop"], frames
     # Step 4 was the best and was saved for it, out of turn; step 2 gave way to it, and 6 is the newest.
     assert [saved.step for saved in checkpoint.find_all(run_dir)] == [4, 6]
 

@@ -9,8 +9,9 @@ import torch
 from transformers import set_seed
 
 from rayswift.cluster.layout import Layout
+from rayswift.config.derived import compares_partners, keeps_reference
 from rayswift.config.load import load as load_config
-from rayswift.config.tasks import TASKS, compares_partners, keeps_reference, load
+from rayswift.config.tasks import TASKS, load
 from rayswift.data.feed.client import LocalFeed
 from rayswift.data.feed.feed import Feed
 from rayswift.data.prepare import plan_windows

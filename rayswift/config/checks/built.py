@@ -1,37 +1,17 @@
 """What can be written in a config, and resolves with `--dry_run`, but is not trained by this version yet."""
 
 from rayswift.config.checks.model import missing_packages, model_problems
-from rayswift.config.checks.task import rollout_of, task_problems
+from rayswift.config.checks.task import task_problems
+from rayswift.config.derived import rollout_of
 from rayswift.config.fields.trl import tasks_with
 from rayswift.config.fields.tuners import is_initialised_before, looks_at_rows, tuner_problems
 from rayswift.config.model import ModelConfig
 from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.config.section import Section
+from rayswift.config.tasks import TASKS
 from rayswift.config.train import RlhfTrainConfig
 from rayswift.log import UserError
 
-BUILT_TASKS = (
-    "causal_lm",
-    "dpo",
-    "kto",
-    "rm",
-    "orpo",
-    "cpo",
-    "simpo",
-    "seq_cls",
-    "embedding",
-    "reranker",
-    "generative_reranker",
-    "grpo",
-)
-"""Tasks that this version trains, those of `config/tasks.py`."""
-# What tasks beside causal_lm have been seen to train, save and continue with.
-WITH_OTHER_ADAPTERS = ("dpo", "kto", "rm", "seq_cls")
-"""Adapters beside a plain LoRA."""
-WITH_QLORA = ("dpo", "kto", "rm", "orpo", "seq_cls")
-"""A LoRA on quantized weights."""
-WITH_STARTING_ADAPTERS = ("dpo", "kto", "orpo")
-"""An adapter that was trained before, on the head of a language model."""
 # Settings of `train` and `cluster` that no training reads yet, besides their defaults.
 _TRL = ("sync_ref_model",)
 _GRPO = ("use_adaptive_entropy", "cast_lm_head_to_fp32", "router_aux_loss_coef")
@@ -72,13 +52,13 @@ def is_unbuilt(path: str) -> bool:
         or (section == "rollout" and name in _ROLLOUT)
         or (section == "train" and name in _TRL)
         or (bool(tasks) and name in _GRPO and tasks == ["grpo"])
-        or (bool(tasks) and not set(tasks) & set(BUILT_TASKS))
+        or (bool(tasks) and not any(TASKS[task].is_built for task in tasks))
     )
 
 
 def rows_not_built(config: TrainingConfig) -> list[str]:
     """As `not_built`, of what decides the encoded rows."""
-    return [] if config.train.task in BUILT_TASKS else [f"train.task = {config.train.task}"]
+    return [] if TASKS[config.train.task].is_built else [f"train.task = {config.train.task}"]
 
 
 def not_built(config: TrainingConfig) -> list[str]:
@@ -108,14 +88,14 @@ def _untried(config: TrainingConfig) -> list[str]:
     found = []
     if model.tuner == "adalora":
         found.append("model.tuner = adalora (its penalty is a term of losses over tokens)")
-    elif model.tuner not in ("full", "lora") and task not in WITH_OTHER_ADAPTERS:
+    elif model.tuner not in ("full", "lora") and not TASKS[task].other_adapters:
         found.append(f"model.tuner = {model.tuner}")
-    if is_initialised_before(model) and (task not in WITH_OTHER_ADAPTERS or looks_at_rows(model)):
+    if is_initialised_before(model) and (not TASKS[task].other_adapters or looks_at_rows(model)):
         why = " (it takes inputs and gradients of a loss over tokens)" if looks_at_rows(model) else ""
         found.append(f"model.tuner_kwargs.init_lora_weights = {model.tuner_kwargs['init_lora_weights']}{why}")
-    if task not in WITH_STARTING_ADAPTERS:
+    if not TASKS[task].starting_adapters:
         found += _changed("model", model, ("adapters",))
-    if task not in WITH_QLORA:
+    if not TASKS[task].qlora:
         found += _changed("model", model, ("quantization",))
     return [f"{line} with task {task}" for line in found]
 
@@ -158,10 +138,10 @@ def refuse_unbuilt(config: TrainingConfig, rows_only: bool = False) -> None:
 def static_problems(config: TrainingConfig) -> list[str]:
     """One line for each setting that this version cannot train, or that cannot be trained here or at all, as far as the
     config alone shows it."""
-    return config_problems(config) + missing_packages(config) + _unbuilt(not_built(config))
+    return problems(config) + missing_packages(config) + _unbuilt(not_built(config))
 
 
-def config_problems(config: TrainingConfig) -> list[str]:
+def problems(config: TrainingConfig) -> list[str]:
     """One line for each setting that cannot work, in any version and wherever it runs."""
     return [*tuner_problems(config.model), *task_problems(config), *model_problems(config)]
 

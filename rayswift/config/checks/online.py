@@ -1,31 +1,8 @@
 """What a task that samples completions needs, and what has no meaning for it; before anything starts."""
 
 from rayswift.config.checks.policy import policy_problems
+from rayswift.config.derived import max_prompt_length, round_size
 from rayswift.config.schema import RlhfConfig
-
-
-def max_prompt_length(config: RlhfConfig) -> int:
-    """Tokens of the longest prompt."""
-    rollout = config.rollout
-    return rollout.max_prompt_length or config.data.max_length - rollout.max_completion_length
-
-
-def max_sequence_length(config: RlhfConfig) -> int:
-    """Tokens of the longest prompt and completion together; a completion ends where the engine's window does."""
-    whole = max_prompt_length(config) + config.rollout.max_completion_length
-    return min(whole, config.rollout.max_model_len or whole)
-
-
-def micro_batch_tokens(config: RlhfConfig) -> int:
-    """The token budget of a micro-batch of completions with their prompts."""
-    return config.train.micro_batch_tokens or config.train.per_device_train_batch_size * max_sequence_length(config)
-
-
-def round_size(config: RlhfConfig) -> int | None:
-    """Completions of a round, between two publications of weights; None: the global batch is not decided yet."""
-    train = config.train
-    batch = train.global_batch_size
-    return None if batch is None else batch * int(train.trl_extra.get("steps_per_generation") or 1)
 
 
 def online_problems(config: RlhfConfig) -> list[str]:

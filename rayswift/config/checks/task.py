@@ -5,25 +5,9 @@ from typing import Any
 from rayswift.config.checks.online import online_problems
 from rayswift.config.fields.tuners import begins_with_other_weights
 from rayswift.config.model import RlhfModelConfig
-from rayswift.config.rollout import RolloutConfig
 from rayswift.config.schema import RlhfConfig, SftConfig, TrainingConfig
+from rayswift.config.tasks import TASKS
 from rayswift.config.train import PtTrainConfig, SftTrainConfig
-
-ONLINE_TASKS = ("grpo", "ppo", "gkd")
-"""Tasks that sample completions."""
-SFT_LOSSES = {
-    "causal_lm": ("nll", "dft"),
-    "embedding": ("infonce", "cosine_similarity", "contrastive", "online_contrastive"),
-    "reranker": ("pointwise", "listwise"),
-    "generative_reranker": ("pointwise", "listwise"),
-}
-"""The values of `train.loss_type` for each task of `sft` that has several, the default first."""
-
-
-def default_loss(task: str) -> str | None:
-    """The loss of a task where `train.loss_type` leaves it open; None: the task has no choice of losses."""
-    return next(iter(SFT_LOSSES.get(task, ())), None)
-
 
 # Fields of one task of `sft` alone.
 _OF_TASK = {
@@ -38,25 +22,8 @@ _OF_TASK = {
 
 LEAVES_OUT = ("ignore_empty_think", "ignore_think_prefix")
 """Values of `data.loss_scale` that only leave something untrained, which needs no weights."""
-_TRAIN_ANSWERS = ("causal_lm", "dpo", "orpo", "cpo", "simpo", "kto")
-
-LOSS_TYPES = {
-    "dpo": (
-        "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
-        "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
-    ),
-    "kto": ("kto", "apo_zero_unpaired"),
-    "cpo": ("sigmoid", "hinge", "ipo", "simpo", "alphapo"),
-    "simpo": ("simpo",),
-}  # fmt: skip
-"""What `train.loss_type` may be, for tasks whose TRL config leaves it open."""
 _F_DIVERGENCE_LOSSES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
 _SORTING_LOSSES = ("aot", "aot_unpaired")
-
-
-def rollout_of(config: TrainingConfig) -> RolloutConfig | None:
-    """Section `rollout` of a run that samples completions; None: it does not."""
-    return config.rollout if isinstance(config, RlhfConfig) and config.train.task in ONLINE_TASKS else None
 
 
 def task_problems(config: TrainingConfig) -> list[str]:
@@ -76,10 +43,10 @@ def task_problems(config: TrainingConfig) -> list[str]:
     if isinstance(config, SftConfig):
         found += _sft_problems(config)
     found += _loss_scale_problems(config)
-    if config.train.task not in ("causal_lm", *ONLINE_TASKS):
+    if config.train.task != "causal_lm" and not TASKS[config.train.task].is_online:
         found += _whole_row_problems(config) + _loss_problems(config)
     if isinstance(config, RlhfConfig):
-        found += online_problems(config) if config.train.task in ONLINE_TASKS else _offline_problems(config)
+        found += online_problems(config) if TASKS[config.train.task].is_online else _offline_problems(config)
     return found
 
 
@@ -117,7 +84,7 @@ def _fields_of_other_tasks(config: TrainingConfig) -> list[str]:
 def _sft_problems(config: SftConfig) -> list[str]:
     """Values that belong to another task of `sft`."""
     train, found = config.train, []
-    losses = SFT_LOSSES.get(train.task, ())
+    losses = TASKS[train.task].losses
     if losses and train.loss_type is not None and train.loss_type not in losses:
         found.append(f"train.loss_type = {train.loss_type} is none of task {train.task}; it has {', '.join(losses)}")
     if train.task == "generative_reranker" and config.data.truncation in ("left", "right"):
@@ -133,7 +100,7 @@ def _loss_scale_problems(config: TrainingConfig) -> list[str]:
     data, train = config.data, config.train
     given = [f"data.loss_scale = {' '.join(data.loss_scale)}"] if data.loss_scale else []
     given += ["data.ignore_empty_think"] if data.ignore_empty_think else []
-    if train.task not in _TRAIN_ANSWERS:
+    if not TASKS[train.task].trains_answers:
         return [
             f"{what} has no meaning: task {train.task} has no loss over the tokens of answers; unset it"
             for what in given
@@ -179,7 +146,7 @@ def _loss_problems(config: TrainingConfig) -> list[str]:
     task, given = config.train.task, config.train.trl_extra
     value = given.get("loss_type", [])
     losses = value if isinstance(value, list) else [value]
-    known = LOSS_TYPES.get(task, losses)
+    known = TASKS[task].losses or losses
     found = [
         f"train.loss_type = {loss} is no loss of task {task}; there are {', '.join(known)}"
         for loss in losses

@@ -12,46 +12,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-_BASES = (
-    ("transformers", "training_args.py", "TrainingArguments"),
-    ("trl", "trainer/base_config.py", "_BaseConfig"),
-)
-_SFT = ("trl", "trainer/sft_config.py", "SFTConfig")
-_CPO = ("trl", "experimental/cpo/cpo_config.py", "CPOConfig")
-_HF_ONLY = _BASES[:1]
-
-# task -> the classes whose fields it takes, bases first.
-_SOURCES = {
-    "causal_lm": (*_BASES, _SFT),
-    "seq_cls": _HF_ONLY,
-    "embedding": _HF_ONLY,
-    "reranker": _HF_ONLY,
-    "generative_reranker": _HF_ONLY,
-    "dpo": (
-        *_BASES,
-        ("trl", "trainer/dpo_config.py", "DPOConfig"),
-        ("rayswift", "config/fields/tasks.py", "DpoFields"),
-    ),
-    "orpo": (*_BASES, ("trl", "experimental/orpo/orpo_config.py", "ORPOConfig")),
-    "cpo": (*_BASES, _CPO),
-    "simpo": (*_BASES, _CPO),
-    "kto": (*_BASES, ("trl", "trainer/kto_config.py", "KTOConfig")),
-    "rm": (*_BASES, ("trl", "trainer/reward_config.py", "RewardConfig")),
-    "ppo": (*_BASES, ("rayswift", "config/fields/tasks.py", "PpoFields")),
-    "grpo": (
-        *_BASES,
-        ("trl", "trainer/grpo_config.py", "GRPOConfig"),
-        ("rayswift", "config/fields/tasks.py", "GrpoFields"),
-    ),
-    "gkd": (
-        *_BASES,
-        _SFT,
-        ("trl", "experimental/gkd/gkd_config.py", "GKDConfig"),
-        ("rayswift", "config/fields/tasks.py", "GkdFields"),
-    ),
-}
-
-TASKS = tuple(_SOURCES)
+from rayswift.config.tasks import TASKS
 
 # TRL fields that another section owns under the same meaning and values: they are moved there.
 MOVED = {
@@ -147,14 +108,14 @@ class TrlField:
 def read_fields(task: str = "causal_lm") -> dict[str, TrlField]:
     """All fields of a task's config and its bases by name; a subclass's word replaces its base's."""
     fields: dict[str, TrlField] = {}
-    for source in _SOURCES[task]:
+    for source in TASKS[task].fields:
         fields |= read_class(*source)
     return fields
 
 
 def tasks_with(name: str) -> list[str]:
     """The tasks whose config has this field."""
-    return [task for task in _SOURCES if name in read_fields(task)]
+    return [task for task in TASKS if name in read_fields(task)]
 
 
 @cache

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rayswift.config.checks.task import ONLINE_TASKS
 from rayswift.config.reading import values
+from rayswift.config.tasks import ONLINE_TASKS
 
 # `--name w1 w2` as (name, words); a name with a dot is ours already.
 Flag = tuple[str, list[str]]

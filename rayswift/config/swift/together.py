@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rayswift.config.checks.task import ONLINE_TASKS
 from rayswift.config.reading.values import home
 from rayswift.config.swift.rules import Translation, plain
+from rayswift.config.tasks import ONLINE_TASKS
 
 Given = dict[str, list[str]]
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rayswift.config.checks.task import ONLINE_TASKS
 from rayswift.config.swift import environment
 from rayswift.config.swift.rules import Flag, Translation
+from rayswift.config.tasks import ONLINE_TASKS
 
 Tree = dict[str, Any]
 

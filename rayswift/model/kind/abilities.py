@@ -4,16 +4,15 @@ from importlib.util import find_spec
 
 from rayswift.config.model import ModelConfig
 from rayswift.config.schema import RlhfConfig, TrainingConfig
+from rayswift.config.tasks import TASKS
 from rayswift.log import UserError
 from rayswift.model.kind.kinds import Kind, Model, look
 
-WRITING = frozenset(
-    ("causal_lm", "dpo", "kto", "orpo", "cpo", "simpo", "grpo", "ppo", "gkd", "generative_reranker", "infer")
-)
+WRITING = frozenset((*(name for name, task in TASKS.items() if task.head == "causal_lm"), "infer"))
 """Tasks that take a model which writes, one token after the other."""
-JUDGING = frozenset(("seq_cls", "rm", "reranker"))
+JUDGING = frozenset(name for name, task in TASKS.items() if task.head in ("reward", "classes"))
 """Tasks that put a head of outputs on a model's states."""
-EMBEDDING = frozenset(("embedding",))
+EMBEDDING = frozenset(name for name, task in TASKS.items() if task.head == "none")
 ALL = WRITING | JUDGING | EMBEDDING
 NOTHING: frozenset[str] = frozenset()
 
@@ -115,7 +114,7 @@ def _packing_problems(what: str, model: Model, task: str, tuner: str, quantizati
         return [f"{what}, which nothing is trained on; {name}, with --quantization nf4 if it must be small"]
     if tuner == "full":
         return [f"{what}, which are frozen; set --tuner lora, or {name}"]
-    if task == "grpo":
+    if TASKS[task].is_online:
         return [f"{what}, which engines take no updates of; {name}"]
     return [f"{what} already; leave model.quantization out, or {name}"] if quantization else []
 

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from rayswift.config.checks.online import max_prompt_length
-from rayswift.config.checks.task import default_loss
+from rayswift.config.derived import max_prompt_length
 from rayswift.config.schema import RlhfConfig, SftConfig, TrainingConfig
 from rayswift.config.tasks import TASKS
 from rayswift.data.encode.config import RowKind
@@ -31,5 +30,5 @@ def row_kind(config: TrainingConfig, source: Path) -> RowKind:
         return RowKind(task.family)
     train = config.train
     answers = (train.positive_token, train.negative_token) if train.task == "generative_reranker" else None
-    kind = RowKind(task.family, loss=train.loss_type or default_loss(train.task), answers=answers)
+    kind = RowKind(task.family, loss=train.loss_type or task.default_loss, answers=answers)
     return text_settings.row_texts(kind, config, source)

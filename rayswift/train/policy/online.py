@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rayswift.config.checks.online import max_sequence_length, micro_batch_tokens
+from rayswift.config.derived import max_sequence_length, micro_batch_tokens
 from rayswift.config.schema import RlhfConfig
 from rayswift.engines.samples import PolicyVersion
 from rayswift.engines.weights import ObjectStore

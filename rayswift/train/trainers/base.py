@@ -14,7 +14,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
 
 from rayswift.config import user_code
-from rayswift.config.checks.task import rollout_of
+from rayswift.config.derived import rollout_of
 from rayswift.log import UserError, logger
 from rayswift.model.load import share_tied
 from rayswift.model.tuners import lora_plus_groups

@@ -18,6 +18,7 @@ from rayswift.config.load import Invocation, load, to_yaml
 from rayswift.config.reading import other_names
 from rayswift.config.reading.names import paths_of
 from rayswift.config.schema import VERB_CONFIGS, RlhfConfig, SftConfig
+from rayswift.config.tasks import TASKS
 from rayswift.config.train import SftTrainConfig, TrainConfig
 from rayswift.data.sources import parse_source
 from rayswift.log import UserError, logger
@@ -287,7 +288,7 @@ def test_replacements_name_fields_that_exist() -> None:
 
 
 def test_owned_patterns_still_match_trl() -> None:
-    names = [name for task in trl_fields.TASKS for name in trl_fields.read_fields(task)]
+    names = [name for task in TASKS for name in trl_fields.read_fields(task)]
     unmatched = {
         p
         for p in trl_fields.OWNED | trl_fields.MOVED

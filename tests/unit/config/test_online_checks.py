@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from rayswift.config.checks.online import max_prompt_length, max_sequence_length, round_size
 from rayswift.config.checks.task import task_problems
+from rayswift.config.derived import max_prompt_length, max_sequence_length, round_size
 from rayswift.config.schema import RlhfConfig
 from rayswift.engines.vllm import setup as engine_setup
 from rayswift.log import UserError

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rayswift import cli
-from rayswift.config.checks.online import max_prompt_length, max_sequence_length
+from rayswift.config.derived import max_prompt_length, max_sequence_length
 from rayswift.config.load import Invocation, load
 from rayswift.config.swift import VERBS
 from rayswift.data.encode.config import EncodeConfig

@@ -1,0 +1,55 @@
+"""Values that follow from several fields of a config."""
+
+from rayswift.config.model import ModelConfig, ProblemType
+from rayswift.config.rollout import RolloutConfig
+from rayswift.config.schema import RlhfConfig, TrainingConfig
+from rayswift.config.tasks import TASKS
+
+
+def rollout_of(config: TrainingConfig) -> RolloutConfig | None:
+    """Section `rollout` of a run that samples completions; None: it does not."""
+    return config.rollout if isinstance(config, RlhfConfig) and TASKS[config.train.task].is_online else None
+
+
+def problem_type(model: ModelConfig) -> ProblemType:
+    """What labels are, where `model.problem_type` leaves it open."""
+    return model.problem_type or ("regression" if model.num_labels == 1 else "single_label_classification")
+
+
+def keeps_reference(config: TrainingConfig) -> bool:
+    """Whether the loss needs a reference model at every step."""
+    extra = config.train.trl_extra
+    task = TASKS[config.train.task]
+    # Online tasks need it for a KL term alone.
+    without = extra.get("reference_free") or extra.get("precompute_ref_log_probs")
+    without = without or (task.is_online and not extra.get("beta"))
+    return task.has_reference and not without
+
+
+def compares_partners(config: TrainingConfig) -> bool:
+    """Whether the loss has a KL term over mismatched answers."""
+    return config.train.task == "kto" and config.train.trl_extra.get("loss_type", "kto") == "kto"
+
+
+def max_prompt_length(config: RlhfConfig) -> int:
+    """Tokens of the longest prompt."""
+    rollout = config.rollout
+    return rollout.max_prompt_length or config.data.max_length - rollout.max_completion_length
+
+
+def max_sequence_length(config: RlhfConfig) -> int:
+    """Tokens of the longest prompt and completion together; a completion ends where the engine's window does."""
+    whole = max_prompt_length(config) + config.rollout.max_completion_length
+    return min(whole, config.rollout.max_model_len or whole)
+
+
+def micro_batch_tokens(config: RlhfConfig) -> int:
+    """The token budget of a micro-batch of completions with their prompts."""
+    return config.train.micro_batch_tokens or config.train.per_device_train_batch_size * max_sequence_length(config)
+
+
+def round_size(config: RlhfConfig) -> int | None:
+    """Completions of a round, between two publications of weights; None: the global batch is not decided yet."""
+    train = config.train
+    batch = train.global_batch_size
+    return None if batch is None else batch * int(train.trl_extra.get("steps_per_generation") or 1)
