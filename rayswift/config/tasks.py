@@ -125,7 +125,7 @@ TASKS: dict[str, Task] = {
     ),
     "dpo": Task(
         verb="rlhf --rlhf_type dpo",
-        trainer="rayswift.train.trainers.row_means:StreamedDPOTrainer",
+        trainer="rayswift.train.trainers.dpo:StreamedDPOTrainer",
         arguments="trl:DPOConfig",
         fields=(*_TRL, _trl("trainer/dpo_config.py", "DPOConfig"), _own("DpoFields")),
         family="preference",
@@ -159,7 +159,7 @@ TASKS: dict[str, Task] = {
     ),
     "rm": Task(
         verb="rlhf --rlhf_type rm",
-        trainer="rayswift.train.trainers.row_means:StreamedRewardTrainer",
+        trainer="rayswift.train.trainers.reward:StreamedRewardTrainer",
         arguments="trl:RewardConfig",
         fields=(*_TRL, _trl("trainer/reward_config.py", "RewardConfig")),
         family="preference",

@@ -30,8 +30,7 @@ class Leave(TrainerCallback):
         control.should_training_stop |= state.global_step == 6
 
 class Frames(TrainerCallback):
-    """Names our own functions between the command's `main`, or the worker's, and the trainer's `train`."""
-
+    # Names our own functions between the command's `main`, or the worker's, and the trainer's `train`.
     def on_train_begin(self, args, state, control, **kwargs):
         names = []
         for frame in traceback.extract_stack():

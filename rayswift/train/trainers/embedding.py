@@ -24,7 +24,7 @@ from rayswift.model.texts import sentence_folder
 from rayswift.train import evaluation
 from rayswift.train.spec import RunSpec
 from rayswift.train.trainers.embedding_losses import WIDTH, EmbeddingLoss, known
-from rayswift.train.trainers.head_trainer import HeadTrainer
+from rayswift.train.trainers.row_means import HeadTrainer
 
 
 class StreamedEmbeddingTrainer(HeadTrainer):

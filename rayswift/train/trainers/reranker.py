@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from rayswift.config.train import SftTrainConfig
 from rayswift.data.sequence.windows import PackedRow
 from rayswift.model.texts import sentence_folder
 from rayswift.train import evaluation
 from rayswift.train.spec import RunSpec
-from rayswift.train.trainers.head_trainer import HeadTrainer
-from rayswift.train.trainers.reranking import list_loss, list_sums
+from rayswift.train.trainers.row_means import HeadTrainer
 
 
 class StreamedRerankerTrainer(HeadTrainer):
@@ -71,3 +71,29 @@ class StreamedGenerativeRerankerTrainer(StreamedRerankerTrainer):
         logits = model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
         positive, negative = self._answers()
         return logits[:, positive] - logits[:, negative]
+
+
+def list_loss(scores: torch.Tensor, labels: torch.Tensor, listwise: bool) -> torch.Tensor:
+    """The loss of one query.
+
+    Args:
+        scores: Of its documents, float32 [N].
+        labels: 1 for a document that fits the query, else 0, float32 [N].
+        listwise: The cross-entropy of a softmax over the documents (ListNet: Cao et al., 2007, eq. 5, its target all
+            on those that fit); else the binary cross-entropy of each, their mean.
+    """
+    if listwise:
+        return functional.cross_entropy(scores, labels / labels.sum())
+    return functional.binary_cross_entropy_with_logits(scores, labels)
+
+
+def list_sums(scores: torch.Tensor, labels: torch.Tensor) -> evaluation.Sums:
+    """What one query adds to the metrics; nothing where all its documents fit, or none.
+
+    accuracy: whether each document that fits is above each other one; mrr: 1 / rank of the best that fits.
+    """
+    fitting, others = scores[labels == 1], scores[labels == 0]
+    if not len(others) or not len(fitting):
+        return {}
+    rank = 1 + int((others >= fitting.max()).sum())
+    return {"accuracy": (float(fitting.min() > others.max()), 1.0), "mrr": (1 / rank, 1.0)}

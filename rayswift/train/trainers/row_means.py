@@ -15,16 +15,17 @@ import numpy as np
 import torch
 from datasets import Dataset
 from transformers.trainer_utils import EvalLoopOutput
-from trl import DPOTrainer, RewardTrainer
 
-from rayswift.data.collate.members import REFERENCE_LOGPS
 from rayswift.data.sequence.windows import PackedRow
 from rayswift.log import UserError
+from rayswift.model import tuners
 from rayswift.train import evaluation
 from rayswift.train import nan_guard as guard
 from rayswift.train.spec import RunSpec
 from rayswift.train.stream import Stream
 from rayswift.train.trainers.base import Streamed
+
+_BEHIND = "behind"
 
 
 class _OneRank:
@@ -163,42 +164,41 @@ def trained_tokens(rows: Sequence[PackedRow], members: tuple[int, ...]) -> int:
     return sum(int(trained[member].sum()) for trained in split for member in members)
 
 
-class StreamedDPOTrainer(RowMeans, DPOTrainer):
-    """TRL's `DPOTrainer`, streamed."""
+class HeadTrainer(RowMeans):
+    """`transformers`' `Trainer`, streamed, with an adapter around the model where one is trained.
 
-    token_metrics: ClassVar[dict[str, tuple[int, ...]]] = {
-        "entropy": (0, 1),
-        "mean_token_accuracy": (0,),
-        "logits/chosen": (0,),
-        "logits/rejected": (1,),
-    }
+    Args:
+        behind: Modules that the model's outputs go through, which are trained whole whatever the model is; they are
+            part of it for the optimizer and for checkpoints, and no part of the weights that are saved as the model's.
+    """
 
-    def __init__(self, *, spec: RunSpec, **kwargs: Any):
-        self._reference_free = bool(spec.config.train.trl_extra.get("reference_free"))
-        super().__init__(spec=spec, **kwargs)
+    loss_is_scaled_for_ga: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        args: Any,
+        processing_class: Any,
+        peft_config: Any = None,
+        behind: torch.nn.Module | None = None,
+        **kwargs: Any,
+    ):
+        # A classification head looks at the last token that is no padding.
+        model.config.get_text_config().pad_token_id = processing_class.pad_token_id
+        if peft_config is not None:
+            model = tuners.with_new_adapter(model, peft_config, args)
+        if behind is not None:
+            model.add_module(_BEHIND, behind)
+        super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if hasattr(self.model, _BEHIND):
+            whole = self.model.state_dict() if state_dict is None else state_dict
+            state_dict = {name: tensor for name, tensor in whole.items() if not name.startswith(f"{_BEHIND}.")}
+        super()._save(output_dir, state_dict)
 
     @staticmethod
     def placeholder() -> Dataset:
-        """What TRL's constructor tokenises: one row. Real rows come from the stream."""
-        return Dataset.from_dict({"prompt": [""], "chosen": ["b"], "rejected": ["c"]})
-
-    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        # TRL's is over the dataset of its constructor; the stream's rows bring their own.
-        return dataset
-
-    def _loss(self, model: Any, inputs: dict[str, Any], rows: Sequence[PackedRow]) -> tuple[Any, evaluation.Sums]:
-        if self._reference_free or (self.precompute_ref_logps and not rows):
-            zeros = torch.zeros(len(inputs["input_ids"]) // 2, device=self.args.device)
-            inputs = inputs | dict.fromkeys(REFERENCE_LOGPS, zeros)
-        return super()._loss(model, inputs, rows)
-
-
-class StreamedRewardTrainer(RowMeans, RewardTrainer):
-    """TRL's `RewardTrainer`, streamed."""
-
-    extremes: ClassVar[tuple[str, ...]] = ("min_reward", "max_reward")
-
-    @staticmethod
-    def placeholder() -> Dataset:
-        """What TRL's constructor looks at: one tokenised row. Real rows come from the stream."""
-        return Dataset.from_dict({"chosen_ids": [[0]], "rejected_ids": [[0]]})
+        """A row that is never read."""
+        return Dataset.from_dict({"input_ids": [[0, 0]], "labels": [0]})

@@ -58,7 +58,7 @@ def test_the_file_and_the_error(tmp_path: Path) -> None:
 def test_token_losses_are_those_of_the_rows_in_either_layout() -> None:
     import torch
 
-    from rayswift.train.trainers.token_outputs import TokenOutputs
+    from rayswift.train.trainers.sft import TokenOutputs
 
     def outputs(log_probs: list[list[float]]) -> TokenOutputs:
         values = torch.tensor(log_probs)

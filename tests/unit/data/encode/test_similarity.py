@@ -33,7 +33,7 @@ from rayswift.model import heads
 from rayswift.model.find import find_model
 from rayswift.model.tuners import new_adapter
 from rayswift.train.trainers.embedding_losses import EmbeddingLoss, known
-from rayswift.train.trainers.reranking import list_loss, list_sums
+from rayswift.train.trainers.reranker import list_loss, list_sums
 from rayswift.verbs.export import merge
 from tests.support.streams import TINY
 

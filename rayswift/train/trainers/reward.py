@@ -1,0 +1,19 @@
+"""Task rm: TRL's `RewardTrainer` on the stream."""
+
+from typing import ClassVar
+
+from datasets import Dataset
+from trl import RewardTrainer
+
+from rayswift.train.trainers.row_means import RowMeans
+
+
+class StreamedRewardTrainer(RowMeans, RewardTrainer):
+    """TRL's `RewardTrainer`, streamed."""
+
+    extremes: ClassVar[tuple[str, ...]] = ("min_reward", "max_reward")
+
+    @staticmethod
+    def placeholder() -> Dataset:
+        """What TRL's constructor looks at: one tokenised row. Real rows come from the stream."""
+        return Dataset.from_dict({"chosen_ids": [[0]], "rejected_ids": [[0]]})
