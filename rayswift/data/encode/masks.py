@@ -30,7 +30,7 @@ def parts_of(encoding: Encoding, spans: Sequence[Span]) -> list[Part]:
     return found
 
 
-def masked(tokens: Sequence[int], parts: Sequence[Part], frame: Frame = NO_FRAME) -> Masked:
+def masked(tokens: NDArray[np.int32], parts: Sequence[Part], frame: Frame = NO_FRAME) -> Masked:
     """Tokens within what the tokenizer puts around them; trained are `parts`, the later counts where they overlap.
 
     What is put behind is trained as the last token is. Without weights all are 1.
@@ -49,9 +49,9 @@ def masked(tokens: Sequence[int], parts: Sequence[Part], frame: Frame = NO_FRAME
     return ids, trained, weights
 
 
-def ids_within(frame: Frame, pieces: Sequence[Sequence[int]]) -> NDArray[np.int32]:
+def ids_within(frame: Frame, pieces: Sequence[Sequence[int] | NDArray[np.int32]]) -> NDArray[np.int32]:
     """The tokens of a text, given in pieces, within what the tokenizer puts around it."""
-    arrays = [np.asarray(part, np.int32) for part in (frame.before, *pieces, frame.behind) if part]
+    arrays = [np.asarray(part, np.int32) for part in (frame.before, *pieces, frame.behind) if len(part)]
     if len(arrays) == 1:
         return arrays[0]
     return np.concatenate(arrays) if arrays else np.empty(0, np.int32)

@@ -43,11 +43,17 @@ class TokenBytes:
                 continue  # no text's bytes: a text with it is not the sum of its pieces
         return cls(pieces)
 
-    def begins(self, ids: Sequence[int], text: bytes) -> NDArray[np.int64] | None:
-        """Byte [T] at which each token begins; None where the tokens are not just the text, as after normalising it."""
-        if b"".join(map(self._pieces.__getitem__, ids)) != text:
+    def begins(self, ids: NDArray[np.int32], listed: Sequence[int], text: bytes) -> NDArray[np.int64] | None:
+        """Byte [T] at which each token begins; None where the tokens are not just the text, as after normalising it.
+
+        Args:
+            ids: The tokens [T].
+            listed: The same, which a list is faster to look up by.
+            text: What they were made of.
+        """
+        if b"".join(map(self._pieces.__getitem__, listed)) != text:
             return None
-        lengths = self._lengths[np.asarray(ids, dtype=np.int64)]
+        lengths = self._lengths[ids]
         begins: NDArray[np.int64] = np.cumsum(lengths) - lengths
         return begins
 
