@@ -11,17 +11,20 @@ from transformers import AutoTokenizer, PreTrainedModel, Qwen3Config, Qwen3ForCa
 
 from rayswift.cluster.layout import Layout
 from rayswift.config.checks.online import micro_batch_tokens
+from rayswift.config.checks.policy import round_shape
 from rayswift.config.load import load
 from rayswift.config.schema import RlhfConfig
+from rayswift.config.tasks import TASKS
+from rayswift.config.tasks import load as task_class
 from rayswift.data.sequence.global_batches import FeedPlan, Position
 from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, Scored, Span
 from rayswift.model.load import resolve_dtype
 from rayswift.rollout.rounds import Round, lines_of, make_table, make_tokens, rows_of_ranks
 from rayswift.train.arguments import trainer_arguments
 from rayswift.train.clock import Clock
-from rayswift.train.policy.arguments import PolicyArguments
 from rayswift.train.policy.policy_stream import CutSettings, PolicyStream
 from rayswift.train.policy.policy_trainer import StreamedPolicyTrainer
+from rayswift.train.policy.ppo.critic import make_critic
 from rayswift.train.spec import RunSpec
 
 TINY = Path(__file__).parents[1] / "examples" / "tiny"
@@ -138,16 +141,19 @@ def make_trainer(
     """The trainer of a rank."""
     config: Any = spec.config
     dtype = resolve_dtype(config.model.dtype, spec.layout.device)
-    args = trainer_arguments(spec, PolicyArguments, dtype, False, False)
+    task = TASKS[config.train.task]
+    args = trainer_arguments(spec, task_class(task.arguments), dtype, False, False)
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     settings = CutSettings(
-        num_iterations=args.num_iterations,
+        num_iterations=round_shape(config.train)[1],
         budget=micro_batch_tokens(config),
         pad_token_id=0,
         leave_truncated=args.mask_truncated_completions,
     )
     stream = PolicyStream(client, Position(), 0.0, 0, {}, settings)
-    trainer = StreamedPolicyTrainer(
+    if config.train.task == "ppo":
+        kwargs["critic"] = make_critic(config, model, args.critic, "")
+    trainer: StreamedPolicyTrainer = task_class(task.trainer)(
         spec=spec,
         rank=client.rank,
         stream=stream,

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from rayswift.config.fields.tasks import PpoFields
 from rayswift.config.model import ModelConfig, ProblemType
 from rayswift.config.schema import TrainingConfig
 
 Family = Literal["causal", "preference", "kto", "embedding", "reranker", "classification", "prompt"]
 Head = Literal["causal_lm", "reward", "classes", "none"]
+KL_COEF = PpoFields().kl_coef
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,18 @@ TASKS: dict[str, Task] = {
         has_reference=True,
         stream="rayswift.train.policy.online:round_stream",
     ),
+    "ppo": Task(
+        verb="rlhf --rlhf_type ppo",
+        trainer="rayswift.train.policy.ppo.trainer:StreamedPPOTrainer",
+        arguments="rayswift.train.policy.ppo.arguments:PPOArguments",
+        family="prompt",
+        collate="",
+        head="causal_lm",
+        packs=False,
+        mean_over_rows=False,
+        has_reference=True,
+        stream="rayswift.train.policy.online:round_stream",
+    ),
     "seq_cls": Task(
         verb="sft --task_type seq_cls",
         trainer="rayswift.train.trainers.classify:StreamedClassTrainer",
@@ -179,7 +193,8 @@ def keeps_reference(config: TrainingConfig) -> bool:
     task = TASKS[config.train.task]
     # Online tasks need it for a KL term alone.
     without = extra.get("reference_free") or extra.get("precompute_ref_log_probs")
-    without = without or (task.is_online and not extra.get("beta"))
+    kl = extra.get("kl_coef", KL_COEF) if config.train.task == "ppo" else extra.get("beta")
+    without = without or (task.is_online and not kl)
     return task.has_reference and not without
 
 

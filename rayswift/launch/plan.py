@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from rayswift.cluster.layout import Layout, memory_per_worker_bytes
 from rayswift.config.checks.online import max_sequence_length, micro_batch_tokens
+from rayswift.config.checks.policy import round_shape
 from rayswift.config.checks.task import default_loss, rollout_of
 from rayswift.config.model import ModelConfig, RlhfModelConfig
 from rayswift.config.schema import DataConfig, RlhfConfig, SftConfig, TrainingConfig
@@ -287,7 +288,7 @@ def _batch_lines(plan: Plan[Any], sizes: list[int], unit: str) -> list[str]:
     engines = f"{layout.min_engines}"
     if layout.max_engines > layout.min_engines:
         engines += f" to {layout.max_engines}"
-    round_size = plan.global_batch * (plan.config.train.trl_extra.get("steps_per_generation") or 1)
+    round_size = plan.global_batch * round_shape(plan.config.train)[0]
     longest = max_sequence_length(plan.config)
     gpus = f", reward models hold {layout.num_reward_gpus} GPU(s)" if layout.num_reward_gpus else ""
     return [

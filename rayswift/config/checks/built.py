@@ -23,6 +23,7 @@ BUILT_TASKS = (
     "reranker",
     "generative_reranker",
     "grpo",
+    "ppo",
 )
 """Tasks that this version trains, those of `config/tasks.py`."""
 # What tasks beside causal_lm have been seen to train, save and continue with.

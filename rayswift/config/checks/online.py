@@ -1,6 +1,6 @@
 """What a task that samples completions needs, and what has no meaning for it; before anything starts."""
 
-from rayswift.config.checks.policy import policy_problems
+from rayswift.config.checks.policy import policy_problems, round_shape
 from rayswift.config.schema import RlhfConfig
 
 
@@ -25,13 +25,21 @@ def round_size(config: RlhfConfig) -> int | None:
     """Completions of a round, between two publications of weights; None: the global batch is not decided yet."""
     train = config.train
     batch = train.global_batch_size
-    return None if batch is None else batch * int(train.trl_extra.get("steps_per_generation") or 1)
+    return None if batch is None else batch * round_shape(train)[0]
+
+
+def critic_start(config: RlhfConfig) -> tuple[str | None, str]:
+    """The model that a separate critic of task ppo begins as, and the field that names it; None: the policy's."""
+    if config.model.critic:
+        return config.model.critic, "model.critic"
+    models = config.rollout.reward_models
+    return (models[0], "rollout.reward_models") if models else (None, "model.path")
 
 
 def online_problems(config: RlhfConfig) -> list[str]:
     """One line for each setting that such a task lacks or cannot use."""
     found = [*_reward_problems(config), *_length_problems(config), *_round_problems(config)]
-    if config.train.task == "grpo":
+    if config.train.task in ("grpo", "ppo"):
         found += policy_problems(config)
     why = f"task {config.train.task} trains completions"
     if config.data.truncation == "split":
@@ -66,10 +74,11 @@ def _length_problems(config: RlhfConfig) -> list[str]:
 
 def _round_problems(config: RlhfConfig) -> list[str]:
     size, each = round_size(config), config.rollout.num_generations
-    if config.train.task != "grpo" or size is None or size % each == 0:
+    if config.train.task not in ("grpo", "ppo") or size is None or size % each == 0:
         return []
+    steps = "num_mini_batches" if config.train.task == "ppo" else "steps_per_generation"
     return [
-        f"train.global_batch_size x train.steps_per_generation = {size} completions are no whole number of groups of "
+        f"train.global_batch_size x train.{steps} = {size} completions are no whole number of groups of "
         f"rollout.num_generations = {each}; make it a multiple"
     ]
 

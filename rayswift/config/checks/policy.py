@@ -2,26 +2,72 @@
 
 from typing import Any
 
+from rayswift.config.fields.tasks import PpoFields
 from rayswift.config.schema import RlhfConfig
+from rayswift.config.train import TrainConfig
 
 GRPO_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo", "rloo")
 """Values of `train.loss_type` of task grpo."""
 
 
 def policy_problems(config: RlhfConfig) -> list[str]:
-    """One line for each setting of task grpo's loss or advantages that cannot be used."""
+    """One line for each setting of the loss or advantages of tasks grpo and ppo that cannot be used."""
     given, rollout = config.train.trl_extra, config.rollout
-    found = [*_loss_problems(config), *_correction_problems(config), *_advantage_problems(given)]
+    if config.train.task == "ppo":
+        found = [*ppo_problems(config), *_correction_problems(config)]
+    else:
+        found = [*_loss_problems(config), *_correction_problems(config), *_advantage_problems(given)]
     found += _step_problems(config)
     if rollout.temperature == 0:
         found.append("rollout.temperature = 0 samples the same completion again and again; set it above 0")
     return found
 
 
+def round_shape(train: TrainConfig) -> tuple[int, int]:
+    """Optimizer steps of one pass over a round, and passes over it."""
+    given = train.trl_extra
+    if train.task == "ppo":
+        ppo = PpoFields()
+        return int(given.get("num_mini_batches", ppo.num_mini_batches)), int(
+            given.get("num_ppo_epochs", ppo.num_ppo_epochs)
+        )
+    return int(given.get("steps_per_generation") or 1), int(given.get("num_iterations") or 1)
+
+
 def steps_per_round(config: RlhfConfig) -> int:
     """Optimizer steps between two publications of weights."""
-    given = config.train.trl_extra
-    return int(given.get("steps_per_generation") or 1) * int(given.get("num_iterations") or 1)
+    num_steps, num_passes = round_shape(config.train)
+    return num_steps * num_passes
+
+
+_FRACTIONS = ("gamma", "lam")
+_NOT_NEGATIVE = ("kl_coef", "vf_coef", "critic_warmup_rounds")
+_POSITIVE = ("cliprange", "cliprange_value", "kl_target", "kl_horizon", "critic_learning_rate")
+
+
+def ppo_problems(config: RlhfConfig) -> list[str]:
+    """One line for each setting of task ppo that cannot be used."""
+    given, rollout, found = config.train.trl_extra, config.rollout, []
+    for names, fits, wanted in (
+        (_FRACTIONS, lambda value: 0 <= value <= 1, "from 0 to 1"),
+        (_NOT_NEGATIVE, lambda value: value >= 0, "0 or more"),
+        (_POSITIVE, lambda value: value > 0, "above 0"),
+    ):
+        found += [
+            f"train.{name} = {given[name]}: set it {wanted}"
+            for name in names
+            if given.get(name) is not None and not fits(given[name])
+        ]
+    if config.model.critic and given.get("critic", "shared") == "shared":
+        found.append(
+            f"model.critic = {config.model.critic!r} is a critic of its own, and train.critic is shared; set that to "
+            "separate, or unset model.critic"
+        )
+    if given.get("kl_control") == "adaptive" and given.get("kl_coef") == 0:
+        found.append("train.kl_control = adaptive has nothing to adapt at train.kl_coef = 0; set that above 0")
+    if rollout.dynamic_sampling:
+        found.append("rollout.dynamic_sampling leaves out groups of equal rewards, of which a critic learns; unset it")
+    return found
 
 
 def _loss_problems(config: RlhfConfig) -> list[str]:
@@ -89,10 +135,11 @@ def _advantage_problems(given: dict[str, Any]) -> list[str]:
 
 
 def _step_problems(config: RlhfConfig) -> list[str]:
-    given, found = config.train.trl_extra, []
-    for name in ("steps_per_generation", "num_iterations"):
-        if int(given.get(name) or 1) < 1:
-            found.append(f"train.{name} = {given[name]}: set 1 or more")
+    given, found, is_ppo = config.train.trl_extra, list[str](), config.train.task == "ppo"
+    names = ("num_mini_batches", "num_ppo_epochs") if is_ppo else ("steps_per_generation", "num_iterations")
+    for name, value in zip(names, round_shape(config.train), strict=True):
+        if value < 1:
+            found.append(f"train.{name} = {value}: set 1 or more")
     completions, batch = given.get("generation_batch_size"), config.train.global_batch_size
     if completions is not None and batch is not None and (completions % batch or given.get("steps_per_generation")):
         found.append(
@@ -103,7 +150,7 @@ def _step_problems(config: RlhfConfig) -> list[str]:
     steps, most = max(1, steps_per_round(config)), config.train.max_steps
     if most > 0 and most % steps:
         found.append(
-            f"train.max_steps = {most} ends within a round of {steps} optimizer steps (train.steps_per_generation x "
-            f"train.num_iterations), which no checkpoint holds; set {most - most % steps or steps}"
+            f"train.max_steps = {most} ends within a round of {steps} optimizer steps (train.{names[0]} x "
+            f"train.{names[1]}), which no checkpoint holds; set {most - most % steps or steps}"
         )
     return found
