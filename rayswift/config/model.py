@@ -92,7 +92,7 @@ class RlhfModelConfig(ModelConfig):
     """Reference model, to which the policy is kept close; null: the model before training."""
     reference_adapters: PathTexts = []
     """Adapter folders that turn `model.path` into the reference."""
-    critic: PathText | None = None
+    critic_path: PathText | None = None
     """Task ppo with `train.critic` separate: model that the critic begins as; null: the first of
     `rollout.reward_models`, else the policy."""
     teacher: PathText | None = None

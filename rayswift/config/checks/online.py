@@ -30,8 +30,8 @@ def round_size(config: RlhfConfig) -> int | None:
 
 def critic_start(config: RlhfConfig) -> tuple[str | None, str]:
     """The model that a separate critic of task ppo begins as, and the field that names it; None: the policy's."""
-    if config.model.critic:
-        return config.model.critic, "model.critic"
+    if config.model.critic_path:
+        return config.model.critic_path, "model.critic_path"
     models = config.rollout.reward_models
     return (models[0], "rollout.reward_models") if models else (None, "model.path")
 

@@ -58,10 +58,10 @@ def ppo_problems(config: RlhfConfig) -> list[str]:
             for name in names
             if given.get(name) is not None and not fits(given[name])
         ]
-    if config.model.critic and given.get("critic", "shared") == "shared":
+    if config.model.critic_path and given.get("critic", "shared") == "shared":
         found.append(
-            f"model.critic = {config.model.critic!r} is a critic of its own, and train.critic is shared; set that to "
-            "separate, or unset model.critic"
+            f"model.critic_path = {config.model.critic_path!r} is a critic of its own, and train.critic is shared; set that to "
+            "separate, or unset model.critic_path"
         )
     if given.get("kl_control") == "adaptive" and given.get("kl_coef") == 0:
         found.append("train.kl_control = adaptive has nothing to adapt at train.kl_coef = 0; set that above 0")

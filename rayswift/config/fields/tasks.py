@@ -43,7 +43,7 @@ class PpoFields:
     )
     critic: Literal["shared", "separate"] = field(
         default="shared",
-        metadata={"help": "Critic: a value head on the policy's states, or a second model (model.critic)."},
+        metadata={"help": "Critic: a value head on the policy's states, or a second model (model.critic_path)."},
     )
     critic_learning_rate: float | None = field(
         default=None, metadata={"help": "Peak learning rate of the critic; null: that of the policy."}

@@ -189,7 +189,7 @@ def _network(path: str, field: str, policy: Any, trusts_code: bool) -> PreTraine
     if has != wanted:
         raise UserError(
             f"{field} = {path!r} has {has} tokens, the policy {wanted}, and the critic reads the policy's tokens; name "
-            "another model.critic, or set train.critic shared",
+            "another model.critic_path, or set train.critic shared",
             exit_code=1,
         )
     if any(name.startswith("score.") for name in found["missing_keys"]):
