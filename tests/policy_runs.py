@@ -7,7 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from rayswift.cluster.layout import Layout
 from rayswift.config.checks.online import micro_batch_tokens
@@ -49,6 +55,15 @@ def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float32, **changed: Any
     }
     torch.manual_seed(seed)
     return Qwen3ForCausalLM(Qwen3Config(**{**values, **changed})).to(dtype)
+
+
+def tiny_critic(folder: Path, **changed: Any) -> Path:
+    """A folder of a sequence classifier of one output, as task rm leaves it."""
+    torch.manual_seed(3)
+    config = tiny_model(**changed).config
+    config.num_labels, config.pad_token_id = 1, 0
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    return folder
 
 
 def make_groups(

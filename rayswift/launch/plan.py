@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from rayswift.cluster.layout import Layout, memory_per_worker_bytes
-from rayswift.config.checks.online import max_sequence_length, micro_batch_tokens
+from rayswift.config.checks.online import critic_start, max_sequence_length, micro_batch_tokens
 from rayswift.config.checks.policy import round_shape
 from rayswift.config.checks.task import default_loss, rollout_of
 from rayswift.config.model import ModelConfig, RlhfModelConfig
@@ -193,6 +193,8 @@ def _estimates(config: TrainingConfig, layout: Layout) -> list[memory.MemoryEsti
                 size = size.beside(_size(model.model_copy(update=whole), config))
             elif model.tuner == "full":
                 size = size.beside(size)
+        if isinstance(config, RlhfConfig) and config.train.task == "ppo":
+            size = size.with_critic(_critic_size(config))
     except OSError as error:
         return str(error)
     half = model.dtype in ("bfloat16", "float16") or (model.dtype == "auto" and layout.device == "cuda")
@@ -212,6 +214,17 @@ def _estimates(config: TrainingConfig, layout: Layout) -> list[memory.MemoryEsti
         )
         for stage in range(4)
     ]
+
+
+def _critic_size(config: RlhfConfig) -> model_size.ModelSize | None:
+    """Of a critic's own model; None: it is a head on the policy's states."""
+    if config.train.trl_extra.get("critic", "shared") == "shared":
+        return None
+    path = critic_start(config)[0]
+    named = {"path": path, "revision": None, "random_init": False} if path else {}
+    model = config.model.model_copy(update={**named, "tuner": "full", "freeze": None, "freeze_ratio": 0.0})
+    found = shapes.find(model, "reward")
+    return model_size.model_size(found.config, found.shapes, model, found.num_trainable, found.num_quantizable)
 
 
 def _tokens_per_micro_batch(config: TrainingConfig) -> int:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rayswift.config.checks.task import rollout_of
-from rayswift.config.schema import TrainingConfig
+from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.config.tasks import TASKS, keeps_reference, load
 from rayswift.config.user_code import import_plugins
 from rayswift.data.sequence.global_batches import Position
@@ -54,11 +54,7 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     model, drawn = models.load_with_drawn(config.model, weights, weights_dtype, task.head)
     tokenizer = load_with_padding(str(spec.tokenizer_dir), config.model.trust_remote_code)
     stream = load(task.stream)(spec, worker.supply, resume, tokenizer, model)
-    beside = models.reference(config, keeps_reference(config), weights, weights_dtype)
-    if config.train.task == "ppo":
-        from rayswift.train.policy.ppo.critic import make_critic
-
-        beside["critic"] = make_critic(config, model, args.critic, weights)
+    beside = _models_beside(config, model, args, weights, weights_dtype)
     with tuners.named_refusals(config.model), _without_progress_bars():
         trainer = trainer_class(
             spec=spec,
@@ -82,6 +78,18 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
         logger.info("%s", "\n".join(parameters.table(trainer.model)))
     clock.lap("model")
     trainer.train(resume_from_checkpoint=str(resume.saved.path) if resume else None)
+
+
+def _models_beside(config: TrainingConfig, model: Any, args: Any, weights: str, dtype: str) -> dict[str, Any]:
+    """What the task's trainer takes beside its model: a reference, a critic."""
+    from rayswift.model import load as models
+
+    beside = models.reference(config, keeps_reference(config), weights, dtype)
+    if isinstance(config, RlhfConfig) and config.train.task == "ppo":
+        from rayswift.train.policy.ppo.critic import make_critic
+
+        beside["critic"] = make_critic(config, model, args.critic, weights)
+    return beside
 
 
 @contextmanager

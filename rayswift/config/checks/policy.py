@@ -60,8 +60,8 @@ def ppo_problems(config: RlhfConfig) -> list[str]:
         ]
     if config.model.critic_path and given.get("critic", "shared") == "shared":
         found.append(
-            f"model.critic_path = {config.model.critic_path!r} is a critic of its own, and train.critic is shared; set that to "
-            "separate, or unset model.critic_path"
+            f"model.critic_path = {config.model.critic_path!r} is a critic of its own, and train.critic is shared; set "
+            "that to separate, or unset the path"
         )
     if given.get("kl_control") == "adaptive" and given.get("kl_coef") == 0:
         found.append("train.kl_control = adaptive has nothing to adapt at train.kl_coef = 0; set that above 0")

@@ -69,6 +69,12 @@ class Model:
         return len(labels) if labels else int(self.config.get("num_labels", 2))
 
     @property
+    def vocab_size(self) -> int | None:
+        """Rows of the embedding; None: not said."""
+        size = (self.config.get("text_config") or self.config).get("vocab_size")
+        return size if isinstance(size, int) else None
+
+    @property
     def model_type(self) -> str:
         """The family; empty: not said."""
         return str(self.config.get("model_type", ""))
@@ -94,6 +100,11 @@ def look(path: str, revision: str | None = None) -> Model | None:
     except HFValidationError:
         return None
     return of_config(_read(Path(cached))) if isinstance(cached, str) else None
+
+
+def vocabulary(path: str) -> Any:
+    """The tokens in a folder's `tokenizer.json`, as they are written there; None: it has none."""
+    return (_read(Path(path) / "tokenizer.json").get("model") or {}).get("vocab")
 
 
 def of_config(config: Mapping[str, Any]) -> Model:

@@ -13,19 +13,10 @@ from transformers import logging as transformers_logging
 from rayswift.log import UserError
 from rayswift.train.policy.ppo import clipping
 from rayswift.train.policy.sync import gather
-from tests.policy_runs import Rounds, make_groups, make_spec, make_trainer, tiny_model
+from tests.policy_runs import Rounds, make_groups, make_spec, make_trainer, tiny_critic, tiny_model
 
 FLAGS = ("--train.task", "ppo", "--num_generations", "2", "--micro_batch_tokens", "40", "--learning_rate", "1e-2")
 KINDS = ("shared", "separate")
-
-
-def tiny_critic(folder: Path, **changed: Any) -> Path:
-    """A folder of a sequence classifier of one output, as task rm leaves it."""
-    torch.manual_seed(3)
-    config = tiny_model(**changed).config
-    config.num_labels, config.pad_token_id = 1, 0
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
-    return folder
 
 
 def trainer_of(tmp_path: Path, kind: str, *flags: str, rounds: int = 1, model: Any = None, **kwargs: Any) -> Any:

@@ -34,22 +34,49 @@ def clip_in_engine(engine: Any, num_policy_groups: int, most: float) -> Norms:
         most: The norm to clip to; 0: never.
     """
     zero = engine.optimizer
-    is_3 = engine.zero_optimization_stage() == 3
-    norms = [
-        zero.get_grad_norm_direct(
-            zero.averaged_gradients[i], zero.fp16_groups[i] if is_3 else zero.params_in_partition[i]
-        )
-        for i in range(len(zero.fp16_groups if is_3 else zero.bit16_groups))
-    ]
-    of_critic = [(zero.sub_group_to_group_id[i] if is_3 else i) >= num_policy_groups for i in range(len(norms))]
+    parts = _parts_of_3(zero) if engine.zero_optimization_stage() == 3 else _parts_of_1_and_2(zero)
     squares = [0.0, 0.0]
-    for is_critic, norm in zip(of_critic, norms, strict=True):
-        value = float(norm) / zero.loss_scale
-        squares[is_critic] += value**2 if value >= 0 else float("nan")  # DeepSpeed's mark of NaN or infinity is -1
+    for part in parts:
+        norm = float(part.norm) / zero.loss_scale
+        squares[part.group >= num_policy_groups] += norm**2 if norm >= 0 else float("nan")  # -1 marks NaN and infinity
     found = Norms(*(square**0.5 for square in squares))
-    for i, is_critic in enumerate(of_critic):
-        scale = most / ((found.critic if is_critic else found.policy) + _EPSILON) if most else 1.0
-        if scale < 1:
-            for gradient in zero.averaged_gradients[i]:
-                gradient.mul_(scale)
+    for part in parts:
+        norm = found.critic if part.group >= num_policy_groups else found.policy
+        if most and norm > most:
+            for gradient in part.gradients:
+                gradient.mul_(most / (norm + _EPSILON))
     return found
+
+
+@dataclass(frozen=True)
+class _Part:
+    """group: of the optimizer; norm: of its gradients, over all ranks; gradients: this rank's."""
+
+    group: int
+    norm: Any
+    gradients: Sequence[torch.Tensor]
+
+
+def _parts_of_1_and_2(zero: Any) -> list[_Part]:
+    parts = []
+    for i, parameters in enumerate(zero.params_in_partition):
+        if zero.cpu_offload:
+            norm = zero.complete_grad_norm_calculation_for_cpu_offload(parameters)
+            parts.append(_Part(i, norm, [zero.single_partition_of_fp32_groups[i].grad]))
+        else:
+            gradients = zero.averaged_gradients[i]
+            parts.append(_Part(i, zero.get_grad_norm_direct(gradients, parameters), gradients))
+    return parts
+
+
+def _parts_of_3(zero: Any) -> list[_Part]:
+    parts = []
+    for i, parameters in enumerate(zero.fp16_groups):
+        group = zero.sub_group_to_group_id[i]
+        if zero.offload_optimizer:
+            norm = zero.complete_grad_norm_calculation_for_cpu_offload(parameters)
+            parts.append(_Part(group, norm, [zero.fp32_partitioned_groups_flat[i].grad]))
+        else:
+            gradients = zero.averaged_gradients[i]
+            parts.append(_Part(group, zero.get_grad_norm_direct(gradients, parameters), gradients))
+    return parts
