@@ -6,7 +6,7 @@ from rayswift.config.checks.online import critic_start
 from rayswift.config.model import ModelConfig
 from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.log import UserError
-from rayswift.model.kind.kinds import Kind, Model, look, vocabulary
+from rayswift.model.kind.kinds import Kind, Model, look, of_encoder, vocabulary
 
 WRITING = frozenset(
     ("causal_lm", "dpo", "kto", "orpo", "cpo", "simpo", "grpo", "ppo", "gkd", "generative_reranker", "infer")
@@ -180,7 +180,9 @@ def _critic_problems(config: RlhfConfig) -> list[str]:
     instead = "name another model.critic_path, or set train.critic shared"
     if critic.kind == "adapter":
         return [f"{what}; merge it with rayswift export --merge_lora, {instead}"]
-    if critic.kind not in CRITICS:
+    if critic.kind == "sequence classifier" and critic.num_outputs != 1:
+        return [f"{what} of {critic.num_outputs} outputs, and a critic has one; {instead}"]
+    if critic.kind not in CRITICS or of_encoder(critic):
         return [f"{what}, and a critic reads from left to right, token by token; {instead}"]
     if policy and policy.vocab_size and critic.vocab_size and policy.vocab_size != critic.vocab_size:
         return [

@@ -130,9 +130,7 @@ def _kind(config: Mapping[str, Any], architecture: str, family: str) -> tuple[Ki
         return "encoder-decoder", "an encoder-decoder"
     if architecture.endswith("ForSequenceClassification"):
         return "sequence classifier", "a model with a sequence-classification head"
-    looks_both_ways = bool(config.get("use_bidirectional_attention")) or (
-        (family in ENCODERS or "bert" in family) and not config.get("is_decoder")
-    )
+    looks_both_ways = _looks_both_ways(config, family)
     if "For" in architecture and not architecture.endswith(_LANGUAGE_HEADS):
         return "other head", "a model with a head of another task"
     if looks_both_ways or architecture.endswith("ForMaskedLM"):
@@ -141,6 +139,17 @@ def _kind(config: Mapping[str, Any], architecture: str, family: str) -> tuple[Ki
     if is_bare and not config.get("tie_word_embeddings", family in _TIED):
         return "headless decoder", "a decoder without its language-model head"
     return "decoder", "a decoder"
+
+
+def _looks_both_ways(config: Mapping[str, Any], family: str) -> bool:
+    return bool(config.get("use_bidirectional_attention")) or (
+        (family in ENCODERS or "bert" in family) and not config.get("is_decoder")
+    )
+
+
+def of_encoder(model: Model) -> bool:
+    """Whether its attention looks both ways, whatever head it has."""
+    return _looks_both_ways(model.config, model.model_type)
 
 
 def _file(file: Path) -> Model:
