@@ -134,7 +134,9 @@ class StreamedPPOTrainer(StreamedPolicyTrainer):
         self._values = RoundValues(made.advantages, old_logprobs)
         self._returns = made.returns
         evaluation.add(self._sums, made.sums)
-        evaluation.add(self._sums, reward_metrics(table, self._advantages))
+        of_rewards = reward_metrics(table, self._advantages)
+        of_rewards.pop("frac_reward_zero_std", None)  # completions are not compared within a group
+        evaluation.add(self._sums, of_rewards)
         if self.args.kl_control == "adaptive":
             self._kl_coef = returns.adapted(
                 self._kl_coef, made.kl, self.args.kl_target, len(table), self.args.kl_horizon
