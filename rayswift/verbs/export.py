@@ -19,7 +19,6 @@ from rayswift.model.find import FoundModel, find_model, load_tokenizer, stop_tok
 from rayswift.model.kind.kinds import look
 from rayswift.run.checkpoint import model_folder
 
-
 _CRITIC = "critic"  # beside the policy of task ppo
 
 
