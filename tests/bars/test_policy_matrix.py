@@ -127,7 +127,7 @@ def test_workers_and_stages_train_as_one_process_does(algorithm: str, tmp_path: 
 
 PPO = {
     "shared": ("--train.critic", "shared", "--whiten_rewards", "true", "--num_mini_batches", "2"),
-    "separate": ("--train.critic", "separate", "--num_mini_batches", "2", "--critic_learning_rate", "1e-2"),
+    "separate": ("--train.critic", "separate", "--num_mini_batches", "2", "--critic_learning_rate", "5e-4"),
     "lora": ("--tuner", "lora", "--lora_dropout", "0", "--num_mini_batches", "2"),
     "lora-separate": (
         *("--tuner", "lora", "--lora_dropout", "0", "--train.critic", "separate", "--num_mini_batches", "2"),
