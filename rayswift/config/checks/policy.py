@@ -48,16 +48,16 @@ _POSITIVE = ("cliprange", "cliprange_value", "kl_target", "kl_horizon", "critic_
 def ppo_problems(config: RlhfConfig) -> list[str]:
     """One line for each setting of task ppo that cannot be used."""
     given, rollout, found = config.train.trl_extra, config.rollout, []
-    for names, fits, wanted in (
-        (_FRACTIONS, lambda value: 0 <= value <= 1, "from 0 to 1"),
-        (_NOT_NEGATIVE, lambda value: value >= 0, "0 or more"),
-        (_POSITIVE, lambda value: value > 0, "above 0"),
-    ):
-        found += [
-            f"train.{name} = {given[name]}: set it {wanted}"
-            for name in names
-            if given.get(name) is not None and not fits(given[name])
-        ]
+    for name, value in given.items():
+        wanted = ""
+        if name in _FRACTIONS and not 0 <= value <= 1:
+            wanted = "from 0 to 1"
+        elif name in _NOT_NEGATIVE and value < 0:
+            wanted = "0 or more"
+        elif name in _POSITIVE and value is not None and value <= 0:
+            wanted = "above 0"
+        if wanted:
+            found.append(f"train.{name} = {value}: set it {wanted}")
     if config.model.critic_path and given.get("critic", "shared") == "shared":
         found.append(
             f"model.critic_path = {config.model.critic_path!r} is a critic of its own, and train.critic is shared; set "
