@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from rayswift.log import UserError
+
 _EPSILON = 1e-6
 
 
@@ -32,8 +34,17 @@ def clip_in_engine(engine: Any, num_policy_groups: int, most: float) -> Norms:
         engine: At the boundary of a step; its own clipping is off.
         num_policy_groups: The first of its parameter groups are the policy's.
         most: The norm to clip to; 0: never.
+
+    Raises:
+        UserError: a DeepSpeed JSON of the user's own for an engine without ZeRO, or with another optimizer.
     """
     zero = engine.optimizer
+    if not hasattr(zero, "averaged_gradients"):
+        raise UserError(
+            f"cluster.deepspeed makes a {type(zero).__name__}, whose gradients task ppo cannot clip by policy and "
+            "critic; ask for ZeRO 1, 2 or 3 in it without data_types, or set cluster.zero_stage",
+            exit_code=1,
+        )
     parts = _parts_of_3(zero) if engine.zero_optimization_stage() == 3 else _parts_of_1_and_2(zero)
     squares = [0.0, 0.0]
     for part in parts:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from rayswift.rollout import advantages
 from rayswift.rollout.advantages import Floats
@@ -149,7 +150,7 @@ def _of_table(table: RoundTable, scores: Floats) -> evaluation.Sums:
     }
 
 
-def _padded(flat: Floats, lengths: Floats) -> tuple[Floats, Floats]:
+def _padded(flat: Floats, lengths: NDArray[np.int64]) -> tuple[Floats, NDArray[np.bool_]]:
     """[n] -> [B, T] with zeros behind the ends, and where tokens are."""
     is_token = np.arange(int(lengths.max(initial=0))) < lengths[:, None]
     padded = np.zeros(is_token.shape)
