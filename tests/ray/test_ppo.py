@@ -6,7 +6,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from tests import policy_curve
 from tests.conftest import TINY
+from tests.policy_runs import tiny_critic
 from tests.ray.conftest import assert_same_end, curve, train
 from tests.support.model_folders import with_tokenizer
 
@@ -69,3 +71,16 @@ def test_a_run_goes_on_exactly(
         _, found = model.from_pretrained(where, output_loading_info=True)
         assert not any(found.values())
     assert (folder / "critic" / "value_head.safetensors").exists() == (kind == "shared")
+
+
+@pytest.mark.parametrize("kind", ["shared", "separate"])
+def test_two_ranks_of_zero_3_train_as_one_process_does(kind: str, tmp_path: Path) -> None:
+    """All of it: tests/bars/test_policy_matrix.py. Clipping changes every step."""
+    flags: tuple[str, ...] = ("ppo", "--train.critic", kind, "--num_mini_batches", "2", "--max_grad_norm", "0.05")
+    if kind == "separate":
+        flags += ("--model.critic_path", str(tiny_critic(tmp_path / "critic")))
+    one = policy_curve.curve(tmp_path / "one", 1, *flags)
+    two = policy_curve.curve(tmp_path / "two", 2, *flags, "--zero_stage", "3")
+    assert len(one) == 12
+    for step, (ours, theirs) in enumerate(zip(two, one, strict=True)):
+        assert ours == pytest.approx(theirs, abs=1e-5, rel=1e-5), step  # as the bar of all layouts has it
