@@ -21,12 +21,11 @@ from trl.trainer.utils import disable_dropout_in_model
 from rayswift.config.schema import RlhfConfig
 from rayswift.log import UserError
 from rayswift.model import tuners
-from rayswift.rollout.advantages import AdvantageSettings
 from rayswift.rollout.rounds import rows_of_step
 from rayswift.train import evaluation
 from rayswift.train import nan_guard as guard
 from rayswift.train.policy import arguments
-from rayswift.train.policy.losses import Completions, Loss, PolicySettings, StepCounts, policy_loss
+from rayswift.train.policy.losses import Completions, Loss, StepCounts, policy_loss
 from rayswift.train.policy.micro_batches import MicroBatch, Place
 from rayswift.train.policy.policy_stream import PolicyStep, PolicyStream, trained_rows
 from rayswift.train.policy.round_values import RoundValues, Tokenwise, reward_metrics, token_advantages
@@ -83,7 +82,7 @@ class StreamedPolicyTrainer(Streamed):
         if ref_model is not None:
             self._score_other = Scorer(ref_model, temperature, entropy=False)
             self._reference = self._prepared(ref_model)
-        self._advantages, self._loss = self._settings(config, args)
+        self._set_losses(config, args)
         self._values: RoundValues
         self._sums: evaluation.Sums = {}
         self._told: dict[str, float] = {}  # by the rollout plane, of the last round
@@ -92,8 +91,9 @@ class StreamedPolicyTrainer(Streamed):
         # The step's micro-batches and their losses.
         self._step: list[tuple[MicroBatch, float]] = []
 
-    def _settings(self, config: RlhfConfig, args: Any) -> tuple[AdvantageSettings, PolicySettings]:
-        return arguments.advantage_settings(config, args), arguments.policy_settings(config, args)
+    def _set_losses(self, config: RlhfConfig, args: Any) -> None:
+        self._advantages = arguments.advantage_settings(config, args)
+        self._loss = arguments.policy_settings(config, args)
 
     def _beside(self) -> Sequence[Any]:
         """Further models that take the policy's micro-batches."""

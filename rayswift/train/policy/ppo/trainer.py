@@ -10,7 +10,7 @@ from rayswift.config.schema import RlhfConfig
 from rayswift.rollout.advantages import AdvantageSettings
 from rayswift.train import evaluation
 from rayswift.train.policy import arguments as policy_arguments
-from rayswift.train.policy.losses import Completions, PolicySettings, StepCounts
+from rayswift.train.policy.losses import Completions, StepCounts
 from rayswift.train.policy.micro_batches import MicroBatch, Place
 from rayswift.train.policy.policy_stream import PolicyStep
 from rayswift.train.policy.policy_trainer import StreamedPolicyTrainer
@@ -46,8 +46,9 @@ class StreamedPPOTrainer(StreamedPolicyTrainer):
         if self.is_deepspeed_enabled:
             self.args.hf_deepspeed_config.config["gradient_clipping"] = 0.0  # `_backward` clips
 
-    def _settings(self, config: RlhfConfig, args: Any) -> tuple[AdvantageSettings, PolicySettings]:
-        return AdvantageSettings(policy_arguments.reward_weights(config)), policy_settings(config, args)
+    def _set_losses(self, config: RlhfConfig, args: Any) -> None:
+        self._advantages = AdvantageSettings(policy_arguments.reward_weights(config))
+        self._loss = policy_settings(config, args)
 
     def _beside(self) -> Sequence[Any]:
         return (self._critic.network,)
