@@ -125,6 +125,17 @@ TASKS: dict[str, Task] = {
         has_reference=True,
         stream="rayswift.train.policy.online:round_stream",
     ),
+    "gkd": Task(
+        verb="rlhf --rlhf_type gkd",
+        trainer="rayswift.train.policy.distillation.gkd_trainer:StreamedGkdTrainer",
+        arguments="rayswift.train.policy.distillation.arguments:GkdArguments",
+        family="prompt",
+        collate="",
+        head="causal_lm",
+        packs=False,
+        mean_over_rows=False,
+        stream="rayswift.train.policy.online:round_stream",
+    ),
     "seq_cls": Task(
         verb="sft --task_type seq_cls",
         trainer="rayswift.train.trainers.classify:StreamedClassTrainer",

@@ -100,6 +100,8 @@ def plan_encoding(
         names={
             mark: given for mark, given in (("{{NAME}}", data.model_name), ("{{AUTHOR}}", data.model_author)) if given
         },
+        max_answer=kind.max_answer,
+        teacher_prompts=kind.teacher_prompts,
     )
     encode = class_labels.completed(encode, stores)
     held_out: tuple[Store, ...] = ()

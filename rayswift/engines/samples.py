@@ -31,7 +31,9 @@ class Prompt:
 
     ordinal: its place in the global sequence of prompts, over all epochs; id: `source:line`; input_ids [T] int32;
     messages: the conversation it was rendered from, for rewards; columns: the row's other columns, for rewards; cut:
-    whether input_ids are only the end of what was rendered.
+    whether input_ids are only the end of what was rendered; answer: the tokens of the row's own answer and of what is
+    before it, each [T] int32, where it may be trained; teacher_ids [T] int32: what a teacher sees in place of
+    input_ids, None: the same.
     """
 
     ordinal: int
@@ -41,6 +43,8 @@ class Prompt:
     messages: tuple[Message, ...]
     columns: Mapping[str, Any]
     cut: bool = False
+    answer: tuple[NDArray[np.int32], NDArray[np.int32]] | None = None
+    teacher_ids: NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True)

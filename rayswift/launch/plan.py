@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from rayswift.cluster.layout import Layout, memory_per_worker_bytes
+from rayswift.config.checks.distillation import completions_per_prompt
 from rayswift.config.checks.online import max_sequence_length, micro_batch_tokens
 from rayswift.config.checks.task import default_loss, rollout_of
-from rayswift.config.model import ModelConfig, RlhfModelConfig
+from rayswift.config.model import ModelConfig, RlhfModelConfig, is_own_teacher
 from rayswift.config.schema import DataConfig, RlhfConfig, SftConfig, TrainingConfig
 from rayswift.config.tasks import TASKS, keeps_reference, problem_type
 from rayswift.data.sequence.global_batches import micro_batches
@@ -192,6 +193,9 @@ def _estimates(config: TrainingConfig, layout: Layout) -> list[memory.MemoryEsti
                 size = size.beside(_size(model.model_copy(update=whole), config))
             elif model.tuner == "full":
                 size = size.beside(size)
+        if isinstance(model, RlhfModelConfig) and model.teacher and not is_own_teacher(model):
+            whole = {"path": model.teacher, "revision": None, "random_init": False, "tuner": "full"}
+            size = size.beside(_size(model.model_copy(update=whole), config))
     except OSError as error:
         return str(error)
     half = model.dtype in ("bfloat16", "float16") or (model.dtype == "auto" and layout.device == "cuda")
@@ -283,12 +287,17 @@ def _batch_lines(plan: Plan[Any], sizes: list[int], unit: str) -> list[str]:
     if rollout is None:
         cut = " or ".join(_cut(plan, size) for size in sizes)
         return [f"  global batch  {cut} = {plan.global_batch} {unit} of up to {plan.config.data.max_length} tokens"]
-    layout, each = plan.layout, rollout.num_generations
+    layout, each = plan.layout, completions_per_prompt(plan.config)
     engines = f"{layout.min_engines}"
     if layout.max_engines > layout.min_engines:
         engines += f" to {layout.max_engines}"
     round_size = plan.global_batch * (plan.config.train.trl_extra.get("steps_per_generation") or 1)
     longest = max_sequence_length(plan.config)
+    if not layout.max_engines:
+        return [
+            f"  global batch  {plan.global_batch} answers of up to {longest} tokens with their prompts",
+            f"  rollouts      none: rounds of {round_size} rows with their answers",
+        ]
     gpus = f", reward models hold {layout.num_reward_gpus} GPU(s)" if layout.num_reward_gpus else ""
     return [
         f"  global batch  {plan.global_batch} completions of up to {longest} tokens with their prompts",

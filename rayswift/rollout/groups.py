@@ -1,12 +1,16 @@
 """A prompt's group: what is asked of engines for it, and its completions once they are sampled and scored."""
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Protocol
 
+import numpy as np
+
 from rayswift.engines.pool.pool import SampleFailed
-from rayswift.engines.samples import Completion, Group, Prompt, SampleRequest, Scored
+from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, SampleRequest, Scored, Span
 
 
 class Sampler(Protocol):
@@ -79,6 +83,26 @@ async def scored_group(
         stage("rewards", -1)
     reasons += [each for each in answers if isinstance(each, str)]
     return Group(prompt, tuple(each for each in answers if isinstance(each, Scored))), reasons
+
+
+def is_sampled(run_seed: int, number: int, share: float) -> bool:
+    """Whether a round's completions are sampled; else its rows' answers are trained.
+
+    Drawn with probability `share` for each round, as TRL's GKD draws for each batch; the same whenever it is asked.
+    """
+    return sample_seed(run_seed, "lmbda", number, 0) / (1 << 62) < share
+
+
+def answered(prompt: Prompt, version: PolicyVersion, num_rewards: int) -> Group | None:
+    """A prompt with its row's answer as the completion, which no reward has judged; None: it has none."""
+    if prompt.answer is None:
+        return None
+    before, answer = prompt.answer
+    logprobs = np.full(len(answer), np.nan, np.float32)  # nobody sampled it
+    completion = Completion(f"answer:{prompt.ordinal}", answer, logprobs, (Span(0, version),), "stop")
+    text = str(prompt.columns.get("answer", ""))
+    scored = Scored(completion, (math.nan,) * num_rewards, 0.0, text)
+    return Group(replace(prompt, input_ids=before), (scored,))
 
 
 class Rewards(Protocol):

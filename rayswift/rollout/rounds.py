@@ -48,13 +48,16 @@ class Tokens:
     """The tokens of some completions, end to end.
 
     rows [n] int64: their lines in the table; prompt_ids int32 and token_ids int32: prompts, and completions; logprobs
-    float32: of each completion token, as the engine sampled it.
+    float32: of each completion token, as the engine sampled it; teacher_ids int32: what a teacher sees in place of the
+    prompts, and teacher_lengths [n] int64, the tokens of each, where that differs anywhere in the round.
     """
 
     rows: Indices
     prompt_ids: NDArray[np.int32]
     token_ids: NDArray[np.int32]
     logprobs: NDArray[np.float32]
+    teacher_ids: NDArray[np.int32] | None = None
+    teacher_lengths: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -121,11 +124,17 @@ def make_tokens(lines: Lines, rows: Indices) -> Tokens:
     """The tokens of the completions in some lines of a table."""
     picked = [lines[row] for row in rows]
     empty = [np.empty(0, np.int32)]
+    for_teacher: dict[str, Any] = {}
+    if any(prompt.teacher_ids is not None for prompt, _ in lines):
+        prompts = [prompt.input_ids if prompt.teacher_ids is None else prompt.teacher_ids for prompt, _ in picked]
+        lengths = np.array([len(each) for each in prompts], np.int64)
+        for_teacher = {"teacher_ids": np.concatenate([*empty, *prompts]), "teacher_lengths": lengths}
     return Tokens(
         rows=rows,
         prompt_ids=np.concatenate([prompt.input_ids for prompt, _ in picked] or empty).astype(np.int32),
         token_ids=np.concatenate([completion.token_ids for _, completion in picked] or empty).astype(np.int32),
         logprobs=np.concatenate([completion.logprobs for _, completion in picked] or empty).astype(np.float32),
+        **for_teacher,
     )
 
 

@@ -54,7 +54,8 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     model, drawn = models.load_with_drawn(config.model, weights, weights_dtype, task.head)
     tokenizer = load_with_padding(str(spec.tokenizer_dir), config.model.trust_remote_code)
     stream = load(task.stream)(spec, worker.supply, resume, tokenizer, model)
-    reference = models.reference(config, keeps_reference(config), weights, weights_dtype)
+    beside = models.reference(config, keeps_reference(config), weights, weights_dtype)
+    beside |= models.teacher(config, dtype) if task.is_online else {}
     with tuners.named_refusals(config.model), _without_progress_bars():
         trainer = trainer_class(
             spec=spec,
@@ -67,9 +68,9 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
             processing_class=tokenizer,
             peft_config=tuners.peft_config(config.model, task.head, config.train.max_steps, model, drawn),
             callbacks=callbacks_of(spec, worker, stream, clock, resume),
-            **reference,
+            **beside,
         )
-    _make_ready(trainer.model, reference.values(), args, config, dtype)
+    _make_ready(trainer.model, beside.values(), args, config, dtype)
     if task.is_online:
         from rayswift.train.policy import online
 

@@ -23,6 +23,7 @@ BUILT_TASKS = (
     "reranker",
     "generative_reranker",
     "grpo",
+    "gkd",
 )
 """Tasks that this version trains, those of `config/tasks.py`."""
 # What tasks beside causal_lm have been seen to train, save and continue with.
@@ -37,7 +38,7 @@ _TRL = ("sync_ref_model",)
 _GRPO = ("use_adaptive_entropy", "cast_lm_head_to_fp32", "router_aux_loss_coef")
 _CLUSTER = ("sequence_parallel_size",)
 _ROLLOUT = ("placement",)
-_MODEL = ("model.reference_adapters", "model.teacher", "model.teacher_adapters")
+_MODEL = ("model.reference_adapters",)
 # Fields of PEFT's LoraConfig that break something, and what; all others are passed to PEFT.
 _LORA_REFUSED = {
     "megatron_config": "it is for the parallel layers of Megatron",
@@ -93,8 +94,6 @@ def not_built(config: TrainingConfig) -> list[str]:
     found += [f"train.{name} = {given[name]}" for name in fields if given.get(name)]
     if isinstance(config, RlhfConfig) and config.model.reference_adapters:
         found.append(f"model.reference_adapters = {config.model.reference_adapters}")
-    if isinstance(config, RlhfConfig) and config.model.teacher and config.train.task == "grpo":
-        found.append(f"model.teacher = {config.model.teacher} with task grpo")
     if config.train.task != "causal_lm":
         found += _untried(config)
     if rollout_of(config):

@@ -1,5 +1,6 @@
 """What a task that samples completions needs, and what has no meaning for it; before anything starts."""
 
+from rayswift.config.checks.distillation import completions_per_prompt, distillation_problems
 from rayswift.config.checks.policy import policy_problems
 from rayswift.config.schema import RlhfConfig
 
@@ -33,6 +34,7 @@ def online_problems(config: RlhfConfig) -> list[str]:
     found = [*_reward_problems(config), *_length_problems(config), *_round_problems(config)]
     if config.train.task == "grpo":
         found += policy_problems(config)
+    found += distillation_problems(config)
     why = f"task {config.train.task} trains completions"
     if config.data.truncation == "split":
         found.append("data.truncation = split has no meaning for prompts; set drop or left")
@@ -65,7 +67,7 @@ def _length_problems(config: RlhfConfig) -> list[str]:
 
 
 def _round_problems(config: RlhfConfig) -> list[str]:
-    size, each = round_size(config), config.rollout.num_generations
+    size, each = round_size(config), completions_per_prompt(config)
     if config.train.task != "grpo" or size is None or size % each == 0:
         return []
     return [
@@ -81,7 +83,10 @@ def _reward_problems(config: RlhfConfig) -> list[str]:
     if task in ("grpo", "ppo") and not num_rewards and not distils:
         found.append(f"train.task = {task} has no reward; set rollout.reward_funcs or rollout.reward_models")
     if task == "gkd" and not distils:
-        found.append("train.task = gkd has no teacher; set model.teacher")
+        found.append(
+            "train.task = gkd has no teacher; set model.teacher: a model, or self, where the model is taught by itself, "
+            "told `teacher_prompt` of each row"
+        )
     if rollout.reward_weights and len(rollout.reward_weights) != num_rewards:
         found.append(
             f"rollout.reward_weights has {len(rollout.reward_weights)} weights for {num_rewards} rewards; give one each"

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from rayswift.config.checks.distillation import has_engines
 from rayswift.config.checks.online import online_problems
 from rayswift.config.fields.tuners import begins_with_other_weights
 from rayswift.config.model import RlhfModelConfig
@@ -57,6 +58,11 @@ _SORTING_LOSSES = ("aot", "aot_unpaired")
 def rollout_of(config: TrainingConfig) -> RolloutConfig | None:
     """Section `rollout` of a run that samples completions; None: it does not."""
     return config.rollout if isinstance(config, RlhfConfig) and config.train.task in ONLINE_TASKS else None
+
+
+def sampling_of(config: TrainingConfig) -> RolloutConfig | None:
+    """Section `rollout` of a run that has engines; None: it samples nothing."""
+    return config.rollout if isinstance(config, RlhfConfig) and rollout_of(config) and has_engines(config) else None
 
 
 def task_problems(config: TrainingConfig) -> list[str]:

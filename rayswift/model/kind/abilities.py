@@ -115,7 +115,7 @@ def _packing_problems(what: str, model: Model, task: str, tuner: str, quantizati
         return [f"{what}, which nothing is trained on; {name}, with --quantization nf4 if it must be small"]
     if tuner == "full":
         return [f"{what}, which are frozen; set --tuner lora, or {name}"]
-    if task == "grpo":
+    if task in ("grpo", "gkd"):
         return [f"{what}, which engines take no updates of; {name}"]
     return [f"{what} already; leave model.quantization out, or {name}"] if quantization else []
 

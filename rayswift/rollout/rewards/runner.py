@@ -104,7 +104,7 @@ class RewardRunner:
             if isinstance(value, str):
                 return value
             rewards.append(math.nan if value is None else value)
-        if all(math.isnan(reward) for reward in rewards):
+        if rewards and all(math.isnan(reward) for reward in rewards):
             return _NO_OPINION
         total = sum(w * reward for w, reward in zip(self._weights, rewards, strict=True) if not math.isnan(reward))
         return Scored(completion, tuple(rewards), total, text)

@@ -5,8 +5,8 @@ micro-batch's loss is its share of the step's, so the numbers do not depend on t
 """
 
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl.models import prepare_deepspeed
 from trl.trainer.utils import disable_dropout_in_model
 
+from rayswift.config.model import SELF
 from rayswift.config.schema import RlhfConfig
 from rayswift.log import UserError
 from rayswift.model import tuners
@@ -25,6 +26,7 @@ from rayswift.rollout.rounds import rows_of_step
 from rayswift.train import evaluation
 from rayswift.train import nan_guard as guard
 from rayswift.train.policy import arguments
+from rayswift.train.policy.distillation.teacher import Teacher, teach
 from rayswift.train.policy.losses import Completions, Loss, StepCounts, policy_loss
 from rayswift.train.policy.micro_batches import MicroBatch, Place
 from rayswift.train.policy.policy_stream import PolicyStep, PolicyStream, trained_rows
@@ -48,6 +50,7 @@ class StreamedPolicyTrainer(Streamed):
         stream: The steps, laid out as the models take them.
         peft_config: A fresh adapter to train.
         ref_model: What the KL term holds the policy against; None: the policy without its adapter, or no KL term.
+        teacher: What the policy is distilled from; None: the policy itself, with or without its adapter, or nothing.
         kwargs: As for `Streamed`.
     """
 
@@ -63,6 +66,7 @@ class StreamedPolicyTrainer(Streamed):
         stream: PolicyStream,
         peft_config: Any = None,
         ref_model: Any = None,
+        teacher: Any = None,
         **kwargs: Any,
     ):
         config = spec.config
@@ -70,7 +74,7 @@ class StreamedPolicyTrainer(Streamed):
         temperature = config.rollout.temperature
         if not args.beta:
             ref_model = None
-        stream.layout = choose_layout(*(each for each in (model, ref_model) if each is not None))
+        stream.layout = choose_layout(*(each for each in (model, ref_model, teacher) if each is not None))
         self._score_policy = Scorer(model, temperature, entropy=True)
         if peft_config is not None:
             model = tuners.with_new_adapter(model, peft_config, args)
@@ -81,8 +85,12 @@ class StreamedPolicyTrainer(Streamed):
         if ref_model is not None:
             self._score_other = Scorer(ref_model, temperature, entropy=False)
             self._reference = self._prepared(ref_model)
-        self._advantages = arguments.advantage_settings(config, args)
-        self._loss = arguments.policy_settings(config, args)
+        self._teacher = None
+        if config.model.teacher:
+            scorer = None if teacher is None else Scorer(teacher, temperature, entropy=False)
+            teacher = None if teacher is None else self._prepared(teacher)
+            self._teacher = Teacher(teacher, scorer, is_start=config.model.teacher != SELF)
+        self._set_losses(config, args)
         self._values: RoundValues
         self._sums: evaluation.Sums = {}
         self._told: dict[str, float] = {}  # by the rollout plane, of the last round
@@ -90,6 +98,10 @@ class StreamedPolicyTrainer(Streamed):
         self._num_counted = 0
         # The step's micro-batches and their losses.
         self._step: list[tuple[MicroBatch, float]] = []
+
+    def _set_losses(self, config: RlhfConfig, args: Any) -> None:
+        self._advantages = arguments.advantage_settings(config, args)
+        self._loss = arguments.policy_settings(config, args)
 
     @staticmethod
     def placeholder() -> Dataset:
@@ -162,16 +174,25 @@ class StreamedPolicyTrainer(Streamed):
 
     def _forward(self, model: Any, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probability and entropy of each completion token, [n]; of the reference the first alone."""
-        scorer = self._score_policy if model is not self._reference else self._score_other
         device = self.args.device
+        with self._inputs(batch) as inputs:
+            return self._scorer(model)(model, inputs, batch.followed.to(device), batch.targets.to(device))
+
+    def _scorer(self, model: Any) -> Scorer:
+        if self._teacher and self._teacher.scorer and model is self._teacher.model:
+            return self._teacher.scorer
+        return self._score_policy if model is not self._reference else self._score_other
+
+    @contextmanager
+    def _inputs(self, batch: MicroBatch) -> Iterator[dict[str, Any]]:
+        """What the model takes of a micro-batch, for one forward pass."""
         inputs = self._prepare_inputs(dict(batch.inputs))
         shared = batch.shared_prompts and batch.shared_prompts.for_one_pass()
         if shared:
             inputs["shared_prompts"] = shared
-        found = scorer(model, inputs, batch.followed.to(device), batch.targets.to(device))
+        yield inputs
         if shared:
             shared.check_used()
-        return found
 
     @torch.no_grad()
     def _score(self, model: Any, batches: dict[Place, MicroBatch]) -> tuple[Tokenwise, Tokenwise]:
@@ -214,7 +235,7 @@ class StreamedPolicyTrainer(Streamed):
         # The first step computes its own on the way.
         later = {place: batch for place, batch in batches.items() if place[0] > 0}
         takes_kl = self.args.takes_kl_off_rewards
-        values.old_logprobs = self._score(model, batches if takes_kl else later)[0]
+        values.old_logprobs = self._score(model, batches if takes_kl or self._teacher else later)[0]
         if self.args.beta:
             values.reference_logprobs = self._score_reference(model, batches)
         penalties = None
@@ -226,6 +247,10 @@ class StreamedPolicyTrainer(Streamed):
             evaluation.add(self._sums, {"kl": (kl, num_tokens)})
         table = step.round.table
         values.advantages = token_advantages(table, batches, self._advantages, penalties, self.sum_over_ranks)
+        if self._teacher:
+            with self._teacher.asked(model, self.accelerator) as asked:
+                theirs = self._score(asked, {place: batch.teacher or batch for place, batch in batches.items()})[0]
+            evaluation.add(self._sums, teach(values, theirs, batches, self.args.teacher_kl_coef))
         evaluation.add(self._sums, reward_metrics(table, self._advantages))
         self._ordinals, self._told = table.ordinals, dict(step.round.metrics)
 

@@ -1,0 +1,55 @@
+"""What distilling from a teacher needs, and what goes with it; before anything starts."""
+
+from rayswift.config.model import SELF
+from rayswift.config.schema import RlhfConfig
+
+
+def sampled_share(config: RlhfConfig) -> float:
+    """Share of rounds whose completions are sampled; the others take the answers of their rows."""
+    return float(config.train.trl_extra.get("lmbda", 0.5)) if config.train.task == "gkd" else 1.0
+
+
+def has_engines(config: RlhfConfig) -> bool:
+    """Whether anything is sampled: in training, or in evaluations."""
+    return sampled_share(config) > 0 or bool(config.data.eval or config.data.eval_fraction)
+
+
+def completions_per_prompt(config: RlhfConfig) -> int:
+    """Completions of a prompt in training: its group, or one where nothing compares them."""
+    return 1 if config.train.task == "gkd" else config.rollout.num_generations
+
+
+def distillation_problems(config: RlhfConfig) -> list[str]:
+    """One line for each setting of a run with a teacher, or of task gkd, that cannot be used."""
+    model, given, found = config.model, config.train.trl_extra, []
+    if model.teacher_adapters and model.teacher in (None, SELF):
+        found.append("model.teacher_adapters: adapters go onto a model; name it in model.teacher")
+    if model.teacher_adapters and config.cluster.zero_stage == 3:
+        found.append(
+            "model.teacher_adapters cannot be merged into a model that ZeRO-3 spreads; merge them (`rayswift export "
+            "--merge_lora`) and give the folder as model.teacher, or set cluster.zero_stage 2"
+        )
+    if config.train.task != "gkd":
+        return found
+    if not has_engines(config) and (config.rollout.reward_funcs or config.rollout.reward_models):
+        found.append(
+            "rollout.reward_funcs, rollout.reward_models: with train.lmbda = 0 and no rows to evaluate on, nothing is "
+            "sampled that they could score; unset them, or set data.eval"
+        )
+    for name in ("lmbda", "beta"):
+        if not 0 <= float(given.get(name, 0.5)) <= 1:
+            found.append(f"train.{name} = {given[name]} is no share; set a number from 0 to 1")
+    if given.get("sft_alpha", 0) < 0:
+        found.append(f"train.sft_alpha = {given['sft_alpha']} would unlearn the answers; set 0 or more")
+    if given.get("sft_alpha") and sampled_share(config) == 1:
+        found.append(
+            f"train.sft_alpha = {given['sft_alpha']} weighs the answers of rows, but train.lmbda = 1 trains none of "
+            "them; lower it, or unset the first"
+        )
+    if (given.get("logits_topk") or 1) < 1:
+        found.append(f"train.logits_topk = {given['logits_topk']}: set 1 or more, or null for all tokens")
+    if given.get("loss_type", "nll") != "nll":
+        found.append(f"train.loss_type = {given['loss_type']}: the loss of task gkd is set by train.beta; unset it")
+    if config.rollout.temperature == 0:
+        found.append("rollout.temperature = 0 divides all logits by 0; set it above 0")
+    return found
