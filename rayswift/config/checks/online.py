@@ -84,7 +84,7 @@ def _reward_problems(config: RlhfConfig) -> list[str]:
         found.append(f"train.task = {task} has no reward; set rollout.reward_funcs or rollout.reward_models")
     if task == "gkd" and not distils:
         found.append(
-            "train.task = gkd has no teacher; set model.teacher: a model, or self, where the model is taught by itself, "
+            "train.task = gkd has no teacher; set model.teacher: a model, or self, where the model teaches itself, "
             "told `teacher_prompt` of each row"
         )
     if rollout.reward_weights and len(rollout.reward_weights) != num_rewards:
