@@ -13,13 +13,14 @@ from rayswift.cluster.layout import Layout
 from rayswift.config.checks.online import micro_batch_tokens
 from rayswift.config.load import load
 from rayswift.config.schema import RlhfConfig
+from rayswift.config.tasks import TASKS
+from rayswift.config.tasks import load as load_class
 from rayswift.data.sequence.global_batches import FeedPlan, Position
 from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, Scored, Span
 from rayswift.model.load import resolve_dtype
 from rayswift.rollout.rounds import Round, lines_of, make_table, make_tokens, rows_of_ranks
 from rayswift.train.arguments import trainer_arguments
 from rayswift.train.clock import Clock
-from rayswift.train.policy.arguments import PolicyArguments
 from rayswift.train.policy.policy_stream import CutSettings, PolicyStream
 from rayswift.train.policy.policy_trainer import StreamedPolicyTrainer
 from rayswift.train.spec import RunSpec
@@ -138,16 +139,20 @@ def make_trainer(
     """The trainer of a rank."""
     config: Any = spec.config
     dtype = resolve_dtype(config.model.dtype, spec.layout.device)
-    args = trainer_arguments(spec, PolicyArguments, dtype, False, False)
+    task = TASKS[config.train.task]
+    args, trainer_class = (
+        trainer_arguments(spec, load_class(task.arguments), dtype, False, False),
+        load_class(task.trainer),
+    )
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     settings = CutSettings(
-        num_iterations=args.num_iterations,
+        num_iterations=getattr(args, "num_iterations", 1),
         budget=micro_batch_tokens(config),
         pad_token_id=0,
         leave_truncated=args.mask_truncated_completions,
     )
     stream = PolicyStream(client, Position(), 0.0, 0, {}, settings)
-    trainer = StreamedPolicyTrainer(
+    trainer: StreamedPolicyTrainer = trainer_class(
         spec=spec,
         rank=client.rank,
         stream=stream,
