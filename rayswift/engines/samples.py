@@ -48,12 +48,21 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class TopTokens:
+    """The k likeliest tokens at each of T places: ids [T, k] int32, logprobs [T, k] float32."""
+
+    ids: NDArray[np.int32]
+    logprobs: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class SampleRequest:
-    """One completion to sample.
+    """One completion to sample, or to score.
 
     key: unique within the run (`ordinal:sample`, and the try); max_tokens: room of the whole completion, `begun`
     included; seed: of its random numbers; begun [T] int32: tokens of it that an engine which is gone had made already:
-    what comes back are the tokens behind them.
+    what comes back are the tokens behind them; top: nothing is sampled, what comes back is `begun` with its
+    log-probabilities, and so many of the likeliest tokens beside each; None: it is sampled.
     """
 
     key: str
@@ -61,6 +70,7 @@ class SampleRequest:
     max_tokens: int
     seed: int
     begun: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    top: int | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,7 @@ class Completion:
 
     token_ids [T] int32, the end token included; logprobs [T] float32 under the policy at the sampling's temperature,
     which the trainer computes too: among all tokens, whatever top_p and its kind leave out; spans: the first begins at
-    0; finish: None for the part that was there when an engine was asked for it.
+    0; finish: None for the part that was there when an engine was asked for it; top: of a request that scores.
     """
 
     key: str
@@ -85,6 +95,7 @@ class Completion:
     logprobs: NDArray[np.float32]
     spans: tuple[Span, ...]
     finish: Finish | None
+    top: TopTokens | None = None
 
 
 @dataclass(frozen=True)
@@ -92,13 +103,14 @@ class Scored:
     """A completion with its rewards.
 
     rewards: of each function and model, NaN where one had no opinion (returned None); reward: their weighted sum; text:
-    as rewards saw it.
+    as rewards saw it; teacher: the same tokens as a teacher that is asked beside the trainer scores them.
     """
 
     completion: Completion
     rewards: tuple[float, ...]
     reward: float
     text: str = ""
+    teacher: Completion | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, S
 from rayswift.log import UserError, logger
 from rayswift.rollout import ledger as books
 from rayswift.rollout.admission import Admission, RolloutPlan
-from rayswift.rollout.groups import Rewards, Sampler, answered, is_sampled, requests_for, scored_group
+from rayswift.rollout.groups import Sampler, Scorer, answer_of, is_sampled, requests_for, scored_group
 from rayswift.rollout.ledger import ALL_EQUAL, CUT, FAILED, TAIL, Ledger, LedgerSnapshot
 from rayswift.rollout.prompts import Prompts, draw_in_thread
 from rayswift.rollout.rounds import Finished
@@ -51,7 +51,7 @@ class Attempt:
         plan: RolloutPlan,
         prompts: Prompts,
         sampler: Sampler,
-        scorer: Rewards,
+        scorer: Scorer,
         keep: Keep = keep_nothing,
     ):
         self.number, self.start = number, start
@@ -177,7 +177,9 @@ class Attempt:
             drawn.setdefault(number, []).append(prompt)
         for number, prompts in drawn.items():
             if not is_sampled(self._plan.seed, number, self._plan.sampled):
-                self._spawn(self._take_answers(prompts, number))
+                for prompt in prompts:
+                    asked, answer = answer_of(prompt, PolicyVersion(self.number, number))
+                    self._spawn(self._complete(asked, number, [answer], rewarded=False))
                 continue
             each = self._plan.num_generations
             requests = [one for prompt in prompts for one in self._requests(prompt)]
@@ -191,21 +193,10 @@ class Attempt:
         most, window = plan.max_completion_length, plan.max_sequence_length
         return requests_for(prompt, "train", plan.num_generations, most, window, plan.seed)
 
-    async def _take_answers(self, prompts: Sequence[Prompt], number: int) -> None:
-        version = PolicyVersion(self.number, number)
-        for prompt in prompts:
-            group = answered(prompt, version, len(self._scorer.names))
-            self._settle(number, group or Group(prompt, ()), [] if group else ["the row has no answer"])
-        self._advance()
-
-    async def _complete(self, prompt: Prompt, number: int, futures: Sequence[asyncio.Future[Completion]]) -> None:
-        group, reasons = await scored_group(self._scorer, prompt, futures, self._stage)
-        self._settle(number, group, reasons)
-        self._advance()
-
-    def _settle(self, number: int, group: Group, reasons: Sequence[str]) -> None:
-        """A prompt of a round has its outcome."""
-        prompt = group.prompt
+    async def _complete(
+        self, prompt: Prompt, number: int, futures: Sequence[asyncio.Future[Completion]], rewarded: bool = True
+    ) -> None:
+        group, reasons = await scored_group(self._scorer, prompt, futures, self._stage, rewarded)
         outcome = CUT if prompt.cut else TRAINED
         if len(group.scored) < self._plan.min_group:
             outcome = f"{FAILED}{books.kind_of(reasons)}"
@@ -218,6 +209,7 @@ class Attempt:
             self._left_out.setdefault(number, {}).setdefault(outcome, []).append(group)
         self._reasons += reasons[: max(0, _MOST_REASONS - len(self._reasons))]
         self._admission.finish(prompt.ordinal, outcome)
+        self._advance()
 
     def _close(self) -> bool:
         number, num_ready = self._next_to_close, len(self._ready)

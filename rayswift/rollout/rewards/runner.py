@@ -67,7 +67,9 @@ class RewardRunner:
         for dispatcher in self._dispatchers:
             dispatcher.start()
 
-    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Scored | str]:
+    async def score(
+        self, prompt: Prompt, completions: Sequence[Completion], rewarded: bool = True
+    ) -> list[Scored | str]:
         """Each completion of a prompt with its rewards, or why it has none, in the order given.
 
         May be called for many prompts at once.
@@ -77,6 +79,9 @@ class RewardRunner:
         """
         ids = [completion.token_ids.tolist() for completion in completions]
         texts = self._tokenizer.decode_batch(ids, skip_special_tokens=True)
+        if not rewarded:
+            none = (math.nan,) * len(self.names)
+            return [Scored(each, none, 0.0, text) for each, text in zip(completions, texts, strict=True)]
         items = [Item(prompt.messages, prompt.columns, text, one) for text, one in zip(texts, ids, strict=True)]
         columns = await asyncio.gather(*(dispatcher.score(source, items) for dispatcher, source in self._routes))
         found: list[Scored | str] = []
