@@ -87,7 +87,8 @@ class Completion:
 
     token_ids [T] int32, the end token included; logprobs [T] float32 under the policy at the sampling's temperature,
     which the trainer computes too: among all tokens, whatever top_p and its kind leave out; spans: the first begins at
-    0; finish: None for the part that was there when an engine was asked for it; top: of a request that scores.
+    0; finish: None for the part that was there when an engine was asked for it; top: of a request that scores; teacher:
+    the same tokens as a teacher scored them that is asked beside the trainer.
     """
 
     key: str
@@ -96,6 +97,7 @@ class Completion:
     spans: tuple[Span, ...]
     finish: Finish | None
     top: TopTokens | None = None
+    teacher: "Completion | None" = None
 
 
 @dataclass(frozen=True)
@@ -103,14 +105,13 @@ class Scored:
     """A completion with its rewards.
 
     rewards: of each function and model, NaN where one had no opinion (returned None); reward: their weighted sum; text:
-    as rewards saw it; teacher: the same tokens as a teacher that is asked beside the trainer scores them.
+    as rewards saw it.
     """
 
     completion: Completion
     rewards: tuple[float, ...]
     reward: float
     text: str = ""
-    teacher: Completion | None = None
 
 
 @dataclass(frozen=True)

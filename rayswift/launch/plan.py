@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from rayswift.cluster.layout import Layout, memory_per_worker_bytes
-from rayswift.config.checks.distillation import completions_per_prompt
+from rayswift.config.checks.distillation import completions_per_prompt, has_teacher_outside
 from rayswift.config.checks.online import max_sequence_length, micro_batch_tokens
 from rayswift.config.checks.task import default_loss, rollout_of
 from rayswift.config.model import ModelConfig, RlhfModelConfig, is_own_teacher
@@ -184,6 +184,7 @@ def _packed(config: TrainingConfig) -> DataConfig:
 def _estimates(config: TrainingConfig, layout: Layout) -> list[memory.MemoryEstimate] | str:
     """For each ZeRO stage; or why there are none."""
     model = config.model
+    outside = isinstance(config, RlhfConfig) and has_teacher_outside(config)
     try:
         size = _size(model, config)
         if config.train.task in TASKS and keeps_reference(config):
@@ -193,7 +194,7 @@ def _estimates(config: TrainingConfig, layout: Layout) -> list[memory.MemoryEsti
                 size = size.beside(_size(model.model_copy(update=whole), config))
             elif model.tuner == "full":
                 size = size.beside(size)
-        if isinstance(model, RlhfModelConfig) and model.teacher and not is_own_teacher(model):
+        if isinstance(model, RlhfModelConfig) and model.teacher and not is_own_teacher(model) and not outside:
             whole = {"path": model.teacher, "revision": None, "random_init": False, "tuner": "full"}
             size = size.beside(_size(model.model_copy(update=whole), config))
     except OSError as error:

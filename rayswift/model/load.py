@@ -12,6 +12,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from rayswift.config.checks.distillation import has_teacher_outside
 from rayswift.config.model import ModelConfig, is_own_teacher
 from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.config.tasks import Head
@@ -154,13 +155,16 @@ def teacher(config: TrainingConfig, dtype: str) -> dict[str, Any]:
     """The teacher of a task, as its trainer's `teacher`, with its adapters merged.
 
     Returns:
-        Nothing where the model is its own teacher, or was: its weights before training, below an adapter.
+        Nothing where the model is its own teacher, or was: its weights before training, below an adapter; or where
+        the teacher is not in the workers.
 
     Raises:
         UserError: an adapter does not fit.
     """
     named = config.model.teacher if isinstance(config, RlhfConfig) else None
-    if not isinstance(config, RlhfConfig) or named is None or is_own_teacher(config.model):
+    if not isinstance(config, RlhfConfig) or named is None:
+        return {}
+    if is_own_teacher(config.model) or has_teacher_outside(config):
         return {}
     whole: dict[str, Any] = {"tuner": "full", "adapters": [], "freeze": None, "freeze_ratio": 0.0, "unfreeze": None}
     model = config.model.model_copy(update=whole | {"revision": None, "quantization": None})

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rayswift.config.checks.task import rollout_of, sampling_of
+from rayswift.config.checks.task import engines_of, rollout_of
 from rayswift.config.model import is_own_teacher
 from rayswift.config.rollout import RolloutConfig
 from rayswift.config.schema import RlhfConfig, TrainingConfig
@@ -29,7 +29,7 @@ def check(config: TrainingConfig) -> None:
         *engine_setup.policy_problems(config.model, rollout),
     ]
     try:
-        if sampling_of(config):
+        if engines_of(config):
             engine_setup.require_vllm(f"train.task = {config.train.task}")
     except UserError as error:
         problems.append(str(error))

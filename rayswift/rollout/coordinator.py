@@ -32,6 +32,7 @@ from rayswift.rollout.groups import Rewards
 from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.rollout.prompts import PromptFeed
 from rayswift.rollout.rounds import NO_TOKENS, Dealt, Finished, Round, Serving, Waiting, lines_of, make_table
+from rayswift.rollout.teachers.scoring import Taught, Teacher
 
 _POLL_S = 0.1
 _KEPT = 8
@@ -49,6 +50,7 @@ class Coordinator:
         weights: Keeps the newest weights.
         completions: Keeps completions.
         engines: How many.
+        teacher: Scores completions too, where it is not in the workers.
     """
 
     def __init__(
@@ -60,9 +62,11 @@ class Coordinator:
         weights: Weights,
         completions: CompletionsFile,
         engines: Rule,
+        teacher: Teacher | None = None,
     ):
         self._plan, self._prompts, self._pool = plan, prompts, pool
         self._rewards, self._weights, self._completions = rewards, weights, completions
+        self._teacher, self._scorer = teacher, Taught(rewards, teacher) if teacher else rewards
         self._named_attempt = 0
         self._life: Attempt | None = None
         self._begins = asyncio.Lock()
@@ -110,7 +114,7 @@ class Coordinator:
             self._kept = start.rounds - 1
             self._write(self._completions.begin, start.rounds)
             self._serving = Serving(start.rounds - 1)
-            self._life = Attempt(attempt, start, self._plan, self._prompts, self._pool, self._rewards, self._note)
+            self._life = Attempt(attempt, start, self._plan, self._prompts, self._pool, self._scorer, self._note)
             self._life.begin()
 
     async def published(self, attempt: int, published: Published) -> None:
@@ -292,6 +296,8 @@ class Coordinator:
             await self._life.stop()
         await self._pool.close()
         await self._rewards.close()
+        if self._teacher is not None:
+            await self._teacher.close()
         await asyncio.to_thread(self._prompts.close)
         self._write(self._completions.close)
         await asyncio.to_thread(self._writer.shutdown)

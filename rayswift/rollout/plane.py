@@ -35,6 +35,7 @@ from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.rollout.prompts import PromptFeed, prompt_plan
 from rayswift.rollout.rewards.runner import RewardRunner
 from rayswift.rollout.rounds import Round, Waiting
+from rayswift.rollout.teachers import opening
 
 _CLOSE_S = 20.0
 _WAIT_S = 10.0
@@ -108,7 +109,9 @@ class CoordinatorActor(Coordinator):
         await rewards.start()
         engines = Rule(spec.layout.min_engines, spec.layout.max_engines)
         completions = CompletionsFile(spec.run_dir, rewards.names, rewards.decode)
-        super().__init__(spec.plan, prompts, pool, rewards, self._store, completions, engines)
+        dtype = engine_dtype(spec.config, spec.layout)
+        teacher = await opening.opened(spec.config, spec.layout, dtype, spec.plan.max_outstanding, rewards.encode)
+        super().__init__(spec.plan, prompts, pool, rewards, self._store, completions, engines, teacher)
         heap.freeze()
         await self.begin(DRIVERS_ATTEMPT, spec.start)
 

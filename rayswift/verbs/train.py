@@ -8,7 +8,7 @@ from rayswift import signals
 from rayswift.cluster.connect import connect, join
 from rayswift.cluster.layout import Layout, lay_out
 from rayswift.config.checks.built import refuse_unbuilt
-from rayswift.config.checks.task import rollout_of, sampling_of
+from rayswift.config.checks.task import engines_of, is_sampling, rollout_of
 from rayswift.config.load import Invocation
 from rayswift.config.reading import paths
 from rayswift.config.schema import TrainingConfig
@@ -78,7 +78,7 @@ def _train(config: TrainingConfig, run_dir: Path, clock: Clock) -> None:
     # 1. What runs where, and what an earlier launch of this run left.
     with announced("joining the Ray cluster"):
         joined = join(config.cluster)
-    layout = lay_out(config.cluster, joined, sampling_of(config))
+    layout = lay_out(config.cluster, joined, engines_of(config), is_sampling(config))
     resume = run_folder.open_run(config, run_dir)
     plan = planning.resolve(config, layout, resume)
     config = plan.config

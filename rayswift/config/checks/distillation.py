@@ -1,6 +1,6 @@
 """What distilling from a teacher needs, and what goes with it; before anything starts."""
 
-from rayswift.config.model import SELF
+from rayswift.config.model import SELF, is_own_teacher
 from rayswift.config.schema import RlhfConfig
 
 
@@ -19,9 +19,52 @@ def completions_per_prompt(config: RlhfConfig) -> int:
     return 1 if config.train.task == "gkd" else config.rollout.num_generations
 
 
+def has_teacher_outside(config: RlhfConfig) -> bool:
+    """Whether completions are scored by engines or servers, and not by a teacher in the workers."""
+    return bool(config.rollout.teacher_engines or config.rollout.teacher_server)
+
+
+def has_teacher(config: RlhfConfig) -> bool:
+    """Whether there is a teacher of any kind."""
+    return config.model.teacher is not None or bool(config.rollout.teacher_server)
+
+
+def _outside_problems(config: RlhfConfig) -> list[str]:
+    """Of a teacher that is not in the workers."""
+    model, rollout, given = config.model, config.rollout, config.train.trl_extra
+    found = []
+    if rollout.teacher_engines and (model.teacher is None or is_own_teacher(model)):
+        found.append("rollout.teacher_engines: name the model that they hold in model.teacher")
+    if rollout.teacher_engines and model.teacher_adapters:
+        found.append(
+            "model.teacher_adapters: vLLM tells no log-probabilities of a prompt under an adapter; merge them "
+            "(`rayswift export --merge_lora`) and give the folder as model.teacher, or set rollout.teacher_engines 0"
+        )
+    if rollout.teacher_server and model.teacher:
+        found.append("model.teacher and rollout.teacher_server both name a teacher; keep one")
+    tags = [tag for server in rollout.teacher_server for tag in server.tags]
+    if len(set(tags)) < len(tags):
+        found.append("rollout.teacher_server: a tag belongs to two servers; give each its own")
+    if sum(not server.tags for server in rollout.teacher_server) > 1:
+        found.append("rollout.teacher_server: two servers have no tags; give each the tags of its rows")
+    if not has_teacher_outside(config):
+        return found
+    if config.train.task == "gkd" and not given.get("logits_topk"):
+        found.append(
+            "train.logits_topk is not set: engines and servers tell the likeliest tokens of a teacher alone; set how "
+            "many, say 64, or let the teacher compute in the workers"
+        )
+    if config.train.task == "grpo" and rollout.teacher_server and rollout.temperature != 1:
+        found.append(
+            f"rollout.temperature = {rollout.temperature}: a server tells log-probabilities at temperature 1, and those "
+            "of the policy are compared with them; set it to 1, or name the model in model.teacher"
+        )
+    return found
+
+
 def distillation_problems(config: RlhfConfig) -> list[str]:
     """One line for each setting of a run with a teacher, or of task gkd, that cannot be used."""
-    model, given, found = config.model, config.train.trl_extra, []
+    model, given, found = config.model, config.train.trl_extra, _outside_problems(config)
     if model.teacher_adapters and model.teacher in (None, SELF):
         found.append("model.teacher_adapters: adapters go onto a model; name it in model.teacher")
     if model.teacher_adapters and config.cluster.zero_stage == 3:

@@ -1,6 +1,6 @@
 """What a task that samples completions needs, and what has no meaning for it; before anything starts."""
 
-from rayswift.config.checks.distillation import completions_per_prompt, distillation_problems
+from rayswift.config.checks.distillation import completions_per_prompt, distillation_problems, has_teacher
 from rayswift.config.checks.policy import policy_problems
 from rayswift.config.schema import RlhfConfig
 
@@ -79,7 +79,7 @@ def _round_problems(config: RlhfConfig) -> list[str]:
 def _reward_problems(config: RlhfConfig) -> list[str]:
     task, rollout, found = config.train.task, config.rollout, []
     num_rewards = len(rollout.reward_funcs) + len(rollout.reward_models)
-    distils = config.model.teacher is not None  # a teacher is a signal too
+    distils = has_teacher(config)  # a teacher is a signal too
     if task in ("grpo", "ppo") and not num_rewards and not distils:
         found.append(f"train.task = {task} has no reward; set rollout.reward_funcs or rollout.reward_models")
     if task == "gkd" and not distils:

@@ -60,9 +60,16 @@ def rollout_of(config: TrainingConfig) -> RolloutConfig | None:
     return config.rollout if isinstance(config, RlhfConfig) and config.train.task in ONLINE_TASKS else None
 
 
-def sampling_of(config: TrainingConfig) -> RolloutConfig | None:
-    """Section `rollout` of a run that has engines; None: it samples nothing."""
-    return config.rollout if isinstance(config, RlhfConfig) and rollout_of(config) and has_engines(config) else None
+def engines_of(config: TrainingConfig) -> RolloutConfig | None:
+    """Section `rollout` of a run that has engines, those of a teacher included; None: it has none."""
+    if not isinstance(config, RlhfConfig) or not rollout_of(config):
+        return None
+    return config.rollout if has_engines(config) or config.rollout.teacher_engines else None
+
+
+def is_sampling(config: TrainingConfig) -> bool:
+    """Whether a run has engines that sample."""
+    return isinstance(config, RlhfConfig) and rollout_of(config) is not None and has_engines(config)
 
 
 def task_problems(config: TrainingConfig) -> list[str]:

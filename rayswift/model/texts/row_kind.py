@@ -22,7 +22,7 @@ def row_kind(config: TrainingConfig, source: Path) -> RowKind:
     task = TASKS[config.train.task]
     if task.family == "prompt":
         assert isinstance(config, RlhfConfig)
-        teacher = config.model.teacher
+        teacher = config.model.teacher or (config.rollout.teacher_server and "server") or None
         return RowKind(
             "prompt",
             max_length=max_prompt_length(config),

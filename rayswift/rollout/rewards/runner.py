@@ -92,6 +92,11 @@ class RewardRunner:
             found.append(outcome)
         return found
 
+    def encode(self, text: str) -> list[int]:
+        """A text's tokens, without special ones around it."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Tokens as text, special ones included."""
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=False))

@@ -31,7 +31,8 @@ class MicroBatch:
     followed, targets [n]: the token behind which each completion token is predicted, a place in the flattened
     input_ids, and the token; shared_prompts: see there; teacher: the same completions behind what a teacher sees in
     place of their prompts, None: it sees the same; order [n]: of such a micro-batch, where the tokens of the one that
-    it belongs to are among its own. B may be 0: then inputs are of one padding token.
+    it belongs to are among its own; scores: by a teacher that was asked beside the trainer. B may be 0: then inputs are
+    of one padding token.
     """
 
     rows: Indices
@@ -45,6 +46,7 @@ class MicroBatch:
     shared_prompts: SharedPrompts | None = None
     teacher: "MicroBatch | None" = None
     order: torch.Tensor | None = None
+    scores: "Scores | None" = None
 
     @property
     def num_computed_tokens(self) -> int:
@@ -55,6 +57,16 @@ class MicroBatch:
     def texts(self) -> list[list[int]]:
         """The tokens of each completion with its prompt."""
         return [ids.tolist() for ids in np.split(self.ids, np.cumsum(self.totals)[:-1])] if len(self.rows) else []
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a teacher makes of n completion tokens: logprobs [n] float32; top_ids [n, k] int64 and top_logprobs [n, k]
+    float32, its likeliest tokens, None where it was not asked for any."""
+
+    logprobs: torch.Tensor
+    top_ids: torch.Tensor | None = None
+    top_logprobs: torch.Tensor | None = None
 
 
 class Sequences:
@@ -71,6 +83,7 @@ class Sequences:
         self._ids = np.empty(int((prompts + lengths).sum()), np.int64)
         is_prompt = np.repeat(np.tile([True, False], len(prompts)), np.stack([prompts, lengths], axis=1).ravel())
         self._ids[is_prompt], self._ids[~is_prompt] = tokens.prompt_ids, tokens.token_ids
+        self._scores = tokens.scores
         self._teacher = None
         if tokens.teacher_ids is not None:
             lengths_seen = table.prompt_lengths.copy()
@@ -106,6 +119,17 @@ class Sequences:
             targets=torch.from_numpy(ids[is_target]),
             shared_prompts=shared,
             teacher=self._teacher.in_own_order(rows) if self._teacher else None,
+            scores=self._scores_of(ranges(self._logprob_begins[places], lengths)),
+        )
+
+    def _scores_of(self, places: NDArray[np.int64]) -> Scores | None:
+        if self._scores is None:
+            return None
+        logprobs, top = torch.from_numpy(self._scores.logprobs[places]), self._scores.top
+        if top is None:
+            return Scores(logprobs)
+        return Scores(
+            logprobs, torch.from_numpy(top.ids[places].astype(np.int64)), torch.from_numpy(top.logprobs[places])
         )
 
     def in_own_order(self, rows: Indices) -> MicroBatch:

@@ -18,7 +18,6 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl.models import prepare_deepspeed
 from trl.trainer.utils import disable_dropout_in_model
 
-from rayswift.config.model import SELF
 from rayswift.config.schema import RlhfConfig
 from rayswift.log import UserError
 from rayswift.model import tuners
@@ -26,7 +25,7 @@ from rayswift.rollout.rounds import rows_of_step
 from rayswift.train import evaluation
 from rayswift.train import nan_guard as guard
 from rayswift.train.policy import arguments
-from rayswift.train.policy.distillation.teacher import Teacher, teach
+from rayswift.train.policy.distillation.teacher import Teacher, in_order, outside_logprobs, teach
 from rayswift.train.policy.losses import Completions, Loss, StepCounts, policy_loss
 from rayswift.train.policy.micro_batches import MicroBatch, Place
 from rayswift.train.policy.policy_stream import PolicyStep, PolicyStream, trained_rows
@@ -85,11 +84,7 @@ class StreamedPolicyTrainer(Streamed):
         if ref_model is not None:
             self._score_other = Scorer(ref_model, temperature, entropy=False)
             self._reference = self._prepared(ref_model)
-        self._teacher = None
-        if config.model.teacher:
-            scorer = None if teacher is None else Scorer(teacher, temperature, entropy=False)
-            teacher = None if teacher is None else self._prepared(teacher)
-            self._teacher = Teacher(teacher, scorer, is_start=config.model.teacher != SELF)
+        self._teacher = Teacher.of(config, teacher, self._prepared)
         self._set_losses(config, args)
         self._values: RoundValues
         self._sums: evaluation.Sums = {}
@@ -228,6 +223,14 @@ class StreamedPolicyTrainer(Streamed):
         with self.accelerator.unwrap_model(model).disable_adapter():
             return self._score(model, batches)[0]
 
+    def _score_teacher(self, model: Any, batches: dict[Place, MicroBatch]) -> Tokenwise:
+        assert self._teacher is not None
+        if self._teacher.is_outside:
+            return {place: outside_logprobs(batch) for place, batch in batches.items()}
+        with self._teacher.asked(model, self.accelerator) as asked:
+            found = self._score(asked, {place: batch.teacher or batch for place, batch in batches.items()})[0]
+        return {place: in_order(found[place], batch) for place, batch in batches.items()}
+
     def _begin_round(self, model: Any, step: PolicyStep) -> None:
         """Advantages, and the old log-probabilities for later steps."""
         batches = step.batches_of_round
@@ -248,9 +251,8 @@ class StreamedPolicyTrainer(Streamed):
         table = step.round.table
         values.advantages = token_advantages(table, batches, self._advantages, penalties, self.sum_over_ranks)
         if self._teacher:
-            with self._teacher.asked(model, self.accelerator) as asked:
-                theirs = self._score(asked, {place: batch.teacher or batch for place, batch in batches.items()})[0]
-            evaluation.add(self._sums, teach(values, theirs, batches, self.args.teacher_kl_coef))
+            theirs = self._score_teacher(model, batches)
+            evaluation.add(self._sums, teach(values, theirs, self.args.teacher_kl_coef))
         evaluation.add(self._sums, reward_metrics(table, self._advantages))
         self._ordinals, self._told = table.ordinals, dict(step.round.metrics)
 

@@ -81,7 +81,9 @@ class Lengths:
     def __init__(self, flat: Sequence[int] = (), broken: Sequence[int] = ()):
         self._flat, self._broken = flat, broken
 
-    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> Sequence[Scored | str]:
+    async def score(
+        self, prompt: Prompt, completions: Sequence[Completion], rewarded: bool = True
+    ) -> Sequence[Scored | str]:
         await asyncio.sleep(0)
         if prompt.ordinal in self._broken:
             return ["length: it raised"] * len(completions)

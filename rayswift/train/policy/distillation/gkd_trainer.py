@@ -17,12 +17,22 @@ from rayswift.rollout.advantages import AdvantageSettings
 from rayswift.rollout.groups import is_sampled
 from rayswift.train import evaluation
 from rayswift.train.policy.distillation.divergence import TopK, divergence, masses, target_logprobs, top_k
-from rayswift.train.policy.distillation.teacher import in_order
+from rayswift.train.policy.distillation.teacher import in_order, outside_logprobs
 from rayswift.train.policy.losses import Loss, StepCounts, k3
 from rayswift.train.policy.micro_batches import MicroBatch, Place
 from rayswift.train.policy.policy_stream import PolicyStep
 from rayswift.train.policy.policy_trainer import StreamedPolicyTrainer
 from rayswift.train.policy.round_values import RoundValues, reward_metrics
+
+
+def told(batch: MicroBatch, logits: Tensor) -> TopK:
+    """What a teacher outside has told of its likeliest tokens at the places of logits [n, V]."""
+    if batch.scores is None:
+        return top_k(logits.detach(), 1)  # of no place
+    assert batch.scores.top_ids is not None and batch.scores.top_logprobs is not None, "asked for with `logits_topk`"
+    ids, logprobs = batch.scores.top_ids.to(logits.device), batch.scores.top_logprobs.to(logits.device)
+    # An entry that is no token, of a head with more of them, has next to no probability.
+    return TopK(ids.clamp(max=logits.shape[-1] - 1), logprobs.masked_fill(ids >= logits.shape[-1], -1e4))
 
 
 class StreamedGkdTrainer(StreamedPolicyTrainer):
@@ -58,12 +68,16 @@ class StreamedGkdTrainer(StreamedPolicyTrainer):
         theirs = self._teacher_logits(model, batch)  # first: ZeRO-3 goes back through the pass that came last
         with self.compute_loss_context_manager():
             ours = self._logits(model, batch)
-        width = min(ours.shape[-1], theirs.shape[-1])  # a head may have room for more entries than there are tokens
-        ours, theirs = ours[:, :width], theirs[:, :width]
-        best = top_k(theirs, args.logits_topk) if args.logits_topk else None
+        best = None
+        if theirs is None:
+            best = told(batch, ours)
+        else:
+            width = min(ours.shape[-1], theirs.shape[-1])  # a head may have more entries than there are tokens
+            ours, theirs = ours[:, :width], theirs[:, :width]
+            best = top_k(theirs, args.logits_topk) if args.logits_topk else None
         total = divergence(ours, theirs if best is None else best, args.beta, temperature).sum()
         targets = batch.targets.to(ours.device)
-        sums = self._compared(ours.detach(), theirs, best, targets)
+        sums = self._compared(ours.detach(), theirs, best, batch, targets)
         if args.sft_alpha and not self._is_sampled(step):
             likelihood = F.cross_entropy(ours.float(), targets, reduction="sum")
             total = total + args.sft_alpha * likelihood
@@ -72,11 +86,15 @@ class StreamedGkdTrainer(StreamedPolicyTrainer):
         self._note(batch, loss)
         return loss.total
 
-    def _compared(self, ours: Tensor, theirs: Tensor, best: TopK | None, targets: Tensor) -> dict[str, Tensor]:
-        """Sums over tokens of what is logged."""
-        temperature = self._temperature
-        logprobs = [target_logprobs(logits, targets, temperature) for logits in (ours, theirs)]
-        sums = {"teacher_kl": k3(*logprobs).sum()}
+    def _compared(
+        self, ours: Tensor, theirs: Tensor | None, best: TopK | None, batch: MicroBatch, targets: Tensor
+    ) -> dict[str, Tensor]:
+        """Sums over tokens of what is logged; a teacher outside tells of temperature 1, where both are compared."""
+        temperature = 1.0 if theirs is None else self._temperature
+        wanted = outside_logprobs(batch).to(ours.device)
+        if theirs is not None:
+            wanted = target_logprobs(theirs, targets, temperature)
+        sums = {"teacher_kl": k3(target_logprobs(ours, targets, temperature), wanted).sum()}
         if best is not None:
             mass = masses(ours, best, theirs, temperature)
             sums |= {
@@ -89,8 +107,11 @@ class StreamedGkdTrainer(StreamedPolicyTrainer):
             return self._scorer(model).logits(model, inputs, batch.followed.to(self.args.device))
 
     @torch.no_grad()
-    def _teacher_logits(self, model: Any, batch: MicroBatch) -> Tensor:
+    def _teacher_logits(self, model: Any, batch: MicroBatch) -> Tensor | None:
+        """Logits [n, V]; None: they are outside, and only the likeliest tokens are told."""
         assert self._teacher is not None
+        if self._teacher.is_outside:
+            return None
         was_training = model.training
         model.eval()
         with self._teacher.asked(model, self.accelerator) as asked, self.compute_loss_context_manager():
