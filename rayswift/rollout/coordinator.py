@@ -28,11 +28,10 @@ from rayswift.rollout.admission import RolloutPlan
 from rayswift.rollout.attempt import Attempt
 from rayswift.rollout.completions import CompletionsFile
 from rayswift.rollout.evaluation import evaluated
-from rayswift.rollout.groups import Rewards
+from rayswift.rollout.groups import Rewards, Scorer
 from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.rollout.prompts import PromptFeed
 from rayswift.rollout.rounds import NO_TOKENS, Dealt, Finished, Round, Serving, Waiting, lines_of, make_table
-from rayswift.rollout.teachers.scoring import Taught, Teacher
 
 _POLL_S = 0.1
 _KEPT = 8
@@ -50,7 +49,7 @@ class Coordinator:
         weights: Keeps the newest weights.
         completions: Keeps completions.
         engines: How many.
-        teacher: Scores completions too, where it is not in the workers.
+        scorer: Of completions to train, where more than rewards is asked for.
     """
 
     def __init__(
@@ -62,11 +61,11 @@ class Coordinator:
         weights: Weights,
         completions: CompletionsFile,
         engines: Rule,
-        teacher: Teacher | None = None,
+        scorer: Scorer | None = None,
     ):
         self._plan, self._prompts, self._pool = plan, prompts, pool
         self._rewards, self._weights, self._completions = rewards, weights, completions
-        self._teacher, self._scorer = teacher, Taught(rewards, teacher) if teacher else rewards
+        self._scorer = scorer or rewards
         self._named_attempt = 0
         self._life: Attempt | None = None
         self._begins = asyncio.Lock()
@@ -296,8 +295,6 @@ class Coordinator:
             await self._life.stop()
         await self._pool.close()
         await self._rewards.close()
-        if self._teacher is not None:
-            await self._teacher.close()
         await asyncio.to_thread(self._prompts.close)
         self._write(self._completions.close)
         await asyncio.to_thread(self._writer.shutdown)

@@ -56,8 +56,8 @@ def _outside_problems(config: RlhfConfig) -> list[str]:
         )
     if config.train.task == "grpo" and rollout.teacher_server and rollout.temperature != 1:
         found.append(
-            f"rollout.temperature = {rollout.temperature}: a server tells log-probabilities at temperature 1, and those "
-            "of the policy are compared with them; set it to 1, or name the model in model.teacher"
+            f"rollout.temperature = {rollout.temperature}: a server tells log-probabilities at temperature 1, which "
+            "those of the policy are compared with; set it to 1, or name the model in model.teacher"
         )
     return found
 

@@ -13,7 +13,7 @@ class Teacher(Protocol):
     """Who scores tokens: a pool of engines, or servers."""
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> Sequence[Completion | str]:
-        """Each completion's tokens with the teacher's log-probabilities, behind what it sees as the prompt; or why not."""
+        """Each completion's tokens with the teacher's log-probabilities behind the prompt as it sees it; or why not."""
 
     def describe(self) -> str:
         """How it stands, for people."""
