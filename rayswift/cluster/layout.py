@@ -99,10 +99,9 @@ def lay_out(
             "set it to 0, and they compute on the CPU, or join a cluster with cluster.address"
         )
     for_teacher = rollout.teacher_engines * rollout.tensor_parallel_size if rollout and device == "cuda" else 0
-    for_engines = 0
-    if device == "cuda" and samples:
-        for_engines = _gpus_for_engines(rollout, num_gpus - for_rewards - for_teacher, num_workers)
-    for_engines += for_teacher
+    gpus_left = num_gpus - for_rewards - for_teacher
+    sampling = rollout if device == "cuda" and samples else None
+    for_engines = for_teacher + _gpus_for_engines(sampling, gpus_left, num_workers)
     if num_workers is None:
         num_workers = max(1, num_gpus - for_rewards - for_engines) if device == "cuda" and (local or joined) else 1
     if local and device == "cuda" and max(1, num_workers) + for_engines + for_rewards > num_gpus:
@@ -112,14 +111,13 @@ def lay_out(
             f"cluster.num_workers = {num_workers} on cuda needs as many GPUs{engines}{rewards}; this machine shows "
             f"{num_gpus}; lower it, set cluster.device cpu, or join a cluster with cluster.address"
         )
-    # A few workers more than cores are slow, but right: a run may have to go on with the count that it needs.
+    # A few workers more than cores are slow, but right: a run may have to go on with its count.
     if local and device == "cpu" and num_workers > _WORKERS_PER_CORE * num_cores:
         raise UserError(
             f"cluster.num_workers = {num_workers} is more than the {num_cores} CPU cores of this machine can serve "
             f"({_WORKERS_PER_CORE} each at most); lower it, or join a cluster with cluster.address"
         )
-    here = max(1, min(num_workers, num_cores))
-    threads = cluster.threads_per_worker or max(1, num_cores // here)
+    threads = cluster.threads_per_worker or max(1, num_cores // max(1, min(num_workers, num_cores)))
     layout = Layout(num_workers, device, threads, local, min_workers)
     if rollout is None:
         return layout

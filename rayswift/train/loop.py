@@ -54,8 +54,7 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     model, drawn = models.load_with_drawn(config.model, weights, weights_dtype, task.head)
     tokenizer = load_with_padding(str(spec.tokenizer_dir), config.model.trust_remote_code)
     stream = load(task.stream)(spec, worker.supply, resume, tokenizer, model)
-    beside = models.reference(config, keeps_reference(config), weights, weights_dtype)
-    beside |= models.teacher(config, dtype) if task.is_online else {}
+    beside = _models_beside(config, weights, weights_dtype)
     with tuners.named_refusals(config.model), _without_progress_bars():
         trainer = trainer_class(
             spec=spec,
@@ -79,6 +78,14 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
         logger.info("%s", "\n".join(parameters.table(trainer.model)))
     clock.lap("model")
     trainer.train(resume_from_checkpoint=str(resume.saved.path) if resume else None)
+
+
+def _models_beside(config: TrainingConfig, weights: str, dtype: str) -> dict[str, Any]:
+    """What the task's trainer takes beside its model: a reference, a teacher."""
+    from rayswift.model import load as models
+
+    beside = models.reference(config, keeps_reference(config), weights, dtype)
+    return beside | models.teacher(config, dtype) if rollout_of(config) else beside
 
 
 @contextmanager

@@ -22,9 +22,9 @@ from rayswift.engines.pool.merge_parts import continued_seed, part
 from rayswift.engines.pool.probing import Scored, TextScore
 from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest, Span
 from rayswift.engines.tensors import as_tensors, spooled, write_adapter
-from rayswift.engines.vllm.build import SCORE_PLACES, build
+from rayswift.engines.vllm.build import SCORE_PLACES, build, score_params
 from rayswift.engines.vllm.log_tail import LogTail
-from rayswift.engines.vllm.scores import score_params, scored
+from rayswift.engines.vllm.scores import scored
 from rayswift.engines.vllm.setup import EngineSetup
 from rayswift.engines.weights import Bytes, Published, TensorInfo
 from rayswift.log import UserError

@@ -8,21 +8,6 @@ import numpy as np
 from rayswift.engines.samples import Completion, SampleRequest, Span, TopTokens
 
 
-def score_params(top: int) -> Any:
-    """Parameters of a request that has its prompt scored, with the `top` likeliest tokens beside each of its tokens."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    return SamplingParams(
-        max_tokens=1,  # vLLM takes no 0
-        prompt_logprobs=top,
-        detokenize=False,
-        flat_logprobs=True,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-        skip_clone=True,
-    )
-
-
 def scored(request: SampleRequest, spans: Sequence[Span], prompt_logprobs: Any) -> Completion:
     """What a scoring request is answered with.
 

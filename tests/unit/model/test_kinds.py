@@ -106,7 +106,7 @@ CELLS = [(kind, task) for kind in REFUSED for task in TASKS]
 
 
 def test_the_table_has_a_column_for_every_task_and_a_row_for_every_kind() -> None:
-    assert set(TASKS) | {"infer", "ppo", "gkd"} == abilities.ALL
+    assert set(TASKS) | {"infer", "ppo"} == abilities.ALL
     assert set(abilities.TABLE) == set(abilities._INSTEAD) | {"decoder", "adapter"}
 
 
