@@ -87,14 +87,15 @@ ALGORITHMS = {
 }
 
 
-def curve(out_dir: Path, size: int, *flags: str) -> list[dict[str, float]]:
+def curve(out_dir: Path, size: int, *flags: str, passes: int = 2) -> list[dict[str, float]]:
     """What `tests.policy_rank` wrote, by so many ranks."""
     out_dir.mkdir(parents=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     command = [sys.executable, "-m", "tests.policy_rank", str(out_dir)]
-    given = ("--train.num_iterations", "2", "--micro_batch_tokens", "40", *flags)
+    given = ("--micro_batch_tokens", "40", *flags)
+    given += ("--train.num_iterations", str(passes)) if passes > 1 else ()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(

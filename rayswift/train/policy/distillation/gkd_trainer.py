@@ -91,8 +91,9 @@ class StreamedGkdTrainer(StreamedPolicyTrainer):
     ) -> dict[str, Tensor]:
         """Sums over tokens of what is logged; a teacher outside tells of temperature 1, where both are compared."""
         temperature = 1.0 if theirs is None else self._temperature
-        wanted = outside_logprobs(batch).to(ours.device)
-        if theirs is not None:
+        if theirs is None:
+            wanted = outside_logprobs(batch).to(ours.device)
+        else:
             wanted = target_logprobs(theirs, targets, temperature)
         sums = {"teacher_kl": k3(target_logprobs(ours, targets, temperature), wanted).sum()}
         if best is not None:
