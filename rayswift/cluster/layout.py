@@ -150,8 +150,8 @@ def _with_engines(layout: Layout, rollout: RolloutConfig, num_gpus: int, samples
     place = {ENGINE: 1.0} if layout.local else {"CPU": float(threads)}
     gpus = {"GPU": float(rollout.tensor_parallel_size)} if layout.device == "cuda" else {}
     held = {**place, **gpus, **rollout.engine_resources}
-    numbers = {"min_engines": fewest, "max_engines": most, "teacher_engines": rollout.teacher_engines}
-    return replace(layout, **numbers, engine=held, engine_threads=threads)
+    layout = replace(layout, teacher_engines=rollout.teacher_engines, engine=held, engine_threads=threads)
+    return replace(layout, min_engines=fewest, max_engines=most)
 
 
 def _share_cores(layout: Layout, cluster: ClusterConfig, rollout: RolloutConfig, num_cores: int) -> Layout:

@@ -85,7 +85,7 @@ class Sequences:
         self._ids[is_prompt], self._ids[~is_prompt] = tokens.prompt_ids, tokens.token_ids
         self._scores = tokens.scores
         self._teacher = None
-        if tokens.teacher_ids is not None:
+        if tokens.teacher_ids is not None and tokens.teacher_lengths is not None:
             lengths_seen = table.prompt_lengths.copy()
             lengths_seen[tokens.rows] = tokens.teacher_lengths
             seen = replace(tokens, prompt_ids=tokens.teacher_ids, teacher_ids=None)
