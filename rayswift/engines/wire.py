@@ -41,7 +41,7 @@ def completions_of(columns: Columns) -> tuple[Completion, ...]:
         for ids, chosen, width in zip(_parts(top_ids, sizes), _parts(top_logprobs, sizes), widths, strict=True)
     ]
     return tuple(
-        Completion(key, tokens, chosen, kinds[kind], finish, top)
+        Completion(key, tokens, chosen, kinds[kind], finish, top=top)
         for key, tokens, chosen, kind, finish, top in zip(keys, *parts, spans, finishes, tops, strict=True)
     )
 
@@ -81,7 +81,7 @@ def _requests_of(
 ) -> Requests:
     prompts, begun = _parts(prompt_ids, prompt_lengths), _parts(begun_ids, begun_lengths)
     return Requests(
-        SampleRequest(key, prompts[place], room, seed, done, top)
+        SampleRequest(key, prompts[place], room, seed, done, top=top)
         for key, place, room, seed, done, top in zip(keys, places, max_tokens, seeds, begun, tops, strict=True)
     )
 

@@ -1,6 +1,7 @@
 """Distillation: losses beside TRL's and beside plain references; then the real command line on the real stack."""
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from rayswift.run import checkpoint
+from rayswift.run.accounting import read_accounting
+from tests.ray.conftest import ROOT, assert_same_curve, curve, start, train
 
 VOCABULARY = 64
 
@@ -179,3 +184,75 @@ def test_the_advantage_of_a_token_is_how_much_likelier_the_teacher_finds_it(
     kl = float((difference.exp() - difference - 1).mean())
     total, count = trainer._sums["teacher_kl"]
     assert total / count == pytest.approx(kl, rel=1e-4)
+
+
+STEPS, SAVED_AT = 6, 2
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """A few rounds of a tiny model and a teacher of half its width; half of them of the rows' own answers."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("teacher")
+    config = AutoConfig.from_pretrained(ROOT / "examples" / "tiny")
+    config.update({"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 192})
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(ROOT / "examples" / "tiny" / name, folder)
+    return (
+        "--model", "examples/tiny", "--random_init", "--model.teacher", str(folder),
+        "--data.dataset", "examples/sums/train.jsonl", "--max_prompt_length", "32", "--max_completion_length", "12",
+        "--temperature", "0.9", "--global_batch_size", "32", "--max_steps", str(STEPS), "--save_steps", str(SAVED_AT),
+        "--learning_rate", "1e-3", "--logging_steps", "1", "--gradient_checkpointing", "false", "--report_to", "none",
+        "--timeout_s", "120", "--threads_per_worker", "1", "--canary_steps", "2", "--num_workers", "1",
+        "--engine_kwargs", '{"enforce_eager": true, "kv_cache_memory_bytes": 67108864}',
+    )  # fmt: skip
+
+
+KEYS = ("loss", "grad_norm", "teacher_kl", "on_policy")
+
+
+def test_a_killed_run_of_gkd_continues_as_if_undisturbed(flags: tuple[str, ...], run_dir: Path, tmp_path: Path) -> None:
+    """Sampled rounds and those of answers are the same ones, with the same losses."""
+    undisturbed = tmp_path / "undisturbed"
+    train("rlhf", undisturbed, "--rlhf_type", "gkd", *flags)
+    assert set(curve(undisturbed, "on_policy").values()) == {0.0, 1.0}
+    assert read_accounting(undisturbed) == {"trained": 32 * STEPS}
+    run = start("rlhf", run_dir, "--rlhf_type", "gkd", *flags)
+    run.wait_for(lambda: checkpoint.newest(run_dir) is not None, "a checkpoint", timeout_s=200)
+    run.kill_driver()
+    train("rlhf", run_dir, "--rlhf_type", "gkd", *flags, "--resume", "auto")
+    assert_same_curve(run_dir, undisturbed, 1e-3, keys=KEYS)
+    assert read_accounting(run_dir) == {"trained": 32 * STEPS}
+
+
+def test_answers_of_rows_alone_need_no_engine(flags: tuple[str, ...], run_dir: Path) -> None:
+    out = train("rlhf", run_dir, "--rlhf_type", "gkd", *flags, "--lmbda", "0", "--sft_alpha", "0.1")
+    losses = curve(run_dir, "loss")
+    assert set(losses) == set(range(1, STEPS + 1))
+    assert losses[STEPS] < losses[1]
+    assert set(curve(run_dir, "sft_loss")) == set(losses)
+    assert "rollouts      none: rounds of 32 rows with their answers" in out
+
+
+def test_a_pool_of_engines_teaches_as_a_teacher_in_the_workers(
+    flags: tuple[str, ...], run_dir: Path, tmp_path: Path
+) -> None:
+    """The same losses of its likeliest tokens, at each step; rounds of both kinds."""
+    kinds = ("--rlhf_type", "gkd", "--logits_topk", "16")
+    train("rlhf", tmp_path / "workers", *kinds, *flags)
+    train("rlhf", run_dir, *kinds, *flags, "--teacher_engines", "1")
+    assert_same_curve(run_dir, tmp_path / "workers", 1e-3, keys=("loss", "grad_norm", "on_policy"))
+    mass = curve(run_dir, "distillation/teacher_mass")
+    assert all(0 < each <= 1 for each in mass.values())
+
+
+@pytest.mark.parametrize("where", [(), ("--teacher_engines", "1")])
+def test_grpo_learns_from_a_teacher_alone(flags: tuple[str, ...], run_dir: Path, where: tuple[str, ...]) -> None:
+    """No reward, one completion of each prompt."""
+    train("rlhf", run_dir, "--rlhf_type", "grpo", *flags, *where, "--num_generations", "1")
+    kl = curve(run_dir, "teacher_kl")
+    assert set(kl) == set(range(1, STEPS + 1))
+    assert kl[STEPS] < kl[1]
+    assert max(curve(run_dir, "sampling_logp_difference").values()) < 1e-4
