@@ -2,7 +2,7 @@
 
     python -m tests.bench.teacher_speed --model FOLDER [--rows 512] [--length 128] [--top 16] [--rounds 3]
 
-Both score the second half of each text behind its first, with the `top` likeliest tokens; the best of the rounds counts.
+Both score the second half of each text behind its first, with the `top` likeliest tokens; the best round counts.
 """
 
 import argparse
