@@ -1,6 +1,6 @@
 """What distilling from a teacher needs, and what goes with it; before anything starts."""
 
-from rayswift.config.model import SELF, is_own_teacher
+from rayswift.config.model import SELF
 from rayswift.config.schema import RlhfConfig
 
 
@@ -33,7 +33,7 @@ def _outside_problems(config: RlhfConfig) -> list[str]:
     """Of a teacher that is not in the workers."""
     model, rollout, given = config.model, config.rollout, config.train.trl_extra
     found = []
-    if rollout.teacher_engines and (model.teacher is None or is_own_teacher(model)):
+    if rollout.teacher_engines and model.teacher in (None, SELF):
         found.append("rollout.teacher_engines: name the model that they hold in model.teacher")
     if rollout.teacher_engines and model.teacher_adapters:
         found.append(
@@ -71,6 +71,11 @@ def distillation_problems(config: RlhfConfig) -> list[str]:
         found.append(
             "model.teacher_adapters cannot be merged into a model that ZeRO-3 spreads; merge them (`rayswift export "
             "--merge_lora`) and give the folder as model.teacher, or set cluster.zero_stage 2"
+        )
+    num_rewards = len(config.rollout.reward_funcs) + len(config.rollout.reward_models)
+    if config.rollout.dynamic_sampling and (not num_rewards or config.train.task == "gkd"):
+        found.append(
+            "rollout.dynamic_sampling has no rewards to compare, so that it would replace every group; unset it"
         )
     if config.train.task != "gkd":
         return found

@@ -108,6 +108,10 @@ def test_a_plain_run_has_no_problem() -> None:
             {"train__task": "gkd", "model__teacher": "t", "rollout__teacher_engines": 1},
             "train.logits_topk is not set: engines and servers tell the likeliest tokens of a teacher alone",
         ),
+        (
+            {"model__teacher": "t", "rollout__reward_funcs": [], "rollout__dynamic_sampling": True},
+            "rollout.dynamic_sampling has no rewards to compare",
+        ),
         ({"train__task": "gkd", "model__teacher": "t", "train__lmbda": 1.5}, "train.lmbda = 1.5 is no share; set"),
         (
             {"train__task": "gkd", "model__teacher": "t", "train__lmbda": 1, "train__sft_alpha": 0.1},
