@@ -139,6 +139,44 @@ def test_loss_and_gradients_of_a_step_are_those_of_trl(
         )
 
 
+@pytest.mark.parametrize("options", [options for options in CASES if "logits_topk" in options])
+def test_scores_of_a_teacher_outside_give_the_same_loss(torch: Any, tmp_path: Path, options: Any) -> None:
+    """Told at temperature 1, whatever the loss divides by."""
+    import copy
+
+    from rayswift.engines.samples import TopTokens
+    from tests.policy_runs import Rounds, make_groups, make_spec, make_trainer, tiny_model
+
+    k, student, teacher = options["logits_topk"], tiny_model(0), tiny_model(1, hidden_size=48)
+    groups = []
+    for group in make_groups(4, 1, num_rewards=0):
+        (one,) = group.scored
+        tokens = one.completion.token_ids
+        ids = torch.from_numpy(np.concatenate([group.prompt.input_ids, tokens]).astype(np.int64))
+        with torch.no_grad():
+            told = teacher(ids[None]).logits[0, -len(tokens) - 1 : -1].log_softmax(-1)
+        best = told.topk(k, dim=-1)
+        top = TopTokens(best.indices.int().numpy(), best.values.numpy())
+        logprobs = told.gather(-1, ids[-len(tokens) :, None])[:, 0].numpy()
+        scored = replace(one.completion, logprobs=logprobs, top=top)
+        groups.append(replace(group, scored=(replace(one, completion=replace(one.completion, teacher=scored)),)))
+    given = {_long(name): value for name, value in options.items() if name != "sft_alpha"}
+    flags = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    spec = make_spec(
+        tmp_path, "--train.task", "gkd", "--rollout.reward_funcs", "[]", "--model.teacher", "t",
+        "--teacher_engines", "1", "--train.lmbda", "1", "--micro_batch_tokens", "40", *flags,
+    )  # fmt: skip
+    own = copy.deepcopy(student)
+    trainer = make_trainer(spec, Rounds([groups], num_rewards=0), own)
+    found = trainer.training_step(trainer.model, next(iter(trainer.stream)))
+    wanted, gradients = _by_trl(groups, student, teacher, options, False)
+    torch.testing.assert_close(found, wanted.detach(), rtol=1e-5, atol=1e-6)
+    for name, parameter in own.named_parameters():
+        torch.testing.assert_close(
+            parameter.grad, gradients[name], rtol=1e-5, atol=1e-5 * float(gradients[name].abs().max())
+        )
+
+
 def _long(name: str) -> str:
     return f"rollout.{name}" if name == "temperature" else f"train.{name}"
 
