@@ -10,14 +10,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def curve(out_dir: Path, size: int, *flags: str) -> list[dict[str, float]]:
+def curve(out_dir: Path, size: int, *flags: str, passes: int = 2) -> list[dict[str, float]]:
     """What `tests.policy_rank` wrote, by so many ranks."""
     out_dir.mkdir(parents=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     command = [sys.executable, "-m", "tests.policy_rank", str(out_dir)]
-    iterations = ("--train.task", "ppo", "--num_ppo_epochs", "2") if "ppo" in flags else ("--num_iterations", "2")
+    task = ("--train.task", "ppo", "--num_ppo_epochs") if "ppo" in flags else ("--num_iterations",)
+    iterations = (*task, str(passes)) if passes > 1 else ()
     given = (*iterations, "--micro_batch_tokens", "40", *(flag for flag in flags if flag != "ppo"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ranks = [

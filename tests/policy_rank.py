@@ -33,19 +33,23 @@ def main() -> None:
     no_supply: Any = None
     join_process_group(spec, Worker(rank, size, no_supply))
     client = Rounds([make_groups(3, 4, seed=seed) for seed in range(3)], num_steps=2, rank=rank, size=size)
+    is_gkd, is_full = spec.config.train.task == "gkd", spec.config.model.tuner == "full"
+    teacher = {"teacher": tiny_model(2, hidden_size=48)} if "--model.teacher" in sys.argv else {}
     trainer = make_trainer(
         spec,
         client,
-        tiny_model(),
-        tiny_model(1) if spec.config.model.tuner == "full" else None,
+        tiny_model(tie_word_embeddings=not is_gkd),  # its head is called by itself: DeepSpeed must have its gradient
+        tiny_model(1) if is_full and not is_gkd else None,
         peft_config=tuners.peft_config(spec.config.model),
+        **teacher,
     )
     trainer.train()
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
     if rank == 0:
         kept = ("loss", "grad_norm", "entropy", "kl", "reward", "clip_ratio/region_mean", "sampling_logp_difference")
         of_ppo = ("critic/grad_norm", "critic/vf_explained_var", "critic/values_mean", "loss/value_avg", "objective/kl")
-        curve = [{name: entry[name] for name in (*kept, *of_ppo) if name in entry} for entry in steps]
+        of_teachers = ("teacher_kl", "distillation/student_mass")
+        curve = [{name: entry[name] for name in (*kept, *of_ppo, *of_teachers) if name in entry} for entry in steps]
         (out_dir / "curve.json").write_text(json.dumps(curve))
 
 

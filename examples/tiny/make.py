@@ -4,9 +4,12 @@ The tokenizer learns from the example data; every digit stays a token of its own
 head_dim is 32 because vLLM's attention on CPU needs at least that.
 
 Run: python examples/tiny/make.py (after examples/sums/make.py)
+     python examples/tiny/make.py runs/student 64    a model of that width, in that folder, with the same tokenizer
 """
 
 import json
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,23 +69,39 @@ def main() -> None:
     """Write tokenizer, model config and generation config into this folder."""
     tokenizer = train_tokenizer()
     tokenizer.save_pretrained(HERE)
-    token_ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    write_config(HERE, 128, {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id})
+
+
+def make_other(folder: Path, width: int) -> None:
+    """A folder with the same tokenizer, for a model of another width."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(HERE / name, folder)
+    known = json.loads((HERE / "config.json").read_text())
+    write_config(folder, width, {name: known[name] for name in ("pad_token_id", "eos_token_id")})
+
+
+def write_config(folder: Path, width: int, token_ids: dict[str, int]) -> None:
+    """Model config and generation config."""
     Qwen3Config(
         architectures=["Qwen3ForCausalLM"],
         vocab_size=VOCAB_SIZE,
-        hidden_size=128,
-        intermediate_size=384,
+        hidden_size=width,
+        intermediate_size=3 * width,
         num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        num_attention_heads=width // 32,
+        num_key_value_heads=width // 32,
         head_dim=32,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         dtype="float32",
         **token_ids,
-    ).save_pretrained(HERE)
-    GenerationConfig(**token_ids).save_pretrained(HERE)
+    ).save_pretrained(folder)
+    GenerationConfig(**token_ids).save_pretrained(folder)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:]:
+        make_other(Path(sys.argv[1]), int(sys.argv[2]))
+    else:
+        main()

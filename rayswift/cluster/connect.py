@@ -62,8 +62,9 @@ def connect(
         join(cluster)
         fewest = layout.min_workers or layout.num_workers
         reward_model = {"GPU": layout.reward_model_gpus}
+        num_engines = layout.min_engines + layout.teacher_engines
         ask = preflight.Ask(
-            fewest, worker_resources(layout), layout.min_engines, layout.engine, layout.reward_models, reward_model
+            fewest, worker_resources(layout), num_engines, layout.engine, layout.reward_models, reward_model
         )
         preflight.wait_until_it_fits(ask, cluster.wait_for_nodes_s)
         holders = tuple(each for each in (ask.worker, layout.engine) if each)
@@ -76,9 +77,9 @@ def connect(
     _set_up_ray_train(cluster)
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine's only node
     os.environ.setdefault("RAY_WARN_BLOCKING_GET_INSIDE_ASYNC", "0")  # Ray Train's controller does so
-    num_gpus = layout.num_reward_gpus
+    num_gpus, most_engines = layout.num_reward_gpus, layout.max_engines + layout.teacher_engines
     if layout.device == "cuda":
-        num_gpus += layout.world_size + int(layout.max_engines * layout.engine.get("GPU", 0.0))
+        num_gpus += layout.world_size + int(most_engines * layout.engine.get("GPU", 0.0))
     _init(
         "Ray cannot start on this machine",
         tries=4,
@@ -87,7 +88,7 @@ def connect(
         num_gpus=num_gpus,
         resources={
             # What users name for nodes of their own is all here.
-            **{name: layout.max_engines * each for name, each in layout.engine.items() if name not in _OF_RAY},
+            **{name: most_engines * each for name, each in layout.engine.items() if name not in _OF_RAY},
             TRAINER: float(layout.world_size),
         },
         include_dashboard=False,

@@ -25,9 +25,9 @@ class Layout:
     """Where the training runs: workers, device of each, CPU threads of each; `local`: Ray is started for this run.
 
     num_workers: the most there can be. min_workers: the fewest; None where their number is fixed. min_engines,
-    max_engines: vLLM engines of a run that samples; engine: what each of them holds; engine_threads: CPU threads that
-    each computes with where it has no GPU. reward_workers: processes for reward functions, which hold nothing;
-    reward_models: processes of reward models that hold GPUs, reward_model_gpus each.
+    max_engines: vLLM engines of a run that samples; teacher_engines: those of a teacher; engine: what each of them all
+    holds; engine_threads: CPU threads that each computes with where it has no GPU. reward_workers: processes for reward
+    functions, which hold nothing; reward_models: processes of reward models that hold GPUs, reward_model_gpus each.
     """
 
     num_workers: int
@@ -37,6 +37,7 @@ class Layout:
     min_workers: int | None = None
     min_engines: int = 0
     max_engines: int = 0
+    teacher_engines: int = 0
     engine: dict[str, float] = field(default_factory=dict)
     engine_threads: int = 1
     reward_workers: int = 0
@@ -65,14 +66,18 @@ def is_local(cluster: ClusterConfig) -> bool:
 
 
 def lay_out(
-    cluster: ClusterConfig, joined: dict[str, float] | None = None, rollout: RolloutConfig | None = None
+    cluster: ClusterConfig,
+    joined: dict[str, float] | None = None,
+    rollout: RolloutConfig | None = None,
+    samples: bool = True,
 ) -> Layout:
     """Resolve workers, device, threads and engines.
 
     Args:
         cluster: As loaded.
         joined: What the cluster has, see `join`; None: judge by this machine.
-        rollout: Of a run that samples; GPUs are shared between its trainers and its engines.
+        rollout: Of a run that has engines; GPUs are shared between its trainers and its engines.
+        samples: Whether any of them samples, and does not only hold a teacher.
 
     Raises:
         UserError: this machine, if it is the whole cluster, lacks the GPUs or cores asked for.
@@ -93,7 +98,10 @@ def lay_out(
             f"rollout.reward_model_gpus: the reward models need {for_rewards} GPU(s); this machine shows {num_gpus}; "
             "set it to 0, and they compute on the CPU, or join a cluster with cluster.address"
         )
-    for_engines = _gpus_for_engines(rollout, num_gpus - for_rewards, num_workers) if device == "cuda" else 0
+    for_teacher = rollout.teacher_engines * rollout.tensor_parallel_size if rollout and device == "cuda" else 0
+    gpus_left = num_gpus - for_rewards - for_teacher
+    sampling = rollout if device == "cuda" and samples else None
+    for_engines = for_teacher + _gpus_for_engines(sampling, gpus_left, num_workers)
     if num_workers is None:
         num_workers = max(1, num_gpus - for_rewards - for_engines) if device == "cuda" and (local or joined) else 1
     if local and device == "cuda" and max(1, num_workers) + for_engines + for_rewards > num_gpus:
@@ -103,18 +111,17 @@ def lay_out(
             f"cluster.num_workers = {num_workers} on cuda needs as many GPUs{engines}{rewards}; this machine shows "
             f"{num_gpus}; lower it, set cluster.device cpu, or join a cluster with cluster.address"
         )
-    # A few workers more than cores are slow, but right: a run may have to go on with the count that it needs.
+    # A few workers more than cores are slow, but right: a run may have to go on with its count.
     if local and device == "cpu" and num_workers > _WORKERS_PER_CORE * num_cores:
         raise UserError(
             f"cluster.num_workers = {num_workers} is more than the {num_cores} CPU cores of this machine can serve "
             f"({_WORKERS_PER_CORE} each at most); lower it, or join a cluster with cluster.address"
         )
-    here = max(1, min(num_workers, num_cores))
-    threads = cluster.threads_per_worker or max(1, num_cores // here)
+    threads = cluster.threads_per_worker or max(1, num_cores // max(1, min(num_workers, num_cores)))
     layout = Layout(num_workers, device, threads, local, min_workers)
     if rollout is None:
         return layout
-    layout = _with_engines(layout, rollout, for_engines)
+    layout = _with_engines(layout, rollout, for_engines - for_teacher, samples)
     if local:
         layout = _share_cores(layout, cluster, rollout, num_cores)
     return _with_rewards(layout, rollout, joined.get("CPU", 0.0) if joined else num_cores)
@@ -131,26 +138,29 @@ def _gpus_for_engines(rollout: RolloutConfig | None, num_gpus: int, num_workers:
     return each * max(1, free // each)
 
 
-def _with_engines(layout: Layout, rollout: RolloutConfig, num_gpus: int) -> Layout:
+def _with_engines(layout: Layout, rollout: RolloutConfig, num_gpus: int, samples: bool) -> Layout:
     """The layout with the number of engines, and what each holds."""
     num_engines = rollout.num_engines
     if num_engines is None:
         num_engines = num_gpus // rollout.tensor_parallel_size if layout.device == "cuda" else 1
     fewest, most = num_engines if isinstance(num_engines, list) else (num_engines, num_engines)
+    fewest, most = (fewest, most) if samples else (0, 0)
     # All CPUs of a Ray started here stay with the data tasks.
     threads = rollout.engine_threads or 1
     place = {ENGINE: 1.0} if layout.local else {"CPU": float(threads)}
     gpus = {"GPU": float(rollout.tensor_parallel_size)} if layout.device == "cuda" else {}
     held = {**place, **gpus, **rollout.engine_resources}
-    return replace(layout, min_engines=fewest, max_engines=most, engine=held, engine_threads=threads)
+    layout = replace(layout, teacher_engines=rollout.teacher_engines, engine=held, engine_threads=threads)
+    return replace(layout, min_engines=fewest, max_engines=most)
 
 
 def _share_cores(layout: Layout, cluster: ClusterConfig, rollout: RolloutConfig, num_cores: int) -> Layout:
     """The layout on this machine, its cores with whoever computes: on-policy, workers and engines do so by turns."""
     workers = layout.world_size if layout.device == "cpu" else 0
     by_turns = rollout.max_staleness == 0
-    for_engines = max(1, num_cores // (layout.min_engines + (0 if by_turns else workers)))
-    for_workers = layout.threads_per_worker if by_turns else max(1, num_cores // (workers + layout.min_engines))
+    engines = max(1, layout.min_engines + layout.teacher_engines)
+    for_engines = max(1, num_cores // (engines + (0 if by_turns else workers)))
+    for_workers = layout.threads_per_worker if by_turns else max(1, num_cores // (workers + engines))
     return replace(
         layout,
         engine_threads=rollout.engine_threads or for_engines,
@@ -164,7 +174,9 @@ def _with_rewards(layout: Layout, rollout: RolloutConfig, num_cpus: float) -> La
     trainer_cpus = layout.threads_per_worker if layout.local and layout.device == "cpu" else 1
     # On-policy, workers and engines of this machine compute by turns, and rewards beside the engines.
     by_turns = layout.local and rollout.max_staleness == 0
-    taken = layout.max_engines * engine_cpus + (0 if by_turns else layout.world_size * trainer_cpus)
+    taken = (layout.max_engines + layout.teacher_engines) * engine_cpus + (
+        0 if by_turns else layout.world_size * trainer_cpus
+    )
     free = int(num_cpus - taken - (0 if layout.local else _DATA_CPUS))
     workers = rollout.reward_workers or max(1, min(free, _MOST_REWARD_WORKERS))
     models = len(rollout.reward_models) if rollout.reward_model_gpus else 0

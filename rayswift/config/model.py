@@ -8,6 +8,8 @@ from rayswift.config.section import PathText, PathTexts, Section, Strings
 
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 Pooling = Literal["auto", "last_token", "mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean"]
+SELF = "self"
+"""The teacher that is the model itself."""
 Tuner = Literal["full", "lora", "adalora", "vera", "boft", "ia3", "fourierft", "loha", "lokr", "miss"]
 
 
@@ -96,6 +98,13 @@ class RlhfModelConfig(ModelConfig):
     """Task ppo with `train.critic` separate: model that the critic begins as; null: the first of
     `rollout.reward_models`, else the policy."""
     teacher: PathText | None = None
-    """Model that task gkd distils from."""
+    """Model that is distilled from, by task gkd or by grpo; self: the model itself, as it is, told `teacher_prompt` of
+    each row; null: none."""
     teacher_adapters: PathTexts = []
     """Adapter folders on the teacher."""
+
+
+def is_own_teacher(model: RlhfModelConfig) -> bool:
+    """Whether the weights that are trained are the teacher's too: as they are, or without the adapter."""
+    is_start = model.teacher == model.path and model.tuner != "full" and not model.adapters
+    return model.teacher == SELF or (is_start and not model.teacher_adapters)

@@ -1,5 +1,6 @@
 """Section `rollout`: how completions are sampled, scored and brought to the trainer."""
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -8,6 +9,23 @@ from rayswift.config.section import PathText, PathTexts, Section, Strings, ascen
 
 # The least and the most.
 EngineRange = Annotated[list[int], AfterValidator(ascending)]
+
+
+class TeacherServer(Section):
+    """A server that scores."""
+
+    url: str
+    """Where it answers."""
+    tags: Strings = []
+    """Tags of the rows that it is asked about; empty: all that no other is asked about."""
+
+
+def teacher_servers(value: Any) -> Any:
+    """One URL, or the list as JSON, as a list."""
+    if isinstance(value, str):
+        value = json.loads(value) if value.lstrip().startswith("[") else [value]
+    value = [value] if isinstance(value, dict) else value
+    return [{"url": each} if isinstance(each, str) else each for each in value] if isinstance(value, list) else value
 
 
 class RolloutConfig(Section):
@@ -96,6 +114,15 @@ class RolloutConfig(Section):
     engine_threads: int | None = Field(None, ge=1)
     """CPU threads of an engine without a GPU; null: 1 on a cluster; on one machine, its cores are shared among the
     engines, and with the workers if these compute at the same time (`rollout.max_staleness` above 0)."""
+    teacher_engines: int = Field(0, ge=0)
+    """vLLM engines that hold `model.teacher` and score completions, with a place each like the others; 0: it computes
+    in the workers."""
+    teacher_server: Annotated[list[TeacherServer], BeforeValidator(teacher_servers)] = []
+    """OpenAI-compatible vLLM servers that score completions, in place of `model.teacher`: a URL, or a list of `{"url":
+    ..., "tags": [...]}`, each for rows with these tags, one without tags for all others."""
+    teacher_tag_key: str = "dataset"
+    """Column that holds a row's tag for `teacher_server`; dataset, where rows have no such column: the entry of
+    `data.dataset` that the row came from."""
     placement: Literal["separate", "colocated"] = "separate"
     """Engines on devices of their own, or on those of the trainers, asleep while the trainers compute."""
     tensor_parallel_size: int = Field(1, ge=1)

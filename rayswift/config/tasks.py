@@ -30,7 +30,7 @@ def _own(name: str) -> ConfigClass:
 class Task:
     """How a task is trained.
 
-    verb: as a user asks for it; trainer: a `Streamed` trainer, "" where this version has none; arguments: the TRL or HF
+    verb: as a user asks for it; trainer: a `Streamed` trainer; arguments: the TRL or HF
     config it takes; fields: the classes whose fields section `train` takes, bases first; family: what its rows are;
     collate: packed rows -> the tensors its loss takes; head: what the model ends in; packs: whether documents share a
     row (`data.packing`); mean_over_rows: whether the loss is a mean over rows, not over tokens, so that an incomplete
@@ -69,11 +69,6 @@ class Task:
     def default_loss(self) -> str | None:
         """What `train.loss_type` is where it is left open; None: the task has no choice of losses."""
         return next(iter(self.losses), None)
-
-    @property
-    def is_built(self) -> bool:
-        """Whether this version trains it."""
-        return bool(self.trainer)
 
 
 _DPO_LOSSES = (
@@ -202,8 +197,10 @@ TASKS: dict[str, Task] = {
     "gkd": replace(
         _GRPO,
         verb="rlhf --rlhf_type gkd",
-        trainer="",
+        trainer="rayswift.train.policy.distillation.gkd_trainer:StreamedGkdTrainer",
+        arguments="rayswift.train.policy.distillation.arguments:GkdArguments",
         fields=(*_TRL, _SFT, _trl("experimental/gkd/gkd_config.py", "GKDConfig"), _own("GkdFields")),
+        has_reference=False,
     ),
     "seq_cls": Task(
         verb="sft --task_type seq_cls",

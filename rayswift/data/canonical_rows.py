@@ -92,10 +92,11 @@ class ClassificationRow:
 class PromptRow:
     """For grpo, ppo and gkd: a conversation that awaits an answer.
 
-    answer: the one that the row had behind it, None if it ended there; columns: all other columns under their own
-    names, for rewards.
+    answer: the one that the row had behind it, None if it ended there, and reply: the whole message; columns: all other
+    columns under their own names, for rewards.
     """
 
     prompt: Conversation
     answer: str | None
     columns: Mapping[str, Any]
+    reply: Message | None = None

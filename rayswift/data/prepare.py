@@ -97,9 +97,9 @@ def plan_encoding(
         placed(data.map) if data.map else None,
         map_hash(data.map) if data.map else "",
         _readings(data, data.dataset, kind),
-        names={
-            mark: given for mark, given in (("{{NAME}}", data.model_name), ("{{AUTHOR}}", data.model_author)) if given
-        },
+        names=_names(data),
+        max_answer=kind.max_answer,
+        teacher_prompts=kind.teacher_prompts,
     )
     encode = class_labels.completed(encode, stores)
     held_out: tuple[Store, ...] = ()
@@ -120,6 +120,12 @@ def plan_encoding(
     encode = replace(encode, readings=_readings(data, data.eval, kind)) if data.eval else encode
     probe(evaluation, encode, "evaluation rows can be used")
     return train, replace(train, row_set=evaluation, encode=encode)
+
+
+def _names(data: DataConfig) -> dict[str, Any]:
+    """What marks in rows stand for, where it is given."""
+    named = {"{{NAME}}": data.model_name, "{{AUTHOR}}": data.model_author}
+    return {mark: given for mark, given in named.items() if given}
 
 
 def _system(given: str | None, kind: RowKind) -> str | None:

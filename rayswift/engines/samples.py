@@ -31,7 +31,9 @@ class Prompt:
 
     ordinal: its place in the global sequence of prompts, over all epochs; id: `source:line`; input_ids [T] int32;
     messages: the conversation it was rendered from, for rewards; columns: the row's other columns, for rewards; cut:
-    whether input_ids are only the end of what was rendered.
+    whether input_ids are only the end of what was rendered; answer: the tokens of the row's own answer and of what is
+    before it, each [T] int32, where it may be trained; teacher_ids [T] int32: what a teacher sees in place of
+    input_ids, None: the same.
     """
 
     ordinal: int
@@ -41,15 +43,26 @@ class Prompt:
     messages: tuple[Message, ...]
     columns: Mapping[str, Any]
     cut: bool = False
+    answer: tuple[NDArray[np.int32], NDArray[np.int32]] | None = None
+    teacher_ids: NDArray[np.int32] | None = None
+
+
+@dataclass(frozen=True)
+class TopTokens:
+    """The k likeliest tokens at each of T places: ids [T, k] int32, logprobs [T, k] float32."""
+
+    ids: NDArray[np.int32]
+    logprobs: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """One completion to sample.
+    """One completion to sample, or to score.
 
     key: unique within the run (`ordinal:sample`, and the try); max_tokens: room of the whole completion, `begun`
     included; seed: of its random numbers; begun [T] int32: tokens of it that an engine which is gone had made already:
-    what comes back are the tokens behind them.
+    what comes back are the tokens behind them; top: nothing is sampled, what comes back is `begun` with its
+    log-probabilities, and so many of the likeliest tokens beside each; None: it is sampled.
     """
 
     key: str
@@ -57,6 +70,7 @@ class SampleRequest:
     max_tokens: int
     seed: int
     begun: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    top: int | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +87,8 @@ class Completion:
 
     token_ids [T] int32, the end token included; logprobs [T] float32 under the policy at the sampling's temperature,
     which the trainer computes too: among all tokens, whatever top_p and its kind leave out; spans: the first begins at
-    0; finish: None for the part that was there when an engine was asked for it.
+    0; finish: None for the part that was there when an engine was asked for it; top: of a request that scores; teacher:
+    the same tokens as a teacher scored them that is asked beside the trainer.
     """
 
     key: str
@@ -81,6 +96,8 @@ class Completion:
     logprobs: NDArray[np.float32]
     spans: tuple[Span, ...]
     finish: Finish | None
+    top: TopTokens | None = None
+    teacher: "Completion | None" = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rayswift.engines.samples import Completion, SampleRequest, Span
+from rayswift.engines.samples import Completion, SampleRequest, Span, TopTokens
 
 Columns = tuple[Any, ...]
 
@@ -25,16 +25,24 @@ def columns_of(completions: Sequence[Completion]) -> Columns:
         [kinds.setdefault(each.spans, len(kinds)) for each in completions],
         tuple(kinds),
         [each.finish for each in completions],
+        [0 if each.top is None else each.top.ids.shape[1] for each in completions],
+        _joined([each.top.ids.ravel() for each in completions if each.top], np.int32),
+        _joined([each.top.logprobs.ravel() for each in completions if each.top], np.float32),
     )
 
 
 def completions_of(columns: Columns) -> tuple[Completion, ...]:
     """The completions; their arrays are parts of one."""
-    keys, token_ids, logprobs, lengths, spans, kinds, finishes = columns
+    keys, token_ids, logprobs, lengths, spans, kinds, finishes, widths, top_ids, top_logprobs = columns
     parts = _parts(token_ids, lengths), _parts(logprobs, lengths)
+    sizes = [width * length for width, length in zip(widths, lengths, strict=True)]
+    tops = [
+        TopTokens(ids.reshape(-1, width), chosen.reshape(-1, width)) if width else None
+        for ids, chosen, width in zip(_parts(top_ids, sizes), _parts(top_logprobs, sizes), widths, strict=True)
+    ]
     return tuple(
-        Completion(key, tokens, chosen, kinds[kind], finish)
-        for key, tokens, chosen, kind, finish in zip(keys, *parts, spans, finishes, strict=True)
+        Completion(key, tokens, chosen, kinds[kind], finish, top=top)
+        for key, tokens, chosen, kind, finish, top in zip(keys, *parts, spans, finishes, tops, strict=True)
     )
 
 
@@ -55,6 +63,7 @@ class Requests(tuple[SampleRequest, ...]):
             [each.seed for each in self],
             _joined([each.begun for each in self], np.int32),
             [len(each.begun) for each in self],
+            [each.top for each in self],
         )
         return _requests_of, columns
 
@@ -68,11 +77,12 @@ def _requests_of(
     seeds: Sequence[int],
     begun_ids: NDArray[np.int32],
     begun_lengths: Sequence[int],
+    tops: Sequence[int | None],
 ) -> Requests:
     prompts, begun = _parts(prompt_ids, prompt_lengths), _parts(begun_ids, begun_lengths)
     return Requests(
-        SampleRequest(key, prompts[place], room, seed, done)
-        for key, place, room, seed, done in zip(keys, places, max_tokens, seeds, begun, strict=True)
+        SampleRequest(key, prompts[place], room, seed, done, top=top)
+        for key, place, room, seed, done, top in zip(keys, places, max_tokens, seeds, begun, tops, strict=True)
     )
 
 

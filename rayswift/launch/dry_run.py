@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rayswift.cluster.layout import lay_out
 from rayswift.config.checks.built import not_built
-from rayswift.config.derived import rollout_of
+from rayswift.config.checks.distillation import engines_of, is_sampling
 from rayswift.config.load import to_yaml
 from rayswift.config.schema import TrainingConfig
 from rayswift.data.sources import parse_source
@@ -18,7 +18,7 @@ def dry_run(config: TrainingConfig) -> None:
     Raises:
         UserError: fields that do not go together.
     """
-    plan = resolve(config, lay_out(config.cluster, rollout=rollout_of(config)), None)
+    plan = resolve(config, lay_out(config.cluster, rollout=engines_of(config), samples=is_sampling(config)), None)
     unchecked = []
     if not plan.layout.local:
         unchecked.append("the cluster: what it has, and what of it is free, is looked at when the run starts")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from rayswift.cluster.layout import Layout, memory_per_worker_bytes
+from rayswift.config.checks.distillation import completions_per_prompt, has_teacher_outside
 from rayswift.config.derived import (
     critic_start,
     keeps_reference,
@@ -15,7 +16,7 @@ from rayswift.config.derived import (
     rollout_of,
     round_shape,
 )
-from rayswift.config.model import ModelConfig, RlhfModelConfig
+from rayswift.config.model import ModelConfig, RlhfModelConfig, is_own_teacher
 from rayswift.config.schema import DataConfig, RlhfConfig, SftConfig, TrainingConfig
 from rayswift.config.tasks import TASKS
 from rayswift.data.sequence.global_batches import micro_batches
@@ -189,6 +190,7 @@ def _packed(config: TrainingConfig) -> DataConfig:
 def _estimates(config: TrainingConfig, layout: Layout) -> list[memory.MemoryEstimate] | str:
     """For each ZeRO stage; or why there are none."""
     model = config.model
+    outside = isinstance(config, RlhfConfig) and has_teacher_outside(config)
     try:
         size = _size(model, config)
         if keeps_reference(config):
@@ -200,6 +202,9 @@ def _estimates(config: TrainingConfig, layout: Layout) -> list[memory.MemoryEsti
                 size = size.beside(size)
         if isinstance(config, RlhfConfig) and config.train.task == "ppo":
             size = size.with_critic(_critic_size(config))
+        if isinstance(model, RlhfModelConfig) and model.teacher and not is_own_teacher(model) and not outside:
+            whole = {"path": model.teacher, "revision": None, "random_init": False, "tuner": "full"}
+            size = size.beside(_size(model.model_copy(update=whole), config))
     except OSError as error:
         return str(error)
     half = model.dtype in ("bfloat16", "float16") or (model.dtype == "auto" and layout.device == "cuda")
@@ -301,12 +306,17 @@ def _batch_lines(plan: Plan[Any], sizes: list[int], unit: str) -> list[str]:
     if rollout is None:
         cut = " or ".join(_cut(plan, size) for size in sizes)
         return [f"  global batch  {cut} = {plan.global_batch} {unit} of up to {plan.config.data.max_length} tokens"]
-    layout, each = plan.layout, rollout.num_generations
+    layout, each = plan.layout, completions_per_prompt(plan.config)
     engines = f"{layout.min_engines}"
     if layout.max_engines > layout.min_engines:
         engines += f" to {layout.max_engines}"
     round_size = plan.global_batch * round_shape(plan.config.train)[0]
     longest = max_sequence_length(plan.config)
+    if not layout.max_engines:
+        return [
+            f"  global batch  {plan.global_batch} answers of up to {longest} tokens with their prompts",
+            f"  rollouts      none: rounds of {round_size} rows with their answers",
+        ]
     gpus = f", reward models hold {layout.num_reward_gpus} GPU(s)" if layout.num_reward_gpus else ""
     return [
         f"  global batch  {plan.global_batch} completions of up to {longest} tokens with their prompts",

@@ -3,6 +3,7 @@
 import uuid
 from functools import partial
 
+from rayswift.config.checks.distillation import completions_per_prompt, has_engines, sampled_share
 from rayswift.config.derived import max_sequence_length, round_shape
 from rayswift.config.schema import RlhfConfig
 from rayswift.data.sequence.windows import Windows
@@ -18,22 +19,24 @@ def rollout_plan(config: RlhfConfig) -> RolloutPlan:
     train, rollout = config.train, config.rollout
     num_steps, num_iterations = round_shape(train)
     assert train.global_batch_size is not None, "the plan sets it"
+    num_rewards = len(rollout.reward_funcs) + len(rollout.reward_models)
     steps_per_round = num_steps * num_iterations
     # Estimators that compare the completions of a prompt need two of them.
     estimator = train.trl_extra.get("advantage_estimator", "grpo")
-    compares = train.task == "grpo" and estimator != "reinforce_plus_plus"
+    compares = train.task != "ppo" and estimator != "reinforce_plus_plus" and num_rewards > 0
+    each = completions_per_prompt(config)
     return RolloutPlan(
         rounds=RoundPlan(
-            num_prompts=train.global_batch_size * num_steps // rollout.num_generations,
+            num_prompts=train.global_batch_size * num_steps // each,
             max_staleness=rollout.max_staleness,
             max_resamples=rollout.max_resamples,
             num_rounds=-(-train.max_steps // steps_per_round) if train.max_steps > 0 else None,
         ),
         num_steps=num_steps,
         steps_per_round=steps_per_round,
-        num_generations=rollout.num_generations,
-        num_generations_eval=rollout.num_generations_eval or rollout.num_generations,
-        min_group=2 if compares else 1,
+        num_generations=each,
+        num_generations_eval=rollout.num_generations_eval or each,
+        min_group=min(2, each) if compares else 1,
         max_completion_length=rollout.max_completion_length,
         max_sequence_length=max_sequence_length(config),
         drops_equal=rollout.dynamic_sampling,
@@ -42,6 +45,8 @@ def rollout_plan(config: RlhfConfig) -> RolloutPlan:
         # Those it decodes, and some that wait in it, so that it never stands still between two submissions.
         max_outstanding=rollout.max_num_seqs * 5 // 4,
         max_still_s=config.cluster.timeout_s,
+        sampled=sampled_share(config),
+        has_engines=has_engines(config),
     )
 
 

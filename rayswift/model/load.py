@@ -12,11 +12,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from rayswift.config.model import ModelConfig
+from rayswift.config.checks.distillation import has_teacher_outside
+from rayswift.config.model import ModelConfig, is_own_teacher
 from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.config.tasks import Head
 from rayswift.data.collate.packed import Layout
 from rayswift.model import generation_config, heads, tuners
+from rayswift.model.adapters import adapter_folder
 
 # As `transformers` names rates: attention_dropout, attn_pdrop, hidden_dropout_prob.
 _DROPOUT = re.compile("dropout|pdrop")
@@ -147,6 +149,29 @@ def reference(config: TrainingConfig, is_wanted: bool, initial: str, dtype: str)
     whole: dict[str, Any] = {"tuner": "full", "adapters": [], "freeze": None, "freeze_ratio": 0.0, "unfreeze": None}
     model = config.model.model_copy(update=whole | ({"revision": None} if named else {}))
     return {"ref_model": load_model(model, named or initial, dtype)}
+
+
+def teacher(config: TrainingConfig, dtype: str) -> dict[str, Any]:
+    """The teacher of a task, as its trainer's `teacher`, with its adapters merged.
+
+    Returns:
+        Nothing where the model is its own teacher, or was: its weights before training, below an adapter; or where
+        the teacher is not in the workers.
+
+    Raises:
+        UserError: an adapter does not fit.
+    """
+    named = config.model.teacher if isinstance(config, RlhfConfig) else None
+    if not isinstance(config, RlhfConfig) or named is None:
+        return {}
+    if is_own_teacher(config.model) or has_teacher_outside(config):
+        return {}
+    whole: dict[str, Any] = {"tuner": "full", "adapters": [], "freeze": None, "freeze_ratio": 0.0, "unfreeze": None}
+    model = config.model.model_copy(update=whole | {"revision": None, "quantization": None})
+    network = load_model(model, named, dtype)
+    for folder in config.model.teacher_adapters:
+        network = tuners.continue_adapter(network, adapter_folder(folder)).merge_and_unload()
+    return {"teacher": network}
 
 
 def layout_of(model: PreTrainedModel | PeftModel) -> Layout:

@@ -9,6 +9,7 @@ from rayswift.report.curves import Curve
 _PARTS = (
     ("loss", "loss {}", ""),
     ("reward", "reward {}", ""),
+    ("teacher_kl", "KL to the teacher {}", ""),
     ("completions/mean_length", "{} tokens each", ""),
     ("rollout_tokens_per_s", "{} tokens/s", ""),
     ("engines", "{} engine(s)", ""),
@@ -34,6 +35,8 @@ def completions_line(rows: Sequence[Mapping[str, Any]]) -> str:
         rows: Of `rollout.completions`, of one round, the best first; at least one.
     """
     best, worst = rows[0], rows[-1]
+    if not any(name.startswith("reward_") for name in best):
+        return f"round {best['round']:,}: {_excerpt(best['completion'])}"
     told = [f"reward {show(row['reward'])} for {_excerpt(row['completion'])}" for row in (best, worst)]
     if best["reward"] == worst["reward"]:
         return f"round {best['round']:,}: every {told[0].replace(' for ', ', as for ', 1)}"

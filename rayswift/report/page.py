@@ -40,6 +40,7 @@ CHARTS = (
     Chart("Tokens per second of the engines", {"all together": "rollout_tokens_per_s"}, from_zero=True),
     Chart("Completions cut off at their longest", {"share": "completions/clipped_ratio"}, "%", from_zero=True, cap=1.0),
     Chart("Groups of equal rewards", {"share": "frac_reward_zero_std"}, "%", from_zero=True, cap=1.0),
+    Chart("KL to the teacher", {"estimate": "teacher_kl"}, from_zero=True),
     Chart("Staleness", {"policy versions behind": "staleness"}, from_zero=True),
     Chart("Engines", {"serving": "engines"}, from_zero=True, varying=True),
     Chart("Taking over new weights", {"of the slowest engine": "sync_s"}, "s", from_zero=True),

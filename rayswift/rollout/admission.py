@@ -37,7 +37,8 @@ class RolloutPlan:
     num_generations, num_generations_eval: completions of a prompt; max_completion_length, max_sequence_length: tokens
     of a completion, and of it with its prompt; min_group: fewest scored ones that it can be trained with; drops_equal:
     filter groups whose rewards are all equal; max_failed_fraction: see `rollout.max_failed_fraction`; max_outstanding:
-    requests that an engine holds at once; max_still_s: that a wait goes on while nothing at all comes forward.
+    requests that an engine holds at once; max_still_s: that a wait goes on while nothing at all comes forward; sampled:
+    share of rounds that are sampled, the others are of the rows' own answers; has_engines: whether anything is sampled.
     """
 
     rounds: RoundPlan
@@ -53,6 +54,8 @@ class RolloutPlan:
     seed: int
     max_outstanding: int
     max_still_s: float
+    sampled: float = 1.0
+    has_engines: bool = True
 
 
 @dataclass

@@ -11,12 +11,13 @@ from typing import Any
 
 from rayswift.data.sequence.windows import TRAINED
 from rayswift.engines.pool.autoscale import Meter
-from rayswift.engines.samples import Completion, Group, Prompt, SampleRequest
+from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, SampleRequest
 from rayswift.log import UserError, logger
+from rayswift.rollout import ledger as books
 from rayswift.rollout.admission import Admission, RolloutPlan
-from rayswift.rollout.groups import Sampler, Scorer, requests_for, scored_group
+from rayswift.rollout.groups import Sampler, Scorer, answer_of, is_sampled, requests_for, scored_group
 from rayswift.rollout.ledger import ALL_EQUAL, CUT, FAILED, TAIL, Ledger, LedgerSnapshot
-from rayswift.rollout.prompts import Drawn, Prompts, draw_some
+from rayswift.rollout.prompts import Prompts, draw_in_thread
 from rayswift.rollout.rounds import Finished
 
 _MOST_REASONS = 100
@@ -82,6 +83,8 @@ class Attempt:
 
     def begin(self) -> None:
         """Read prompts; they are sampled once weights are published."""
+        if not self._plan.has_engines:
+            self._admission.publish(self.start.rounds)
         self._advance()
 
     def published(self, step: int) -> None:
@@ -133,6 +136,9 @@ class Attempt:
         """Rounds before this one are on all ranks."""
         for each in [n for n in self._finished if n < number]:
             del self._finished[each]
+        if not self._plan.has_engines:  # rounds wait for nobody's weights, and are made as they are asked for
+            self._admission.publish(number)
+            self._advance()
 
     def describe(self) -> str:
         """What is under way, for errors and the live line."""
@@ -170,6 +176,11 @@ class Attempt:
             self._opened_at.setdefault(number, self._clock())
             drawn.setdefault(number, []).append(prompt)
         for number, prompts in drawn.items():
+            if not is_sampled(self._plan.seed, number, self._plan.sampled):
+                for prompt in prompts:
+                    asked, answer = answer_of(prompt, PolicyVersion(self.number, number))
+                    self._spawn(self._complete(asked, number, [answer], rewarded=False))
+                continue
             each = self._plan.num_generations
             requests = [one for prompt in prompts for one in self._requests(prompt)]
             futures = self._sampler.sample(requests, self._admission.min_step(number))
@@ -182,11 +193,13 @@ class Attempt:
         most, window = plan.max_completion_length, plan.max_sequence_length
         return requests_for(prompt, "train", plan.num_generations, most, window, plan.seed)
 
-    async def _complete(self, prompt: Prompt, number: int, futures: Sequence[asyncio.Future[Completion]]) -> None:
-        group, reasons = await scored_group(self._scorer, prompt, futures, self._stage)
+    async def _complete(
+        self, prompt: Prompt, number: int, futures: Sequence[asyncio.Future[Completion]], rewarded: bool = True
+    ) -> None:
+        group, reasons = await scored_group(self._scorer, prompt, futures, self._stage, rewarded)
         outcome = CUT if prompt.cut else TRAINED
         if len(group.scored) < self._plan.min_group:
-            outcome = f"{FAILED}{_kind(reasons)}"
+            outcome = f"{FAILED}{books.kind_of(reasons)}"
             logger.warning("prompt %s failed: %s", prompt.id, "; ".join(sorted(set(reasons)))[:500])
         elif self._plan.drops_equal and len({each.reward for each in group.scored}) == 1:
             outcome = ALL_EQUAL
@@ -268,9 +281,9 @@ class Attempt:
         """
         num_failed = sum(outcome.startswith(FAILED) for outcome in outcomes.values())
         counts = self._fruitless + Counter(outcomes.values())
-        what = f"none of the {counts.total()} prompts drawn for round {number} can be trained: {_counted(counts)}"
+        what = f"none of the {counts.total()} prompts drawn for round {number} can be trained: {books.counted(counts)}"
         if num_failed > self._plan.max_failed_fraction * len(outcomes):
-            raise UserError(f"{what}{_examples(self._reasons)}", exit_code=1)
+            raise UserError(f"{what}{books.examples_of(self._reasons)}", exit_code=1)
         if self._equal_rewards:
             told = (f"{reward:g} in {count}" for reward, count in self._equal_rewards.most_common(5))
             what += f" (reward {', '.join(told)})"
@@ -284,8 +297,8 @@ class Attempt:
             return True
         if not ledger.rounds:
             raise UserError(
-                f"{what}{_examples(self._reasons)}\n  rewards that tell completions apart, harder or easier prompts or "
-                "a higher rollout.temperature give something to learn from",
+                f"{what}{books.examples_of(self._reasons)}\n  rewards that tell completions apart, harder or easier "
+                "prompts or a higher rollout.temperature give something to learn from",
                 exit_code=1,
             )
         self._finish(number, (), ledger, True, outcomes.values(), ended=what)
@@ -293,7 +306,7 @@ class Attempt:
 
     async def _read(self) -> None:
         try:
-            drawn, ended = await _in_thread(lambda: draw_some(self._prompts, self._plan.rounds.num_prompts))
+            drawn, ended = await draw_in_thread(self._prompts, self._plan.rounds.num_prompts)
         finally:
             self._reading = False
         if drawn:
@@ -320,29 +333,5 @@ class Attempt:
         changed.set()
 
 
-async def _in_thread(work: Callable[[], tuple[list[Drawn], bool]]) -> tuple[list[Drawn], bool]:
-    """Run in a thread; a cancelled caller still waits for the thread, which must not be left at work."""
-    thread = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        return await asyncio.shield(thread)
-    except asyncio.CancelledError:
-        await asyncio.wait([thread])
-        raise
-
-
-def _kind(reasons: Sequence[str]) -> str:
-    """The commonest reason, shortened to what counts alike."""
-    (reason, _), *_ = Counter(reason.partition(":")[0] for reason in reasons).most_common(1) or [("no reason", 0)]
-    return reason
-
-
 def _ordinal(group: Group) -> int:
     return group.prompt.ordinal
-
-
-def _counted(counts: Counter[Any]) -> str:
-    return ", ".join(f"{count} {what}" for what, count in counts.most_common(5))
-
-
-def _examples(reasons: Sequence[str]) -> str:
-    return "".join(f"\n  {reason}" for reason in dict.fromkeys(reasons[:3]))

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+from rayswift.config.checks.distillation import engines_of
 from rayswift.config.derived import rollout_of
+from rayswift.config.model import is_own_teacher
 from rayswift.config.rollout import RolloutConfig
-from rayswift.config.schema import TrainingConfig
+from rayswift.config.schema import RlhfConfig, TrainingConfig
+from rayswift.data.tokenizer import vocabulary
 from rayswift.engines.vllm import setup as engine_setup
 from rayswift.log import UserError
 from rayswift.model.kind import abilities
@@ -19,17 +22,41 @@ def check(config: TrainingConfig) -> None:
     rollout = rollout_of(config)
     if rollout is None:
         return
+    assert isinstance(config, RlhfConfig)
     problems = [
+        *_teacher_problems(config),
         *_reward_model_problems(rollout),
         *engine_setup.engine_kwargs_problems(rollout),
         *engine_setup.policy_problems(config.model, rollout),
     ]
     try:
-        engine_setup.require_vllm(f"train.task = {config.train.task}")
+        if engines_of(config):
+            engine_setup.require_vllm(f"train.task = {config.train.task}")
     except UserError as error:
         problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
+
+
+def _teacher_problems(config: RlhfConfig) -> list[str]:
+    """A teacher that is no model here, or that other token ids stand for other words with."""
+    model, path = config.model, config.model.teacher
+    if not path or is_own_teacher(model):
+        return []
+    folder = Path(path)
+    if not folder.is_dir():
+        if path.startswith((".", "/", "~")) or path.count("/") > 1:
+            return [f"model.teacher = {path!r} is no folder here, and no hub id"]
+        return []
+    if not (folder / "config.json").exists():
+        return [f"model.teacher = {path!r} holds no model (config.json)"]
+    found = vocabulary.difference(Path(model.path), folder) if Path(model.path).is_dir() else ""
+    if found:
+        return [
+            f"model.teacher = {path!r} has another vocabulary than model.path: {found}; a teacher scores token ids, so "
+            "that it must read them as the model does: name one of the same family"
+        ]
+    return abilities.problems("model.teacher", path, "infer")
 
 
 def _reward_model_problems(rollout: RolloutConfig) -> list[str]:

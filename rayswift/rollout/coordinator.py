@@ -28,7 +28,7 @@ from rayswift.rollout.admission import RolloutPlan
 from rayswift.rollout.attempt import Attempt
 from rayswift.rollout.completions import CompletionsFile
 from rayswift.rollout.evaluation import evaluated
-from rayswift.rollout.groups import Rewards
+from rayswift.rollout.groups import Rewards, Scorer
 from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.rollout.prompts import PromptFeed
 from rayswift.rollout.rounds import NO_TOKENS, Dealt, Finished, Round, Serving, Waiting, lines_of, make_table
@@ -49,6 +49,7 @@ class Coordinator:
         weights: Keeps the newest weights.
         completions: Keeps completions.
         engines: How many.
+        scorer: Of completions to train, where more than rewards is asked for.
     """
 
     def __init__(
@@ -60,9 +61,11 @@ class Coordinator:
         weights: Weights,
         completions: CompletionsFile,
         engines: Rule,
+        scorer: Scorer | None = None,
     ):
         self._plan, self._prompts, self._pool = plan, prompts, pool
         self._rewards, self._weights, self._completions = rewards, weights, completions
+        self._scorer = scorer or rewards
         self._named_attempt = 0
         self._life: Attempt | None = None
         self._begins = asyncio.Lock()
@@ -110,7 +113,7 @@ class Coordinator:
             self._kept = start.rounds - 1
             self._write(self._completions.begin, start.rounds)
             self._serving = Serving(start.rounds - 1)
-            self._life = Attempt(attempt, start, self._plan, self._prompts, self._pool, self._rewards, self._note)
+            self._life = Attempt(attempt, start, self._plan, self._prompts, self._pool, self._scorer, self._note)
             self._life.begin()
 
     async def published(self, attempt: int, published: Published) -> None:

@@ -2,11 +2,14 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Protocol
 
+import numpy as np
+
 from rayswift.engines.pool.pool import SampleFailed
-from rayswift.engines.samples import Completion, Group, Prompt, SampleRequest, Scored
+from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, SampleRequest, Scored, Span
 
 
 class Sampler(Protocol):
@@ -19,8 +22,10 @@ class Sampler(Protocol):
 class Scorer(Protocol):
     """Who scores, see `rewards.runner`."""
 
-    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> Sequence[Scored | str]:
-        """Each completion with its rewards, or why it has none."""
+    async def score(
+        self, prompt: Prompt, completions: Sequence[Completion], rewarded: bool = True
+    ) -> Sequence[Scored | str]:
+        """Each completion with its rewards, or why it has none; without any rewards if it is not to be rewarded."""
 
 
 def sample_seed(run_seed: int, use: str, ordinal: int, sample: int) -> int:
@@ -59,7 +64,11 @@ Stage = Callable[[str, int], None]
 
 
 async def scored_group(
-    scorer: Scorer, prompt: Prompt, futures: Sequence[asyncio.Future[Completion]], stage: Stage
+    scorer: Scorer,
+    prompt: Prompt,
+    futures: Sequence[asyncio.Future[Completion]],
+    stage: Stage,
+    rewarded: bool = True,
 ) -> tuple[Group, list[str]]:
     """The completions of a prompt that were sampled and scored, and why the others were not."""
     stage("engines", 1)
@@ -74,11 +83,31 @@ async def scored_group(
     completions = [each for each in sampled if isinstance(each, Completion)]
     stage("rewards", 1)
     try:
-        answers = await scorer.score(prompt, completions) if completions else []
+        answers = await scorer.score(prompt, completions, rewarded) if completions else []
     finally:
         stage("rewards", -1)
     reasons += [each for each in answers if isinstance(each, str)]
     return Group(prompt, tuple(each for each in answers if isinstance(each, Scored))), reasons
+
+
+def is_sampled(run_seed: int, number: int, share: float) -> bool:
+    """Whether a round's completions are sampled; else its rows' answers are trained.
+
+    Drawn with probability `share` for each round, as TRL's GKD draws for each batch; the same whenever it is asked.
+    """
+    return sample_seed(run_seed, "lmbda", number, 0) / (1 << 62) < share
+
+
+def answer_of(prompt: Prompt, version: PolicyVersion) -> tuple[Prompt, asyncio.Future[Completion]]:
+    """A prompt with its row's answer as what an engine would have made of it; a row without one has failed."""
+    future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+    if prompt.answer is None:
+        future.set_exception(SampleFailed("the row has no answer"))
+        return prompt, future
+    before, answer = prompt.answer
+    logprobs = np.full(len(answer), np.nan, np.float32)  # nobody sampled it
+    future.set_result(Completion(f"answer:{prompt.ordinal}", answer, logprobs, (Span(0, version),), "stop"))
+    return replace(prompt, input_ids=before), future
 
 
 class Rewards(Protocol):
@@ -88,8 +117,10 @@ class Rewards(Protocol):
     def names(self) -> Sequence[str]:
         """Of the rewards, in the order of `Scored.rewards`."""
 
-    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> Sequence[Scored | str]:
-        """Each completion with its rewards, or why it has none."""
+    async def score(
+        self, prompt: Prompt, completions: Sequence[Completion], rewarded: bool = True
+    ) -> Sequence[Scored | str]:
+        """See `Scorer`."""
 
     async def close(self) -> None:
         """End what runs them."""

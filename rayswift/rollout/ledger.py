@@ -6,7 +6,7 @@ resumed from there draws exactly the prompts that are not in it.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -124,3 +124,19 @@ class Ledger:
                 f"{self._max_failed_fraction:g} allows:\n{table(dict(outcomes))}",
                 exit_code=1,
             )
+
+
+def kind_of(reasons: Sequence[str]) -> str:
+    """The commonest reason, shortened to what counts alike."""
+    (reason, _), *_ = Counter(reason.partition(":")[0] for reason in reasons).most_common(1) or [("no reason", 0)]
+    return reason
+
+
+def counted(counts: Counter[Any]) -> str:
+    """The commonest, each with its number."""
+    return ", ".join(f"{count} {what}" for what, count in counts.most_common(5))
+
+
+def examples_of(reasons: Sequence[str]) -> str:
+    """The first few, each once, on lines of their own."""
+    return "".join(f"\n  {reason}" for reason in dict.fromkeys(reasons[:3]))

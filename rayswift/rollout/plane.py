@@ -35,6 +35,8 @@ from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.rollout.prompts import PromptFeed, prompt_plan
 from rayswift.rollout.rewards.runner import RewardRunner
 from rayswift.rollout.rounds import Round, Waiting
+from rayswift.rollout.teachers import opening
+from rayswift.rollout.teachers.scoring import Taught, Teacher
 
 _CLOSE_S = 20.0
 _WAIT_S = 10.0
@@ -67,6 +69,7 @@ class CoordinatorActor(Coordinator):
     def __init__(self, spec: PlaneSpec, store: Any):
         self._spec, self._store = spec, _Store(store, spec.config.cluster.timeout_s)
         self._opening: asyncio.Task[None] | None = None
+        self._teacher: Teacher | None = None
 
     async def opened(self) -> None:
         """Engines and reward workers have been started, and the first prompts are being read.
@@ -93,7 +96,14 @@ class CoordinatorActor(Coordinator):
         if self._opening is None or not self._opening.done():
             return None, "the rollout coordinator starts engines and rewards"
         under_way = self._life.describe() if self._life else "no worker group yet"
-        return (self._pool.statistics(), under_way), f"rollouts: {under_way}; engines: {self._pool.describe()}"
+        teacher = f"; teacher: {self._teacher.describe()}" if self._teacher else ""
+        return (self._pool.statistics(), under_way), f"rollouts: {under_way}; engines: {self._pool.describe()}{teacher}"
+
+    async def close(self) -> None:
+        """See Coordinator."""
+        await super().close()
+        if self._teacher is not None:
+            await self._teacher.close()
 
     async def _open(self) -> None:
         spec = self._spec
@@ -108,7 +118,10 @@ class CoordinatorActor(Coordinator):
         await rewards.start()
         engines = Rule(spec.layout.min_engines, spec.layout.max_engines)
         completions = CompletionsFile(spec.run_dir, rewards.names, rewards.decode)
-        super().__init__(spec.plan, prompts, pool, rewards, self._store, completions, engines)
+        dtype = engine_dtype(spec.config, spec.layout)
+        self._teacher = await opening.opened(spec.config, spec.layout, dtype, spec.plan.max_outstanding, rewards.encode)
+        scorer = Taught(rewards, self._teacher) if self._teacher else None
+        super().__init__(spec.plan, prompts, pool, rewards, self._store, completions, engines, scorer)
         heap.freeze()
         await self.begin(DRIVERS_ATTEMPT, spec.start)
 

@@ -5,10 +5,15 @@ prompt is the cursor that continues there, with the accounting of the raw rows b
 drawn counts as trained until the ledger says what became of it.
 """
 
+import asyncio
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rayswift.config.schema import RlhfConfig
 from rayswift.data.feed.feed import DataEnded, Feed, Stream
@@ -54,6 +59,16 @@ def draw_some(prompts: Prompts, most: int) -> tuple[list[Drawn], bool]:
     except TimeoutError:
         pass
     return drawn, False
+
+
+async def draw_in_thread(prompts: Prompts, most: int) -> tuple[list[Drawn], bool]:
+    """`draw_some` in a thread; a cancelled caller still waits for the thread, which must not be left at work."""
+    thread = asyncio.ensure_future(asyncio.to_thread(draw_some, prompts, most))
+    try:
+        return await asyncio.shield(thread)
+    except asyncio.CancelledError:
+        await asyncio.wait([thread])
+        raise
 
 
 def prompt_plan(config: RlhfConfig, windows: Windows) -> FeedPlan:
@@ -128,4 +143,20 @@ def prompt_of(row: PackedRow, ordinal: int, epoch: int) -> Prompt:
     """A row of family prompt as a prompt."""
     record = json.loads(row.record)
     messages, columns = tuple(record["messages"]), record["columns"]
-    return Prompt(ordinal, row.ids[0], epoch, row.input_ids, messages, columns, cut=row.num_cut > 0)
+    before, answer = (_ids(each) for each in record.get("answer_ids", ([], [])))
+    teacher_ids = record.get("teacher_ids")
+    return Prompt(
+        ordinal,
+        row.ids[0],
+        epoch,
+        row.input_ids,
+        messages,
+        columns,
+        cut=row.num_cut > 0,
+        answer=(before, answer) if len(answer) else None,
+        teacher_ids=None if teacher_ids is None else _ids(teacher_ids),
+    )
+
+
+def _ids(tokens: Sequence[int]) -> NDArray[np.int32]:
+    return np.array(tokens, np.int32)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayswift.data.sequence.global_batches import Position
-from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt
+from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, TopTokens
 from rayswift.rollout.ledger import LedgerSnapshot
 
 Indices = NDArray[np.int64]
@@ -44,17 +44,42 @@ class RoundTable:
 
 
 @dataclass(frozen=True)
+class TeacherScores:
+    """logprobs [n] float32: of n completion tokens; top: the teacher's likeliest tokens at each place, if asked for."""
+
+    logprobs: NDArray[np.float32]
+    top: TopTokens | None
+
+    @classmethod
+    def of(cls, completions: Sequence[Completion]) -> "TeacherScores | None":
+        """Of completions end to end; None: no teacher was asked."""
+        scored = [each.teacher for each in completions if each.teacher]
+        if not scored:
+            return None
+        top = None
+        if any(each.top for each in scored):
+            ids, logprobs = zip(*((each.top.ids, each.top.logprobs) for each in scored if each.top), strict=True)
+            top = TopTokens(np.concatenate(ids), np.concatenate(logprobs))
+        return cls(np.concatenate([each.logprobs for each in scored]), top)
+
+
+@dataclass(frozen=True)
 class Tokens:
     """The tokens of some completions, end to end.
 
     rows [n] int64: their lines in the table; prompt_ids int32 and token_ids int32: prompts, and completions; logprobs
-    float32: of each completion token, as the engine sampled it.
+    float32: of each completion token, as the engine sampled it; teacher_ids int32: what a teacher sees in place of the
+    prompts, and teacher_lengths [n] int64, the tokens of each, where that differs anywhere in the round; scores: of
+    each completion token, by a teacher that is asked beside the trainer.
     """
 
     rows: Indices
     prompt_ids: NDArray[np.int32]
     token_ids: NDArray[np.int32]
     logprobs: NDArray[np.float32]
+    teacher_ids: NDArray[np.int32] | None = None
+    teacher_lengths: NDArray[np.int64] | None = None
+    scores: TeacherScores | None = None
 
 
 @dataclass(frozen=True)
@@ -121,11 +146,18 @@ def make_tokens(lines: Lines, rows: Indices) -> Tokens:
     """The tokens of the completions in some lines of a table."""
     picked = [lines[row] for row in rows]
     empty = [np.empty(0, np.int32)]
+    for_teacher: dict[str, Any] = {}
+    if any(prompt.teacher_ids is not None for prompt, _ in lines):
+        prompts = [prompt.input_ids if prompt.teacher_ids is None else prompt.teacher_ids for prompt, _ in picked]
+        lengths = np.array([len(each) for each in prompts], np.int64)
+        for_teacher = {"teacher_ids": np.concatenate([*empty, *prompts]), "teacher_lengths": lengths}
     return Tokens(
         rows=rows,
         prompt_ids=np.concatenate([prompt.input_ids for prompt, _ in picked] or empty).astype(np.int32),
         token_ids=np.concatenate([completion.token_ids for _, completion in picked] or empty).astype(np.int32),
         logprobs=np.concatenate([completion.logprobs for _, completion in picked] or empty).astype(np.float32),
+        scores=TeacherScores.of([completion for _, completion in picked]),
+        **for_teacher,
     )
 
 

@@ -42,6 +42,7 @@ _FREE = frozenset(
         "rollout.num_generations_eval",
         "rollout.reward_timeout_s",
         "rollout.reward_workers",
+        "rollout.teacher_server",
         "train.early_stopping_patience",
         "train.eval_on_start",
         "train.eval_steps",

@@ -263,6 +263,7 @@ _SHOWN = (
     "eval_loss",
     "reward",
     "eval_reward",
+    "teacher_kl",
     "completions/mean_length",
     "engines",
     "rollout_tokens_per_s",

@@ -81,10 +81,12 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
 
 
 def _models_beside(config: TrainingConfig, model: Any, args: Any, weights: str, dtype: str) -> dict[str, Any]:
-    """What the task's trainer takes beside its model: a reference, a critic."""
+    """What the task's trainer takes beside its model: a reference, a teacher, a critic."""
     from rayswift.model import load as models
 
     beside = models.reference(config, keeps_reference(config), weights, dtype)
+    if rollout_of(config):
+        beside |= models.teacher(config, dtype)
     if isinstance(config, RlhfConfig) and config.train.task == "ppo":
         from rayswift.train.policy.ppo.critic import make_critic
 

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from rayswift.cluster.connect import connect, join
 from rayswift.cluster.layout import lay_out
-from rayswift.config.checks.built import refuse_unbuilt
 from rayswift.config.load import Invocation, to_yaml
 from rayswift.config.row_verbs import PtEncodeConfig, RlhfEncodeConfig
 from rayswift.config.schema import DataEncodeConfig
@@ -46,7 +45,6 @@ def run(invocation: Invocation) -> None:
     if invocation.dry_run:
         print(to_yaml(config))  # noqa: T201
         return
-    refuse_unbuilt(config, rows_only=True)
     began, folder = time.monotonic(), Path(config.encode.to).resolve()
     source = model_files(config.model)
     config = text_settings.settled(config, source)

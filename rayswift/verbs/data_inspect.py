@@ -11,7 +11,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rayswift.config.checks.built import refuse_unbuilt
 from rayswift.config.load import Invocation, to_yaml
 from rayswift.config.row_verbs import PtInspectConfig, RlhfInspectConfig
 from rayswift.config.schema import DataInspectConfig
@@ -35,7 +34,6 @@ def run(invocation: Invocation) -> None:
     if invocation.dry_run:
         print(to_yaml(config))  # noqa: T201
         return
-    refuse_unbuilt(config, rows_only=True)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         source = model_files(config.model)

@@ -26,8 +26,6 @@ def table() -> str:
     columns = ["task", "asked for with", "trainer", "packing", "padding-free", *_ABILITIES, "resume", "Liger"]
     lines = [f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
     for name, task in TASKS.items():
-        if not task.is_built:
-            continue
         trainer = task.trainer.rpartition(":")[2].removeprefix("Streamed")
         # Packed documents are what padding-free batches are made of. All tasks save and continue by the same code.
         abilities = [task.packs, task.packs, *(can(task, flags) for flags in _ABILITIES.values()), True]

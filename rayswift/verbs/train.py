@@ -11,6 +11,7 @@ from rayswift import signals
 from rayswift.cluster.connect import connect, join
 from rayswift.cluster.layout import Layout, lay_out
 from rayswift.config.checks.built import refuse_unbuilt
+from rayswift.config.checks.distillation import engines_of, is_sampling
 from rayswift.config.derived import compares_partners, rollout_of
 from rayswift.config.load import Invocation
 from rayswift.config.reading import paths
@@ -128,7 +129,7 @@ def _prepare(config: TrainingConfig, run_dir: Path) -> _Prepared:
     # 1. What runs where, and what an earlier launch of this run left.
     with announced("joining the Ray cluster"):
         joined = join(config.cluster)
-    layout = lay_out(config.cluster, joined, rollout_of(config))
+    layout = lay_out(config.cluster, joined, engines_of(config), is_sampling(config))
     resume = run_folder.open_run(config, run_dir)
     plan = planning.resolve(config, layout, resume)
 

@@ -125,7 +125,7 @@ class Prompts:
 class Constant:
     """A reward of 1."""
 
-    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> Sequence[Scored]:
+    async def score(self, prompt: Prompt, completions: Sequence[Completion], rewarded: bool = True) -> Sequence[Scored]:
         """See `attempt.Scorer`."""
         return [Scored(completion, (1.0,), 1.0) for completion in completions]
 

@@ -35,3 +35,17 @@ def test_tokens_are_of_the_weights_they_say_while_weights_change(tmp_path: Path)
         assert max(troubled["errors"]) < 1e-5
         assert (troubled["lost"], troubled["failed"], troubled["requests"]) == (0, 0, 4 * 8)
         assert troubled["salvaged"] > 0 == troubled["regenerated"]
+
+
+def test_a_teacher_scores_tokens_as_transformers_does(tmp_path: Path) -> None:
+    """At the temperature asked for, beside the likeliest tokens; also behind prefixes that the engine knows already."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(7)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(ROOT / "examples/tiny")).save_pretrained(tmp_path)
+    command = [sys.executable, "-m", "tests.ray.teacher_engine", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stderr
+    # float32 of a vocabulary of 512
+    assert max(json.loads(done.stdout.splitlines()[-1]).values()) < 1e-5

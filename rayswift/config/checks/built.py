@@ -17,7 +17,7 @@ _TRL = ("sync_ref_model",)
 _GRPO = ("use_adaptive_entropy", "cast_lm_head_to_fp32", "router_aux_loss_coef")
 _CLUSTER = ("sequence_parallel_size",)
 _ROLLOUT = ("placement",)
-_MODEL = ("model.reference_adapters", "model.teacher", "model.teacher_adapters")
+_MODEL = ("model.reference_adapters",)
 # Fields of PEFT's LoraConfig that break something, and what; all others are passed to PEFT.
 _LORA_REFUSED = {
     "megatron_config": "it is for the parallel layers of Megatron",
@@ -52,18 +52,12 @@ def is_unbuilt(path: str) -> bool:
         or (section == "rollout" and name in _ROLLOUT)
         or (section == "train" and name in _TRL)
         or (bool(tasks) and name in _GRPO and tasks == ["grpo"])
-        or (bool(tasks) and not any(TASKS[task].is_built for task in tasks))
     )
-
-
-def rows_not_built(config: TrainingConfig) -> list[str]:
-    """As `not_built`, of what decides the encoded rows."""
-    return [] if TASKS[config.train.task].is_built else [f"train.task = {config.train.task}"]
 
 
 def not_built(config: TrainingConfig) -> list[str]:
     """The settings that this version cannot train, as `path = value`; empty: all of them work."""
-    found = rows_not_built(config)
+    found = list[str]()
     if config.train.optim.endswith(("layerwise", "lomo")):
         found.append(f"train.optim = {config.train.optim} (it steps within the backward pass)")
     if config.train.optim == "grokadamw":
@@ -73,8 +67,6 @@ def not_built(config: TrainingConfig) -> list[str]:
     found += [f"train.{name} = {given[name]}" for name in fields if given.get(name)]
     if isinstance(config, RlhfConfig) and config.model.reference_adapters:
         found.append(f"model.reference_adapters = {config.model.reference_adapters}")
-    if isinstance(config, RlhfConfig) and config.model.teacher and config.train.task == "grpo":
-        found.append(f"model.teacher = {config.model.teacher} with task grpo")
     if config.train.task != "causal_lm":
         found += _untried(config)
     if rollout_of(config):
@@ -120,17 +112,13 @@ def _tuner_not_built(model: ModelConfig) -> list[str]:
     return found
 
 
-def refuse_unbuilt(config: TrainingConfig, rows_only: bool = False) -> None:
+def refuse_unbuilt(config: TrainingConfig) -> None:
     """Stop before anything starts if the config holds something that cannot be trained: by this version, or here.
-
-    Args:
-        config: What would run.
-        rows_only: Look only at what decides the encoded rows.
 
     Raises:
         UserError: one line for each such setting.
     """
-    lines = _unbuilt(rows_not_built(config)) if rows_only else static_problems(config)
+    lines = static_problems(config)
     if lines:
         raise UserError("\n".join(lines))
 

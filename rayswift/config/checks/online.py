@@ -1,5 +1,6 @@
 """What a task that samples completions needs, and what has no meaning for it; before anything starts."""
 
+from rayswift.config.checks.distillation import completions_per_prompt, distillation_problems, has_teacher
 from rayswift.config.checks.policy import policy_problems
 from rayswift.config.derived import max_prompt_length, round_size
 from rayswift.config.schema import RlhfConfig
@@ -10,6 +11,7 @@ def online_problems(config: RlhfConfig) -> list[str]:
     found = [*_reward_problems(config), *_length_problems(config), *_round_problems(config)]
     if config.train.task in ("grpo", "ppo"):
         found += policy_problems(config)
+    found += distillation_problems(config)
     why = f"task {config.train.task} trains completions"
     if config.data.truncation == "split":
         found.append("data.truncation = split has no meaning for prompts; set drop or left")
@@ -42,7 +44,7 @@ def _length_problems(config: RlhfConfig) -> list[str]:
 
 
 def _round_problems(config: RlhfConfig) -> list[str]:
-    size, each = round_size(config), config.rollout.num_generations
+    size, each = round_size(config), completions_per_prompt(config)
     if config.train.task not in ("grpo", "ppo") or size is None or size % each == 0:
         return []
     steps = "num_mini_batches" if config.train.task == "ppo" else "steps_per_generation"
@@ -55,11 +57,14 @@ def _round_problems(config: RlhfConfig) -> list[str]:
 def _reward_problems(config: RlhfConfig) -> list[str]:
     task, rollout, found = config.train.task, config.rollout, []
     num_rewards = len(rollout.reward_funcs) + len(rollout.reward_models)
-    distils = config.model.teacher is not None  # a teacher is a signal too
+    distils = has_teacher(config)  # a teacher is a signal too
     if task in ("grpo", "ppo") and not num_rewards and not distils:
         found.append(f"train.task = {task} has no reward; set rollout.reward_funcs or rollout.reward_models")
     if task == "gkd" and not distils:
-        found.append("train.task = gkd has no teacher; set model.teacher")
+        found.append(
+            "train.task = gkd has no teacher; set model.teacher: a model, or self, where the model teaches itself, "
+            "told `teacher_prompt` of each row"
+        )
     if rollout.reward_weights and len(rollout.reward_weights) != num_rewards:
         found.append(
             f"rollout.reward_weights has {len(rollout.reward_weights)} weights for {num_rewards} rewards; give one each"

@@ -17,6 +17,7 @@ _FOR_WORKERS = (
     "model.reference",
     "model.reference_adapters",
     "model.teacher",
+    "model.teacher_adapters",
     "model.chat_template",
     "model.new_special_tokens",
     "cluster.deepspeed",

@@ -105,7 +105,7 @@ MODEL: dict[str, Rule] = {
     "reward_model_revision": Refused("download that revision and give its folder in rollout.reward_models"),
     "reward_adapters": Refused("merge the adapter (`rayswift export`) and give the folder in rollout.reward_models"),
     "teacher_deepspeed": NoEffect("the teacher is spread as cluster.zero_stage spreads the student"),
-    "offload_teacher_model": NoEffect("the teacher is spread as cluster.zero_stage spreads the student"),
-    "teacher_model_server": Refused("the teacher is loaded by the run; give its path as model.teacher"),
-    "teacher_tag_key": NoEffect("there is one teacher, model.teacher"),
+    "offload_teacher_model": NoEffect("the teacher is offloaded as cluster.offload says of the student"),
+    "teacher_model_server": To("rollout.teacher_server"),
+    "teacher_tag_key": To("rollout.teacher_tag_key"),
 }

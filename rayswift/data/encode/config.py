@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from rayswift.config.model import ProblemType
 from rayswift.config.schema import LossOn, LossScale, TruncationMode
 from rayswift.config.tasks import Family
+
+TeacherPrompts = Literal["some", "all"] | None
 
 
 @dataclass(frozen=True)
@@ -14,11 +16,11 @@ class EncodeConfig:
     """What determines the tokens of a row.
 
     `tokenizer_dir` holds tokenizer.json, its config and the chat template; `tokenizer_hash` is the hash of those files.
-    family to label_names, document_prompt, pools_prompt: see `RowKind`, whose prompt of a query is `system`;
-    template_kwargs: variables for the chat template; map, map_hash: the user's own function for rows, and the hash of
-    its file; readings: of each source the columns and the system prompt that take the place of those here, none: no
-    source has its own; names: what marks in rows stand for, a word, or one in Chinese rows and another. The others are
-    fields of `data`.
+    family to label_names, document_prompt, pools_prompt, max_answer, teacher_prompts: see `RowKind`, whose prompt of a
+    query is `system`; template_kwargs: variables for the chat template; map, map_hash: the user's own function for
+    rows, and the hash of its file; readings: of each source the columns and the system prompt that take the place of
+    those here, none: no source has its own; names: what marks in rows stand for, a word, or one in Chinese rows and
+    another. The others are fields of `data`.
     """
 
     tokenizer_dir: str
@@ -46,6 +48,8 @@ class EncodeConfig:
     map_hash: str = ""
     readings: tuple[tuple[Mapping[str, str], str | None], ...] = ()
     names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    max_answer: int | None = None
+    teacher_prompts: TeacherPrompts = None
 
     @property
     def num_members(self) -> int | None:
@@ -64,7 +68,9 @@ class RowKind:
     generative_reranker ask for. label_names: of classes, in the order of the model's outputs; empty: they are numbers.
     renders: whether pairs are rendered by the chat template. prompts: what the model's folder has before a query, where
     the row and `data.system` have nothing, and before a document. pools_prompt: whether the prompt's tokens are part of
-    the embedding. lowers: whether the tokenizer is to lower-case texts.
+    the embedding. lowers: whether the tokenizer is to lower-case texts. max_answer: tokens of the longest answer of a
+    prompt's row that is trained; None: answers are not. teacher_prompts: whether all rows of prompts have another
+    prompt for the teacher, or some may, in column `teacher_prompt`.
     """
 
     family: Family = "causal"
@@ -79,6 +85,8 @@ class RowKind:
     prompts: tuple[str, str] = ("", "")
     pools_prompt: bool = True
     lowers: bool = False
+    max_answer: int | None = None
+    teacher_prompts: TeacherPrompts = None
 
 
 CAUSAL = RowKind()

@@ -85,13 +85,14 @@ def _prompt(given: NamedRow) -> PromptRow:
     used = {column} if column else used_by_question(row)
     used |= {"system", "system_prompt", "tools", "history", "chat_template_kwargs"}
     made = conversation(row[column] if column else asked(given), given)
-    answer = None
+    answer = reply = None
     if made.messages[-1]["role"] == "assistant":
-        answer = made.messages[-1]["content"]
+        reply = made.messages[-1]
+        answer = reply["content"]
         made = Conversation(made.messages[:-1], made.losses[:-1], made.tools, made.template_kwargs)
     if not any(message["role"] == "user" for message in made.messages):
         raise BadRow("no prompt", "the conversation has no user message to answer")
-    return PromptRow(made, answer, {key: value for key, value in row.items() if key not in used})
+    return PromptRow(made, answer, {key: value for key, value in row.items() if key not in used}, reply)
 
 
 _PARSERS: dict[Family, Callable[[NamedRow], AnyRow]] = {

@@ -12,7 +12,7 @@ def joined(key: str, parts: Sequence[Completion], finish: Finish | None) -> Comp
     """Parts of one completion in their order, each with its spans counted from its own first token, as a whole."""
     filled = [part for part in parts if len(part.token_ids)]
     if len(filled) == 1:
-        return Completion(key, filled[0].token_ids, filled[0].logprobs, filled[0].spans, finish)
+        return replace(filled[0], key=key, finish=finish)
     spans: list[Span] = []
     begin = 0
     for part in filled:

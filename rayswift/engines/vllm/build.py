@@ -52,6 +52,21 @@ def build(setup: EngineSetup) -> tuple[Any, Callable[[int, int], Any]]:
     return engine, sampling
 
 
+def score_params(top: int) -> Any:
+    """Parameters of a request that has its prompt scored, with the `top` likeliest tokens beside each of its tokens."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        max_tokens=1,  # vLLM takes no 0
+        prompt_logprobs=top,
+        detokenize=False,
+        flat_logprobs=True,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,
+    )
+
+
 def _is_unpenalised(sampling: SamplingSettings) -> bool:
     """Whether adding a number to all logits changes nothing in what is sampled."""
     return sampling.repetition_penalty == 1

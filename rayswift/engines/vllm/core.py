@@ -22,8 +22,9 @@ from rayswift.engines.pool.merge_parts import continued_seed, part
 from rayswift.engines.pool.probing import Scored, TextScore
 from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest, Span
 from rayswift.engines.tensors import as_tensors, spooled, write_adapter
-from rayswift.engines.vllm.build import SCORE_PLACES, build
+from rayswift.engines.vllm.build import SCORE_PLACES, build, score_params
 from rayswift.engines.vllm.log_tail import LogTail
+from rayswift.engines.vllm.scores import scored
 from rayswift.engines.vllm.setup import EngineSetup
 from rayswift.engines.weights import Bytes, Published, TensorInfo
 from rayswift.log import UserError
@@ -97,7 +98,10 @@ class VllmCore:
                 raise RequestRefused(f"request {request.key} is in flight already", exit_code=1)
         try:
             for request in requests:
-                params = self._sampling(request.max_tokens - len(request.begun), continued_seed(request))
+                if request.top is None:
+                    params = self._sampling(request.max_tokens - len(request.begun), continued_seed(request))
+                else:
+                    params = score_params(request.top)
                 prompt = {"prompt_token_ids": [*request.prompt_ids.tolist(), *request.begun.tolist()]}
                 internal = self._llm.add_request(request.key, prompt, params, lora_request=self._adapter)
                 self._samples[request.key] = _Sample(request, internal, [Span(0, version)])
@@ -130,6 +134,9 @@ class VllmCore:
         if made.finish_reason not in ("stop", "length"):
             raise RuntimeError(f"vLLM ended request {output.request_id} with {made.finish_reason!r}")
         self._num_tokens += len(made.token_ids)
+        if sample.request.top is not None:
+            self.finished.append(scored(sample.request, sample.spans, output.prompt_logprobs))
+            return
         logprobs = made.logprobs.logprobs
         self.finished.append(part(sample.request.key, sample.spans, 0, made.token_ids, logprobs, made.finish_reason))
 
@@ -164,6 +171,8 @@ class VllmCore:
     def _new(self, sample: _Sample, begin: int) -> Completion:
         """The tokens of an unfinished sample from one on."""
         state = self._llm.output_processor.request_states[sample.internal_id]
+        if sample.request.top is not None:  # it is scored whole or not at all
+            return part(sample.request.key, sample.spans, 0, (), (), None)
         tokens, logprobs = state.detokenizer.output_token_ids, state.logprobs_processor.logprobs.logprobs
         return part(sample.request.key, sample.spans, begin, tokens, logprobs, None)
 

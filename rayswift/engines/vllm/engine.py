@@ -83,8 +83,8 @@ class VllmEngine:
         """See Engine."""
         return await self._call(lambda core: core.abort(keys))
 
-    async def load(self, version: PolicyVersion, weights: Published) -> float:
-        """See Engine; sampling goes on while the bytes arrive and are compared.
+    async def load(self, version: PolicyVersion, weights: Published | None) -> float:
+        """See Engine; sampling goes on while the bytes arrive and are compared; None: the weights it was built from.
 
         Raises:
             StaleAttempt: the engine has newer weights.
@@ -92,6 +92,9 @@ class VllmEngine:
             UserError: they arrived damaged.
             LoadFailed: they are not the model's.
         """
+        if weights is None:
+            await self._call(lambda core: core.serve_own_weights(version))
+            return 0.0
         assert version == weights.version
         self._check()
         tensors = await fetch(weights, self._transport, self._setup.load_timeout_s)

@@ -41,8 +41,8 @@ class ModelSize:
     num_largest_matrix: int = 0
 
     def beside(self, reference: "ModelSize") -> "ModelSize":
-        """The sizes with a frozen reference model beside."""
-        return replace(self, num_reference=reference.num_parameters)
+        """The sizes with a frozen reference model or teacher beside, and those that are there already."""
+        return replace(self, num_reference=self.num_reference + reference.num_parameters)
 
     def with_critic(self, network: "ModelSize | None") -> "ModelSize":
         """The sizes with a critic that is trained whole: a head on the model's states, or a second model.

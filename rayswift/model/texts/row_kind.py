@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+from rayswift.config.checks.distillation import sampled_share
 from rayswift.config.derived import max_prompt_length
+from rayswift.config.model import SELF
 from rayswift.config.schema import RlhfConfig, SftConfig, TrainingConfig
 from rayswift.config.tasks import TASKS
 from rayswift.data.encode.config import RowKind
@@ -19,8 +21,13 @@ def row_kind(config: TrainingConfig, source: Path) -> RowKind:
     task = TASKS[config.train.task]
     if task.family == "prompt":
         assert isinstance(config, RlhfConfig)
+        teacher = config.model.teacher or (config.rollout.teacher_server and "server") or None
         return RowKind(
-            "prompt", max_length=max_prompt_length(config), template_kwargs=config.rollout.chat_template_kwargs
+            "prompt",
+            max_length=max_prompt_length(config),
+            template_kwargs=config.rollout.chat_template_kwargs,
+            max_answer=config.rollout.max_completion_length if sampled_share(config) < 1 else None,
+            teacher_prompts=None if teacher is None else "all" if teacher == SELF else "some",
         )
     if task.head == "classes":
         model = config.model

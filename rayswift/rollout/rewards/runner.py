@@ -67,7 +67,9 @@ class RewardRunner:
         for dispatcher in self._dispatchers:
             dispatcher.start()
 
-    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Scored | str]:
+    async def score(
+        self, prompt: Prompt, completions: Sequence[Completion], rewarded: bool = True
+    ) -> list[Scored | str]:
         """Each completion of a prompt with its rewards, or why it has none, in the order given.
 
         May be called for many prompts at once.
@@ -77,6 +79,9 @@ class RewardRunner:
         """
         ids = [completion.token_ids.tolist() for completion in completions]
         texts = self._tokenizer.decode_batch(ids, skip_special_tokens=True)
+        if not rewarded:
+            none = (math.nan,) * len(self.names)
+            return [Scored(each, none, 0.0, text) for each, text in zip(completions, texts, strict=True)]
         items = [Item(prompt.messages, prompt.columns, text, one) for text, one in zip(texts, ids, strict=True)]
         columns = await asyncio.gather(*(dispatcher.score(source, items) for dispatcher, source in self._routes))
         found: list[Scored | str] = []
@@ -86,6 +91,11 @@ class RewardRunner:
                 self._failures.add(prompt, completion, texts[i], outcome)
             found.append(outcome)
         return found
+
+    def encode(self, text: str) -> list[int]:
+        """A text's tokens, without special ones around it."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Tokens as text, special ones included."""
@@ -104,7 +114,7 @@ class RewardRunner:
             if isinstance(value, str):
                 return value
             rewards.append(math.nan if value is None else value)
-        if all(math.isnan(reward) for reward in rewards):
+        if rewards and all(math.isnan(reward) for reward in rewards):
             return _NO_OPINION
         total = sum(w * reward for w, reward in zip(self._weights, rewards, strict=True) if not math.isnan(reward))
         return Scored(completion, tuple(rewards), total, text)

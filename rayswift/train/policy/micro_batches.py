@@ -7,7 +7,7 @@ variable-length flash attention.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,10 @@ class MicroBatch:
     rows [B]: their lines in the round's table; ids: prompts with completions, end to end, and totals [B] int64, the
     tokens of each; lengths [B] int64: without the prompt; sampling_logprobs [n] float32; inputs: what the model takes;
     followed, targets [n]: the token behind which each completion token is predicted, a place in the flattened
-    input_ids, and the token; shared_prompts: see there. B may be 0: then inputs are of one padding token.
+    input_ids, and the token; shared_prompts: see there; teacher: the same completions behind what a teacher sees in
+    place of their prompts, None: it sees the same; order [n]: of such a micro-batch, where the tokens of the one that
+    it belongs to are among its own; scores: by a teacher that was asked beside the trainer. B may be 0: then inputs are
+    of one padding token.
     """
 
     rows: Indices
@@ -41,6 +44,9 @@ class MicroBatch:
     followed: torch.Tensor
     targets: torch.Tensor
     shared_prompts: SharedPrompts | None = None
+    teacher: "MicroBatch | None" = None
+    order: torch.Tensor | None = None
+    scores: "Scores | None" = None
 
     @property
     def num_computed_tokens(self) -> int:
@@ -51,6 +57,16 @@ class MicroBatch:
     def texts(self) -> list[list[int]]:
         """The tokens of each completion with its prompt."""
         return [ids.tolist() for ids in np.split(self.ids, np.cumsum(self.totals)[:-1])] if len(self.rows) else []
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a teacher makes of n completion tokens: logprobs [n] float32; top_ids [n, k] int64 and top_logprobs [n, k]
+    float32, its likeliest tokens, None where it was not asked for any."""
+
+    logprobs: torch.Tensor
+    top_ids: torch.Tensor | None = None
+    top_logprobs: torch.Tensor | None = None
 
 
 class Sequences:
@@ -67,6 +83,13 @@ class Sequences:
         self._ids = np.empty(int((prompts + lengths).sum()), np.int64)
         is_prompt = np.repeat(np.tile([True, False], len(prompts)), np.stack([prompts, lengths], axis=1).ravel())
         self._ids[is_prompt], self._ids[~is_prompt] = tokens.prompt_ids, tokens.token_ids
+        self._scores = tokens.scores
+        self._teacher = None
+        if tokens.teacher_ids is not None and tokens.teacher_lengths is not None:
+            lengths_seen = table.prompt_lengths.copy()
+            lengths_seen[tokens.rows] = tokens.teacher_lengths
+            seen = replace(tokens, prompt_ids=tokens.teacher_ids, teacher_ids=None)
+            self._teacher = Sequences(replace(table, prompt_lengths=lengths_seen), seen, pad_token_id, layout)
 
     def batch(self, rows: Indices) -> MicroBatch:
         """The micro-batch of some lines of the table; where prompts are shared, as `cuts.ordered` leaves them."""
@@ -95,7 +118,31 @@ class Sequences:
             followed=torch.from_numpy(followed),
             targets=torch.from_numpy(ids[is_target]),
             shared_prompts=shared,
+            teacher=self._teacher.in_own_order(rows) if self._teacher else None,
+            scores=self._scores_of(ranges(self._logprob_begins[places], lengths)),
         )
+
+    def _scores_of(self, places: NDArray[np.int64]) -> Scores | None:
+        if self._scores is None:
+            return None
+        logprobs, top = torch.from_numpy(self._scores.logprobs[places]), self._scores.top
+        if top is None:
+            return Scores(logprobs)
+        return Scores(
+            logprobs, torch.from_numpy(top.ids[places].astype(np.int64)), torch.from_numpy(top.logprobs[places])
+        )
+
+    def in_own_order(self, rows: Indices) -> MicroBatch:
+        """The micro-batch of some lines of the table, ordered by these prompts; with `order`."""
+        places = np.array([self._place[int(row)] for row in rows], np.int64)
+        order = np.arange(len(rows))
+        if self._layout == "shared":
+            order = np.lexsort((-self._lengths[places], self._ordinals[places], -self._prompts[places]))
+        lengths = self._lengths[places][order]
+        begins = np.empty(len(rows), np.int64)
+        begins[order] = _begins(lengths)
+        tokens = ranges(begins, self._lengths[places])
+        return replace(self.batch(rows[order]), order=torch.from_numpy(tokens))
 
     def _rows(
         self, ids: NDArray[np.int64], totals: NDArray[np.int64], is_target: NDArray[np.bool_]

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from rayswift.config.checks.distillation import has_engines
 from rayswift.config.derived import max_sequence_length, micro_batch_tokens, round_shape
 from rayswift.config.schema import RlhfConfig
 from rayswift.engines.samples import PolicyVersion
@@ -36,9 +37,11 @@ def round_stream(
 
 
 def attach(trainer: Any, spec: RunSpec, worker: Worker) -> None:
-    """Have the trainer hand its weights over before its first round and behind each."""
+    """Have the trainer hand its weights over before its first round and behind each, where anything samples."""
     trainer.add_callback(RoundFlow(trainer.stream))
-    trainer.add_callback(Publishing(trainer, spec, worker))
+    assert isinstance(spec.config, RlhfConfig)
+    if has_engines(spec.config):
+        trainer.add_callback(Publishing(trainer, spec, worker))
 
 
 class Publishing(TrainerCallback):

@@ -5,8 +5,8 @@ micro-batch's loss is its share of the step's, so the numbers do not depend on t
 """
 
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from rayswift.rollout.rounds import rows_of_step
 from rayswift.train import evaluation
 from rayswift.train import nan_guard as guard
 from rayswift.train.policy import arguments
+from rayswift.train.policy.distillation.teacher import Teacher, in_order, outside_logprobs, teach
 from rayswift.train.policy.losses import Completions, Loss, StepCounts, policy_loss
 from rayswift.train.policy.micro_batches import MicroBatch, Place
 from rayswift.train.policy.policy_stream import PolicyStep, PolicyStream, trained_rows
@@ -48,6 +49,7 @@ class StreamedPolicyTrainer(Streamed):
         stream: The steps, laid out as the models take them.
         peft_config: A fresh adapter to train.
         ref_model: What the KL term holds the policy against; None: the policy without its adapter, or no KL term.
+        teacher: What the policy is distilled from; None: the policy itself, with or without its adapter, or nothing.
         kwargs: As for `Streamed`.
     """
 
@@ -63,6 +65,7 @@ class StreamedPolicyTrainer(Streamed):
         stream: PolicyStream,
         peft_config: Any = None,
         ref_model: Any = None,
+        teacher: Any = None,
         **kwargs: Any,
     ):
         config = spec.config
@@ -70,7 +73,8 @@ class StreamedPolicyTrainer(Streamed):
         temperature = config.rollout.temperature
         if not args.beta:
             ref_model = None
-        stream.layout = choose_layout(*(each for each in (model, ref_model, *self._beside()) if each is not None))
+        beside = (model, ref_model, teacher, *self._beside())
+        stream.layout = choose_layout(*(each for each in beside if each is not None))
         self._score_policy = Scorer(model, temperature, entropy=True)
         if peft_config is not None:
             model = tuners.with_new_adapter(model, peft_config, args)
@@ -82,6 +86,7 @@ class StreamedPolicyTrainer(Streamed):
         if ref_model is not None:
             self._score_other = Scorer(ref_model, temperature, entropy=False)
             self._reference = self._prepared(ref_model)
+        self._teacher = Teacher.of(config, teacher, self._prepared)
         self._set_losses(config, args)
         self._values: RoundValues
         self._sums: evaluation.Sums = {}
@@ -177,16 +182,25 @@ class StreamedPolicyTrainer(Streamed):
 
     def _forward(self, model: Any, batch: MicroBatch) -> tuple[torch.Tensor, ...]:
         """Log-probability and entropy of each completion token, [n]; of the reference the first alone."""
-        scorer = self._score_policy if model is not self._reference else self._score_other
         device = self.args.device
+        with self._inputs(batch) as inputs:
+            return self._scorer(model)(model, inputs, batch.followed.to(device), batch.targets.to(device))
+
+    def _scorer(self, model: Any) -> Scorer:
+        if self._teacher and self._teacher.scorer and model is self._teacher.model:
+            return self._teacher.scorer
+        return self._score_policy if model is not self._reference else self._score_other
+
+    @contextmanager
+    def _inputs(self, batch: MicroBatch) -> Iterator[dict[str, Any]]:
+        """What the model takes of a micro-batch, for one forward pass."""
         inputs = self._prepare_inputs(dict(batch.inputs))
         shared = batch.shared_prompts and batch.shared_prompts.for_one_pass()
         if shared:
             inputs["shared_prompts"] = shared
-        found = scorer(model, inputs, batch.followed.to(device), batch.targets.to(device))
+        yield inputs
         if shared:
             shared.check_used()
-        return found
 
     @torch.no_grad()
     def _score(self, model: Any, batches: dict[Place, MicroBatch]) -> Sequence[Tokenwise]:
@@ -222,6 +236,14 @@ class StreamedPolicyTrainer(Streamed):
         with self.accelerator.unwrap_model(model).disable_adapter():
             return self._score(model, batches)[0]
 
+    def _score_teacher(self, model: Any, batches: dict[Place, MicroBatch]) -> Tokenwise:
+        assert self._teacher is not None
+        if self._teacher.is_outside:
+            return {place: outside_logprobs(batch) for place, batch in batches.items()}
+        with self._teacher.asked(model, self.accelerator) as asked:
+            found = self._score(asked, {place: batch.teacher or batch for place, batch in batches.items()})[0]
+        return {place: in_order(found[place], batch) for place, batch in batches.items()}
+
     def _begin_round(self, model: Any, step: PolicyStep) -> None:
         """Advantages, and the old log-probabilities for later steps."""
         batches = step.batches_of_round
@@ -229,7 +251,7 @@ class StreamedPolicyTrainer(Streamed):
         # The first step computes its own on the way.
         later = {place: batch for place, batch in batches.items() if place[0] > 0}
         takes_kl = self.args.takes_kl_off_rewards
-        values.old_logprobs = self._score(model, batches if takes_kl else later)[0]
+        values.old_logprobs = self._score(model, batches if takes_kl or self._teacher else later)[0]
         if self.args.beta:
             values.reference_logprobs = self._score_reference(model, batches)
         penalties = None
@@ -241,6 +263,9 @@ class StreamedPolicyTrainer(Streamed):
             evaluation.add(self._sums, {"kl": (kl, num_tokens)})
         table = step.round.table
         values.advantages = token_advantages(table, batches, self._advantages, penalties, self.sum_over_ranks)
+        if self._teacher:
+            theirs = self._score_teacher(model, batches)
+            evaluation.add(self._sums, teach(values, theirs, self.args.teacher_kl_coef))
         evaluation.add(self._sums, reward_metrics(table, self._advantages))
         self._ordinals, self._told = table.ordinals, dict(step.round.metrics)
 

@@ -84,7 +84,7 @@ def reward_metrics(table: RoundTable, settings: AdvantageSettings) -> evaluation
     if not len(table):
         return {}
     reward = advantages.weighted(table.rewards, settings.weights)
-    columns = {"reward": reward}
+    columns = {"reward": reward} if table.reward_names else {}
     metrics: dict[str, float] = {}
     for name, column in zip(table.reward_names, table.rewards.T, strict=True):
         columns[f"rewards/{name}"] = column
@@ -95,11 +95,12 @@ def reward_metrics(table: RoundTable, settings: AdvantageSettings) -> evaluation
             metrics[first] = float(known.mean())
             metrics[second] = float(known.std(ddof=1)) if len(known) > 1 else 0.0
     metrics |= {
-        "frac_reward_zero_std": float(advantages.is_even(table.rewards, table.ordinals, settings).mean()),
         "completions/mean_length": float(table.lengths.mean()),
         "completions/min_length": float(table.lengths.min()),
         "completions/max_length": float(table.lengths.max()),
         "completions/clipped_ratio": float(table.truncated.mean()),
         "staleness": float(table.staleness.mean()),
     }
+    if table.reward_names:
+        metrics["frac_reward_zero_std"] = float(advantages.is_even(table.rewards, table.ordinals, settings).mean())
     return {name: (value, 1.0) for name, value in metrics.items()}

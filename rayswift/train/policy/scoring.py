@@ -36,3 +36,10 @@ class Scorer:
             outputs = model(**inputs, shift_labels=targets[None], fused_lm_head=True, use_cache=False)
         logprobs = outputs.log_probs[0]
         return logprobs, logprobs if outputs.entropy is None else outputs.entropy[0]
+
+    def logits(self, model: Any, inputs: dict[str, Any], followed: Tensor) -> Tensor:
+        """Logits [n, V] behind some tokens, by the model's own head; arguments as above."""
+        with self._head.only(followed):
+            outputs = model(**inputs, use_cache=False)
+        logits: Tensor = outputs.logits[0]
+        return logits

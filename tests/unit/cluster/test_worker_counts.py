@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from rayswift.cluster.layout import Layout, gpus_for, lay_out
 from rayswift.cluster.preflight import Ask, num_workers_that_fit
+from rayswift.config.checks.distillation import engines_of, is_sampling
 from rayswift.config.load import load
 from rayswift.config.schema import RlhfConfig, SftConfig
 from rayswift.data.sequence.global_batches import FeedPlan, Position, micro_batches, share
@@ -258,3 +259,18 @@ def test_engines_and_workers_share_the_cores(
     assert isinstance(config, RlhfConfig)
     layout = lay_out(config.cluster, None, config.rollout)
     assert (layout.engine_threads, layout.threads_per_worker) == (engine, worker)
+
+
+def test_engines_of_a_teacher_have_places_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nothing else is sampled."""
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    joined = {"GPU": 8.0, "CPU": 64.0}
+    layout = grpo_layout("--num_engines", "2", "--teacher_engines", "3", "--model.teacher", "t", joined=joined)
+    assert (layout.num_workers, layout.min_engines, layout.teacher_engines) == (3, 2, 3)
+    layout = grpo_layout("--teacher_engines", "2", "--model.teacher", "t", joined=joined)
+    assert (layout.num_workers, layout.min_engines, layout.teacher_engines) == (3, 3, 2)
+    argv = ["--model", "m", "--dataset", "d.jsonl", "--rlhf_type", "gkd", "--model.teacher", "t", "--lmbda", "0"]
+    config = load("rlhf", [*argv, "--teacher_engines", "2"]).config
+    layout = lay_out(config.cluster, joined, engines_of(config), is_sampling(config))
+    assert (layout.num_workers, layout.max_engines, layout.teacher_engines) == (6, 0, 2)
+    assert layout.engine["GPU"] == 1

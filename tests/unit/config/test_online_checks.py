@@ -1,13 +1,16 @@
 """Settings of tasks that sample completions: what is refused before anything starts, and with which words."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rayswift.config.checks.distillation import has_engines
 from rayswift.config.checks.task import task_problems
 from rayswift.config.derived import max_prompt_length, max_sequence_length, round_size
 from rayswift.config.schema import RlhfConfig
+from rayswift.data.tokenizer.vocabulary import difference as vocabulary_difference
 from rayswift.engines.vllm import setup as engine_setup
 from rayswift.log import UserError
 from rayswift.rollout import checks
@@ -20,11 +23,50 @@ def config(**fields: Any) -> RlhfConfig:
         "data": {"dataset": ["d"]},
         "train": {"task": "grpo"},
         "rollout": {"reward_funcs": ["accuracy"]},
+        "cluster": {},
     }
     for path, value in fields.items():
         section, _, name = path.partition("__")
         tree[section][name] = value
     return RlhfConfig.model_validate(tree)
+
+
+def test_a_teacher_is_a_signal_of_its_own() -> None:
+    """No reward, and one completion of each prompt."""
+    alone = {"rollout__reward_funcs": [], "rollout__num_generations": 1, "train__global_batch_size": 3}
+    assert task_problems(config(model__teacher="t", **alone)) == []
+    assert task_problems(config(rollout__teacher_server="http://a:8000", **alone)) == []
+    assert task_problems(config(train__task="gkd", model__teacher="self", **alone)) == []
+
+
+@pytest.mark.parametrize("lmbda", [0, 0.5, 1])
+def test_engines_start_where_something_is_sampled(lmbda: float) -> None:
+    given = {"train__task": "gkd", "model__teacher": "t", "rollout__reward_funcs": [], "train__lmbda": lmbda}
+    assert has_engines(config(**given)) == (lmbda > 0)
+    assert has_engines(config(**given, data__eval=["e"]))
+    assert has_engines(config())
+
+
+def test_a_teacher_with_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    """By its tokens; where it has no tokenizer, by the size of its head. An id that one of them lacks is fine."""
+    tiny = Path("examples/tiny").absolute()
+    known = json.loads((tiny / "tokenizer.json").read_text())
+    vocabulary = known["model"]["vocab"]
+    (first, one), (second, two) = list(vocabulary.items())[100:102]
+    other, larger, bare = (tmp_path / name for name in ("other", "larger", "bare"))
+    for folder in (other, larger, bare):
+        folder.mkdir()
+        (folder / "config.json").write_text((tiny / "config.json").read_text())
+    vocabulary |= {first: two, second: one}
+    (other / "tokenizer.json").write_text(json.dumps(known))
+    assert "2 of 512 tokens" in vocabulary_difference(tiny, other)
+    vocabulary |= {first: one, second: two}
+    known["added_tokens"].append({**known["added_tokens"][0], "id": 512, "content": "<|more|>"})
+    (larger / "tokenizer.json").write_text(json.dumps(known))
+    assert vocabulary_difference(tiny, larger) == ""
+    assert vocabulary_difference(tiny, bare) == ""
+    (bare / "config.json").write_text(json.dumps({"vocab_size": 600}))
+    assert vocabulary_difference(tiny, bare) == "600 entries, not 512"
 
 
 def test_a_plain_run_has_no_problem() -> None:
@@ -36,6 +78,54 @@ def test_a_plain_run_has_no_problem() -> None:
     ("fields", "wanted"),
     [
         ({"rollout__reward_funcs": []}, "train.task = grpo has no reward; set rollout.reward_funcs or"),
+        ({"train__task": "gkd"}, "train.task = gkd has no teacher; set model.teacher: a model, or self, where"),
+        (
+            {"model__teacher_adapters": ["a"]},
+            "model.teacher_adapters: adapters go onto a model; name it in model.teacher",
+        ),
+        (
+            {"model__teacher": "t", "model__teacher_adapters": ["a"], "cluster__zero_stage": 3},
+            "model.teacher_adapters cannot be merged into a model that ZeRO-3 spreads; merge them",
+        ),
+        (
+            {"rollout__teacher_engines": 1},
+            "rollout.teacher_engines: name the model that they hold in model.teacher",
+        ),
+        (
+            {"model__teacher": "t", "rollout__teacher_server": "http://a"},
+            "model.teacher and rollout.teacher_server both name a teacher; keep one",
+        ),
+        (
+            {"rollout__teacher_server": [{"url": "http://a", "tags": ["x"]}, {"url": "http://b", "tags": ["x"]}]},
+            "rollout.teacher_server: a tag belongs to two servers",
+        ),
+        ({"rollout__teacher_server": ["http://a", "http://b"]}, "rollout.teacher_server: two servers have no tags"),
+        (
+            {"rollout__teacher_server": "http://a", "rollout__temperature": 0.9},
+            "rollout.temperature = 0.9: a server tells log-probabilities at temperature 1",
+        ),
+        (
+            {"train__task": "gkd", "model__teacher": "t", "rollout__teacher_engines": 1},
+            "train.logits_topk is not set: engines and servers tell the likeliest tokens of a teacher alone",
+        ),
+        (
+            {"model__teacher": "t", "rollout__reward_funcs": [], "rollout__dynamic_sampling": True},
+            "rollout.dynamic_sampling has no rewards to compare",
+        ),
+        ({"train__task": "gkd", "model__teacher": "t", "train__lmbda": 1.5}, "train.lmbda = 1.5 is no share; set"),
+        (
+            {"train__task": "gkd", "model__teacher": "t", "train__lmbda": 1, "train__sft_alpha": 0.1},
+            "train.sft_alpha = 0.1 weighs the answers of rows, but train.lmbda = 1 trains none of them",
+        ),
+        (
+            {"train__task": "gkd", "model__teacher": "t", "train__lmbda": 0},
+            "rollout.reward_funcs, rollout.reward_models: with train.lmbda = 0 and no rows to evaluate on, nothing",
+        ),
+        (
+            {"train__task": "gkd", "model__teacher": "t", "train__loss_type": "dft"},
+            "train.loss_type = dft: the loss of task gkd is set by train.beta; unset it",
+        ),
+        ({"train__task": "gkd", "model__teacher": "t", "rollout__temperature": 0}, "rollout.temperature = 0 divides"),
         ({"rollout__reward_weights": [1.0, 2.0]}, "rollout.reward_weights has 2 weights for 1 rewards; give one each"),
         ({"rollout__num_generations": 1}, "rollout.num_generations = 1 leaves nothing to compare in a group; set 2"),
         (

@@ -178,6 +178,16 @@ def test_no_flag_has_two_rules() -> None:
         ("rlhf", ["--rlhf_type", "ppo", "--reward_model", "rm"], {"rollout.reward_models": ["rm"]}),
         ("rlhf", ["--rlhf_type", "gkd", "--teacher_model", "t"], {"model.teacher": "t"}),
         ("rlhf", ["--rlhf_type", "gkd", "--gkd_logits_topk", "64"], {"train.logits_topk": 64}),
+        (
+            "rlhf",
+            ["--rlhf_type", "gkd", "--teacher_model_server", "http://a:8000"],
+            {"rollout.teacher_server": [{"url": "http://a:8000", "tags": []}]},
+        ),
+        (
+            "rlhf",
+            ["--rlhf_type", "gkd", "--teacher_model_server", '[{"url": "http://a:8000", "tags": ["x"]}]'],
+            {"rollout.teacher_server": [{"url": "http://a:8000", "tags": ["x"]}]},
+        ),
         ("rlhf", ["--ref_model", "r"], {"model.reference": "r"}),
         ("rlhf", ["--rlhf_type", "grpo", "--vllm_mode", "colocate"], {"rollout.placement": "colocated"}),
         ("rlhf", ["--rlhf_type", "grpo", "--vllm_mode", "server"], {"rollout.placement": "separate"}),

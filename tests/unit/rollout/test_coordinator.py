@@ -20,7 +20,7 @@ from rayswift.engines.weights import Published
 from rayswift.log import UserError
 from rayswift.rollout.admission import RolloutPlan, RoundPlan
 from rayswift.rollout.coordinator import Coordinator
-from rayswift.rollout.groups import requests_for
+from rayswift.rollout.groups import is_sampled, requests_for
 from rayswift.rollout.ledger import ALL_EQUAL, CUT, TAIL, LedgerSnapshot
 from rayswift.rollout.prompts import Drawn
 from rayswift.rollout.rounds import Round, Waiting
@@ -81,10 +81,14 @@ class Lengths:
     def __init__(self, flat: Sequence[int] = (), broken: Sequence[int] = ()):
         self._flat, self._broken = flat, broken
 
-    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> Sequence[Scored | str]:
+    async def score(
+        self, prompt: Prompt, completions: Sequence[Completion], rewarded: bool = True
+    ) -> Sequence[Scored | str]:
         await asyncio.sleep(0)
         if prompt.ordinal in self._broken:
             return ["length: it raised"] * len(completions)
+        if not rewarded:
+            return [Scored(each, (np.nan,), 0.0) for each in completions]
         found = []
         for number, each in enumerate(completions):
             reward = 1.0 if prompt.ordinal in self._flat else len(each.token_ids) + number / 10
@@ -391,3 +395,45 @@ def test_a_completion_ends_at_the_window() -> None:
     assert request.max_tokens == 14
     (request,) = requests_for(prompt, "train", 1, 16, 100, 0)
     assert request.max_tokens == 16
+
+
+def with_answers(prompts: list[Prompt]) -> list[Prompt]:
+    """Each prompt's row has an answer of two tokens, behind one token more than the prompt."""
+    return [
+        replace(each, answer=(np.append(each.input_ids, 99).astype(np.int32), np.full(2, each.ordinal, np.int32)))
+        for each in prompts
+    ]
+
+
+class AnsweredPrompts(ListedPrompts):
+    """Prompts of rows with answers."""
+
+    def draw(self, timeout_s: float) -> Drawn | None:
+        drawn = super().draw(timeout_s)
+        return drawn and replace(drawn, prompt=with_answers([drawn.prompt])[0])
+
+
+def test_rounds_of_rows_own_answers_need_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are made as they are asked for, one after the other, and no reward is asked."""
+    monkeypatch.setitem(globals(), "ListedPrompts", AnsweredPrompts)
+    plan = replace(PLAN, sampled=0.0, has_engines=False, num_generations=1, min_group=1)
+
+    async def story(coordinator: Coordinator) -> list[Round]:
+        await coordinator.begin(5, LedgerSnapshot())
+        return [(await there(lambda n=n: coordinator.next(5, n, 0, 1, 20)))[0] for n in range(2)]  # type: ignore[misc]
+
+    rounds = told(story, num_prompts=8, plan=plan, num_engines=0)
+    assert [each.table.ordinals.tolist() for each in rounds] == [[0, 1, 2], [3, 4, 5]]
+    assert [each.tokens.token_ids.tolist() for each in rounds] == [[0, 0, 1, 1, 2, 2], [3, 3, 4, 4, 5, 5]]
+    assert [each.last for each in rounds] == [False, True]
+    for each in rounds:
+        assert each.table.prompt_lengths.tolist() == [5, 5, 5]
+        assert np.isnan(each.tokens.logprobs).all() and np.isnan(each.table.rewards).all()
+
+
+def test_which_rounds_are_sampled_depends_on_their_number_alone() -> None:
+    chosen = [is_sampled(7, number, 0.3) for number in range(2000)]
+    assert abs(np.mean(chosen) - 0.3) < 0.05  # five standard deviations of a share of 2,000
+    assert chosen == [is_sampled(7, number, 0.3) for number in range(2000)]
+    assert chosen != [is_sampled(8, number, 0.3) for number in range(2000)]
+    assert all(is_sampled(7, number, 1.0) and not is_sampled(7, number, 0.0) for number in range(2000))

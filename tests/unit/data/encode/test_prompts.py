@@ -174,3 +174,47 @@ def test_evaluation_prompts(tmp_path: Path) -> None:
         [(0, 0), (1, 2)],
         [(0, 2), (1, 0)],
     )
+
+
+@pytest.mark.parametrize("family", [None, *FAMILIES])
+def test_the_answer_that_is_trained_is_the_last_turn_as_sft_trains_it(family: str | None, tmp_path: Path) -> None:
+    """Behind what is before it, up to the end token; whatever the chat template makes of the conversation."""
+    folder = TINY if family is None else write_tokenizer(tmp_path, FAMILIES[family])
+    asked, said = {"role": "user", "content": "two and two"}, {"role": "assistant", "content": "makes four"}
+    row = {"messages": [asked, said]}
+    config = EncodeConfig(str(folder), "hash", 400, loss_on="last_turn")
+    (trained,) = encoder_of(config).encode([row])
+    found = encode(row, 400, folder, max_answer=64)
+    if isinstance(trained, BadRow):
+        assert isinstance(found, BadRow)
+        return
+    assert isinstance(found, EncodedRow), found
+    (whole,) = trained
+    places = np.flatnonzero(whole.trained)
+    before, answer = json.loads(found.record)["answer_ids"]
+    assert before == whole.input_ids[: places[0]].tolist()
+    assert answer == whole.input_ids[places[0] : places[-1] + 1].tolist()
+
+
+def test_a_row_whose_answer_cannot_be_trained_says_why() -> None:
+    missing = encode({"messages": [{"role": "user", "content": "2+2"}]}, max_answer=8)
+    assert isinstance(missing, BadRow) and missing.reason == "no answer"
+    row = {"messages": [{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "4 " * 30}]}
+    long = encode(row, max_answer=8)
+    assert isinstance(long, BadRow) and long.reason == "answer longer than rollout.max_completion_length"
+    assert "answer_ids" not in json.loads(encoded(row).record)
+
+
+def test_a_teacher_sees_its_own_prompt_in_place_of_the_last_question() -> None:
+    messages = [
+        {"role": "user", "content": "1+1"},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "2+2"},
+    ]
+    row = encoded({"messages": messages, "teacher_prompt": "2+2, it is 4"}, teacher_prompts="some")
+    seen = TOKENIZER.decode(json.loads(row.record)["teacher_ids"], skip_special_tokens=False)
+    assert seen == text(row).replace("2+2", "2+2, it is 4")
+    assert "teacher_ids" not in json.loads(encoded({"messages": messages}, teacher_prompts="some").record)
+    for columns, reason in (({}, "no teacher_prompt"), ({"teacher_prompt": 3}, "bad teacher_prompt")):
+        bad = encode({"messages": messages, **columns}, teacher_prompts="all")
+        assert isinstance(bad, BadRow) and bad.reason == reason

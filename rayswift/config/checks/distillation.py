@@ -1,0 +1,117 @@
+"""What distilling from a teacher needs, and what goes with it; before anything starts."""
+
+from rayswift.config.derived import rollout_of
+from rayswift.config.model import SELF
+from rayswift.config.rollout import RolloutConfig
+from rayswift.config.schema import RlhfConfig, TrainingConfig
+
+
+def sampled_share(config: RlhfConfig) -> float:
+    """Share of rounds whose completions are sampled; the others take the answers of their rows."""
+    return float(config.train.trl_extra.get("lmbda", 0.5)) if config.train.task == "gkd" else 1.0
+
+
+def has_engines(config: RlhfConfig) -> bool:
+    """Whether anything is sampled: in training, or in evaluations."""
+    return sampled_share(config) > 0 or bool(config.data.eval or config.data.eval_fraction)
+
+
+def engines_of(config: TrainingConfig) -> RolloutConfig | None:
+    """Section `rollout` of a run that has engines, those of a teacher included; None: it has none."""
+    if not isinstance(config, RlhfConfig) or not rollout_of(config):
+        return None
+    return config.rollout if has_engines(config) or config.rollout.teacher_engines else None
+
+
+def is_sampling(config: TrainingConfig) -> bool:
+    """Whether a run has engines that sample."""
+    return isinstance(config, RlhfConfig) and rollout_of(config) is not None and has_engines(config)
+
+
+def completions_per_prompt(config: RlhfConfig) -> int:
+    """Completions of a prompt in training: its group, or one where nothing compares them."""
+    return 1 if config.train.task == "gkd" else config.rollout.num_generations
+
+
+def has_teacher_outside(config: RlhfConfig) -> bool:
+    """Whether completions are scored by engines or servers, and not by a teacher in the workers."""
+    return bool(config.rollout.teacher_engines or config.rollout.teacher_server)
+
+
+def has_teacher(config: RlhfConfig) -> bool:
+    """Whether there is a teacher of any kind."""
+    return config.model.teacher is not None or bool(config.rollout.teacher_server)
+
+
+def _outside_problems(config: RlhfConfig) -> list[str]:
+    """Of a teacher that is not in the workers."""
+    model, rollout, given = config.model, config.rollout, config.train.trl_extra
+    found = []
+    if rollout.teacher_engines and model.teacher in (None, SELF):
+        found.append("rollout.teacher_engines: name the model that they hold in model.teacher")
+    if rollout.teacher_engines and model.teacher_adapters:
+        found.append(
+            "model.teacher_adapters: vLLM tells no log-probabilities of a prompt under an adapter; merge them "
+            "(`rayswift export --merge_lora`) and give the folder as model.teacher, or set rollout.teacher_engines 0"
+        )
+    if rollout.teacher_server and model.teacher:
+        found.append("model.teacher and rollout.teacher_server both name a teacher; keep one")
+    tags = [tag for server in rollout.teacher_server for tag in server.tags]
+    if len(set(tags)) < len(tags):
+        found.append("rollout.teacher_server: a tag belongs to two servers; give each its own")
+    if sum(not server.tags for server in rollout.teacher_server) > 1:
+        found.append("rollout.teacher_server: two servers have no tags; give each the tags of its rows")
+    if not has_teacher_outside(config):
+        return found
+    if config.train.task == "gkd" and not given.get("logits_topk"):
+        found.append(
+            "train.logits_topk is not set: engines and servers tell the likeliest tokens of a teacher alone; set how "
+            "many, say 64, or let the teacher compute in the workers"
+        )
+    if config.train.task == "grpo" and rollout.teacher_server and rollout.temperature != 1:
+        found.append(
+            f"rollout.temperature = {rollout.temperature}: a server tells log-probabilities at temperature 1, which "
+            "those of the policy are compared with; set it to 1, or name the model in model.teacher"
+        )
+    return found
+
+
+def distillation_problems(config: RlhfConfig) -> list[str]:
+    """One line for each setting of a run with a teacher, or of task gkd, that cannot be used."""
+    model, given, found = config.model, config.train.trl_extra, _outside_problems(config)
+    if model.teacher_adapters and model.teacher in (None, SELF):
+        found.append("model.teacher_adapters: adapters go onto a model; name it in model.teacher")
+    if model.teacher_adapters and config.cluster.zero_stage == 3:
+        found.append(
+            "model.teacher_adapters cannot be merged into a model that ZeRO-3 spreads; merge them (`rayswift export "
+            "--merge_lora`) and give the folder as model.teacher, or set cluster.zero_stage 2"
+        )
+    num_rewards = len(config.rollout.reward_funcs) + len(config.rollout.reward_models)
+    if config.rollout.dynamic_sampling and (not num_rewards or config.train.task == "gkd"):
+        found.append(
+            "rollout.dynamic_sampling has no rewards to compare, so that it would replace every group; unset it"
+        )
+    if config.train.task != "gkd":
+        return found
+    if not has_engines(config) and (config.rollout.reward_funcs or config.rollout.reward_models):
+        found.append(
+            "rollout.reward_funcs, rollout.reward_models: with train.lmbda = 0 and no rows to evaluate on, nothing is "
+            "sampled that they could score; unset them, or set data.eval"
+        )
+    for name in ("lmbda", "beta"):
+        if not 0 <= float(given.get(name, 0.5)) <= 1:
+            found.append(f"train.{name} = {given[name]} is no share; set a number from 0 to 1")
+    if given.get("sft_alpha", 0) < 0:
+        found.append(f"train.sft_alpha = {given['sft_alpha']} would unlearn the answers; set 0 or more")
+    if given.get("sft_alpha") and sampled_share(config) == 1:
+        found.append(
+            f"train.sft_alpha = {given['sft_alpha']} weighs the answers of rows, but train.lmbda = 1 trains none of "
+            "them; lower it, or unset the first"
+        )
+    if (given.get("logits_topk") or 1) < 1:
+        found.append(f"train.logits_topk = {given['logits_topk']}: set 1 or more, or null for all tokens")
+    if given.get("loss_type", "nll") != "nll":
+        found.append(f"train.loss_type = {given['loss_type']}: the loss of task gkd is set by train.beta; unset it")
+    if config.rollout.temperature == 0:
+        found.append("rollout.temperature = 0 divides all logits by 0; set it above 0")
+    return found

@@ -1,0 +1,53 @@
+"""A teacher as a pool of engines with weights of its own."""
+
+import asyncio
+from collections.abc import Sequence
+
+from rayswift.engines.pool.pool import Pool, SampleFailed
+from rayswift.engines.samples import Completion, PolicyVersion, Prompt, SampleRequest
+
+OWN_WEIGHTS = PolicyVersion(0, 0)
+"""The version of weights that engines were built from."""
+
+
+class PoolTeacher:
+    """See `Teacher`.
+
+    Args:
+        pool: Engines that hold the teacher.
+        num_engines: How many.
+        top: The likeliest tokens that are told beside each token.
+    """
+
+    def __init__(self, pool: Pool, num_engines: int, top: int):
+        self._pool, self._num_engines, self._top = pool, num_engines, top
+
+    async def start(self) -> None:
+        """Have the engines start."""
+        self._pool.scale_to(self._num_engines)
+        await self._pool.set_weights(OWN_WEIGHTS, None)
+
+    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Completion | str]:
+        """See `Teacher`.
+
+        Raises:
+            EnginesFailed: no engine is left that could answer.
+        """
+        seen = prompt.input_ids if prompt.teacher_ids is None else prompt.teacher_ids
+        requests = [
+            SampleRequest(f"teacher:{each.key}", seen, len(each.token_ids) + 1, 0, each.token_ids, self._top)
+            for each in completions
+        ]
+        found = await asyncio.gather(*self._pool.sample(requests, 0), return_exceptions=True)
+        for each in found:
+            if isinstance(each, BaseException) and not isinstance(each, SampleFailed):
+                raise each
+        return [each if isinstance(each, Completion) else str(each) for each in found]
+
+    def describe(self) -> str:
+        """See `Teacher`."""
+        return self._pool.describe()
+
+    async def close(self) -> None:
+        """See `Teacher`."""
+        await self._pool.close()

@@ -1,0 +1,134 @@
+"""The distillation trainer: rounds of completions, each token compared with what the teacher would have said.
+
+A round is of completions that the student sampled or of its rows' own answers, see `rollout.groups.is_sampled`. The
+loss is TRL's: the sum over the tokens of completions, divided by their number in the whole step.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rayswift.config.schema import RlhfConfig
+from rayswift.rollout.advantages import AdvantageSettings
+from rayswift.rollout.groups import is_sampled
+from rayswift.train import evaluation
+from rayswift.train.policy.distillation.divergence import TopK, divergence, masses, target_logprobs, top_k
+from rayswift.train.policy.distillation.teacher import in_order, outside_logprobs
+from rayswift.train.policy.losses import Loss, StepCounts, k3
+from rayswift.train.policy.micro_batches import MicroBatch, Place
+from rayswift.train.policy.policy_stream import PolicyStep
+from rayswift.train.policy.policy_trainer import StreamedPolicyTrainer
+from rayswift.train.policy.round_values import RoundValues, reward_metrics
+
+
+def told(batch: MicroBatch, logits: Tensor) -> TopK:
+    """What a teacher outside has told of its likeliest tokens at the places of logits [n, V]."""
+    if batch.scores is None:
+        return top_k(logits.detach(), 1)  # of no place
+    assert batch.scores.top_ids is not None and batch.scores.top_logprobs is not None, "asked for with `logits_topk`"
+    ids, logprobs = batch.scores.top_ids.to(logits.device), batch.scores.top_logprobs.to(logits.device)
+    # An entry that is no token, of a head with more of them, has next to no probability.
+    return TopK(ids.clamp(max=logits.shape[-1] - 1), logprobs.masked_fill(ids >= logits.shape[-1], -1e4))
+
+
+class StreamedGkdTrainer(StreamedPolicyTrainer):
+    """Generalised knowledge distillation (GKD, arXiv 2306.13649) on rounds of completions."""
+
+    def _set_losses(self, config: RlhfConfig, args: Any) -> None:
+        rollout = config.rollout
+        num_rewards = len(rollout.reward_funcs) + len(rollout.reward_models)
+        self._advantages = AdvantageSettings(tuple(rollout.reward_weights) or (1.0,) * num_rewards)
+        self._temperature, self._seed = rollout.temperature, config.train.seed
+
+    def _begin_round(self, model: Any, step: PolicyStep) -> None:
+        """Nothing but what is told of it."""
+        self._values = RoundValues()
+        table = step.round.table
+        evaluation.add(self._sums, reward_metrics(table, self._advantages))
+        evaluation.add(self._sums, {"on_policy": (float(self._is_sampled(step)), 1.0)})
+        self._ordinals, self._told = table.ordinals, dict(step.round.metrics)
+
+    def _is_sampled(self, step: PolicyStep) -> bool:
+        return is_sampled(self._seed, step.round.number, self.args.lmbda)
+
+    def _micro_loss(
+        self,
+        model: Any,
+        step: PolicyStep,
+        batch: MicroBatch,
+        place: Place,
+        counts: StepCounts,
+        counted: Tensor | None,
+    ) -> Tensor:
+        args, temperature = self.args, self._temperature
+        theirs = self._teacher_logits(model, batch)  # first: ZeRO-3 goes back through the pass that came last
+        with self.compute_loss_context_manager():
+            ours = self._logits(model, batch)
+        best = None
+        if theirs is None:
+            best = told(batch, ours)
+        else:
+            width = min(ours.shape[-1], theirs.shape[-1])  # a head may have more entries than there are tokens
+            ours, theirs = ours[:, :width], theirs[:, :width]
+            best = top_k(theirs, args.logits_topk) if args.logits_topk else None
+        total = divergence(ours, theirs if best is None else best, args.beta, temperature).sum()
+        targets = batch.targets.to(ours.device)
+        sums = self._compared(ours.detach(), theirs, best, batch, targets)
+        if args.sft_alpha and not self._is_sampled(step):
+            likelihood = F.cross_entropy(ours.float(), targets, reduction="sum")
+            total = total + args.sft_alpha * likelihood
+            sums["sft_loss"] = likelihood.detach()
+        loss = Loss(total / max(1, counts.tokens), sums)
+        self._note(batch, loss)
+        return loss.total
+
+    def _compared(
+        self, ours: Tensor, theirs: Tensor | None, best: TopK | None, batch: MicroBatch, targets: Tensor
+    ) -> dict[str, Tensor]:
+        """Sums over tokens of what is logged; a teacher outside tells of temperature 1, where both are compared."""
+        temperature = 1.0 if theirs is None else self._temperature
+        if theirs is None:
+            wanted = outside_logprobs(batch).to(ours.device)
+        else:
+            wanted = target_logprobs(theirs, targets, temperature)
+        sums = {"teacher_kl": k3(target_logprobs(ours, targets, temperature), wanted).sum()}
+        if best is not None:
+            mass = masses(ours, best, theirs, temperature)
+            sums |= {
+                f"distillation/{who}_mass": each.sum() for who, each in zip(("student", "teacher"), mass, strict=True)
+            }
+        return sums
+
+    def _logits(self, model: Any, batch: MicroBatch) -> Tensor:
+        with self._inputs(batch) as inputs:
+            return self._scorer(model).logits(model, inputs, batch.followed.to(self.args.device))
+
+    @torch.no_grad()
+    def _teacher_logits(self, model: Any, batch: MicroBatch) -> Tensor | None:
+        """Logits [n, V]; None: they are outside, and only the likeliest tokens are told."""
+        assert self._teacher is not None
+        if self._teacher.is_outside:
+            return None
+        was_training = model.training
+        model.eval()
+        with self._teacher.asked(model, self.accelerator) as asked, self.compute_loss_context_manager():
+            logits = self._logits(asked, batch.teacher or batch)
+        model.train(was_training)
+        return in_order(logits, batch)
+
+    @torch.no_grad()
+    def text_logprobs(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        """See the policy trainer; by the model's own head, as in training."""
+        model, ids = self.model_wrapped, torch.from_numpy(token_ids.astype(np.int64)).to(self.args.device)
+        was_training = model.training
+        model.eval()
+        with self.compute_loss_context_manager():
+            followed = torch.arange(len(ids) - 1, device=ids.device)
+            logits = self._score_policy.logits(model, {"input_ids": ids[None]}, followed)
+        model.train(was_training)
+        found: NDArray[np.float32] = target_logprobs(logits, ids[1:], self._temperature).cpu().numpy()
+        return found
