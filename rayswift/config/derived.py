@@ -1,9 +1,11 @@
 """Values that follow from several fields of a config."""
 
+from rayswift.config.fields.tasks import PpoFields
 from rayswift.config.model import ModelConfig, ProblemType
 from rayswift.config.rollout import RolloutConfig
 from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.config.tasks import TASKS
+from rayswift.config.train import TrainConfig
 
 
 def rollout_of(config: TrainingConfig) -> RolloutConfig | None:
@@ -22,7 +24,8 @@ def keeps_reference(config: TrainingConfig) -> bool:
     task = TASKS[config.train.task]
     # Online tasks need it for a KL term alone.
     without = extra.get("reference_free") or extra.get("precompute_ref_log_probs")
-    without = without or (task.is_online and not extra.get("beta"))
+    kl = extra.get("kl_coef", PpoFields.kl_coef) if config.train.task == "ppo" else extra.get("beta")
+    without = without or (task.is_online and not kl)
     return task.has_reference and not without
 
 
@@ -52,4 +55,21 @@ def round_size(config: RlhfConfig) -> int | None:
     """Completions of a round, between two publications of weights; None: the global batch is not decided yet."""
     train = config.train
     batch = train.global_batch_size
-    return None if batch is None else batch * int(train.trl_extra.get("steps_per_generation") or 1)
+    return None if batch is None else batch * round_shape(train)[0]
+
+
+def round_shape(train: TrainConfig) -> tuple[int, int]:
+    """Optimizer steps of one pass over a round, and passes over it."""
+    given = train.trl_extra
+    if train.task == "ppo":
+        steps = given.get("num_mini_batches", PpoFields.num_mini_batches)
+        return int(steps), int(given.get("num_ppo_epochs", PpoFields.num_ppo_epochs))
+    return int(given.get("steps_per_generation") or 1), int(given.get("num_iterations") or 1)
+
+
+def critic_start(config: RlhfConfig) -> tuple[str | None, str]:
+    """The model that a separate critic of task ppo begins as, and the field that names it; None: the policy's."""
+    if config.model.critic_path:
+        return config.model.critic_path, "model.critic_path"
+    models = config.rollout.reward_models
+    return (models[0], "rollout.reward_models") if models else (None, "model.path")

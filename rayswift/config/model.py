@@ -92,6 +92,9 @@ class RlhfModelConfig(ModelConfig):
     """Reference model, to which the policy is kept close; null: the model before training."""
     reference_adapters: PathTexts = []
     """Adapter folders that turn `model.path` into the reference."""
+    critic_path: PathText | None = None
+    """Task ppo with `train.critic` separate: model that the critic begins as; null: the first of
+    `rollout.reward_models`, else the policy."""
     teacher: PathText | None = None
     """Model that task gkd distils from."""
     teacher_adapters: PathTexts = []

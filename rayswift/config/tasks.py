@@ -192,7 +192,13 @@ TASKS: dict[str, Task] = {
         defaults={"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 1.0},
     ),
     "grpo": _GRPO,
-    "ppo": replace(_GRPO, verb="rlhf --rlhf_type ppo", trainer="", fields=(*_TRL, _own("PpoFields"))),
+    "ppo": replace(
+        _GRPO,
+        verb="rlhf --rlhf_type ppo",
+        trainer="rayswift.train.policy.ppo.trainer:StreamedPPOTrainer",
+        arguments="rayswift.train.policy.ppo.arguments:PPOArguments",
+        fields=(*_TRL, _own("PpoFields")),
+    ),
     "gkd": replace(
         _GRPO,
         verb="rlhf --rlhf_type gkd",

@@ -130,7 +130,7 @@ class RlhfTrainConfig(TrainConfig):
     """Optimiser, schedule, logging, saving, evaluation: names and values of the task's TRL config."""
 
     task: RlhfTask = "dpo"
-    """How the model learns from preferences, rewards or a teacher; ppo and gkd are not built yet."""
+    """How the model learns from preferences, rewards or a teacher; gkd is not built yet."""
     output_dir: PathText = "runs/rlhf"
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate; null: 1e-6 for full training, 1e-5 for LoRA."""

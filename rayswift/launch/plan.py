@@ -7,11 +7,13 @@ from typing import Any, Generic, TypeVar
 
 from rayswift.cluster.layout import Layout, memory_per_worker_bytes
 from rayswift.config.derived import (
+    critic_start,
     keeps_reference,
     max_sequence_length,
     micro_batch_tokens,
     problem_type,
     rollout_of,
+    round_shape,
 )
 from rayswift.config.model import ModelConfig, RlhfModelConfig
 from rayswift.config.schema import DataConfig, RlhfConfig, SftConfig, TrainingConfig
@@ -196,6 +198,8 @@ def _estimates(config: TrainingConfig, layout: Layout) -> list[memory.MemoryEsti
                 size = size.beside(_size(model.model_copy(update=whole), config))
             elif model.tuner == "full":
                 size = size.beside(size)
+        if isinstance(config, RlhfConfig) and config.train.task == "ppo":
+            size = size.with_critic(_critic_size(config))
     except OSError as error:
         return str(error)
     half = model.dtype in ("bfloat16", "float16") or (model.dtype == "auto" and layout.device == "cuda")
@@ -215,6 +219,17 @@ def _estimates(config: TrainingConfig, layout: Layout) -> list[memory.MemoryEsti
         )
         for stage in range(4)
     ]
+
+
+def _critic_size(config: RlhfConfig) -> model_size.ModelSize | None:
+    """Of a critic's own model; None: it is a head on the policy's states."""
+    if config.train.trl_extra.get("critic", "shared") == "shared":
+        return None
+    path = critic_start(config)[0]
+    named = {"path": path, "revision": None, "random_init": False} if path else {}
+    model = config.model.model_copy(update={**named, "tuner": "full", "freeze": None, "freeze_ratio": 0.0})
+    found = shapes.find(model, "reward")
+    return model_size.model_size(found.config, found.shapes, model, found.num_trainable, found.num_quantizable)
 
 
 def _tokens_per_micro_batch(config: TrainingConfig) -> int:
@@ -290,7 +305,7 @@ def _batch_lines(plan: Plan[Any], sizes: list[int], unit: str) -> list[str]:
     engines = f"{layout.min_engines}"
     if layout.max_engines > layout.min_engines:
         engines += f" to {layout.max_engines}"
-    round_size = plan.global_batch * (plan.config.train.trl_extra.get("steps_per_generation") or 1)
+    round_size = plan.global_batch * round_shape(plan.config.train)[0]
     longest = max_sequence_length(plan.config)
     gpus = f", reward models hold {layout.num_reward_gpus} GPU(s)" if layout.num_reward_gpus else ""
     return [

@@ -3,7 +3,7 @@
 import uuid
 from functools import partial
 
-from rayswift.config.derived import max_sequence_length
+from rayswift.config.derived import max_sequence_length, round_shape
 from rayswift.config.schema import RlhfConfig
 from rayswift.data.sequence.windows import Windows
 from rayswift.launch.supply import beside_the_driver
@@ -16,12 +16,12 @@ from rayswift.train.spec import Connect, RunSpec, SupplyClient
 def rollout_plan(config: RlhfConfig) -> RolloutPlan:
     """What the coordinator does, from a resolved config."""
     train, rollout = config.train, config.rollout
-    extra = train.trl_extra
-    num_steps, num_iterations = extra.get("steps_per_generation") or 1, extra.get("num_iterations") or 1
+    num_steps, num_iterations = round_shape(train)
     assert train.global_batch_size is not None, "the plan sets it"
     steps_per_round = num_steps * num_iterations
     # Estimators that compare the completions of a prompt need two of them.
-    compares = extra.get("advantage_estimator", "grpo") != "reinforce_plus_plus"
+    estimator = train.trl_extra.get("advantage_estimator", "grpo")
+    compares = train.task == "grpo" and estimator != "reinforce_plus_plus"
     return RolloutPlan(
         rounds=RoundPlan(
             num_prompts=train.global_batch_size * num_steps // rollout.num_generations,

@@ -29,7 +29,10 @@ CHARTS = (
         "Token accuracy", {"training": "mean_token_accuracy", "evaluation": "eval_mean_token_accuracy"}, "%", cap=1.0
     ),
     Chart("Learning rate", {"now": "learning_rate"}, from_zero=True),
-    Chart("Gradient norm", {"before clipping": "grad_norm"}, from_zero=True, log=True),
+    Chart(
+        "Gradient norm", {"before clipping": "grad_norm", "of the critic": "critic/grad_norm"}, from_zero=True, log=True
+    ),
+    Chart("Returns that the critic foresees", {"share of the variance": "critic/vf_explained_var"}, "%", cap=1.0),
     Chart("Tokens per second", {"all": "tokens_per_s", "trained": "trained_tokens_per_s"}, from_zero=True),
     Chart("Step time", {"of one step": "step_s"}, "s", from_zero=True),
     Chart("Waiting for the next batch", {"share of the time": "data_wait"}, "%", from_zero=True, cap=1.0),

@@ -89,17 +89,41 @@ def returns(reward: float, penalties: Floats) -> Floats:
     return total
 
 
+def gae(rewards: Floats, values: Floats, gamma: float, lam: float) -> Floats:
+    """Generalised advantage estimates [B, T] of each token of B completions, padded behind their ends with zeros.
+
+    Schulman et al. 2016, arXiv 1506.02438, equation 16; the state behind a completion's last token is worth nothing.
+
+    Args:
+        rewards: [B, T] of each token.
+        values: [B, T] of the states that the tokens follow.
+        gamma: Discount.
+        lam: 0: one step ahead, less variance; 1: to the end, less bias.
+    """
+    found = np.zeros_like(rewards)
+    ahead = next_values = np.zeros(len(rewards))
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * next_values - values[:, t]
+        found[:, t] = ahead = delta + gamma * lam * ahead
+        next_values = values[:, t]
+    return found
+
+
 def moments(values: Floats) -> Floats:
     """Count, sum and sum of squares of the values that are known: what ranks add up for `whitened`."""
     known = values[~np.isnan(values)]
     return np.array([len(known), known.sum(), np.square(known).sum()])
 
 
-def whitened(values: Floats, summed: Floats) -> Floats:
-    """Tokens' returns less their mean, over their standard deviation, of the whole round (`moments`); 0 if unknown."""
+def whitened(values: Floats, summed: Floats, shift_mean: bool = True) -> Floats:
+    """Values less their mean, over their standard deviation, of the whole round (`moments`); 0 if unknown.
+
+    Without `shift_mean` the mean stays what it was, as TRL whitens rewards.
+    """
     count, total, squares = summed / max(summed[0], 1.0)
     variance = squares - total**2 if count else 0.0
-    return np.nan_to_num((values - total) / np.sqrt(max(variance, _MIN_VARIANCE)))
+    scaled = (values - total) / np.sqrt(max(variance, _MIN_VARIANCE))
+    return np.nan_to_num(scaled if shift_mean else scaled + total)
 
 
 def is_even(rewards: Floats, groups: NDArray[np.int64], settings: AdvantageSettings) -> NDArray[np.bool_]:

@@ -4,6 +4,7 @@ import math
 import sys
 from typing import Any
 
+from rayswift.config.derived import round_shape
 from rayswift.log import UserError
 from rayswift.train.parallel.deepspeed import deepspeed_config
 from rayswift.train.spec import RunSpec
@@ -96,6 +97,5 @@ def trainer_arguments(spec: RunSpec, arguments: Any, dtype: str, tracks: bool, u
 
 def _most_steps(spec: RunSpec) -> int:
     rows = math.ceil(spec.feed_plan.num_epochs) * spec.feed_plan.num_rows
-    extra = spec.config.train.trl_extra
-    steps_of_a_round = (extra.get("steps_per_generation") or 1) * (extra.get("num_iterations") or 1)
-    return min(rows * steps_of_a_round, sys.maxsize) + 1
+    num_steps, num_passes = round_shape(spec.config.train)
+    return min(rows * num_steps * num_passes, sys.maxsize) + 1

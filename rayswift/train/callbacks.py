@@ -267,6 +267,7 @@ _SHOWN = (
     "engines",
     "rollout_tokens_per_s",
     "staleness",
+    "critic/vf_explained_var",
     "grad_norm",
     "learning_rate",
     "mean_token_accuracy",

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rayswift.config.derived import keeps_reference, rollout_of
-from rayswift.config.schema import TrainingConfig
+from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.config.tasks import TASKS, load
 from rayswift.config.user_code import import_plugins
 from rayswift.data.sequence.global_batches import Position
@@ -54,7 +54,7 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     model, drawn = models.load_with_drawn(config.model, weights, weights_dtype, task.head)
     tokenizer = load_with_padding(str(spec.tokenizer_dir), config.model.trust_remote_code)
     stream = load(task.stream)(spec, worker.supply, resume, tokenizer, model)
-    reference = models.reference(config, keeps_reference(config), weights, weights_dtype)
+    beside = _models_beside(config, model, args, weights, weights_dtype)
     with tuners.named_refusals(config.model), _without_progress_bars():
         trainer = trainer_class(
             spec=spec,
@@ -67,9 +67,9 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
             processing_class=tokenizer,
             peft_config=tuners.peft_config(config.model, task.head, config.train.max_steps, model, drawn),
             callbacks=callbacks_of(spec, worker, stream, clock, resume),
-            **reference,
+            **beside,
         )
-    _make_ready(trainer.model, reference.values(), args, config, dtype)
+    _make_ready(trainer.model, beside.values(), args, config, dtype)
     if task.is_online:
         from rayswift.train.policy import online
 
@@ -78,6 +78,18 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
         logger.info("%s", "\n".join(parameters.table(trainer.model)))
     clock.lap("model")
     trainer.train(resume_from_checkpoint=str(resume.saved.path) if resume else None)
+
+
+def _models_beside(config: TrainingConfig, model: Any, args: Any, weights: str, dtype: str) -> dict[str, Any]:
+    """What the task's trainer takes beside its model: a reference, a critic."""
+    from rayswift.model import load as models
+
+    beside = models.reference(config, keeps_reference(config), weights, dtype)
+    if isinstance(config, RlhfConfig) and config.train.task == "ppo":
+        from rayswift.train.policy.ppo.critic import make_critic
+
+        beside["critic"] = make_critic(config, model, args.critic, weights)
+    return beside
 
 
 @contextmanager

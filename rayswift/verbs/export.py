@@ -19,6 +19,8 @@ from rayswift.model.find import FoundModel, find_model, load_tokenizer, stop_tok
 from rayswift.model.kind.kinds import look
 from rayswift.run.checkpoint import model_folder
 
+_CRITIC = "critic"  # beside the policy of task ppo
+
 
 def run(invocation: Invocation) -> None:
     """Write the model folder.
@@ -63,7 +65,7 @@ def run(invocation: Invocation) -> None:
 
 def merge(model: FoundModel, folder: Path) -> None:
     """Add an adapter to its base weights; save weights, tokenizer, chat template, generation config, and the files by
-    which sentence-transformers loads an embedding or a reranker."""
+    which sentence-transformers loads an embedding or a reranker; and the critic beside it, as it is."""
     from peft import PeftModel
 
     from rayswift.model import generation_config
@@ -79,6 +81,8 @@ def merge(model: FoundModel, folder: Path) -> None:
     merged.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     _copy_modules(model.folder, folder)
+    if (model.folder / _CRITIC).is_dir():
+        shutil.copytree(model.folder / _CRITIC, folder / _CRITIC)
 
 
 def _copy_modules(source: Path, folder: Path) -> None:

@@ -8,7 +8,7 @@ from rayswift.config.schema import RlhfConfig
 def online_problems(config: RlhfConfig) -> list[str]:
     """One line for each setting that such a task lacks or cannot use."""
     found = [*_reward_problems(config), *_length_problems(config), *_round_problems(config)]
-    if config.train.task == "grpo":
+    if config.train.task in ("grpo", "ppo"):
         found += policy_problems(config)
     why = f"task {config.train.task} trains completions"
     if config.data.truncation == "split":
@@ -43,10 +43,11 @@ def _length_problems(config: RlhfConfig) -> list[str]:
 
 def _round_problems(config: RlhfConfig) -> list[str]:
     size, each = round_size(config), config.rollout.num_generations
-    if config.train.task != "grpo" or size is None or size % each == 0:
+    if config.train.task not in ("grpo", "ppo") or size is None or size % each == 0:
         return []
+    steps = "num_mini_batches" if config.train.task == "ppo" else "steps_per_generation"
     return [
-        f"train.global_batch_size x train.steps_per_generation = {size} completions are no whole number of groups of "
+        f"train.global_batch_size x train.{steps} = {size} completions are no whole number of groups of "
         f"rollout.num_generations = {each}; make it a multiple"
     ]
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from rayswift.config.derived import round_shape
 from rayswift.config.schema import RlhfConfig
 
 GRPO_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo", "rloo")
@@ -9,9 +10,12 @@ GRPO_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "ves
 
 
 def policy_problems(config: RlhfConfig) -> list[str]:
-    """One line for each setting of task grpo's loss or advantages that cannot be used."""
+    """One line for each setting of the loss or advantages of tasks grpo and ppo that cannot be used."""
     given, rollout = config.train.trl_extra, config.rollout
-    found = [*_loss_problems(config), *_correction_problems(config), *_advantage_problems(given)]
+    if config.train.task == "ppo":
+        found = [*ppo_problems(config), *_correction_problems(config)]
+    else:
+        found = [*_loss_problems(config), *_correction_problems(config), *_advantage_problems(given)]
     found += _step_problems(config)
     if rollout.temperature == 0:
         found.append("rollout.temperature = 0 samples the same completion again and again; set it above 0")
@@ -20,8 +24,38 @@ def policy_problems(config: RlhfConfig) -> list[str]:
 
 def steps_per_round(config: RlhfConfig) -> int:
     """Optimizer steps between two publications of weights."""
-    given = config.train.trl_extra
-    return int(given.get("steps_per_generation") or 1) * int(given.get("num_iterations") or 1)
+    num_steps, num_passes = round_shape(config.train)
+    return num_steps * num_passes
+
+
+_FRACTIONS = ("gamma", "lam")
+_NOT_NEGATIVE = ("kl_coef", "vf_coef", "critic_warmup_rounds")
+_POSITIVE = ("cliprange", "cliprange_value", "kl_target", "kl_horizon", "critic_learning_rate")
+
+
+def ppo_problems(config: RlhfConfig) -> list[str]:
+    """One line for each setting of task ppo that cannot be used."""
+    given, rollout, found = config.train.trl_extra, config.rollout, []
+    for name, value in given.items():
+        wanted = ""
+        if name in _FRACTIONS and not 0 <= value <= 1:
+            wanted = "from 0 to 1"
+        elif name in _NOT_NEGATIVE and value < 0:
+            wanted = "0 or more"
+        elif name in _POSITIVE and value is not None and value <= 0:
+            wanted = "above 0"
+        if wanted:
+            found.append(f"train.{name} = {value}: set it {wanted}")
+    if config.model.critic_path and given.get("critic", "shared") == "shared":
+        found.append(
+            f"model.critic_path = {config.model.critic_path!r} is a critic of its own, and train.critic is shared; set "
+            "that to separate, or unset the path"
+        )
+    if given.get("kl_control") == "adaptive" and given.get("kl_coef") == 0:
+        found.append("train.kl_control = adaptive has nothing to adapt at train.kl_coef = 0; set that above 0")
+    if rollout.dynamic_sampling:
+        found.append("rollout.dynamic_sampling leaves out groups of equal rewards, of which a critic learns; unset it")
+    return found
 
 
 def _loss_problems(config: RlhfConfig) -> list[str]:
@@ -89,10 +123,11 @@ def _advantage_problems(given: dict[str, Any]) -> list[str]:
 
 
 def _step_problems(config: RlhfConfig) -> list[str]:
-    given, found = config.train.trl_extra, []
-    for name in ("steps_per_generation", "num_iterations"):
-        if int(given.get(name) or 1) < 1:
-            found.append(f"train.{name} = {given[name]}: set 1 or more")
+    given, found, is_ppo = config.train.trl_extra, list[str](), config.train.task == "ppo"
+    names = ("num_mini_batches", "num_ppo_epochs") if is_ppo else ("steps_per_generation", "num_iterations")
+    for name, value in zip(names, round_shape(config.train), strict=True):
+        if value < 1:
+            found.append(f"train.{name} = {value}: set 1 or more")
     completions, batch = given.get("generation_batch_size"), config.train.global_batch_size
     if completions is not None and batch is not None and (completions % batch or given.get("steps_per_generation")):
         found.append(
@@ -103,7 +138,7 @@ def _step_problems(config: RlhfConfig) -> list[str]:
     steps, most = max(1, steps_per_round(config)), config.train.max_steps
     if most > 0 and most % steps:
         found.append(
-            f"train.max_steps = {most} ends within a round of {steps} optimizer steps (train.steps_per_generation x "
-            f"train.num_iterations), which no checkpoint holds; set {most - most % steps or steps}"
+            f"train.max_steps = {most} ends within a round of {steps} optimizer steps (train.{names[0]} x "
+            f"train.{names[1]}), which no checkpoint holds; set {most - most % steps or steps}"
         )
     return found

@@ -21,9 +21,36 @@ class DpoFields:
 class PpoFields:
     """Task ppo, under the names of the `PPOConfig` that TRL once had."""
 
-    num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each batch of completions."})
+    num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each round of completions."})
     num_mini_batches: int = field(default=1, metadata={"help": "Optimizer steps of one pass."})
-    kl_coef: float = field(default=0.05, metadata={"help": "Weight of the KL penalty in each token's reward."})
+    kl_coef: float = field(
+        default=0.05, metadata={"help": "Weight of the KL penalty in each token's reward; 0: no reference is loaded."}
+    )
+    kl_estimator: Literal["k1", "k3"] = field(
+        default="k1", metadata={"help": "Estimate of each token's KL: k1, the log-ratio, or k3, never negative."}
+    )
+    kl_control: Literal["fixed", "adaptive"] = field(
+        default="fixed",
+        metadata={
+            "help": "Whether kl_coef stays, or follows the KL of each round to kl_target (Ziegler et al., 2019)."
+        },
+    )
+    kl_target: float = field(
+        default=6.0, metadata={"help": "KL of a completion, in nats, that the adaptive kl_coef leads to."}
+    )
+    kl_horizon: int = field(
+        default=10000, metadata={"help": "Completions within which the adaptive kl_coef follows; fewer: faster."}
+    )
+    critic: Literal["shared", "separate"] = field(
+        default="shared",
+        metadata={"help": "Critic: a value head on the policy's states, or a second model (model.critic_path)."},
+    )
+    critic_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of the critic; null: that of the policy."}
+    )
+    critic_warmup_rounds: int = field(
+        default=0, metadata={"help": "Rounds at the beginning in which only the critic is trained."}
+    )
     cliprange: float = field(default=0.2, metadata={"help": "Clip range of the probability ratio."})
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
     cliprange_value: float = field(default=0.2, metadata={"help": "Clip range of the value function."})
@@ -31,7 +58,10 @@ class PpoFields:
     lam: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
     whiten_rewards: bool = field(default=False, metadata={"help": "Whether to whiten the rewards."})
     missing_eos_penalty: float | None = field(
-        default=None, metadata={"help": "Subtracted from the score of a completion without an end-of-sequence token."}
+        default=None, metadata={"help": "Subtracted from the score of a completion that was cut off by its length."}
+    )
+    disable_dropout: bool = field(
+        default=True, metadata={"help": "Train without dropout, that of an adapter included, as engines sample."}
     )
 
 

@@ -20,6 +20,13 @@ TRL = {
     "max_seq_length": "data.max_length",
     "reward_model_name_or_path": "rollout.reward_models",
     "sft_model_path": "model.path",
+    "reward_model_path": "rollout.reward_models",
+    "value_model": "train.critic and model.critic_path",
+    "ppo_epochs": "train.num_ppo_epochs",
+    "init_kl_coef": "train.kl_coef",
+    "adap_kl_ctrl": "train.kl_control",
+    "total_episodes": "train.num_train_epochs",
+    "stop_token": "nothing: a completion ends with the model's end token, or at a string of rollout.stop",
 }
 LLAMA_FACTORY = {
     "model_name_or_path": "model.path",

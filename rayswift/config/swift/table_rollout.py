@@ -29,6 +29,7 @@ ROLLOUT: dict[str, Rule] = {
     "vllm_structured_outputs_regex": To("rollout.structured_outputs_regex"),
     "enable_thinking": Into("data.chat_template_kwargs", ("enable_thinking",)),
     "reward_model": To("rollout.reward_models"),
+    "reward_template": NoEffect("a reward model reads what its own chat template renders"),
     "reward_model_plugin": ByValue(
         {"default": NoEffect("a reward model's score is the reward")},
         Refused("write the plugin as a function and give it in rollout.reward_funcs"),

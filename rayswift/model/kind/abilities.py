@@ -2,11 +2,12 @@
 
 from importlib.util import find_spec
 
+from rayswift.config.derived import critic_start
 from rayswift.config.model import ModelConfig
 from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.config.tasks import TASKS
 from rayswift.log import UserError
-from rayswift.model.kind.kinds import Kind, Model, look
+from rayswift.model.kind.kinds import Kind, Model, look, of_encoder, vocabulary
 
 WRITING = frozenset((*(name for name, task in TASKS.items() if task.head == "causal_lm"), "infer"))
 """Tasks that take a model which writes, one token after the other."""
@@ -38,6 +39,8 @@ TEXT_OF_SEVERAL: dict[str, frozenset[str]] = {
 READY_PACKED = ("bitsandbytes",)
 """Quantised weights that an adapter is trained on as they are."""
 
+CRITICS = ("decoder", "headless decoder", "sequence classifier")
+"""Kinds that the critic of task ppo may begin as."""
 _SCORES = ("rm", "reranker")
 _INSTEAD = {
     "headless decoder": "name the model with its head (...ForCausalLM)",
@@ -159,7 +162,39 @@ def training_problems(config: TrainingConfig) -> list[str]:
     )
     if isinstance(config, RlhfConfig) and config.model.reference:
         found += problems("model.reference", config.model.reference, task)
+    if isinstance(config, RlhfConfig) and config.train.task == "ppo":
+        found += _critic_problems(config)
     return found
+
+
+def _critic_problems(config: RlhfConfig) -> list[str]:
+    """Why a separate critic cannot begin as the model it is to."""
+    path, field = critic_start(config)
+    if path is None or config.train.trl_extra.get("critic", "shared") == "shared":
+        return []
+    critic, policy = look(path), look(config.model.path, config.model.revision)
+    if critic is None:
+        return []
+    what = f"{field} = {path!r} is {critic.what}"
+    instead = "name another model.critic_path, or set train.critic shared"
+    if critic.kind == "adapter":
+        return [f"{what}; merge it with rayswift export --merge_lora, {instead}"]
+    if critic.kind == "sequence classifier" and critic.num_outputs != 1:
+        return [f"{what} of {critic.num_outputs} outputs, and a critic has one; {instead}"]
+    if critic.kind not in CRITICS or of_encoder(critic):
+        return [f"{what}, and a critic reads from left to right, token by token; {instead}"]
+    if policy and policy.vocab_size and critic.vocab_size and policy.vocab_size != critic.vocab_size:
+        return [
+            f"{what} of {critic.vocab_size} tokens, the policy has {policy.vocab_size}, and the critic reads the "
+            f"policy's tokens; {instead}"
+        ]
+    tokens, of_policy = vocabulary(path), vocabulary(config.model.path)
+    if tokens is not None and of_policy is not None and tokens != of_policy:
+        return [
+            f"{what} whose tokenizer has other tokens than that of model.path, and the critic reads the policy's "
+            f"tokens; {instead}"
+        ]
+    return _packing_problems(what, critic, "ppo", "full", None)
 
 
 def check(config: TrainingConfig) -> None:

@@ -69,6 +69,12 @@ class Model:
         return len(labels) if labels else int(self.config.get("num_labels", 2))
 
     @property
+    def vocab_size(self) -> int | None:
+        """Rows of the embedding; None: not said."""
+        size = (self.config.get("text_config") or self.config).get("vocab_size")
+        return size if isinstance(size, int) else None
+
+    @property
     def model_type(self) -> str:
         """The family; empty: not said."""
         return str(self.config.get("model_type", ""))
@@ -96,6 +102,11 @@ def look(path: str, revision: str | None = None) -> Model | None:
     return of_config(_read(Path(cached))) if isinstance(cached, str) else None
 
 
+def vocabulary(path: str) -> Any:
+    """The tokens in a folder's `tokenizer.json`, as they are written there; None: it has none."""
+    return (_read(Path(path) / "tokenizer.json").get("model") or {}).get("vocab")
+
+
 def of_config(config: Mapping[str, Any]) -> Model:
     """What a `config.json` is that of."""
     if "_class_name" in config:
@@ -119,9 +130,7 @@ def _kind(config: Mapping[str, Any], architecture: str, family: str) -> tuple[Ki
         return "encoder-decoder", "an encoder-decoder"
     if architecture.endswith("ForSequenceClassification"):
         return "sequence classifier", "a model with a sequence-classification head"
-    looks_both_ways = bool(config.get("use_bidirectional_attention")) or (
-        (family in ENCODERS or "bert" in family) and not config.get("is_decoder")
-    )
+    looks_both_ways = _looks_both_ways(config, family)
     if "For" in architecture and not architecture.endswith(_LANGUAGE_HEADS):
         return "other head", "a model with a head of another task"
     if looks_both_ways or architecture.endswith("ForMaskedLM"):
@@ -130,6 +139,17 @@ def _kind(config: Mapping[str, Any], architecture: str, family: str) -> tuple[Ki
     if is_bare and not config.get("tie_word_embeddings", family in _TIED):
         return "headless decoder", "a decoder without its language-model head"
     return "decoder", "a decoder"
+
+
+def _looks_both_ways(config: Mapping[str, Any], family: str) -> bool:
+    return bool(config.get("use_bidirectional_attention")) or (
+        (family in ENCODERS or "bert" in family) and not config.get("is_decoder")
+    )
+
+
+def of_encoder(model: Model) -> bool:
+    """Whether its attention looks both ways, whatever head it has."""
+    return _looks_both_ways(model.config, model.model_type)
 
 
 def _file(file: Path) -> Model:

@@ -44,6 +44,21 @@ class ModelSize:
         """The sizes with a frozen reference model beside."""
         return replace(self, num_reference=reference.num_parameters)
 
+    def with_critic(self, network: "ModelSize | None") -> "ModelSize":
+        """The sizes with a critic that is trained whole: a head on the model's states, or a second model.
+
+        An adapter's parameters are beside the model's, and so are those of a critic then.
+        """
+        added = self.hidden_size if network is None else network.num_parameters
+        is_adapter = self.num_frozen == self.num_parameters
+        return replace(
+            self,
+            num_parameters=self.num_parameters + (0 if is_adapter else added),
+            num_trainable=self.num_trainable + added,
+            num_layers=self.num_layers + (0 if network is None else network.num_layers),
+            num_largest=max(self.num_largest, 0 if network is None else network.num_largest),
+        )
+
 
 def model_size(
     config: Mapping[str, Any],

@@ -34,14 +34,18 @@ class PolicyArguments(GrpoFields, GRPOConfig):
 
 def advantage_settings(config: RlhfConfig, args: PolicyArguments) -> AdvantageSettings:
     """How rewards become advantages."""
-    rollout = config.rollout
-    num_rewards = len(rollout.reward_funcs) + len(rollout.reward_models)
     return AdvantageSettings(
-        weights=tuple(rollout.reward_weights) or (1.0,) * num_rewards,
+        weights=reward_weights(config),
         estimator=args.advantage_estimator,
         scale_rewards=args.scale,
         aggregation=args.multi_objective_aggregation,
     )
+
+
+def reward_weights(config: RlhfConfig) -> tuple[float, ...]:
+    """Of each reward, functions first."""
+    rollout = config.rollout
+    return tuple(rollout.reward_weights) or (1.0,) * (len(rollout.reward_funcs) + len(rollout.reward_models))
 
 
 def policy_settings(config: RlhfConfig, args: PolicyArguments) -> PolicySettings:

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rayswift.config.derived import max_sequence_length, micro_batch_tokens
+from rayswift.config.derived import max_sequence_length, micro_batch_tokens, round_shape
 from rayswift.config.schema import RlhfConfig
 from rayswift.engines.samples import PolicyVersion
 from rayswift.engines.weights import ObjectStore
@@ -25,12 +25,11 @@ def round_stream(
     config = spec.config
     assert isinstance(config, RlhfConfig)
     ledger = LedgerSnapshot.from_json(resume.ledger if resume else None)
-    extra = config.train.trl_extra
     settings = CutSettings(
-        num_iterations=extra.get("num_iterations") or 1,
+        num_iterations=round_shape(config.train)[1],
         budget=micro_batch_tokens(config),
         pad_token_id=tokenizer.pad_token_id,
-        leave_truncated=bool(extra.get("mask_truncated_completions")),
+        leave_truncated=bool(config.train.trl_extra.get("mask_truncated_completions")),
     )
     position = replace(ledger.position, counts=ledger.rows)
     return PolicyStream(cast(RolloutClient, client), position, ledger.epochs, ledger.rounds, ledger.to_json(), settings)

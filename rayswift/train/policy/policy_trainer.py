@@ -70,10 +70,11 @@ class StreamedPolicyTrainer(Streamed):
         temperature = config.rollout.temperature
         if not args.beta:
             ref_model = None
-        stream.layout = choose_layout(*(each for each in (model, ref_model) if each is not None))
+        stream.layout = choose_layout(*(each for each in (model, ref_model, *self._beside()) if each is not None))
         self._score_policy = Scorer(model, temperature, entropy=True)
         if peft_config is not None:
             model = tuners.with_new_adapter(model, peft_config, args)
+        self._complete(model)
         super().__init__(spec=spec, stream=stream, model=model, args=args, processing_class=processing_class, **kwargs)
         if args.disable_dropout:
             disable_dropout_in_model(self.model)
@@ -81,8 +82,7 @@ class StreamedPolicyTrainer(Streamed):
         if ref_model is not None:
             self._score_other = Scorer(ref_model, temperature, entropy=False)
             self._reference = self._prepared(ref_model)
-        self._advantages = arguments.advantage_settings(config, args)
-        self._loss = arguments.policy_settings(config, args)
+        self._set_losses(config, args)
         self._values: RoundValues
         self._sums: evaluation.Sums = {}
         self._told: dict[str, float] = {}  # by the rollout plane, of the last round
@@ -90,6 +90,17 @@ class StreamedPolicyTrainer(Streamed):
         self._num_counted = 0
         # The step's micro-batches and their losses.
         self._step: list[tuple[MicroBatch, float]] = []
+
+    def _set_losses(self, config: RlhfConfig, args: Any) -> None:
+        self._advantages = arguments.advantage_settings(config, args)
+        self._loss = arguments.policy_settings(config, args)
+
+    def _beside(self) -> Sequence[Any]:
+        """Further models that take the policy's micro-batches."""
+        return ()
+
+    def _complete(self, model: Any) -> None:
+        """Add what is trained beside the policy, and by the same engine."""
 
     @staticmethod
     def placeholder() -> Dataset:
@@ -125,10 +136,14 @@ class StreamedPolicyTrainer(Streamed):
             with self._gradients_summed(model, is_last):
                 mask = None if counted is None else counted[number]
                 loss = self._micro_loss(model, step, batch, place, counts, mask) * self.args.world_size
-                scaling = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
-                self.accelerator.backward(loss, **scaling)
+                self._backward(model, loss, is_last)
             total += loss.detach()
         return total
+
+    def _backward(self, model: Any, loss: torch.Tensor, is_last: bool) -> None:
+        """A micro-batch's backward pass; DeepSpeed steps behind the last one."""
+        scaling = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+        self.accelerator.backward(loss, **scaling)
 
     def _gradients_summed(self, model: Any, now: bool) -> AbstractContextManager[Any]:
         """Over ranks with this micro-batch, or left for a later one. DeepSpeed is told by the accelerator."""
@@ -160,7 +175,7 @@ class StreamedPolicyTrainer(Streamed):
         self._note(batch, loss)
         return loss.total
 
-    def _forward(self, model: Any, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    def _forward(self, model: Any, batch: MicroBatch) -> tuple[torch.Tensor, ...]:
         """Log-probability and entropy of each completion token, [n]; of the reference the first alone."""
         scorer = self._score_policy if model is not self._reference else self._score_other
         device = self.args.device
@@ -174,15 +189,15 @@ class StreamedPolicyTrainer(Streamed):
         return found
 
     @torch.no_grad()
-    def _score(self, model: Any, batches: dict[Place, MicroBatch]) -> tuple[Tokenwise, Tokenwise]:
+    def _score(self, model: Any, batches: dict[Place, MicroBatch]) -> Sequence[Tokenwise]:
         """The same for some micro-batches, without gradient or dropout, on the CPU."""
         was_training = model.training
         model.eval()
         with self.compute_loss_context_manager():
             scored = {place: self._forward(model, batch) for place, batch in batches.items()}
         model.train(was_training)
-        logprobs = {place: both[0].float().cpu() for place, both in scored.items()}
-        return logprobs, {place: both[1].float().cpu() for place, both in scored.items()}
+        width = len(next(iter(scored.values()), "12"))
+        return [{place: found[i].float().cpu() for place, found in scored.items()} for i in range(width)]
 
     @torch.no_grad()
     def text_logprobs(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -284,10 +299,13 @@ class StreamedPolicyTrainer(Streamed):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Rewards, lengths and what the loss saw since the last entry, beside the loss."""
         if "loss" in logs:
-            totals, self._sums = self.sums_over_ranks(self._sums), {}
-            logs.update({name: value / count for name, (value, count) in totals.items() if count})
-            logs.update(self._told)
+            logs.update(self._metrics() | self._told)
         super().log(logs, start_time)
+
+    def _metrics(self) -> dict[str, float]:
+        """Means over all ranks since the last call."""
+        totals, self._sums = self.sums_over_ranks(self._sums), {}
+        return {name: value / count for name, (value, count) in totals.items() if count}
 
 
 def _on(device: torch.device, values: torch.Tensor | None) -> torch.Tensor | None:

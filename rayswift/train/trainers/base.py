@@ -88,11 +88,14 @@ class Streamed(Trainer):
         """HF's, without the parameter groups that hold nothing: DeepSpeed drops them, and checkpoints count groups."""
         optimizer = super().create_optimizer(model)
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
-        if self._lora_plus_ratio:
-            optimizer.param_groups[:] = lora_plus_groups(optimizer.param_groups, self.model, self._lora_plus_ratio)
+        optimizer.param_groups[:] = self._optimizer_groups(optimizer.param_groups)
         kept = ("params", "lr")  # what the checkpoint brings back
         self._group_settings = [{k: v for k, v in g.items() if k not in kept} for g in optimizer.param_groups]
         return optimizer
+
+    def _optimizer_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The optimizer's groups, divided further where parts of the model have a rate of their own."""
+        return lora_plus_groups(groups, self.model, self._lora_plus_ratio) if self._lora_plus_ratio else groups
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """HF's schedule over steps, or, over epochs, the same schedule over the rows consumed."""

@@ -18,9 +18,11 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from rayswift.model.tuners import num_elements
+from rayswift.train.policy.ppo.critic import NAME as CRITIC
 
 Named = list[tuple[str, torch.Tensor]]
 _ADAPTER = "default"
+_NOT_POLICY = f"{CRITIC}."
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,11 @@ def _parts(model: PreTrainedModel | PeftModel, base: PreTrainedModel) -> Iterato
 
 
 def _stored(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters, shared ones once, and the buffers that checkpoints hold."""
-    yield from model.named_parameters()
+    """Parameters, shared ones once, and the buffers that checkpoints hold; none of a critic that is trained beside."""
+    yield from ((name, each) for name, each in model.named_parameters() if not name.startswith(_NOT_POLICY))
     for prefix, module in model.named_modules():
+        if f"{prefix}.".startswith(_NOT_POLICY):
+            continue
         for name, buffer in module.named_buffers(recurse=False):
             if name not in module._non_persistent_buffers_set:
                 yield f"{prefix}.{name}" if prefix else name, buffer

@@ -1,0 +1,46 @@
+"""The arguments of the PPO trainer, and what is derived from them."""
+
+from dataclasses import dataclass
+
+from trl.trainer.base_config import _BaseConfig
+
+from rayswift.config.fields.tasks import PpoFields
+from rayswift.config.schema import RlhfConfig
+from rayswift.train.policy.losses import PolicySettings
+
+
+@dataclass
+class PPOArguments(PpoFields, _BaseConfig):
+    """The fields of task ppo, on what TRL's configs have in common; and what the policy trainer asks of any task."""
+
+    def __post_init__(self) -> None:
+        self.gradient_accumulation_steps = 1  # an item of the stream is an optimizer step, which the trainer cuts
+        super().__post_init__()
+
+    @property
+    def beta(self) -> float:
+        """Weight of the KL to the reference; without it none is held."""
+        return self.kl_coef
+
+    @property
+    def top_entropy_quantile(self) -> float:
+        """Share of tokens that are trained: all."""
+        return 1.0
+
+    @property
+    def mask_truncated_completions(self) -> bool:
+        """Whether truncated completions are left out: `missing_eos_penalty` is for them."""
+        return False
+
+
+def policy_settings(config: RlhfConfig, args: PPOArguments) -> PolicySettings:
+    """The clipped surrogate of PPO as a mean over the tokens of the step, with the correction for engines."""
+    rollout = config.rollout
+    return PolicySettings(
+        loss_type="bnpo",
+        epsilon=args.cliprange,
+        importance_sampling=rollout.importance_sampling,
+        importance_sampling_max=rollout.importance_sampling_max,
+        importance_sampling_min=rollout.importance_sampling_min,
+        max_completion_length=rollout.max_completion_length,
+    )

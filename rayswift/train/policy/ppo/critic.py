@@ -1,0 +1,211 @@
+"""The critic: what the states that completions pass through are worth.
+
+It is a part of the policy's module, so that one engine trains both, but none of the weights that engines get or that a
+checkpoint's model folder holds. `shared` is a head on the states that the scorer picks for the policy's tokens;
+`separate` is a second model with a head of one output, which reads the same tokens. A new head says 0 everywhere.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from rayswift.config.derived import critic_start
+from rayswift.config.schema import RlhfConfig
+from rayswift.log import UserError
+from rayswift.model.load import share_tied
+from rayswift.train.scored_positions import ScoredPositions
+
+NAME = "critic"
+"""The module's name in the policy, and its folder's in a checkpoint."""
+_PREFIX = f"{NAME}."
+_HEAD = "value_head.safetensors"
+_STATE = "state.json"
+
+
+class Critic(torch.nn.Module):
+    """Values of states; asked within a forward pass of the policy.
+
+    Args:
+        network: A model with a head `score` of one output; None: a head on the policy's states.
+        like: Of the policy, which the head of a shared critic goes by: hidden size and number format.
+    """
+
+    def __init__(self, network: PreTrainedModel | None, like: Any):
+        super().__init__()
+        self.network = network
+        if network is None:
+            embedding = like.get_input_embeddings().weight
+            hidden_size = like.config.get_text_config().hidden_size
+            self.score = torch.nn.Linear(hidden_size, 1, bias=False, dtype=embedding.dtype)
+            torch.nn.init.zeros_(self.score.weight)
+        self.leaves_policy = False
+        """Whether the policy gets no gradient of the values."""
+        self._positions: ScoredPositions | None = None if network is None else ScoredPositions(network)
+        self._followed: Tensor | None = None
+        self._values: Tensor | None = None
+
+    def join(self, model: Any) -> None:
+        """Become a part of the policy, plain or with its adapter, behind what picks the states to score."""
+        model.add_module(NAME, self)
+        if self.network is not None:
+            model.register_forward_hook(self._read, with_kwargs=True)
+            return
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        base.base_model.register_forward_hook(self._judge)
+
+    @contextmanager
+    def asked(self, followed: Tensor) -> Iterator[None]:
+        """While it lasts, a forward pass of the policy asks for the values of the states behind some tokens.
+
+        Args:
+            followed: [n] of the flattened input_ids.
+        """
+        self._followed = followed
+        try:
+            yield
+        finally:
+            self._followed = None
+
+    def take(self) -> Tensor:
+        """The values [n] that were asked for last, float32."""
+        values, self._values = self._values, None
+        assert values is not None, "the policy was not asked for values"
+        return values
+
+    def _judge(self, backbone: torch.nn.Module, args: Any, output: Any) -> None:
+        if self._followed is None:
+            return
+        states = output.last_hidden_state
+        self._values = _values(self.score, states.detach() if self.leaves_policy else states)
+
+    def _read(self, model: torch.nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+        if self._followed is None or self.network is None:
+            return
+        assert self._positions is not None
+        inputs = {name: value for name, value in kwargs.items() if name not in ("shift_labels", "fused_lm_head")}
+        with self._positions.only(self._followed):
+            states = self.network.base_model(**inputs).last_hidden_state
+        self._values = _values(self.network.score, states)
+
+    def save(self, folder: Path, state: Mapping[str, Tensor], told: Mapping[str, float]) -> None:
+        """Write it beside a checkpoint's model: a folder of a sequence classifier, or the head alone.
+
+        Args:
+            folder: Of the checkpoint.
+            state: The whole model's.
+            told: What else is to come back.
+        """
+        own, beside = own_state(state), folder / NAME
+        beside.mkdir(exist_ok=True)
+        if self.network is None:
+            save_file({"score.weight": own["score.weight"].contiguous()}, beside / _HEAD)
+        else:
+            whole = {name.removeprefix("network."): tensor for name, tensor in own.items()}
+            share_tied(self.network, whole)
+            self.network.save_pretrained(beside, state_dict=whole)
+        (beside / _STATE).write_text(json.dumps(dict(told)) + "\n", encoding="utf-8")
+
+    def load(self, folder: Path) -> None:
+        """Its weights, from a checkpoint."""
+        beside = folder / NAME
+        if self.network is None:
+            self.load_state_dict(load_file(beside / _HEAD))
+            return
+        saved = AutoModelForSequenceClassification.from_pretrained(beside, dtype=self.network.dtype)
+        self.network.load_state_dict(saved.state_dict())
+
+
+def told(folder: Path) -> dict[str, float]:
+    """What `Critic.save` was told beside the weights."""
+    found: dict[str, float] = json.loads((folder / NAME / _STATE).read_text(encoding="utf-8"))
+    return found
+
+
+def own_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The critic's part of the whole model's state."""
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in state.items() if name.startswith(_PREFIX)}
+
+
+def policy_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The policy's part of the whole model's state."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith(_PREFIX)}
+
+
+def is_of_critic(model: torch.nn.Module) -> set[int]:
+    """The parameters of the critic in a model, by id."""
+    return {id(parameter) for name, parameter in model.named_parameters() if name.startswith(_PREFIX)}
+
+
+def _values(score: torch.nn.Module, states: Tensor) -> Tensor:
+    """[1, n, H] -> [n], in the head's own number format: autocast would round values to three digits."""
+    with torch.autocast(states.device.type, enabled=False):
+        values: Tensor = score(states.to(score.weight.dtype)).float()[0, :, 0]
+    return values
+
+
+def make_critic(config: RlhfConfig, policy: Any, kind: str, initial: str) -> Critic:
+    """The critic of a run; under ZeRO-3 its second model is cut as the policy is.
+
+    Args:
+        config: The run's.
+        policy: The policy's model, without a fresh adapter.
+        kind: shared or separate.
+        initial: Path or hub id of the weights that the policy begins with.
+
+    Raises:
+        UserError: the weights of a separate critic cannot be had, or are of another vocabulary.
+    """
+    base = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+    if kind == "shared":
+        return Critic(None, base)
+    path, field = critic_start(config)
+    return Critic(_network(path or initial, field, base, config.model.trust_remote_code), base)
+
+
+def _network(path: str, field: str, policy: Any, trusts_code: bool) -> PreTrainedModel:
+    kwargs: dict[str, Any] = {"num_labels": 1, "dtype": policy.dtype, "trust_remote_code": trusts_code}
+    kernel = policy.config._attn_implementation
+    try:
+        network, found = AutoModelForSequenceClassification.from_pretrained(
+            path, output_loading_info=True, attn_implementation=kernel, **kwargs
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        first_line = (str(error).splitlines() or [""])[0]
+        raise UserError(f"{field} = {path!r} cannot be loaded as a critic: {first_line}", exit_code=1) from error
+    if not isinstance(getattr(network, "score", None), torch.nn.Linear):
+        raise UserError(
+            f"{field} = {path!r}: a {type(network).__name__} has no head `score` on each state; name a decoder",
+            exit_code=1,
+        )
+    has, wanted = (model.config.get_text_config().vocab_size for model in (network, policy))
+    if has != wanted:
+        raise UserError(
+            f"{field} = {path!r} has {has} tokens, the policy {wanted}, and the critic reads the policy's tokens; name "
+            "another model.critic_path, or set train.critic shared",
+            exit_code=1,
+        )
+    if any(name.startswith("score.") for name in found["missing_keys"]):
+        with _whole(network.score.weight):
+            torch.nn.init.zeros_(network.score.weight)
+    network.config.use_cache = False
+    return network
+
+
+@contextmanager
+def _whole(parameter: Any) -> Iterator[None]:
+    """A parameter that ZeRO-3 has cut, to be changed on all ranks alike."""
+    if not hasattr(parameter, "ds_id"):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        yield
