@@ -44,7 +44,8 @@ def main() -> None:
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
     if rank == 0:
         kept = ("loss", "grad_norm", "entropy", "kl", "reward", "clip_ratio/region_mean", "sampling_logp_difference")
-        curve = [{name: entry[name] for name in kept if name in entry} for entry in steps]
+        of_ppo = ("critic/grad_norm", "critic/vf_explained_var", "critic/values_mean", "loss/value_avg", "objective/kl")
+        curve = [{name: entry[name] for name in (*kept, *of_ppo) if name in entry} for entry in steps]
         (out_dir / "curve.json").write_text(json.dumps(curve))
 
 

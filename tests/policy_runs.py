@@ -7,21 +7,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from rayswift.cluster.layout import Layout
-from rayswift.config.derived import micro_batch_tokens
+from rayswift.config.derived import micro_batch_tokens, round_shape
 from rayswift.config.load import load
 from rayswift.config.schema import RlhfConfig
+from rayswift.config.tasks import TASKS
+from rayswift.config.tasks import load as task_class
 from rayswift.data.sequence.global_batches import FeedPlan, Position
 from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, Scored, Span
 from rayswift.model.load import resolve_dtype
 from rayswift.rollout.rounds import Round, lines_of, make_table, make_tokens, rows_of_ranks
 from rayswift.train.arguments import trainer_arguments
 from rayswift.train.clock import Clock
-from rayswift.train.policy.arguments import PolicyArguments
 from rayswift.train.policy.policy_stream import CutSettings, PolicyStream
 from rayswift.train.policy.policy_trainer import StreamedPolicyTrainer
+from rayswift.train.policy.ppo.critic import make_critic
 from rayswift.train.spec import RunSpec
 
 TINY = Path(__file__).parents[1] / "examples" / "tiny"
@@ -46,6 +54,15 @@ def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float32, **changed: Any
     }
     torch.manual_seed(seed)
     return Qwen3ForCausalLM(Qwen3Config(**{**values, **changed})).to(dtype)
+
+
+def tiny_critic(folder: Path, **changed: Any) -> Path:
+    """A folder of a sequence classifier of one output, as task rm leaves it."""
+    torch.manual_seed(3)
+    config = tiny_model(**changed).config
+    config.num_labels, config.pad_token_id = 1, 0
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    return folder
 
 
 def make_groups(
@@ -138,16 +155,19 @@ def make_trainer(
     """The trainer of a rank."""
     config: Any = spec.config
     dtype = resolve_dtype(config.model.dtype, spec.layout.device)
-    args = trainer_arguments(spec, PolicyArguments, dtype, False, False)
+    task = TASKS[config.train.task]
+    args = trainer_arguments(spec, task_class(task.arguments), dtype, False, False)
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     settings = CutSettings(
-        num_iterations=args.num_iterations,
+        num_iterations=round_shape(config.train)[1],
         budget=micro_batch_tokens(config),
         pad_token_id=0,
         leave_truncated=args.mask_truncated_completions,
     )
     stream = PolicyStream(client, Position(), 0.0, 0, {}, settings)
-    trainer = StreamedPolicyTrainer(
+    if config.train.task == "ppo":
+        kwargs["critic"] = make_critic(config, model, args.critic, "")
+    trainer: StreamedPolicyTrainer = task_class(task.trainer)(
         spec=spec,
         rank=client.rank,
         stream=stream,

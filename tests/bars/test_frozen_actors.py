@@ -22,6 +22,7 @@ CASES = {
     "reward function": ("ray::FunctionProcess", 0, "done in"),
     "weight store": ("ray::WeightStore", 0, "done in"),
     "coordinator": ("ray::CoordinatorActor", 1, "the rollout coordinator did not"),
+    "engine of ppo": ("ray::VllmEngine", 0, "done in"),
     "train worker": ("ray::RayTrainWorker", 1, "worker 0: A worker health check has been hanging"),
 }
 
@@ -34,9 +35,10 @@ def test_a_frozen_process_is_survived_or_named(
     monkeypatch.setenv("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "30")
     rewards = tmp_path / "rewards.py"
     rewards.write_text(REWARDS)
+    task = ("--rlhf_type", "ppo", "--num_ppo_epochs", "1") if case.endswith("ppo") else ("--rlhf_type", "grpo")
     run = start(
         "rlhf", run_dir,
-        "--rlhf_type", "grpo", "--model", "examples/tiny", "--random_init",
+        *task, "--model", "examples/tiny", "--random_init",
         "--data.dataset", "examples/sums/train.jsonl", "--reward_funcs", f"{rewards}:digits",
         "--reward_timeout_s", "10", "--max_prompt_length", "32", "--max_completion_length", "12",
         "--num_generations", "4", "--global_batch_size", "32", "--max_steps", str(STEPS), "--save_strategy", "no",

@@ -44,13 +44,14 @@ def kill(run: Run, name: str) -> bool:
     return bool(found)
 
 
-@pytest.mark.parametrize("max_staleness", [0, 1, 4])
-def test_nothing_is_lost_whatever_dies(max_staleness: int, run_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("task", "max_staleness"), [("grpo", 0), ("grpo", 1), ("grpo", 4), ("ppo", 0), ("ppo", 1)])
+def test_nothing_is_lost_whatever_dies(task: str, max_staleness: int, run_dir: Path, tmp_path: Path) -> None:
     rewards = tmp_path / "rewards.py"
     rewards.write_text(REWARDS)
+    own = ("--num_ppo_epochs", "1") if task == "ppo" else ()
     run = start(
         "rlhf", run_dir,
-        "--rlhf_type", "grpo", "--model", "examples/tiny", "--random_init",
+        "--rlhf_type", task, *own, "--model", "examples/tiny", "--random_init",
         "--data.dataset", "examples/sums/train.jsonl", "--reward_funcs", f"{rewards}:digits",
         "--reward_timeout_s", "5", "--max_prompt_length", "32", "--max_completion_length", "96",
         "--num_generations", str(GENERATIONS), "--global_batch_size", str(PROMPTS * GENERATIONS),
@@ -73,7 +74,7 @@ def test_nothing_is_lost_whatever_dies(max_staleness: int, run_dir: Path, tmp_pa
     assert killed["engine"] >= 2 and killed["worker"] == 1, killed
     counts = read_accounting(run_dir)
     told = {name: curve(run_dir, name) for name in ("engines_lost", "tokens_salvaged", "tokens_regenerated", "failed")}
-    print(f"\nstaleness {max_staleness}: killed {dict(killed)}, rows {counts}")  # noqa: T201
+    print(f"\n{task}, staleness {max_staleness}: killed {dict(killed)}, rows {counts}")  # noqa: T201
     print({name: (max(values.values()), sum(values.values())) for name, values in told.items()})  # noqa: T201
     assert [event.kind for event in events.read(run_dir)].count("start") == 2, "the worker was not killed"
     assert counts["trained"] + sum(v for k, v in counts.items() if k.startswith("failed")) == STEPS * PROMPTS

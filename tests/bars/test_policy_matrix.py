@@ -4,19 +4,16 @@ Minutes, so not part of the suite: pytest tests/bars/test_policy_matrix.py
 """
 
 import itertools
-import json
 import os
 import random
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.policy_curve import curve
+
 LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo")
 CORRECTIONS = ("none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 FURTHER: dict[str, tuple[Any, ...]] = {
@@ -87,33 +84,6 @@ ALGORITHMS = {
 }
 
 
-def curve(out_dir: Path, size: int, *flags: str) -> list[dict[str, float]]:
-    """What `tests.policy_rank` wrote, by so many ranks."""
-    out_dir.mkdir(parents=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "tests.policy_rank", str(out_dir)]
-    given = ("--train.num_iterations", "2", "--micro_batch_tokens", "40", *flags)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(size), port, *given],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-    for rank in ranks:
-        out, _ = rank.communicate(timeout=300)
-        assert rank.returncode == 0, out
-    found: list[dict[str, float]] = json.loads((out_dir / "curve.json").read_text())
-    return found
-
-
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_workers_and_stages_train_as_one_process_does(algorithm: str, tmp_path: Path) -> None:
     reference = curve(tmp_path / "one", 1, *ALGORITHMS[algorithm])
@@ -122,3 +92,31 @@ def test_workers_and_stages_train_as_one_process_does(algorithm: str, tmp_path: 
         found = curve(tmp_path / f"{size}-{stage}", size, *ALGORITHMS[algorithm], "--zero_stage", str(stage))
         for step, (ours, theirs) in enumerate(zip(found, reference, strict=True)):
             assert ours == pytest.approx(theirs, abs=1e-5, rel=1e-5), (size, stage, step)
+
+
+PPO = {
+    "shared": ("--train.critic", "shared", "--whiten_rewards", "true", "--num_mini_batches", "2"),
+    "separate": ("--train.critic", "separate", "--num_mini_batches", "2", "--critic_learning_rate", "5e-4"),
+    "lora": ("--tuner", "lora", "--lora_dropout", "0", "--num_mini_batches", "2"),
+    "lora-separate": (
+        *("--tuner", "lora", "--lora_dropout", "0", "--train.critic", "separate", "--num_mini_batches", "2"),
+        *("--critic_warmup_rounds", "1", "--kl_control", "adaptive"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PPO)
+def test_ppo_trains_as_one_process_does(case: str, tmp_path: Path) -> None:
+    """Losses, and the norm of either's gradient before it is clipped; clipping changes every step here."""
+    from tests.policy_runs import tiny_critic
+
+    flags = ("ppo", *PPO[case], "--max_grad_norm", "0.05")
+    if "separate" in case:
+        flags += ("--model.critic_path", str(tiny_critic(tmp_path / "critic")))
+    reference = curve(tmp_path / "one", 1, *flags)
+    assert len(reference) == 12
+    assert max(step["critic/grad_norm"] for step in reference) > 0.05
+    for size, stage in ((2, 0), (3, 0), (1, 2), (2, 1), (2, 2), (2, 3)):
+        found = curve(tmp_path / f"{size}-{stage}", size, *flags, "--zero_stage", str(stage))
+        for step, (ours, theirs) in enumerate(zip(found, reference, strict=True)):
+            assert ours == pytest.approx(theirs, abs=1e-5, rel=1e-5), (case, size, stage, step)

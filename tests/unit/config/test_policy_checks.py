@@ -43,6 +43,36 @@ def test_refused(flags: tuple[str, ...], message: str) -> None:
     assert message in found[0]
 
 
+PPO = ("--model", "m", "--data.dataset", "d.jsonl", "--train.task", "ppo", "--rollout.reward_funcs", "accuracy")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--lam", "1.5"), "train.lam = 1.5: set it from 0 to 1"),
+        (("--kl_coef", "-1"), "train.kl_coef = -1.0: set it 0 or more"),
+        (("--cliprange_value", "0"), "train.cliprange_value = 0.0: set it above 0"),
+        (("--model.critic_path", "c"), "train.critic is shared; set that to separate"),
+        (("--kl_control", "adaptive", "--kl_coef", "0"), "has nothing to adapt"),
+        (("--dynamic_sampling", "true"), "of which a critic learns; unset it"),
+        (("--num_ppo_epochs", "0"), "train.num_ppo_epochs = 0: set 1 or more"),
+        (("--num_mini_batches", "2", "--max_steps", "9"), "(train.num_mini_batches x train.num_ppo_epochs)"),
+        (("--temperature", "0"), "rollout.temperature = 0 samples the same"),
+    ],
+)
+def test_what_ppo_cannot_use_is_refused(flags: tuple[str, ...], message: str) -> None:
+    config = load("rlhf", [*PPO, *flags]).config
+    assert isinstance(config, RlhfConfig)
+    (found,) = policy_problems(config)
+    assert message in found
+
+
+def test_a_round_of_ppo_is_trained_in_epochs_and_mini_batches() -> None:
+    config = load("rlhf", [*PPO, "--num_mini_batches", "3", "--num_generations", "1"]).config
+    assert isinstance(config, RlhfConfig)
+    assert (policy_problems(config), steps_per_round(config)) == ([], 12)
+
+
 def test_what_works_is_let_through() -> None:
     assert not policy_problems(config_of())
     for loss in GRPO_LOSSES:

@@ -391,7 +391,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Any:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["rlhf", "--rlhf_type", "ppo", "--reward_funcs", "format"], "train.task = ppo: not built yet"),
+        (["rlhf", "--rlhf_type", "ppo", "--reward_funcs", "format", "--vllm_mode", "colocate"], "rollout.placement"),
         (["sft", "--optim", "adalomo"], "train.optim = adalomo (it steps within"),
         (
             ["sft", "--tuner_type", "lora", "--init_weights", "loftq"],

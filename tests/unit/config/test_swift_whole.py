@@ -16,6 +16,7 @@ from rayswift.data.sources import RawRow
 from rayswift.log import UserError, logger
 
 NEEDED = ["--model", "m", "--dataset", "d.jsonl"]
+PPO = ["--rlhf_type", "ppo", "--reward_model", "rm", "--vllm_mode", "colocate"]
 GRPO = ["--rlhf_type", "grpo", "--reward_funcs", "format", "--vllm_mode", "colocate"]
 
 
@@ -125,6 +126,7 @@ THEIRS = {
 }
 SFT = {"data.packing": False, "data.ignore_empty_think": True}
 ONLINE = {"data.truncation": "left", "rollout.temperature": 0.9}
+OF_PPO = {"rollout.num_generations": 1}
 OF_GRPO = {"train.beta": 0.04, "train.loss_type": "grpo", "rollout.importance_sampling": "none"}
 
 
@@ -136,6 +138,7 @@ OF_GRPO = {"train.beta": 0.04, "train.loss_type": "grpo", "rollout.importance_sa
         ("pt", ["--tuner_type", "full"], {**THEIRS, "data.packing": False, "train.learning_rate": 1e-5}),
         ("rlhf", ["--rlhf_type", "dpo", "--tuner_type", "lora"], {**THEIRS, "train.learning_rate": 1e-4}),
         ("rlhf", [*GRPO, "--tuner_type", "full"], {**THEIRS, **ONLINE, **OF_GRPO, "train.learning_rate": 1e-5}),
+        ("rlhf", [*PPO, "--tuner_type", "full"], {**THEIRS, **ONLINE, **OF_PPO, "train.learning_rate": 1e-5}),
         ("sft", ["--task_type", "embedding", "--tuner_type", "lora"], {**THEIRS, "train.infonce_temperature": 0.1}),
     ],
 )

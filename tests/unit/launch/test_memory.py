@@ -399,3 +399,22 @@ def test_a_task_that_samples_is_estimated_by_its_micro_batches(tiny_model_dir: P
     asked = activations(*lengths, "--micro_batch_tokens", "1000")
     assert activations(*lengths, "--per_device_train_batch_size", "8") == asked
     assert activations(*lengths, "--micro_batch_tokens", "2000") == pytest.approx(2 * asked)
+
+
+def test_a_shared_critic_adds_less_than_a_hundredth_and_a_separate_one_a_model(tiny_model_dir: Path) -> None:
+    layout = Layout(local=True, device="cpu", num_workers=1, threads_per_worker=1)
+    base = ["--model", str(tiny_model_dir), "--data.dataset", "r.jsonl", "--reward_funcs", "format"]
+
+    def needs(*flags: str) -> list[MemoryEstimate]:
+        found = plan._estimates(load("rlhf", [*base, *flags]).config, layout)
+        assert isinstance(found, list)
+        return found
+
+    for tuner in ("full", "lora"):
+        grpo = needs("--rlhf_type", "grpo", "--train.beta", "0.1", "--tuner", tuner)
+        shared = needs("--rlhf_type", "ppo", "--tuner", tuner)
+        separate = needs("--rlhf_type", "ppo", "--tuner", tuner, "--train.critic", "separate")
+        size = size_of(tiny_model_dir).num_parameters
+        for without, head, model in zip(grpo, shared, separate, strict=True):
+            assert without.total < head.total < 1.01 * without.total
+            assert model.weights >= head.weights + 4 * size * 0.9  # the head of the language model is left out

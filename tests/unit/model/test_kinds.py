@@ -215,6 +215,47 @@ def test_a_reward_model_has_a_head_of_one_output(kind: str, wanted: str | None, 
     assert not wanted or (wanted in found[0] and str(folders[kind]) in found[0])
 
 
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [
+        ("decoder", None),
+        ("headless", None),
+        ("one output", None),
+        ("three outputs", "of 3 outputs, and a critic has one"),
+        ("encoder", "a critic reads from left to right"),
+        ("encoder, one output", "a critic reads from left to right"),
+        ("adapter", "merge it with rayswift export"),
+    ],
+)
+def test_a_critic_is_a_decoder(kind: str, wanted: str | None, folders: dict[str, Path]) -> None:
+    found = critic_problems(folders["decoder"], folders[kind])
+    assert len(found) == (wanted is not None)
+    assert not wanted or (wanted in found[0] and "or set train.critic shared" in found[0])
+
+
+def critic_problems(policy: Path, critic: Path, *flags: str) -> list[str]:
+    own = ("--rlhf_type", "ppo", "--train.critic", "separate", "--reward_models", str(critic))
+    return abilities.training_problems(
+        load("rlhf", ["--model", str(policy), "--data.dataset", "r.jsonl", *own, *flags]).config
+    )
+
+
+def test_a_critic_reads_the_policys_tokens(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Another number of tokens, or as many others; a reward model that is no critic may have any."""
+    larger = built("one output", tmp_path / "larger", vocab_size=600)
+    (found,) = critic_problems(folders["decoder"], larger)
+    assert f"rollout.reward_models = {str(larger)!r}" in found
+    assert "of 600 tokens, the policy has 512, and the critic reads the policy's tokens; name another" in found
+    other = with_tokenizer(built("one output", tmp_path / "other"))
+    file = other / "tokenizer.json"
+    tokens = json.loads(file.read_text())
+    tokens["model"]["vocab"]["another"] = tokens["model"]["vocab"].pop(next(iter(tokens["model"]["vocab"])))
+    file.write_text(json.dumps(tokens))
+    (found,) = critic_problems(with_tokenizer(built("decoder", tmp_path / "policy")), other)
+    assert "whose tokenizer has other tokens than that of model.path" in found
+    assert not critic_problems(folders["decoder"], larger, "--train.critic", "shared")
+
+
 def test_ready_packed_weights_are_trained_below_an_adapter(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
