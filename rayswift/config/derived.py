@@ -24,7 +24,7 @@ def keeps_reference(config: TrainingConfig) -> bool:
     task = TASKS[config.train.task]
     # Online tasks need it for a KL term alone.
     without = extra.get("reference_free") or extra.get("precompute_ref_log_probs")
-    kl = extra.get("kl_coef", PpoFields().kl_coef) if config.train.task == "ppo" else extra.get("beta")
+    kl = extra.get("kl_coef", PpoFields.kl_coef) if config.train.task == "ppo" else extra.get("beta")
     without = without or (task.is_online and not kl)
     return task.has_reference and not without
 
@@ -62,10 +62,8 @@ def round_shape(train: TrainConfig) -> tuple[int, int]:
     """Optimizer steps of one pass over a round, and passes over it."""
     given = train.trl_extra
     if train.task == "ppo":
-        ppo = PpoFields()
-        return int(given.get("num_mini_batches", ppo.num_mini_batches)), int(
-            given.get("num_ppo_epochs", ppo.num_ppo_epochs)
-        )
+        steps = given.get("num_mini_batches", PpoFields.num_mini_batches)
+        return int(steps), int(given.get("num_ppo_epochs", PpoFields.num_ppo_epochs))
     return int(given.get("steps_per_generation") or 1), int(given.get("num_iterations") or 1)
 
 
