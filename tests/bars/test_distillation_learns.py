@@ -1,0 +1,45 @@
+"""A student of half the width closes at least half of its gap to its teacher, by GKD and by on-policy distillation.
+
+Ten minutes on two idle cores, so not part of the suite: pytest tests/bars/test_distillation_learns.py
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from examples.demo import TEST_SUMS, load_sums, sampled_accuracy
+from tests.ray.conftest import ROOT, train
+
+SFT = ("--config", "examples/sums_sft.yaml", "--report_to", "none", "--eval_strategy", "no")
+MORE = ("--report_to", "none", "--eval_strategy", "no", "--eval_on_start", "false", "--data.eval", "[]")
+WAYS = {
+    "gkd": ("--config", "examples/sums_gkd.yaml", "--rollout.reward_funcs", "[]"),
+    "on-policy distillation": (
+        *("--config", "examples/sums_grpo.yaml", "--rollout.reward_funcs", "[]", "--num_generations", "1"),
+        *("--global_batch_size", "512", "--max_steps", "200", "--save_steps", "200", "--learning_rate", "1e-3"),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A teacher, and a student that adds unreliably."""
+    folder = tmp_path_factory.mktemp("models")
+    train("sft", folder / "teacher", *SFT)
+    subprocess.run([sys.executable, "examples/tiny/make.py", str(folder / "width"), "64"], cwd=ROOT, check=True)
+    few = ("--max_steps", "300", "--save_steps", "300")
+    train("sft", folder / "student", *SFT, "--model", str(folder / "width"), *few)
+    return folder / "teacher" / "checkpoint-950", folder / "student" / "checkpoint-300"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_half_of_the_gap_is_closed(way: str, models: tuple[Path, Path], run_dir: Path) -> None:
+    """Of the share of right answers, sampled at temperature 1, to sums that nobody was trained on."""
+    teacher, student = models
+    flags = ("--model", str(student), "--random_init", "false", "--model.teacher", str(teacher))
+    train("rlhf", run_dir, *WAYS[way], *MORE, *flags)
+    sums = load_sums(TEST_SUMS)
+    before, after, best = (sampled_accuracy(each, sums) for each in (student, run_dir / "checkpoint-200", teacher))
+    assert after - before >= (best - before) / 2, (before, after, best)
