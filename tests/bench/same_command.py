@@ -4,11 +4,11 @@
 
 FOLDER holds ms-swift and what it needs beside the packages of this environment:
 
-    pip install --target FOLDER --no-deps ms-swift "trl<1" modelscope addict attrdict json_repair dacite binpacking \
-        oss2 rouge transformers-stream-generator
+    pip install --target FOLDER --no-deps ms-swift "trl<1" modelscope modelscope_hub addict attrdict json_repair \
+        dacite binpacking oss2 rouge transformers-stream-generator
 
 Padded batches of GSM8K rows in their order, full fine-tuning of a 5.8 M model in float32, nothing saved. Prints wall
-seconds of the commands, their ratio to TRL's script, and the median seconds of a step.
+seconds of the commands and their ratio to TRL's script.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from tests.bench.sft_speed import ROOT, WARM_STEPS, step_seconds, write_model
+from tests.bench.sft_speed import ROOT, write_model
 
 ROWS = ROOT / "examples" / "gsm8k" / "train.jsonl"
 PER_DEVICE, MAX_LENGTH = 8, 512
@@ -81,7 +81,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
     walls: dict[str, list[float]] = defaultdict(list)
-    steps: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         write_model(work / "model")
@@ -101,10 +100,9 @@ def main() -> None:
                 found = {"PYTHONPATH": f"{options.swift}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
                 walls["swift sft ..."].append(run([sys.executable, "-m", "swift.cli.sft", *flags], found))
             for name, more in (("rayswift sft ...", []), ("rayswift sft ... --num_workers 1", ["--num_workers", "1"])):
-                ours = folder / str(len(more))
-                flags = [*swift_flags(work / "model", rows, ours, options.steps), *(more or ["--num_workers", "0"])]
+                ours = swift_flags(work / "model", rows, folder / str(len(more)), options.steps)
+                flags = [*ours, *(more or ["--num_workers", "0"])]
                 walls[name].append(run([sys.executable, "-m", "rayswift", "sft", *flags], {}))
-                steps[name] = statistics.median(step_seconds(ours)[: -1 or WARM_STEPS])
     plain = statistics.median(walls["TRL's script"])
     print(f"| command | {options.steps} steps, s | of TRL's script |\n| --- | ---: | ---: |")  # noqa: T201
     for name, seconds in walls.items():
