@@ -64,7 +64,7 @@ def peft_config(
     Args:
         model: What is trained.
         head: What the model ends in.
-        num_steps: Steps of the training; only adalora needs them.
+        num_steps: Steps of the training, for adalora; -1: it ends by epochs.
         network: What it goes around, where its modules decide.
         drawn: Parameters that are in no file, as those of a new head.
 
@@ -103,7 +103,9 @@ def new_adapter(
         if model.tuner_kwargs.get("init_lora_weights") == "lora_ga":
             values["lora_ga_config"] = {}
     if model.tuner == "adalora":
-        values |= {"lora_alpha": model.lora_alpha, "lora_dropout": model.lora_dropout, "total_step": num_steps}
+        values |= {"lora_alpha": model.lora_alpha, "lora_dropout": model.lora_dropout}
+        fixed = sum(int(model.tuner_kwargs.get(name, 0)) for name in ("tinit", "tfinal"))
+        values["total_step"] = max(num_steps, fixed + 1)  # of a training in epochs, `RankBudget` sets it step by step
     if model.tuner == "ia3":
         values["feedforward_modules"] = []  # every module's output is scaled; tuner_kwargs names those whose input is
     try:

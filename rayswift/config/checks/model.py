@@ -68,9 +68,7 @@ def _adalora(config: TrainingConfig) -> list[str]:
         return []
     found, what = [], "model.tuner = adalora"
     fixed = sum(int(model.tuner_kwargs.get(name, 0)) for name in ("tinit", "tfinal"))
-    if max_steps <= 0:
-        found.append(f"{what} plans its ranks over all steps, so it must know them; set train.max_steps")
-    elif fixed >= max_steps:
+    if 0 < max_steps <= fixed:
         found.append(
             f"{what}: tinit + tfinal = {fixed} leave no step of train.max_steps = {max_steps} to lower the ranks"
         )

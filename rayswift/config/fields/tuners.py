@@ -25,7 +25,7 @@ _OWNED = {
     "modules_to_save": "model.modules_to_save",
     "lora_alpha": "model.lora_alpha",
     "lora_dropout": "model.lora_dropout",
-    "total_step": "train.max_steps",
+    "total_step": "train.max_steps or train.num_train_epochs",
 }
 _RANKS = {"lora": {"r": "model.lora_rank"}, "adalora": {"r": "model.tuner_kwargs.init_r"}}
 

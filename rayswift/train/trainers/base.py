@@ -275,7 +275,9 @@ def callbacks_of(
     train = spec.config.train
     callbacks: list[TrainerCallback] = [StreamFlow(stream, worker.rank, clock, spec)]
     if spec.config.model.tuner == "adalora":
-        callbacks.append(RankBudget(spec.run_dir, resume.saved.path if resume else None))
+        num_epochs = spec.feed_plan.num_epochs
+        progress = None if spec.feed_plan.ends_by_steps else lambda: stream.epochs / num_epochs
+        callbacks.append(RankBudget(spec.run_dir, resume.saved.path if resume else None, progress))
     callbacks.append(Checkpoints(spec, stream))
     if worker.rank == 0:
         callbacks.append(Metrics(spec.run_dir, stream, resume.saved.step if resume else 0, spec.feed_plan))
