@@ -34,6 +34,7 @@ from rayswift.config.fields.tuners import is_initialised_before
 from rayswift.config.model import ModelConfig
 from rayswift.config.tasks import Head
 from rayswift.log import UserError
+from rayswift.model import layers
 from rayswift.model.adapters import adapter_folder
 from rayswift.model.heads import PEFT_TASK_TYPES
 
@@ -194,14 +195,19 @@ def continue_adapter(network: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def freeze(network: PreTrainedModel, model: ModelConfig) -> None:
-    """Freeze what `model.freeze`, `freeze_ratio` and `unfreeze` say, in ms-swift's order.
+    """Freeze what `model.freeze`, `freeze_ratio` and `unfreeze` say, in ms-swift's order; or all but `new_blocks`.
 
     Raises:
         UserError: nothing is left to train.
     """
+    named = list(network.named_parameters())
+    if model.new_blocks:
+        new = layers.new_layers(network.config.get_text_config().num_hidden_layers, model.new_blocks)
+        for name, parameter in named:
+            kept = bool(model.unfreeze and re.match(model.unfreeze, name))
+            parameter.requires_grad_(kept or layers.layer_of(name) in new)
     if not model.freeze and not model.freeze_ratio:
         return
-    named = list(network.named_parameters())
     sizes = torch.tensor([num_elements(parameter) for _, parameter in named])
     ends = sizes.cumsum(0).tolist()
     num_frozen = bisect_right(ends, int(ends[-1] * model.freeze_ratio)) if model.freeze_ratio else 0

@@ -5,7 +5,7 @@ from typing import Any
 from rayswift.config.derived import round_shape
 from rayswift.config.schema import RlhfConfig
 
-GRPO_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo", "rloo")
+GRPO_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo", "fipo", "rloo")
 """Values of `train.loss_type` of task grpo."""
 
 
@@ -74,6 +74,8 @@ def _loss_problems(config: RlhfConfig) -> list[str]:
         found.append(
             f"train.importance_sampling_level = {given['importance_sampling_level']}: there are token and sequence"
         )
+    if not given.get("fipo_decay_rate", 1.0) > 0:
+        found.append(f"train.fipo_decay_rate = {given['fipo_decay_rate']} is a number of tokens: set it above 0")
     if not 0 < given.get("top_entropy_quantile", 1.0) <= 1:
         found.append(
             f"train.top_entropy_quantile = {given['top_entropy_quantile']} is the share of tokens to train: above 0, "

@@ -87,6 +87,19 @@ class GrpoFields:
             "compares their log-probabilities with those of the trainer."
         },
     )
+    fipo_decay_rate: float = field(
+        default=32.0, metadata={"help": "Loss fipo: tokens over which the influence of a later token halves."}
+    )
+    fipo_clip_range: float | None = field(
+        default=0.2, metadata={"help": "Loss fipo: how far the weight of an advantage may be from 1; null: any."}
+    )
+    fipo_clip_high_only: bool = field(default=True, metadata={"help": "Loss fipo: no weight is below 1."})
+    fipo_safety_threshold: float | None = field(
+        default=4.0,
+        metadata={
+            "help": "Loss fipo: a token of a bad completion whose ratio is above this is not weighed up; null: any is."
+        },
+    )
     teacher_kl_coef: float = field(
         default=1.0, metadata={"help": "Weight of the KL to model.teacher in the advantage; without a teacher: none."}
     )

@@ -263,7 +263,7 @@ def test_what_ray_owns_is_accepted_with_a_line(verb: str, argv: list[str], said:
 @pytest.mark.parametrize(
     ("verb", "argv", "said"),
     [
-        ("sft", ["--tuner_type", "longlora"], "not a tuner of PEFT"),
+        ("sft", ["--tuner_type", "longlora"], "none of PEFT's tuners"),
         ("sft", ["--quant_method", "hqq"], "bitsandbytes"),
         ("sft", ["--quant_bits", "3"], "4 or 8"),
         ("sft", ["--hub_token", "x"], "secrets"),

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, TrainerControl, Train
 
 from rayswift.config.model import ModelConfig
 from rayswift.model import tuners
-from rayswift.train import adalora
+from rayswift.train.tuning import adalora
 
 TINY = Path(__file__).parents[3] / "examples/tiny"
 TOKENS = torch.arange(8, 40).view(2, 16)
@@ -69,9 +69,7 @@ def uneven(step: int) -> float:
 
 
 @pytest.mark.parametrize("progress", [None, even, uneven])
-def test_losses_are_pefts_and_a_resume_changes_nothing(
-    tmp_path: Path, progress: Callable[[int], float] | None
-) -> None:
+def test_losses_are_pefts_and_a_resume_changes_nothing(tmp_path: Path, progress: Callable[[int], float] | None) -> None:
     """PEFT's number of steps is given, or follows from the share of the rows that is done."""
     args, control = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True), TrainerControl()
 
