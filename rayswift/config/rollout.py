@@ -59,6 +59,9 @@ class RolloutConfig(Section):
     """Reward functions: built-in names, `module:function` or `file.py:function`."""
     reward_models: PathTexts = []
     """Sequence-classification models whose scores are rewards, after those of the functions."""
+    reward_model_plugins: PathTexts = []
+    """How each of `reward_models` makes a reward: default (its score), genrm (it is asked for one, and writes it), or
+    your own class as module:name or file.py:name; empty: default."""
     reward_weights: list[float] = []
     """Weight of each reward, functions first; empty: 1 each."""
     reward_kwargs: dict[PathText, dict[str, Any]] = {}

@@ -69,6 +69,19 @@ def _reward_problems(config: RlhfConfig) -> list[str]:
         found.append(
             f"rollout.reward_weights has {len(rollout.reward_weights)} weights for {num_rewards} rewards; give one each"
         )
+    plugins, known = rollout.reward_model_plugins, ("default", "genrm")
+    if plugins and len(plugins) != len(rollout.reward_models):
+        found.append(
+            f"rollout.reward_model_plugins has {len(plugins)} names for {len(rollout.reward_models)} reward models; "
+            "give one each"
+        )
+    found += [
+        f"rollout.reward_model_plugins = {name}: there are {' and '.join(known)}; name your own as file.py:name"
+        for name in plugins
+        if name not in known and ":" not in name
+    ]
+    if set(plugins) - {"default"} and not config.data.use_chat_template:
+        found.append("rollout.reward_model_plugins: a plugin reads conversations, and data.use_chat_template is false")
     if rollout.reward_model_gpus > 1 and rollout.reward_model_gpus % 1:
         found.append(
             f"rollout.reward_model_gpus = {rollout.reward_model_gpus}: Ray gives a process a part of one GPU, or whole "

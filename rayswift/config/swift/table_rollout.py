@@ -30,10 +30,6 @@ ROLLOUT: dict[str, Rule] = {
     "enable_thinking": Into("data.chat_template_kwargs", ("enable_thinking",)),
     "reward_model": To("rollout.reward_models"),
     "reward_template": NoEffect("a reward model reads what its own chat template renders"),
-    "reward_model_plugin": ByValue(
-        {"default": NoEffect("a reward model's score is the reward")},
-        Refused("write the plugin as a function and give it in rollout.reward_funcs"),
-    ),
     **{f"cosine_{name}": Into("rollout.reward_kwargs", ("cosine", name)) for name in _COSINE},
     "repetition_n_grams": Into("rollout.reward_kwargs", ("repetition", "n_grams")),
     "repetition_max_penalty": Into("rollout.reward_kwargs", ("repetition", "max_penalty")),

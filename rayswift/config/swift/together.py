@@ -222,14 +222,14 @@ def _rewards(given: Given, result: Translation) -> None:
     plugins = [*given.get("external_plugins", []), *given.get("custom_register_path", [])]
     if plugins:
         result.rename("external_plugins", "train.plugins", plugins)
-    if "reward_funcs" not in given:
-        return
-    # A name that a plugin registers is a function of that file here.
-    functions = [
-        f"{plugins[0]}:{name}" if len(plugins) == 1 and ":" not in name and name not in _BUILT_IN_REWARDS else name
-        for name in given["reward_funcs"]
-    ]
-    result.rename("reward_funcs", "rollout.reward_funcs", functions)
+    for name, path, built_in in (
+        ("reward_funcs", "rollout.reward_funcs", _BUILT_IN_REWARDS),
+        ("reward_model_plugin", "rollout.reward_model_plugins", {"default", "genrm"}),
+    ):
+        if name in given:  # what a plugin registers by name is a function or class of that file here
+            is_own = [len(plugins) == 1 and ":" not in word and word not in built_in for word in given[name]]
+            words = zip(given[name], is_own, strict=True)
+            result.rename(name, path, [f"{plugins[0]}:{word}" if own else word for word, own in words])
 
 
 def _callbacks(given: Given, result: Translation) -> None:
@@ -299,7 +299,7 @@ TOGETHER: dict[tuple[str, ...], Callable[[Given, Translation], None]] = {
     ("val_dataset", "cached_val_dataset", "split_dataset_ratio"): _evaluation_rows,
     ("dataset", "cached_dataset", "interleave_prob", "stopping_strategy"): _training_rows,
     ("max_steps", "max_epochs"): _length_of_the_run,
-    ("external_plugins", "custom_register_path", "reward_funcs"): _rewards,
+    ("external_plugins", "custom_register_path", "reward_funcs", "reward_model_plugin"): _rewards,
     ("callbacks",): _callbacks,
     ("eval_metric",): _metrics,
     ("loss_type", "rpo_alpha", "loss_weights"): _loss,

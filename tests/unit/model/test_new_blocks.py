@@ -30,7 +30,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True, "mlp_bias": True},
     "mistral": {},
     "qwen2": {"tie_word_embeddings": True},
-    "qwen3": {"use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"] * 2, "sliding_window": 4},
+    "qwen3": {
+        "use_sliding_window": True,
+        "layer_types": ["full_attention", "sliding_attention"] * 2,
+        "sliding_window": 4,
+    },
     "qwen3_moe": MOE,
     "gemma2": {},
     "gemma3_text": {},
