@@ -26,12 +26,7 @@ def expand(network: PreTrainedModel, num_new: int) -> PreTrainedModel:
     config = copy.deepcopy(network.config)
     text = config.get_text_config()
     total: int = text.num_hidden_layers
-    if total % num_new:
-        raise UserError(
-            f"model.new_blocks = {num_new}: the model's {total} layers cannot be cut into as many groups; set a "
-            f"divisor of {total}",
-            exit_code=1,
-        )
+    layers.check(total, num_new)
     text.num_hidden_layers = total + num_new
     order = layers.sources(total, num_new)
     for name, value in _lists_by_layer(text, total).items():

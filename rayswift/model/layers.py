@@ -7,8 +7,23 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
+from rayswift.log import UserError
+
 _LAYER = re.compile(r"^(.*?\b(?:layers|h)\.)(\d+)(\..*)$")
 T = TypeVar("T")
+
+
+def check(total: int, num_new: int) -> None:
+    """Whether `num_new` groups can be made of `total` layers.
+
+    Raises:
+        UserError: they cannot.
+    """
+    if total % num_new:
+        raise UserError(
+            f"model.new_blocks = {num_new}: the model's {total} layers cannot be cut into as many groups; set a "
+            f"divisor of {total}"
+        )
 
 
 def layer_of(name: str) -> int | None:

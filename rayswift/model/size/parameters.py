@@ -79,10 +79,12 @@ def model_size(
 
     Raises:
         OSError: the config does not say what activations scale with.
+        UserError: `model.new_blocks` cannot be spread over its layers.
     """
     text = config.get("text_config", config)
     hidden_size, num_layers, vocab_size = sizes_of(text)
-    if model.new_blocks and num_layers % model.new_blocks == 0:
+    if model.new_blocks:
+        layers.check(num_layers, model.new_blocks)
         shapes = layers.grown(shapes, num_layers, model.new_blocks)
         num_layers += model.new_blocks
     sizes = {name: prod(shape) for name, shape in shapes.items()}
