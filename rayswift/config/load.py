@@ -301,7 +301,8 @@ def _without_bad_fields(schema: type[Section], tree: Tree) -> Section | None:
 def _explain(error: ValidationError, prefix: str, problems: Problems) -> None:
     seen = set()
     for detail in error.errors():
-        where = prefix or ".".join(str(p) for p in detail["loc"][:2])
+        depth = 4 if detail["loc"][:2] == ("rollout", "eval") else 2  # which holds sections of its own
+        where = prefix or ".".join(str(p) for p in detail["loc"][:depth])
         if detail["type"] == "missing":
             flag = "--model" if where == "model.path" else f"--{where}"
             problems.add(f"{where} is required", f"give it in the YAML or as {flag}")

@@ -1,14 +1,18 @@
 """What a task that samples completions needs, and what has no meaning for it; before anything starts."""
 
+import re
+
 from rayswift.config.checks.distillation import completions_per_prompt, distillation_problems, has_teacher
 from rayswift.config.checks.policy import policy_problems
 from rayswift.config.derived import max_prompt_length, round_size
 from rayswift.config.schema import RlhfConfig
 
+_EVAL_NAME = re.compile(r"[\w-]+")
+
 
 def online_problems(config: RlhfConfig) -> list[str]:
     """One line for each setting that such a task lacks or cannot use."""
-    found = [*_reward_problems(config), *_length_problems(config), *_round_problems(config)]
+    found = [*_reward_problems(config), *_length_problems(config), *_round_problems(config), *_eval_problems(config)]
     if config.train.task in ("grpo", "ppo"):
         found += policy_problems(config)
     found += distillation_problems(config)
@@ -52,6 +56,26 @@ def _round_problems(config: RlhfConfig) -> list[str]:
         f"train.global_batch_size x train.{steps} = {size} completions are no whole number of groups of "
         f"rollout.num_generations = {each}; make it a multiple"
     ]
+
+
+def _eval_problems(config: RlhfConfig) -> list[str]:
+    rollout, found = config.rollout, []
+    known = [each if isinstance(each, str) else each.path for each in config.data.eval]
+    if rollout.eval and not (known or config.data.eval_fraction):
+        found.append("rollout.eval has no prompts; set data.eval or data.eval_fraction")
+    if rollout.eval and rollout.num_generations_eval is not None:
+        found.append("rollout.num_generations_eval: each of rollout.eval has num_generations of its own; unset it")
+    if rollout.oversampling and not rollout.dynamic_sampling:
+        found.append("rollout.oversampling: no prompt is filtered, so none need be replaced; set dynamic_sampling too")
+    for name, each in rollout.eval.items():
+        if not _EVAL_NAME.fullmatch(name):
+            found.append(f"rollout.eval: {name!r} becomes part of metrics' names; use letters, digits, - and _")
+        found += [
+            f"rollout.eval.{name}.sources = {source!r} is not in data.eval; it has {', '.join(known) or 'no sources'}"
+            for source in each.sources
+            if source not in known
+        ]
+    return found
 
 
 def _reward_problems(config: RlhfConfig) -> list[str]:
