@@ -17,6 +17,7 @@ from rayswift.config import swift
 from rayswift.config.checks import built
 from rayswift.config.fields import trl as trl_fields
 from rayswift.config.reading import other_names, yaml_text
+from rayswift.config.reading.aliases import without_aliases
 from rayswift.config.reading.names import annotation_of, owner_in, paths_of, section_of, suggest, tasks_of
 from rayswift.config.reading.values import home, plain, read
 from rayswift.config.reading.written import Problems, Tree, flat_of, read_yaml, split, words_for
@@ -54,7 +55,7 @@ def load(verb: str, argv: list[str], environ: Mapping[str, str] = MappingProxyTy
     problems = Problems()
     trains = argv[0] if verb in FOR_TRAINING and argv and argv[0] in TRAINING_VERBS else None
     files, flags, dry_run = split(argv[trains is not None :], problems)
-    trees = [read_yaml(Path(home(file)), problems) for file in files]
+    trees, flags = without_aliases([read_yaml(Path(home(file)), problems) for file in files], flags)
     if verb in FOR_TRAINING:
         trains = trains or _trains(trees, flags)
     schema = FOR_TRAINING[verb][trains] if trains else VERB_CONFIGS[verb]

@@ -69,9 +69,14 @@ class PpoFields:
 class GrpoFields:
     """Task grpo, beyond TRL's `GRPOConfig`."""
 
-    advantage_estimator: Literal["grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline"] = field(
+    advantage_estimator: Literal[
+        "grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "online_dpo"
+    ] = field(
         default="grpo",
-        metadata={"help": "Baseline and scale of the advantages; reinforce_plus_plus_baseline: the mean of the group."},
+        metadata={
+            "help": "Baseline and scale of the advantages; reinforce_plus_plus_baseline: the mean of the group; "
+            "online_dpo: the gradient of the DPO loss on the two completions of a prompt."
+        },
     )
     kl_in_reward: bool | None = field(
         default=None,

@@ -127,6 +127,10 @@ def _clipped(terms: _Terms, settings: PolicySettings) -> Tensor:
     return -torch.min(ratio * terms.advantages, bounded * terms.advantages)
 
 
+def _policy_gradient(terms: _Terms, settings: PolicySettings) -> Tensor:
+    return -terms.ratio * terms.advantages
+
+
 def _fipo(terms: _Terms, settings: PolicySettings) -> Tensor:
     weights = fipo.influence(
         terms.log_ratio,
@@ -210,6 +214,7 @@ LOSS_TYPES: dict[str, LossType] = {
     "sapo": LossType(_sapo, _per_sequence_mean),
     "vespo": LossType(_vespo, _per_round_token),
     "fipo": LossType(_fipo, _per_round_token),
+    "online_dpo": LossType(_policy_gradient, _per_sequence_sum),
     # Each completion is one action: its term stands at each of its tokens.
     "rloo": LossType(_clipped, _per_sequence_mean),
 }

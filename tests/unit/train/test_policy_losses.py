@@ -83,6 +83,7 @@ def test_on_policy_the_gradient_is_reinforces(loss_type: str) -> None:
         "bnpo": TOKENS,
         "dr_grpo": 4 * 8,
         "luspo": 4,
+        "online_dpo": 4,
         "rloo": 4,  # the ratio of a completion moves with each of its tokens
     }
     torch.testing.assert_close(logprobs.grad, -advantages / divisors.get(loss_type, 20.0))
