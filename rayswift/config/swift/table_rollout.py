@@ -22,6 +22,21 @@ _PASSED_ON = (
 
 ROLLOUT: dict[str, Rule] = {
     "rlhf_type": To("train.task"),
+    # verb sample
+    "num_return_sequences": To("rollout.num_generations"),
+    "orm_model": To("rollout.reward_funcs", {"math": "accuracy"}),
+    "prm_model": Refused("give it as --reward_model, which scores whole completions"),
+    "prm_threshold": Refused("there is one reward; sample.min_reward is its threshold"),
+    "sampler_type": ByValue({"sample": NoEffect("it samples")}, Refused("answers of a server are not sampled")),
+    "sampler_engine": ByValue(
+        {"vllm": NoEffect("completions come from vLLM"), "transformers": NoEffect("completions come from vLLM")},
+        Refused("completions come from vLLM"),
+    ),
+    "num_sampling_batch_size": NoEffect("as many prompts are under way as engines hold"),
+    "num_sampling_batches": Refused("take so many rows: --dataset rows.jsonl#500"),
+    "data_range": Refused("take some rows: --dataset rows.jsonl#500"),
+    "cache_files": Refused("completions are sampled and scored at once"),
+    "override_exist_file": off_only("a file is continued or refused", "delete the file"),
     "response_length": To("rollout.max_completion_length"),
     "max_new_tokens": To("rollout.max_completion_length"),
     "stop_words": To("rollout.stop"),
