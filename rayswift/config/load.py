@@ -168,6 +168,8 @@ def _resolve_name(schema: type[Section], flag: str, problems: Problems) -> str |
     matches = [p for p in known if p.split(".")[1] == flag]
     if len(matches) == 1:
         return matches[0]
+    if flag == "eval":  # the rows; `rollout.eval` says how they are sampled
+        return "data.eval"
     if trl_fields.MOVED.get(flag) in matches:
         return trl_fields.MOVED[flag]
     if matches:

@@ -39,19 +39,8 @@ def run(invocation: Invocation) -> None:
     Raises:
         UserError: bad input, or a file that is there already (exit code 2); too many prompts failed (exit code 1).
     """
-    config: SampleConfig = invocation.config
-    output = Path(config.sample.output_file).absolute()
-    config = config.model_copy(update={"sample": config.sample.model_copy(update={"output_file": str(output)})})
-    # One pass, without a trainer; a prompt's completions are a batch of their own.
-    train = {"num_train_epochs": 1.0, "max_steps": -1, "global_batch_size": config.rollout.num_generations}
-    cluster = {"num_workers": 0, "zero_stage": 0}
-    config = config.model_copy(
-        update={
-            "train": config.train.model_copy(update=train),
-            "cluster": config.cluster.model_copy(update=cluster),
-            "data": config.data.model_copy(update={"packing": False, "eval": [], "eval_fraction": 0.0}),
-        }
-    )
+    config = _settled(invocation.config)
+    output = Path(config.sample.output_file)
     if invocation.dry_run:
         print(to_yaml(config))  # noqa: T201
         return
@@ -65,7 +54,14 @@ def run(invocation: Invocation) -> None:
         raise UserError(f"sample.output_file = {str(output)!r} is there already; continue it with --resume auto")
     began, run_dir = time.monotonic(), Path(config.train.output_dir).absolute()
     run_dir.mkdir(parents=True, exist_ok=True)
-    layout = lay_out(config.cluster, join(config.cluster), config.rollout)
+    outcomes = _sampled(_plane(config, run_dir))
+    logger.info("prompts\n%s", table(outcomes))
+    logger.info("done in %.0f s; rows: %s", time.monotonic() - began, output)
+
+
+def _plane(config: SampleConfig, run_dir: Path) -> PlaneSpec:
+    """What is to be sampled and where; behind it Ray is there."""
+    layout = lay_out(config.cluster, join(config.cluster), config.rollout, trains=False)
     with announced("looking at the rows"):
         source = model_files(config.model)
         config = text_settings.settled(config, source)
@@ -74,15 +70,10 @@ def run(invocation: Invocation) -> None:
         data = prepare.with_template_date(config.data, tokenizer_dir)
         windows, _ = prepare.plan_windows(data, tokenizer_dir, config.train.seed, run_dir / "data", kind)
     config = paths.absolute(config.model_copy(update={"data": data}), Path.cwd())
+    for_engines, for_all = (find(config, Path.cwd()) for find in (paths.needed, paths.needed_by_rewards))
     with announced("preparing Ray"):
-        connect(
-            config.cluster,
-            layout,
-            run_dir,
-            paths.needed(config, Path.cwd()),
-            paths.needed_by_rewards(config, Path.cwd()),
-        )
-    spec = PlaneSpec(
+        connect(config.cluster, layout, run_dir, for_engines, for_all)
+    return PlaneSpec(
         config=config,
         plan=rollout_plan(config),
         layout=layout,
@@ -93,9 +84,20 @@ def run(invocation: Invocation) -> None:
         eval_windows=None,
         start=LedgerSnapshot(),
     )
-    outcomes = _sampled(spec)
-    logger.info("prompts\n%s", table(outcomes))
-    logger.info("done in %.0f s; rows: %s", time.monotonic() - began, output)
+
+
+def _settled(config: SampleConfig) -> SampleConfig:
+    """One pass over the rows without a trainer; the completions of a prompt are a batch of their own."""
+    output = str(Path(config.sample.output_file).absolute())
+    train = {"num_train_epochs": 1.0, "max_steps": -1, "global_batch_size": config.rollout.num_generations}
+    return config.model_copy(
+        update={
+            "sample": config.sample.model_copy(update={"output_file": output}),
+            "train": config.train.model_copy(update=train),
+            "cluster": config.cluster.model_copy(update={"num_workers": 0, "zero_stage": 0}),
+            "data": config.data.model_copy(update={"packing": False, "eval": [], "eval_fraction": 0.0}),
+        }
+    )
 
 
 def _sampled(spec: PlaneSpec) -> dict[str, int]:

@@ -27,7 +27,10 @@ ROLLOUT: dict[str, Rule] = {
     "orm_model": To("rollout.reward_funcs", {"math": "accuracy"}),
     "prm_model": Refused("give it as --reward_model, which scores whole completions"),
     "prm_threshold": Refused("there is one reward; sample.min_reward is its threshold"),
-    "sampler_type": ByValue({"sample": NoEffect("it samples")}, Refused("answers of a server are not sampled")),
+    "sampler_type": ByValue(
+        {"sample": NoEffect("completions are sampled by the model itself")},
+        Refused("answers of a server are not sampled"),
+    ),
     "sampler_engine": ByValue(
         {"vllm": NoEffect("completions come from vLLM"), "transformers": NoEffect("completions come from vLLM")},
         Refused("completions come from vLLM"),

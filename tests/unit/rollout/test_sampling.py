@@ -82,6 +82,7 @@ def test_a_killed_command_goes_on_behind_the_last_prompt_that_counts(tmp_path: P
 def test_flags_of_swift_sample() -> None:
     argv = ["--model", "m", "--dataset", "d.jsonl", "--orm_model", "math", "--num_return_sequences", "64"]
     invocation = load("sample", [*argv, "--n_best_to_keep", "2", "--sampler_engine", "vllm", "--temperature", "0.8"])
+    assert not any("defaults" in line or "model.tuner" in line for line in invocation.notes)
     config = invocation.config
     assert (config.rollout.num_generations, config.rollout.reward_funcs) == (64, ["accuracy"])
     assert (config.sample.n_best_to_keep, config.rollout.temperature, config.train.task) == (2, 0.8, "grpo")
