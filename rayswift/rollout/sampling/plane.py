@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rayswift.config.schema import SampleConfig
 from rayswift.data.feed.pipeline import stream_windows
+from rayswift.data.sequence.windows import TRAINED
 from rayswift.engines.pool.actors import RayEngines
 from rayswift.engines.pool.patience import limits_of
 from rayswift.engines.pool.pool import Pool
@@ -44,7 +45,7 @@ class SampleActor:
         self._standing = (0, 0)
 
     async def sample(self) -> dict[str, int]:
-        """Sample and write, to the end of the prompts; how many had which outcome.
+        """Sample and write, to the end of the prompts; how many had which outcome, rows that are no prompts among them.
 
         Raises:
             UserError: engines or rewards cannot start, or too many prompts failed.
@@ -74,7 +75,8 @@ class SampleActor:
             await pool.close()
             await rewards.close()
             await asyncio.to_thread(prompts.close)
-        return dict(written.outcomes)
+        rows = {what: count for what, count in written.position.counts.items() if what != TRAINED}
+        return {**written.outcomes, **rows}
 
     async def standing(self) -> tuple[int, int]:
         """Prompts that are written, and rows."""
