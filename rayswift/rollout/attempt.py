@@ -65,8 +65,7 @@ class Attempt:
         self._admission = Admission(plan.rounds, start.rounds)
         self._next_to_close = start.rounds
         self._ready: deque[Prompt] = deque()
-        self._under_way: dict[int, Prompt] = {}
-        self._surplus: Counter[int] = Counter()
+        self._under_way, self._surplus = dict[int, Prompt](), Counter[int]()
         self._ended = self._over = False
         self._groups: dict[int, list[Group]] = {}
         self._opened_at: dict[int, float] = {}
@@ -227,8 +226,7 @@ class Attempt:
         if not self._admission.is_complete(number, num_ready, self._ended):
             return False
         self._give_back(number, self._admission.surplus(number))
-        last = self._admission.is_last(number, len(self._ready), self._ended)
-        if last is None:
+        if (last := self._admission.is_last(number, len(self._ready), self._ended)) is None:
             return False
         outcomes = self._admission.close(number)
         for ordinal in outcomes:
@@ -248,9 +246,8 @@ class Attempt:
         """Prompts that a round does not need are the next to be drawn; what was sampled for them is thrown away."""
         self._surplus[number] += len(surplus)
         self._ready.extendleft(self._under_way.pop(ordinal) for ordinal in reversed(surplus))
-        gone = frozenset(surplus)
         for groups in (self._groups.get(number, []), *self._left_out.get(number, {}).values()):
-            groups[:] = [group for group in groups if group.prompt.ordinal not in gone]
+            groups[:] = [group for group in groups if group.prompt.ordinal not in surplus]
 
     def _finish(
         self,

@@ -107,6 +107,8 @@ def _online_dpo_problems(config: RlhfConfig, loss: str) -> list[str]:
     for name, none in others.items():
         if given.get(name, none) != none:
             found.append(f"train.{name}: the loss of online_dpo has none; unset it")
+    if config.model.teacher:
+        found.append("model.teacher: online_dpo learns from rewards alone; unset it")
     if config.rollout.importance_sampling != "none":
         found.append("rollout.importance_sampling: the loss of online_dpo is not corrected; set none")
     return found
