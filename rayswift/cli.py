@@ -28,6 +28,7 @@ VERBS = {
     "data encode": Verb("data_encode", "rows -> packed token rows on disk, for runs with data.cache"),
     "data inspect": Verb("data_inspect", "statistics of the rows of a run: formats, lengths, trained tokens, fill"),
     "tasks": Verb("tasks", "the tasks that train, and what each can do"),
+    "sample": Verb("sample", "prompts -> completions -> rewards -> rows, of a model as it is"),
     "infer": Verb("infer", "answers of a run, a checkpoint or a model"),
     "export": Verb("export", "checkpoint -> model folder (merge a LoRA adapter)"),
 }

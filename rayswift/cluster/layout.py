@@ -70,6 +70,7 @@ def lay_out(
     joined: dict[str, float] | None = None,
     rollout: RolloutConfig | None = None,
     samples: bool = True,
+    trains: bool = True,
 ) -> Layout:
     """Resolve workers, device, threads and engines.
 
@@ -78,6 +79,7 @@ def lay_out(
         joined: What the cluster has, see `join`; None: judge by this machine.
         rollout: Of a run that has engines; GPUs are shared between its trainers and its engines.
         samples: Whether any of them samples, and does not only hold a teacher.
+        trains: Whether there are trainers.
 
     Raises:
         UserError: this machine, if it is the whole cluster, lacks the GPUs or cores asked for.
@@ -104,7 +106,8 @@ def lay_out(
     for_engines = for_teacher + _gpus_for_engines(sampling, gpus_left, num_workers)
     if num_workers is None:
         num_workers = max(1, num_gpus - for_rewards - for_engines) if device == "cuda" and (local or joined) else 1
-    if local and device == "cuda" and max(1, num_workers) + for_engines + for_rewards > num_gpus:
+    trainers = max(1, num_workers) if trains else 0
+    if local and device == "cuda" and trainers + for_engines + for_rewards > num_gpus:
         engines = f" and its engines {for_engines} more" if for_engines else ""
         rewards = f", its reward models {for_rewards} (rollout.reward_model_gpus)" if for_rewards else ""
         raise UserError(

@@ -17,6 +17,7 @@ from rayswift.config import swift
 from rayswift.config.checks import built
 from rayswift.config.fields import trl as trl_fields
 from rayswift.config.reading import other_names, yaml_text
+from rayswift.config.reading.aliases import without_aliases
 from rayswift.config.reading.names import annotation_of, owner_in, paths_of, section_of, suggest, tasks_of
 from rayswift.config.reading.values import home, plain, read
 from rayswift.config.reading.written import Problems, Tree, flat_of, read_yaml, split, words_for
@@ -54,7 +55,7 @@ def load(verb: str, argv: list[str], environ: Mapping[str, str] = MappingProxyTy
     problems = Problems()
     trains = argv[0] if verb in FOR_TRAINING and argv and argv[0] in TRAINING_VERBS else None
     files, flags, dry_run = split(argv[trains is not None :], problems)
-    trees = [read_yaml(Path(home(file)), problems) for file in files]
+    trees, flags = without_aliases([read_yaml(Path(home(file)), problems) for file in files], flags)
     if verb in FOR_TRAINING:
         trains = trains or _trains(trees, flags)
     schema = FOR_TRAINING[verb][trains] if trains else VERB_CONFIGS[verb]
@@ -167,6 +168,8 @@ def _resolve_name(schema: type[Section], flag: str, problems: Problems) -> str |
     matches = [p for p in known if p.split(".")[1] == flag]
     if len(matches) == 1:
         return matches[0]
+    if flag == "eval":  # the rows; `rollout.eval` says how they are sampled
+        return "data.eval"
     if trl_fields.MOVED.get(flag) in matches:
         return trl_fields.MOVED[flag]
     if matches:
@@ -301,7 +304,8 @@ def _without_bad_fields(schema: type[Section], tree: Tree) -> Section | None:
 def _explain(error: ValidationError, prefix: str, problems: Problems) -> None:
     seen = set()
     for detail in error.errors():
-        where = prefix or ".".join(str(p) for p in detail["loc"][:2])
+        depth = 4 if detail["loc"][:2] == ("rollout", "eval") else 2  # which holds sections of its own
+        where = prefix or ".".join(str(p) for p in detail["loc"][:depth])
         if detail["type"] == "missing":
             flag = "--model" if where == "model.path" else f"--{where}"
             problems.add(f"{where} is required", f"give it in the YAML or as {flag}")

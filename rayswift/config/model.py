@@ -54,6 +54,12 @@ class ModelConfig(Section):
     """Full training: share of the parameters to freeze, from the embedding upwards."""
     unfreeze: str | None = None
     """Full training: regular expression for parameters that are trained even if another field freezes them."""
+    new_blocks: int = Field(0, ge=0)
+    """Full training: LLaMA-Pro: add so many layers, spread evenly and without effect at first, and train only these."""
+    lisa_layers: int = Field(0, ge=0)
+    """Full training: LISA: train so many layers at a time, drawn anew every `lisa_interval` steps; 0: all."""
+    lisa_interval: int = Field(20, ge=1)
+    """Full training: steps between two draws of `lisa_layers`."""
     quantization: Literal["int8", "nf4", "fp4"] | None = None
     """Load the frozen weights in 8 or 4 bits through bitsandbytes and train an adapter on them (QLoRA)."""
     double_quantization: bool = True

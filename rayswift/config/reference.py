@@ -7,7 +7,7 @@ import sys
 from importlib.metadata import version
 
 from rayswift.config.reading.names import section_of
-from rayswift.config.schema import TRAINING_VERBS, VERB_CONFIGS, TrainingConfig
+from rayswift.config.schema import TRAINING_VERBS, VERB_CONFIGS, RlhfConfig, TrainingConfig
 from rayswift.config.show import FieldLine, by_name, field_lines
 
 COMMAND = "python -m rayswift.config.reference > rayswift/config/README.md"
@@ -41,10 +41,12 @@ def page() -> str:
     for name in dict.fromkeys(name for verb in TRAINING_VERBS for name in VERB_CONFIGS[verb].model_fields):
         parts.append(_section(name, [verb for verb in TRAINING_VERBS if name in VERB_CONFIGS[verb].model_fields]))
     for verb in [verb for verb in VERB_CONFIGS if verb not in TRAINING_VERBS]:
-        shared = TrainingConfig.model_fields if issubclass(VERB_CONFIGS[verb], TrainingConfig) else {}
+        bases = {"rlhf": RlhfConfig, "sft": TrainingConfig}
+        like = next((each for each, base in bases.items() if issubclass(VERB_CONFIGS[verb], base)), None)
+        shared = bases[like].model_fields if like else {}
         parts.append(f"## `rayswift {verb}`")
-        if shared:
-            parts.append(f"Sections {', '.join(f'`{name}`' for name in shared)} as for `rayswift sft`, and:")
+        if like:
+            parts.append(f"Sections {', '.join(f'`{name}`' for name in shared)} as for `rayswift {like}`, and:")
         parts += [_section(name, [verb]) for name in VERB_CONFIGS[verb].model_fields if name not in shared]
     parts.append(f"{TRL_HEADING}\n\nOf {versions()}, with their own help texts.")
     parts.append(_table(_merged("train", list(TRAINING_VERBS), from_trl=True)))

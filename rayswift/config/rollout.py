@@ -28,6 +28,23 @@ def teacher_servers(value: Any) -> Any:
     return [{"url": each} if isinstance(each, str) else each for each in value] if isinstance(value, list) else value
 
 
+class EvalSet(Section):
+    """An evaluation by sampling: which prompts, and how their completions are chosen."""
+
+    sources: PathTexts = []
+    """Sources of `data.eval`, as written there; empty: all evaluation prompts."""
+    num_generations: int = Field(1, ge=1)
+    """Completions of each prompt."""
+    temperature: float | None = Field(None, ge=0)
+    """Sampling temperature; null: as in training."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Sample from the most likely tokens of this total probability; null: as in training."""
+    top_k: int | None = Field(None, ge=-1)
+    """Sample from this number of most likely tokens; null: as in training."""
+    right_from: float = 1.0
+    """Reward from which a completion counts as right, for pass@k."""
+
+
 class RolloutConfig(Section):
     """Completions for the tasks grpo, ppo and gkd: sampling, rewards, engines."""
 
@@ -39,6 +56,9 @@ class RolloutConfig(Section):
     """Completions of each prompt; task grpo compares them with each other, for ppo 1 is enough."""
     num_generations_eval: int | None = Field(None, ge=1)
     """Completions of each prompt in evaluations; null: as in training."""
+    eval: dict[str, EvalSet] = {}
+    """Evaluations by name, each with sampling of its own (`{"greedy": {"temperature": 0}}`); empty: one, as in
+    training."""
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature."""
     top_p: float = Field(1.0, gt=0, le=1)
@@ -59,6 +79,9 @@ class RolloutConfig(Section):
     """Reward functions: built-in names, `module:function` or `file.py:function`."""
     reward_models: PathTexts = []
     """Sequence-classification models whose scores are rewards, after those of the functions."""
+    reward_model_plugins: PathTexts = []
+    """How each of `reward_models` makes a reward: default (its score), genrm (it is asked for one, and writes it), or
+    your own class as module:name or file.py:name; empty: default."""
     reward_weights: list[float] = []
     """Weight of each reward, functions first; empty: 1 each."""
     reward_kwargs: dict[PathText, dict[str, Any]] = {}
@@ -76,6 +99,9 @@ class RolloutConfig(Section):
     run."""
     dynamic_sampling: bool = False
     """Replace groups whose rewards are all equal by new prompts."""
+    oversampling: float = Field(0.0, ge=0)
+    """Prompts sampled at once beyond those that a round still lacks, as a share of the prompts of a round; those that
+    it does not need are sampled again for the next; with `dynamic_sampling`."""
     max_resamples: int = Field(3, ge=1)
     """Most prompts that may replace filtered and failed ones, as a multiple of the prompts of a round; then the round
     is trained with the prompts it has."""

@@ -206,6 +206,42 @@ class DataInspectConfig(SftConfig):
     inspect: InspectSection = InspectSection()
 
 
+class SampleSection(Section):
+    """Which completions become rows."""
+
+    output_file: PathText = "sampled.jsonl"
+    """JSON lines to write: the prompt's row with a completion as last message, its reward, and the worst completion."""
+    n_best_to_keep: int = Field(5, ge=1)
+    """Most rows of a prompt: different completions with the highest rewards."""
+    min_reward: float | None = None
+    """Lowest reward of a completion that becomes a row; null: any."""
+    easy_query_threshold: float | None = Field(None, ge=0, le=1)
+    """Leave out prompts of which more than this share of the completions are right; null: none."""
+    right_from: float = 1.0
+    """Reward from which a completion counts as right, for `easy_query_threshold`."""
+
+
+class SampleDataConfig(DataConfig):
+    """Rows, and how they become prompts."""
+
+    shuffle: bool = False
+
+
+class SampleTrainConfig(RlhfTrainConfig):
+    """Of task grpo, what plays a part without a trainer: seed, folder for logs, whether to continue."""
+
+    task: Literal["grpo"] = "grpo"
+    output_dir: PathText = "runs/sample"
+
+
+class SampleConfig(RlhfConfig):
+    """`rayswift sample`: prompts -> completions -> rewards -> rows."""
+
+    data: SampleDataConfig
+    train: SampleTrainConfig = SampleTrainConfig()
+    sample: SampleSection = SampleSection()
+
+
 class InferSection(Section):
     """Ask a model."""
 
@@ -264,6 +300,7 @@ VERB_CONFIGS: dict[str, type[Section]] = {
     "data encode": DataEncodeConfig,
     "data inspect": DataInspectConfig,
     "tasks": TasksConfig,
+    "sample": SampleConfig,
     "infer": InferConfig,
     "export": ExportConfig,
 }

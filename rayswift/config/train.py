@@ -51,7 +51,7 @@ class TrainConfig(Section):
     max_grad_norm: float = 1.0
     """Clip gradients to this norm; 0: never."""
     optim: str = "adamw_torch_fused"
-    """Optimizer, as `transformers` names it."""
+    """Optimizer, as `transformers` names it; or muon: Muon for matrices, AdamW for all other parameters."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass to save memory."""
     seed: int = 42

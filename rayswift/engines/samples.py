@@ -56,13 +56,23 @@ class TopTokens:
 
 
 @dataclass(frozen=True)
+class RequestSampling:
+    """How tokens of a request are chosen where that is not the run's way; names as in section `rollout`."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+
+
+@dataclass(frozen=True)
 class SampleRequest:
     """One completion to sample, or to score.
 
     key: unique within the run (`ordinal:sample`, and the try); max_tokens: room of the whole completion, `begun`
     included; seed: of its random numbers; begun [T] int32: tokens of it that an engine which is gone had made already:
     what comes back are the tokens behind them; top: nothing is sampled, what comes back is `begun` with its
-    log-probabilities, and so many of the likeliest tokens beside each; None: it is sampled.
+    log-probabilities, and so many of the likeliest tokens beside each; None: it is sampled; sampling: how tokens are
+    chosen, None: in the run's way.
     """
 
     key: str
@@ -71,6 +81,7 @@ class SampleRequest:
     seed: int
     begun: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     top: int | None = None
+    sampling: RequestSampling | None = None
 
 
 @dataclass(frozen=True)

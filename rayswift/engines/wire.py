@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rayswift.engines.samples import Completion, SampleRequest, Span, TopTokens
+from rayswift.engines.samples import Completion, RequestSampling, SampleRequest, Span, TopTokens
 
 Columns = tuple[Any, ...]
 
@@ -64,6 +64,7 @@ class Requests(tuple[SampleRequest, ...]):
             _joined([each.begun for each in self], np.int32),
             [len(each.begun) for each in self],
             [each.top for each in self],
+            [each.sampling for each in self],
         )
         return _requests_of, columns
 
@@ -78,11 +79,14 @@ def _requests_of(
     begun_ids: NDArray[np.int32],
     begun_lengths: Sequence[int],
     tops: Sequence[int | None],
+    samplings: Sequence[RequestSampling | None],
 ) -> Requests:
     prompts, begun = _parts(prompt_ids, prompt_lengths), _parts(begun_ids, begun_lengths)
     return Requests(
-        SampleRequest(key, prompts[place], room, seed, done, top=top)
-        for key, place, room, seed, done, top in zip(keys, places, max_tokens, seeds, begun, tops, strict=True)
+        SampleRequest(key, prompts[place], room, seed, done, top, sampling)
+        for key, place, room, seed, done, top, sampling in zip(
+            keys, places, max_tokens, seeds, begun, tops, samplings, strict=True
+        )
     )
 
 

@@ -9,6 +9,7 @@ from rayswift.config.schema import RlhfConfig
 from rayswift.data.sequence.windows import Windows
 from rayswift.launch.supply import beside_the_driver
 from rayswift.rollout.admission import RolloutPlan, RoundPlan
+from rayswift.rollout.evaluation import eval_plans
 from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.rollout.plane import Plane, PlaneSpec, RolloutClient
 from rayswift.train.spec import Connect, RunSpec, SupplyClient
@@ -30,6 +31,7 @@ def rollout_plan(config: RlhfConfig) -> RolloutPlan:
             num_prompts=train.global_batch_size * num_steps // each,
             max_staleness=rollout.max_staleness,
             max_resamples=rollout.max_resamples,
+            oversampling=rollout.oversampling,
             num_rounds=-(-train.max_steps // steps_per_round) if train.max_steps > 0 else None,
         ),
         num_steps=num_steps,
@@ -47,6 +49,7 @@ def rollout_plan(config: RlhfConfig) -> RolloutPlan:
         max_still_s=config.cluster.timeout_s,
         sampled=sampled_share(config),
         has_engines=has_engines(config),
+        evaluations=eval_plans(rollout),
     )
 
 

@@ -21,11 +21,13 @@ from rayswift.log import UserError
 from rayswift.rollout.rewards import functions as rewards
 
 _CHECK_TIMEOUT_S = 300
+_PLUGINS = "rollout.reward_model_plugins"
 # How each kind is called, as positional and keyword names; plugins are only imported.
 _CALLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "train.metrics": (("batch",), ()),
     "train.loss": (("outputs", "labels"), ("num_items_in_batch",)),
     raw_rows.FIELD: (("row",), ()),
+    _PLUGINS: (("model", "tokenizer"), ()),
 }
 
 # Trackers of `transformers`, and the package that each needs.
@@ -47,6 +49,8 @@ def named_in(config: TrainingConfig) -> list[Named]:
     found = [(field, name) for field, names in lists.items() for name in names]
     found += [("train.loss", train.loss)] if train.loss else []
     found += [(raw_rows.FIELD, config.data.map)] if config.data.map else []
+    plugins = config.rollout.reward_model_plugins if isinstance(config, RlhfConfig) else []
+    found += [(_PLUGINS, name) for name in plugins if ":" in name]
     return found + [(rewards.FIELD, spec.written) for spec in _own_rewards(config)]
 
 
@@ -127,7 +131,7 @@ def blame(error: BaseException, config: TrainingConfig) -> str | None:
 def content_hash(config: TrainingConfig) -> str:
     """Hash of the files whose code changes a step, loss, plugins, rows, rewards; "" without. Modules are their
     package's."""
-    changing = ("train.loss", "train.plugins", raw_rows.FIELD, rewards.FIELD)
+    changing = ("train.loss", "train.plugins", raw_rows.FIELD, rewards.FIELD, _PLUGINS)
     places = [split(field, name)[0] for field, name in named_in(config) if field in changing]
     files = [Path(place) for place in places if place.endswith(".py")]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16] if files else ""

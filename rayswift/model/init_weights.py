@@ -18,7 +18,7 @@ from rayswift.config.model import ModelConfig
 from rayswift.config.tasks import Head
 from rayswift.data.sequence.windows import PackedRow
 from rayswift.log import UserError, logger
-from rayswift.model import generation_config, heads, tuners
+from rayswift.model import generation_config, heads, init_blocks, tuners
 from rayswift.model import init_adapter as initial_adapter
 from rayswift.model.adapters import adapter_folder
 from rayswift.run import checkpoint
@@ -68,6 +68,8 @@ def write(
         adapter = adapter_folder(name)
         logger.info("merging the adapter %s into the weights", adapter)
         network = tuners.continue_adapter(network, adapter).merge_and_unload(safe_merge=True)
+    if model.new_blocks:
+        network = init_blocks.expand(network, model.new_blocks)
     partial = folder.with_name(f"{folder.name}.partial")
     checkpoint.set_aside(partial, "a process that was killed left it half-written")
     if is_initialised_before(model):

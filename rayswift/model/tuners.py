@@ -34,6 +34,7 @@ from rayswift.config.fields.tuners import is_initialised_before
 from rayswift.config.model import ModelConfig
 from rayswift.config.tasks import Head
 from rayswift.log import UserError
+from rayswift.model import layers
 from rayswift.model.adapters import adapter_folder
 from rayswift.model.heads import PEFT_TASK_TYPES
 
@@ -64,7 +65,7 @@ def peft_config(
     Args:
         model: What is trained.
         head: What the model ends in.
-        num_steps: Steps of the training; only adalora needs them.
+        num_steps: Steps of the training, for adalora; -1: it ends by epochs.
         network: What it goes around, where its modules decide.
         drawn: Parameters that are in no file, as those of a new head.
 
@@ -103,7 +104,9 @@ def new_adapter(
         if model.tuner_kwargs.get("init_lora_weights") == "lora_ga":
             values["lora_ga_config"] = {}
     if model.tuner == "adalora":
-        values |= {"lora_alpha": model.lora_alpha, "lora_dropout": model.lora_dropout, "total_step": num_steps}
+        values |= {"lora_alpha": model.lora_alpha, "lora_dropout": model.lora_dropout}
+        fixed = sum(int(model.tuner_kwargs.get(name, 0)) for name in ("tinit", "tfinal"))
+        values["total_step"] = max(num_steps, fixed + 1)  # of a training in epochs, `RankBudget` sets it step by step
     if model.tuner == "ia3":
         values["feedforward_modules"] = []  # every module's output is scaled; tuner_kwargs names those whose input is
     try:
@@ -192,14 +195,19 @@ def continue_adapter(network: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def freeze(network: PreTrainedModel, model: ModelConfig) -> None:
-    """Freeze what `model.freeze`, `freeze_ratio` and `unfreeze` say, in ms-swift's order.
+    """Freeze what `model.freeze`, `freeze_ratio` and `unfreeze` say, in ms-swift's order; or all but `new_blocks`.
 
     Raises:
         UserError: nothing is left to train.
     """
+    named = list(network.named_parameters())
+    if model.new_blocks:
+        new = layers.new_layers(network.config.get_text_config().num_hidden_layers, model.new_blocks)
+        for name, parameter in named:
+            kept = bool(model.unfreeze and re.match(model.unfreeze, name))
+            parameter.requires_grad_(kept or layers.layer_of(name) in new)
     if not model.freeze and not model.freeze_ratio:
         return
-    named = list(network.named_parameters())
     sizes = torch.tensor([num_elements(parameter) for _, parameter in named])
     ends = sizes.cumsum(0).tolist()
     num_frozen = bisect_right(ends, int(ends[-1] * model.freeze_ratio)) if model.freeze_ratio else 0

@@ -14,7 +14,7 @@ from rayswift.log import UserError, logger
 from rayswift.report.curves import MetricsFile
 from rayswift.report.environment import environment
 from rayswift.report.page import View, render
-from rayswift.rollout.completions import newest
+from rayswift.rollout.completions import newest, newest_evaluated
 from rayswift.run import events
 from rayswift.run.accounting import read_accounting, read_evaluation, write_accounting
 from rayswift.run.checkpoint import Saved
@@ -99,6 +99,7 @@ class LiveReport:
             local=self._local,
             error=error,
             samples=newest(self._run_dir, _NUM_SAMPLES),
+            eval_samples=newest_evaluated(self._run_dir, _NUM_SAMPLES),
         )
         page = render(view)
         with self._writing:

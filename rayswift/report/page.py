@@ -62,7 +62,7 @@ class View:
     """What the page shows.
 
     state: how the launch stands; updated_s: now, since the epoch; step: the last logged; counts: raw rows by outcome;
-    local: Ray was started for this run; error: why it failed; samples: rows of `rollout.completions`.
+    local: Ray was started for this run; error: why it failed; samples, eval_samples: rows of `rollout.completions`.
     """
 
     name: str
@@ -78,6 +78,7 @@ class View:
     local: bool = True
     error: str = ""
     samples: list[dict[str, Any]] = field(default_factory=list)
+    eval_samples: list[dict[str, Any]] = field(default_factory=list)
 
 
 def render(view: View) -> str:
@@ -92,6 +93,7 @@ def render(view: View) -> str:
         ),
         f'<section class="charts">{charts}</section>' if charts else "",
         _section("Completions", _samples(view.samples)),
+        _section("Evaluated completions", _samples(view.eval_samples, is_evaluation=True)),
         _section("Rows", _rows(view.counts, "over all epochs")),
         _section("Evaluation rows", _rows(view.eval_counts, "once")) if view.eval_counts else "",
         _section("Starts", _starts(view.events)),
@@ -130,22 +132,24 @@ def _more_charts(curves: Mapping[str, Curve]) -> list[Chart]:
     ]
 
 
-def _samples(samples: list[dict[str, Any]]) -> str:
-    """Completions of the newest round."""
+def _samples(samples: list[dict[str, Any]], is_evaluation: bool = False) -> str:
+    """Completions of the newest round, or of the newest evaluation."""
     if not samples:
         return ""
+    what = f"{'Evaluated behind' if is_evaluation else 'Of'} round {samples[0]['round']:,}"
     lines = []
     for row in samples:
         rewards = [(name.removeprefix("reward_"), value) for name, value in row.items() if name.startswith("reward_")]
         parts = "".join(f"<br>{_escape(name)} {show(value)}" for name, value in rewards if len(rewards) > 1)
         cut = ", cut off" if row["finish"] == "length" else ""
+        cut += f", {_escape(row['outcome'])}" if is_evaluation else ""
         lines.append(
             f'<tr><td class="n"><b>{show(row["reward"])}</b>{parts}</td><td><pre>{_excerpt(row["prompt"])}</pre></td>'
             f"<td><pre>{_excerpt(row['completion'])}</pre>{row['num_tokens']:,} tokens{cut}</td></tr>"
         )
     head = '<tr><th class="n">reward</th><th>prompt</th><th>completion</th></tr>'
     return (
-        f'<p class="what">Of round {samples[0]["round"]:,}, from the best to the worst; all are in completions/.</p>'
+        f'<p class="what">{what}, from the best to the worst; all are in completions/.</p>'
         f'<div class="wide"><table>{head}{"".join(lines)}</table></div>'
     )
 

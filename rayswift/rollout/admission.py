@@ -3,16 +3,19 @@
 Round s may draw prompts once the weights behind round s - `max_staleness` are published; it never waits for less, and
 nothing is ever dropped for being old: what is sampled is paced, so that the tokens of a round are at most
 `max_staleness` versions old by construction. Prompts go to rounds strictly in order. One that is filtered or fails
-makes room for the next of the sequence, for the same round.
+makes room for the next of the sequence, for the same round. With over-sampling, more are under way than a round lacks;
+it is made of the first that can be trained, and all behind these go back to the head of the sequence.
 
 With `max_staleness` 0 one round at a time is open, so its prompts are a prefix of what is left of the sequence: what is
 trained is a function of (data, seed, weights), whatever finishes first.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rayswift.data.sequence.windows import TRAINED
+from rayswift.engines.samples import RequestSampling
 
 
 @dataclass(frozen=True)
@@ -20,13 +23,27 @@ class RoundPlan:
     """How prompts become rounds.
 
     num_prompts: groups of a round; max_resamples: times that number that may be drawn in place of filtered and failed
-    ones; num_rounds: of the run, None: until the prompts end.
+    ones; num_rounds: of the run, None: until the prompts end; oversampling: share of prompts that are under way beyond
+    those that a round still lacks.
     """
 
     num_prompts: int
     max_staleness: int
     max_resamples: int
     num_rounds: int | None = None
+    oversampling: float = 0.0
+
+
+@dataclass(frozen=True)
+class EvalPlan:
+    """An evaluation: its name, "" for the only one; num_generations: completions of each prompt; sources: of its
+    prompts, () for all; sampling: of its own, None: as in training; right_from: reward of a right completion."""
+
+    name: str
+    num_generations: int
+    sources: tuple[str, ...] = ()
+    sampling: RequestSampling | None = None
+    right_from: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -38,7 +55,8 @@ class RolloutPlan:
     of a completion, and of it with its prompt; min_group: fewest scored ones that it can be trained with; drops_equal:
     filter groups whose rewards are all equal; max_failed_fraction: see `rollout.max_failed_fraction`; max_outstanding:
     requests that an engine holds at once; max_still_s: that a wait goes on while nothing at all comes forward; sampled:
-    share of rounds that are sampled, the others are of the rows' own answers; has_engines: whether anything is sampled.
+    share of rounds that are sampled, the others are of the rows' own answers; has_engines: whether anything is sampled;
+    evaluations: named ones, (): one as in training.
     """
 
     rounds: RoundPlan
@@ -56,6 +74,7 @@ class RolloutPlan:
     max_still_s: float
     sampled: float = 1.0
     has_engines: bool = True
+    evaluations: tuple[EvalPlan, ...] = ()
 
 
 @dataclass
@@ -110,8 +129,10 @@ class Admission:
         return self._newest if self._may_open(num_ready) else None
 
     def _has_room(self, each: _Open) -> bool:
-        most = self._plan.num_prompts * (1 + self._plan.max_resamples)
-        return each.num_under_way + each.num_trained < self._plan.num_prompts and len(each.outcomes) < most
+        num_prompts, at_once = self._plan.num_prompts, 1 + self._plan.oversampling
+        most = num_prompts * (1 + self._plan.max_resamples)
+        lacks = each.num_trained < num_prompts and len(each.outcomes) < most
+        return lacks and each.num_under_way + each.num_trained < math.ceil(num_prompts * at_once)
 
     def _may_open(self, num_ready: int) -> bool:
         allowed = self._published is not None and self._newest <= self._published + self._plan.max_staleness
@@ -147,6 +168,20 @@ class Admission:
         if each is None or each.num_under_way:
             return False
         return not self._has_room(each) or (ended and not num_ready)
+
+    def surplus(self, number: int) -> list[int]:
+        """Take out of a complete round what stands behind the prompts that fill it, whatever became of them.
+
+        What is left is the same whichever finished first: the sequence up to the last prompt that is trained.
+        """
+        outcomes = self._open[number].outcomes
+        trained = sorted(ordinal for ordinal, outcome in outcomes.items() if (outcome or "").startswith(TRAINED))
+        if len(trained) < self._plan.num_prompts:
+            return []
+        behind = sorted(ordinal for ordinal in outcomes if ordinal > trained[self._plan.num_prompts - 1])
+        for ordinal in behind:
+            del outcomes[ordinal]
+        return behind
 
     def close(self, number: int) -> Mapping[int, str]:
         """Take a complete round out: outcomes of its prompts, by ordinal."""

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Estimator = Literal["grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline"]
+Estimator = Literal["grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "online_dpo"]
 Floats = NDArray[np.float64]
 
 _EPSILON = 1e-4  # TRL's, added to standard deviations
@@ -22,15 +22,18 @@ class AdvantageSettings:
     """How rewards become advantages, under TRL's names.
 
     estimator: grpo (Shao et al. 2024, arXiv 2402.03300), rloo (Ahmadian et al. 2024, arXiv 2402.14740) or REINFORCE++
-    without or with the group's mean as baseline (Hu et al. 2025, arXiv 2501.03262); weights: of each reward;
+    without or with the group's mean as baseline (Hu et al. 2025, arXiv 2501.03262), or online_dpo, see
+    `train.policy.pairs`; weights: of each reward;
     scale_rewards: divide by the standard deviation of the group, of the whole round, or not, grpo only; aggregation:
-    normalize_then_sum scales each reward by itself before they are summed (GDPO, arXiv 2601.05242), grpo only.
+    normalize_then_sum scales each reward by itself before they are summed (GDPO, arXiv 2601.05242), grpo only; beta: of
+    online_dpo.
     """
 
     weights: tuple[float, ...]
     estimator: Estimator = "grpo"
     scale_rewards: Literal["group", "batch", "none"] = "group"
     aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
+    beta: float = 0.0
 
     @property
     def is_per_token(self) -> bool:

@@ -65,6 +65,7 @@ class Attempt:
         self._admission = Admission(plan.rounds, start.rounds)
         self._next_to_close = start.rounds
         self._ready: deque[Prompt] = deque()
+        self._under_way, self._surplus = dict[int, Prompt](), Counter[int]()
         self._ended = self._over = False
         self._groups: dict[int, list[Group]] = {}
         self._opened_at: dict[int, float] = {}
@@ -172,6 +173,7 @@ class Attempt:
         drawn: dict[int, list[Prompt]] = {}
         while (number := self._admission.next_round(len(self._ready), self._ended)) is not None:
             prompt = self._ready.popleft()
+            self._under_way[prompt.ordinal] = prompt
             self._admission.draw(prompt.ordinal, number)
             self._opened_at.setdefault(number, self._clock())
             drawn.setdefault(number, []).append(prompt)
@@ -223,10 +225,12 @@ class Attempt:
             return False
         if not self._admission.is_complete(number, num_ready, self._ended):
             return False
-        last = self._admission.is_last(number, num_ready, self._ended)
-        if last is None:
+        self._give_back(number, self._admission.surplus(number))
+        if (last := self._admission.is_last(number, len(self._ready), self._ended)) is None:
             return False
         outcomes = self._admission.close(number)
+        for ordinal in outcomes:
+            del self._under_way[ordinal]
         groups = sorted(self._groups.pop(number, []), key=_ordinal)
         self._hand_over(number, groups)
         if not groups:
@@ -237,6 +241,13 @@ class Attempt:
             ledger = self._ledger.close({prompt.ordinal: TAIL for prompt in self._ready}, trains=False)
         self._finish(number, groups, ledger, last, outcomes.values())
         return True
+
+    def _give_back(self, number: int, surplus: Sequence[int]) -> None:
+        """Prompts that a round does not need are the next to be drawn; what was sampled for them is thrown away."""
+        self._surplus[number] += len(surplus)
+        self._ready.extendleft(self._under_way.pop(ordinal) for ordinal in reversed(surplus))
+        for groups in (self._groups.get(number, []), *self._left_out.get(number, {}).values()):
+            groups[:] = [group for group in groups if group.prompt.ordinal not in surplus]
 
     def _finish(
         self,
@@ -256,6 +267,7 @@ class Attempt:
             drawn=counts.total(),
             filtered=counts[ALL_EQUAL],
             failed=sum(count for outcome, count in counts.items() if outcome.startswith(FAILED)),
+            surplus=self._surplus.pop(number, 0),
             seconds=self._clock() - self._opened_at.pop(number),
             ended=ended,
         )

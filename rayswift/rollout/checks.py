@@ -61,7 +61,8 @@ def _teacher_problems(config: RlhfConfig) -> list[str]:
 
 def _reward_model_problems(rollout: RolloutConfig) -> list[str]:
     found = []
-    for path in rollout.reward_models:
+    plugins = rollout.reward_model_plugins or ["default"] * len(rollout.reward_models)
+    for path, plugin in zip(rollout.reward_models, plugins, strict=True):
         folder = Path(path)
         if not folder.is_dir():
             if path.startswith((".", "/", "~")) or path.count("/") > 1:
@@ -71,6 +72,6 @@ def _reward_model_problems(rollout: RolloutConfig) -> list[str]:
                 f"rollout.reward_models = {path!r} holds no model (config.json or adapter_config.json); give a "
                 "checkpoint of task rm"
             )
-        else:
+        elif plugin == "default":
             found += abilities.score_problems("rollout.reward_models", path)
     return found

@@ -1,5 +1,7 @@
 """The completions of a run as Parquet, `completions/part-ROUND.parquet`, a row each: asked, said, scored.
 
+Those of evaluations are in `completions/eval/round-ROUND.parquet`.
+
 The newest part is written again, whole, as rounds come and before each checkpoint, and a new one begun once it is
 large: what is there can always be read, memory holds one part, and a kill loses only rounds that no checkpoint holds,
 which a resumed run writes again.
@@ -8,7 +10,7 @@ Of a prompt that was cut, what is told is what it was cut to.
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ import pyarrow.parquet as pq
 from rayswift.engines.samples import Group
 from rayswift.run.folder import COMPLETIONS
 
+EVALUATIONS = "eval"
+"""Folder below, with a file for each evaluation."""
 _WRITE_EVERY_S = 5.0
 _PART_ROWS = 8192
 _PART_CHARS = 32 << 20
@@ -45,6 +49,9 @@ class CompletionsFile:
         """Forget what is there of round `number` and later ones: they are sampled again."""
         self._rows = [row for row in self._rows if row["round"] < number]
         self.close()
+        for later in (self._folder / EVALUATIONS).glob("round-*.parquet"):
+            if int(later.stem.rpartition("-")[2]) > number:
+                later.unlink()
         for part in sorted(self._folder.glob("part-*.parquet")):
             table = pq.read_table(part)
             kept = table.filter(pc.less(table["round"], number))
@@ -57,13 +64,22 @@ class CompletionsFile:
         """Append groups of a round, and what became of them; rounds come in their order."""
         if self._part is None:
             self._part = self._new_part(number)
+        for row in self._rows_of(number, groups, outcome):
+            self._rows.append(row)
+            self._num_chars += len(row["prompt"]) + len(row["completion"])
+        if len(self._rows) >= _PART_ROWS or self._num_chars >= _PART_CHARS:
+            self.close()
+        elif time.monotonic() - self._written_s >= _WRITE_EVERY_S:
+            self.flush()
+
+    def _rows_of(self, number: int, groups: Sequence[Group], outcome: str) -> Iterator[dict[str, Any]]:
         for group in groups:
             prompt = group.prompt
             asked = "\n".join(str(message["content"]) for message in prompt.messages)
             if prompt.cut:
                 asked = self._decode(prompt.input_ids.tolist())
             for scored in group.scored:
-                row = {
+                yield {
                     "round": number,
                     "id": prompt.id,
                     "epoch": prompt.epoch,
@@ -78,12 +94,15 @@ class CompletionsFile:
                     "oldest_version": min((span.version.step for span in scored.completion.spans), default=number),
                     "newest_version": max((span.version.step for span in scored.completion.spans), default=number),
                 }
-                self._rows.append(row)
-                self._num_chars += len(asked) + len(scored.text)
-        if len(self._rows) >= _PART_ROWS or self._num_chars >= _PART_CHARS:
-            self.close()
-        elif time.monotonic() - self._written_s >= _WRITE_EVERY_S:
-            self.flush()
+
+    def add_evaluation(self, number: int, evaluations: Mapping[str, Sequence[Group]]) -> None:
+        """Write the completions of evaluations by the weights behind `number` rounds; column `outcome` is the name."""
+        rows = [
+            row for name, groups in evaluations.items() for row in self._rows_of(number, groups, name or "evaluation")
+        ]
+        folder = self._folder / EVALUATIONS
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(pa.Table.from_pylist(rows), folder / f"round-{number:08d}.parquet")
 
     def close(self) -> None:
         """Write what is held; what comes later begins a new part."""
@@ -110,9 +129,17 @@ class CompletionsFile:
 def newest(run_dir: Path, number: int) -> list[dict[str, Any]]:
     """Up to `number` completions of the newest round that is written: spread over its rewards, the best first."""
     parts = sorted((run_dir / COMPLETIONS).glob("part-*.parquet"))
-    if not parts:
-        return []
-    table = pq.read_table(parts[-1])
+    return _spread(parts[-1], number) if parts else []
+
+
+def newest_evaluated(run_dir: Path, number: int) -> list[dict[str, Any]]:
+    """The same of the newest evaluation."""
+    parts = sorted((run_dir / COMPLETIONS / EVALUATIONS).glob("round-*.parquet"))
+    return _spread(parts[-1], number) if parts else []
+
+
+def _spread(part: Path, number: int) -> list[dict[str, Any]]:
+    table = pq.read_table(part)
     table = table.slice(max(0, table.num_rows - _MOST_SAMPLES_READ))
     table = table.filter(pc.equal(table["round"], pc.max(table["round"])))
     rows = sorted(table.to_pylist(), key=lambda row: -row["reward"])

@@ -189,14 +189,10 @@ class Coordinator:
         now = self._clock()
         if now - began > 1.0:
             self._tokens_at = now, counts.tokens
-        return {
+        return finished.metrics() | {
             "engines": float(counts.serving),
             "engines_idle": 1 - (life.engines_busy.read(now) or 0.0),
             "rollout_tokens_per_s": (counts.tokens - before) / max(1e-3, now - began),
-            "round_s": finished.seconds,
-            "drawn": float(finished.drawn),
-            "filtered": float(finished.filtered),
-            "failed": float(finished.failed),
             "sync_s": self._sync_s,
             "engines_lost": float(counts.lost),
             "tokens_salvaged": float(counts.salvaged_tokens),
@@ -246,7 +242,9 @@ class Coordinator:
 
     async def _evaluate(self, number: int) -> dict[str, float]:
         prompts = await asyncio.to_thread(self._prompts.evaluation)
-        return await evaluated(prompts, number, self._plan, self._pool, self._rewards, self._came_forward)
+        found = await evaluated(prompts, number, self._plan, self._pool, self._rewards, self._came_forward)
+        self._write(self._completions.add_evaluation, number, found.groups)
+        return found.metrics
 
     async def probe(self, attempt: int, number: int, token_ids: NDArray[np.int32], wait_s: float) -> Probed | Waiting:
         """What every engine makes of a text [T], once it holds the weights behind `number` rounds; once for all ranks.

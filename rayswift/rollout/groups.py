@@ -9,7 +9,16 @@ from typing import Protocol
 import numpy as np
 
 from rayswift.engines.pool.pool import SampleFailed
-from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, SampleRequest, Scored, Span
+from rayswift.engines.samples import (
+    Completion,
+    Group,
+    PolicyVersion,
+    Prompt,
+    RequestSampling,
+    SampleRequest,
+    Scored,
+    Span,
+)
 
 
 class Sampler(Protocol):
@@ -35,17 +44,24 @@ def sample_seed(run_seed: int, use: str, ordinal: int, sample: int) -> int:
 
 
 def requests_for(
-    prompt: Prompt, use: str, num_samples: int, max_tokens: int, window: int, run_seed: int
+    prompt: Prompt,
+    use: str,
+    num_samples: int,
+    max_tokens: int,
+    window: int,
+    run_seed: int,
+    sampling: RequestSampling | None = None,
 ) -> list[SampleRequest]:
     """One request for each completion of a prompt.
 
     Args:
         prompt: What is completed.
-        use: train or eval.
+        use: train or eval, and of which set.
         num_samples: Completions of it.
         max_tokens: Tokens of the longest completion.
         window: Tokens of the longest prompt and completion together.
         run_seed: Of the run.
+        sampling: How tokens are chosen; None: as in training.
     """
     room = min(max_tokens, window - len(prompt.input_ids))
     return [
@@ -54,6 +70,7 @@ def requests_for(
             prompt.input_ids,
             room,
             sample_seed(run_seed, use, prompt.ordinal, sample),
+            sampling=sampling,
         )
         for sample in range(num_samples)
     ]

@@ -255,7 +255,8 @@ class Serving:
 class Finished:
     """A round that can be trained: its groups by ordinal, the ledger once it is trained, whether it is the last.
 
-    ended: why there is nothing to train in it, so that the run ends before it.
+    surplus: prompts that were sampled for it beyond those that it needs; ended: why there is nothing to train in it, so
+    that the run ends before it.
     """
 
     number: int
@@ -265,8 +266,19 @@ class Finished:
     drawn: int
     filtered: int
     failed: int
+    surplus: int
     seconds: float
     ended: str = ""
+
+    def metrics(self) -> dict[str, float]:
+        """What is logged of it."""
+        return {
+            "round_s": self.seconds,
+            "drawn": float(self.drawn),
+            "filtered": float(self.filtered),
+            "failed": float(self.failed),
+            "surplus": float(self.surplus),
+        }
 
 
 @dataclass(frozen=True)

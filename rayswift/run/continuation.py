@@ -39,6 +39,7 @@ _FREE = frozenset(
         "rollout.max_logprob_drift",
         "rollout.max_num_seqs",
         "rollout.num_engines",
+        "rollout.eval",
         "rollout.num_generations_eval",
         "rollout.reward_timeout_s",
         "rollout.reward_workers",

@@ -61,6 +61,8 @@ def trainer_arguments(spec: RunSpec, arguments: Any, dtype: str, tracks: bool, u
     if values.pop("reference_free", False):
         values["precompute_ref_log_probs"] = True  # so that TRL keeps no reference
     values |= {name: value for name, value in _NO_ROWS.items() if name in fields}
+    if values["optim"] == "muon":
+        values["optim"] = "adamw_torch"  # a name that HF knows; `Streamed.create_optimizer` makes ours
     if values.get("optim_target_modules") == ["all-linear"]:
         values["optim_target_modules"] = "all-linear"  # HF takes a list for names of modules
     values |= {
@@ -77,7 +79,7 @@ def trainer_arguments(spec: RunSpec, arguments: Any, dtype: str, tracks: bool, u
         "use_cpu": spec.layout.device == "cpu",
         "bf16": dtype == "bfloat16",
         "fp16": dtype == "float16",
-        "ddp_find_unused_parameters": False,
+        "ddp_find_unused_parameters": config.model.lisa_layers > 0,  # those that are frozen for a while
         "ddp_timeout": config.cluster.timeout_s,
     }
     if not spec.feed_plan.ends_by_steps:

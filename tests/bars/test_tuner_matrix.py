@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.ray.conftest import assert_same_curve, assert_same_end, curve, sft, start
@@ -33,6 +34,7 @@ TUNERS = {
     "lokr": ("lokr", {}),
     "miss": ("miss", {"r": 4}),
 }
+WITHOUT_ZERO = {"adalora", "muon", "--lisa_layers"}
 STEPS = ("--max_steps", "3", "--save_strategy", "steps", "--lora_dropout", "0")
 
 
@@ -74,17 +76,50 @@ def test_a_tuner_is_the_same_on_every_layout(name: str, tmp_path: Path, tiny: tu
         ("--freeze", ".*", "--unfreeze", ".*norm"),
         ("--new_special_tokens", "<|plan|>"),
         ("--rope_scaling", '{"rope_type": "yarn", "factor": 2}'),
+        ("--new_blocks", "3"),
+        ("--optim", "muon"),
+        ("--lisa_layers", "1", "--lisa_interval", "1"),
     ],
     ids=lambda flags: flags[-2].strip("-"),
 )
 @pytest.mark.parametrize(("workers", "stage"), [(0, 0), (2, 3)])
 def test_it_resumes(flags: tuple[str, ...], workers: int, stage: int, tmp_path: Path, tiny: tuple[str, ...]) -> None:
     steps = ("--save_strategy", "steps", "--save_steps", "2", "--lr_scheduler_type", "constant")
-    run = (*tiny, *flags, *steps, *layout(workers, 0 if "adalora" in flags else stage))
+    run = (*tiny, *flags, *steps, *layout(workers, 0 if WITHOUT_ZERO & {*flags} else stage))
     whole, rest = tmp_path / "whole", tmp_path / "rest"
     sft(whole, *run, "--max_steps", "4")
     sft(rest, *run, "--max_steps", "4", "--resume", str(whole / "checkpoint-2"))
     assert_same_end(rest, whole, 2, TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--new_blocks", "3"), ("--optim", "muon"), ("--lisa_layers", "1", "--lisa_interval", "2")],
+    ids=lambda flags: flags[1],
+)
+def test_full_training_is_the_same_on_every_layout(
+    flags: tuple[str, ...], tmp_path: Path, tiny: tuple[str, ...]
+) -> None:
+    sft(tmp_path / "one", *tiny, *flags, *layout(0, 0), *STEPS)
+    losses = curve(tmp_path / "one")
+    assert losses[3] != losses[1]
+    for workers, stage in [(2, 0)] if WITHOUT_ZERO & {*flags} else [(2, 0), (2, 2), (2, 3)]:
+        sft(tmp_path / f"{workers}-{stage}", *tiny, *flags, *layout(workers, stage), *STEPS)
+        assert_same_curve(tmp_path / f"{workers}-{stage}", tmp_path / "one", TOLERANCE)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "one/checkpoint-3")
+
+
+def test_adalora_over_epochs_goes_on_exactly(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    """The number of its steps is known at the end only; the budget of ranks is met all the same."""
+    run = (*tiny, *tuner("adalora"), "--num_train_epochs", "1", "--save_steps", "0.5", *layout(0, 0))
+    whole, rest = tmp_path / "whole", tmp_path / "rest"
+    sft(whole, *run)
+    first, *_, last = sorted(int(folder.name.partition("-")[2]) for folder in whole.glob("checkpoint-*"))
+    sft(rest, *run, "--resume", str(whole / f"checkpoint-{first}"))
+    assert_same_end(rest, whole, first, TOLERANCE)
+    weights = load_file(whole / f"checkpoint-{last}/adapter_model.safetensors")
+    singular = [value for name, value in weights.items() if "lora_E" in name]
+    assert sum(int((value != 0).sum()) for value in singular) == 3 * len(singular)
 
 
 @pytest.mark.parametrize("flags", [(), ("--tuner", "lora", "--modules_to_save", "embed_tokens")], ids=["full", "lora"])

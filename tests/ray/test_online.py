@@ -104,3 +104,25 @@ def test_engines_serve_the_adapter_that_is_trained(flags: tuple[str, ...], run_d
     adapter = ("--tuner", "lora", "--lora_sync", "adapter", "--max_logprob_drift", "2e-6")
     train("rlhf", run_dir, *model, *others, *adapter)
     assert set(curve(run_dir)) == set(range(1, STEPS + 1))
+
+
+def test_evaluations_by_name_are_sampled_in_their_own_way(flags: tuple[str, ...], run_dir: Path) -> None:
+    """Greedy completions of a prompt are one; sampled ones are not; the engines sample as before for the training."""
+    sets = '{"greedy": {"temperature": 0, "num_generations": 2}, "hot": {"temperature": 1.2, "num_generations": 4}}'
+    evaluation = ("--data.eval", "examples/sums/test.jsonl#8", "--eval_steps", str(STEPS), "--rollout.eval", sets)
+    train("rlhf", run_dir, *flags, *evaluation, "--dynamic_sampling", "true", "--oversampling", "0.5")
+    weights = curve(run_dir, "importance_sampling_ratio").values()
+    assert 1 - 1e-4 < min(weights) <= max(weights) < 1 + 1e-4
+    rows = pq.read_table(run_dir / COMPLETIONS / f"eval/round-{STEPS:08d}.parquet").to_pylist()
+    said: dict[tuple[str, int], list[str]] = {}
+    for row in rows:
+        said.setdefault((row["outcome"], row["ordinal"]), []).append(row["completion"])
+    assert {(name, len(texts)) for (name, _), texts in said.items()} == {("greedy", 2), ("hot", 4)}
+    assert len(said) == 16
+    assert all(len(set(texts)) == 1 for (name, _), texts in said.items() if name == "greedy")
+    assert all(len(set(texts)) > 1 for (name, _), texts in said.items() if name == "hot")
+    rewards = [row["reward"] for row in rows if row["outcome"] == "greedy"]
+    assert curve(run_dir, "eval_greedy_avg@2")[STEPS] == pytest.approx(sum(rewards) / len(rewards))
+    assert curve(run_dir, "eval_reward") == curve(run_dir, "eval_greedy_reward")
+    assert set(curve(run_dir, "eval_hot_pass@4")) == {STEPS}
+    assert "Evaluated completions" in (run_dir / "report.html").read_text(encoding="utf-8")

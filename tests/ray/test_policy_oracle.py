@@ -109,3 +109,44 @@ def test_a_text_is_scored_at_the_temperature_of_the_sampling(oracle: Any, tmp_pa
     spec = make_spec(tmp_path, "--temperature", "0.7")
     trainer = make_trainer(spec, Rounds([oracle.make_groups(1, oracle.NUM_GENERATIONS)]), model)
     np.testing.assert_allclose(trainer.text_logprobs(ids), wanted.detach().numpy(), atol=1e-5)
+
+
+def test_online_dpo_is_the_dpo_loss_on_each_pair(oracle: Any, tmp_path: Path) -> None:
+    """Gradients of the trainer, cut into micro-batches, beside the loss written out on whole pairs; a tie is none."""
+    import copy
+
+    import torch
+
+    from tests.policy_runs import Rounds, make_spec, make_trainer, tiny_model
+
+    beta, groups = 0.3, oracle.make_groups(6, 2, seed=3)
+    policy, reference = tiny_model(0), tiny_model(1)
+    own = copy.deepcopy(policy)
+
+    def logp(model: Any, group: Any, scored: Any) -> Any:
+        ids = torch.from_numpy(np.concatenate([group.prompt.input_ids, scored.completion.token_ids]).astype(np.int64))
+        logprobs = model(ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])
+        return logprobs[len(group.prompt.input_ids) - 1 :].sum()
+
+    losses, num_ties = [], 0
+    for group in groups:
+        one, other = group.scored
+        if one.reward == other.reward:
+            num_ties += 1
+            continue
+        better, worse = (one, other) if one.reward > other.reward else (other, one)
+        with torch.no_grad():
+            against = logp(reference, group, better) - logp(reference, group, worse)
+        margin = beta * (logp(own, group, better) - logp(own, group, worse) - against)
+        losses.append(-torch.nn.functional.logsigmoid(margin))
+    (torch.stack(losses).sum() / len(groups)).backward()
+    assert num_ties and len(losses) > 2
+
+    flags = ("--rlhf_type", "online_dpo", "--beta", str(beta), "--micro_batch_tokens", "20", "--temperature", "1.0")
+    trainer = make_trainer(make_spec(tmp_path, *flags), Rounds([groups]), policy, reference)
+    trainer.training_step(trainer.model, next(iter(trainer.stream)))
+    for (name, wanted), found in zip(own.named_parameters(), trainer.model.parameters(), strict=True):
+        scale = max(1e-2, float(wanted.grad.abs().max()))
+        torch.testing.assert_close(found.grad, wanted.grad, atol=1e-5 * scale, rtol=1e-4, msg=name)
+    assert trainer._told["loss/dpo"] == pytest.approx(float(torch.stack(losses).detach().mean()), rel=1e-5)
+    assert trainer._told["pairs"] == len(losses)

@@ -80,7 +80,8 @@ def _untried(config: TrainingConfig) -> list[str]:
     found = []
     if model.tuner == "adalora":
         found.append("model.tuner = adalora (its penalty is a term of losses over tokens)")
-    elif model.tuner not in ("full", "lora") and not TASKS[task].other_adapters:
+    found += _changed("model", model, ("new_blocks", "lisa_layers"))
+    if model.tuner not in ("full", "lora", "adalora") and not TASKS[task].other_adapters:
         found.append(f"model.tuner = {model.tuner}")
     if is_initialised_before(model) and (not TASKS[task].other_adapters or looks_at_rows(model)):
         why = " (it takes inputs and gradients of a loss over tokens)" if looks_at_rows(model) else ""

@@ -6,6 +6,8 @@ from rayswift.config.model import ModelConfig
 from rayswift.config.schema import TrainingConfig
 
 _ROPE_TYPES = ("linear", "dynamic", "yarn", "longrope", "llama3")
+MUON_OPTIONS = ("momentum", "ns_steps", "nesterov")
+"""What `train.optim_args` may hold for optimizer muon."""
 _BITSANDBYTES = ("bitsandbytes", "bitsandbytes")
 # How the name of an optimizer begins -> module it comes from, and what pip calls it.
 _OPTIMIZER_PACKAGES = (
@@ -22,7 +24,8 @@ _OPTIMIZER_PACKAGES = (
 
 def model_problems(config: TrainingConfig) -> list[str]:
     """One line for each setting that cannot work, wherever it runs."""
-    return [*_quantization(config), *_adalora(config), *_loha(config), *_optimizer(config), *_rope(config.model)]
+    parts = (_quantization, _adalora, _lisa, _loha, _optimizer)
+    return [*(line for part in parts for line in part(config)), *_rope(config.model)]
 
 
 def missing_packages(config: TrainingConfig) -> list[str]:
@@ -68,9 +71,7 @@ def _adalora(config: TrainingConfig) -> list[str]:
         return []
     found, what = [], "model.tuner = adalora"
     fixed = sum(int(model.tuner_kwargs.get(name, 0)) for name in ("tinit", "tfinal"))
-    if max_steps <= 0:
-        found.append(f"{what} plans its ranks over all steps, so it must know them; set train.max_steps")
-    elif fixed >= max_steps:
+    if 0 < max_steps <= fixed:
         found.append(
             f"{what}: tinit + tfinal = {fixed} leave no step of train.max_steps = {max_steps} to lower the ranks"
         )
@@ -79,6 +80,13 @@ def _adalora(config: TrainingConfig) -> list[str]:
     if model.dtype == "float16":
         found.append(f"{what} scores by gradients, which float16 lets be infinite; set model.dtype bfloat16 or float32")
     return found
+
+
+def _lisa(config: TrainingConfig) -> list[str]:
+    if config.model.lisa_layers and config.cluster.uses_deepspeed:
+        what = f"model.lisa_layers = {config.model.lisa_layers}: ZeRO steps all weights, those that LISA freezes too"
+        return [f"{what}; set cluster.zero_stage 0"]
+    return []
 
 
 def _loha(config: TrainingConfig) -> list[str]:
@@ -96,6 +104,14 @@ def _optimizer(config: TrainingConfig) -> list[str]:
             found.append(f"{field} works on whole matrices, and ZeRO cuts them; set cluster.zero_stage 0")
         if "optim_target_modules" not in config.train.trl_extra:
             found.append(f"{field} needs to know the layers; set train.optim_target_modules (all-linear)")
+    if optim == "muon":
+        if config.cluster.uses_deepspeed:
+            found.append(f"{field} makes steps of whole matrices, and ZeRO cuts them; set cluster.zero_stage 0")
+        words = str(config.train.trl_extra.get("optim_args") or "").replace(" ", "").split(",")
+        unknown = [word for word in words if word and word.partition("=")[0] not in MUON_OPTIONS]
+        if unknown:
+            options = ", ".join(MUON_OPTIONS)
+            found.append(f"train.optim_args = {', '.join(unknown)}: optimizer muon has {options}")
     if optim.startswith("schedule_free") and config.cluster.uses_deepspeed:
         found.append(f"{field} switches between two sets of weights, which ZeRO does not; set cluster.zero_stage 0")
     return found

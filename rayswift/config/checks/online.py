@@ -1,14 +1,18 @@
 """What a task that samples completions needs, and what has no meaning for it; before anything starts."""
 
+import re
+
 from rayswift.config.checks.distillation import completions_per_prompt, distillation_problems, has_teacher
 from rayswift.config.checks.policy import policy_problems
 from rayswift.config.derived import max_prompt_length, round_size
 from rayswift.config.schema import RlhfConfig
 
+_EVAL_NAME = re.compile(r"[\w-]+")
+
 
 def online_problems(config: RlhfConfig) -> list[str]:
     """One line for each setting that such a task lacks or cannot use."""
-    found = [*_reward_problems(config), *_length_problems(config), *_round_problems(config)]
+    found = [*_reward_problems(config), *_length_problems(config), *_round_problems(config), *_eval_problems(config)]
     if config.train.task in ("grpo", "ppo"):
         found += policy_problems(config)
     found += distillation_problems(config)
@@ -54,6 +58,26 @@ def _round_problems(config: RlhfConfig) -> list[str]:
     ]
 
 
+def _eval_problems(config: RlhfConfig) -> list[str]:
+    rollout, found = config.rollout, []
+    known = [each if isinstance(each, str) else each.path for each in config.data.eval]
+    if rollout.eval and not (known or config.data.eval_fraction):
+        found.append("rollout.eval has no prompts; set data.eval or data.eval_fraction")
+    if rollout.eval and rollout.num_generations_eval is not None:
+        found.append("rollout.num_generations_eval: each of rollout.eval has num_generations of its own; unset it")
+    if rollout.oversampling and not rollout.dynamic_sampling:
+        found.append("rollout.oversampling: no prompt is filtered, so none need be replaced; set dynamic_sampling too")
+    for name, each in rollout.eval.items():
+        if not _EVAL_NAME.fullmatch(name):
+            found.append(f"rollout.eval: {name!r} becomes part of metrics' names; use letters, digits, - and _")
+        found += [
+            f"rollout.eval.{name}.sources = {source!r} is not in data.eval; it has {', '.join(known) or 'no sources'}"
+            for source in each.sources
+            if source not in known
+        ]
+    return found
+
+
 def _reward_problems(config: RlhfConfig) -> list[str]:
     task, rollout, found = config.train.task, config.rollout, []
     num_rewards = len(rollout.reward_funcs) + len(rollout.reward_models)
@@ -69,6 +93,19 @@ def _reward_problems(config: RlhfConfig) -> list[str]:
         found.append(
             f"rollout.reward_weights has {len(rollout.reward_weights)} weights for {num_rewards} rewards; give one each"
         )
+    plugins, known = rollout.reward_model_plugins, ("default", "genrm")
+    if plugins and len(plugins) != len(rollout.reward_models):
+        found.append(
+            f"rollout.reward_model_plugins has {len(plugins)} names for {len(rollout.reward_models)} reward models; "
+            "give one each"
+        )
+    found += [
+        f"rollout.reward_model_plugins = {name}: there are {' and '.join(known)}; name your own as file.py:name"
+        for name in plugins
+        if name not in known and ":" not in name
+    ]
+    if set(plugins) - {"default"} and not config.data.use_chat_template:
+        found.append("rollout.reward_model_plugins: a plugin reads conversations, and data.use_chat_template is false")
     if rollout.reward_model_gpus > 1 and rollout.reward_model_gpus % 1:
         found.append(
             f"rollout.reward_model_gpus = {rollout.reward_model_gpus}: Ray gives a process a part of one GPU, or whole "

@@ -5,7 +5,7 @@ from typing import Any
 from rayswift.config.derived import round_shape
 from rayswift.config.schema import RlhfConfig
 
-GRPO_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo", "rloo")
+GRPO_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo", "fipo", "online_dpo", "rloo")
 """Values of `train.loss_type` of task grpo."""
 
 
@@ -74,11 +74,43 @@ def _loss_problems(config: RlhfConfig) -> list[str]:
         found.append(
             f"train.importance_sampling_level = {given['importance_sampling_level']}: there are token and sequence"
         )
+    if not given.get("fipo_decay_rate", 1.0) > 0:
+        found.append(f"train.fipo_decay_rate = {given['fipo_decay_rate']} is a number of tokens: set it above 0")
+    found += _online_dpo_problems(config, loss)
     if not 0 < given.get("top_entropy_quantile", 1.0) <= 1:
         found.append(
             f"train.top_entropy_quantile = {given['top_entropy_quantile']} is the share of tokens to train: above 0, "
             "at most 1"
         )
+    return found
+
+
+def _online_dpo_problems(config: RlhfConfig, loss: str) -> list[str]:
+    given, found = config.train.trl_extra, []
+    is_dpo = [given.get("advantage_estimator") == "online_dpo", loss == "online_dpo"]
+    if not any(is_dpo):
+        return []
+    if not all(is_dpo):
+        found.append("train.advantage_estimator and train.loss_type: both are online_dpo, or neither; set both")
+    if config.rollout.num_generations != 2:
+        found.append(f"rollout.num_generations = {config.rollout.num_generations}: online_dpo compares 2 completions")
+    if not given.get("beta", 0) > 0:
+        found.append("train.beta is the scale of the loss of online_dpo; set it above 0")
+    if steps_per_round(config) > 1:
+        found.append(
+            "online_dpo takes one step of each round, whose weights the pairs are judged by; set "
+            "train.steps_per_generation and train.num_iterations to 1"
+        )
+    if config.rollout.max_staleness:
+        found.append(f"rollout.max_staleness = {config.rollout.max_staleness}: online_dpo is on-policy; set 0")
+    others = {"kl_in_reward": None, "importance_sampling_level": "token", "mask_truncated_completions": False}
+    for name, none in others.items():
+        if given.get(name, none) != none:
+            found.append(f"train.{name}: the loss of online_dpo has none; unset it")
+    if config.model.teacher:
+        found.append("model.teacher: online_dpo learns from rewards alone; unset it")
+    if config.rollout.importance_sampling != "none":
+        found.append("rollout.importance_sampling: the loss of online_dpo is not corrected; set none")
     return found
 
 
@@ -112,7 +144,7 @@ def _advantage_problems(given: dict[str, Any]) -> list[str]:
         found.append(f"train.scale_rewards = {scales}: there are group, batch and none")
     if sums not in ("sum_then_normalize", "normalize_then_sum"):
         found.append(f"train.multi_objective_aggregation = {sums}: there are sum_then_normalize and normalize_then_sum")
-    own = {"rloo": "none", "grpo": scales}.get(estimator, "batch")
+    own = {"rloo": "none", "online_dpo": "none", "grpo": scales}.get(estimator, "batch")
     if "scale_rewards" in given and scales != own:
         found.append(f"train.scale_rewards = {scales}: advantage_estimator {estimator} has {own} of its own; unset it")
     if sums == "normalize_then_sum" and estimator != "grpo":

@@ -69,9 +69,14 @@ class PpoFields:
 class GrpoFields:
     """Task grpo, beyond TRL's `GRPOConfig`."""
 
-    advantage_estimator: Literal["grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline"] = field(
+    advantage_estimator: Literal[
+        "grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "online_dpo"
+    ] = field(
         default="grpo",
-        metadata={"help": "Baseline and scale of the advantages; reinforce_plus_plus_baseline: the mean of the group."},
+        metadata={
+            "help": "Baseline and scale of the advantages; reinforce_plus_plus_baseline: the mean of the group; "
+            "online_dpo: the gradient of the DPO loss on the two completions of a prompt."
+        },
     )
     kl_in_reward: bool | None = field(
         default=None,
@@ -85,6 +90,19 @@ class GrpoFields:
         metadata={
             "help": "Train without dropout, that of an adapter included: engines sample without dropout, and the loss "
             "compares their log-probabilities with those of the trainer."
+        },
+    )
+    fipo_decay_rate: float = field(
+        default=32.0, metadata={"help": "Loss fipo: tokens over which the influence of a later token halves."}
+    )
+    fipo_clip_range: float | None = field(
+        default=0.2, metadata={"help": "Loss fipo: how far the weight of an advantage may be from 1; null: any."}
+    )
+    fipo_clip_high_only: bool = field(default=True, metadata={"help": "Loss fipo: no weight is below 1."})
+    fipo_safety_threshold: float | None = field(
+        default=4.0,
+        metadata={
+            "help": "Loss fipo: a token of a bad completion whose ratio is above this is not weighed up; null: any is."
         },
     )
     teacher_kl_coef: float = field(

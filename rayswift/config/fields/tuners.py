@@ -25,13 +25,13 @@ _OWNED = {
     "modules_to_save": "model.modules_to_save",
     "lora_alpha": "model.lora_alpha",
     "lora_dropout": "model.lora_dropout",
-    "total_step": "train.max_steps",
+    "total_step": "train.max_steps or train.num_train_epochs",
 }
 _RANKS = {"lora": {"r": "model.lora_rank"}, "adalora": {"r": "model.tuner_kwargs.init_r"}}
 
 
 _OF_ADAPTERS = ("tuner_kwargs", "adapters", "modules_to_save", "target_regex", "lora_plus_ratio")
-_OF_FULL = ("freeze", "freeze_ratio", "unfreeze")
+_OF_FULL = ("freeze", "freeze_ratio", "unfreeze", "new_blocks", "lisa_layers")
 _ON_QUANTIZED = ("lora", "ia3")
 
 # Initialisations of a LoRA that are made once, before the training: they move part of the weights into the adapter, or
@@ -55,13 +55,17 @@ def begins_with_other_weights(model: ModelConfig) -> bool:
     """Whether training begins with other weights, or another `config.json`, than those at `model.path`."""
     stretched = model.rope_scaling or model.max_position_embeddings
     merged = len(model.adapters) > 1
-    return bool(model.random_init or model.new_special_tokens or stretched or merged or is_initialised_before(model))
+    grown = model.new_special_tokens or model.new_blocks
+    return bool(model.random_init or grown or stretched or merged or is_initialised_before(model))
 
 
 def tuner_problems(model: ModelConfig) -> list[str]:
     """One line for each setting of an adapter, or of full training, that the tuner does not take."""
     if model.tuner == "full":
-        return [f"model.{name} needs a tuner, and model.tuner is full" for name in _OF_ADAPTERS if getattr(model, name)]
+        found = [
+            f"model.{name} needs a tuner, and model.tuner is full" for name in _OF_ADAPTERS if getattr(model, name)
+        ]
+        return found + _chosen_twice(model)
     found = [
         f"model.{name} is of full training; model.tuner {model.tuner} freezes all weights"
         for name in _OF_FULL
@@ -79,6 +83,18 @@ def tuner_problems(model: ModelConfig) -> list[str]:
     if model.adapters and isinstance(model.tuner_kwargs.get("init_lora_weights"), str):
         found.append("model.tuner_kwargs.init_lora_weights is of a fresh adapter, and model.adapters names one")
     return found + _unknown_kwargs(model)
+
+
+def _chosen_twice(model: ModelConfig) -> list[str]:
+    """Several answers to the question which weights full training trains."""
+    chosen = [name for name in ("new_blocks", "lisa_layers") if getattr(model, name)]
+    others = [name for name in ("freeze", "freeze_ratio") if getattr(model, name)]
+    if chosen and len(chosen) + len(others) > 1:
+        names = " and ".join(f"model.{name}" for name in chosen + others)
+        return [f"{names} say each which weights are trained; set one of them"]
+    if model.lisa_layers and model.unfreeze:
+        return ["model.unfreeze: model.lisa_layers freezes and unfreezes layers by itself; unset one of them"]
+    return []
 
 
 def _unknown_kwargs(model: ModelConfig) -> list[str]:

@@ -27,7 +27,7 @@ _FOR_WORKERS = (
     "train.loss",
 )
 # What the coordinator of rollouts and its helpers load, and data tasks.
-_FOR_REWARDS = ("rollout.reward_funcs", "rollout.reward_models", "data.map")
+_FOR_REWARDS = ("rollout.reward_funcs", "rollout.reward_models", "rollout.reward_model_plugins", "data.map")
 _PACKAGES = "working_dir_files"
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 

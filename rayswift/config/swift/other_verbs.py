@@ -65,7 +65,6 @@ VERBS = {
     "deploy": "serve a run's model with `vllm serve FOLDER`; an adapter is merged by `rayswift export --merge_lora`",
     "eval": "there are no benchmarks here; evaluation rows are judged while training (data.eval), and lm-evaluation-"
     "harness or evalscope take the model's folder",
-    "sample": "`rayswift infer` asks a model; `rayswift rlhf --rlhf_type grpo` samples and trains",
     "merge-lora": "`rayswift export --merge_lora --model CHECKPOINT`",
     "app": "serve a run's model with `vllm serve FOLDER`, and open any chat page on it",
     "web-ui": "`rayswift VERB --help all` lists every field",

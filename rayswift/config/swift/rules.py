@@ -77,7 +77,7 @@ class Translation:
     @property
     def samples(self) -> bool:
         """Whether the run samples completions, so that section `rollout` has a meaning."""
-        return self.verb == "rlhf" and self.task in ONLINE_TASKS
+        return self.verb in ("rlhf", "sample") and self.task in ONLINE_TASKS
 
     def add(self, other: "Translation") -> list[Flag]:
         """Take over what was said of further flags; their own flags come back."""

@@ -8,11 +8,6 @@ _NO_TUNER = Refused("its tuner is not one of PEFT's; see the values of model.tun
 _BNB_DTYPE = NoEffect("4-bit weights are computed in model.dtype")
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
-_NOT_A_TUNER = {
-    name: Refused(f"{name} is not a tuner of PEFT; model.tuner lora is the closest")
-    for name in ("longlora", "llamapro", "adapter", "reft", "lora_llm", "unsloth", "dummy")
-}
-_TUNER = ByValue(_NOT_A_TUNER, To("model.tuner", {"bone": "miss"}))
 
 MODEL: dict[str, Rule] = {
     "model_id_or_path": To("model.path"),
@@ -39,9 +34,6 @@ MODEL: dict[str, Rule] = {
     "enable_npu_model_patch": NoEffect("no library is patched"),
     "merge_lora": NoEffect("`rayswift export --merge_lora` merges an adapter once it is trained"),
     # tuners
-    "tuner_type": _TUNER,
-    "train_type": _TUNER,
-    "sft_type": _TUNER,
     "tuner_backend": NoEffect("tuners are PEFT's"),
     "lora_target_modules": To("model.target_modules", {"ALL": "all-linear"}),
     "target_parameters": Into("model.tuner_kwargs", ("target_parameters",), is_list=True),
@@ -78,10 +70,9 @@ MODEL: dict[str, Rule] = {
     "adalora_beta1": Into("model.tuner_kwargs", ("beta1",)),
     "adalora_beta2": Into("model.tuner_kwargs", ("beta2",)),
     "adalora_orth_reg_weight": Into("model.tuner_kwargs", ("orth_reg_weight",)),
-    "lisa_activated_layers": ByValue({"0": NoEffect("0 layers: LISA is off")}, Refused("LISA is not offered")),
-    "lisa_step_interval": NoEffect("LISA is not offered"),
+    "lisa_activated_layers": To("model.lisa_layers"),
+    "lisa_step_interval": To("model.lisa_interval"),
     "reft_*": _NO_TUNER,
-    "llamapro_*": _NO_TUNER,
     # quantization; method, bits and 4-bit type are read together (translate.py)
     "bnb_4bit_compute_dtype": _BNB_DTYPE,
     "bnb_4bit_quant_storage": _BNB_DTYPE,

@@ -22,6 +22,24 @@ _PASSED_ON = (
 
 ROLLOUT: dict[str, Rule] = {
     "rlhf_type": To("train.task"),
+    # verb sample
+    "num_return_sequences": To("rollout.num_generations"),
+    "orm_model": To("rollout.reward_funcs", {"math": "accuracy"}),
+    "prm_model": Refused("give it as --reward_model, which scores whole completions"),
+    "prm_threshold": Refused("there is one reward; sample.min_reward is its threshold"),
+    "sampler_type": ByValue(
+        {"sample": NoEffect("completions are sampled by the model itself")},
+        Refused("answers of a server are not sampled"),
+    ),
+    "sampler_engine": ByValue(
+        {"vllm": NoEffect("completions come from vLLM"), "transformers": NoEffect("completions come from vLLM")},
+        Refused("completions come from vLLM"),
+    ),
+    "num_sampling_batch_size": NoEffect("as many prompts are under way as engines hold"),
+    "num_sampling_batches": Refused("take so many rows: --dataset rows.jsonl#500"),
+    "data_range": Refused("take some rows: --dataset rows.jsonl#500"),
+    "cache_files": Refused("completions are sampled and scored at once"),
+    "override_exist_file": off_only("a file is continued or refused", "delete the file"),
     "response_length": To("rollout.max_completion_length"),
     "max_new_tokens": To("rollout.max_completion_length"),
     "stop_words": To("rollout.stop"),
@@ -30,10 +48,6 @@ ROLLOUT: dict[str, Rule] = {
     "enable_thinking": Into("data.chat_template_kwargs", ("enable_thinking",)),
     "reward_model": To("rollout.reward_models"),
     "reward_template": NoEffect("a reward model reads what its own chat template renders"),
-    "reward_model_plugin": ByValue(
-        {"default": NoEffect("a reward model's score is the reward")},
-        Refused("write the plugin as a function and give it in rollout.reward_funcs"),
-    ),
     **{f"cosine_{name}": Into("rollout.reward_kwargs", ("cosine", name)) for name in _COSINE},
     "repetition_n_grams": Into("rollout.reward_kwargs", ("repetition", "n_grams")),
     "repetition_max_penalty": Into("rollout.reward_kwargs", ("repetition", "max_penalty")),
@@ -96,9 +110,9 @@ ROLLOUT: dict[str, Rule] = {
     "gym_env": _SINGLE_TURN,
     "use_gym_env": off_only("completions are single turns", _SINGLE_TURN.why),
     "router_replay*": _NOT_OFFERED,
-    "chord_*": _NOT_OFFERED,
-    "fipo_*": _NOT_OFFERED,
-    "real_tau": _NOT_OFFERED,
+    "chord_*": Refused("a step trains completions or rows, not both: train with `rayswift sft` first"),
+    "fipo_detach_weight": NoEffect("weights of advantages have no gradient"),
+    "real_tau": Refused("loss real is not offered"),
     "rlsd_*": _NOT_OFFERED,
     "sdar_*": _NOT_OFFERED,
     "advantage_reweight": _NOT_OFFERED,

@@ -11,7 +11,11 @@ _NOT_GENERATED = NoEffect("evaluation computes losses; nothing is generated")
 _OWN_TRACKER = NoEffect("SwanLab reads its own environment variables; train.report_to names it")
 _SAVED = NoEffect("models are saved as safetensors files of transformers' size")
 _CPU = ByValue({"true": To("cluster.device", {"true": "cpu"})}, NoEffect("cluster.device says where workers compute"))
-_LORA_PLUS = {"lorap": NoEffect("model.lora_plus_ratio turns LoRA+ on")}
+_OPTIMIZERS = {
+    "lorap": NoEffect("model.lora_plus_ratio turns LoRA+ on"),
+    "muon": To("train.optim"),
+    "muonclip": Refused("it clips by the largest logit of attention, which attention kernels do not return; give muon"),
+}
 
 TRAIN: dict[str, Rule] = {
     "warmup_ratio": To("train.warmup_steps"),
@@ -31,8 +35,10 @@ TRAIN: dict[str, Rule] = {
         "a resumed run goes on", "give the checkpoint's folder as --model to start from its weights alone"
     ),
     "ignore_data_skip": NoEffect("the data position is part of every checkpoint"),
-    "optimizer": ByValue(_LORA_PLUS, Refused("name one of transformers' optimizers as train.optim")),
-    "use_muon": Refused("name one of transformers' optimizers as train.optim"),
+    "optimizer": ByValue(_OPTIMIZERS, Refused("name one of transformers' optimizers, or muon, as train.optim")),
+    "use_muon": ByValue(
+        {"true": To("train.optim", {"true": "muon", "True": "muon"})}, NoEffect("train.optim says the optimizer")
+    ),
     "acc_strategy": NoEffect("accuracy is counted by token"),
     "use_logits_to_keep": NoEffect("logits are computed where the loss needs them"),
     "predict_with_generate": _NOT_GENERATED,

@@ -12,6 +12,11 @@ from rayswift.config.tasks import ONLINE_TASKS
 
 Given = dict[str, list[str]]
 
+_TUNER = {"tuner_type", "train_type", "sft_type"}
+_NOT_TUNERS = {
+    "reft": "none of PEFT's tuners: it changes states of a few positions, which no merged weights and no engine can do",
+    **dict.fromkeys(("longlora", "adapter", "lora_llm", "unsloth", "dummy"), "none of PEFT's tuners"),
+}
 _LOSS_ON = {"default": "assistant", "last_round": "last_turn", "all": "all"}
 _BUILT_IN_REWARDS = {"accuracy", "format", "cosine", "repetition", "soft_overlong", "tag_count"}
 _SFT_LOSSES = {
@@ -70,6 +75,23 @@ def _deepspeed(given: Given, result: Translation) -> None:
             result.rename("deepspeed", "cluster.offload", ["all" if stage == "3" else "optimizer"])
     else:
         result.flags.append(("cluster.deepspeed", [word]))
+
+
+def _tuner(given: Given, result: Translation) -> None:
+    for name in _TUNER & given.keys():
+        word = given[name][0]
+        if word in _NOT_TUNERS:
+            result.refuse(name, f"{word} is {_NOT_TUNERS[word]}; model.tuner lora is the closest")
+        elif word == "llamapro":
+            blocks = given.get("llamapro_num_new_blocks", ["4"])
+            if given.get("llamapro_num_groups", blocks) != blocks:
+                result.refuse("llamapro_num_groups", "there is one new block in each group; leave it out")
+            result.rename(name, "model.tuner", ["full"])
+            return result.rename("llamapro_num_new_blocks", "model.new_blocks", blocks)
+        else:
+            result.rename(name, "model.tuner", [{"bone": "miss"}.get(word, word)])
+    for name in given.keys() - _TUNER:
+        result.no_effect(name, "it is of tuner llamapro")
 
 
 def _quantization(given: Given, result: Translation) -> None:
@@ -200,14 +222,14 @@ def _rewards(given: Given, result: Translation) -> None:
     plugins = [*given.get("external_plugins", []), *given.get("custom_register_path", [])]
     if plugins:
         result.rename("external_plugins", "train.plugins", plugins)
-    if "reward_funcs" not in given:
-        return
-    # A name that a plugin registers is a function of that file here.
-    functions = [
-        f"{plugins[0]}:{name}" if len(plugins) == 1 and ":" not in name and name not in _BUILT_IN_REWARDS else name
-        for name in given["reward_funcs"]
-    ]
-    result.rename("reward_funcs", "rollout.reward_funcs", functions)
+    for name, path, built_in in (
+        ("reward_funcs", "rollout.reward_funcs", _BUILT_IN_REWARDS),
+        ("reward_model_plugin", "rollout.reward_model_plugins", {"default", "genrm"}),
+    ):
+        if name in given:  # what a plugin registers by name is a function or class of that file here
+            is_own = [len(plugins) == 1 and ":" not in word and word not in built_in for word in given[name]]
+            words = zip(given[name], is_own, strict=True)
+            result.rename(name, path, [f"{plugins[0]}:{word}" if own else word for word, own in words])
 
 
 def _callbacks(given: Given, result: Translation) -> None:
@@ -235,8 +257,9 @@ def _loss(given: Given, result: Translation) -> None:
     """Loss types; in DPO the RPO term is the loss `sft` with a weight of its own."""
     losses = given.get("loss_type", [])
     alpha = given.get("rpo_alpha", ["none"])[0]
-    if result.task == "grpo" and losses and losses[0] in ("real", "fipo"):
-        return result.refuse("loss_type", f"{losses[0]} is not offered; see TRL's GRPOConfig for those that are")
+    if result.task == "grpo" and losses and losses[0] == "real":
+        why = "real compares all completions of a prompt in one term, and steps are cut into micro-batches by tokens"
+        return result.refuse("loss_type", why)
     if result.verb != "rlhf" and losses:
         result.flags.append(("train.loss_type", [_SFT_LOSSES.get(word, word) for word in losses]))
     elif result.task == "dpo" and alpha.lower() not in ("none", "null", "0", "0.0"):
@@ -261,6 +284,7 @@ TOGETHER: dict[tuple[str, ...], Callable[[Given, Translation], None]] = {
     ("task_type",): _task_type,
     ("loss_scale",): _loss_scale,
     ("deepspeed",): _deepspeed,
+    ("tuner_type", "train_type", "sft_type", "llamapro_num_new_blocks", "llamapro_num_groups"): _tuner,
     ("quant_method", "quant_bits", "bnb_4bit_quant_type"): _quantization,
     ("rope_scaling",): _rope,
     ("freeze_parameters", "freeze_parameters_regex"): _freeze(
@@ -275,7 +299,7 @@ TOGETHER: dict[tuple[str, ...], Callable[[Given, Translation], None]] = {
     ("val_dataset", "cached_val_dataset", "split_dataset_ratio"): _evaluation_rows,
     ("dataset", "cached_dataset", "interleave_prob", "stopping_strategy"): _training_rows,
     ("max_steps", "max_epochs"): _length_of_the_run,
-    ("external_plugins", "custom_register_path", "reward_funcs"): _rewards,
+    ("external_plugins", "custom_register_path", "reward_funcs", "reward_model_plugin"): _rewards,
     ("callbacks",): _callbacks,
     ("eval_metric",): _metrics,
     ("loss_type", "rpo_alpha", "loss_weights"): _loss,

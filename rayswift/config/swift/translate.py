@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rayswift.config.rollout import RolloutConfig
+from rayswift.config.schema import DataConfig
 from rayswift.config.swift.apply import apply
 from rayswift.config.swift.rules import Flag, Rule, Translation
 from rayswift.config.swift.table_data import DATA
@@ -33,7 +34,7 @@ def translate(flags: Sequence[Flag], verb: str, task: str, has_eval_rows: bool) 
             continue
         if knows(name):
             bare[name] = words or ["true"]
-        elif name in RolloutConfig.model_fields and not result.samples:
+        elif name in RolloutConfig.model_fields and name not in DataConfig.model_fields and not result.samples:
             result.no_effect(name, f"{task} samples no completions")
         else:
             result.flags.append((name, words))

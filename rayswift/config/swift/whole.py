@@ -51,7 +51,8 @@ def complete(tree: Tree, written: Sequence[Flag], environ: Mapping[str, str], re
     if task in ONLINE_TASKS:
         flags += _prompt_room(tree, given, result)
         flags += _round(tree, words, result)
-    _say_defaults(tree, verb, task, given, result)
+    if verb != "sample":  # which trains nothing
+        _say_defaults(tree, verb, task, given, result)
     says_so = words["use_hf"] if "use_hf" in words else [environ.get("USE_HF", "0")]
     if says_so and says_so[0].lower() not in ("1", "true"):
         _say_hub(tree, result)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rayswift.engines.engine import SamplingSettings
+from rayswift.engines.samples import RequestSampling
 from rayswift.engines.vllm.setup import EngineSetup, lora_capacity, prepare_environment, require_vllm
 
 _CPU_KV_CACHE_BYTES = 512 << 20
@@ -12,8 +13,9 @@ SCORE_PLACES = 8
 """Sequences that may run beside the samples, for scores."""
 
 
-def build(setup: EngineSetup) -> tuple[Any, Callable[[int, int], Any]]:
-    """vLLM's engine, and how the sampling of a request is told to it: (room in tokens, seed) -> parameters."""
+def build(setup: EngineSetup) -> tuple[Any, Callable[[int, int, RequestSampling | None], Any]]:
+    """vLLM's engine, and how the sampling of a request is told to it: (room in tokens, seed, its own way to choose
+    tokens) -> parameters."""
     require_vllm("rollout")
     prepare_environment(setup)
     import torch
@@ -29,12 +31,13 @@ def build(setup: EngineSetup) -> tuple[Any, Callable[[int, int], Any]]:
     wanted = setup.sampling
     engine.collective_rpc("put_policy_before_sampling", args=(wanted.temperature or 1.0, _is_unpenalised(wanted)))
 
-    def sampling(max_tokens: int, seed: int) -> Any:
+    def sampling(max_tokens: int, seed: int, own: RequestSampling | None) -> Any:
+        chosen: SamplingSettings | RequestSampling = own or wanted
         regex = wanted.structured_outputs_regex
         return SamplingParams(
-            temperature=1.0 if wanted.temperature else 0.0,  # the logits are divided by it already
-            top_p=wanted.top_p,
-            top_k=wanted.top_k,
+            temperature=chosen.temperature / (wanted.temperature or 1.0),  # the logits are divided by that already
+            top_p=chosen.top_p,
+            top_k=chosen.top_k,
             min_p=wanted.min_p,
             repetition_penalty=wanted.repetition_penalty,
             seed=seed,

@@ -99,7 +99,8 @@ class VllmCore:
         try:
             for request in requests:
                 if request.top is None:
-                    params = self._sampling(request.max_tokens - len(request.begun), continued_seed(request))
+                    room = request.max_tokens - len(request.begun)
+                    params = self._sampling(room, continued_seed(request), request.sampling)
                 else:
                     params = score_params(request.top)
                 prompt = {"prompt_token_ids": [*request.prompt_ids.tolist(), *request.begun.tolist()]}

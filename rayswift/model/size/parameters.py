@@ -13,6 +13,7 @@ from typing import Any
 
 from rayswift.config.model import ModelConfig
 from rayswift.log import UserError
+from rayswift.model import layers
 
 # Parts of the names of matrices that PEFT's all-linear and bitsandbytes pass over, and what ends those of heads.
 _NOT_LINEAR = ("embed", "wte", "wpe", "norm", ".experts.")
@@ -78,20 +79,25 @@ def model_size(
 
     Raises:
         OSError: the config does not say what activations scale with.
+        UserError: `model.new_blocks` cannot be spread over its layers.
     """
     text = config.get("text_config", config)
+    hidden_size, num_layers, vocab_size = sizes_of(text)
+    if model.new_blocks:
+        layers.check(num_layers, model.new_blocks)
+        shapes = layers.grown(shapes, num_layers, model.new_blocks)
+        num_layers += model.new_blocks
     sizes = {name: prod(shape) for name, shape in shapes.items()}
     linear = {name: shape for name, shape in shapes.items() if _is_linear(name, shape)}
     total = sum(sizes.values())
     if model.tuner == "full":
-        trained = _trained_of_full(sizes, model)
+        trained = _trained_of_full(sizes, model, num_layers)
         frozen = total - trained
     else:
         # A rank-r adapter around a matrix [out, in] has r * (in + out) weights; other kinds have fewer.
         adapted = sum(sum(shape) for name, shape in linear.items() if _is_target(name, model))
         copied = sum(sizes[name] for name in sizes if _is_named(name, model.modules_to_save))
         trained, frozen = model.lora_rank * adapted + copied if num_trainable is None else num_trainable, total
-    hidden_size, num_layers, vocab_size = sizes_of(text)
     whole = model.modules_to_save if model.tuner != "full" else None
     trained_sizes = [size for name, size in sizes.items() if whole is None or _is_named(name, whole)]
     return ModelSize(
@@ -142,11 +148,16 @@ def _is_target(name: str, model: ModelConfig) -> bool:
     return any(each == "all-linear" or module.endswith(f".{each}") for each in model.target_modules)
 
 
-def _trained_of_full(sizes: Mapping[str, int], model: ModelConfig) -> int:
-    """Parameters that `model.freeze`, `freeze_ratio` and `unfreeze` leave trained, as `tuners.freeze` does it."""
+def _trained_of_full(sizes: Mapping[str, int], model: ModelConfig, num_layers: int) -> int:
+    """Parameters that `model.freeze`, `freeze_ratio`, `unfreeze` and `new_blocks` leave trained, as `tuners.freeze`
+    does it."""
     freezes, unfreezes = (re.compile(each) if each else None for each in (model.freeze, model.unfreeze))
     ends = list(accumulate(sizes.values()))
     num_frozen = bisect_right(ends, int(ends[-1] * model.freeze_ratio)) if model.freeze_ratio else 0
+    if model.new_blocks:
+        new = layers.new_layers(num_layers, model.new_blocks)
+        kept = (name for name in sizes if layers.layer_of(name) in new or (unfreezes and unfreezes.match(name)))
+        return sum(sizes[name] for name in kept)
     return sum(
         size
         for index, (name, size) in enumerate(sizes.items())

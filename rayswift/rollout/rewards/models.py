@@ -1,5 +1,6 @@
 """Reward models: the score of a sequence-classification checkpoint for a prompt and its completion, as TRL takes it."""
 
+import asyncio
 import math
 import os
 from collections.abc import Sequence
@@ -8,7 +9,8 @@ from typing import Any
 
 from rayswift.data.tokenizer.loaded import load_with_padding
 from rayswift.log import UserError, setup_worker
-from rayswift.rollout.rewards.functions import Item, Value
+from rayswift.rollout.rewards import judges
+from rayswift.rollout.rewards.functions import Item, RewardSpec, Value, call
 
 _MOST_TOKENS = 16384
 
@@ -22,6 +24,7 @@ class ModelProcess:
     Args:
         path: The model.
         name: Of the reward.
+        plugin: What makes the reward, see `judges`; `default`: the model's score.
         conversational: Whether prompts are conversations.
         trust_remote_code: See `model.trust_remote_code`.
         work_dir: What a relative path starts from.
@@ -29,18 +32,26 @@ class ModelProcess:
     """
 
     def __init__(
-        self, path: str, name: str, conversational: bool, trust_remote_code: bool, work_dir: Path, log_dir: Path
+        self,
+        path: str,
+        name: str,
+        plugin: str,
+        conversational: bool,
+        trust_remote_code: bool,
+        work_dir: Path,
+        log_dir: Path,
     ):
-        self._path, self._name, self._conversational = path, name, conversational
+        self._path, self._name, self._plugin, self._conversational = path, name, plugin, conversational
         self._trust, self._work_dir, self._log_dir = trust_remote_code, work_dir, log_dir
         self._model: Any = None
         self._tokenizer: Any = None
+        self._judge: Any = None
 
     def load(self) -> None:
         """Load the model.
 
         Raises:
-            UserError: it cannot be loaded, or is none that gives one score.
+            UserError: it cannot be loaded, or is none that gives one score, or its plugin cannot be made.
         """
         setup_worker(self._log_dir, f"reward-model-{self._name}")
         if self._work_dir.is_dir():
@@ -53,17 +64,25 @@ class ModelProcess:
         except (OSError, ValueError, RuntimeError) as error:
             first_line = (str(error).splitlines() or [""])[0]
             raise UserError(f"rollout.reward_models = {self._path!r} cannot be loaded: {first_line}", 1) from error
-        if model.config.num_labels != 1:
+        if self._plugin == judges.DEFAULT and model.config.num_labels != 1:
             raise UserError(
                 f"rollout.reward_models = {self._path!r} has {model.config.num_labels} outputs, wanted one score", 1
             )
         model.config.pad_token_id = tokenizer.pad_token_id
         self._model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self._tokenizer = tokenizer
+        if self._plugin != judges.DEFAULT:
+            self._judge = judges.as_function(judges.load(self._plugin, self._model, tokenizer))
+            self._loop = asyncio.new_event_loop()
 
     def _loaded(self) -> Any:
-        from transformers import AutoModelForSequenceClassification
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+        if self._plugin != judges.DEFAULT:  # which may read the texts that a language model writes
+            found = AutoConfig.from_pretrained(self._path, trust_remote_code=self._trust)
+            is_classifier = any("SequenceClassification" in name for name in found.architectures or ())
+            kind = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
+            return kind.from_pretrained(self._path, trust_remote_code=self._trust)
         options: dict[str, Any] = {"num_labels": 1, "trust_remote_code": self._trust}
         if not (Path(self._path) / "adapter_config.json").exists():
             return AutoModelForSequenceClassification.from_pretrained(self._path, **options)
@@ -78,6 +97,9 @@ class ModelProcess:
         """The model's score of each item; a text for one that it cannot read. `source` is 0."""
         import torch
 
+        if self._judge is not None:
+            spec = RewardSpec(self._name, self._plugin)
+            return call(spec, self._judge, items, conversational=True, loop=self._loop)
         ids = [self._tokenizer(self._text(item), add_special_tokens=False)["input_ids"] for item in items]
         most = self._model.config.get_text_config().max_position_embeddings
         values: list[Value] = [

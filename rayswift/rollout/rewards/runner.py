@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from rayswift.config.schema import RlhfConfig
 from rayswift.engines.samples import Completion, Prompt, Scored
 from rayswift.log import logger
+from rayswift.rollout.rewards import judges
 from rayswift.rollout.rewards.dispatch import Dispatcher
 from rayswift.rollout.rewards.functions import Item, Value, names_of, specs_of
 from rayswift.rollout.rewards.models import ModelProcess
@@ -130,7 +131,8 @@ class RewardRunner:
         rollout = self._config.rollout
         path, name = rollout.reward_models[number], self.names[len(rollout.reward_funcs) + number]
         trust = self._config.model.trust_remote_code
-        arguments = (path, name, self._conversational, trust, self._work_dir, self._run_dir / "logs")
+        plugin = (rollout.reward_model_plugins or [judges.DEFAULT] * (number + 1))[number]
+        arguments = (path, name, plugin, self._conversational, trust, self._work_dir, self._run_dir / "logs")
         make = partial(_start, ModelProcess, arguments, rollout.reward_model_gpus)
         return ActorWorker([f"reward {name}"], make, rollout.reward_timeout_s, node)
 

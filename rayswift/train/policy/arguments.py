@@ -27,8 +27,9 @@ class PolicyArguments(GrpoFields, GRPOConfig):
 
     @property
     def takes_kl_off_rewards(self) -> bool:
-        """Whether the KL to the reference is a penalty in the rewards, not a term of the loss."""
-        by_default = self.advantage_estimator in ("rloo", "reinforce_plus_plus")
+        """Whether log(policy / reference) goes into the advantages, as a penalty or as what the pairs of online DPO are
+        judged by; else the KL is a term of the loss."""
+        by_default = self.advantage_estimator in ("rloo", "reinforce_plus_plus", "online_dpo")
         return bool(self.beta) and (by_default if self.kl_in_reward is None else self.kl_in_reward)
 
 
@@ -39,6 +40,7 @@ def advantage_settings(config: RlhfConfig, args: PolicyArguments) -> AdvantageSe
         estimator=args.advantage_estimator,
         scale_rewards=args.scale,
         aggregation=args.multi_objective_aggregation,
+        beta=args.beta,
     )
 
 

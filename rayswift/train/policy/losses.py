@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rayswift.train.policy import fipo
+
 Correction = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 
 
@@ -20,9 +22,9 @@ class PolicySettings:
     """What the loss is made of, under TRL's names and section `rollout`'s (importance_sampling, *_max, *_min).
 
     Sources: grpo, arXiv 2402.03300; bnpo and dapo, 2503.14476; dr_grpo, 2503.20783; cispo, 2506.13585; sapo,
-    2511.20347; luspo, 2602.05261; vespo, 2602.10693; rloo, 2402.14740; importance_sampling_level sequence is GSPO,
-    2507.18071; delta, two-sided clipping, 2505.07291; off_policy_mask_threshold and use_bias_correction_kl, 2512.02556;
-    importance_sampling, 2508.14444 and TRL.
+    2511.20347; luspo, 2602.05261; vespo, 2602.10693; fipo, 2603.19835; rloo, 2402.14740; importance_sampling_level
+    sequence is GSPO, 2507.18071; delta, two-sided clipping, 2505.07291; off_policy_mask_threshold and
+    use_bias_correction_kl, 2512.02556; importance_sampling, 2508.14444 and TRL.
     """
 
     loss_type: str = "dapo"
@@ -42,6 +44,10 @@ class PolicySettings:
     vespo_lambda_pos: float = 3.0
     vespo_k_neg: float = 3.0
     vespo_lambda_neg: float = 2.0
+    fipo_decay_rate: float = 32.0
+    fipo_clip_range: float | None = 0.2
+    fipo_clip_high_only: bool = True
+    fipo_safety_threshold: float | None = 4.0
     max_completion_length: int = 512
 
     @property
@@ -121,6 +127,25 @@ def _clipped(terms: _Terms, settings: PolicySettings) -> Tensor:
     return -torch.min(ratio * terms.advantages, bounded * terms.advantages)
 
 
+def _policy_gradient(terms: _Terms, settings: PolicySettings) -> Tensor:
+    return -terms.ratio * terms.advantages
+
+
+def _fipo(terms: _Terms, settings: PolicySettings) -> Tensor:
+    weights = fipo.influence(
+        terms.log_ratio,
+        terms.ratio,
+        terms.advantages,
+        terms.sequences.lengths,
+        delta=settings.delta,
+        decay_rate=settings.fipo_decay_rate,
+        clip_range=settings.fipo_clip_range,
+        clip_high_only=settings.fipo_clip_high_only,
+        safety_threshold=settings.fipo_safety_threshold,
+    )
+    return _clipped(terms, settings) * weights
+
+
 def _cispo(terms: _Terms, settings: PolicySettings) -> Tensor:
     weights = terms.ratio.clamp(max=settings.high).detach()
     return -weights * terms.advantages * terms.logprobs
@@ -188,10 +213,13 @@ LOSS_TYPES: dict[str, LossType] = {
     "cispo": LossType(_cispo, _per_round_token),
     "sapo": LossType(_sapo, _per_sequence_mean),
     "vespo": LossType(_vespo, _per_round_token),
+    "fipo": LossType(_fipo, _per_round_token),
+    "online_dpo": LossType(_policy_gradient, _per_sequence_sum),
     # Each completion is one action: its term stands at each of its tokens.
     "rloo": LossType(_clipped, _per_sequence_mean),
 }
-"""TRL's loss types, and `rloo`, the loss of its RLOOTrainer. bnpo takes the step's tokens, dapo the round's."""
+"""TRL's loss types, ms-swift's `fipo`, and `rloo`, the loss of TRL's RLOOTrainer. bnpo takes the step's tokens, dapo
+the round's."""
 
 
 @dataclass(frozen=True)
@@ -298,7 +326,7 @@ def _sums(terms: _Terms, entropies: Tensor, completions: Completions, settings: 
         sums["importance_sampling_ratio"] = terms.correction.sum()
     kind = LOSS_TYPES[settings.loss_type].term
     is_high = (terms.ratio > 1 + settings.high) & (terms.advantages > 0)
-    if kind is _clipped:
+    if kind in (_clipped, _fipo):
         is_low = (terms.ratio < 1 - settings.epsilon) & (terms.advantages < 0)
         sums |= {"clip_ratio/low_mean": is_low.sum(), "clip_ratio/high_mean": is_high.sum()}
         sums["clip_ratio/region_mean"] = (is_low | is_high).sum()

@@ -262,12 +262,14 @@ class StreamedPolicyTrainer(Streamed):
             num_tokens = sum(int(batch.lengths.sum()) for batch in batches.values())
             evaluation.add(self._sums, {"kl": (kl, num_tokens)})
         table = step.round.table
-        values.advantages = token_advantages(table, batches, self._advantages, penalties, self.sum_over_ranks)
+        self._ordinals, self._told = table.ordinals, dict(step.round.metrics)
+        values.advantages = token_advantages(
+            table, batches, self._advantages, penalties, self.sum_over_ranks, self._told
+        )
         if self._teacher:
             theirs = self._score_teacher(model, batches)
             evaluation.add(self._sums, teach(values, theirs, self.args.teacher_kl_coef))
         evaluation.add(self._sums, reward_metrics(table, self._advantages))
-        self._ordinals, self._told = table.ordinals, dict(step.round.metrics)
 
     def _counted(self, model: Any, step: PolicyStep) -> list[torch.Tensor]:
         """Of each micro-batch, the tokens whose entropy is in the step's top quantile (arXiv 2506.01939)."""

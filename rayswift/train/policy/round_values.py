@@ -13,6 +13,7 @@ from rayswift.rollout import advantages
 from rayswift.rollout.advantages import AdvantageSettings, Floats
 from rayswift.rollout.rounds import RoundTable
 from rayswift.train import evaluation
+from rayswift.train.policy import pairs
 from rayswift.train.policy.micro_batches import MicroBatch, Place
 
 SumOverRanks = Callable[[torch.Tensor], torch.Tensor]
@@ -38,6 +39,7 @@ def token_advantages(
     settings: AdvantageSettings,
     penalties: Tokenwise | None,
     sum_over_ranks: SumOverRanks,
+    metrics: dict[str, float],
 ) -> Tokenwise:
     """The advantage of each completion token of this rank, float32.
 
@@ -47,6 +49,7 @@ def token_advantages(
         settings: See there.
         penalties: What is taken off each token's reward; None: nothing.
         sum_over_ranks: Called as often on every rank.
+        metrics: What the estimator tells of the round is added; the same on every rank.
     """
     taken = {place: _penalties(batch, penalties and penalties[place]) for place, batch in batches.items()}
     if not settings.is_per_token:
@@ -54,6 +57,11 @@ def token_advantages(
         for place, batch in batches.items():
             totals[batch.rows] = [each.sum() for each in taken[place]]
         totals = sum_over_ranks(torch.from_numpy(totals)).numpy() if penalties is not None else totals
+        if settings.estimator == "online_dpo":
+            weighted = advantages.weighted(table.rewards, settings.weights)
+            found = pairs.of_round(weighted, table.ordinals, totals, settings.beta)
+            metrics.update(found.metrics)
+            return {place: _repeated(found.advantages, batch) for place, batch in batches.items()}
         of_rows = advantages.advantages(table.rewards, table.ordinals, settings, totals)
         return {place: _repeated(of_rows, batch) for place, batch in batches.items()}
     rewards = advantages.baselined(table.rewards, table.ordinals, settings)

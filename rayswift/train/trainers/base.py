@@ -22,13 +22,15 @@ from rayswift.run.accounting import left_out, read_evaluation
 from rayswift.run.checkpoint import set_aside
 from rayswift.run.folder import Resume
 from rayswift.train import evaluation
-from rayswift.train.adalora import RankBudget
 from rayswift.train.callbacks import Checkpoints, EarlyStopping, Metrics, StreamFlow, Whereabouts
 from rayswift.train.clock import Clock
 from rayswift.train.optimizer import progress_schedule, state_classes
 from rayswift.train.parallel.universal import complete_load
 from rayswift.train.spec import RunSpec, Worker
 from rayswift.train.stream import Progress
+from rayswift.train.tuning import muon
+from rayswift.train.tuning.adalora import RankBudget
+from rayswift.train.tuning.lisa import SampledLayers
 
 
 class _Batches:
@@ -86,6 +88,8 @@ class Streamed(Trainer):
 
     def create_optimizer(self, model: Any = None) -> Any:
         """HF's, without the parameter groups that hold nothing: DeepSpeed drops them, and checkpoints count groups."""
+        if self._train.optim == "muon":  # of torch, which HF has no name for
+            self.optimizer_cls_and_kwargs = muon.recipe(model or self.model, self.args)
         optimizer = super().create_optimizer(model)
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         optimizer.param_groups[:] = self._optimizer_groups(optimizer.param_groups)
@@ -275,7 +279,11 @@ def callbacks_of(
     train = spec.config.train
     callbacks: list[TrainerCallback] = [StreamFlow(stream, worker.rank, clock, spec)]
     if spec.config.model.tuner == "adalora":
-        callbacks.append(RankBudget(spec.run_dir, resume.saved.path if resume else None))
+        num_epochs = spec.feed_plan.num_epochs
+        progress = None if spec.feed_plan.ends_by_steps else lambda: stream.epochs / num_epochs
+        callbacks.append(RankBudget(spec.run_dir, resume.saved.path if resume else None, progress))
+    if spec.config.model.lisa_layers:
+        callbacks.append(SampledLayers(spec.config.model, train.seed))
     callbacks.append(Checkpoints(spec, stream))
     if worker.rank == 0:
         callbacks.append(Metrics(spec.run_dir, stream, resume.saved.step if resume else 0, spec.feed_plan))

@@ -13,12 +13,13 @@ from trl import SFTTrainer
 from rayswift.config import user_code
 from rayswift.data.sequence.windows import PackedRow
 from rayswift.log import UserError
-from rayswift.train import adalora, evaluation
+from rayswift.train import evaluation
 from rayswift.train import nan_guard as guard
 from rayswift.train.scored_positions import ScoredPositions, scored
 from rayswift.train.spec import RunSpec
 from rayswift.train.stream import Stream
 from rayswift.train.trainers.base import Streamed
+from rayswift.train.tuning import adalora
 
 _EXAMPLES = "examples"  # beside the sums of the metrics while ranks add them up
 

@@ -263,17 +263,18 @@ def test_what_ray_owns_is_accepted_with_a_line(verb: str, argv: list[str], said:
 @pytest.mark.parametrize(
     ("verb", "argv", "said"),
     [
-        ("sft", ["--tuner_type", "longlora"], "not a tuner of PEFT"),
+        ("sft", ["--tuner_type", "longlora"], "none of PEFT's tuners"),
         ("sft", ["--quant_method", "hqq"], "bitsandbytes"),
         ("sft", ["--quant_bits", "3"], "4 or 8"),
         ("sft", ["--hub_token", "x"], "secrets"),
         ("sft", ["--max_length", "512", "--packing_length", "1024"], "one length"),
         ("sft", ["--deepspeed", '{"a": 1}'], "file"),
         ("sft", ["--fsdp_config", "f.json"], "cluster.zero_stage 3"),
-        ("sft", ["--lisa_activated_layers", "2"], "LISA"),
+        ("sft", ["--optimizer", "muonclip"], "attention kernels do not return"),
+        ("sft", ["--tuner_type", "llamapro", "--llamapro_num_groups", "2"], "one new block in each group"),
         ("sft", ["--interleave_prob", "0.5", "0.5"], "2 shares for the 1 sources"),
         ("rlhf", ["--rlhf_type", "grpo", "--reward_funcs", "format", "--multi_turn_scheduler", "x"], "single turns"),
-        ("rlhf", ["--rlhf_type", "grpo", "--reward_funcs", "format", "--loss_type", "fipo"], "not offered"),
+        ("rlhf", ["--rlhf_type", "grpo", "--reward_funcs", "format", "--loss_type", "real"], "micro-batches"),
     ],
 )
 def test_a_refusal_names_flag_and_reason(verb: str, argv: list[str], said: str) -> None:

@@ -311,6 +311,9 @@ def test_samples_are_shown_as_text() -> None:
     for text in ("Of round 7", "<b>q</b>", "0.75", "accuracy 1", "format 0.5", "5,000 tokens, cut off", "x [...] x"):
         assert text in page.text, text
     assert len(page.text) < 30_000
+    page = Page(render(replace(view_of(eval_samples=[row | {"outcome": "greedy"}]), config=online())))
+    for text in ("Evaluated completions", "Evaluated behind round 7", "cut off, greedy"):
+        assert text in page.text, text
 
 
 # ---- events ----

@@ -66,6 +66,7 @@ class Simulated:
                 if admission.lacks_prompts(number, len(ready), ended):
                     return True
                 continue
+            ready[:0] = admission.surplus(number)
             last = admission.is_last(number, len(ready), ended)
             assert last is not None
             outcomes = admission.close(number)
@@ -84,6 +85,7 @@ class Simulated:
 runs = {
     "num_per_round": st.integers(1, 4),
     "staleness": st.integers(0, 4),
+    "oversampling": st.sampled_from([0.0, 0.5, 2.0]),
     "resamples": st.integers(1, 3),
     "num_prompts": st.integers(1, 40),
     "filtered": st.frozensets(st.integers(0, 39)),
@@ -95,13 +97,14 @@ runs = {
 def simulate(
     num_per_round: int,
     staleness: int,
+    oversampling: float,
     resamples: int,
     num_prompts: int,
     filtered: frozenset[int],
     kills: list[int],
     seed: int,
 ) -> Simulated:
-    plan = RoundPlan(num_per_round, staleness, resamples)
+    plan = RoundPlan(num_per_round, staleness, resamples, oversampling=oversampling)
     run = Simulated(plan, num_prompts, filtered, random.Random(seed))
     for events in kills:
         if run.life(events):
@@ -132,7 +135,7 @@ def test_no_prompt_is_lost_or_trained_twice(**given_run: object) -> None:
 @given(**{**runs, "staleness": st.just(0)})
 def test_on_policy_what_is_trained_depends_on_nothing_that_happens(**given_run: object) -> None:
     killed = simulate(**given_run)  # type: ignore[arg-type]
-    undisturbed = simulate(**{**given_run, "kills": [], "seed": 0})  # type: ignore[arg-type]
+    undisturbed = simulate(**{**given_run, "kills": [], "seed": 0, "oversampling": 0.0})  # type: ignore[arg-type]
     assert killed.trained == undisturbed.trained
     assert killed.snapshots[-1] == undisturbed.snapshots[-1]
 

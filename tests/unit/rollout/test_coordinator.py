@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -113,6 +113,9 @@ class Kept:
 
     def add(self, number: int, groups: Sequence[Group], outcome: str) -> None:
         self.prompts += [(number, outcome, group.prompt.ordinal) for group in groups]
+
+    def add_evaluation(self, number: int, evaluations: Mapping[str, Sequence[Group]]) -> None:
+        self.evaluated = {name: [group.prompt.ordinal for group in groups] for name, groups in evaluations.items()}
 
     def flush(self) -> None:
         pass
@@ -228,6 +231,25 @@ def test_filtered_and_failed_prompts_are_replaced_and_named(staleness: int) -> N
     if not staleness:
         assert ordinals == sorted(ordinals)
     assert received[-1].position.counts == {TRAINED: 9, ALL_EQUAL: 2, "failed: length": 1}
+
+
+@pytest.mark.parametrize("oversampling", [0.4, 1.0, 3.0])
+def test_oversampling_changes_when_prompts_are_sampled_and_nothing_else(oversampling: float) -> None:
+    """On-policy the rounds are the same, prompt by prompt, and so is the ledger; only fewer waits stand between."""
+    rewards = Lengths(flat=(1, 2, 4, 7, 8, 11, 12), broken=(10,))
+
+    def rounds(share: float) -> list[Round]:
+        plan = replace(PLAN, rounds=replace(PLAN.rounds, max_resamples=4, oversampling=share), drops_equal=True)
+        return told(lambda coordinator: trained(coordinator, 1, LedgerSnapshot()), 19, plan, rewards)
+
+    plain, ahead = rounds(0.0), rounds(oversampling)
+    assert [each.table.ordinals.tolist() for each in ahead] == [each.table.ordinals.tolist() for each in plain]
+    assert [each.ledger for each in ahead] == [each.ledger for each in plain]
+    names = ("drawn", "filtered", "failed")
+    assert [[each.metrics[name] for name in names] for each in ahead] == [
+        [each.metrics[name] for name in names] for each in plain
+    ]
+    assert sum(each.metrics["surplus"] for each in plain) == 0 < sum(each.metrics["surplus"] for each in ahead)
 
 
 def test_a_later_attempt_goes_on_at_its_ledger_and_older_ones_are_refused() -> None:

@@ -1,5 +1,6 @@
 """Policy losses: the parts of a step add up to it; what clips, masks and bounds do. Beside TRL: tests/ray."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 
 from rayswift.config.checks.policy import GRPO_LOSSES
 from rayswift.config.rollout import RolloutConfig
+from rayswift.train.policy import fipo
 from rayswift.train.policy.losses import (
     LOSS_TYPES,
     Completions,
@@ -81,6 +83,7 @@ def test_on_policy_the_gradient_is_reinforces(loss_type: str) -> None:
         "bnpo": TOKENS,
         "dr_grpo": 4 * 8,
         "luspo": 4,
+        "online_dpo": 4,
         "rloo": 4,  # the ratio of a completion moves with each of its tokens
     }
     torch.testing.assert_close(logprobs.grad, -advantages / divisors.get(loss_type, 20.0))
@@ -155,6 +158,51 @@ def test_what_is_left_out_in_sampling_needs_no_weight() -> None:
     torch.testing.assert_close((pi / drawn_from)[kept], left.expand(3), rtol=1e-12, atol=0)
     (shrunk,) = torch.autograd.grad(left * (drawn_from * advantages * logits.log_softmax(0))[kept].sum(), logits)
     torch.testing.assert_close(shrunk, left * wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("clip_range", [None, 0.3])
+@pytest.mark.parametrize("high_only", [True, False])
+def test_fipo_weighs_advantages_by_what_follows(clip_range: float | None, high_only: bool) -> None:
+    """Against the sums of the paper, written out token by token."""
+    lengths, log_ratio = torch.tensor(LENGTHS), (drawn(6) + 1) * 3
+    advantages = torch.tensor([1.0, -0.5, 2.0, -1.0], dtype=torch.float64).repeat_interleave(lengths)
+    ratio, delta, rate, threshold = log_ratio.exp(), 1.5, 2.0, 0.4
+    found = fipo.influence(
+        log_ratio,
+        ratio,
+        advantages,
+        lengths,
+        delta=delta,
+        decay_rate=rate,
+        clip_range=clip_range,
+        clip_high_only=high_only,
+        safety_threshold=threshold,
+    )
+    begin = 0
+    for length in LENGTHS:
+        for t in range(begin, begin + length):
+            future = sum(
+                2 ** (-(k - t) / rate) * float(log_ratio[k]) for k in range(t, begin + length) if ratio[k] <= delta
+            )
+            weight = math.exp(future)
+            if clip_range is not None:
+                weight = min(max(weight, 1.0 if high_only else 1 - clip_range), 1 + clip_range)
+            if advantages[t] < 0 and ratio[t] > threshold:
+                weight = min(max(weight, 0.8), 1.0)
+            assert float(found[t]) == pytest.approx(weight, rel=1e-12)
+        begin += length
+    assert bool((ratio > delta).any()) and bool(((advantages < 0) & (ratio > threshold)).any())
+
+
+def test_fipo_is_dapo_where_nothing_moved() -> None:
+    for settings in (PolicySettings(loss_type="fipo", fipo_clip_range=0.0), PolicySettings(loss_type="fipo")):
+        logprobs = drawn(0)
+        lengths = torch.tensor(LENGTHS)
+        completions = Completions(lengths, drawn(7), logprobs, logprobs)
+        counts = StepCounts(len(LENGTHS), TOKENS, TOKENS, TOKENS)
+        ours = policy_loss(logprobs, drawn(5), completions, counts, settings).total
+        dapo = policy_loss(logprobs, drawn(5), completions, counts, replace(settings, loss_type="dapo")).total
+        assert float(ours) == float(dapo)
 
 
 def test_k3_is_never_negative_and_zero_at_the_reference() -> None:

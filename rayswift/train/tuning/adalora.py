@@ -4,11 +4,14 @@ A weight's update is B diag(E) A. PEFT's allocator scores each of its singular v
 least important of all to zero, fewer and fewer staying; what it has seen so far is part of every checkpoint.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rayswift.log import logger
 
 STATE = "adalora.pt"
 """What the allocator has seen, in the checkpoint's folder."""
@@ -34,10 +37,14 @@ class RankBudget(TrainerCallback):
     Args:
         run_dir: Where checkpoints are.
         resume_from: The checkpoint that is continued.
+        progress: Share of the training that is done once the current step is, where it is given in epochs: nobody
+            knows then how many steps the rows fill, and the allocator's plan follows the rows. None: the adapter's
+            config has the number of steps.
     """
 
-    def __init__(self, run_dir: Path, resume_from: Path | None):
-        self._run_dir, self._resume_from = run_dir, resume_from
+    def __init__(self, run_dir: Path, resume_from: Path | None, progress: Callable[[], float] | None = None):
+        self._run_dir, self._resume_from, self._progress = run_dir, resume_from, progress
+        self._num_steps: int | None = None  # once the final steps have begun
         # Singular values that are left, by matrix. PEFT keeps them in the adapter's config, and then saves these only,
         # which an optimizer's state no longer fits; zeros are saved here.
         self._left: dict[str, list[bool]] | None = None
@@ -51,7 +58,7 @@ class RankBudget(TrainerCallback):
         allocator = kwargs["model"].base_model.rankallocator
         device = args.device.type  # of several workers on a CPU it is cpu:0, which torch.load does not know
         saved = torch.load(self._resume_from / STATE, map_location=device, weights_only=True)
-        self._left = saved["left"]
+        self._left, self._num_steps = saved["left"], saved["num_steps"]
         allocator.exp_avg_ipt, allocator.exp_avg_unc = saved["importance"], saved["uncertainty"]
         allocator.ipt = dict(saved["importance"])  # only whether a name is there counts
 
@@ -61,13 +68,38 @@ class RankBudget(TrainerCallback):
         """Behind the step, while its gradients are there."""
         tuned = kwargs["model"]
         config = tuned.peft_config["default"]
+        if self._progress is not None:
+            config.total_step = self._expected_steps(state.global_step, config.tinit, config.tfinal)
         config.rank_pattern = self._left
         tuned.base_model.update_and_allocate(state.global_step)
         self._left, config.rank_pattern = config.rank_pattern, None
+
+    def _expected_steps(self, step: int, num_first: int, num_final: int) -> int:
+        """Steps of the whole training, as far as the share that is done tells; exact at its end.
+
+        step: counted from 0. The final steps begin once, with the ranks that are then left.
+        """
+        assert self._progress is not None, "asked for in epochs only"
+        if self._num_steps is not None:
+            return self._num_steps
+        expected = max(round((step + 1) / self._progress()), step + 1, num_first + num_final + 1)
+        if step >= expected - num_final:
+            self._num_steps = expected = step + num_final
+        return expected
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Say so if the training was too short to lower the ranks."""
+        config = kwargs["model"].peft_config["default"]
+        if self._left is None and args.should_save:
+            fixed = f"tinit + tfinal = {config.tinit + config.tfinal}"
+            logger.warning("AdaLoRA: %s left no step of %d to lower the ranks", fixed, state.global_step)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Beside the adapter; all ranks have seen the same."""
         if args.should_save:
             allocator = kwargs["model"].base_model.rankallocator
             seen = {"importance": allocator.exp_avg_ipt, "uncertainty": allocator.exp_avg_unc, "left": self._left}
+            seen["num_steps"] = self._num_steps
             torch.save(seen, self._run_dir / f"checkpoint-{state.global_step}" / STATE)

@@ -1,0 +1,1 @@
+"""Prompts -> completions -> rewards -> rows, without a trainer."""

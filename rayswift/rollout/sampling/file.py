@@ -1,0 +1,62 @@
+"""The rows that were sampled, and how far the prompts are: a file that a killed command goes on with."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rayswift.data.sequence.global_batches import Position
+from rayswift.log import UserError
+
+
+class SampledFile:
+    """Rows behind each other as JSON lines; beside them, in `<name>.progress`, what they hold.
+
+    Args:
+        path: Of the rows.
+        goes_on: Continue a file that is there.
+
+    Raises:
+        UserError: it is there and is not to be continued, or cannot be written.
+    """
+
+    def __init__(self, path: Path, goes_on: bool):
+        self._path, self._progress = path, path.with_name(f"{path.name}.progress")
+        self.position, self.outcomes, num_bytes = Position(), Counter[str](), 0
+        if goes_on and self._progress.exists():
+            saved = json.loads(self._progress.read_text(encoding="utf-8"))
+            self.position, num_bytes = Position(**saved["position"]), int(saved["bytes"])
+            self.outcomes = Counter(saved["outcomes"])
+        elif path.exists():
+            raise UserError(
+                f"sample.output_file = {str(path)!r} is there already; continue it with --resume auto, or name another"
+            )
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "ab")  # noqa: SIM115 - until `close`
+            self._file.truncate(num_bytes)  # rows that no progress counts are sampled again
+        except OSError as error:
+            raise UserError(f"sample.output_file = {str(path)!r}: {error.strerror}") from error
+
+    def add(self, rows: Sequence[dict[str, Any]], outcome: str, position: Position) -> None:
+        """The rows of a prompt, what became of it, and the position behind it."""
+        for row in rows:
+            self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        self.outcomes[outcome] += 1
+        self.position = position
+
+    def flush(self) -> None:
+        """Have all that was added survive."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        told = {"position": self.position.to_json(), "bytes": self._file.tell(), "outcomes": dict(self.outcomes)}
+        partial = self._progress.with_suffix(".partial")
+        partial.write_text(json.dumps(told), encoding="utf-8")
+        partial.replace(self._progress)
+
+    def close(self) -> None:
+        """Write what is held."""
+        self.flush()
+        self._file.close()

@@ -1,0 +1,58 @@
+"""Which completions of a prompt become rows; pure."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rayswift.engines.samples import Group, Scored
+
+KEPT, EASY, BAD = "kept", "left out: right too often", "left out: no completion with sample.min_reward"
+
+
+@dataclass(frozen=True)
+class RowSettings:
+    """As in section `sample`: n_best_to_keep, min_reward, easy_query_threshold, right_from."""
+
+    n_best_to_keep: int
+    min_reward: float | None = None
+    easy_query_threshold: float | None = None
+    right_from: float = 1.0
+
+
+def rows_of(group: Group, settings: RowSettings, reward_names: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
+    """The rows of a prompt, the best completion first, and what became of it.
+
+    A row has the columns of the prompt's row, `messages` that end with the completion, an `id` of these, `reward`,
+    `rewards` by name, and `rejected_response`, the completion with the lowest reward, where that is lower: a row of
+    supervised fine-tuning, and of dpo.
+    """
+    scored = group.scored
+    if settings.easy_query_threshold is not None:
+        share = sum(each.reward >= settings.right_from for each in scored) / len(scored)
+        if share > settings.easy_query_threshold:
+            return [], EASY
+    best: dict[str, Scored] = {}
+    for each in sorted(scored, key=lambda each: -each.reward):  # of equal rewards the first that was sampled
+        best.setdefault(each.text, each)
+    least = settings.min_reward
+    kept = [each for each in best.values() if least is None or each.reward >= least][: settings.n_best_to_keep]
+    worst = min(scored, key=lambda each: each.reward)
+    return [_row(group, each, worst, reward_names) for each in kept], KEPT if kept else BAD
+
+
+def _row(group: Group, chosen: Scored, worst: Scored, reward_names: Sequence[str]) -> dict[str, Any]:
+    messages = [*group.prompt.messages, {"role": "assistant", "content": chosen.text}]
+    written = json.dumps(messages, ensure_ascii=False, sort_keys=True)
+    row = {
+        **group.prompt.columns,
+        "messages": messages,
+        "id": hashlib.md5(written.encode(), usedforsecurity=False).hexdigest(),
+        "reward": chosen.reward,
+        # NaN, of a reward without an opinion, is no JSON.
+        "rewards": {
+            name: value if value == value else None for name, value in zip(reward_names, chosen.rewards, strict=True)
+        },
+    }
+    return row | ({"rejected_response": worst.text} if worst.reward < chosen.reward else {})

@@ -1,0 +1,127 @@
+"""`rayswift sample`: prompts -> completions -> rewards -> rows, of a model as it is.
+
+    rayswift sample --model runs/demo --dataset prompts.jsonl --reward_funcs accuracy --output_file best.jsonl
+
+The rows train `sft` (the best completions) and `dpo` (with the worst as the rejected one). It is the rollout plane of
+task grpo without a trainer: the same prompts, engines and rewards.
+"""
+
+import time
+from pathlib import Path
+
+from rayswift.cluster.connect import connect, join
+from rayswift.cluster.layout import lay_out
+from rayswift.config.checks.built import refuse_unbuilt
+from rayswift.config.load import Invocation, to_yaml
+from rayswift.config.reading import paths
+from rayswift.config.schema import SampleConfig
+from rayswift.data import prepare
+from rayswift.data.sequence.global_batches import table
+from rayswift.data.tokenizer.training_copy import model_files, prepare_tokenizer
+from rayswift.launch import user_code
+from rayswift.launch.rollout_supply import rollout_plan
+from rayswift.launch.supply import beside_the_driver
+from rayswift.launch.watch import announced
+from rayswift.log import UserError, logger, raise_together
+from rayswift.model.kind import abilities
+from rayswift.model.texts import settings as text_settings
+from rayswift.model.texts.row_kind import row_kind
+from rayswift.rollout import checks
+from rayswift.rollout.ledger import LedgerSnapshot
+from rayswift.rollout.plane import PlaneSpec
+
+_SAY_EVERY_S = 30.0
+
+
+def run(invocation: Invocation) -> None:
+    """Sample all prompts of a config.
+
+    Raises:
+        UserError: bad input, or a file that is there already (exit code 2); too many prompts failed (exit code 1).
+    """
+    config = _settled(invocation.config)
+    output = Path(config.sample.output_file)
+    if invocation.dry_run:
+        print(to_yaml(config))  # noqa: T201
+        return
+    raise_together(
+        lambda: refuse_unbuilt(config),
+        lambda: abilities.check(config),
+        lambda: user_code.check(config),
+        lambda: checks.check(config),
+    )
+    if output.exists() and config.train.resume == "never":
+        raise UserError(f"sample.output_file = {str(output)!r} is there already; continue it with --resume auto")
+    began, run_dir = time.monotonic(), Path(config.train.output_dir).absolute()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    outcomes = _sampled(_plane(config, run_dir))
+    logger.info("prompts\n%s", table(outcomes))
+    logger.info("done in %.0f s; rows: %s", time.monotonic() - began, output)
+
+
+def _plane(config: SampleConfig, run_dir: Path) -> PlaneSpec:
+    """What is to be sampled and where; behind it Ray is there."""
+    layout = lay_out(config.cluster, join(config.cluster), config.rollout, trains=False)
+    with announced("looking at the rows"):
+        source = model_files(config.model)
+        config = text_settings.settled(config, source)
+        kind = row_kind(config, source)
+        tokenizer_dir = prepare_tokenizer(config.model, run_dir / "tokenizer", kind)
+        data = prepare.with_template_date(config.data, tokenizer_dir)
+        windows, _ = prepare.plan_windows(data, tokenizer_dir, config.train.seed, run_dir / "data", kind)
+    config = paths.absolute(config.model_copy(update={"data": data}), Path.cwd())
+    for_engines, for_all = (find(config, Path.cwd()) for find in (paths.needed, paths.needed_by_rewards))
+    with announced("preparing Ray"):
+        connect(config.cluster, layout, run_dir, for_engines, for_all)
+    return PlaneSpec(
+        config=config,
+        plan=rollout_plan(config),
+        layout=layout,
+        run_dir=run_dir,
+        tokenizer_dir=tokenizer_dir,
+        work_dir=Path.cwd(),
+        windows=windows,
+        eval_windows=None,
+        start=LedgerSnapshot(),
+    )
+
+
+def _settled(config: SampleConfig) -> SampleConfig:
+    """One pass over the rows without a trainer; the completions of a prompt are a batch of their own."""
+    output = str(Path(config.sample.output_file).absolute())
+    train = {"num_train_epochs": 1.0, "max_steps": -1, "global_batch_size": config.rollout.num_generations}
+    return config.model_copy(
+        update={
+            "sample": config.sample.model_copy(update={"output_file": output}),
+            "train": config.train.model_copy(update=train),
+            "cluster": config.cluster.model_copy(update={"num_workers": 0, "zero_stage": 0}),
+            "data": config.data.model_copy(update={"packing": False, "eval": [], "eval_fraction": 0.0}),
+        }
+    )
+
+
+def _sampled(spec: PlaneSpec) -> dict[str, int]:
+    """Outcomes of all prompts, which an actor samples.
+
+    Raises:
+        UserError: it could not.
+    """
+    import ray
+
+    from rayswift.data.feed.pipeline import user_error_in
+    from rayswift.rollout.sampling.plane import SampleActor
+
+    options = {"num_cpus": 0, "max_restarts": 0, "max_concurrency": 4, "scheduling_strategy": beside_the_driver()}
+    actor = ray.remote(SampleActor).options(**options).remote(spec)
+    sampling = actor.sample.remote()
+    while True:
+        try:
+            outcomes: dict[str, int] = ray.get(sampling, timeout=_SAY_EVERY_S)
+            return outcomes
+        except ray.exceptions.GetTimeoutError:
+            num_prompts, num_rows = ray.get(actor.standing.remote())
+            logger.info("%d prompts sampled, %d rows", num_prompts, num_rows)
+        except ray.exceptions.RayTaskError as error:
+            raise (user_error_in(error) or error) from error
+        except ray.exceptions.RayActorError as error:
+            raise UserError(f"the process that samples died ({str(error).splitlines()[0]})", exit_code=1) from error

@@ -1,0 +1,90 @@
+"""`rayswift sample`: which completions become rows, what is in them, and a file that is gone on with."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rayswift.config.load import load
+from rayswift.data.sequence.global_batches import Position
+from rayswift.engines.samples import Completion, Group, Prompt, Scored
+from rayswift.log import UserError
+from rayswift.rollout.sampling.file import SampledFile
+from rayswift.rollout.sampling.rows import BAD, EASY, KEPT, RowSettings, rows_of
+
+
+def group_of(*scored: tuple[str, float]) -> Group:
+    ids = np.arange(3, dtype=np.int32)
+    prompt = Prompt(0, "rows.jsonl:1", 0, ids, ({"role": "user", "content": "2 + 3?"},), {"solution": "5"})
+    done = Completion("k", ids, ids.astype(np.float32), (), "stop")
+    return Group(prompt, tuple(Scored(done, (reward, float("nan")), reward, text) for text, reward in scored))
+
+
+GROUP = group_of(("4", 0.0), ("5", 1.0), ("five", 0.5), ("5", 1.0))
+
+
+def test_the_best_different_completions_are_rows_of_sft_and_dpo() -> None:
+    rows, outcome = rows_of(GROUP, RowSettings(2), ("right", "judge"))
+    assert outcome == KEPT
+    assert [row["messages"][-1] for row in rows] == [
+        {"role": "assistant", "content": "5"},
+        {"role": "assistant", "content": "five"},
+    ]
+    assert [(row["reward"], row["rejected_response"], row["solution"]) for row in rows] == [
+        (1, "4", "5"),
+        (0.5, "4", "5"),
+    ]
+    assert rows[0]["messages"][0] == {"role": "user", "content": "2 + 3?"}
+    assert rows[0]["rewards"] == {"right": 1.0, "judge": None}
+    assert len({row["id"] for row in rows}) == 2
+    json.dumps(rows, allow_nan=False)
+
+
+def test_nothing_is_rejected_where_nothing_is_worse() -> None:
+    (row,), _ = rows_of(group_of(("5", 1.0), ("5", 1.0)), RowSettings(3), ("right", "judge"))
+    assert "rejected_response" not in row
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept", "outcome"),
+    [
+        (RowSettings(5, min_reward=0.75), ["5"], KEPT),
+        (RowSettings(5, min_reward=2.0), [], BAD),
+        (RowSettings(5, easy_query_threshold=0.4), [], EASY),
+        (RowSettings(5, easy_query_threshold=0.5), ["5", "five", "4"], KEPT),
+        (RowSettings(5, easy_query_threshold=0.7, right_from=0.5), [], EASY),
+    ],
+)
+def test_which_prompts_and_completions_are_kept(settings: RowSettings, kept: list[str], outcome: str) -> None:
+    rows, found = rows_of(GROUP, settings, ("right", "judge"))
+    assert ([row["messages"][-1]["content"] for row in rows], found) == (kept, outcome)
+
+
+def test_a_killed_command_goes_on_behind_the_last_prompt_that_counts(tmp_path: Path) -> None:
+    path = tmp_path / "deep/rows.jsonl"
+    file = SampledFile(path, goes_on=False)
+    file.add([{"n": 1}, {"n": 2}], KEPT, Position(1))
+    file.flush()
+    file.add([{"n": 3}], KEPT, Position(2))
+    file._file.flush()  # killed here: the row is there, and nothing counts it
+    with pytest.raises(UserError, match="is there already; continue it with --resume auto"):
+        SampledFile(path, goes_on=False)
+    again = SampledFile(path, goes_on=True)
+    assert (again.position, again.outcomes) == (Position(1), {KEPT: 1})
+    again.add([{"n": 3}], KEPT, Position(2))
+    again.add([], BAD, Position(3))
+    again.close()
+    assert [json.loads(line)["n"] for line in path.read_text().splitlines()] == [1, 2, 3]
+    assert SampledFile(path, goes_on=True).outcomes == {KEPT: 2, BAD: 1}
+
+
+def test_flags_of_swift_sample() -> None:
+    argv = ["--model", "m", "--dataset", "d.jsonl", "--orm_model", "math", "--num_return_sequences", "64"]
+    invocation = load("sample", [*argv, "--n_best_to_keep", "2", "--sampler_engine", "vllm", "--temperature", "0.8"])
+    assert not any("defaults" in line or "model.tuner" in line for line in invocation.notes)
+    config = invocation.config
+    assert (config.rollout.num_generations, config.rollout.reward_funcs) == (64, ["accuracy"])
+    assert (config.sample.n_best_to_keep, config.rollout.temperature, config.train.task) == (2, 0.8, "grpo")
+    with pytest.raises(UserError, match="prm_model is refused"):
+        load("sample", [*argv, "--prm_model", "p"])
