@@ -107,19 +107,8 @@ def lay_out(
     if num_workers is None:
         num_workers = max(1, num_gpus - for_rewards - for_engines) if device == "cuda" and (local or joined) else 1
     trainers = max(1, num_workers) if trains else 0
-    if local and device == "cuda" and trainers + for_engines + for_rewards > num_gpus:
-        engines = f" and its engines {for_engines} more" if for_engines else ""
-        rewards = f", its reward models {for_rewards} (rollout.reward_model_gpus)" if for_rewards else ""
-        raise UserError(
-            f"cluster.num_workers = {num_workers} on cuda needs as many GPUs{engines}{rewards}; this machine shows "
-            f"{num_gpus}; lower it, set cluster.device cpu, or join a cluster with cluster.address"
-        )
-    # A few workers more than cores are slow, but right: a run may have to go on with its count.
-    if local and device == "cpu" and num_workers > _WORKERS_PER_CORE * num_cores:
-        raise UserError(
-            f"cluster.num_workers = {num_workers} is more than the {num_cores} CPU cores of this machine can serve "
-            f"({_WORKERS_PER_CORE} each at most); lower it, or join a cluster with cluster.address"
-        )
+    if local:
+        _refuse_too_much(num_workers, trainers, for_engines, for_rewards, device, num_gpus, num_cores)
     threads = cluster.threads_per_worker or max(1, num_cores // max(1, min(num_workers, num_cores)))
     layout = Layout(num_workers, device, threads, local, min_workers)
     if rollout is None:
@@ -128,6 +117,25 @@ def lay_out(
     if local:
         layout = _share_cores(layout, cluster, rollout, num_cores)
     return _with_rewards(layout, rollout, joined.get("CPU", 0.0) if joined else num_cores)
+
+
+def _refuse_too_much(
+    num_workers: int, trainers: int, for_engines: int, for_rewards: int, device: str, num_gpus: int, num_cores: int
+) -> None:
+    """Stop if this machine, which is the whole cluster, lacks the GPUs or cores asked for."""
+    if device == "cuda" and trainers + for_engines + for_rewards > num_gpus:
+        engines = f" and its engines {for_engines} more" if for_engines else ""
+        rewards = f", its reward models {for_rewards} (rollout.reward_model_gpus)" if for_rewards else ""
+        raise UserError(
+            f"cluster.num_workers = {num_workers} on cuda needs as many GPUs{engines}{rewards}; this machine shows "
+            f"{num_gpus}; lower it, set cluster.device cpu, or join a cluster with cluster.address"
+        )
+    # A few workers more than cores are slow, but right: a run may have to go on with its count.
+    if device == "cpu" and num_workers > _WORKERS_PER_CORE * num_cores:
+        raise UserError(
+            f"cluster.num_workers = {num_workers} is more than the {num_cores} CPU cores of this machine can serve "
+            f"({_WORKERS_PER_CORE} each at most); lower it, or join a cluster with cluster.address"
+        )
 
 
 def _gpus_for_engines(rollout: RolloutConfig | None, num_gpus: int, num_workers: int | None) -> int:
