@@ -116,12 +116,10 @@ def is_sampled(run_seed: int, number: int, share: float) -> bool:
 
 
 def answer_of(prompt: Prompt, version: PolicyVersion) -> tuple[Prompt, asyncio.Future[Completion]]:
-    """A prompt with its row's answer as what an engine would have made of it; a row without one has failed."""
+    """A prompt with its row's answer as what an engine would have made of it; without one, its teacher writes it, see
+    `teachers.scoring`: there is no token yet."""
     future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-    if prompt.answer is None:
-        future.set_exception(SampleFailed("the row has no answer"))
-        return prompt, future
-    before, answer = prompt.answer
+    before, answer = prompt.answer or (prompt.input_ids, np.empty(0, np.int32))
     logprobs = np.full(len(answer), np.nan, np.float32)  # nobody sampled it
     future.set_result(Completion(f"answer:{prompt.ordinal}", answer, logprobs, (Span(0, version),), "stop"))
     return replace(prompt, input_ids=before), future

@@ -35,8 +35,8 @@ from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.rollout.prompts import PromptFeed, prompt_plan
 from rayswift.rollout.rewards.runner import RewardRunner
 from rayswift.rollout.rounds import Round, Waiting
-from rayswift.rollout.teachers import opening
-from rayswift.rollout.teachers.scoring import Taught, Teacher
+from rayswift.rollout.teachers.opening import Opening, opened, taught
+from rayswift.rollout.teachers.scoring import Teacher
 
 _CLOSE_S = 20.0
 _WAIT_S = 10.0
@@ -118,9 +118,17 @@ class CoordinatorActor(Coordinator):
         await rewards.start()
         engines = Rule(spec.layout.min_engines, spec.layout.max_engines)
         completions = CompletionsFile(spec.run_dir, rewards.names, rewards.decode)
-        dtype = engine_dtype(spec.config, spec.layout)
-        self._teacher = await opening.opened(spec.config, spec.layout, dtype, spec.plan.max_outstanding, rewards.encode)
-        scorer = Taught(rewards, self._teacher) if self._teacher else None
+        self._teacher = await opened(
+            Opening(
+                spec.config,
+                spec.layout,
+                engine_dtype(spec.config, spec.layout),
+                spec.plan.max_outstanding,
+                spec.tokenizer_dir,
+                rewards.encode,
+            )
+        )
+        scorer = taught(spec.config, rewards, self._teacher)
         super().__init__(spec.plan, prompts, pool, rewards, self._store, completions, engines, scorer)
         heap.freeze()
         await self.begin(DRIVERS_ATTEMPT, spec.start)

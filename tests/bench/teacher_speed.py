@@ -62,6 +62,11 @@ def alone(args: argparse.Namespace) -> float:
     return min(taken)
 
 
+def no_request(prompt: Any) -> Any:
+    """Nothing is written."""
+    raise NotImplementedError
+
+
 async def pooled(args: argparse.Namespace) -> float:
     """Seconds of the fastest round of a pool of one engine in an actor."""
     from rayswift.engines.pool.actors import RayEngines
@@ -72,7 +77,7 @@ async def pooled(args: argparse.Namespace) -> float:
     from rayswift.rollout.teachers.pool import PoolTeacher
 
     engines = RayEngines(VllmEngine, (settings(args),), {"num_cpus": 0})
-    teacher = PoolTeacher(Pool(engines, Limits(), salvage=False, prefix="teacher"), 1, args.top)
+    teacher = PoolTeacher(Pool(engines, Limits(), salvage=False, prefix="teacher"), 1, args.top, no_request)
     await teacher.start()
     taken, half = [], args.length // 2
     for number in range(args.rounds + 1):  # the first waits for the engine

@@ -139,9 +139,10 @@ def test_loss_and_gradients_of_a_step_are_those_of_trl(
         )
 
 
+@pytest.mark.parametrize("where", ["engines", "server"])
 @pytest.mark.parametrize("options", [options for options in CASES if "logits_topk" in options])
-def test_scores_of_a_teacher_outside_give_the_same_loss(torch: Any, tmp_path: Path, options: Any) -> None:
-    """Told at temperature 1, whatever the loss divides by."""
+def test_scores_of_a_teacher_outside_give_the_same_loss(torch: Any, tmp_path: Path, options: Any, where: str) -> None:
+    """Engines tell of the temperature of the sampling, a server of temperature 1."""
     import copy
 
     from rayswift.engines.samples import TopTokens
@@ -154,7 +155,8 @@ def test_scores_of_a_teacher_outside_give_the_same_loss(torch: Any, tmp_path: Pa
         tokens = one.completion.token_ids
         ids = torch.from_numpy(np.concatenate([group.prompt.input_ids, tokens]).astype(np.int64))
         with torch.no_grad():
-            told = teacher(ids[None]).logits[0, -len(tokens) - 1 : -1].log_softmax(-1)
+            logits = teacher(ids[None]).logits[0, -len(tokens) - 1 : -1]
+            told = (logits / (options["temperature"] if where == "engines" else 1)).log_softmax(-1)
         best = told.topk(k, dim=-1)
         top = TopTokens(best.indices.int().numpy(), best.values.numpy())
         logprobs = told.gather(-1, ids[-len(tokens) :, None])[:, 0].numpy()
@@ -162,9 +164,10 @@ def test_scores_of_a_teacher_outside_give_the_same_loss(torch: Any, tmp_path: Pa
         groups.append(replace(group, scored=(replace(one, completion=replace(one.completion, teacher=scored)),)))
     given = {_long(name): value for name, value in options.items() if name != "sft_alpha"}
     flags = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    engines = ("--model.teacher", "t", "--teacher_engines", "1")
     spec = make_spec(
-        tmp_path, "--train.task", "gkd", "--rollout.reward_funcs", "[]", "--model.teacher", "t",
-        "--teacher_engines", "1", "--train.lmbda", "1", "--micro_batch_tokens", "40", *flags,
+        tmp_path, "--train.task", "gkd", "--rollout.reward_funcs", "[]", "--train.lmbda", "1",
+        "--micro_batch_tokens", "40", *(engines if where == "engines" else ("--teacher_server", "http://a")), *flags,
     )  # fmt: skip
     own = copy.deepcopy(student)
     trainer = make_trainer(spec, Rounds([groups], num_rewards=0), own)
@@ -274,6 +277,16 @@ def test_answers_of_rows_alone_need_no_engine(flags: tuple[str, ...], run_dir: P
     assert "rollouts      none: rounds of 32 rows with their answers" in out
 
 
+def test_a_teacher_writes_the_answers(flags: tuple[str, ...], run_dir: Path) -> None:
+    """Of rounds that the student does not sample; the workers hold it too, for all of its vocabulary."""
+    train("rlhf", run_dir, "--rlhf_type", "gkd", *flags, "--lmbda", "0", "--seq_kd", "true")
+    losses = curve(run_dir, "loss")
+    assert set(losses) == set(range(1, STEPS + 1))
+    assert set(curve(run_dir, "on_policy").values()) == {0.0}
+    # A teacher of random weights ends no answer of twelve tokens at once, as those of the rows do.
+    assert min(curve(run_dir, "completions/mean_length").values()) > 4
+
+
 def test_a_pool_of_engines_teaches_as_a_teacher_in_the_workers(
     flags: tuple[str, ...], run_dir: Path, tmp_path: Path
 ) -> None:
@@ -281,9 +294,8 @@ def test_a_pool_of_engines_teaches_as_a_teacher_in_the_workers(
     kinds = ("--rlhf_type", "gkd", "--logits_topk", "16")
     train("rlhf", tmp_path / "workers", *kinds, *flags)
     train("rlhf", run_dir, *kinds, *flags, "--teacher_engines", "1")
-    assert_same_curve(run_dir, tmp_path / "workers", 1e-3, keys=("loss", "grad_norm", "on_policy"))
-    mass = curve(run_dir, "distillation/teacher_mass")
-    assert all(0 < each <= 1 for each in mass.values())
+    keys = ("loss", "grad_norm", "on_policy", "distillation/teacher_mass", "distillation/student_mass")
+    assert_same_curve(run_dir, tmp_path / "workers", 1e-3, keys=keys)
 
 
 @pytest.mark.parametrize("where", [(), ("--teacher_engines", "1")])

@@ -11,6 +11,11 @@ def sampled_share(config: RlhfConfig) -> float:
     return float(config.train.trl_extra.get("lmbda", 0.5)) if config.train.task == "gkd" else 1.0
 
 
+def trains_answers(config: RlhfConfig) -> bool:
+    """Whether answers of rows are trained."""
+    return sampled_share(config) < 1 and not teacher_writes(config)
+
+
 def has_engines(config: RlhfConfig) -> bool:
     """Whether anything is sampled: in training, or in evaluations."""
     return sampled_share(config) > 0 or bool(config.data.eval or config.data.eval_fraction)
@@ -35,7 +40,13 @@ def completions_per_prompt(config: RlhfConfig) -> int:
 
 def has_teacher_outside(config: RlhfConfig) -> bool:
     """Whether completions are scored by engines or servers, and not by a teacher in the workers."""
-    return bool(config.rollout.teacher_engines or config.rollout.teacher_server)
+    scores = config.train.task == "grpo" or config.train.trl_extra.get("logits_topk")
+    return bool(config.rollout.teacher_server or (config.rollout.teacher_engines and scores))
+
+
+def teacher_writes(config: RlhfConfig) -> bool:
+    """Whether a teacher writes what is trained in rounds that the student does not sample."""
+    return config.train.task == "gkd" and bool(config.train.trl_extra.get("seq_kd"))
 
 
 def has_teacher(config: RlhfConfig) -> bool:
@@ -61,9 +72,12 @@ def _outside_problems(config: RlhfConfig) -> list[str]:
         found.append("rollout.teacher_server: a tag belongs to two servers; give each its own")
     if sum(not server.tags for server in rollout.teacher_server) > 1:
         found.append("rollout.teacher_server: two servers have no tags; give each the tags of its rows")
-    if not has_teacher_outside(config):
-        return found
-    if config.train.task == "gkd" and not given.get("logits_topk"):
+    if teacher_writes(config) and not rollout.teacher_engines:
+        found.append(
+            "train.seq_kd has the teacher write answers, which its engines do; set rollout.teacher_engines, 1 or more"
+        )
+    outside = bool(rollout.teacher_engines or rollout.teacher_server)
+    if config.train.task == "gkd" and outside and not (given.get("logits_topk") or teacher_writes(config)):
         found.append(
             "train.logits_topk is not set: engines and servers tell the likeliest tokens of a teacher alone; set how "
             "many, say 64, or let the teacher compute in the workers"

@@ -78,7 +78,6 @@ OWNED = {
     "is_encoder_decoder": "nothing: decoders only",
     "padding_value": "data.packing",
     "teacher_model_init_kwargs": "model.teacher",
-    "seq_kd": "a dataset that the teacher wrote",
     "use_vllm": "the rollout section of `rayswift rlhf`",
     "vllm_*": "the rollout section of `rayswift rlhf`",
     "logging_strategy": "train.logging_steps",

@@ -73,7 +73,6 @@ ROLLOUT: dict[str, Rule] = {
     "local_rollout_forward_batch_size": NoEffect("micro-batches are cut by a token budget"),
     "num_sample_generations": NoEffect("completions are written to files all along"),
     "ds3_gather_for_generation": NoEffect("weights are gathered bucket by bucket"),
-    "seq_kd": off_only("the teacher writes no answers", "train on a dataset that the teacher wrote"),
     # engines
     "use_vllm": NoEffect("completions always come from vLLM"),
     "vllm_mode": To("rollout.placement", {"colocate": "colocated", "server": "separate"}),

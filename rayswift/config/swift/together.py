@@ -276,6 +276,13 @@ def _loss(given: Given, result: Translation) -> None:
         result.no_effect("rpo_alpha", "it adds no term" if result.task == "dpo" else "it is a term of task dpo")
 
 
+def _seq_kd(given: Given, result: Translation) -> None:
+    if given["seq_kd"][0].lower() not in ("true", "1"):
+        return result.no_effect("seq_kd", "the teacher writes no answers")
+    result.flags.append(("train.seq_kd", ["true"]))
+    result.rename("seq_kd", "rollout.teacher_engines", ["1"])  # which write them
+
+
 _GALORE = ("target_modules", "rank", "update_proj_gap", "scale", "proj_type", "optim_per_parameter", "with_embedding")
 _Q_GALORE = ("quantization", "proj_quant", "proj_bits", "proj_group_size", "cos_threshold", "gamma_proj", "queue_size")
 
@@ -296,6 +303,7 @@ TOGETHER: dict[tuple[str, ...], Callable[[Given, Translation], None]] = {
     ("use_galore", *(f"galore_{name}" for name in (*_GALORE, *_Q_GALORE))): _galore,
     ("max_length", "packing_length"): _max_length,
     ("beta",): _beta,
+    ("seq_kd",): _seq_kd,
     ("val_dataset", "cached_val_dataset", "split_dataset_ratio"): _evaluation_rows,
     ("dataset", "cached_dataset", "interleave_prob", "stopping_strategy"): _training_rows,
     ("max_steps", "max_epochs"): _length_of_the_run,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rayswift.config.checks.distillation import sampled_share
+from rayswift.config.checks.distillation import trains_answers
 from rayswift.config.derived import max_prompt_length
 from rayswift.config.model import SELF
 from rayswift.config.schema import RlhfConfig, SftConfig, TrainingConfig
@@ -26,7 +26,7 @@ def row_kind(config: TrainingConfig, source: Path) -> RowKind:
             "prompt",
             max_length=max_prompt_length(config),
             template_kwargs=config.rollout.chat_template_kwargs,
-            max_answer=config.rollout.max_completion_length if sampled_share(config) < 1 else None,
+            max_answer=config.rollout.max_completion_length if trains_answers(config) else None,
             teacher_prompts=None if teacher is None else "all" if teacher == SELF else "some",
         )
     if task.head == "classes":

@@ -1,51 +1,75 @@
 """The teacher of a run, where it is not in the workers: engines or servers, from its config."""
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from rayswift.cluster.layout import Layout
+from rayswift.config.checks.distillation import has_teacher_outside, teacher_writes
 from rayswift.config.derived import max_sequence_length
 from rayswift.config.schema import RlhfConfig
-from rayswift.engines.engine import SamplingSettings
 from rayswift.engines.pool.actors import RayEngines
 from rayswift.engines.pool.patience import limits_of
 from rayswift.engines.pool.pool import Pool
+from rayswift.engines.vllm.end_tokens import end_tokens
 from rayswift.engines.vllm.engine import VllmEngine
 from rayswift.engines.vllm.setup import EngineSetup, engine_options, engine_setup
+from rayswift.rollout.groups import Scorer, requests_for
 from rayswift.rollout.teachers.pool import PoolTeacher
-from rayswift.rollout.teachers.scoring import Teacher
+from rayswift.rollout.teachers.scoring import Taught
 from rayswift.rollout.teachers.server import Encode, ServerTeacher
 from rayswift.rollout.teachers.several import TaggedTeachers
 
 
-async def opened(
-    config: RlhfConfig, layout: Layout, dtype: str, max_outstanding: int, encode: Encode
-) -> Teacher | None:
-    """The teacher, whose engines start from now on.
+@dataclass(frozen=True)
+class Opening:
+    """What a teacher's engines and servers are begun with.
 
-    Args:
-        config: The run's.
-        layout: What its engines hold.
-        dtype: Number format that they compute in.
-        max_outstanding: Requests that an engine holds at once.
-        encode: A text as the policy's token ids.
+    layout: what its engines hold; dtype: number format that they compute in; max_outstanding: requests that an engine
+    holds at once; tokenizer_dir: of the policy's tokenizer; encode: a text as its token ids.
+    """
+
+    config: RlhfConfig
+    layout: Layout
+    dtype: str
+    max_outstanding: int
+    tokenizer_dir: Path
+    encode: Encode
+
+
+async def opened(opening: Opening) -> PoolTeacher | TaggedTeachers | None:
+    """The teacher, whose engines start from now on; None: it is in the workers, or there is none.
 
     Raises:
         UserError: a server does not answer, or reads token ids otherwise.
     """
+    config = opening.config
     rollout, top = config.rollout, top_of(config)
     if rollout.teacher_engines:
-        engines = RayEngines(VllmEngine, (teacher_setup(config, layout, dtype),), engine_options(layout.engine))
-        pool = Pool(engines, limits_of(rollout, max_outstanding), salvage=False, prefix="teacher")
-        teacher = PoolTeacher(pool, rollout.teacher_engines, top)
+        engines = RayEngines(VllmEngine, (teacher_setup(opening),), engine_options(opening.layout.engine))
+        pool = Pool(engines, limits_of(rollout, opening.max_outstanding), salvage=False, prefix="teacher")
+        most, window = rollout.max_completion_length, max_sequence_length(config)
+        teacher = PoolTeacher(
+            pool,
+            rollout.teacher_engines,
+            top,
+            lambda prompt: requests_for(prompt, "seq_kd", 1, most, window, config.train.seed)[0],
+        )
         await teacher.start()
         return teacher
     if not rollout.teacher_server:
         return None
     servers = [ServerTeacher(each.url, top, rollout.reward_timeout_s) for each in rollout.teacher_server]
-    await asyncio.gather(*(server.start(encode) for server in servers))
+    await asyncio.gather(*(server.start(opening.encode) for server in servers))
     tagged = [(tuple(each.tags), server) for each, server in zip(rollout.teacher_server, servers, strict=True)]
     return TaggedTeachers(tagged, rollout.teacher_tag_key)
+
+
+def taught(config: RlhfConfig, rewards: Scorer, teacher: PoolTeacher | TaggedTeachers | None) -> Scorer:
+    """Who scores completions to train: the rewards, with the teacher where it scores or writes too."""
+    scores = teacher if has_teacher_outside(config) else None
+    writer = teacher if teacher_writes(config) and isinstance(teacher, PoolTeacher) else None
+    return Taught(rewards, scores, writer) if scores or writer else rewards
 
 
 def top_of(config: RlhfConfig) -> int:
@@ -53,29 +77,24 @@ def top_of(config: RlhfConfig) -> int:
     return int(config.train.trl_extra.get("logits_topk") or 0) if config.train.task == "gkd" else 0
 
 
-def teacher_setup(config: RlhfConfig, layout: Layout, dtype: str) -> EngineSetup:
-    """What a teacher's engines are built from.
-
-    Their log-probabilities are at temperature 1 for task gkd, whose loss divides them by its own; for grpo at that of
-    the sampling, as the policy's.
-    """
+def teacher_setup(opening: Opening) -> EngineSetup:
+    """What a teacher's engines are built from: they sample as those of the policy do, and score at its temperature."""
+    config = opening.config
     assert config.model.teacher is not None, "`rollout.teacher_engines` needs one"
     setup = engine_setup(
         config.rollout,
-        layout,
+        opening.layout,
         model=config.model.teacher,
-        tokenizer="",
-        dtype=dtype,
+        tokenizer=str(opening.tokenizer_dir),
+        dtype=opening.dtype,
         max_model_len=0,
+        stop_token_ids=end_tokens(opening.tokenizer_dir),
         trust_remote_code=config.model.trust_remote_code,
         seed=config.train.seed,
     )
-    temperature = 1.0 if config.train.task == "gkd" else config.rollout.temperature
     return replace(
         setup,
-        sampling=SamplingSettings(temperature),
         max_model_len=max_sequence_length(config) + 1,  # vLLM makes a token behind what it scores
         load_format="auto",
-        tokenizer=None,
         engine_kwargs={**setup.engine_kwargs, "max_logprobs": max(1, top_of(config))},
     )

@@ -1,7 +1,11 @@
 """A teacher as a pool of engines with weights of its own."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rayswift.engines.pool.pool import Pool, SampleFailed
 from rayswift.engines.samples import Completion, PolicyVersion, Prompt, SampleRequest
@@ -10,17 +14,22 @@ OWN_WEIGHTS = PolicyVersion(0, 0)
 """The version of weights that engines were built from."""
 
 
+def _seen(prompt: Prompt) -> NDArray[np.int32]:
+    return prompt.input_ids if prompt.teacher_ids is None else prompt.teacher_ids
+
+
 class PoolTeacher:
-    """See `Teacher`.
+    """See `Teacher` and `Writer`.
 
     Args:
         pool: Engines that hold the teacher.
         num_engines: How many.
         top: The likeliest tokens that are told beside each token.
+        request: What is asked of an engine for an answer to a prompt.
     """
 
-    def __init__(self, pool: Pool, num_engines: int, top: int):
-        self._pool, self._num_engines, self._top = pool, num_engines, top
+    def __init__(self, pool: Pool, num_engines: int, top: int, request: Callable[[Prompt], SampleRequest]):
+        self._pool, self._num_engines, self._top, self._request = pool, num_engines, top, request
 
     async def start(self) -> None:
         """Have the engines start."""
@@ -33,7 +42,7 @@ class PoolTeacher:
         Raises:
             EnginesFailed: no engine is left that could answer.
         """
-        seen = prompt.input_ids if prompt.teacher_ids is None else prompt.teacher_ids
+        seen = _seen(prompt)
         requests = [
             SampleRequest(f"teacher:{each.key}", seen, len(each.token_ids) + 1, 0, each.token_ids, self._top)
             for each in completions
@@ -43,6 +52,18 @@ class PoolTeacher:
             if isinstance(each, BaseException) and not isinstance(each, SampleFailed):
                 raise each
         return [each if isinstance(each, Completion) else str(each) for each in found]
+
+    async def write(self, prompt: Prompt) -> Completion | str:
+        """See `Writer`.
+
+        Raises:
+            EnginesFailed: no engine is left that could answer.
+        """
+        try:
+            (future,) = self._pool.sample([replace(self._request(prompt), prompt_ids=_seen(prompt))], 0)
+            return await future
+        except SampleFailed as error:
+            return str(error)
 
     def describe(self) -> str:
         """See `Teacher`."""

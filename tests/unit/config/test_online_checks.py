@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rayswift.config.checks.distillation import has_engines
+from rayswift.config.checks.distillation import has_engines, has_teacher_outside
 from rayswift.config.checks.task import task_problems
 from rayswift.config.derived import max_prompt_length, max_sequence_length, round_size
 from rayswift.config.schema import RlhfConfig
@@ -37,6 +37,9 @@ def test_a_teacher_is_a_signal_of_its_own() -> None:
     assert task_problems(config(model__teacher="t", **alone)) == []
     assert task_problems(config(rollout__teacher_server="http://a:8000", **alone)) == []
     assert task_problems(config(train__task="gkd", model__teacher="self", **alone)) == []
+    written = config(train__task="gkd", model__teacher="t", train__seq_kd=True, rollout__teacher_engines=1, **alone)
+    assert task_problems(written) == []
+    assert not has_teacher_outside(written)  # the whole vocabulary is compared in the workers
 
 
 @pytest.mark.parametrize("lmbda", [0, 0.5, 1])
@@ -111,6 +114,10 @@ def test_a_plain_run_has_no_problem() -> None:
         (
             {"model__teacher": "t", "rollout__reward_funcs": [], "rollout__dynamic_sampling": True},
             "rollout.dynamic_sampling has no rewards to compare",
+        ),
+        (
+            {"train__task": "gkd", "model__teacher": "t", "train__seq_kd": True},
+            "train.seq_kd has the teacher write answers, which its engines do; set rollout.teacher_engines",
         ),
         ({"train__task": "gkd", "model__teacher": "t", "train__lmbda": 1.5}, "train.lmbda = 1.5 is no share; set"),
         (

@@ -148,6 +148,27 @@ def test_a_row_that_no_teacher_takes_fails_by_name() -> None:
     assert found == ["teacher: no teacher for domain = 'law'; there are math"]
 
 
+class Writes:
+    """A teacher that writes as many sevens as the prompt has tokens."""
+
+    async def write(self, prompt: Prompt) -> Completion | str:
+        return completion(*[7] * len(prompt.input_ids)) if prompt.ordinal else "it is gone"
+
+
+def test_a_teacher_writes_what_is_not_rewarded_and_scores_it_too() -> None:
+    begun = replace(completion(), spans=(Span(0, PolicyVersion(5, 3)),))
+    for teacher, logprobs in ((None, [0.0] * 3), (Says(2.0), [2.0] * 3)):
+        taught = Taught(Rewarded(), teacher, Writes())
+        (found,) = asyncio.run(taught.score(prompt(1), [begun], rewarded=False))
+        assert isinstance(found, Scored)
+        assert (found.completion.token_ids.tolist(), found.completion.spans) == ([7, 7, 7], begun.spans)
+        told = found.completion.teacher
+        assert (told.logprobs.tolist() if told else [0.0] * 3) == logprobs
+        assert asyncio.run(taught.score(prompt(0), [begun], rewarded=False)) == ["teacher: it is gone"]
+        (sampled,) = asyncio.run(taught.score(prompt(1), [completion(5)]))
+        assert isinstance(sampled, Scored) and sampled.completion.token_ids.tolist() == [5]
+
+
 class Rewarded:
     async def score(
         self, prompt: Prompt, completions: Sequence[Completion], rewarded: bool = True

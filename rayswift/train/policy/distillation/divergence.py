@@ -89,12 +89,12 @@ def masses(student: Tensor, teacher: TopK, teacher_logits: Tensor | None, temper
     Args:
         student: Logits [n, V].
         teacher: Those tokens.
-        teacher_logits: [n, V]; None: `teacher` holds log-probabilities at temperature 1, where its mass is counted.
+        teacher_logits: [n, V]; None: `teacher` holds log-probabilities at `temperature`, times that.
         temperature: What logits are divided by.
     """
     ours = _mass(student.gather(-1, teacher.ids), student, temperature)
     if teacher_logits is None:
-        return ours, teacher.logits.float().exp().sum(-1)
+        return ours, (teacher.logits.float() / temperature).exp().sum(-1)
     return ours, _mass(teacher.logits, teacher_logits, temperature)
 
 

@@ -25,14 +25,21 @@ from rayswift.train.policy.policy_trainer import StreamedPolicyTrainer
 from rayswift.train.policy.round_values import RoundValues, reward_metrics
 
 
-def told(batch: MicroBatch, logits: Tensor) -> TopK:
-    """What a teacher outside has told of its likeliest tokens at the places of logits [n, V]."""
+def told(batch: MicroBatch, logits: Tensor, temperature: float) -> TopK:
+    """What a teacher outside has told of its likeliest tokens at the places of logits [n, V], as logits.
+
+    Args:
+        batch: With its scores.
+        logits: Of the student.
+        temperature: That the teacher's log-probabilities are at.
+    """
     if batch.scores is None:
         return top_k(logits.detach(), 1)  # of no place
     assert batch.scores.top_ids is not None and batch.scores.top_logprobs is not None, "asked for with `logits_topk`"
     ids, logprobs = batch.scores.top_ids.to(logits.device), batch.scores.top_logprobs.to(logits.device)
     # An entry that is no token, of a head with more of them, has next to no probability.
-    return TopK(ids.clamp(max=logits.shape[-1] - 1), logprobs.masked_fill(ids >= logits.shape[-1], -1e4))
+    logprobs = (logprobs * temperature).masked_fill(ids >= logits.shape[-1], -1e4)
+    return TopK(ids.clamp(max=logits.shape[-1] - 1), logprobs)
 
 
 class StreamedGkdTrainer(StreamedPolicyTrainer):
@@ -43,6 +50,8 @@ class StreamedGkdTrainer(StreamedPolicyTrainer):
         num_rewards = len(rollout.reward_funcs) + len(rollout.reward_models)
         self._advantages = AdvantageSettings(tuple(rollout.reward_weights) or (1.0,) * num_rewards)
         self._temperature, self._seed = rollout.temperature, config.train.seed
+        # Engines tell of the temperature that they sample at, servers of 1.
+        self._told_temperature = rollout.temperature if rollout.teacher_engines else 1.0
 
     def _begin_round(self, model: Any, step: PolicyStep) -> None:
         """Nothing but what is told of it."""
@@ -70,7 +79,7 @@ class StreamedGkdTrainer(StreamedPolicyTrainer):
             ours = self._logits(model, batch)
         best = None
         if theirs is None:
-            best = told(batch, ours)
+            best = told(batch, ours, self._told_temperature)
         else:
             width = min(ours.shape[-1], theirs.shape[-1])  # a head may have more entries than there are tokens
             ours, theirs = ours[:, :width], theirs[:, :width]
@@ -89,8 +98,8 @@ class StreamedGkdTrainer(StreamedPolicyTrainer):
     def _compared(
         self, ours: Tensor, theirs: Tensor | None, best: TopK | None, batch: MicroBatch, targets: Tensor
     ) -> dict[str, Tensor]:
-        """Sums over tokens of what is logged; a teacher outside tells of temperature 1, where both are compared."""
-        temperature = 1.0 if theirs is None else self._temperature
+        """Sums over tokens of what is logged, at the temperature that the teacher tells of."""
+        temperature = self._told_temperature if theirs is None else self._temperature
         if theirs is None:
             wanted = outside_logprobs(batch).to(ours.device)
         else:
