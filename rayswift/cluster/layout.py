@@ -86,9 +86,7 @@ def lay_out(
     """
     local = is_local(cluster)
     num_gpus, num_cores = int(joined.get("GPU", 0)) if joined else count_gpus(), os.cpu_count() or 1
-    device = cluster.device
-    if device == "auto":
-        device = "cuda" if num_gpus else "cpu"
+    device = {"auto": "cuda" if num_gpus else "cpu"}.get(cluster.device, cluster.device)
     num_workers, min_workers = cluster.num_workers, None
     if isinstance(num_workers, list):
         min_workers, num_workers = num_workers
@@ -106,8 +104,7 @@ def lay_out(
     for_engines = for_teacher + _gpus_for_engines(sampling, gpus_left, num_workers)
     if num_workers is None:
         num_workers = max(1, num_gpus - for_rewards - for_engines) if device == "cuda" and (local or joined) else 1
-    trainers = max(1, num_workers) if trains else 0
-    if local and device == "cuda" and trainers + for_engines + for_rewards > num_gpus:
+    if local and device == "cuda" and max(1, num_workers) * trains + for_engines + for_rewards > num_gpus:
         engines = f" and its engines {for_engines} more" if for_engines else ""
         rewards = f", its reward models {for_rewards} (rollout.reward_model_gpus)" if for_rewards else ""
         raise UserError(
