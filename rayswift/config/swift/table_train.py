@@ -11,7 +11,7 @@ _NOT_GENERATED = NoEffect("evaluation computes losses; nothing is generated")
 _OWN_TRACKER = NoEffect("SwanLab reads its own environment variables; train.report_to names it")
 _SAVED = NoEffect("models are saved as safetensors files of transformers' size")
 _CPU = ByValue({"true": To("cluster.device", {"true": "cpu"})}, NoEffect("cluster.device says where workers compute"))
-_OPTIMIZERS = {
+_OPTIMIZERS: dict[str, Rule] = {
     "lorap": NoEffect("model.lora_plus_ratio turns LoRA+ on"),
     "muon": To("train.optim"),
     "muonclip": Refused("it clips by the largest logit of attention, which attention kernels do not return; give muon"),
