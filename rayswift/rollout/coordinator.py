@@ -28,7 +28,7 @@ from rayswift.rollout.admission import RolloutPlan
 from rayswift.rollout.attempt import Attempt
 from rayswift.rollout.completions import CompletionsFile
 from rayswift.rollout.evaluation import evaluated
-from rayswift.rollout.groups import Rewards, Scorer
+from rayswift.rollout.groups import Rewards, Sampler, Scorer
 from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.rollout.prompts import PromptFeed
 from rayswift.rollout.rounds import NO_TOKENS, Dealt, Finished, Round, Serving, Waiting, lines_of, make_table
@@ -50,6 +50,7 @@ class Coordinator:
         completions: Keeps completions.
         engines: How many.
         scorer: Of completions to train, where more than rewards is asked for.
+        sampler: Makes completions of the engines' turns; None: a turn is a completion.
     """
 
     def __init__(
@@ -62,10 +63,11 @@ class Coordinator:
         completions: CompletionsFile,
         engines: Rule,
         scorer: Scorer | None = None,
+        sampler: Sampler | None = None,
     ):
         self._plan, self._prompts, self._pool = plan, prompts, pool
         self._rewards, self._weights, self._completions = rewards, weights, completions
-        self._scorer = scorer or rewards
+        self._scorer, self._sampler = scorer or rewards, sampler or pool
         self._named_attempt = 0
         self._life: Attempt | None = None
         self._begins = asyncio.Lock()
@@ -76,11 +78,10 @@ class Coordinator:
         self._moved_at = self._clock()
         # What is made once for all ranks, by its name, and when the first of them asked.
         self._once: dict[str, tuple[asyncio.Task[Any], float]] = {}
-        self._kept, self._told = -1, dict[str, float]()
+        self._kept, self._told, self._shown = -1, dict[str, float](), (0, 0.0)
         self._writer = ThreadPoolExecutor(1, "completions")
         self._tokens_at = (self._clock(), 0)
         self._waiting_ranks: set[int] = set()
-        self._shown = (0, 0.0)
         self._scaler = Scaler(engines, pool, plan.max_outstanding)
         pool.scale_to(engines.least)
         self._scaling = asyncio.create_task(self._scaler.run())
@@ -113,7 +114,7 @@ class Coordinator:
             self._kept = start.rounds - 1
             self._write(self._completions.begin, start.rounds)
             self._serving = Serving(start.rounds - 1)
-            self._life = Attempt(attempt, start, self._plan, self._prompts, self._pool, self._scorer, self._note)
+            self._life = Attempt(attempt, start, self._plan, self._prompts, self._sampler, self._scorer, self._note)
             self._life.begin()
 
     async def published(self, attempt: int, published: Published) -> None:
@@ -242,7 +243,7 @@ class Coordinator:
 
     async def _evaluate(self, number: int) -> dict[str, float]:
         prompts = await asyncio.to_thread(self._prompts.evaluation)
-        found = await evaluated(prompts, number, self._plan, self._pool, self._rewards, self._came_forward)
+        found = await evaluated(prompts, number, self._plan, self._sampler, self._rewards, self._came_forward)
         self._write(self._completions.add_evaluation, number, found.groups)
         return found.metrics
 

@@ -11,6 +11,7 @@ import numpy as np
 from rayswift.engines.pool.pool import SampleFailed
 from rayswift.engines.samples import (
     Completion,
+    EpisodeStart,
     Group,
     PolicyVersion,
     Prompt,
@@ -19,6 +20,7 @@ from rayswift.engines.samples import (
     Scored,
     Span,
 )
+from rayswift.rollout.episodes.trajectories import with_common_prompt
 
 
 class Sampler(Protocol):
@@ -64,6 +66,7 @@ def requests_for(
         sampling: How tokens are chosen; None: as in training.
     """
     room = min(max_tokens, window - len(prompt.input_ids))
+    episode = EpisodeStart(prompt, sample_seed(run_seed, f"{use}:environment", prompt.ordinal, 0))
     return [
         SampleRequest(
             f"{use}:{prompt.ordinal}:{sample}",
@@ -71,6 +74,7 @@ def requests_for(
             room,
             sample_seed(run_seed, use, prompt.ordinal, sample),
             sampling=sampling,
+            episode=episode,
         )
         for sample in range(num_samples)
     ]
@@ -96,8 +100,8 @@ async def scored_group(
     for each in sampled:
         if isinstance(each, BaseException) and not isinstance(each, SampleFailed):
             raise each
-    reasons = [f"engines: {each}" for each in sampled if isinstance(each, SampleFailed)]
-    completions = [each for each in sampled if isinstance(each, Completion)]
+    reasons = [f"{each.where}: {each}" for each in sampled if isinstance(each, SampleFailed)]
+    prompt, completions = with_common_prompt(prompt, [each for each in sampled if isinstance(each, Completion)])
     stage("rewards", 1)
     try:
         answers = await scorer.score(prompt, completions, rewarded) if completions else []

@@ -273,7 +273,11 @@ def test_what_ray_owns_is_accepted_with_a_line(verb: str, argv: list[str], said:
         ("sft", ["--optimizer", "muonclip"], "attention kernels do not return"),
         ("sft", ["--tuner_type", "llamapro", "--llamapro_num_groups", "2"], "one new block in each group"),
         ("sft", ["--interleave_prob", "0.5", "0.5"], "2 shares for the 1 sources"),
-        ("rlhf", ["--rlhf_type", "grpo", "--reward_funcs", "format", "--multi_turn_scheduler", "x"], "single turns"),
+        (
+            "rlhf",
+            ["--rlhf_type", "grpo", "--reward_funcs", "format", "--multi_turn_scheduler", "thinking_tips_scheduler"],
+            "a history of its own",
+        ),
         ("rlhf", ["--rlhf_type", "grpo", "--reward_funcs", "format", "--loss_type", "real"], "micro-batches"),
     ],
 )
