@@ -53,9 +53,6 @@ def completed(config: EncodeConfig, stores: Sequence[Store]) -> EncodeConfig:
     Args:
         config: How rows are encoded; one of another family comes back as it is.
         stores: The training rows.
-
-    Raises:
-        UserError: the rows do not tell, or tell otherwise than the config.
     """
     if config.family != "classification":
         return config

@@ -14,9 +14,6 @@ def download(name: str, patterns: Sequence[str], what: str, revision: str | None
         patterns: Of file names.
         what: The setting and its value, for the error.
         revision: Branch, tag or commit; None: the newest.
-
-    Raises:
-        UserError: it cannot be had.
     """
     from huggingface_hub import snapshot_download
 

@@ -92,11 +92,7 @@ def readable(config: EncodeConfig, raw: Sequence[RawRow]) -> Iterator[tuple[Any,
 
 
 def map_hash(name: str) -> str:
-    """What tells a function of `data.map` from another: the hash of its file; of a module, its name.
-
-    Raises:
-        UserError: there is no such file.
-    """
+    """What tells a function of `data.map` from another: the hash of its file; of a module, its name."""
     place, _ = split(FIELD, name)
     if not place.endswith(".py"):
         return place

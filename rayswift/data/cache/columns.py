@@ -104,11 +104,7 @@ class ComputedColumns:
     names: tuple[str, ...]
 
     def read(self, numbers: NDArray[np.int64] | Sequence[int], ids: Sequence[str]) -> dict[str, list[Any]]:
-        """Values of rows by number, in the order asked for.
-
-        Raises:
-            UserError: an id is not that of the row the values were computed for.
-        """
+        """Values of rows by number, in the order asked for."""
         path = str(Path(self.folder) / _VALUES)
         table = _mapped(path, os.stat(path).st_mtime_ns).take(pa.array(np.asarray(numbers, np.int64)))
         for number, was, now in zip(numbers, table[_ID].to_pylist(), ids, strict=True):
@@ -160,11 +156,7 @@ def compute(
 
 
 def open_columns(folder: Path, ingredients: Mapping[str, Any]) -> ComputedColumns:
-    """Finished columns.
-
-    Raises:
-        UserError: they were computed from something else; says which ingredient.
-    """
+    """Finished columns."""
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     was = manifest["ingredients"]
     lines = [

@@ -101,11 +101,7 @@ class Fingerprint:
 def take(
     data: DataConfig, tokenizer_dir: Path, seed: int, known: Fingerprint | None = None, kind: RowKind = CAUSAL
 ) -> Fingerprint:
-    """The fingerprint of what would be encoded now; `known` spares reading files that have not changed since.
-
-    Raises:
-        UserError: a source is not there.
-    """
+    """The fingerprint of what would be encoded now; `known` spares reading files that have not changed since."""
     hashes = by_stamp((*known.train, *known.eval)) if known else {}
     template, special_tokens = read_chat_template(tokenizer_dir)
     path = tokenizer_dir / "tokenizer.json"
@@ -137,9 +133,6 @@ def contents(
         sources: As in `data.dataset`.
         known: See `by_stamp`.
         held_out: Whether they are to evaluate on.
-
-    Raises:
-        UserError: a source is not there.
     """
     found = []
     for given in sources:

@@ -165,11 +165,7 @@ class CachedWindows:
     tokenizer_hash: str
 
     def make(self, epoch: int, window: int) -> Window:
-        """Read one window.
-
-        Raises:
-            UserError: its part is gone or broken.
-        """
+        """Read one window."""
         stored_epoch, again = epoch % self.num_epochs, epoch >= self.num_epochs and self.shuffle
         if again and window < self.num_windows - 1:
             full = self.num_windows - 1

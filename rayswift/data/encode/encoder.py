@@ -59,11 +59,7 @@ class TooLong(LeftOut):
 
 
 class Encoder:
-    """Encodes batches of rows.
-
-    Raises:
-        UserError: the tokenizer folder has no chat template and a row needs one.
-    """
+    """Encodes batches of rows."""
 
     def __init__(self, config: EncodeConfig):
         self.config = config
@@ -146,11 +142,7 @@ class Encoder:
 
     @property
     def template(self) -> ChatTemplate:
-        """The chat template.
-
-        Raises:
-            UserError: there is none.
-        """
+        """The chat template."""
         if self._template is None:
             raise UserError(
                 f"the tokenizer in {self.config.tokenizer_dir} has no chat template; give one with model.chat_template"
@@ -158,11 +150,7 @@ class Encoder:
         return self._template
 
     def _rendered(self, row: Conversation, generate: bool = False) -> str:
-        """A conversation as the chat template writes it; `generate` opens the answer to it.
-
-        Raises:
-            BadRow: the template cannot write it.
-        """
+        """A conversation as the chat template writes it; `generate` opens the answer to it."""
         row = self._with_kwargs(row)
         tools = list(row.tools) if row.tools else None
         try:

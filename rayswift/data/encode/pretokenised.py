@@ -25,9 +25,6 @@ _MASKS = ("completion_mask", "assistant_masks")
 
 def segmented(segments: Sequence[tuple[str, bool]], tokenizer: Tokenizer) -> Document:
     """Texts end to end, each trained or not: each is tokenised by itself, as axolotl does, and nothing is put around.
-
-    Raises:
-        BadRow: no token is trained.
     """
     pieces = tokenizer.encode_batch_fast([text for text, _ in segments], add_special_tokens=False)
     ids = np.array([token for piece in pieces for token in piece.ids], np.int32)
@@ -50,9 +47,6 @@ def pretokenised(row: Row, num_tokens: int) -> Document:
     Args:
         row: Under our names.
         num_tokens: Tokens that the tokenizer has.
-
-    Raises:
-        BadRow: a list of another kind or length, a token that the tokenizer has not, or labels of other tokens.
     """
     ids = _integers(row, _TOKENS)
     outside = ids[(ids < 0) | (ids >= num_tokens)]

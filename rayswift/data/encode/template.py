@@ -118,11 +118,7 @@ class ChatTemplate:
         return text
 
     def adapted(self, messages: Sequence[Message]) -> list[Message]:
-        """Messages with contents, thoughts and tool calls in the spelling that this template reads.
-
-        Raises:
-            BadRow: there are thoughts or calls, and it has no place for them.
-        """
+        """Messages with contents, thoughts and tool calls in the spelling that this template reads."""
         made = [self._adapt(m) if "reasoning_content" in m or "tool_calls" in m else m for m in messages]
         return [_in_parts(message) for message in made] if self._takes_parts else made
 
@@ -151,9 +147,6 @@ class ChatTemplate:
             messages: In their order.
             text: As rendered.
             first: The number of the first message, for what is said of it.
-
-        Raises:
-            BadRow: it is not there, because the template reads contents in another form, or not beside tool calls.
         """
         at = 0
         for position, message in enumerate(messages, first):

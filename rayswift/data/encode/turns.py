@@ -184,11 +184,7 @@ def ended(text: str, end: str) -> str:
 
 
 def joined(row: Conversation, marking: Marking, end: str) -> Document:
-    """The contents of a conversation without a chat template, one after the other, and `end` behind the last, once.
-
-    Raises:
-        BadRow: nothing to train, or something that only a template has a place for.
-    """
+    """The contents of a conversation without a chat template, one after the other, and `end` behind the last, once."""
     text, spans = "", []
     for position, (message, weight) in enumerate(zip(row.messages, _weights(row, marking), strict=True)):
         if "reasoning_content" in message or "tool_calls" in message:

@@ -43,24 +43,19 @@ class LocalFeed:
     _attempt: int = 0
 
     def new_attempt(self) -> int:
-        """See FeedClient."""
         return self.feed.new_attempt()
 
     def begin(self, attempt: int, position: Position) -> None:
-        """See FeedClient."""
         self._attempt = attempt
         self.feed.begin(attempt, position)
 
     def next(self, step: int) -> Slice:
-        """See FeedClient."""
         return self.feed.next(self._attempt, step, 0, 1, self.timeout_s)
 
     def evaluation(self) -> tuple[tuple[PackedRow, ...], int]:
-        """See FeedClient."""
         return self.feed.evaluation(0, 1)
 
     def first_rows(self, number: int) -> tuple[PackedRow, ...]:
-        """See FeedClient."""
         return self.feed.first_rows(number)
 
 
@@ -80,17 +75,14 @@ class ActorFeed:
         self._attempt, self._position = 0, Position()
 
     def new_attempt(self) -> int:
-        """See FeedClient."""
         attempt: int = self._get(lambda: self._actor.new_attempt.remote())
         return attempt
 
     def begin(self, attempt: int, position: Position) -> None:
-        """See FeedClient."""
         self._attempt, self._position, self._ahead = attempt, position, None
         self._get(lambda: self._actor.begin.remote(attempt, position))
 
     def next(self, step: int) -> Slice:
-        """See FeedClient."""
         ahead = self._ahead[1] if self._ahead and self._ahead[0] == step else None
         received: Slice = self._get(lambda: self._ask(step), ahead)
         self._position = received.position
@@ -98,14 +90,12 @@ class ActorFeed:
         return received
 
     def evaluation(self) -> tuple[tuple[PackedRow, ...], int]:
-        """See FeedClient."""
         rows: tuple[tuple[PackedRow, ...], int] = self._get(
             lambda: self._actor.evaluation.remote(self._rank, self._size)
         )
         return rows
 
     def first_rows(self, number: int) -> tuple[PackedRow, ...]:
-        """See FeedClient."""
         rows: tuple[PackedRow, ...] = self._get(lambda: self._actor.first_rows.remote(number))
         return rows
 

@@ -140,7 +140,6 @@ class Feed:
 
         Raises:
             StaleAttempt: a newer attempt has begun.
-            UserError: the data ran out of trainable rows, or too many are bad.
             TimeoutError: no batch came, and no window of rows for so long.
         """
         began = time.monotonic()

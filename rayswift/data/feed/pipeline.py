@@ -59,9 +59,6 @@ def make_in_order(
         numbers: Its arguments.
         num_actors: Actors that make them in place of tasks: for a function that loads a model and keeps it.
         num_gpus_per_actor: GPUs that each holds.
-
-    Raises:
-        UserError: as raised by a data task.
     """
     if len(numbers) <= 1 and not num_actors:
         yield from map(function, numbers)  # nothing is parallel, so a task would bring nothing
@@ -104,11 +101,7 @@ class _MakeWindow:
 
 
 def stream_windows(windows: Windows, epoch: int, first: int) -> Iterator[Window]:
-    """Windows `first`, `first` + 1, ... of an epoch; see `needs_ray`.
-
-    Raises:
-        UserError: as raised by a data task.
-    """
+    """Windows `first`, `first` + 1, ... of an epoch; see `needs_ray`."""
     make, numbers = _MakeWindow(windows, epoch), range(first, windows.num_windows)
     if isinstance(windows, CachedWindows):
         # Reading is so much cheaper than a task that the feed does it itself.

@@ -1,7 +1,7 @@
-"""Messages of any spelling (ms-swift, ShareGPT, OpenAI, Anthropic, ...) -> messages as chat templates take them.
+"""Messages in any spelling (ms-swift, ShareGPT, OpenAI, Anthropic, ...) -> messages as chat templates take them.
 
-Roles are system, developer, user, assistant and tool. Tools and calls: see `calls`. Thoughts are `reasoning_content`,
-or stay where they are inside the content.
+Roles are system, developer, user, assistant and tool. Thoughts become `reasoning_content`; thoughts inside the content
+stay there.
 """
 
 import json
@@ -20,6 +20,7 @@ _ROLES = {
     **dict.fromkeys(("observation", "observations", "tool_response", "tool_result", "ipython"), "tool"),
     **{"function": "tool", "function_response": "tool"},
 }
+_ORDER = ("system", "developer", "user", "tool", "tool_call", "assistant")
 _CALL_ROLES = ("tool_call", "tool_calls", "function_call", "function_calls")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _SYSTEM = ("system", "developer")
@@ -34,15 +35,8 @@ Parsed = tuple[Message, MessageLoss]
 
 
 def conversation(messages: Any, given: NamedRow) -> Conversation:
-    """A conversation from a list of messages, and the row's own system prompt, tools and template arguments.
-
-    Args:
-        messages: The list as it stands in the row, or JSON text of it.
-        given: Where `system`, `tools`, `functions` and `chat_template_kwargs` are looked up.
-
-    Raises:
-        BadRow: something in it is of a wrong type or unknown.
-    """
+    """The conversation of a list of messages (or its JSON text), with the row's system prompt, tools and template
+    arguments."""
     reader = _Reader(given.names)
     for position, message in enumerate(turns(messages, given.names)):
         reader.read(message, f"message {position}")
@@ -62,11 +56,7 @@ def conversation(messages: Any, given: NamedRow) -> Conversation:
 
 
 def turns(messages: Any, names: MessageNames) -> list[Any]:
-    """The items of a list of messages: one that holds a question and its answer under their roles becomes two.
-
-    Raises:
-        BadRow: it is no list.
-    """
+    """The items of a list of messages; an item `{"human": question, "assistant": answer}` becomes two messages."""
     items = _listed(messages) if isinstance(messages, Mapping) else parsed_list(messages, "the list of messages")
     if not items or not isinstance(items[0], Mapping) or not is_pair(items[0], names):
         return items
@@ -75,13 +65,16 @@ def turns(messages: Any, names: MessageNames) -> list[Any]:
         if not isinstance(item, Mapping) or not is_pair(item, names):
             made.append(item)
             continue
-        named = [({"role": key, "content": value}) for key, value in item.items() if role_named(key, names)]
-        made += sorted((one for one in named if one["content"] is not None), key=lambda one: _order(one, names))
+        named = [{"role": key, "content": value} for key, value in item.items() if role_named(key, names)]
+        made += sorted(
+            (one for one in named if one["content"] is not None),
+            key=lambda one: _ORDER.index(role_named(one["role"], names) or "user"),
+        )
     return made
 
 
 def _listed(messages: Mapping[str, Any]) -> list[Any]:
-    """One message, or lists of their parts, one for each key, as tables of `datasets` have them."""
+    """The messages of one message, or of an object with a list for each key, as `datasets` stores them."""
     parts = {key: as_list(value, key) for key, value in messages.items() if is_list(value)}
     lengths = {len(part) for part in parts.values()}
     if len(parts) < len(messages) or len(lengths) != 1:
@@ -89,21 +82,15 @@ def _listed(messages: Mapping[str, Any]) -> list[Any]:
     return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
 
 
-def _order(message: Message, names: MessageNames) -> int:
-    return ("system", "developer", "user", "tool", "tool_call", "assistant").index(
-        role_named(message["role"], names) or "user"
-    )
-
-
 def is_pair(item: Mapping[str, Any], names: MessageNames) -> bool:
-    """Whether it is `{"human": question, "assistant": answer}`, as ms-swift has them."""
+    """Whether an item is `{"human": question, "assistant": answer}`, as ms-swift writes it."""
     if "role" in item or "from" in item or not names.keys.keys().isdisjoint(item):
         return False
     return any(role_named(key, names) == "user" for key in item)
 
 
 def role_named(role: Any, names: MessageNames) -> str | None:
-    """Our name of a role, tool_call among them; None if it is none."""
+    """Our name of a role, or tool_call; None for an unknown role."""
     if not isinstance(role, str):
         return None
     found = names.roles.get(role) or _ROLES.get(role)
@@ -114,7 +101,7 @@ def role_named(role: Any, names: MessageNames) -> str | None:
 
 
 def role_of(message: Any, names: MessageNames) -> str | None:
-    """Our name of a message's role; None if it has none."""
+    """Our name of a message's role; None if it has no known role."""
     if not isinstance(message, Mapping):
         return None
     if names.keys:
@@ -146,7 +133,7 @@ def _template_kwargs(row: Row) -> dict[str, Any]:
 
 
 class _Reader:
-    """Reads messages one after the other; `tools` are those that stand in messages."""
+    """Reads messages one after the other; `tools` collects the tools found in messages."""
 
     def __init__(self, names: MessageNames):
         self._names = names
@@ -154,7 +141,7 @@ class _Reader:
         self.tools: list[Any] = []
 
     def read(self, message: Any, where: str) -> None:
-        """Append what one message of the row is."""
+        """Append one message of the row."""
         if not isinstance(message, Mapping):
             raise BadRow("bad message", f"{where} is {type(message).__name__}, not an object")
         if self._names.keys:
@@ -174,7 +161,7 @@ class _Reader:
         elif content is not None:
             before = len(self.messages), len(self.tools)
             self._content(made, content, loss, where)
-            # What held tool results or tools alone is no message of its own.
+            # A message of only tool results or tools is already appended.
             if (len(self.messages), len(self.tools)) != before and len(made) == 2 and not made["content"]:
                 return
         if not _REST.isdisjoint(message):
@@ -194,7 +181,7 @@ class _Reader:
             made["content"] = as_text(content, f"content of {where}")
 
     def _call(self, content: Any, loss: MessageLoss, where: str) -> None:
-        """A message that is a call belongs to the assistant's turn before it, if there is one."""
+        """Add a message that is a call to the assistant's message before it, if there is one."""
         if _are_blocks(content):
             made: Message = {"role": "assistant", "content": ""}
             self.blocks(made, as_list(content, where), where)
@@ -210,7 +197,7 @@ class _Reader:
             self.messages.append(({"role": "assistant", "content": "", "tool_calls": calls}, loss))
 
     def blocks(self, made: Message, blocks: list[Any], where: str) -> list[Message]:
-        """Put content blocks into a message; tool results among them are messages of their own and come back."""
+        """Put content blocks into a message; tool results become messages of their own, which are returned."""
         texts: list[str] = []
         thoughts: list[str] = []
         results: list[Message] = []
@@ -283,7 +270,7 @@ def _are_blocks(value: Any) -> bool:
 
 
 def _as_json(value: Any, where: str) -> str:
-    """What a tool returned, as text."""
+    """The result of a tool as text."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return as_text(value, f"content of {where}")
     try:
@@ -316,7 +303,7 @@ def _loss(message: Mapping[str, Any], where: str) -> MessageLoss:
         raise BadRow("bad loss", f"{where} has train_detail: a message is trained as a whole; use segments")
     if trained is not None and not (isinstance(trained, bool) or trained in (0, 1)):
         raise BadRow("bad loss", f"{where} has loss {shown(trained)}; it is true or false")
-    if weight is not None:  # LLaMA-Factory's, which says it all
+    if weight is not None:  # LLaMA-Factory's, in place of the other two
         if trained is not None or scale is not None:
             raise BadRow("bad loss", f"{where} has loss_weight and another weight; keep one")
         number = _not_negative(weight, "loss_weight", where)

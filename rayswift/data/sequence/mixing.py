@@ -69,9 +69,6 @@ def weights_of(given: Sequence[str | SourceConfig], weights: Mapping[str, float]
     """The weight of each source, from `data.mix` or the sources themselves; None: there are none.
 
     `data.mix` calls a source as `data.dataset` does, or by its last part without suffixes.
-
-    Raises:
-        UserError: a name fits no source or several, or a source has no weight, two, or one that is not positive.
     """
     sources = [parse_source(each) for each in given]
     own = [source.weight for source in sources]

@@ -176,17 +176,14 @@ class WindowPlan:
 
     @property
     def num_windows(self) -> int:
-        """See Windows."""
         return ceil(self.row_set.num_rows / self.window_rows)
 
     @property
     def num_rows(self) -> int:
-        """See Windows."""
         return self.row_set.num_rows
 
     @property
     def tokenizer_hash(self) -> str:
-        """See Windows."""
         return self.encode.tokenizer_hash
 
     def make(self, epoch: int, window: int) -> Window:

@@ -43,15 +43,9 @@ class ArrowStore:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """See Store."""
         return (self.path,)
 
     def read(self, rows: Rows) -> list[RawRow]:
-        """See Store.
-
-        Raises:
-            UserError: the file holds another number of rows than it did.
-        """
         batches, starts = _mapped_batches(self.path, os.stat(self.path).st_mtime_ns)
         num_rows = int(starts[-1]) + batches[-1].num_rows if batches else 0
         if num_rows != self.num_rows:
@@ -143,11 +137,7 @@ def open_arrow(name: str, path: Path, work: Path) -> ArrowStore:
 
 
 def copy_to_arrow(name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], work: Path) -> ArrowStore:
-    """Write batches, one at a time, to a local Arrow file.
-
-    Raises:
-        UserError: there is no row in them.
-    """
+    """Write batches, one at a time, to a local Arrow file."""
     path, partial, num_rows = work.with_suffix(".arrow"), work.with_suffix(".partial"), 0
     # An Arrow file has one dictionary for a column, and the batches may have several.
     plain = pa.schema([field.with_type(_without_dictionaries(field.type)) for field in schema])

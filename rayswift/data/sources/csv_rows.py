@@ -27,16 +27,13 @@ class CsvStore:
 
     @property
     def num_rows(self) -> int:
-        """See Store."""
         return self.records.num_rows
 
     @property
     def files(self) -> tuple[str, ...]:
-        """See Store."""
         return self.records.files
 
     def read(self, rows: Rows) -> list[RawRow]:
-        """See Store."""
         return [self._named(row) for row in self.records.read(rows)]
 
     def _named(self, row: RawRow) -> RawRow:
@@ -57,7 +54,6 @@ def open_csv(name: str, path: Path, work: Path, delimiter: str) -> CsvStore:
     """Copy a local file's records.
 
     Raises:
-        UserError: it has no record, or no header of distinct names.
         csv.Error: a field is larger than a row may be.
     """
     copy, partial = work.with_suffix(".records.jsonl"), work.with_suffix(".records.partial")

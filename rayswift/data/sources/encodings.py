@@ -45,9 +45,6 @@ def as_utf8(name: str, path: Path, copy: Path, suffix: str, encoding: str | None
         copy: Where text of another encoding goes.
         suffix: What the file is called.
         encoding: What the user says it is written in.
-
-    Raises:
-        UserError: it is another kind of file, or of an encoding that is not known or not the one named.
     """
     with open(path, "rb") as file:
         start = file.read(_LOOKED_AT_BYTES)

@@ -76,9 +76,6 @@ def find(source: Source, held_out: bool = False) -> Found:
     Args:
         source: Which.
         held_out: Whether rows to evaluate on are wanted, where it has splits.
-
-    Raises:
-        UserError: it looks like a path or is a URL, and nothing is there; or has not the split that is asked for.
     """
     path = source.path
     if source.is_url:

@@ -18,9 +18,6 @@ def open_hub(source: Source, work: Path, held_out: bool = False) -> ArrowStore:
         source: Its id or folder, subset, split and revision.
         work: Where the copy goes, less its suffix.
         held_out: Whether rows to evaluate on are wanted, where no split is named.
-
-    Raises:
-        UserError: it cannot be had; says what the hub's client said.
     """
     import datasets
 

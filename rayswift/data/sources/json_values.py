@@ -53,11 +53,6 @@ class SpanStore(IndexedFile):
     around: Around
 
     def read(self, rows: Rows) -> list[RawRow]:
-        """See Store.
-
-        Raises:
-            UserError: the file changed since it was indexed.
-        """
         index = mapped_int64(self.index_path, os.stat(self.index_path).st_mtime_ns).reshape(-1, 2)
         numbers = np.asarray(rows, np.int64)
         ids = (f"{self.name}:{row + 1}" for row in numbers.tolist())
@@ -117,9 +112,6 @@ def open_values(name: str, path: Path, work: Path, split: str | None = None, hel
         work: Where the index goes, less its suffix.
         split: Which of several lists is wanted, if the file is one object that holds them by name.
         held_out: Whether rows to evaluate on are wanted, where no split is named.
-
-    Raises:
-        UserError: it ends inside a value, text follows the array, or it holds no row.
     """
     index_path, partial = work.with_suffix(".index"), work.with_suffix(".partial")
     with open(path, "rb") as file, open(partial, "wb") as index:
@@ -143,9 +135,6 @@ def open_values(name: str, path: Path, work: Path, split: str | None = None, hel
 
 def _list_inside(name: str, file: BinaryIO, split: str | None, held_out: bool) -> tuple[int, int] | None:
     """Begin and end of the list of rows that is a member of the one object which a file is; None: the file is no such.
-
-    Raises:
-        UserError: the object holds the rows in another way, or not the split.
     """
     members = _members(file)
     if members is None or _ROW_NAMES & members.keys():

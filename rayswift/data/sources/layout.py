@@ -63,9 +63,6 @@ def choose(source: Source, paths: Sequence[PurePosixPath], read: Read, held_out:
         paths: All files below it, relative.
         read: How to read one.
         held_out: Whether rows to evaluate on are wanted.
-
-    Raises:
-        UserError: the split is not there, or no file holds rows.
     """
     saved = _saved_by_datasets(source, PurePosixPath(), paths, read, held_out)
     if saved is not None:
@@ -104,11 +101,7 @@ def splits_of(paths: Sequence[PurePosixPath]) -> list[str | None]:
 
 
 def pick(source: Source, names: Sequence[str], held_out: bool) -> str:
-    """The split of a data set that is asked for: the one named, else train, else to evaluate validation or test.
-
-    Raises:
-        UserError: it has none of the kind.
-    """
+    """The split of a data set that is asked for: the one named, else train, else to evaluate validation or test."""
     wanted = [source.split] if source.split else [*_HELD_OUT] if held_out else ["train"]
     for name in wanted:
         if name in names:

@@ -55,7 +55,6 @@ class IndexedFile:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """See Store."""
         return (self.path, self.index_path)
 
 
@@ -67,11 +66,6 @@ class LineStore(IndexedFile):
     num_lines: int
 
     def read(self, rows: Rows) -> list[RawRow]:
-        """See Store.
-
-        Raises:
-            UserError: the file changed since it was indexed.
-        """
         index = mapped_int64(self.index_path, os.stat(self.index_path).st_mtime_ns)
         numbers = np.asarray(rows, np.int64)
         lines = numbers + np.searchsorted(index[self.num_lines :], numbers, side="right")
@@ -87,11 +81,7 @@ class LineStore(IndexedFile):
 
 
 def open_lines(name: str, path: Path, work: Path, kind: Literal["jsonl", "text"]) -> LineStore:
-    """Index the lines of a local file.
-
-    Raises:
-        UserError: all lines are blank.
-    """
+    """Index the lines of a local file."""
     index_path, partial = work.with_suffix(".index"), work.with_suffix(".partial")
     with open(path, "rb") as file, open(partial, "wb") as index:
         stamp = Stamp.of(file.fileno())
@@ -155,9 +145,6 @@ def read_spans(
         ids: An id for each.
         stamp: The file as it was indexed.
         around: What stands around a span.
-
-    Raises:
-        UserError: the file is not the one that was indexed.
     """
     file = os.open(path, os.O_RDONLY)
     try:

@@ -66,11 +66,7 @@ class Source:
 
 
 def parse_source(given: str | SourceConfig) -> Source:
-    """Take a source apart.
-
-    Raises:
-        UserError: it asks for no row, or says one thing twice.
-    """
+    """Take a source apart."""
     if isinstance(given, str):
         return _parse(given)
     found = _parse(given.path)

@@ -59,16 +59,13 @@ class Concatenated:
 
     @property
     def num_rows(self) -> int:
-        """See Store."""
         return sum(store.num_rows for store in self.stores)
 
     @property
     def files(self) -> tuple[str, ...]:
-        """See Store."""
         return tuple(file for store in self.stores for file in store.files)
 
     def read(self, rows: Rows) -> list[RawRow]:
-        """See Store."""
         numbers = np.asarray(rows, np.int64)
         starts = np.cumsum([0, *(store.num_rows for store in self.stores)])
         owner = np.searchsorted(starts, numbers, side="right") - 1
@@ -94,11 +91,9 @@ class View:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """See Store."""
         return self.store.files
 
     def read(self, rows: Rows) -> list[RawRow]:
-        """See Store."""
         positions = self.begin + np.asarray(rows, np.int64)
         if self.key is None:
             return self.store.read(positions % self.store.num_rows)

@@ -40,9 +40,6 @@ def write_as_loaded(model: ModelConfig, folder: Path) -> None:
     """Write the tokenizer as `transformers` builds it: by its class, from the vocabulary, where that is another one.
 
     Llama's class writes no word mark behind a special token, whatever tokenizer.json says, and so does vLLM.
-
-    Raises:
-        UserError: it cannot be loaded.
     """
     path = folder / "tokenizer.json"
     config = read_config(folder)
@@ -65,20 +62,12 @@ def write_as_loaded(model: ModelConfig, folder: Path) -> None:
 
 @cache
 def from_hub(path: str, revision: str | None) -> Path:
-    """The folder of a hub model's files beside its weights: tokenizer, configs, modules of sentence-transformers.
-
-    Raises:
-        UserError: it cannot be had.
-    """
+    """The folder of a hub model's files beside its weights: tokenizer, configs, modules of sentence-transformers."""
     return download(path, _BESIDE_WEIGHTS, f"model.path = {path!r}", revision)
 
 
 def convert(model: ModelConfig, source: Path, folder: Path) -> None:
-    """Write a tokenizer without tokenizer.json in its fast form.
-
-    Raises:
-        UserError: it has none.
-    """
+    """Write a tokenizer without tokenizer.json in its fast form."""
     load(source, model.trust_remote_code, f"model.path = {model.path!r}").save_pretrained(folder)
     if not (folder / "tokenizer.json").exists():
         raise UserError(f"model.path = {model.path!r}: its tokenizer has no fast form, which masking the loss needs")
@@ -91,9 +80,6 @@ def load(folder: Path, trust_remote_code: bool, what: str) -> Any:
         folder: Where it is.
         trust_remote_code: Whether code of the folder may build it.
         what: The folder, for the error.
-
-    Raises:
-        UserError: it cannot be loaded.
     """
     from transformers import AutoTokenizer
 

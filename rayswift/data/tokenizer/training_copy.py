@@ -24,11 +24,7 @@ _TOKENIZER_FILES = (
 
 
 def model_files(model: ModelConfig) -> Path:
-    """The model's folder, or one with what the hub has of it beside weights.
-
-    Raises:
-        UserError: it cannot be had.
-    """
+    """The model's folder, or one with what the hub has of it beside weights."""
     return Path(model.path) if Path(model.path).is_dir() else from_hub(model.path, model.revision)
 
 
@@ -67,11 +63,7 @@ def prepare_tokenizer(model: ModelConfig, folder: Path, kind: RowKind = CAUSAL) 
 
 
 def _check_rows(config: Path, tokenizer: Path) -> None:
-    """Each token needs a row of the embedding; new tokens come with theirs.
-
-    Raises:
-        UserError: some have none.
-    """
+    """Each token needs a row of the embedding; new tokens come with theirs."""
     if not config.exists():
         return
     architecture = json.loads(config.read_text(encoding="utf-8"))
@@ -113,11 +105,7 @@ def _write_pair_template(folder: Path, kind: RowKind) -> None:
 
 
 def special_tokens(given: list[str]) -> list[str]:
-    """The tokens themselves: those of a .txt file are its lines.
-
-    Raises:
-        UserError: such a file cannot be read.
-    """
+    """The tokens themselves: those of a .txt file are its lines."""
     found: list[str] = []
     for word in given:
         try:

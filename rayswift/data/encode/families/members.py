@@ -31,11 +31,7 @@ class MemberEncoder(Encoder):
         return [replace(row, cut=cut and position == 0) for position, row in enumerate(rows)]
 
     def _judged(self, row: Conversation, loss_on: LossOn) -> Document:
-        """A conversation as one text, of which a loss judges the turns that `loss_on` names.
-
-        Raises:
-            BadRow: a message has a weight, or no text holds all of these turns.
-        """
+        """A conversation as one text, of which a loss judges the turns that `loss_on` names."""
         if any(loss.weight != 1 for loss in row.losses):
             raise BadRow("bad loss", f"{self.config.family} rows count whole answers: messages take no loss_scale")
         marking = replace(self._marking, loss_on=loss_on)

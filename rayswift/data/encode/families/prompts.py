@@ -59,11 +59,7 @@ class PromptEncoder(Encoder):
 
 
 def _record(messages: Sequence[Message], columns: Mapping[str, Any]) -> str:
-    """The record of a prompt.
-
-    Raises:
-        BadRow: a column holds what JSON has no form for.
-    """
+    """The record of a prompt."""
     plain = {}
     for name, value in columns.items():
         try:

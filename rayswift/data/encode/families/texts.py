@@ -24,11 +24,7 @@ class TextEncoder(MemberEncoder):
     """
 
     def _text(self, member: Conversation) -> Document:
-        """One text.
-
-        Raises:
-            BadRow: it is empty.
-        """
+        """One text."""
         if self.config.use_chat_template:
             document = self._with_tail(Document(self._rendered(member), ()), member.messages[-1]["content"])
         else:
@@ -75,11 +71,7 @@ class ClassificationEncoder(TextEncoder):
         return [replace(self._text(sample.conversation), numbers=self._label(sample.label))]
 
     def _numbers(self, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Labels with the number of a class for its name.
-
-        Raises:
-            BadRow: it is the name of none.
-        """
+        """Labels with the number of a class for its name."""
         names = self.config.label_names
         for one in given:
             if isinstance(one, str) and one not in names:
@@ -88,11 +80,7 @@ class ClassificationEncoder(TextEncoder):
         return tuple(names.index(one) if isinstance(one, str) else one for one in given)
 
     def _label(self, label: Any) -> Numbers:
-        """The label as its loss takes it.
-
-        Raises:
-            BadRow: it is none of the model's.
-        """
+        """The label as its loss takes it."""
         given = self._numbers(label if isinstance(label, tuple) else (label,))
         num_labels, kind = self.config.num_labels or 1, self.config.problem_type
         if kind == _MULTI and _are_marks(given, num_labels):
@@ -150,11 +138,7 @@ def _prompted(member: Conversation, prompt: str) -> Conversation:
 
 
 def _similarity(sample: EmbeddingRow, loss: str) -> Numbers:
-    """The label as the loss takes it.
-
-    Raises:
-        BadRow: the loss wants another, or takes no negatives.
-    """
+    """The label as the loss takes it."""
     label = sample.label
     if loss == "infonce":
         if label not in (None, 1.0):
