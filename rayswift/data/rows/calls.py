@@ -27,8 +27,8 @@ def call_of(call: Any, where: str) -> dict[str, Any]:
     if isinstance(arguments, str):
         # Nulls in JSON text were written on purpose, so they stay.
         arguments = parsed(arguments, f"arguments of a call of {where}") if arguments else {}
-    elif isinstance(arguments, list) and arguments and all(isinstance(one, tuple) for one in arguments):
-        arguments = dict(arguments)  # a map, as Arrow returns it: a list of (key, value)
+    elif isinstance(arguments, list) and arguments and all(isinstance(a, tuple) and len(a) == 2 for a in arguments):
+        arguments = dict(arguments)  # a map, as Arrow returns it
     else:
         arguments = without_nulls({} if arguments is None else arguments, f"arguments of a call of {where}")
     if not isinstance(arguments, Mapping):
