@@ -1,4 +1,4 @@
-"""A model's files on the hub."""
+"""Download a model's files from the hub."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,11 +7,11 @@ from rayswift.log import UserError
 
 
 def download(name: str, patterns: Sequence[str], what: str, revision: str | None = None) -> Path:
-    """The folder of those of a hub model's files that match.
+    """Download the files of a hub model that match `patterns`; returns their folder.
 
     Args:
-        name: Its id.
-        patterns: Of file names.
+        name: The model's id.
+        patterns: Patterns of file names.
         what: The setting and its value, for the error.
         revision: Branch, tag or commit; None: the newest.
     """
@@ -22,4 +22,4 @@ def download(name: str, patterns: Sequence[str], what: str, revision: str | None
     except Exception as error:  # whatever the hub's client raises, the user asked for this id
         first_line = (str(error).splitlines() or [""])[0]
         reason = f"{type(error).__name__}: {first_line}"
-        raise UserError(f"{what} is no folder here and could not be had from the hub: {reason}") from error
+        raise UserError(f"{what} is no folder here, and cannot be downloaded from the hub: {reason}") from error

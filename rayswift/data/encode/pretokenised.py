@@ -24,8 +24,7 @@ _MASKS = ("completion_mask", "assistant_masks")
 
 
 def segmented(segments: Sequence[tuple[str, bool]], tokenizer: Tokenizer) -> Document:
-    """Texts end to end, each trained or not: each is tokenised by itself, as axolotl does, and nothing is put around.
-    """
+    """Texts end to end, each trained or not: each is tokenised by itself, as axolotl does, and nothing is put around."""
     pieces = tokenizer.encode_batch_fast([text for text, _ in segments], add_special_tokens=False)
     ids = np.array([token for piece in pieces for token in piece.ids], np.int32)
     marks = [label for piece, (_, label) in zip(pieces, segments, strict=True) for _ in piece.ids]

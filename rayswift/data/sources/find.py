@@ -1,4 +1,4 @@
-"""The files that a source names: here or behind a URL, ordered by name."""
+"""The files of a source, local or behind a URL, ordered by name."""
 
 import glob
 import re
@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.fs
 from fsspec.utils import glob_translate
 
-from rayswift.data.filesystem import open_filesystem
-from rayswift.data.sources.layout import Chosen, choose
+from rayswift.data.filesystem import is_url, open_filesystem
+from rayswift.data.sources.layout import Chosen, choose, is_hidden
 from rayswift.data.sources.named import CODECS, Source, looks_like_file
 from rayswift.log import UserError
 
@@ -21,7 +21,7 @@ _COPY_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file: `name` for ids and errors, `path` within `filesystem` (None: this machine's)."""
+    """One file: `name` for ids and errors, `path` within `filesystem` (None: the local one)."""
 
     name: str
     path: str
@@ -31,22 +31,22 @@ class SourceFile:
 
     @property
     def codec(self) -> str | None:
-        """How it is compressed, if it is."""
+        """Its compression; None if it has none."""
         return CODECS.get(PurePosixPath(self.name).suffix.lower())
 
     @property
     def suffix(self) -> str:
-        """The lower-case suffix of its kind."""
+        """The suffix of its kind in lower case, without that of the compression."""
         path = PurePosixPath(self.name)
         return (path.with_suffix("") if self.codec else path).suffix.lower()
 
     @property
     def lies_here(self) -> bool:
-        """Whether its bytes can be read in place."""
+        """Whether it can be read in place: it is local and not compressed."""
         return self.filesystem is None and self.codec is None
 
     def bring(self, copy: Path) -> Path:
-        """A local path of its plain bytes: its own, or `copy`, which is written piece by piece."""
+        """A local path of the uncompressed file: its own path, or `copy`, which is written in pieces."""
         if self.lies_here:
             return Path(self.path)
         filesystem = self.filesystem or pa.fs.LocalFileSystem()
@@ -60,8 +60,8 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Found:
-    """What a source names; split, left: see `layout.Chosen`, by names; in_folder: the files are a folder's, chosen by
-    split; by_hub: `datasets` opens it, from the hub if there are no files."""
+    """The files of a source; split, left: as in `layout.Chosen`, with names; in_folder: the source is a folder;
+    by_hub: `datasets` opens it, from the hub if there are no files."""
 
     files: tuple[SourceFile, ...] = ()
     split: str | None = None
@@ -71,14 +71,9 @@ class Found:
 
 
 def find(source: Source, held_out: bool = False) -> Found:
-    """The files of a source.
-
-    Args:
-        source: Which.
-        held_out: Whether rows to evaluate on are wanted, where it has splits.
-    """
+    """The files of a source; `held_out`: of its evaluation split, if it has splits and names none."""
     path = source.path
-    if source.is_url:
+    if is_url(path):
         return _behind_url(source, held_out)
     local = Path(path).expanduser()
     if local.is_dir():
@@ -94,7 +89,7 @@ def find(source: Source, held_out: bool = False) -> Found:
 
 
 def _refuse_parts_of_files(source: Source) -> None:
-    """Only a data set of the hub, or a folder laid out like one, has subsets and revisions."""
+    """Raise if a file is given a subset or a revision; only data sets have them."""
     for what, value in (("subset", source.subset), ("revision", source.revision)):
         if value:
             raise UserError(f"data.dataset: {source.path} is no data set of the hub; leave {what} {value} out")
@@ -120,7 +115,7 @@ def _found(chosen: Chosen, folder: str, files: Sequence[SourceFile]) -> Found:
 
 def _behind_url(source: Source, held_out: bool) -> Found:
     _refuse_parts_of_files(source)
-    # What stands behind `?` are options of the file system or credentials, never a wildcard.
+    # The query holds options of the file system or credentials; a `?` is never a wildcard.
     url, question, query = source.path.partition("?")
     scheme, _, place = url.partition("://")
     pattern = re.search(r"[*\[]", place)
@@ -147,7 +142,7 @@ def _behind_url(source: Source, held_out: bool) -> Found:
 
     if pattern:
         fits = re.compile(glob_translate(url[len(root) + 1 :]))
-        files = [file(inside) for inside in sorted(entries) if fits.fullmatch(str(inside)) and not _is_hidden(inside)]
+        files = [file(inside) for inside in sorted(entries) if fits.fullmatch(str(inside)) and not is_hidden(inside)]
         if not files:
             raise UserError(f"data.dataset: no {scheme} object fits {url}; check the pattern")
         return Found(tuple(files))
@@ -157,10 +152,6 @@ def _behind_url(source: Source, held_out: bool) -> Found:
             return bytes(stream.read())
 
     chosen = choose(source, list(entries), read, held_out)
-    if chosen.by_datasets:  # which reads local folders alone; then the names of files say it
+    if chosen.by_datasets:  # it reads only local folders, so the names of files decide instead
         chosen = choose(source, [path for path in entries if path.name != "README.md"], read, held_out)
     return _found(chosen, root, [file(inside) for inside in chosen.files])
-
-
-def _is_hidden(path: PurePosixPath) -> bool:
-    return any(part.startswith(".") for part in path.parts)

@@ -1,7 +1,8 @@
-"""Which files of a folder hold the rows that are asked for: splits are told by names, as on the hub.
+"""The files of a folder that hold the rows of a split, by their names, as on the hub.
 
-The rules are those of `datasets`: `data/NAME-00000-of-00001.parquet` is a shard of split NAME; else a folder or a file
-belongs to a split if a keyword is a word of its name. A folder without such names has no splits: all its files count.
+The rules are those of `datasets`: `data/NAME-00000-of-00001.parquet` is a shard of split NAME; otherwise a folder or a
+file belongs to a split if one of the split's keywords is a word of its name. A folder without such names has no splits,
+and all its files are read.
 """
 
 import json
@@ -24,21 +25,21 @@ _KEYWORDS = {
 _HELD_OUT = ("validation", "test")
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
 _BETWEEN_WORDS = re.compile(r"[-._ 0-9]+")
-# What stands beside rows and ends as they do.
+# Files beside the rows that have a suffix of rows.
 _NO_ROWS = re.compile(
     r"(licen[cs]e|readme|notice|copying|change-?log|citation|authors|contributing|requirements|robots).*\.txt"
     r"|(dataset_infos?|dataset_dict|state|croissant|config|package|generation_config)\.json",
     re.IGNORECASE,
 )
 Read = Callable[[PurePosixPath], bytes]
-"""The bytes of a file of the folder."""
+"""Path in the folder -> the bytes of the file."""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The files taken of a folder; split: which, if it has several or one by name; left: files with rows or the like.
+    """The files to read of a folder; split: their split, None if the folder has none; left: files that are not read.
 
-    by_datasets: its README says which files belong to what, so that `datasets` is to open it.
+    by_datasets: the README of the folder names its splits, so `datasets` opens it.
     """
 
     files: tuple[PurePosixPath, ...]
@@ -47,42 +48,39 @@ class Chosen:
     by_datasets: bool = False
 
 
-def may_hold_rows(path: PurePosixPath) -> bool:
-    """Whether a file of a folder may hold rows, by its name; hidden folders are caches."""
+def is_hidden(path: PurePosixPath) -> bool:
+    """Whether a file or a folder above it is hidden; hidden folders are caches."""
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _may_hold_rows(path: PurePosixPath) -> bool:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in CODECS:
         suffixes.pop()
-    return bool(suffixes) and suffixes[-1] in SUFFIXES and not any(part.startswith(".") for part in path.parts)
+    return bool(suffixes) and suffixes[-1] in SUFFIXES and not is_hidden(path)
 
 
 def choose(source: Source, paths: Sequence[PurePosixPath], read: Read, held_out: bool) -> Chosen:
-    """The files of a folder that a source asks for.
-
-    Args:
-        source: The folder, its split if one is named.
-        paths: All files below it, relative.
-        read: How to read one.
-        held_out: Whether rows to evaluate on are wanted.
-    """
+    """The files of a folder to read; `paths`: all files below it, relative; `held_out`: for evaluation."""
     saved = _saved_by_datasets(source, PurePosixPath(), paths, read, held_out)
     if saved is not None:
         return saved
-    found = sorted(path for path in paths if may_hold_rows(path))
+    found = sorted(path for path in paths if _may_hold_rows(path))
     if source.subset or (PurePosixPath("README.md") in paths and _names_files(read(PurePosixPath("README.md")))):
         return Chosen(tuple(found), source.split, by_datasets=True)
     rows = [path for path in found if not _NO_ROWS.fullmatch(path.name)]
     if not rows:
         raise UserError(f"data.dataset: folder {source.path} holds no file ending in {', '.join(SUFFIXES)}")
-    splits = splits_of(rows)
+    splits = _splits_of(rows)
     names = list(dict.fromkeys(filter(None, splits)))
     if not names:
         if source.split:
             raise UserError(
-                f"data.dataset: {source.path} has no splits by the names of its files, and split {source.split} is "
-                "asked for; name the files instead"
+                f"data.dataset: {source.path} has no splits by the names of its files, but split {source.split} is "
+                "given; name the files instead"
             )
         return Chosen(tuple(rows), None, tuple(path for path in found if path not in rows))
-    # Beside held-out files, those without a split's name are there to train.
+    # If only evaluation splits have names, the other files are the training split.
     has_train = any(_KEYWORDS.get(name, name) == "train" for name in names)
     if not has_train and None in splits:
         splits, names = [split or "train" for split in splits], [*names, "train"]
@@ -91,17 +89,17 @@ def choose(source: Source, paths: Sequence[PurePosixPath], read: Read, held_out:
     return Chosen(tuple(taken), picked, tuple(path for path in found if path not in taken))
 
 
-def splits_of(paths: Sequence[PurePosixPath]) -> list[str | None]:
-    """The split of each file, by its name; None where it tells none."""
-    shards = [_shard(path) for path in paths]
+def _splits_of(paths: Sequence[PurePosixPath]) -> list[str | None]:
+    """The split of each file by its name; None if the name contains none."""
+    shards = [match and match[1] for match in (_SHARD.fullmatch(path.name.partition(".")[0]) for path in paths)]
     if any(name and _keyword(name) for name in shards):
-        return [*shards]
+        return shards
     folders = [_keyword(*path.parts[:-1]) for path in paths]
     return folders if any(folders) else [_keyword(path.name.partition(".")[0]) for path in paths]
 
 
 def pick(source: Source, names: Sequence[str], held_out: bool) -> str:
-    """The split of a data set that is asked for: the one named, else train, else to evaluate validation or test."""
+    """The split of a data set to read: the one named, else train, or for evaluation validation or else test."""
     wanted = [source.split] if source.split else [*_HELD_OUT] if held_out else ["train"]
     for name in wanted:
         if name in names:
@@ -116,18 +114,13 @@ def pick(source: Source, names: Sequence[str], held_out: bool) -> str:
     )
 
 
-def _shard(path: PurePosixPath) -> str | None:
-    match = _SHARD.fullmatch(path.name.partition(".")[0])
-    return match[1] if match else None
-
-
 def _keyword(*names: str) -> str | None:
     words = [word for name in names for word in _BETWEEN_WORDS.split(name.lower())]
     return next((_KEYWORDS[word] for word in words if word in _KEYWORDS), None)
 
 
 def _names_files(readme: bytes) -> bool:
-    """Whether the header of a data set's README says which files belong to which subset and split."""
+    """Whether the header of a data set's README names the files of its subsets and splits."""
     begin, _, rest = readme.decode("utf-8", errors="replace").partition("---\n")
     header, end, _ = rest.partition("\n---")
     if begin.strip("\ufeff \n") or not end:
@@ -143,7 +136,7 @@ def _names_files(readme: bytes) -> bool:
 def _saved_by_datasets(
     source: Source, folder: PurePosixPath, paths: Sequence[PurePosixPath], read: Read, held_out: bool
 ) -> Chosen | None:
-    """The files of a folder that `datasets` wrote with `save_to_disk`, of one split if there are several."""
+    """The files of a folder written by `save_to_disk` of `datasets`, of one split; None for another folder."""
     if folder / "dataset_dict.json" in paths:
         names = _json(source, folder / "dataset_dict.json", read).get("splits", [])
         split = pick(source, names, held_out)

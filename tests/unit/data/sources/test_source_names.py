@@ -168,7 +168,7 @@ def test_what_is_left_of_a_folder_is_said(tmp_path: Path, caplog: pytest.LogCapt
     with caplog.at_level("INFO", logger="rayswift"):
         open_sources([str(tmp_path / "set")], tmp_path / "w")
     base = tmp_path / "set"
-    assert caplog.messages == [f"{base}: split train, 1 files; left out are 2: {base}/LICENSE.txt, {base}/test.jsonl"]
+    assert caplog.messages == [f"{base}: split train, 1 files; 2 are left out: {base}/LICENSE.txt, {base}/test.jsonl"]
 
 
 def test_an_error_names_the_list_that_holds_the_source(tmp_path: Path) -> None:

@@ -488,7 +488,7 @@ def test_a_local_folder_laid_out_like_a_hub_data_set(tmp_path: Path, monkeypatch
 def test_a_hub_id_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "could not be had from the hub" in refusal("org/no-such-set", tmp_path)
+    assert "cannot be downloaded from the hub" in refusal("org/no-such-set", tmp_path)
 
 
 # ---- samples and held-out rows ----
