@@ -221,7 +221,7 @@ def test_a_source_s_own_settings_are_part_of_the_fingerprint(tmp_path: Path) -> 
     own = DataConfig(dataset=[SourceConfig(path=str(tmp_path / "one.jsonl"), system="s")])
     (line,) = fingerprint.take(plain, TINY, 1).differences(fingerprint.take(own, TINY, 1))
     assert line == f"data.dataset: system of {tmp_path / 'one.jsonl'}: was None, is 's'"
-    saved = json.loads(json.dumps(fingerprint.take(own, TINY, 1).to_json()))
+    saved = json.loads(json.dumps(asdict(fingerprint.take(own, TINY, 1))))
     assert fingerprint.Fingerprint.from_json(saved).differences(fingerprint.take(own, TINY, 1)) == []
 
 
