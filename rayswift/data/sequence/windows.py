@@ -1,7 +1,7 @@
-"""A window: the raw rows that are read, encoded and packed together, the unit of streaming, order and resume.
+"""A window is the raw rows that are read, encoded and packed together: the unit of streaming, order and resume.
 
-Window w of an epoch takes positions [w * W, (w + 1) * W) of that epoch's order, so what it holds depends on (data,
-seed, epoch) alone, never on timing, parallelism or the number of workers.
+Window w of an epoch takes positions [w * W, (w + 1) * W) of the epoch's order. So it depends only on (data, seed,
+epoch), not on timing, parallelism or the number of workers.
 """
 
 import json
@@ -34,14 +34,13 @@ _MIX_KEY = 0x3A1C
 
 @dataclass(frozen=True)
 class PackedRow:
-    """One row of a batch: several documents end to end, packed, or the members of a row (see `members`).
+    """One row of a batch: packed documents, or the sequences of an example, end to end.
 
-    input_ids [T] int32 and trained [T] bool of all documents; lengths: tokens of each; num_source_rows: raw rows it
-    accounts for, documents and rows that were left out alike, so that progress counts every raw row once; weights [T]
-    float32: the loss weight of each trained token, None if all are 1; num_continued: documents that are a further
-    piece of a raw row counted with its first; num_cut: documents whose raw row lost tokens to `data.max_length`; ids:
-    `source:line` of each document, so that what goes wrong in a batch can be named; numbers: see `turns.Document`;
-    record: see `EncodedRow`, of the first document.
+    input_ids [T] int32 and trained [T] bool of all documents; lengths: tokens of each document; num_source_rows: raw
+    rows counted with it, including rows that were left out, so that progress counts every raw row once; weights [T]
+    float32: the loss weight of each trained token, None if all are 1; num_continued: documents that are a further piece
+    of a raw row; num_cut: documents whose raw row lost tokens to `data.max_length`; ids: `source:line` of each
+    document; numbers: as in `turns.Document`; record: as in `EncodedRow`, of the first document.
     """
 
     input_ids: NDArray[np.int32]
@@ -57,14 +56,14 @@ class PackedRow:
 
     @property
     def counts(self) -> Counter[str]:
-        """Raw rows that are trained with it, by outcome."""
+        """Its trained raw rows, by outcome."""
         whole = len(self.lengths) - self.num_continued - self.num_cut
         return +Counter({TRAINED: whole, TRAINED_CUT: self.num_cut})
 
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A row that was left out for being bad."""
+    """A bad row, as it is written to the quarantine file."""
 
     id: str
     reason: str
@@ -74,7 +73,7 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class Window:
-    """A packed window; `counts` says where raw rows went (`trained...`, `filtered: ...`, `quarantined: ...`)."""
+    """A packed window; `counts`: raw rows by outcome (`trained...`, `filtered: ...`, `quarantined: ...`)."""
 
     rows: tuple[PackedRow, ...]
     counts: Counter[str]
@@ -83,10 +82,10 @@ class Window:
 
 @dataclass(frozen=True)
 class RowSet:
-    """Rows of all stores, numbered through, and the order in which an epoch takes them.
+    """The rows of all stores, numbered consecutively, and their order in an epoch.
 
-    With a mix an epoch takes `mix.draws` rows of each store; where it left off, the next epoch goes on, and no row
-    comes again before every other of its store has come.
+    With a mix, an epoch takes `mix.draws` rows of each store, and the next epoch continues after them. No row repeats
+    before every other row of its store has been used.
     """
 
     stores: tuple[Store, ...]
@@ -139,11 +138,11 @@ class Windows(Protocol):
 
     @property
     def num_windows(self) -> int:
-        """Windows in an epoch."""
+        """Windows of an epoch."""
 
     @property
     def window_rows(self) -> int:
-        """Raw rows of a window; the last has what is left."""
+        """Raw rows of a window; the last one may have fewer."""
 
     @property
     def num_rows(self) -> int:
@@ -151,22 +150,22 @@ class Windows(Protocol):
 
     @property
     def tokenizer_hash(self) -> str:
-        """Hash of the files of the tokenizer they are for."""
+        """Hash of the tokenizer's files."""
 
     def make(self, epoch: int, window: int) -> Window:
         """One window."""
 
 
 class Columns(Protocol):
-    """Values computed beforehand for raw rows, see `computed`."""
+    """Columns that were computed from the raw rows (`cache.columns`)."""
 
     def read(self, numbers: NDArray[np.int64], ids: Sequence[str]) -> dict[str, list[Any]]:
-        """Values of rows by number: for each column and row one number for each row of a batch it becomes, or None."""
+        """For each column, one value per row: a number for each row of a batch that the raw row becomes, or None."""
 
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """All that a data task needs to make any window of any epoch; values of `columns` join the rows' numbers."""
+    """All that a data task needs to make any window; values of `columns` are added to the rows' numbers."""
 
     row_set: RowSet
     encode: EncodeConfig
@@ -234,7 +233,7 @@ class WindowPlan:
         lengths = [len(document.input_ids) for document in documents]
         bins = pack(lengths, self.encode.max_length) if self.packing else _alone(continued, self.encode.num_members)
         if self.packing and self.row_set.shuffle:
-            # Best-fit puts rows of a length together; in its own order whole batches would be of one length.
+            # Packing puts rows of similar length together, so without shuffling a batch would have one length.
             bins = [bins[i] for i in shuffled(np.arange(len(bins)), len(bins), key)]
         rows = []
         for number, members in enumerate(bins):
@@ -260,7 +259,7 @@ class WindowPlan:
 def with_numbers(
     documents: Sequence[EncodedRow], computed: Mapping[str, Sequence[float]], num_members: int
 ) -> list[EncodedRow]:
-    """The documents of a raw row, the i-th computed number of each name with the first member of its i-th row."""
+    """The documents of a raw row; the i-th value of each column is added to the first document of its i-th row."""
     joined = list(documents)
     for i in range(0, len(documents) if computed else 0, num_members):
         own = tuple((name, float(values[i // num_members])) for name, values in computed.items())
@@ -269,7 +268,7 @@ def with_numbers(
 
 
 def _alone(continued: Sequence[bool], size: int | None) -> list[list[int]]:
-    """Which documents make a row each: `size` of them, or all of a raw row."""
+    """Documents of each row without packing: `size` consecutive ones, or all of a raw row."""
     begins = [i for i, more in enumerate(continued) if not more] if size is None else range(0, len(continued), size)
     return [list(range(begin, end)) for begin, end in pairwise([*begins, len(continued)])]
 

@@ -109,7 +109,7 @@ def test_what_it_gives_is_trained_and_what_it_leaves_has_its_reason(tmp_path: Pa
     rows = {row.id.rpartition("rows.jsonl:")[2]: row for row in made.quarantined}
     assert set(rows) == {"4.2", "8", "9"}
     assert rows["4.2"].reason == "no known columns" and json.loads(rows["4.2"].row) == {"wrong": 3}
-    assert rows["8"].detail == "it gave int, wanted a row, a list of rows, None, or None with a reason"
+    assert rows["8"].detail == "it returned int, expected a row, a list of rows, None, or None with a reason"
     assert rows["9"].detail == "ValueError: number 8 is bad (rows.py:20)"
     assert json.loads(rows["9"].row) == {"text": "row 8", "kind": "raises", "number": 8}
     assert {row_id for row in made.rows for row_id in row.ids} >= {

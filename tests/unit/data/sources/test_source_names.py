@@ -355,7 +355,7 @@ def test_weights_of_sources() -> None:
     assert weights_of(given, {}) == (0.25, 3)
     assert weights_of(["a.jsonl", "b.jsonl"], {}) is None
     assert weights_of(["a.jsonl", SourceConfig(path="b.jsonl#4")], {"a": 1, "b": 2}) == (1, 2)
-    with pytest.raises(UserError, match=r"c\.jsonl has no weight, and others have"):
+    with pytest.raises(UserError, match=r"c\.jsonl has no weight, but others have"):
         weights_of([*given, "c.jsonl"], {})
     with pytest.raises(UserError, match="both say how sources are mixed"):
         weights_of(given, {"a": 1, "b": 1})
