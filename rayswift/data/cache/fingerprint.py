@@ -19,7 +19,8 @@ from rayswift.config.schema import DataConfig
 from rayswift.config.source import SourceConfig
 from rayswift.data.encode.config import CAUSAL, RowKind
 from rayswift.data.raw_rows import map_hash
-from rayswift.data.sources.find import SourceFile, find
+from rayswift.data.sources.find import find
+from rayswift.data.sources.layout import SourceFile
 from rayswift.data.sources.named import parse_source
 from rayswift.data.tokenizer.folder import frame_of, read_chat_template
 

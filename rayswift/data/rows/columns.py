@@ -118,7 +118,10 @@ def named(row: Any, columns: Mapping[str, str], system: str | None = None) -> Na
         return NamedRow(given, _NO_NAMES, system, nulls)
     names, paths = _names(tuple(columns.items()))
     for path in paths:
-        if path not in given and (value := _inside(given, path.split("."))) is not None:
+        value: Any = given
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if path not in given and value is not None:
             given[path] = value
     mapped: dict[str, str] = {}
     for key in given:
@@ -140,12 +143,9 @@ def _with_lists(cells: Mapping[str, Any], columns: Mapping[str, str]) -> dict[st
             found[key] = cell
         elif name in _OF_MESSAGES or cell.strip():
             listed = _listed(cell)
-            found[key] = listed if listed and (name in _OF_TEXTS or _is_message(listed[0])) else cell
+            of_messages = listed and isinstance(listed[0], dict) and not listed[0].keys().isdisjoint(("role", "from"))
+            found[key] = listed if listed and (name in _OF_TEXTS or of_messages) else cell
     return found
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and not value.keys().isdisjoint(("role", "from"))
 
 
 def _listed(cell: str) -> list[Any] | None:
@@ -171,12 +171,6 @@ def _names(columns: tuple[tuple[str, str], ...]) -> tuple[MessageNames, tuple[st
     return MessageNames(keys, roles), tuple(given for given, _ in columns if "." in given)
 
 
-def _inside(value: Any, path: list[str]) -> Any:
-    for key in path:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
 def lower_cased(row: NamedRow) -> NamedRow | None:
     """The row with column names in lower case; None if nothing changes or two names become equal."""
     lowered = {key.lower() if isinstance(key, str) else key: value for key, value in row.columns.items()}
@@ -187,35 +181,21 @@ def lower_cased(row: NamedRow) -> NamedRow | None:
 
 def one_of(row: Row, names: tuple[str, ...]) -> str | None:
     """The row's column among several names for one part; our own name, the first, has priority."""
-    return _one_of(tuple(row), names)
-
-
-@lru_cache(1024)
-def _one_of(columns: tuple[Any, ...], names: tuple[str, ...]) -> str | None:
-    if names[0] in columns:
-        return names[0]
-    found = [name for name in names if name in columns]
-    if len(found) > 1:
-        raise BadRow(
-            "ambiguous columns",
-            f"{' and '.join(found)} could each be {names[0]}; say which with data.columns, as in "
-            f"{{{found[0]}: {names[0]}}}",
-        )
-    return found[0] if found else None
+    return _one_of(tuple(row), names, names[0], True)
 
 
 def messages_column(row: Row) -> str | None:
-    """The column that holds the conversation."""
-    return _messages_column(tuple(row))
+    """The column that holds the conversation; no name has priority."""
+    return _one_of(tuple(row), MESSAGES, "the conversation", False)
 
 
 @lru_cache(1024)
-def _messages_column(columns: tuple[Any, ...]) -> str | None:
-    found = [name for name in MESSAGES if name in columns]
-    if len(found) > 1:
+def _one_of(columns: tuple[Any, ...], names: tuple[str, ...], what: str, first_wins: bool) -> str | None:
+    found = [name for name in names if name in columns]
+    if len(found) > 1 and not (first_wins and found[0] == names[0]):
         raise BadRow(
             "ambiguous columns",
-            f"{' and '.join(found)} could each be the conversation; say which with data.columns, as in "
-            f"{{{found[0]}: messages}}",
+            f"{' and '.join(found)} could each be {what}; say which with data.columns, as in "
+            f"{{{found[0]}: {names[0]}}}",
         )
     return found[0] if found else None

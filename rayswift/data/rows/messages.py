@@ -149,7 +149,7 @@ class _Reader:
         given = message.get("role", message.get("from"))
         role = role_named(given, self._names)
         if role is None:
-            raise BadRow("unknown role", _unknown_role(message, given, where))
+            raise _unknown_role(message, given, where)
         loss = _NO_LOSS if _LOSS_KEYS.isdisjoint(message) else _loss(message, where)
         content = message.get("content", message.get("value"))
         if role == "tool_call":
@@ -252,15 +252,14 @@ class _Reader:
         return result
 
 
-def _unknown_role(message: Mapping[str, Any], given: Any, where: str) -> str:
-    roles = ", ".join(sorted({*_ROLES, *_CALL_ROLES}))
+def _unknown_role(message: Mapping[str, Any], given: Any, where: str) -> BadRow:
     if given is None:
         keys = ", ".join(sorted(map(str, message))) or "none"
-        return (
-            f"{where} has no role, its keys are {keys[:200]}; map yours with data.columns, as in {{speaker: role, "
-            f"utterance: content}}"
-        )
-    return f"{where} has role {shown(given)}; known: {roles}; map yours with data.columns, as in {{{given}: user}}"
+        what, example = f"no role, its keys are {keys[:200]}", "speaker: role, utterance: content"
+    else:
+        roles = ", ".join(sorted({*_ROLES, *_CALL_ROLES}))
+        what, example = f"role {shown(given)}; known: {roles}", f"{given}: user"
+    return BadRow("unknown role", f"{where} has {what}; map yours with data.columns, as in {{{example}}}")
 
 
 def _are_blocks(value: Any) -> bool:

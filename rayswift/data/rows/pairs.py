@@ -43,7 +43,14 @@ def preference(given: NamedRow) -> PreferenceRow:
         rejected = _sides(row[worse], prompt, given, several=True)
     else:
         chosen = dialogue(given)
-        rejected = _rejected(row[worse], worse, chosen, given)
+        value = row[worse]
+        # A list of texts is several answers, a list of messages is one.
+        several = is_list(value) and len(value) > 0 and not isinstance(next(iter(value)), Mapping)
+        if worse == "rejected_messages":
+            rejected = [conversation(value, given)]
+        else:
+            before = list(chosen.messages[:-1])
+            rejected = [continued(before, one, given) for one in (as_list(value, worse) if several else [value])]
     if chosen.messages[-1]["role"] != "assistant":
         raise BadRow("no answer", "the chosen conversation does not end with the assistant's answer")
     if any(one.messages == chosen.messages for one in rejected):
@@ -98,15 +105,6 @@ def _sides(value: Any, prompt: list[Any] | None, given: NamedRow, several: bool)
     if messages_column(given.columns) and ends_with_answer(prompt, given):
         raise BadRow("ambiguous prompt", "the conversation before chosen and rejected ends with an answer already")
     return [continued(prompt, value, given)]
-
-
-def _rejected(value: Any, column: str, chosen: Conversation, given: NamedRow) -> list[Conversation]:
-    if column == "rejected_messages":
-        return [conversation(value, given)]
-    before = list(chosen.messages[:-1])
-    # A list of texts is several answers, a list of messages is one.
-    several = is_list(value) and len(value) > 0 and not isinstance(next(iter(value)), Mapping)
-    return [continued(before, one, given) for one in (as_list(value, column) if several else [value])]
 
 
 def kto(given: NamedRow) -> KtoRow:

@@ -18,9 +18,10 @@ from rayswift.data.rows import is_read
 from rayswift.data.sources.arrow import ArrowStore, open_arrow, open_parquet
 from rayswift.data.sources.csv_rows import open_csv
 from rayswift.data.sources.encodings import as_utf8
-from rayswift.data.sources.find import SourceFile, find
+from rayswift.data.sources.find import find
 from rayswift.data.sources.hub import open_hub
 from rayswift.data.sources.json_values import holds_lines, open_values
+from rayswift.data.sources.layout import SourceFile
 from rayswift.data.sources.lines import open_lines
 from rayswift.data.sources.named import CODECS, SUFFIXES, Source, parse_source
 from rayswift.data.sources.store import Concatenated, Store, View
