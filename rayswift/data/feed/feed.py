@@ -30,18 +30,12 @@ Stream = Callable[[Windows, int, int], Iterator[Window]]
 
 
 @dataclass(frozen=True)
-class Slice:
+class Slice(GlobalBatch):
     """The rows of one rank in one step; at the end of the data they may be fewer than its share, or none.
 
-    epochs: passes over the data after this step; position: where the next step begins; last: no step follows; save:
-    save a checkpoint after this step.
+    save: save a checkpoint after this step.
     """
 
-    step: int
-    rows: tuple[PackedRow, ...]
-    epochs: float
-    position: Position
-    last: bool
     save: bool = False
 
 

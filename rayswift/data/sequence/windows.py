@@ -6,11 +6,11 @@ epoch), not on timing, parallelism or the number of workers.
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import ceil
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rayswift.data.encode.config import EncodeConfig
 from rayswift.data.encode.encoder import EncodedRow, LeftOut
 from rayswift.data.encode.turns import Numbers
-from rayswift.data.raw_rows import MadeRow, encode_raw
+from rayswift.data.raw_rows import encode_raw
 from rayswift.data.rows import BadRow
 from rayswift.data.sequence.mixing import Mix
 from rayswift.data.sequence.order import repeated, shuffled
@@ -163,6 +163,15 @@ class Columns(Protocol):
         """For each column, one value per row: a number for each row of a batch that the raw row becomes, or None."""
 
 
+class _Document(NamedTuple):
+    """An encoded document of a raw row; continued: it is a further piece of its row."""
+
+    encoded: EncodedRow
+    id: str
+    continued: bool
+    opens_raw_row: bool
+
+
 @dataclass(frozen=True)
 class WindowPlan:
     """All that a data task needs to make any window; values of `columns` are added to the rows' numbers."""
@@ -192,79 +201,59 @@ class WindowPlan:
         raw = self.row_set.read(row_numbers)
         columns = self.columns.read(row_numbers, [row.id for row in raw]) if self.columns else {}
         counts: Counter[str] = Counter()
-        documents: list[EncodedRow] = []
-        continued: list[bool] = []
-        opens_raw_row: list[bool] = []
-        ids: list[str] = []
+        documents: list[_Document] = []
         quarantined: list[Quarantined] = []
         num_left_out = 0
         for position, made in enumerate(encode_raw(self.encode, raw)):
-            of_raw: list[EncodedRow] = []
+            of_raw: list[tuple[EncodedRow, str, bool]] = []
             for row, result in made:
                 if isinstance(result, LeftOut):
                     counts[f"filtered: {result.reason}"] += 1
                 elif isinstance(result, BadRow):
                     counts[f"quarantined: {result.reason}"] += 1
-                    quarantined.append(_quarantine(row, result))
+                    text = row.text or json.dumps(row.value, ensure_ascii=False, default=str)
+                    quarantined.append(Quarantined(row.id, result.reason, result.detail, text))
                 else:
-                    of_raw += result
-                    continued += [False] + [True] * (len(result) - 1)
-                    ids += [row.id] * len(result)
-            computed = {name: values[position] for name, values in columns.items()}
-            if of_raw:
-                documents += with_numbers(of_raw, computed, self.encode.num_members or len(of_raw))
-                opens_raw_row += [True] + [False] * (len(of_raw) - 1)
-            else:
-                num_left_out += 1
-        key = (self.row_set.seed, epoch, window, _BIN_KEY)
-        rows = self._pack(documents, continued, opens_raw_row, ids, num_left_out, key)
+                    of_raw += [(encoded, row.id, i > 0) for i, encoded in enumerate(result)]
+            num_left_out += not of_raw
+            size = self.encode.num_members or len(of_raw)
+            for i, (encoded, row_id, continued) in enumerate(of_raw):
+                if columns and i % size == 0:  # the first document of a row of a batch
+                    own = tuple((name, float(values[position][i // size])) for name, values in columns.items())
+                    encoded = replace(encoded, numbers=encoded.numbers + own)
+                documents.append(_Document(encoded, row_id, continued, opens_raw_row=i == 0))
+        rows = self._pack(documents, num_left_out, (self.row_set.seed, epoch, window, _BIN_KEY))
         counts.update(sum((row.counts for row in rows), Counter()))
         return Window(tuple(rows), counts, tuple(quarantined))
 
-    def _pack(
-        self,
-        documents: Sequence[EncodedRow],
-        continued: Sequence[bool],
-        opens_raw_row: Sequence[bool],
-        ids: Sequence[str],
-        num_left_out: int,
-        key: tuple[int, ...],
-    ) -> list[PackedRow]:
-        lengths = [len(document.input_ids) for document in documents]
-        bins = pack(lengths, self.encode.max_length) if self.packing else _alone(continued, self.encode.num_members)
+    def _pack(self, documents: Sequence[_Document], num_left_out: int, key: tuple[int, ...]) -> list[PackedRow]:
+        if self.packing:
+            bins = pack([len(document.encoded.input_ids) for document in documents], self.encode.max_length)
+        else:
+            bins = _alone([document.continued for document in documents], self.encode.num_members)
         if self.packing and self.row_set.shuffle:
             # Packing puts rows of similar length together, so without shuffling a batch would have one length.
             bins = [bins[i] for i in shuffled(np.arange(len(bins)), len(bins), key)]
         rows = []
         for number, members in enumerate(bins):
-            num_continued = sum(continued[i] for i in members)
+            own = [documents[i] for i in members]
+            encoded = [document.encoded for document in own]
             left_out = num_left_out if number == len(bins) - 1 else 0
             rows.append(
                 PackedRow(
-                    np.concatenate([documents[i].input_ids for i in members]),
-                    np.concatenate([documents[i].trained for i in members]),
-                    tuple(lengths[i] for i in members),
-                    sum(opens_raw_row[i] for i in members) + left_out,
-                    _weights([documents[i] for i in members]),
-                    num_continued,
-                    sum(documents[i].cut for i in members),
-                    tuple(ids[i] for i in members),
-                    tuple(number for i in members for number in documents[i].numbers),
-                    documents[members[0]].record,
+                    np.concatenate([each.input_ids for each in encoded]),
+                    np.concatenate([each.trained for each in encoded]),
+                    tuple(len(each.input_ids) for each in encoded),
+                    sum(document.opens_raw_row for document in own) + left_out,
+                    _weights(encoded),
+                    sum(document.continued for document in own),
+                    sum(each.cut for each in encoded),
+                    tuple(document.id for document in own),
+                    tuple(number for each in encoded for number in each.numbers),
+                    encoded[0].record,
                 )
             )
         return rows
-
-
-def with_numbers(
-    documents: Sequence[EncodedRow], computed: Mapping[str, Sequence[float]], num_members: int
-) -> list[EncodedRow]:
-    """The documents of a raw row; the i-th value of each column is added to the first document of its i-th row."""
-    joined = list(documents)
-    for i in range(0, len(documents) if computed else 0, num_members):
-        own = tuple((name, float(values[i // num_members])) for name, values in computed.items())
-        joined[i] = replace(documents[i], numbers=documents[i].numbers + own)
-    return joined
 
 
 def _alone(continued: Sequence[bool], size: int | None) -> list[list[int]]:
@@ -278,8 +267,3 @@ def _weights(documents: Sequence[EncodedRow]) -> NDArray[np.float32] | None:
         return None
     ones = [np.ones(len(document.input_ids), np.float32) for document in documents]
     return np.concatenate([one if d.weights is None else d.weights for one, d in zip(ones, documents, strict=True)])
-
-
-def _quarantine(row: MadeRow, bad: BadRow) -> Quarantined:
-    text = row.text or json.dumps(row.value, ensure_ascii=False, default=str)
-    return Quarantined(row.id, bad.reason, bad.detail, text)

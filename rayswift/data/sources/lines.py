@@ -71,11 +71,11 @@ class IndexedStore:
             if now.num_bytes != self.stamp.num_bytes:
                 raise self._changed(f"it had {self.stamp.num_bytes} bytes, it has {now.num_bytes}")
             is_same = now == self.stamp
-            return [self._row(file, *span, is_same) for span in index[np.asarray(rows, np.int64)].tolist()]
+            return [self._row(file, is_same, *span) for span in index[np.asarray(rows, np.int64)].tolist()]
         finally:
             os.close(file)
 
-    def _row(self, file: int, begin: int, end: int, number: int, is_same: bool) -> RawRow:
+    def _row(self, file: int, is_same: bool, begin: int, end: int, number: int) -> RawRow:
         row_id = f"{self.name}:{number}"
         if not is_same:  # of another time, but the same size: it may be a copy on another node
             before, behind = os.pread(file, 1, begin - 1) if begin else b"", os.pread(file, 1, end)

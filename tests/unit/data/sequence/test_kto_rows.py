@@ -70,7 +70,7 @@ def test_a_pair_is_two_rows_with_labels(pair: dict[str, Any]) -> None:
         ([ROW | {"label": "False"}], ["all of the first 1 labels are false"]),
         (
             [{"prompt": "2+2", "chosen": "4", "rejected": "5"}, ROW],
-            ["pairs of a chosen and a rejected answer, as 1 of"],
+            ["1 of the first rows are pairs of a chosen and a rejected answer"],
         ),
     ],
 )
