@@ -152,13 +152,8 @@ def compute(
         partial.write_text(json.dumps(manifest), encoding="utf-8")
         partial.replace(folder / MANIFEST)
         shutil.rmtree(folder / "parts")
-    return open_columns(folder, described)
-
-
-def open_columns(folder: Path, ingredients: Mapping[str, Any]) -> ComputedColumns:
-    """The complete columns of a folder."""
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    if lines := changes(manifest["ingredients"], ingredients):
+    if lines := changes(manifest["ingredients"], described):
         raise UserError("\n  ".join([f"{folder} holds columns computed from something else; delete it:", *lines]))
     return ComputedColumns(str(folder), manifest["num_rows"], tuple(manifest["names"]))
 

@@ -23,6 +23,7 @@ Kwargs = Mapping[str, Any] | None
 """Variables that a template is given besides the messages."""
 _DICT_ATTRIBUTES = frozenset(dir(dict))
 _PROBE_CALL = {"type": "function", "id": "call00000", "function": {"name": "fff", "arguments": {"a": 1}}}
+_PROBE_SYSTEM, _PROBE_QUESTION = "\ue000system\ue000", "\ue000question\ue000"
 _END = "</think>"
 # Private-use characters in place of `</think>`, so that a template does not cut there.
 _MARK = "\ue000/think\ue000"
@@ -259,3 +260,19 @@ def _text_of(message: Message) -> str:
 def _with_text_arguments(call: dict[str, Any]) -> dict[str, Any]:
     function = call["function"]
     return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
+
+
+def default_system(source: str, special_tokens: dict[str, str]) -> str:
+    """The system message that a template writes if a conversation has none; empty if there is none."""
+    asked = {"role": "user", "content": _PROBE_QUESTION}
+    try:
+        template = ChatTemplate(source, special_tokens)
+        without = template.render([asked])
+        with_system = template.render([{"role": "system", "content": _PROBE_SYSTEM}, asked])
+    except (jinja2.TemplateError, BadRow):
+        return ""  # the rows report what the template refuses
+    before, mark, behind = with_system.partition(_PROBE_SYSTEM)
+    is_filled = mark and without.startswith(before) and without.endswith(behind)
+    if not is_filled or len(without) <= len(before) + len(behind):
+        return ""
+    return without[len(before) : len(without) - len(behind)].strip()

@@ -204,41 +204,30 @@ class _Reader:
         for block in blocks:
             if isinstance(block, str):
                 texts.append(block)
-            elif not isinstance(block, Mapping):
+                continue
+            if not isinstance(block, Mapping):
                 raise BadRow("bad message", f"{where} holds a block that is {type(block).__name__}, not an object")
+            kind, value = block.get("type") or "text", block.get("value")
+            if kind in _TEXT_BLOCKS and isinstance(text := block.get("text", value), str):
+                texts.append(text)
+            elif kind in _THOUGHTS and isinstance(thought := block.get(kind, block.get("text", value)), str):
+                thoughts.append(thought)
+            elif kind == "tool_use":
+                call = {"id": block.get("id"), "name": block.get("name"), "arguments": block.get("input")}
+                made.setdefault("tool_calls", []).append(call_of(call, where))
+            elif kind in _CALL_BLOCKS:
+                made.setdefault("tool_calls", []).extend(calls_of(block if value is None else value, where))
+            elif kind == "tools" and value is not None:
+                self.tools.append(value)
+            elif kind == "tool_result":
+                results.append(self._result(block, where))
             else:
-                self._block(made, block, (texts, thoughts), results, where)
+                detail = f"{where} holds a block of type {shown(kind)}; only text is trained"
+                raise BadRow("unsupported content", detail)
         made["content"] = "".join(texts)
         if thoughts:
             made["reasoning_content"] = "".join(thoughts)
         return results
-
-    def _block(
-        self,
-        made: Message,
-        block: Mapping[str, Any],
-        said: tuple[list[str], list[str]],
-        results: list[Message],
-        where: str,
-    ) -> None:
-        kind = block.get("type") or "text"
-        value = block.get("value")
-        texts, thoughts = said
-        if kind in _TEXT_BLOCKS and isinstance(text := block.get("text", value), str):
-            texts.append(text)
-        elif kind in _THOUGHTS and isinstance(thought := block.get(kind, block.get("text", value)), str):
-            thoughts.append(thought)
-        elif kind == "tool_use":
-            call = {"id": block.get("id"), "name": block.get("name"), "arguments": block.get("input")}
-            made.setdefault("tool_calls", []).append(call_of(call, where))
-        elif kind in _CALL_BLOCKS:
-            made.setdefault("tool_calls", []).extend(calls_of(block if value is None else value, where))
-        elif kind == "tools" and value is not None:
-            self.tools.append(value)
-        elif kind == "tool_result":
-            results.append(self._result(block, where))
-        else:
-            raise BadRow("unsupported content", f"{where} holds a block of type {shown(kind)}; only text is trained")
 
     def _result(self, block: Mapping[str, Any], where: str) -> Message:
         content = block.get("content", block.get("value"))

@@ -60,17 +60,12 @@ def reranker(given: NamedRow) -> RerankerRow:
         marks = as_list(row[labels], labels) if is_list(row[labels]) else [row[labels]]
         if len(marks) != len(documents):
             raise BadRow("bad label", f"{len(marks)} labels for {len(documents)} documents")
-        fits = [_fits(mark) for mark in marks]
-        groups = [tuple(d for d, fit in zip(documents, fits, strict=True) if fit is wanted) for wanted in (True, False)]
+        fits = [as_cell_number(int(mark) if isinstance(mark, bool) else mark, "label") for mark in marks]
+        if wrong := [mark for mark, fit in zip(marks, fits, strict=True) if fit not in (0, 1)]:
+            raise BadRow("bad label", f"label is {shown(wrong[0])}; a document fits (1) or does not (0)")
+        groups = [tuple(d for d, fit in zip(documents, fits, strict=True) if fit == wanted) for wanted in (1, 0)]
         return RerankerRow(conversation(asked(given), given), groups[0], groups[1])
     return RerankerRow(*_triple(given, "assistant", _RERANKER_WANTED, ("query", "positive", "negative")))
-
-
-def _fits(mark: Any) -> bool:
-    number = as_cell_number(int(mark) if isinstance(mark, bool) else mark, "label")
-    if number not in (0, 1):
-        raise BadRow("bad label", f"label is {shown(mark)}; a document fits (1) or does not (0)")
-    return bool(number)
 
 
 def _triple(given: NamedRow, role: str, wanted: str, parts: tuple[str, ...]) -> tuple[Conversation, Texts, Texts]:

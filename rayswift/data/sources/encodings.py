@@ -93,7 +93,7 @@ def _refuse_another_encoding(name: str, start: bytes) -> None:
     lines = start.split(b"\n")
     if len(start) == _LOOKED_AT_BYTES:
         lines = lines[:-1]  # it may end inside a letter
-    bad = [line for line in lines if not line.isascii() and not _is_utf8(line)]
+    bad = [line for line in lines if line.decode("utf-8", errors="ignore").encode() != line]
     num_beyond_ascii = sum(not line.isascii() for line in lines)
     if len(bad) < _LINES_OF_ANOTHER_ENCODING or 2 * len(bad) < num_beyond_ascii:
         return
@@ -105,14 +105,6 @@ def _refuse_another_encoding(name: str, start: bytes) -> None:
         f"{len(bad)} are not{like}. Name its encoding, as in data.dataset: [{{path: {name}, encoding: {named}}}], or "
         f"convert it: iconv -f {named} -t utf-8"
     )
-
-
-def _is_utf8(line: bytes) -> bool:
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _transcode(name: str, path: Path, copy: Path, encoding: str) -> None:

@@ -21,7 +21,10 @@ def find(source: Source, held_out: bool = False) -> Found:
         return _behind_url(source, held_out)
     local = Path(path).expanduser()
     if local.is_dir():
-        return _in_folder(source, local, held_out)
+        if source.revision:
+            raise UserError(f"data.dataset: {path} is a folder here; leave revision {source.revision} out")
+        inside = [each for each in local.rglob("*") if each.is_file()]
+        return choose(source, {PurePosixPath(p.relative_to(local).as_posix()): _local(p) for p in inside}, held_out)
     files = [local] if local.exists() else [Path(p) for p in sorted(glob.glob(str(local), recursive=True))]
     files = [file for file in files if file.is_file()]
     if files:
@@ -42,13 +45,6 @@ def _refuse_parts_of_files(source: Source) -> None:
 def _local(path: Path) -> SourceFile:
     stat = path.stat()
     return SourceFile(str(path), str(path), stat.st_size, stat.st_mtime_ns)
-
-
-def _in_folder(source: Source, folder: Path, held_out: bool) -> Found:
-    if source.revision:
-        raise UserError(f"data.dataset: {source.path} is a folder here; leave revision {source.revision} out")
-    paths = [path for path in folder.rglob("*") if path.is_file()]
-    return choose(source, {PurePosixPath(p.relative_to(folder).as_posix()): _local(p) for p in paths}, held_out)
 
 
 def _behind_url(source: Source, held_out: bool) -> Found:

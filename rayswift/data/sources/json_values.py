@@ -154,7 +154,8 @@ def _members(file: BinaryIO) -> dict[str, tuple[int, int]] | None:
         cuts += (marks[:closing][(depths[:closing] == 1) & (kinds[:closing] == _COMMA)] + offset).tolist()
         if closing < len(marks):
             cuts.append(offset + int(marks[closing]))
-            if chunk[int(marks[closing]) + 1 :].strip() or any(more.strip() for more in _chunks(file)):
+            rest = iter(lambda: file.read(_CHUNK_BYTES), b"")
+            if chunk[int(marks[closing]) + 1 :].strip() or any(more.strip() for more in rest):
                 return None
             break
         offset += len(chunk)
@@ -172,11 +173,6 @@ def _members(file: BinaryIO) -> dict[str, tuple[int, int]] | None:
         members[str(key)] = (begin + value, end)
         begin = end + 1
     return members
-
-
-def _chunks(file: BinaryIO) -> Iterator[bytes]:
-    while chunk := file.read(_CHUNK_BYTES):
-        yield chunk
 
 
 def _first_byte(file: BinaryIO) -> bytes:

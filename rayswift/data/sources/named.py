@@ -5,7 +5,7 @@ rows.jsonl   data/   'data/*.parquet'   rows.jsonl.gz   s3://bucket/rows/   org/
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from rayswift.config.source import SourceConfig
@@ -62,29 +62,12 @@ def parse_source(given: str | SourceConfig) -> Source:
     if isinstance(given, str):
         return _parse(given)
     found = _parse(given.path)
-    twice = [
-        name
-        for name, in_path, own in (
-            ("subset", found.subset, given.subset),
-            ("split", found.split, given.split),
-            ("revision", found.revision, given.revision),
-            ("rows", found.num_rows, given.rows),
-        )
-        if in_path is not None and own is not None
-    ]
-    if twice:
+    parts = {"subset": given.subset, "split": given.split, "revision": given.revision, "num_rows": given.rows}
+    own = {name: value for name, value in parts.items() if value}
+    if twice := [name.removeprefix("num_") for name in own if asdict(found)[name] is not None]:
         raise UserError(f"data.dataset: path = {given.path!r} says {twice[0]} too; say it once")
-    return Source(
-        found.path,
-        given.subset or found.subset,
-        given.split or found.split,
-        given.revision or found.revision,
-        given.rows or found.num_rows,
-        given.weight,
-        given.columns,
-        given.system,
-        given.encoding,
-    )
+    settings = {"weight": given.weight, "columns": given.columns, "system": given.system, "encoding": given.encoding}
+    return replace(found, **own, **settings)
 
 
 def _parse(text: str) -> Source:

@@ -15,17 +15,8 @@ from rayswift.log import UserError, logger
 # Classes that use tokenizer.json unchanged; all others build the tokenizer from its vocabulary.
 _READ_AS_WRITTEN = ("TokenizersBackend", "PreTrainedTokenizerFast")
 _BESIDE_WEIGHTS = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "chat_template*",
-    "*config.json",
-    "modules.json",
-    "config_sentence_transformers.json",
-    "*_*/model.safetensors",
-    "*_*/pytorch_model.bin",
-    "*.model",
-    "vocab*",
-    "merges*",
+    *("tokenizer*", "special_tokens_map.json", "chat_template*", "*config.json", "*.model", "vocab*", "merges*"),
+    *("modules.json", "config_sentence_transformers.json", "*_*/model.safetensors", "*_*/pytorch_model.bin"),
 )
 _PROBES = (
     "a",

@@ -15,10 +15,7 @@ from rayswift.data.tokenizer.loaded import convert, from_hub, write_as_loaded
 from rayswift.log import UserError
 
 _TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),
     "generation_config.json",
 )
 
