@@ -107,8 +107,8 @@ def ours(
     config = plan.config
     folder = prepare_tokenizer(config.model, work / "tokenizer")
     windows, _ = plan_windows(config.data, folder, 42, work / "data", row_kind(config, Path(config.model.path)))
-    partner_length = config.data.max_length if compares_partners(config) else None
-    cut = FeedPlan(4, len(rows), windows.window_rows, 1, 1, 0.0, True, partner_length)
+    mismatched_length = config.data.max_length if compares_partners(config) else None
+    cut = FeedPlan(4, len(rows), windows.window_rows, 1, 1, 0.0, True, mismatched_length)
     spec = RunSpec(config, plan.layout, work, folder, cut, Clock(0), None, work)
     feed = FeedClient(Feed(windows, None, cut, str(work), in_process), 20)
     feed.begin(feed.new_attempt(), Position())

@@ -65,8 +65,8 @@ def one_loss(task: str, model: Path, work: Path, *flags: str) -> tuple[float, An
     folder = prepare_tokenizer(plan.config.model, work / "tokenizer", row_kind(plan.config, model))
     windows, _ = plan_windows(plan.config.data, folder, 42, work / "data", row_kind(plan.config, model))
     config = planning.with_labels(planning.with_window_rows(plan, windows.window_rows), windows).config
-    partner_length = config.data.max_length if compares_partners(config) else None
-    cut = FeedPlan(BATCH, len(rows), windows.window_rows, 1, 1, 0.0, True, partner_length)
+    mismatched_length = config.data.max_length if compares_partners(config) else None
+    cut = FeedPlan(BATCH, len(rows), windows.window_rows, 1, 1, 0.0, True, mismatched_length)
     spec = RunSpec(config, plan.layout, work, folder, cut, Clock(0), None, work)
     feed = FeedClient(Feed(windows, None, cut, str(work), _in_process), 20)
     feed.begin(feed.new_attempt(), Position())

@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, field, replace
 from math import ceil
 from typing import Any
 
-from rayswift.data.sequence.kl_partners import with_partners
+from rayswift.data.sequence.mismatched_completions import with_mismatched_completions
 from rayswift.data.sequence.windows import TRAINED, PackedRow, Window
 from rayswift.log import UserError
 
 JUDGED_FROM_ROWS = 1000
-TAIL = "tail: fewer than a global batch at the end"
+REMAINDER = "dropped remainder: less than a global batch"
 _QUARANTINE = "data/quarantine.jsonl in the run folder"
 
 
@@ -34,8 +34,8 @@ class UnusableRows(UserError):
 class Position:
     """A point in the global sequence: the next step, and epoch, window and number of the next packed row.
 
-    counts: all raw rows before it, by outcome (`trained...`, `filtered: ...`, `quarantined: ...`, `tail...`), over all
-    epochs.
+    counts: all raw rows before it, over all epochs, by outcome (`trained...`, `filtered: ...`, `quarantined: ...`,
+    `dropped remainder...`).
     """
 
     step: int = 0
@@ -68,9 +68,9 @@ class GlobalBatch:
 class FeedPlan:
     """The size of the global batch, and the end of the sequence, after `max_steps` or after `num_epochs` passes.
 
-    drops_tail: the remainder at the end that fills no global batch is counted but not trained, because a loss that is a
-    mean over rows would give its rows another weight. partner_length: the most tokens of a row's mismatched completion
-    (`kl_partners`); None: rows have none.
+    drops_remainder: the remainder at the end that fills no global batch is counted but not trained, because a loss that
+    is a mean over rows would give its rows another weight. mismatched_length: the most tokens of a row with a
+    mismatched completion; None: rows have none.
     """
 
     global_batch: int
@@ -79,8 +79,8 @@ class FeedPlan:
     num_epochs: float
     max_steps: int
     max_bad_fraction: float
-    drops_tail: bool = False
-    partner_length: int | None = None
+    drops_remainder: bool = False
+    mismatched_length: int | None = None
 
     @property
     def ends_by_steps(self) -> bool:
@@ -89,7 +89,7 @@ class FeedPlan:
 
     def related(self, rows: tuple[PackedRow, ...]) -> tuple[PackedRow, ...]:
         """The rows of a batch, for KTO each with its mismatched completion from another row."""
-        return rows if self.partner_length is None else with_partners(rows, self.partner_length)
+        return rows if self.mismatched_length is None else with_mismatched_completions(rows, self.mismatched_length)
 
 
 def share(global_batch: int, rank: int, size: int) -> slice:
@@ -139,8 +139,8 @@ def global_batches(
                 if last:
                     return
         end = (epochs, position)
-    if pending and plan.drops_tail:
-        held = _with_tail(held, pending, *end)
+    if pending and plan.drops_remainder:
+        held = _with_remainder(held, pending, *end)
     elif pending:
         if held is not None:
             yield held
@@ -149,15 +149,17 @@ def global_batches(
         yield GlobalBatch(held.step, held.rows, held.epochs, held.position, True)
 
 
-def _with_tail(last: GlobalBatch | None, tail: list[PackedRow], epochs: float, behind: Position) -> GlobalBatch:
-    """The last batch, with the remainder `tail` after it counted."""
+def _with_remainder(
+    last: GlobalBatch | None, remainder: list[PackedRow], epochs: float, behind: Position
+) -> GlobalBatch:
+    """The last batch, with the `remainder` after it counted."""
     counts = Counter(behind.counts)
-    for row in tail:
+    for row in remainder:
         counts.subtract(row.counts)
-        counts[TAIL] += row.counts.total()
+        counts[REMAINDER] += row.counts.total()
     if last is None:
         raise UnusableRows(
-            f"{len(tail)} rows are left to train, fewer than one global batch; lower train.global_batch_size:",
+            f"{len(remainder)} rows are left to train, fewer than one global batch; lower train.global_batch_size:",
             dict(behind.counts),
         )
     return replace(last, epochs=epochs, position=replace(behind, step=last.step + 1, counts=dict(+counts)))

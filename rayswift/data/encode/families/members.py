@@ -2,8 +2,8 @@
 
 The members of a row are its sequences, in a fixed order. A preference row has two, chosen and rejected; a raw row with
 several rejected answers makes several such rows with the same chosen answer. A classification row and a KTO row have
-one; the KTO row's mismatched completion comes from its global batch (`kl_partners`). An embedding or reranker row has
-all texts of its raw row.
+one; the KTO row's mismatched completion comes from its global batch. An embedding or reranker row has all texts of its
+raw row.
 """
 
 from collections.abc import Sequence

@@ -13,7 +13,7 @@ import numpy as np
 from rayswift.data.sequence.windows import PackedRow
 
 
-def with_partners(rows: Sequence[PackedRow], max_length: int) -> tuple[PackedRow, ...]:
+def with_mismatched_completions(rows: Sequence[PackedRow], max_length: int) -> tuple[PackedRow, ...]:
     """Each row with a second sequence: its prompt, and the completion of the row before it (for the first: the last).
 
     If rows are pairs from one raw row, the completion comes from a row further before, so that it is of another pair.
