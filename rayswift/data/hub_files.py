@@ -9,11 +9,7 @@ from rayswift.log import UserError
 def download(name: str, patterns: Sequence[str], what: str, revision: str | None = None) -> Path:
     """Download the files of a hub model that match `patterns`; returns their folder.
 
-    Args:
-        name: The model's id.
-        patterns: Patterns of file names.
-        what: The setting and its value, for the error.
-        revision: Branch, tag or commit; None: the newest.
+    what: the setting and its value, for the error; revision: branch, tag or commit, None: the newest.
     """
     from huggingface_hub import snapshot_download
 

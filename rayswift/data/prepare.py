@@ -48,11 +48,7 @@ def with_template_date(data: DataConfig, tokenizer_dir: Path, before: Mapping[st
 def plan_windows(
     data: DataConfig, tokenizer_dir: Path, seed: int, work_dir: Path, kind: RowKind = CAUSAL
 ) -> tuple[Windows, Windows | None]:
-    """The training windows, and the evaluation windows if there are evaluation rows, from the cache or the sources.
-
-    Raises:
-        UserError: a source cannot be read, none of the first rows can be trained, or the cache is another one.
-    """
+    """The training windows, and the evaluation windows if there are evaluation rows, from the cache or the sources."""
     if data.cache:
         return open_cache(data, tokenizer_dir, hash_files(tokenizer_dir), seed, kind)
     return plan_encoding(data, tokenizer_dir, seed, work_dir, kind)
@@ -61,11 +57,7 @@ def plan_windows(
 def plan_encoding(
     data: DataConfig, tokenizer_dir: Path, seed: int, work_dir: Path, kind: RowKind = CAUSAL
 ) -> tuple[WindowPlan, WindowPlan | None]:
-    """Open all sources: the training windows, and the evaluation windows if there are evaluation rows.
-
-    Raises:
-        UserError: a source cannot be read, or none of the first rows can be trained.
-    """
+    """Open all sources: the training windows, and the evaluation windows if there are evaluation rows."""
     # Rewards receive every column, and `data.map` may read any.
     columns = None if kind.family == "prompt" or data.map else data.columns
     stores = open_sources(data.dataset, work_dir / "train", seed, shuffle=data.shuffle, columns=columns)
@@ -144,12 +136,8 @@ def _readings(
 def derived_window_rows(max_length: int, mean_length: float, mean_bytes: float = 0.0) -> int:
     """Raw rows of a window that make about 200 packed rows, so that its last, partly filled one costs little.
 
-    Fewer if the rows are so long that a data task would hold too much.
-
-    Args:
-        max_length: Tokens of a packed row.
-        mean_length: Mean tokens of a raw row, in all of its documents.
-        mean_bytes: Mean bytes of a raw row before it is encoded.
+    Fewer if the rows are so long that a data task would hold too much. max_length: tokens of a packed row; mean_length:
+    mean tokens of a raw row, in all of its documents; mean_bytes: mean bytes of a raw row before it is encoded.
     """
     rows = min(max(_PACKED_ROWS_OF_A_WINDOW * max_length / mean_length, _LEAST_ROWS), _MOST_ROWS)
     return max(1, round(min(rows, _MOST_TOKENS / mean_length, _MOST_BYTES / max(mean_bytes, 1.0))))
@@ -185,9 +173,6 @@ def _probe(rows: RowSet, encode: EncodeConfig, wanted: str = "rows can be traine
 
     Returns:
         Mean tokens of the rows that can be trained, and mean bytes of those that can be read.
-
-    Raises:
-        UserError: none of them can be trained; `wanted` is part of the message.
     """
     raw = rows.read(rows.rows_at(0, _PROBED_ROWS, 0))
     bad: list[BadRow] = []

@@ -48,11 +48,7 @@ class MadeRow:
 
 
 def encode_raw(config: EncodeConfig, raw: Sequence[RawRow]) -> list[list[tuple[MadeRow, Result]]]:
-    """For each raw row the rows made of it, one without `data.map`, each with its documents or its error.
-
-    Raises:
-        UserError: the function of `data.map` cannot be loaded.
-    """
+    """For each raw row the rows made of it, one without `data.map`, each with its documents or its error."""
     made = made_rows(config, raw)
     rows = [row for of_raw in made for row in of_raw]
     by_reading: dict[int, list[int]] = {}

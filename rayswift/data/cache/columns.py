@@ -135,9 +135,6 @@ def compute(
         ingredients: JSON values that decide the columns: fingerprint of the sources, hash of the model, settings.
         write_parts: Runs a writer over part numbers, in data tasks or in this process.
         part_rows: Rows that are computed and written together.
-
-    Raises:
-        UserError: the folder holds columns of other ingredients, or the function's values do not fit its rows.
     """
     described = json.loads(json.dumps({"part_rows": part_rows, **ingredients}))
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]

@@ -79,16 +79,8 @@ def write(
 ) -> PartSummary:
     """Write every part that is missing, then the manifest; returns the sums over all epochs of the training rows.
 
-    Args:
-        folder: A folder prepared by `start`.
-        plans: The windows of `train`, and of `eval` if there are evaluation rows.
-        made_from: The ingredients.
-        num_epochs: Epochs of `train` to write; evaluation has one.
-        max_bad_fraction: As in `data.max_bad_fraction`.
-        write_parts: Runs a writer over part numbers.
-
-    Raises:
-        UserError: too many rows are bad.
+    plans: the windows of `train`, and of `eval` if there are evaluation rows; num_epochs: epochs of `train` to write,
+    evaluation has one; write_parts: runs a writer over part numbers.
     """
     ingredients = json.dumps([FORMAT, num_epochs, asdict(made_from)], sort_keys=True)
     digest = hashlib.sha256(ingredients.encode()).hexdigest()[:16]
@@ -137,11 +129,7 @@ def write(
 def open_cache(
     data: DataConfig, tokenizer_dir: Path, tokenizer_hash: str, seed: int, kind: RowKind = CAUSAL
 ) -> tuple[CachedWindows, CachedWindows | None]:
-    """The windows of `data.cache`: for training, and for evaluation if there are any.
-
-    Raises:
-        UserError: the folder holds no complete cache, or one with other ingredients; names them.
-    """
+    """The windows of `data.cache`: for training, and for evaluation if there are any."""
     assert data.cache is not None
     folder = Path(data.cache)
     manifest = _read(folder / MANIFEST)

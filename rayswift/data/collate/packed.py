@@ -18,12 +18,7 @@ Layout = Literal["rows", "flat"]
 
 
 def collate(rows: Sequence[PackedRow], pad_token_id: int, layout: Layout) -> dict[str, Any]:
-    """Tensors of one micro-batch.
-
-    Args:
-        rows: B packed rows; without rows the batch is one padding token without loss.
-        pad_token_id: Fills the ends of shorter rows.
-        layout: The layout, as described in the module.
+    """Tensors of one micro-batch of B packed rows; without rows it is one padding token without loss.
 
     Returns:
         input_ids, labels (-100 where not trained) and position_ids, int64 [B, T] or [1, sum T]; for `flat` also the

@@ -67,12 +67,9 @@ Part = tuple[int, int, float]
 
 
 def scaled(names: Sequence[LossScale], answer: str, question: str) -> list[Part]:
-    """The parts of an answer whose weight is not 1, in order.
+    """The parts of a rendered answer, without its end token, whose weight is not 1, in order.
 
-    Args:
-        names: Names of the rules.
-        answer: The rendered answer, without its end token.
-        question: The user's message before it.
+    names: names of the rules; question: the user's message before the answer.
     """
     found = [_parts(_RULES[name], answer, question) for name in names]
     borders = sorted({border for parts in found for begin, end, _ in parts for border in (begin, end)})

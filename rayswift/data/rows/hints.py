@@ -25,12 +25,9 @@ _OTHER_NAMES: dict[str, tuple[str, ...]] = {
 
 
 def unknown(row: Row, wanted: str, parts: tuple[str, ...]) -> BadRow:
-    """The error for a row that lacks a column.
+    """The error for a row, under our names, that lacks a column.
 
-    Args:
-        row: Its columns under our names.
-        wanted: The columns that the family takes, for the message.
-        parts: Our names of the columns for which a mapping is suggested.
+    wanted: the columns that the family takes; parts: our names of the columns for which a mapping is suggested.
     """
     seen = ", ".join(sorted(map(str, row))) or "none"
     nearest = _nearest(row, parts)

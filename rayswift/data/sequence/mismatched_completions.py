@@ -16,11 +16,8 @@ from rayswift.data.sequence.windows import PackedRow
 def with_mismatched_completions(rows: Sequence[PackedRow], max_length: int) -> tuple[PackedRow, ...]:
     """Each row with a second sequence: its prompt, and the completion of the row before it (for the first: the last).
 
-    If rows are pairs from one raw row, the completion comes from a row further before, so that it is of another pair.
-
-    Args:
-        rows: Rows of one sequence; the prompt ends before the first trained token.
-        max_length: The most tokens of the second sequence, which is cut at its end.
+    If rows are pairs from one raw row, the completion comes from a row further before, so that it is of another pair. A
+    row's prompt ends before its first trained token; a second sequence longer than `max_length` is cut at its end.
     """
     begins = [int(row.trained.argmax()) for row in rows]
     shift = _shift([row.ids[:1] for row in rows])

@@ -37,14 +37,9 @@ _PAGES = (b"<!doctype html", b"<html")
 
 
 def as_utf8(name: str, path: Path, copy: Path, suffix: str, encoding: str | None) -> Path:
-    """The path of a file's text in UTF-8: its own, or `copy` for text in another encoding; other files are unchanged.
+    """The path of a file's text in UTF-8: `path`, or `copy` for text in another encoding; other files are unchanged.
 
-    Args:
-        name: The file's name in errors.
-        path: The file, not compressed.
-        copy: Path for the text in UTF-8.
-        suffix: The suffix of the file's name.
-        encoding: The encoding that the user gives.
+    suffix: the suffix of the file's name; encoding: the encoding that the user gives.
     """
     with open(path, "rb") as file:
         start = file.read(_LOOKED_AT_BYTES)

@@ -81,14 +81,10 @@ def _has_rows(lines: bytes) -> bool:
 
 
 def open_values(name: str, path: Path, work: Path, split: str | None = None, held_out: bool = False) -> IndexedStore:
-    """Index the JSON values of a local file.
+    """Index the JSON values of a local file; the index is `work` with the suffix .index.
 
-    Args:
-        name: The file's name in ids and errors.
-        path: The file.
-        work: The path of the index, without its suffix.
-        split: The list to read, if the file is one object that holds lists by name.
-        held_out: Whether to read evaluation rows if no split is named.
+    split: the list to read, if the file is one object that holds lists by name; held_out: read evaluation rows if no
+    split is named.
     """
     index_path, partial = work.with_suffix(".index"), work.with_suffix(".partial")
     with open(path, "rb") as file, open(partial, "wb") as index:

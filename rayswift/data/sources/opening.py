@@ -65,7 +65,7 @@ def open_sources(
     shuffle: bool = True,
     columns: Mapping[str, str] | None = None,
 ) -> tuple[Store, ...]:
-    """Open every source of a `data.dataset` or `data.eval` list.
+    """Open every source of a `data.dataset` or `data.eval` list, as one store each.
 
     Args:
         sources: Files, folders, globs, URLs or hub ids; a source with `#N` gives N of its rows.
@@ -74,12 +74,6 @@ def open_sources(
         held_out: Whether to take the validation or test split of a source with several splits, for evaluation.
         shuffle: Whether the seed chooses the rows of `#N`; otherwise they are the first ones.
         columns: `data.columns`, if columns that no family of rows knows are never read; None: all may be read.
-
-    Returns:
-        One store for each source.
-
-    Raises:
-        UserError: a source is missing, empty, unreadable or of an unknown kind.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     stores = []

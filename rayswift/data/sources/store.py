@@ -56,10 +56,7 @@ def read_parts(
 ) -> list[RawRow]:
     """Rows by number from several parts, in the order asked for.
 
-    Args:
-        rows: Numbers over all parts.
-        starts: The number of the first row of each part.
-        read: (part, numbers within it) -> its rows.
+    starts: the number of the first row of each part; read: (part, numbers within it) -> its rows.
     """
     numbers = np.asarray(rows, np.int64)
     parts = np.searchsorted(starts, numbers, side="right") - 1

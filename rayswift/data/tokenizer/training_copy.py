@@ -26,11 +26,7 @@ def model_files(model: ModelConfig) -> Path:
 
 
 def prepare_tokenizer(model: ModelConfig, folder: Path, kind: RowKind = CAUSAL) -> Path:
-    """Copy (or convert) the model's tokenizer to `folder`, with the chat template for rows of this kind.
-
-    Raises:
-        UserError: the model has no tokenizer, or the template file cannot be read.
-    """
+    """Copy (or convert) the model's tokenizer to `folder`, with the chat template for rows of this kind."""
     folder.mkdir(parents=True, exist_ok=True)
     source = model_files(model)
     if (source / "tokenizer.json").exists():
