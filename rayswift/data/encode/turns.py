@@ -132,8 +132,8 @@ def documents(
         elif last in todo:
             raise BadRow(
                 "chat template cannot be trained",
-                f"message {last} is not rendered as a continuation of what the template gives to generate it from; set "
-                f"model.chat_template to one that does",
+                f"the rendering of message {last} does not begin with the generation prompt before it; set "
+                f"model.chat_template to a template where it does",
             )
         todo = {i: weight for i, weight in todo.items() if i not in found}
         last = max(todo, default=-1)
@@ -197,7 +197,7 @@ def _all(marked: Sequence[tuple[Span, ...] | None]) -> list[Span]:
     if any(spans is None for spans in marked):
         raise BadRow(
             "chat template rewrites earlier turns",
-            "so messages with a loss of their own cannot be found under loss_on all",
+            "so messages with a loss of their own cannot be located with data.loss_on all",
         )
     return [span for spans in marked for span in spans or ()]
 

@@ -72,7 +72,7 @@ def answer(response: Any) -> list[Any]:
     if not items or not all(isinstance(item, str) for item in items):
         return items
     if len(items) != 1:
-        raise BadRow("several answers", f"{len(items)} texts where one is asked; keep one, or make a row of each")
+        raise BadRow("several answers", f"{len(items)} texts where one is expected; keep one, or make a row of each")
     return [{"role": "assistant", "content": items[0]}]
 
 

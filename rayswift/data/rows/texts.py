@@ -83,9 +83,8 @@ def _triple(given: NamedRow, role: str, wanted: str, parts: tuple[str, ...]) -> 
             raise unknown(row, wanted, parts)
         anchor = conversation(question(row[own]) if own else asked(given), given)
         positive, negatives = one_of(row, POSITIVE), _negatives(row)
-        if (
-            not positive and (positive := one_of(row, RESPONSE)) and "rejected_response" in row
-        ):  # older rows of ms-swift
+        # Older rows of ms-swift have the names of causal rows.
+        if not positive and (positive := one_of(row, RESPONSE)) and "rejected_response" in row:
             negatives = ["rejected_response"]
     positives = _texts(row[positive], positive, role, given) if positive else ()
     _need_positive(positives)

@@ -229,7 +229,7 @@ def _spans(name: str, file: BinaryIO, is_array: bool, begin: int, end: int) -> I
         marks, kinds, depths = scan.marks(chunk)
         if (depths < 0).any():
             at = offset + int(marks[np.argmax(depths < 0)])
-            raise UserError(f"data.dataset: {name} is not valid JSON: byte {at} closes a bracket that none opened")
+            raise UserError(f"data.dataset: {name} is not valid JSON: byte {at} closes a bracket that is not open")
         # A comma or the last bracket ends an element of an array; a bracket at depth 0 ends an object of a stream.
         is_end = (depths == 1) & (kinds == _COMMA) | (depths == 0) if is_array else (depths == 0) & (kinds != _COMMA)
         ends = offset + marks[is_end]

@@ -142,7 +142,7 @@ def _similarity(sample: EmbeddingRow, loss: str) -> Numbers:
     label = sample.label
     if loss == "infonce":
         if label not in (None, 1.0):
-            raise BadRow("bad label", f"label is {label}; infonce takes every positive as one: leave such rows out")
+            raise BadRow("bad label", f"label is {label}; infonce takes only label 1; leave other rows out")
         return ()
     if sample.negatives:
         raise BadRow("negatives", f"{loss} takes pairs with a label; make a row of each negative")

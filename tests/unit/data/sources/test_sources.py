@@ -356,7 +356,7 @@ def test_one_bad_element_costs_only_itself(tmp_path: Path, monkeypatch: pytest.M
         ('[{"a": 1}', "it ends inside a value"),
         ('[{"a": "1}]', "it ends inside a value"),
         ('[{"a": 1}] [2]', "text follows its array"),
-        ('[{"a": 1}]]', "closes a bracket that none opened"),
+        ('[{"a": 1}]]', "closes a bracket that is not open"),
         ("[]", "holds no row"),
         ("[\n \n]\n", "holds no row"),
     ],
