@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from rayswift.config.fields.source import Sources
 from rayswift.config.model import ModelConfig, RlhfModelConfig
 from rayswift.config.rollout import RolloutConfig
 from rayswift.config.section import (
@@ -20,7 +21,6 @@ from rayswift.config.section import (
     one_or_many,
     one_or_range,
 )
-from rayswift.config.source import Sources
 from rayswift.config.train import PtTrainConfig, RlhfTrainConfig, SftTrainConfig, TrainConfig
 
 LossScale = Literal["ignore_empty_think", "ignore_think_prefix", "react", "hermes", "qwen", "agentflan", "alpha_umi"]

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rayswift.config.fields.source import SourceConfig
 from rayswift.config.schema import DataConfig
-from rayswift.config.source import SourceConfig
 from rayswift.data import class_labels
 from rayswift.data.cache.folder import known, open_cache
 from rayswift.data.encode.config import CAUSAL, EncodeConfig, RowKind

@@ -15,8 +15,8 @@ from typing import Any
 from pydantic import TypeAdapter
 from tokenizers import Tokenizer
 
+from rayswift.config.fields.source import SourceConfig
 from rayswift.config.schema import DataConfig
-from rayswift.config.source import SourceConfig
 from rayswift.data.encode.config import CAUSAL, RowKind
 from rayswift.data.raw_rows import map_hash
 from rayswift.data.sources.find import find

@@ -18,7 +18,7 @@ from tokenizers import Encoding, Tokenizer
 
 from rayswift.config.schema import LossScale
 from rayswift.data.encode.config import EncodeConfig
-from rayswift.data.encode.masks import NO_FRAME, Part, clipped, ids_within, masked, parts_of
+from rayswift.data.encode.masks import NO_FRAME, Masked, clipped, ids_within, masked, parts_of
 from rayswift.data.encode.pretokenised import pretokenised, segmented, token_columns
 from rayswift.data.encode.template import ChatTemplate
 from rayswift.data.encode.token_spans import TokenBytes, byte_positions
@@ -26,7 +26,7 @@ from rayswift.data.encode.truncation import bound_of, kept
 from rayswift.data.encode.turns import Document, Marking, Numbers, Span, documents, ended, joined, merged_turns
 from rayswift.data.rows import BadRow, CausalRow, Conversation, Row, parse_row
 from rayswift.data.rows.columns import named
-from rayswift.data.tokenizer.folder import frame_of, read_chat_template
+from rayswift.data.tokenizer.folder import Frame, frame_of, read_chat_template
 from rayswift.log import UserError
 
 _BATCH_CHARS = 1 << 22
@@ -218,21 +218,22 @@ class Encoder:
             else:
                 ((begin, text),) = parts
                 spans = [clipped(span, begin, begin + len(text)) for span in document.spans]
-                encoding = next(marked)
-                found = self._parts_by_bytes(text, encoding, spans) if self._bytes else parts_of(encoding, spans)
-                yield EncodedRow(*masked(encoding.ids, found, frame))
+                yield EncodedRow(*self._masked(text, next(marked), spans, frame))
 
-    def _parts_by_bytes(self, text: str, encoding: Encoding, spans: Sequence[Span]) -> list[Part]:
-        """As `masks.parts_of`, for an encoding without offsets."""
-        assert self._bytes is not None
-        begins = self._bytes.begins(encoding.ids, text.encode())
+    def _masked(self, text: str, encoding: Encoding, spans: Sequence[Span], frame: Frame) -> Masked:
+        """The tokens of an excerpt; if the encoding has no offsets, the bytes of its tokens locate the spans."""
+        listed = encoding.ids
+        ids = np.array(listed, np.int32)
+        if self._bytes is None:
+            return masked(ids, parts_of(encoding, spans), frame)
+        begins = self._bytes.begins(ids, listed, text.encode())
         if begins is None:  # the tokenizer normalised the text
-            return parts_of(self._tokenizer.encode(text, add_special_tokens=False), spans)
+            return masked(ids, parts_of(self._tokenizer.encode(text, add_special_tokens=False), spans), frame)
         edges = sorted({edge for span in spans for edge in (span.begin, span.end)})
         tokens = np.searchsorted(begins, byte_positions(text, edges)).tolist()
         # A token across the border of a span belongs to the text before the border.
         token_at = dict(zip(edges, tokens, strict=True))
-        return [(slice(token_at[span.begin], token_at[span.end]), span.weight) for span in spans]
+        return masked(ids, [(slice(token_at[span.begin], token_at[span.end]), span.weight) for span in spans], frame)
 
     def _encodings(self, texts: Sequence[str], fast: bool) -> Iterator[Encoding]:
         """Encodings of texts, made for a bounded number of characters at a time: each takes 100 bytes per token."""

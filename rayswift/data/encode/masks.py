@@ -30,7 +30,7 @@ def parts_of(encoding: Encoding, spans: Sequence[Span]) -> list[Part]:
     return found
 
 
-def masked(tokens: Sequence[int], parts: Sequence[Part], frame: Frame = NO_FRAME) -> Masked:
+def masked(tokens: NDArray[np.int32], parts: Sequence[Part], frame: Frame = NO_FRAME) -> Masked:
     """The mask and weights of tokens inside the tokenizer's frame; where parts overlap, the later one counts.
 
     Tokens of the frame after the text are trained like the last token. Weights None: all are 1.
@@ -49,9 +49,9 @@ def masked(tokens: Sequence[int], parts: Sequence[Part], frame: Frame = NO_FRAME
     return ids, trained, weights
 
 
-def ids_within(frame: Frame, pieces: Sequence[Sequence[int]]) -> NDArray[np.int32]:
+def ids_within(frame: Frame, pieces: Sequence[Sequence[int] | NDArray[np.int32]]) -> NDArray[np.int32]:
     """The tokens of a text, given in pieces, inside the tokenizer's frame, int32 [T]."""
-    arrays = [np.asarray(part, np.int32) for part in (frame.before, *pieces, frame.behind) if part]
+    arrays = [np.asarray(part, np.int32) for part in (frame.before, *pieces, frame.behind) if len(part)]
     if len(arrays) == 1:
         return arrays[0]
     return np.concatenate(arrays) if arrays else np.empty(0, np.int32)

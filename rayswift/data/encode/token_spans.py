@@ -35,11 +35,14 @@ class TokenBytes:
                 continue  # the token has no bytes, so a text with it takes the tokenizer's offsets
         return cls(pieces)
 
-    def begins(self, ids: Sequence[int], text: bytes) -> NDArray[np.int64] | None:
-        """The byte at which each token begins, int64 [T]; None if their bytes are not the text."""
-        if b"".join(map(self._pieces.__getitem__, ids)) != text:
+    def begins(self, ids: NDArray[np.int32], listed: Sequence[int], text: bytes) -> NDArray[np.int64] | None:
+        """The byte at which each token begins, int64 [T]; None if their bytes are not the text.
+
+        `listed` holds the same ids as a list, which is faster for look-ups.
+        """
+        if b"".join(map(self._pieces.__getitem__, listed)) != text:
             return None
-        lengths = self._lengths[np.asarray(ids, dtype=np.int64)]
+        lengths = self._lengths[ids]
         begins: NDArray[np.int64] = np.cumsum(lengths) - lengths
         return begins
 

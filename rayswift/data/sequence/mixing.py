@@ -12,8 +12,8 @@ from math import ceil, floor, inf
 import numpy as np
 from numpy.typing import NDArray
 
+from rayswift.config.fields.source import SourceConfig
 from rayswift.config.schema import MixUntil
-from rayswift.config.source import SourceConfig
 from rayswift.data.sources import Source, parse_source
 from rayswift.log import UserError
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from rayswift.config.source import SourceConfig
+from rayswift.config.fields.source import SourceConfig
 from rayswift.data.filesystem import is_url
 from rayswift.log import UserError
 

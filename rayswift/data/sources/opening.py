@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from rayswift import __version__
-from rayswift.config.source import SourceConfig
+from rayswift.config.fields.source import SourceConfig
 from rayswift.data.rows import is_read
 from rayswift.data.sources.arrow import ArrowStore, open_arrow, open_parquet
 from rayswift.data.sources.csv_rows import open_csv

@@ -45,7 +45,7 @@ def test_masks_equal_those_from_offsets(
     spans = tuple(Span(a, b, w) for a, b, w in zip(edges, edges[1:], [1.0, 0.0, 2.0, 1.0, 0.5], strict=False))
     (ours,) = encoder._tokenise([Document(text, spans)])
     encoding = encoder._tokenizer.encode(text, add_special_tokens=False)
-    theirs = EncodedRow(*masked(encoding.ids, parts_of(encoding, spans)))
+    theirs = EncodedRow(*masked(np.array(encoding.ids, np.int32), parts_of(encoding, spans)))
     for name, value in asdict(theirs).items():
         assert np.array_equal(getattr(ours, name), value), name
 
@@ -56,10 +56,10 @@ def test_other_texts_have_no_positions() -> None:
     found = TokenBytes.of(tokenizer, described)
     assert found is not None
     ids = tokenizer.encode("one two", add_special_tokens=False).ids
-    begins = found.begins(ids, b"one two")
+    begins = found.begins(np.array(ids, np.int32), ids, b"one two")
     assert begins is not None
     assert begins[0] == 0
-    assert found.begins(ids, b"one tw") is None
+    assert found.begins(np.array(ids, np.int32), ids, b"one tw") is None
     assert TokenBytes.of(tokenizer, {**described, "decoder": {"type": "Metaspace"}}) is None
 
 

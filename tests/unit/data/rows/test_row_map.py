@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from rayswift.config.fields.source import SourceConfig
 from rayswift.config.load import load
 from rayswift.config.schema import DataConfig
-from rayswift.config.source import SourceConfig
 from rayswift.data import raw_rows
 from rayswift.data.cache import fingerprint
 from rayswift.data.inspect.inspection import inspect

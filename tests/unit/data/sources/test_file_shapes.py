@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayswift.config.source import SourceConfig
+from rayswift.config.fields.source import SourceConfig
 from rayswift.config.tasks import Family
 from rayswift.data.rows import Conversation, parse_row
 from rayswift.data.sources import json_values, open_sources

@@ -12,8 +12,8 @@ from urllib.parse import parse_qs, urlsplit
 import pyarrow as pa
 import pytest
 
+from rayswift.config.fields.source import SourceConfig
 from rayswift.config.load import load
-from rayswift.config.source import SourceConfig
 from rayswift.data.sequence.mixing import weights_of
 from rayswift.data.sources import Source, find, open_sources, parse_source
 from rayswift.data.sources.hub import open_hub
