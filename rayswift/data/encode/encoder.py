@@ -80,8 +80,9 @@ class Encoder:
         self._num_tokens = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         added = self._tokenizer.get_added_tokens_decoder().values()
         end_tokens = tuple(token.content for token in added if token.special)
-        rules: list[LossScale] = [*config.loss_scale, *(["ignore_empty_think"] if config.ignore_empty_think else [])]
-        self._marking = Marking(config.loss_on, tuple(dict.fromkeys(rules)), config.keep_history, end_tokens)
+        extra: tuple[LossScale, ...] = ("ignore_empty_think",) if config.ignore_empty_think else ()
+        rules = tuple(dict.fromkeys((*config.loss_scale, *extra)))
+        self._marking = Marking(config.loss_on, rules, config.keep_history, end_tokens)
         self._bound = bound_of(self._tokenizer)
         self._bytes = TokenBytes.of(self._tokenizer, json.loads(self._tokenizer.to_str()))
 

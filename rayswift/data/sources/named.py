@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from rayswift.config.fields.source import SourceConfig
 from rayswift.data.filesystem import is_url
@@ -62,12 +63,18 @@ def parse_source(given: str | SourceConfig) -> Source:
     if isinstance(given, str):
         return _parse(given)
     found = _parse(given.path)
-    parts = {"subset": given.subset, "split": given.split, "revision": given.revision, "num_rows": given.rows}
+    parts: dict[str, Any] = {
+        "subset": given.subset,
+        "split": given.split,
+        "revision": given.revision,
+        "num_rows": given.rows,
+    }
     own = {name: value for name, value in parts.items() if value}
     if twice := [name.removeprefix("num_") for name in own if asdict(found)[name] is not None]:
         raise UserError(f"data.dataset: path = {given.path!r} says {twice[0]} too; say it once")
-    settings = {"weight": given.weight, "columns": given.columns, "system": given.system, "encoding": given.encoding}
-    return replace(found, **own, **settings)
+    return replace(
+        found, **own, weight=given.weight, columns=given.columns, system=given.system, encoding=given.encoding
+    )
 
 
 def _parse(text: str) -> Source:
