@@ -1,22 +1,20 @@
-"""The canonical rows, one type per family of tasks."""
+"""The canonical rows, one type per row family."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 Message = dict[str, Any]
-"""As chat templates take it: role, content, and where they apply name, tool_calls, tool_call_id, reasoning_content."""
-
+"""A message for a chat template: role, content, and optionally name, tool_calls, tool_call_id, reasoning_content."""
 
 Label = int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class MessageLoss:
-    """What a row says about the loss of one message.
+    """The loss that a row sets for one message.
 
-    trained: True or False overrides `data.loss_on`, None leaves it the choice; weight: multiplies the loss of its
-    tokens, 0 or more.
+    trained: True or False overrides `data.loss_on`, None does not; weight: factor of its loss, at least 0.
     """
 
     trained: bool | None = None
@@ -25,7 +23,7 @@ class MessageLoss:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages, one `MessageLoss` for each, the tools that are offered, and what else the chat template is given."""
+    """Messages, a `MessageLoss` for each, the tools offered, and further variables for the chat template."""
 
     messages: tuple[Message, ...]
     losses: tuple[MessageLoss, ...]
@@ -35,7 +33,7 @@ class Conversation:
 
 @dataclass(frozen=True)
 class CausalRow:
-    """For pt and sft: a conversation, text that is trained as it stands, or segments of text, each trained or not."""
+    """For pt and sft: a conversation, a text that is trained unchanged, or segments of text, each trained or not."""
 
     conversation: Conversation | None = None
     text: str | None = None
@@ -44,9 +42,9 @@ class CausalRow:
 
 @dataclass(frozen=True)
 class PreferenceRow:
-    """For dpo, orpo, cpo, simpo and rm: a conversation, and one or more that are worse, each differing from it.
+    """For dpo, orpo, cpo, simpo and rm: a chosen conversation and one or more rejected ones.
 
-    margin: by how much the chosen one is better, in units of reward; None if unknown.
+    margin: difference of the rewards of chosen and rejected; None if unknown.
     """
 
     chosen: Conversation
@@ -56,14 +54,14 @@ class PreferenceRow:
 
 @dataclass(frozen=True)
 class KtoRow:
-    """For kto: conversations, each with whether its last answer is wanted: one, or the two of a pair."""
+    """For kto: a conversation, or the two of a pair, each with whether its last answer is desirable."""
 
     judged: tuple[tuple[Conversation, bool], ...]
 
 
 @dataclass(frozen=True)
 class EmbeddingRow:
-    """For embedding: an anchor, what is like it, what is not; label: similarity of anchor and positive, or None."""
+    """For embedding: an anchor, texts like it, texts unlike it; label: similarity of anchor and positive, or None."""
 
     anchor: Conversation
     positives: tuple[Conversation, ...]
@@ -73,7 +71,7 @@ class EmbeddingRow:
 
 @dataclass(frozen=True)
 class RerankerRow:
-    """For reranker and generative_reranker: a query, documents that answer it, documents that do not; one at least."""
+    """For reranker and generative_reranker: a query, documents that fit it, documents that do not; one at least."""
 
     query: Conversation
     positives: tuple[Conversation, ...]
@@ -82,7 +80,7 @@ class RerankerRow:
 
 @dataclass(frozen=True)
 class ClassificationRow:
-    """For seq_cls: a class (its number or its name), several, a value (float) or several."""
+    """For seq_cls; the label is one or more classes (their numbers or names), or one or more values (float)."""
 
     conversation: Conversation
     label: Label
@@ -90,10 +88,10 @@ class ClassificationRow:
 
 @dataclass(frozen=True)
 class PromptRow:
-    """For grpo, ppo and gkd: a conversation that awaits an answer.
+    """For grpo, ppo and gkd: a conversation without an answer.
 
-    answer: the one that the row had behind it, None if it ended there, and reply: the whole message; columns: all other
-    columns under their own names, for rewards.
+    answer: the answer at the end of the row's conversation, None if there is none, and reply: the whole message;
+    columns: all other columns, for rewards.
     """
 
     prompt: Conversation

@@ -1,4 +1,4 @@
-"""What the labels of classified rows are, where the config leaves it open: seen from the rows before training."""
+"""Find the kind of labels of classification rows from the rows, if the config leaves it open."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +13,7 @@ from rayswift.data.sequence.windows import RowSet
 from rayswift.data.sources import Store
 from rayswift.log import UserError, logger
 
-# What a label is shows in these; which classes there are shows in all rows.
+# The kind of labels is found from these; the classes from all rows.
 _ROWS_THAT_TELL = 2000
 _CHUNK_ROWS = 4096
 _MOST_CLASSES = 1000
@@ -22,7 +22,7 @@ _SHOWN = 12
 
 @dataclass
 class _Seen:
-    """What the labels of rows are: names; the largest whole number; lengths of lists, and what they hold."""
+    """Facts about the labels seen; most: the largest whole number; lengths: of labels that are lists."""
 
     num_rows: int = 0
     names: set[str] = field(default_factory=set)
@@ -48,20 +48,12 @@ class _Seen:
 
 
 def completed(config: EncodeConfig, stores: Sequence[Store]) -> EncodeConfig:
-    """The config with what `model.num_labels`, `problem_type` and `label_names` leave open of classified rows.
-
-    Args:
-        config: How rows are encoded; one of another family comes back as it is.
-        stores: The training rows.
-
-    Raises:
-        UserError: the rows do not tell, or tell otherwise than the config.
-    """
+    """The config with `num_labels`, `problem_type` and `label_names` from the training rows, if they are left open."""
     if config.family != "classification":
         return config
     seen = _look(config, stores)
     if not seen.num_rows:
-        return config  # what is wrong with the rows is said when they are encoded
+        return config  # the rows are bad, which their encoding reports
     problem_type = config.problem_type or _problem_type(config, seen)
     if seen.names and seen.has_numbers and not config.label_names:
         raise UserError(
@@ -80,7 +72,9 @@ def completed(config: EncodeConfig, stores: Sequence[Store]) -> EncodeConfig:
         raise UserError("all labels are equal, so there is nothing to learn; set model.num_labels if there are others")
     found = replace(config, num_labels=num_labels, problem_type=problem_type, label_names=names)
     if found != config:
-        logger.info("labels: %s", _told(found))
+        of_a_row = {"regression": "values", "single_label_classification": "one class a row"}
+        what = of_a_row.get(problem_type, "several classes a row")
+        logger.info("labels: %s, %d outputs%s", what, num_labels, f": {_shown(names)}" if names else "")
     return found
 
 
@@ -106,7 +100,7 @@ def _labels(config: EncodeConfig, stores: Sequence[Store]) -> Iterator[Label]:
             try:
                 yield label_in(row, columns)
             except BadRow:
-                continue  # said when it is encoded
+                continue  # its encoding reports it
 
 
 def _problem_type(config: EncodeConfig, seen: _Seen) -> ProblemType:
@@ -121,15 +115,6 @@ def _num_labels(problem_type: ProblemType, seen: _Seen) -> int:
         return max(seen.lengths, default=1)
     marks = problem_type == "multi_label_classification" and seen.are_marks and seen.repeats
     return max(seen.lengths) if marks and len(seen.lengths) == 1 else seen.most + 1
-
-
-def _told(config: EncodeConfig) -> str:
-    what = {
-        "regression": "values",
-        "single_label_classification": "one class a row",
-        "multi_label_classification": "several classes a row",
-    }[config.problem_type or "single_label_classification"]
-    return f"{what}, {config.num_labels} outputs" + (f": {_shown(config.label_names)}" if config.label_names else "")
 
 
 def _shown(names: Sequence[str] | set[str]) -> str:

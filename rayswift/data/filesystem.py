@@ -1,4 +1,4 @@
-"""URL -> a pyarrow file system: pyarrow's own for the schemes it knows, fsspec's for all others."""
+"""The pyarrow file system of a URL: pyarrow's own for the schemes that it knows, fsspec's for all others."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ _PYARROW_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file"
 
 
 def is_url(path: str) -> bool:
-    """Whether a path lies behind a file system of its own."""
+    """Whether a path is a URL."""
     return "://" in path
 
 

@@ -1,4 +1,4 @@
-"""A model's files on the hub."""
+"""Download a model's files from the hub."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,16 +7,9 @@ from rayswift.log import UserError
 
 
 def download(name: str, patterns: Sequence[str], what: str, revision: str | None = None) -> Path:
-    """The folder of those of a hub model's files that match.
+    """Download the files of a hub model that match `patterns`; returns their folder.
 
-    Args:
-        name: Its id.
-        patterns: Of file names.
-        what: The setting and its value, for the error.
-        revision: Branch, tag or commit; None: the newest.
-
-    Raises:
-        UserError: it cannot be had.
+    what: the setting and its value, for the error; revision: branch, tag or commit, None: the newest.
     """
     from huggingface_hub import snapshot_download
 
@@ -25,4 +18,4 @@ def download(name: str, patterns: Sequence[str], what: str, revision: str | None
     except Exception as error:  # whatever the hub's client raises, the user asked for this id
         first_line = (str(error).splitlines() or [""])[0]
         reason = f"{type(error).__name__}: {first_line}"
-        raise UserError(f"{what} is no folder here and could not be had from the hub: {reason}") from error
+        raise UserError(f"{what} is no folder here, and cannot be downloaded from the hub: {reason}") from error

@@ -1,10 +1,10 @@
-"""What the driver makes ready before data tasks start: open sources, windows, a look at the first rows."""
+"""What the driver prepares before data tasks start: sources, windows, and a check of the first rows."""
 
 import datetime
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +23,19 @@ from rayswift.data.tokenizer.training_copy import hash_files
 from rayswift.log import UserError, logger
 
 _PROBED_ROWS = 64
-_LOST_FROM = 0.1  # of the rows, from which on it is said
-_COSTS_FROM = 1.2
+_WARN_LOST_FRACTION = 0.1  # of the first rows
+_WARN_REWRITTEN_RATIO = 1.2  # tokens of all texts to those of the last texts
 _REMARKED_ROWS = 1000
 _PACKED_ROWS_OF_A_WINDOW = 200
 _LEAST_ROWS, _MOST_ROWS = 2000, 50_000
-# What a data task holds at a time, whatever the rows' size.
+# The most that a data task holds at a time.
 _MOST_TOKENS, _MOST_BYTES = 1 << 24, 1 << 28
 
 
 def with_template_date(data: DataConfig, tokenizer_dir: Path, before: Mapping[str, Any] | None = None) -> DataConfig:
-    """Section `data` with the day frozen that a chat template sees which asks for it.
+    """Section `data` with `template_date` set if the chat template asks for the day.
 
-    Args:
-        data: As the user set it.
-        tokenizer_dir: Where the template is.
-        before: The resolved section of what is continued: it keeps its day, as encoded rows keep theirs.
+    A continued run keeps the day of `before`, its resolved section, and a run with a cache that of the cache.
     """
     source, _ = read_chat_template(tokenizer_dir)
     if data.template_date or "strftime_now" not in (source or ""):
@@ -51,11 +48,7 @@ def with_template_date(data: DataConfig, tokenizer_dir: Path, before: Mapping[st
 def plan_windows(
     data: DataConfig, tokenizer_dir: Path, seed: int, work_dir: Path, kind: RowKind = CAUSAL
 ) -> tuple[Windows, Windows | None]:
-    """The training windows, and the evaluation windows if there are evaluation rows: cached, or to be encoded.
-
-    Raises:
-        UserError: a source cannot be read, none of the first rows can be trained, or the cache is of something else.
-    """
+    """The training windows, and the evaluation windows if there are evaluation rows, from the cache or the sources."""
     if data.cache:
         return open_cache(data, tokenizer_dir, hash_files(tokenizer_dir), seed, kind)
     return plan_encoding(data, tokenizer_dir, seed, work_dir, kind)
@@ -64,40 +57,37 @@ def plan_windows(
 def plan_encoding(
     data: DataConfig, tokenizer_dir: Path, seed: int, work_dir: Path, kind: RowKind = CAUSAL
 ) -> tuple[WindowPlan, WindowPlan | None]:
-    """Open all sources: the training windows, and the evaluation windows if there are evaluation rows.
-
-    Raises:
-        UserError: a source cannot be read, or none of the first rows can be trained.
-    """
-    # Rewards are told every column, and a function may read any.
+    """Open all sources: the training windows, and the evaluation windows if there are evaluation rows."""
+    # Rewards receive every column, and `data.map` may read any.
     columns = None if kind.family == "prompt" or data.map else data.columns
     stores = open_sources(data.dataset, work_dir / "train", seed, shuffle=data.shuffle, columns=columns)
+    names = {"{{NAME}}": data.model_name, "{{AUTHOR}}": data.model_author}
     encode = EncodeConfig(
-        str(tokenizer_dir),
-        hash_files(tokenizer_dir),
-        kind.max_length or data.max_length,
-        data.truncation,
-        data.loss_on,
-        dict(data.columns),
-        _system(data.system, kind),
-        data.use_chat_template,
-        kind.family,
-        kind.num_labels,
-        kind.problem_type,
-        {**data.chat_template_kwargs, **kind.template_kwargs},
-        kind.loss,
-        kind.answers,
-        kind.label_names,
-        tuple(data.loss_scale),
-        data.ignore_empty_think,
-        data.keep_history,
-        data.template_date,
-        kind.prompts[1],
-        kind.pools_prompt,
-        placed(data.map) if data.map else None,
-        map_hash(data.map) if data.map else "",
-        _readings(data, data.dataset, kind),
-        names=_names(data),
+        tokenizer_dir=str(tokenizer_dir),
+        tokenizer_hash=hash_files(tokenizer_dir),
+        max_length=kind.max_length or data.max_length,
+        truncation=data.truncation,
+        loss_on=data.loss_on,
+        columns=dict(data.columns),
+        system=_system(data.system, kind),
+        use_chat_template=data.use_chat_template,
+        family=kind.family,
+        num_labels=kind.num_labels,
+        problem_type=kind.problem_type,
+        template_kwargs={**data.chat_template_kwargs, **kind.template_kwargs},
+        loss=kind.loss,
+        answers=kind.answers,
+        label_names=kind.label_names,
+        loss_scale=tuple(data.loss_scale),
+        ignore_empty_think=data.ignore_empty_think,
+        keep_history=data.keep_history,
+        template_date=data.template_date,
+        document_prompt=kind.prompts[1],
+        pools_prompt=kind.pools_prompt,
+        map=placed(data.map) if data.map else None,
+        map_hash=map_hash(data.map) if data.map else "",
+        readings=_readings(data, data.dataset, kind),
+        names={mark: given for mark, given in names.items() if given},
         max_answer=kind.max_answer,
         teacher_prompts=kind.teacher_prompts,
     )
@@ -110,33 +100,29 @@ def plan_encoding(
     elif data.eval_fraction:
         stores, held_out = _hold_out(data, stores, seed)
     rows = RowSet(stores, seed, data.shuffle, _mix(data, stores))
-    seen = probe(rows, encode)
-    _remark(rows, encode)
-    window_rows = data.window_rows or derived_window_rows(encode.max_length, seen.mean_length, seen.mean_bytes)
+    mean_length, mean_bytes = _probe(rows, encode)
+    if encode.family == "kto":
+        for line in kto_remarks(readable(encode, rows.read(rows.rows_at(0, _REMARKED_ROWS, 0)))):
+            logger.warning("data.dataset: %s", line)
+    window_rows = data.window_rows or derived_window_rows(encode.max_length, mean_length, mean_bytes)
     train = WindowPlan(rows, encode, data.packing, window_rows)
     if not held_out:
         return train, None
     evaluation = RowSet(held_out, seed, shuffle=False)
     encode = replace(encode, readings=_readings(data, data.eval, kind)) if data.eval else encode
-    probe(evaluation, encode, "evaluation rows can be used")
+    _probe(evaluation, encode, "evaluation rows can be used")
     return train, replace(train, row_set=evaluation, encode=encode)
 
 
-def _names(data: DataConfig) -> dict[str, Any]:
-    """What marks in rows stand for, where it is given."""
-    named = {"{{NAME}}": data.model_name, "{{AUTHOR}}": data.model_author}
-    return {mark: given for mark, given in named.items() if given}
-
-
 def _system(given: str | None, kind: RowKind) -> str | None:
-    """The system prompt of rows that bring none: the config's, or what the model's folder has before a query."""
+    """The system prompt for a row without one: the config's, or else the model's default prompt of a query."""
     return (kind.prompts[0] or None) if given is None else given
 
 
 def _readings(
     data: DataConfig, given: Sequence[str | SourceConfig], kind: RowKind
 ) -> tuple[tuple[Mapping[str, str], str | None], ...]:
-    """Columns and system prompt of each source; none if no source has its own."""
+    """Columns and system prompt of each source; empty if no source has its own."""
     sources = [parse_source(each) for each in given]
     if all(source.columns is None and source.system is None for source in sources):
         return ()
@@ -149,23 +135,11 @@ def _readings(
     )
 
 
-def _remark(rows: RowSet, encode: EncodeConfig) -> None:
-    """Say what the first rows show and no error tells."""
-    if encode.family == "kto":
-        first = rows.read(rows.rows_at(0, _REMARKED_ROWS, 0))
-        for line in kto_remarks(readable(encode, first)):
-            logger.warning("data.dataset: %s", line)
-
-
 def derived_window_rows(max_length: int, mean_length: float, mean_bytes: float = 0.0) -> int:
-    """Rows of a window whose last, partly filled packed row costs little: so many that about 200 are packed.
+    """Raw rows of a window that make about 200 packed rows, so that its last, partly filled one costs little.
 
-    Fewer where rows are so long that a data task would hold too much.
-
-    Args:
-        max_length: Tokens of a packed row.
-        mean_length: Tokens of a row that are kept, in all of its documents.
-        mean_bytes: Bytes of a row before it is encoded.
+    Fewer if the rows are so long that a data task would hold too much. max_length: tokens of a packed row; mean_length:
+    mean tokens of a raw row, in all of its documents; mean_bytes: mean bytes of a raw row before it is encoded.
     """
     rows = min(max(_PACKED_ROWS_OF_A_WINDOW * max_length / mean_length, _LEAST_ROWS), _MOST_ROWS)
     return max(1, round(min(rows, _MOST_TOKENS / mean_length, _MOST_BYTES / max(mean_bytes, 1.0))))
@@ -196,24 +170,11 @@ def _mix(data: DataConfig, stores: tuple[Store, ...]) -> Mix | None:
     return mixed
 
 
-@dataclass(frozen=True)
-class Probed:
-    """The first rows of an epoch: mean tokens of those that can be trained, mean bytes of those that can be read."""
+def _probe(rows: RowSet, encode: EncodeConfig, wanted: str = "rows can be trained") -> tuple[float, float]:
+    """Encode the first rows of an epoch in this process, so that unusable data is refused at once.
 
-    mean_length: float
-    mean_bytes: float
-
-
-def probe(rows: RowSet, encode: EncodeConfig, wanted: str = "rows can be trained") -> Probed:
-    """Encode the first rows of an epoch here, so that data that cannot work at all is refused at once.
-
-    Args:
-        rows: Which.
-        encode: How.
-        wanted: What the message says none of them can be.
-
-    Raises:
-        UserError: not one of them can be trained; it says why.
+    Returns:
+        Mean tokens of the rows that can be trained, and mean bytes of those that can be read.
     """
     raw = rows.read(rows.rows_at(0, _PROBED_ROWS, 0))
     bad: list[BadRow] = []
@@ -224,11 +185,13 @@ def probe(rows: RowSet, encode: EncodeConfig, wanted: str = "rows can be trained
         else:
             made.append([len(document.input_ids) for document in result])
     if made:
-        _say_what_is_lost(bad, len(bad) + len(made))
+        if len(bad) >= _WARN_LOST_FRACTION * (len(bad) + len(made)):
+            lost = "; ".join(f"{n} {name}" for name, n in Counter(result.reason for result in bad).most_common())
+            logger.warning("of the first %d rows %d cannot be used: %s", len(bad) + len(made), len(bad), lost)
         if encode.family == "causal" and encode.truncation != "split":
-            _say_what_history_costs(made)
+            _warn_of_rewritten_history(made)
         texts = [row.text or json.dumps(row.value, ensure_ascii=False, default=str) for row in raw if row.error is None]
-        return Probed(sum(map(sum, made)) / len(made), sum(map(len, texts)) / len(texts))
+        return sum(map(sum, made)) / len(made), sum(map(len, texts)) / len(texts)
     reasons = Counter(result.reason for result in bad)
     examples = {result.reason: result.detail for result in bad}
     raise UserError(
@@ -237,26 +200,14 @@ def probe(rows: RowSet, encode: EncodeConfig, wanted: str = "rows can be trained
     )
 
 
-def _say_what_is_lost(bad: Sequence[BadRow], num_rows: int) -> None:
-    if len(bad) < _LOST_FROM * num_rows:
-        return
-    reasons = Counter(result.reason for result in bad).most_common()
-    logger.warning(
-        "of the first %d rows %d cannot be used: %s",
-        num_rows,
-        len(bad),
-        "; ".join(f"{n} {name}" for name, n in reasons),
-    )
-
-
-def _say_what_history_costs(made: Sequence[Sequence[int]]) -> None:
-    """Rows that are several texts, because the chat template rewrites what was said before."""
+def _warn_of_rewritten_history(made: Sequence[Sequence[int]]) -> None:
+    """Warn if rows become several texts, because the chat template rewrites earlier answers."""
     once = sum(max(row) for row in made)
     total = sum(map(sum, made))
-    if total >= _COSTS_FROM * once:
+    if total >= _WARN_REWRITTEN_RATIO * once:
         logger.warning(
             "the chat template rewrites earlier answers: the first %d rows make %d texts of %d tokens, %.1f times the "
-            "last texts alone; data.keep_history true trains each row as one text, earlier answers as they stand there",
+            "last texts alone; data.keep_history true trains each row as one text, as rendered there",
             len(made),
             sum(map(len, made)),
             total,

@@ -1,14 +1,14 @@
-"""Raw rows -> what the encoder makes of them: through the user's own function, and as each source is to be read; pure.
+"""Raw rows -> encoded rows, through the user's function and with the columns of each source; pure.
 
-`{{NAME}}` and `{{AUTHOR}}` become `data.model_name` and `data.model_author` first. Then `data.map` is called with the
-row, before `data.columns`, and gives back
+First `{{NAME}}` and `{{AUTHOR}}` are replaced by `data.model_name` and `data.model_author`. Then `data.map` is called
+with the row, before `data.columns` applies. It returns
 
-    a row (a dict)          it is encoded in its place
-    rows (a list of dicts)  each is, and is counted by itself; an empty list leaves the row out
+    a row (a dict)          which is encoded instead
+    rows (a list of dicts)  which are encoded and counted each; an empty list leaves the row out
     None                    the row is left out
     None, "reason"          the row is left out, and counted under the reason
 
-What it raises, or gives back else, puts the raw row into quarantine.
+If it raises or returns something else, the raw row goes to quarantine.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ Result = list[EncodedRow] | BadRow
 
 @dataclass(frozen=True)
 class MadeRow:
-    """A row to encode: its `value`, or why there is none; `id` and `text` as a `RawRow` has them."""
+    """A row to encode: its `value`, or the error; `id` and `text` as in `RawRow`."""
 
     id: str
     value: Any
@@ -48,15 +48,12 @@ class MadeRow:
 
 
 def encode_raw(config: EncodeConfig, raw: Sequence[RawRow]) -> list[list[tuple[MadeRow, Result]]]:
-    """For each raw row the rows that it makes, one without `data.map`, each with its documents or why it has none.
-
-    Raises:
-        UserError: the function of `data.map` cannot be loaded.
-    """
+    """For each raw row the rows made of it, one without `data.map`, each with its documents or its error."""
     made = made_rows(config, raw)
     rows = [row for of_raw in made for row in of_raw]
     by_reading: dict[int, list[int]] = {}
-    for i, (row, source) in enumerate(zip(rows, _sources(raw, made), strict=True)):
+    sources = (row.source for row, of_raw in zip(raw, made, strict=True) for _ in of_raw)
+    for i, (row, source) in enumerate(zip(rows, sources, strict=True)):
         if row.error is None:
             by_reading.setdefault(source if config.readings else 0, []).append(i)
     encoder = cached_encoder(json.dumps(asdict(config)))
@@ -69,22 +66,17 @@ def encode_raw(config: EncodeConfig, raw: Sequence[RawRow]) -> list[list[tuple[M
     return [list(islice(pairs, len(of_raw))) for of_raw in made]
 
 
-def _sources(raw: Sequence[RawRow], made: Sequence[Sequence[MadeRow]]) -> Iterator[int]:
-    return (row.source for row, of_raw in zip(raw, made, strict=True) for _ in of_raw)
-
-
 def made_rows(config: EncodeConfig, raw: Sequence[RawRow]) -> list[list[MadeRow]]:
-    """The rows that each raw row makes; none of them is encoded yet."""
+    """For each raw row the rows made of it, before they are encoded."""
     if config.names:
         raw = [_named(config.names, row) for row in raw]
     if config.map is None:
         return [[MadeRow(row.id, row.value, row.error, row.text)] for row in raw]
-    function = _function(config.map)
-    return [_mapped(function, row) for row in raw]
+    return [_mapped(_function(config.map), row) for row in raw]
 
 
 def readable(config: EncodeConfig, raw: Sequence[RawRow]) -> Iterator[tuple[Any, Mapping[str, str]]]:
-    """The rows that raw rows make, but for those in error, each with the columns that it is read by."""
+    """The rows made of raw rows, without those in error, each with the `data.columns` of its source."""
     made = made_rows(config, raw)
     for of_raw, source in zip(made, (row.source for row in raw), strict=True):
         columns = config.readings[source][0] if config.readings else config.columns
@@ -92,11 +84,7 @@ def readable(config: EncodeConfig, raw: Sequence[RawRow]) -> Iterator[tuple[Any,
 
 
 def map_hash(name: str) -> str:
-    """What tells a function of `data.map` from another: the hash of its file; of a module, its name.
-
-    Raises:
-        UserError: there is no such file.
-    """
+    """The identity of a function of `data.map`: the hash of its file, or the name of its module."""
     place, _ = split(FIELD, name)
     if not place.endswith(".py"):
         return place
@@ -107,8 +95,8 @@ def map_hash(name: str) -> str:
 
 
 def placed(name: str) -> str:
-    """The name with its file's whole path: data tasks begin in folders of their own; those of a submitted job in their
-    node's copy of its folder, where a relative path is right as it is."""
+    """The name with the absolute path of its file, because data tasks start in other folders. Tasks of a submitted job
+    start in a copy of its folder, so there the name is unchanged."""
     place, attribute = split(FIELD, name)
     if not place.endswith(".py") or in_a_jobs_folder(Path.cwd()):
         return name
@@ -116,7 +104,7 @@ def placed(name: str) -> str:
 
 
 def _named(names: Mapping[str, Sequence[str]], row: RawRow) -> RawRow:
-    """The row with the names that its marks stand for, in its own language."""
+    """The row with its marks replaced, in Chinese rows by the first text of each."""
     texts = list(_texts(row.value))
     if row.error is not None or not any(mark in text for mark in names for text in texts):
         return row
@@ -147,14 +135,13 @@ def _with(words: Mapping[str, str], value: Any) -> Any:
 
 @cache
 def _function(name: str) -> Callable[[Any], Any]:
-    function: Callable[[Any], Any] = load(FIELD, name)
-    return function
+    return load(FIELD, name)
 
 
 def _mapped(function: Callable[[Any], Any], row: RawRow) -> list[MadeRow]:
     if row.error is not None:
         return [MadeRow(row.id, None, row.error, row.text)]
-    text = row.text or json.dumps(row.value, ensure_ascii=False, default=str)  # before it may be changed in place
+    text = row.text or json.dumps(row.value, ensure_ascii=False, default=str)  # before the function may change the row
     try:
         given = function(row.value)
     except Exception as error:  # whatever the user's function raises is about this row
@@ -172,4 +159,6 @@ def _mapped(function: Callable[[Any], Any], row: RawRow) -> list[MadeRow]:
     if isinstance(given, list) and all(isinstance(each, Mapping) for each in given):
         return [MadeRow(f"{row.id}.{number}", each, None, "") for number, each in enumerate(given, 1)]
     wanted = "a row, a list of rows, None, or None with a reason"
-    return [MadeRow(row.id, None, BadRow(f"{FIELD} failed", f"it gave {type(given).__name__}, wanted {wanted}"), text)]
+    return [
+        MadeRow(row.id, None, BadRow(f"{FIELD} failed", f"it returned {type(given).__name__}, expected {wanted}"), text)
+    ]

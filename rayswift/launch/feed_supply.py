@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from rayswift.data.feed.client import ActorFeed, LocalFeed
+from rayswift.data.feed.client import ActorFeed, FeedClient
 from rayswift.data.feed.feed import DRIVERS_ATTEMPT, Feed
 from rayswift.data.feed.pipeline import stream_windows
 from rayswift.data.sequence.global_batches import Position
@@ -53,7 +53,7 @@ class FeedSupply:
         """See Supply."""
         self._feed = Feed(*self._feed_of)
         self._feed.begin(DRIVERS_ATTEMPT, self._position)
-        return LocalFeed(self._feed, self._timeout_s)
+        return FeedClient(self._feed, self._timeout_s)
 
     def progress(self) -> tuple[int, float]:
         """See Supply."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rayswift.config.schema import TrainingConfig
-from rayswift.data.tokenizer.default_system import default_system
+from rayswift.data.encode.template import default_system
 from rayswift.data.tokenizer.folder import read_chat_template
 from rayswift.model.kind import abilities
 

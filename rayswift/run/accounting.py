@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rayswift.data.feed.feed import EVALUATED, EVALUATION_COUNTS
-from rayswift.data.sequence.global_batches import TAIL, FeedPlan, Position
+from rayswift.data.sequence.global_batches import REMAINDER, FeedPlan, Position
 from rayswift.data.sequence.windows import TRAINED
 
 ACCOUNTING = Path("data") / "accounting.json"
@@ -67,7 +67,7 @@ class Vanishing:
         """What to say at a position; empty if there is nothing new."""
         windows = position.window + (position.row > 0)
         seen = position.epoch * self._plan.num_rows + min(windows * self._plan.window_rows, self._plan.num_rows)
-        lost = {k: v for k, v in position.counts.items() if not k.startswith(TRAINED) and k != TAIL}
+        lost = {k: v for k, v in position.counts.items() if not k.startswith(TRAINED) and k != REMAINDER}
         share = sum(lost.values()) / max(1, seen)
         if share < 2 * self._said:
             return ""

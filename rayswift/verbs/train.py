@@ -217,6 +217,6 @@ def _feed_plan(plan: planning.Plan[TrainingConfig], windows: Windows) -> FeedPla
         num_epochs=train.num_train_epochs,
         max_steps=train.max_steps,
         max_bad_fraction=data.max_bad_fraction,
-        drops_tail=TASKS[plan.config.train.task].mean_over_rows,
-        partner_length=data.max_length if compares_partners(plan.config) else None,
+        drops_remainder=TASKS[plan.config.train.task].mean_over_rows,
+        mismatched_length=data.max_length if compares_partners(plan.config) else None,
     )

@@ -18,7 +18,7 @@ from rayswift.cluster.layout import Layout
 from rayswift.config.derived import compares_partners
 from rayswift.config.load import load as load_config
 from rayswift.config.tasks import TASKS, load
-from rayswift.data.feed.client import LocalFeed
+from rayswift.data.feed.client import FeedClient
 from rayswift.data.feed.feed import Feed
 from rayswift.data.prepare import plan_windows
 from rayswift.data.sequence.global_batches import FeedPlan, Position
@@ -107,10 +107,10 @@ def ours(
     config = plan.config
     folder = prepare_tokenizer(config.model, work / "tokenizer")
     windows, _ = plan_windows(config.data, folder, 42, work / "data", row_kind(config, Path(config.model.path)))
-    partner_length = config.data.max_length if compares_partners(config) else None
-    cut = FeedPlan(4, len(rows), windows.window_rows, 1, 1, 0.0, True, partner_length)
+    mismatched_length = config.data.max_length if compares_partners(config) else None
+    cut = FeedPlan(4, len(rows), windows.window_rows, 1, 1, 0.0, True, mismatched_length)
     spec = RunSpec(config, plan.layout, work, folder, cut, Clock(0), None, work)
-    feed = LocalFeed(Feed(windows, None, cut, str(work), in_process), 20)
+    feed = FeedClient(Feed(windows, None, cut, str(work), in_process), 20)
     feed.begin(feed.new_attempt(), Position())
     tokenizer, model, row_task = AutoTokenizer.from_pretrained(base), weights(policy), TASKS[task]
     stream = load(row_task.stream)(spec, feed, None, tokenizer, model)

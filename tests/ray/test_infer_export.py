@@ -227,7 +227,7 @@ def test_what_infer_refuses(base, run_dir, tmp_path, monkeypatch):
         (str(tmp_path / "gone"), "no folder"),
         (str(tmp_path / "empty"), "no complete checkpoint"),
         (str(TINY), "holds no weights"),
-        ("no-such/model", "could not be had from the hub"),
+        ("no-such/model", "cannot be downloaded from the hub"),
     ]:
         with pytest.raises(UserError, match=why) as refused:
             infer.run(load("infer", ["--model", name, "--prompt", "1+1="]))

@@ -12,7 +12,7 @@ from rayswift.cluster.layout import Layout
 from rayswift.config.derived import compares_partners, keeps_reference
 from rayswift.config.load import load as load_config
 from rayswift.config.tasks import TASKS, load
-from rayswift.data.feed.client import LocalFeed
+from rayswift.data.feed.client import FeedClient
 from rayswift.data.feed.feed import Feed
 from rayswift.data.prepare import plan_windows
 from rayswift.data.sequence.global_batches import FeedPlan, Position
@@ -65,10 +65,10 @@ def one_loss(task: str, model: Path, work: Path, *flags: str) -> tuple[float, An
     folder = prepare_tokenizer(plan.config.model, work / "tokenizer", row_kind(plan.config, model))
     windows, _ = plan_windows(plan.config.data, folder, 42, work / "data", row_kind(plan.config, model))
     config = planning.with_labels(planning.with_window_rows(plan, windows.window_rows), windows).config
-    partner_length = config.data.max_length if compares_partners(config) else None
-    cut = FeedPlan(BATCH, len(rows), windows.window_rows, 1, 1, 0.0, True, partner_length)
+    mismatched_length = config.data.max_length if compares_partners(config) else None
+    cut = FeedPlan(BATCH, len(rows), windows.window_rows, 1, 1, 0.0, True, mismatched_length)
     spec = RunSpec(config, plan.layout, work, folder, cut, Clock(0), None, work)
-    feed = LocalFeed(Feed(windows, None, cut, str(work), _in_process), 20)
+    feed = FeedClient(Feed(windows, None, cut, str(work), _in_process), 20)
     feed.begin(feed.new_attempt(), Position())
     set_seed(42)
     row_task, dtype = TASKS[task], models.weights_dtype(config.model, False, "float32")

@@ -46,7 +46,6 @@ PURE = [
     "rayswift.data.sequence.order",
     "rayswift.data.sequence.packing",
     "rayswift.data.sequence.windows",
-    "rayswift.data.tokenizer.default_system",
     "rayswift.engines.pool.autoscale",
     "rayswift.engines.pool.membership",
     "rayswift.engines.pool.merge_parts",

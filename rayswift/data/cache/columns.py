@@ -1,11 +1,11 @@
-"""Columns computed from the raw rows, once: reference log-probabilities for DPO, scores, ...
+"""Columns that are computed once from the raw rows, such as reference log-probabilities for DPO.
 
     columns = compute(rows, function, folder, {"model": model_hash, ...}, partial(make_in_order, num_actors=4))
     columns.read(numbers, ids) -> {"chosen_logps": [...], ...}
 
-Values are keyed by the row's number in its `RowSet`, and its id is compared with the one it was computed for. Parts are
-written as they come, so an interrupted computation goes on behind them, each row computed into exactly one part; the
-manifest is written last; a folder made from other ingredients is refused.
+The key of a value is the row's number in its `RowSet`; the row's id is compared when the value is read. The columns are
+written in parts, so an interrupted computation continues after the finished parts. The manifest is written last. A
+folder with other ingredients is refused.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from rayswift.data.cache.fingerprint import changes
 from rayswift.data.sequence.windows import RowSet
 from rayswift.data.sources import RawRow
 from rayswift.log import UserError
@@ -33,12 +34,12 @@ _DIGEST = b"rayswift"
 _ID = "id"
 
 RowFunction = Callable[[Sequence[RawRow]], Mapping[str, Sequence[Any]]]
-"""Raw rows, those with an `error` included -> one value (or None) per row for each column it computes."""
+"""Raw rows, including those with an `error` -> for each computed column one value (or None) per row."""
 
 
 @dataclass(frozen=True)
 class PartWriter:
-    """Computes and writes any part: rows [part * part_rows, (part + 1) * part_rows)."""
+    """Computes and writes a part: rows [part * part_rows, (part + 1) * part_rows)."""
 
     rows: RowSet
     function: RowFunction
@@ -48,20 +49,20 @@ class PartWriter:
 
     @property
     def num_rows(self) -> int:
-        """Rows of all stores, whatever an epoch takes of them."""
+        """Rows of all stores, also if an epoch does not use all of them."""
         return sum(store.num_rows for store in self.rows.stores)
 
     @property
     def num_parts(self) -> int:
-        """Parts in all."""
+        """Number of parts."""
         return -(-self.num_rows // self.part_rows)
 
     def path(self, part: int) -> Path:
-        """Where a part is written."""
+        """The path of a part."""
         return Path(self.folder) / f"part-{part:05d}.parquet"
 
     def __call__(self, part: int) -> int:
-        """Write a part under its name when it is complete, or leave the one that is there; returns its number."""
+        """Write a part, or keep a complete one; returns its number."""
         path = self.path(part)
         if not self._is_finished(path):
             begin = part * self.part_rows
@@ -74,14 +75,13 @@ class PartWriter:
 
     def _is_finished(self, path: Path) -> bool:
         try:
-            metadata = pq.read_metadata(path).metadata or {}
+            return (pq.read_metadata(path).metadata or {}).get(_DIGEST) == self.digest.encode()
         except (OSError, pa.ArrowException):
             return False
-        return bool(metadata.get(_DIGEST) == self.digest.encode())
 
 
 WriteParts = Callable[[PartWriter, range], Iterator[int]]
-"""(writer, part numbers) -> the numbers again, each once its part is written."""
+"""(writer, part numbers) -> the same numbers, each once its part is written."""
 
 
 def _table(raw: Sequence[RawRow], columns: Mapping[str, Sequence[Any]]) -> pa.Table:
@@ -97,18 +97,14 @@ def _table(raw: Sequence[RawRow], columns: Mapping[str, Sequence[Any]]) -> pa.Ta
 
 @dataclass(frozen=True)
 class ComputedColumns:
-    """Computed values, read from a memory map: any row in any order."""
+    """Computed values, read from a memory map in any order."""
 
     folder: str
     num_rows: int
     names: tuple[str, ...]
 
     def read(self, numbers: NDArray[np.int64] | Sequence[int], ids: Sequence[str]) -> dict[str, list[Any]]:
-        """Values of rows by number, in the order asked for.
-
-        Raises:
-            UserError: an id is not that of the row the values were computed for.
-        """
+        """Values of rows by number, in the order asked for."""
         path = str(Path(self.folder) / _VALUES)
         table = _mapped(path, os.stat(path).st_mtime_ns).take(pa.array(np.asarray(numbers, np.int64)))
         for number, was, now in zip(numbers, table[_ID].to_pylist(), ids, strict=True):
@@ -130,18 +126,15 @@ def compute(
     write_parts: WriteParts,
     part_rows: int = 1024,
 ) -> ComputedColumns:
-    """The columns of all rows: those in the folder if they are complete, else computed, from where a start left off.
+    """The columns of all rows: complete ones in the folder, otherwise computed, after the parts that are there.
 
     Args:
-        rows: The rows; the order of epochs plays no part.
-        function: Computes the columns of some rows; goes to other processes, so what is large it loads there, once.
-        folder: Where they are kept.
+        rows: The rows; the order of epochs does not matter.
+        function: Computes the columns of some rows. It is sent to other processes, so it loads a model there, once.
+        folder: Folder of the columns.
         ingredients: JSON values that decide the columns: fingerprint of the sources, hash of the model, settings.
-        write_parts: Runs a writer over part numbers, in data tasks or here.
+        write_parts: Runs a writer over part numbers, in data tasks or in this process.
         part_rows: Rows that are computed and written together.
-
-    Raises:
-        UserError: the folder holds columns of other ingredients, or the function's values do not fit its rows.
     """
     described = json.loads(json.dumps({"part_rows": part_rows, **ingredients}))
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
@@ -156,32 +149,17 @@ def compute(
         partial.write_text(json.dumps(manifest), encoding="utf-8")
         partial.replace(folder / MANIFEST)
         shutil.rmtree(folder / "parts")
-    return open_columns(folder, described)
-
-
-def open_columns(folder: Path, ingredients: Mapping[str, Any]) -> ComputedColumns:
-    """Finished columns.
-
-    Raises:
-        UserError: they were computed from something else; says which ingredient.
-    """
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    was = manifest["ingredients"]
-    lines = [
-        f"  {name}: was {was.get(name)!r}, is {ingredients.get(name)!r}"
-        for name in sorted({*was, *ingredients})
-        if was.get(name) != ingredients.get(name)
-    ]
-    if lines:
-        raise UserError("\n".join([f"{folder} holds columns computed from something else; delete it:", *lines]))
+    if lines := changes(manifest["ingredients"], described):
+        raise UserError("\n  ".join([f"{folder} holds columns computed from something else; delete it:", *lines]))
     return ComputedColumns(str(folder), manifest["num_rows"], tuple(manifest["names"]))
 
 
 def _join(writer: PartWriter, path: Path) -> list[str]:
-    """All parts, in order, as one Arrow file; returns the names of the columns."""
+    """Join all parts, in order, to one Arrow file; returns the names of the columns."""
     paths = [writer.path(part) for part in range(writer.num_parts)]
     try:
-        # A column without a value in some part has no type there.
+        # In a part where all values of a column are None, the column has no type.
         schema = pa.unify_schemas([pq.read_schema(p).remove_metadata() for p in paths])
     except pa.ArrowException as error:
         raise UserError(f"computed columns differ in type from row to row: {error}", exit_code=1) from error

@@ -1,37 +1,38 @@
-"""What encoded data was made from, and what of it has changed since.
+"""The ingredients of encoded data, and which of them have changed.
 
-Ingredients: the contents of every source, the tokenizer, the chat template, and every setting that decides which
-tokens stand where. A file is known by size and SHA-256; one whose size and time of change are as noted is not read
-again. Paths are no ingredient, so a cache moves with its sources.
+Ingredients are the contents of every source, the tokenizer, the chat template, and every setting that decides a token
+or its place. A file is identified by size and SHA-256; a file with unchanged size and time is not read again. Paths are
+no ingredient, so a cache can move with its sources.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from tokenizers import Tokenizer
 
 from rayswift.config.fields.source import SourceConfig
 from rayswift.config.schema import DataConfig
 from rayswift.data.encode.config import CAUSAL, RowKind
 from rayswift.data.raw_rows import map_hash
-from rayswift.data.sources.find import SourceFile, find
+from rayswift.data.sources.find import find
+from rayswift.data.sources.layout import SourceFile
 from rayswift.data.sources.named import parse_source
 from rayswift.data.tokenizer.folder import frame_of, read_chat_template
 
-# Fields of `data` that are no settings of the encoding: the sources themselves, and what is judged while training.
+# Fields of `data` that do not decide tokens; the sources are compared by their contents.
 _NO_SETTINGS = ("dataset", "eval", "cache", "max_bad_fraction")
-# What a source may set for itself that decides its tokens or their place.
+# Settings of a source that decide tokens or their place.
 _SETTINGS_OF_A_SOURCE = ("columns", "system", "weight", "encoding")
-_CHUNK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
 class FileContent:
-    """A source file as it was read; `sha256` is empty for one behind a URL, which is known by size and time."""
+    """A source file; `sha256` is empty for a file behind a URL, which is identified by size and time."""
 
     name: str
     size_bytes: int
@@ -41,10 +42,7 @@ class FileContent:
 
 @dataclass(frozen=True)
 class SourceContent:
-    """A source: its files, or for a data set of the hub only its `name`; `num_rows` as `#N` asks.
-
-    settings: what it sets for itself of how its rows are read.
-    """
+    """A source: its files, or only its `name` for a hub data set; `num_rows` is N of `#N`; settings: its own ones."""
 
     name: str
     num_rows: int | None
@@ -54,7 +52,7 @@ class SourceContent:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """All ingredients; `settings` by dotted path."""
+    """All ingredients; `settings`: dotted path -> value."""
 
     tokenizer: str
     template: str
@@ -62,24 +60,13 @@ class Fingerprint:
     train: tuple[SourceContent, ...]
     eval: tuple[SourceContent, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain values, for a manifest."""
-        return asdict(self)
-
     @staticmethod
     def from_json(tree: dict[str, Any]) -> "Fingerprint":
-        """What `to_json` wrote."""
-        parts = {
-            part: tuple(
-                SourceContent(**{**source, "files": tuple(FileContent(**file) for file in source["files"])})
-                for source in tree[part]
-            )
-            for part in ("train", "eval")
-        }
-        return Fingerprint(**{**tree, **parts})
+        """The fingerprint in a manifest, which is written with `asdict`."""
+        return TypeAdapter(Fingerprint).validate_python(tree)
 
     def differences(self, now: "Fingerprint") -> list[str]:
-        """A line for each ingredient that is another one now."""
+        """A line for each ingredient that has changed."""
         lines = []
         for part, path in (("train", "data.dataset"), ("eval", "data.eval")):
             was, is_now = getattr(self, part), getattr(now, part)
@@ -87,31 +74,26 @@ class Fingerprint:
                 lines.append(f"{path}: was {len(was)} sources, is {len(is_now)}")
             for before, after in zip(was, is_now, strict=False):
                 lines += [f"{path}: {line}" for line in source_differences(before, after)]
-        if self.tokenizer != now.tokenizer:
-            lines.append(f"tokenizer: was {self.tokenizer}, is {now.tokenizer}")
-        if self.template != now.template:
-            lines.append(f"chat template: was {self.template}, is {now.template}")
-        for name in sorted({*self.settings, *now.settings}):
-            before, after = self.settings.get(name), now.settings.get(name)
-            if before != after:
-                lines.append(f"{name}: was {before!r}, is {after!r}")
-        return lines
+        hashes = [{"tokenizer": each.tokenizer, "chat template": each.template} for each in (self, now)]
+        return [*lines, *changes(*hashes), *changes(self.settings, now.settings)]
+
+
+def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A line for each key whose value has changed."""
+    names = [name for name in sorted({*was, *now}) if was.get(name) != now.get(name)]
+    return [f"{name}: was {was.get(name)!r}, is {now.get(name)!r}" for name in names]
 
 
 def take(
     data: DataConfig, tokenizer_dir: Path, seed: int, known: Fingerprint | None = None, kind: RowKind = CAUSAL
 ) -> Fingerprint:
-    """The fingerprint of what would be encoded now; `known` spares reading files that have not changed since.
-
-    Raises:
-        UserError: a source is not there.
-    """
+    """The fingerprint of what would be encoded now; files of `known` that have not changed are not read."""
     hashes = by_stamp((*known.train, *known.eval)) if known else {}
     template, special_tokens = read_chat_template(tokenizer_dir)
     path = tokenizer_dir / "tokenizer.json"
     frame = asdict(frame_of(Tokenizer.from_file(str(path))))
     fields = {f"data.{name}": value for name, value in data.model_dump(mode="json").items() if name not in _NO_SETTINGS}
-    if data.map:  # what it does decides, not where it lies
+    if data.map:  # the function counts, not its path
         fields["data.map"] = f"{data.map.rpartition(':')[2]} of {map_hash(data.map)}"
     rows = {f"rows.{name}": value for name, value in json.loads(json.dumps(asdict(kind))).items()}
     return Fingerprint(
@@ -124,23 +106,14 @@ def take(
 
 
 def by_stamp(sources: Sequence[SourceContent]) -> dict[tuple[int, int], FileContent]:
-    """Files by size and time of change, for `contents`; those that were not read yet left out."""
+    """Files that have been read, by size and time of change."""
     return {(file.size_bytes, file.modified_ns): file for source in sources for file in source.files if file.sha256}
 
 
 def contents(
     sources: Sequence[str | SourceConfig], known: dict[tuple[int, int], FileContent], held_out: bool = False
 ) -> tuple[SourceContent, ...]:
-    """What the sources hold now; `known` files that have not changed since are not read.
-
-    Args:
-        sources: As in `data.dataset`.
-        known: See `by_stamp`.
-        held_out: Whether they are to evaluate on.
-
-    Raises:
-        UserError: a source is not there.
-    """
+    """The contents of `data.dataset` or (`held_out`) `data.eval`; unchanged files of `known` are not read again."""
     found = []
     for given in sources:
         source = parse_source(given)
@@ -164,32 +137,27 @@ def _content(file: SourceFile, known: dict[tuple[int, int], FileContent]) -> Fil
 
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
     with open(path, "rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def source_differences(was: SourceContent, now: SourceContent) -> list[str]:
-    """A line for each file of a source that is another one now."""
+    """A line for each file or setting of a source that has changed."""
     lines = []
     if was.num_rows != now.num_rows:
         lines.append(f"rows asked of {now.name}: was {was.num_rows}, is {now.num_rows}")
-    for name in sorted({*was.settings, *now.settings}):
-        if was.settings.get(name) != now.settings.get(name):
-            lines.append(f"{name} of {now.name}: was {was.settings.get(name)!r}, is {now.settings.get(name)!r}")
+    settings = [{f"{name} of {now.name}": value for name, value in each.settings.items()} for each in (was, now)]
+    lines += changes(*settings)
     if not was.files and not now.files and was.name != now.name:
         lines.append(f"was {was.name}, is {now.name}")
     if len(was.files) != len(now.files):
         lines.append(f"{now.name}: was {len(was.files)} files, is {len(now.files)}")
     for before, after in zip(was.files, now.files, strict=False):
+        have_hashes = before.sha256 and after.sha256
+        is_same = before.sha256 == after.sha256 if have_hashes else before.modified_ns == after.modified_ns
         if before.size_bytes != after.size_bytes:
             lines.append(f"{after.name}: was {before.size_bytes} bytes, is {after.size_bytes}")
-        elif before.sha256 and after.sha256:
-            if before.sha256 != after.sha256:
-                lines.append(f"{after.name}: its content has changed")
-        elif before.modified_ns != after.modified_ns:
+        elif not is_same:
             lines.append(f"{after.name}: its content has changed")
     return lines
 

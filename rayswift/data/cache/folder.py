@@ -1,24 +1,24 @@
-"""A cache as a whole: what was encoded, whether a folder holds all of it, and whether it is what a run asks for."""
+"""The folder of a cache: whether it is complete, and whether it holds what a run needs."""
 
 import hashlib
 import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rayswift.config.schema import DataConfig
 from rayswift.data.cache import fingerprint
 from rayswift.data.cache.fingerprint import Fingerprint
-from rayswift.data.cache.parts import FORMAT, MANIFEST, CachedWindows, PartSummary, PartWriter, windows_per_part
+from rayswift.data.cache.parts import FORMAT, MANIFEST, CachedWindows, PartSummary, PartWriter
 from rayswift.data.encode.config import CAUSAL, RowKind
 from rayswift.data.sequence.global_batches import judge
 from rayswift.data.sequence.windows import WindowPlan
 from rayswift.log import UserError
 
-_STARTED = "started.json"  # the ingredients of a cache that is being written
+_STARTED = "started.json"  # ingredients of a cache that is not complete yet
 _SPLITS = ("train", "eval")
 _OWN = (MANIFEST, _STARTED, "work", *_SPLITS)
 
@@ -26,31 +26,20 @@ WriteParts = Callable[[PartWriter, range], Iterator[PartSummary]]
 """(writer, part numbers) -> their summaries, in order."""
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """What a finished cache holds, over all epochs of its training rows."""
-
-    counts: dict[str, int]
-    num_packed_rows: int
-    num_tokens: int
-    num_trained_tokens: int
-    num_bytes: int
-
-
 def known(folder: Path) -> Fingerprint | None:
-    """The ingredients that a folder names, of a finished cache or one that is being written."""
+    """The ingredients of a cache, complete or not; None if the folder holds none."""
     tree = _read(folder / MANIFEST) or _read(folder / _STARTED)
     return Fingerprint.from_json(tree["fingerprint"]) if tree and tree["format"] == FORMAT else None
 
 
 def start(folder: Path, made_from: Fingerprint, num_epochs: int) -> bool:
-    """Make a folder ready for the parts of a cache; what an interrupted start left of the same one stays.
+    """Prepare a folder for the parts of a cache, and keep the parts that an interrupted start of the same cache left.
 
     Returns:
-        Whether anything is to be done: False if the cache is complete.
+        False if the cache is complete already.
 
     Raises:
-        UserError: it cannot be written, or holds another cache or something else.
+        UserError: the folder cannot be written, or holds another cache or other files.
     """
     finished = _read(folder / MANIFEST)
     if finished is not None:
@@ -65,12 +54,12 @@ def start(folder: Path, made_from: Fingerprint, num_epochs: int) -> bool:
                 + "  choose another --to, or delete it"
             )
         return False
-    begun = {"format": FORMAT, "fingerprint": made_from.to_json(), "epochs": num_epochs}
+    begun = {"format": FORMAT, "fingerprint": asdict(made_from), "epochs": num_epochs}
     foreign = [path.name for path in folder.iterdir() if path.name not in _OWN] if folder.is_dir() else []
     if foreign:
-        raise UserError(f"encode.to = {str(folder)!r} holds {foreign[0]}, which no cache does; choose another --to")
+        raise UserError(f"encode.to = {str(folder)!r} holds {foreign[0]}, not a file of a cache; choose another --to")
     try:
-        if _read(folder / _STARTED) != _as_read(begun):
+        if _read(folder / _STARTED) != json.loads(json.dumps(begun)):
             for name in _OWN:
                 _remove(folder / name)
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,26 +76,19 @@ def write(
     num_epochs: int,
     max_bad_fraction: float,
     write_parts: WriteParts,
-) -> Encoded:
-    """Write every part that is not there yet, then the manifest.
+) -> PartSummary:
+    """Write every part that is missing, then the manifest; returns the sums over all epochs of the training rows.
 
-    Args:
-        folder: As `start` left it.
-        plans: How to make the windows of `train`, and of `eval` if there are evaluation rows.
-        made_from: See `start`.
-        num_epochs: Epochs of `train` to write; evaluation has one.
-        max_bad_fraction: See `judge`.
-        write_parts: Runs a writer over part numbers.
-
-    Raises:
-        UserError: too many rows are bad.
+    plans: the windows of `train`, and of `eval` if there are evaluation rows; num_epochs: epochs of `train` to write,
+    evaluation has one; write_parts: runs a writer over part numbers.
     """
-    ingredients = json.dumps([FORMAT, num_epochs, made_from.to_json()], sort_keys=True)
+    ingredients = json.dumps([FORMAT, num_epochs, asdict(made_from)], sort_keys=True)
     digest = hashlib.sha256(ingredients.encode()).hexdigest()[:16]
     splits: dict[str, Any] = {}
     for name, plan in plans.items():
         epochs = num_epochs if name == "train" else 1
-        per_part = windows_per_part(plan.num_windows * epochs)
+        # Few windows in a part if there are few in all, so that every core has work.
+        per_part = min(max(1, plan.num_windows * epochs // 64), 32)
         writer = PartWriter(plan, str(folder / name), digest, epochs, per_part)
         for left in (folder / name).glob("*.partial"):
             left.unlink()
@@ -127,21 +109,15 @@ def write(
             "shuffle": plan.row_set.shuffle,
             "parts": [asdict(summary) for summary in summaries],
         }
-    manifest = {"format": FORMAT, "fingerprint": made_from.to_json(), "splits": splits}
+    manifest = {"format": FORMAT, "fingerprint": asdict(made_from), "splits": splits}
     _remove(folder / "work")
     partial = folder / f"{MANIFEST}.partial"
     partial.write_text(json.dumps(manifest), encoding="utf-8")
     partial.replace(folder / MANIFEST)
     _remove(folder / _STARTED)
-    return summary_of(folder)
-
-
-def summary_of(folder: Path) -> Encoded:
-    """What the training part of a finished cache holds."""
-    manifest = _read(folder / MANIFEST)
-    assert manifest is not None
-    parts = [PartSummary(**part) for part in manifest["splits"]["train"]["parts"]]
-    return Encoded(
+    parts = [PartSummary(**part) for part in splits["train"]["parts"]]
+    return PartSummary(
+        file="",
         counts=dict(sum((Counter(part.counts) for part in parts), Counter())),
         num_packed_rows=sum(part.num_packed_rows for part in parts),
         num_tokens=sum(part.num_tokens for part in parts),
@@ -153,23 +129,19 @@ def summary_of(folder: Path) -> Encoded:
 def open_cache(
     data: DataConfig, tokenizer_dir: Path, tokenizer_hash: str, seed: int, kind: RowKind = CAUSAL
 ) -> tuple[CachedWindows, CachedWindows | None]:
-    """The windows of `data.cache`: to train, and to evaluate if there are any.
-
-    Raises:
-        UserError: the folder holds no complete cache, or one made from something else; says which ingredient.
-    """
+    """The windows of `data.cache`: for training, and for evaluation if there are any."""
     assert data.cache is not None
     folder = Path(data.cache)
     manifest = _read(folder / MANIFEST)
     if manifest is None:
-        unfinished = " (it is not finished: encode it again, what is there is kept)"
+        unfinished = " (it is incomplete: encode it again, its finished parts are kept)"
         raise UserError(
             f"data.cache = {data.cache!r} holds no complete cache{unfinished if (folder / _STARTED).exists() else ''}; "
             "make one with rayswift data encode --to"
         )
     made_from = known(folder)
     if made_from and data.window_rows in (None, manifest["splits"]["train"]["window_rows"]):
-        # Left to us or, in a resolved config, the number that the encoding chose.
+        # The run leaves the number open, or its resolved config has the one that the encoding chose.
         data = data.model_copy(update={"window_rows": made_from.settings["data.window_rows"]})
     lines = _differences(manifest, fingerprint.take(data, tokenizer_dir, seed, made_from, kind))
     if lines:
@@ -199,19 +171,11 @@ def _differences(manifest: dict[str, Any], now: Fingerprint) -> list[str]:
     return Fingerprint.from_json(manifest["fingerprint"]).differences(now)
 
 
-def _as_read(tree: dict[str, Any]) -> dict[str, Any]:
-    read: dict[str, Any] = json.loads(json.dumps(tree))
-    return read
-
-
 def _read(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
     try:
-        tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    return tree
 
 
 def _remove(path: Path) -> None:

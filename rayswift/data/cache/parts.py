@@ -1,18 +1,18 @@
 """Packed windows on disk: encoded once by `rayswift data encode`, read by any number of runs.
 
-    PATH/manifest.json                    written last: without it the folder is no cache
-    PATH/train/part-00000.parquet         a row per packed row, a row group per window that has any
-    PATH/train/part-00000.quarantine.jsonl   rows left out for being bad, if there are any
-    PATH/eval/...                         the same for evaluation rows
+    PATH/manifest.json                       written last; without it the folder is not a cache
+    PATH/train/part-00000.parquet            one row per packed row, one row group per window with rows
+    PATH/train/part-00000.quarantine.jsonl   bad rows, if there are any
+    PATH/eval/...                            the same for evaluation rows
 
-The first `num_epochs` epochs are those of a run without a cache, row for row. Later ones read them again: windows in a
-new order (the last, which may be short, stays last) and packed rows in a new order within each window.
+The first `num_epochs` epochs equal those of a run without a cache, row for row. Later epochs read them again, with the
+windows in a new order (the last one, which may be short, stays last) and the packed rows of each window in a new order.
 """
 
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -21,18 +21,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from rayswift.data.sequence.order import shuffled
 from rayswift.data.sequence.windows import PackedRow, Quarantined, Window, WindowPlan
 from rayswift.log import UserError
 
 MANIFEST = "manifest.json"
-FORMAT = 4  # of the files, and of what encoding makes of a row: a change of either is another number
+FORMAT = 4  # increased when the files change, or when a row is encoded to other tokens
 _FOOTER = b"rayswift"
 _WINDOW_KEY, _ROW_KEY = 0xCAC4E, 0xCAC4F
 _OPEN_PARTS = 64
-# In the order of `PackedRow`'s fields; tests hold that none is missing.
+# The fields of `PackedRow`, in order; a test checks that none is missing.
 SCHEMA = pa.schema(
     [
         pa.field("input_ids", pa.list_(pa.int32())),
@@ -51,7 +50,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class PartSummary:
-    """What a part holds; sums of these are the summary of a cache."""
+    """The contents of a part, or of all parts of a cache."""
 
     file: str
     num_bytes: int
@@ -63,7 +62,7 @@ class PartSummary:
 
 @dataclass(frozen=True)
 class PartWriter:
-    """Writes any part of a cache; `digest` marks the parts as made from the same ingredients."""
+    """Writes any part of a cache; `digest`: hash of the cache's ingredients, stored in each part."""
 
     plan: WindowPlan
     folder: str
@@ -77,19 +76,14 @@ class PartWriter:
         return -(-self.plan.num_windows * self.num_epochs // self.windows_per_part)
 
     def __call__(self, part: int) -> PartSummary:
-        """Write a part under its name when it is complete, or leave the one that is there."""
+        """Write a part, or keep a complete one; a part gets its name only when it is complete."""
         path = Path(self.folder) / f"part-{part:05d}.parquet"
-        found = self.finished(path)
-        return found or self._write(part, path)
-
-    def finished(self, path: Path) -> PartSummary | None:
-        """The summary of a part that an earlier start has written."""
         try:
             footer = _footer(pq.read_metadata(path))
         except (OSError, pa.ArrowException, KeyError):
-            return None
+            return self._write(part, path)
         if footer["digest"] != self.digest:
-            return None
+            return self._write(part, path)
         return PartSummary(path.name, path.stat().st_size, *footer["totals"])
 
     def _write(self, part: int, path: Path) -> PartSummary:
@@ -101,7 +95,9 @@ class PartWriter:
         num_rows = num_tokens = num_trained = 0
         row_groups, left_out = 0, []
         with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
-            for window in self._windows(part):
+            first, num_windows = part * self.windows_per_part, self.plan.num_windows
+            for number in range(first, min(first + self.windows_per_part, num_windows * self.num_epochs)):
+                window = self.plan.make(*divmod(number, num_windows))
                 windows.append({"row_group": row_groups if window.rows else None, "counts": dict(window.counts)})
                 if window.rows:
                     writer.write_table(_table(window.rows), row_group_size=len(window.rows))
@@ -120,39 +116,15 @@ class PartWriter:
         partial.replace(path)
         return PartSummary(path.name, path.stat().st_size, *totals)
 
-    def _windows(self, part: int) -> Iterator[Window]:
-        first = part * self.windows_per_part
-        for number in range(first, min(first + self.windows_per_part, self.plan.num_windows * self.num_epochs)):
-            yield self.plan.make(*divmod(number, self.plan.num_windows))
-
-
-def windows_per_part(num_windows: int) -> int:
-    """Few windows in a part where there are few, so that every core has work; never more than 32."""
-    return min(max(1, num_windows // 64), 32)
-
 
 def _table(rows: Sequence[PackedRow]) -> pa.Table:
-    columns: list[pa.Array] = []
-    for field in SCHEMA:
-        values = [getattr(row, field.name) for row in rows]
-        if not pa.types.is_list(field.type):
-            columns.append(pa.array(values, field.type))
-            continue
-        missing = np.array([value is None for value in values])
-        sizes = [0 if value is None else len(value) for value in values]
-        given = [np.asarray(value) for value in values if value is not None]
-        flat = np.concatenate(given) if given else np.array([])
-        offsets = pa.array(np.cumsum([0, *sizes]), pa.int32(), mask=np.append(missing, False))
-        columns.append(pa.ListArray.from_arrays(offsets, pa.array(flat if len(flat) else [], field.type.value_type)))
+    columns = [pa.array([getattr(row, field.name) for row in rows], field.type) for field in SCHEMA]
     return pa.table(columns, schema=SCHEMA)
 
 
 @dataclass(frozen=True)
 class CachedWindows:
-    """The windows of a cache; takes the place of a `WindowPlan`.
-
-    num_rows: raw rows of an epoch; num_epochs: epochs that are stored; see `PartWriter` and `WindowPlan` for the rest.
-    """
+    """The windows of a cache, in place of a `WindowPlan`; num_rows: raw rows of an epoch; num_epochs: stored epochs."""
 
     folder: str
     num_rows: int
@@ -165,11 +137,7 @@ class CachedWindows:
     tokenizer_hash: str
 
     def make(self, epoch: int, window: int) -> Window:
-        """Read one window.
-
-        Raises:
-            UserError: its part is gone or broken.
-        """
+        """Read one window."""
         stored_epoch, again = epoch % self.num_epochs, epoch >= self.num_epochs and self.shuffle
         if again and window < self.num_windows - 1:
             full = self.num_windows - 1
@@ -193,36 +161,26 @@ class CachedWindows:
 
 @lru_cache(_OPEN_PARTS)
 def _open_part(path: str, mtime_ns: int) -> tuple[pq.ParquetFile, list[dict[str, Any]]]:
-    """A part, and an entry per window of it; a part written anew has another time."""
+    """A part, and an entry for each of its windows; the time of the file distinguishes a part that is written again."""
     file = pq.ParquetFile(path, memory_map=True)
     return file, _footer(file.metadata)["windows"]
 
 
 def _footer(metadata: pq.FileMetaData) -> dict[str, Any]:
-    footer: dict[str, Any] = json.loads((metadata.metadata or {})[_FOOTER])
-    return footer
+    return json.loads((metadata.metadata or {})[_FOOTER])
 
 
 def _packed_rows(table: pa.Table) -> list[PackedRow]:
     columns: dict[str, list[Any]] = {}
     for field in SCHEMA:
         array = table[field.name].combine_chunks()
-        columns[field.name] = _pieces(array) if pa.types.is_list(field.type) else array.to_pylist()
+        is_list = pa.types.is_list(field.type)
+        columns[field.name] = list(array.to_numpy(zero_copy_only=False)) if is_list else array.to_pylist()
     for name in ("lengths", "ids"):
         columns[name] = [tuple(values.tolist()) for values in columns[name]]
     columns["numbers"] = [tuple(values) for values in columns["numbers"]]
     names = [field.name for field in fields(PackedRow)]
     return [PackedRow(*values) for values in zip(*(columns[name] for name in names), strict=True)]
-
-
-def _pieces(array: pa.ListArray) -> list[NDArray[Any] | None]:
-    values = array.values.to_numpy(zero_copy_only=False)
-    offsets = array.offsets.to_numpy()
-    valid = array.is_valid().to_numpy(zero_copy_only=False)
-    return [
-        values[begin:end] if is_given else None
-        for begin, end, is_given in zip(offsets[:-1], offsets[1:], valid, strict=True)
-    ]
 
 
 def _quarantined(path: Path, window: int) -> tuple[Quarantined, ...]:

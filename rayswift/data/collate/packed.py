@@ -1,8 +1,8 @@
 """Packed rows -> the tensors a model takes; pure.
 
-Two layouts keep attention inside each document: `rows` ([B, T], position ids restarting at each document, for SDPA
-and eager, which build the block-diagonal mask from them) and `flat` ([1, sum T] with cumulative lengths, for
-variable-length flash attention).
+Two layouts keep attention inside each document. `rows` is [B, T] with position ids that restart at each document; SDPA
+and eager attention build the block-diagonal mask from them. `flat` is [1, sum T] with cumulative lengths, for
+variable-length flash attention.
 """
 
 from collections.abc import Sequence
@@ -18,17 +18,12 @@ Layout = Literal["rows", "flat"]
 
 
 def collate(rows: Sequence[PackedRow], pad_token_id: int, layout: Layout) -> dict[str, Any]:
-    """Tensors of one micro-batch.
-
-    Args:
-        rows: Packed rows, B of them; none make a batch of one padding token without loss.
-        pad_token_id: Fills the ends of shorter rows.
-        layout: See the module.
+    """Tensors of one micro-batch of B packed rows; without rows it is one padding token without loss.
 
     Returns:
         input_ids, labels (-100 where not trained) and position_ids, int64 [B, T] or [1, sum T]; for `flat` also the
-        cumulative document lengths as `transformers`' flash-attention path takes them. Where a row has weights, also
-        loss_weights, float32 of the same shape, 1 where its row has none.
+        cumulative document lengths for flash attention in `transformers`. If a row has weights, also loss_weights,
+        float32 of the same shape, 1 in rows without weights.
     """
     if not rows:
         rows = [PackedRow(np.array([pad_token_id], np.int32), np.array([False]), (1,), 0)]
@@ -60,7 +55,7 @@ def collate(rows: Sequence[PackedRow], pad_token_id: int, layout: Layout) -> dic
 
 
 def padded(arrays: Sequence[Any], fill: float) -> torch.Tensor:
-    """Arrays side by side, [B, T], their ends filled: float32 if the filling is a float, else int64."""
+    """Arrays as one tensor [B, T] with filled ends: float32 if `fill` is a float, else int64."""
     dtype = np.float32 if isinstance(fill, float) else np.int64
     out = np.full((len(arrays), max(map(len, arrays))), fill, dtype=dtype)
     for row, array in zip(out, arrays, strict=True):

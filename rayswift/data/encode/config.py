@@ -1,4 +1,4 @@
-"""What determines the tokens of a row, and what rows are read as."""
+"""The settings that decide the tokens of a row."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,14 +13,13 @@ TeacherPrompts = Literal["some", "all"] | None
 
 @dataclass(frozen=True)
 class EncodeConfig:
-    """What determines the tokens of a row.
+    """The settings that decide the tokens of a row; fields not named here are fields of `data`, or of `RowKind`.
 
-    `tokenizer_dir` holds tokenizer.json, its config and the chat template; `tokenizer_hash` is the hash of those files.
-    family to label_names, document_prompt, pools_prompt, max_answer, teacher_prompts: see `RowKind`, whose prompt of a
-    query is `system`; template_kwargs: variables for the chat template; map, map_hash: the user's own function for
-    rows, and the hash of its file; readings: of each source the columns and the system prompt that take the place of
-    those here, none: no source has its own; names: what marks in rows stand for, a word, or one in Chinese rows and
-    another. The others are fields of `data`.
+    `tokenizer_dir` holds tokenizer.json, its config and the chat template; `tokenizer_hash` is the hash of these files;
+    document_prompt: the prompt before a document, from `RowKind.prompts`; template_kwargs: variables for the chat
+    template; map, map_hash: the user's function for rows, and the hash of its file; readings: columns and system prompt
+    of each source, empty if no source has its own; names: marks in rows -> the text that replaces them, or two texts,
+    for Chinese rows and for others.
     """
 
     tokenizer_dir: str
@@ -53,7 +52,7 @@ class EncodeConfig:
 
     @property
     def num_members(self) -> int | None:
-        """Documents that make a row of a batch where documents are not packed; None: all that a raw row has."""
+        """Documents in a row of a batch if documents are not packed; None: all documents of a raw row."""
         if self.family in ("embedding", "reranker"):
             return None
         return 2 if self.family == "preference" else 1
@@ -61,16 +60,16 @@ class EncodeConfig:
 
 @dataclass(frozen=True)
 class RowKind:
-    """What rows are read as: their family, and what the labels of classified ones are.
+    """What the task and the model decide about rows.
 
-    max_length, template_kwargs: of prompts, for which neither `data.max_length` nor the row's own variables for the
-    chat template say all. loss: where it asks for certain members of a row. answers: what texts of task
-    generative_reranker ask for. label_names: of classes, in the order of the model's outputs; empty: they are numbers.
-    renders: whether pairs are rendered by the chat template. prompts: what the model's folder has before a query, where
-    the row and `data.system` have nothing, and before a document. pools_prompt: whether the prompt's tokens are part of
-    the embedding. lowers: whether the tokenizer is to lower-case texts. max_answer: tokens of the longest answer of a
-    prompt's row that is trained; None: answers are not. teacher_prompts: whether all rows of prompts have another
-    prompt for the teacher, or some may, in column `teacher_prompt`.
+    family: row family of the task; num_labels, problem_type, label_names: labels of classification rows, with the
+    classes in the order of the model's outputs (empty: classes are numbers); max_length, template_kwargs: for prompts
+    of a rollout; loss: if it decides which documents a row needs; answers: the two answer tokens of task
+    generative_reranker; renders: whether the chat template renders pairs; prompts: the model's default prompts before a
+    query and before a document; pools_prompt: whether the prompt's tokens are part of the embedding; lowers: whether
+    the tokenizer lower-cases texts; max_answer: most tokens of the answer of a prompt's row, None if
+    answers are not trained; teacher_prompts: whether all rows of prompts have another prompt for the teacher, or some
+    may, in column `teacher_prompt`.
     """
 
     family: Family = "causal"

@@ -1,8 +1,8 @@
 """Rows -> token ids, the mask of trained tokens and their loss weights; pure, and in batches for speed.
 
-What is trained is byte-equal to what `apply_chat_template` renders: a text is rendered as a whole, tokenised once, and
-the loss mask is the character spans of its trained turns, mapped to tokens by the bytes that these stand for (see
-`token_bytes`), or else by the tokenizer's offsets.
+The text is byte-equal to what `apply_chat_template` renders. It is rendered as a whole and tokenised once. The loss
+mask is the character spans of its trained turns, mapped to tokens by the bytes of each token (`token_spans`), or by the
+tokenizer's offsets if it does not work on bytes.
 """
 
 import copy
@@ -35,11 +35,11 @@ _MANY_MESSAGES = 64
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """One document of a raw row, which may have several (see `Encoder.encode`).
+    """One document of a raw row.
 
-    input_ids [T] int32; trained [T] bool: whether each is trained, the first never is as nothing predicts it; weights
-    [T] float32: the loss weight of each trained token, None if all are 1; cut: its raw row lost tokens to `max_length`;
-    numbers: see `Document`; record: what stays text beside the tokens, as JSON (see `families.prompts`), else "".
+    input_ids [T] int32; trained [T] bool: whether each token is trained, never the first, because nothing predicts it;
+    weights [T] float32: the loss weight of each trained token, None if all are 1; cut: its raw row lost tokens to
+    `max_length`; numbers: as in `Document`; record: for prompts, the JSON object that rewards receive, else "".
     """
 
     input_ids: NDArray[np.int32]
@@ -51,7 +51,7 @@ class EncodedRow:
 
 
 class LeftOut(BadRow):
-    """A row that is left out by rule rather than for being bad."""
+    """A row that a setting leaves out; it is not bad."""
 
 
 class TooLong(LeftOut):
@@ -59,11 +59,7 @@ class TooLong(LeftOut):
 
 
 class Encoder:
-    """Encodes batches of rows.
-
-    Raises:
-        UserError: the tokenizer folder has no chat template and a row needs one.
-    """
+    """Encodes batches of rows."""
 
     def __init__(self, config: EncodeConfig):
         self.config = config
@@ -84,28 +80,30 @@ class Encoder:
         self._num_tokens = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         added = self._tokenizer.get_added_tokens_decoder().values()
         end_tokens = tuple(token.content for token in added if token.special)
-        self._marking = Marking(config.loss_on, _rules(config), config.keep_history, end_tokens)
+        extra: tuple[LossScale, ...] = ("ignore_empty_think",) if config.ignore_empty_think else ()
+        rules = tuple(dict.fromkeys((*config.loss_scale, *extra)))
+        self._marking = Marking(config.loss_on, rules, config.keep_history, end_tokens)
         self._bound = bound_of(self._tokenizer)
         self._bytes = TokenBytes.of(self._tokenizer, json.loads(self._tokenizer.to_str()))
 
     def reading(self, columns: Mapping[str, str], system: str | None) -> "Encoder":
-        """The same encoder for rows of other columns, without a system prompt or with another one."""
+        """The same encoder for rows with other columns and another system prompt."""
         other = copy.copy(self)
         other.config = replace(self.config, columns=columns, system=system)
         other._token_columns = token_columns(columns)
         return other
 
     def encode(self, rows: Sequence[Row]) -> list[list[EncodedRow] | BadRow]:
-        """One result per row, in order: its documents, or why it has none.
+        """One result per row, in order: its documents, or the error.
 
-        A row has several documents where a template rewrites history (see `turns`) or where it is split.
+        A row has several documents if the template rewrites history (see `turns`) or if the row is split.
         """
         rendered = [self._documents_or_bad(row) for row in rows]
         tokens = self._tokenise([d for made in rendered if isinstance(made, list) for d in made])
         return [made if isinstance(made, BadRow) else self._all_fitted(made, tokens) for made in rendered]
 
     def _all_fitted(self, made: Sequence[Document], tokens: Iterator[EncodedRow]) -> list[EncodedRow] | BadRow:
-        """The documents of one row, whose tokens come next."""
+        """The result for one row; `tokens` gives those of its documents next."""
         encoded = [next(tokens) for _ in made]
         try:
             fitted = [self._fitted(document, row) for document, row in zip(made, encoded, strict=True)]
@@ -114,7 +112,7 @@ class Encoder:
         return self._assembled(made, fitted)
 
     def _assembled(self, made: Sequence[Document], fitted: list[list[EncodedRow]]) -> list[EncodedRow] | BadRow:
-        """The row's documents, of the parts that fit of each."""
+        """The result for one row, from the parts of each document that fit."""
         rows = [row for parts in fitted for row in parts]
         if not rows:
             return BadRow("no trainable token", "no token within data.max_length is trained")
@@ -122,7 +120,7 @@ class Encoder:
         return [replace(rows[0], cut=cut), *(replace(row, cut=False) for row in rows[1:])] if cut else rows
 
     def documents(self, row: Row) -> list[Document]:
-        """The texts of a row and what is trained in them.
+        """The texts of a row and their trained spans.
 
         Raises:
             BadRow: the row is bad, has nothing to train, or the chat template cannot be trained on it.
@@ -146,11 +144,7 @@ class Encoder:
 
     @property
     def template(self) -> ChatTemplate:
-        """The chat template.
-
-        Raises:
-            UserError: there is none.
-        """
+        """The chat template."""
         if self._template is None:
             raise UserError(
                 f"the tokenizer in {self.config.tokenizer_dir} has no chat template; give one with model.chat_template"
@@ -158,11 +152,7 @@ class Encoder:
         return self._template
 
     def _rendered(self, row: Conversation, generate: bool = False) -> str:
-        """A conversation as the chat template writes it; `generate` opens the answer to it.
-
-        Raises:
-            BadRow: the template cannot write it.
-        """
+        """A conversation as the chat template renders it; `generate` adds the generation prompt."""
         row = self._with_kwargs(row)
         given = self.config.template_kwargs.get("tools") or row.tools  # those of a run, or of the row
         tools = list(given) if given else None
@@ -173,7 +163,7 @@ class Encoder:
             return self.template.conversation(messages, tools, generate, row.template_kwargs)
 
     def _with_kwargs(self, row: Conversation) -> Conversation:
-        """A conversation with the variables that the config gives its template, its own before these."""
+        """A conversation with the config's template variables; its own variables have priority."""
         if not self.config.template_kwargs:
             return row
         return replace(row, template_kwargs={**self.config.template_kwargs, **row.template_kwargs})
@@ -182,12 +172,12 @@ class Encoder:
         try:
             return self.documents(row)
         except UnicodeEncodeError as error:
-            return BadRow("invalid UTF-8", f"half of a surrogate pair at character {error.start}")
+            return BadRow("invalid UTF-8", f"a lone surrogate at character {error.start}")
         except BadRow as bad:
             return bad
 
     def _refuse(self, text: str, whole: bool, num_messages: int) -> None:
-        """Raise if a text cannot be tokenised, or is left out for its length, before more is spent on it."""
+        """Raise early for a text that cannot be tokenised or is too long and not cut."""
         text.encode()
         if self._may_cut(whole):
             return
@@ -198,7 +188,7 @@ class Encoder:
             raise self._too_long(f"at least {least}")
 
     def _may_cut(self, whole: bool) -> bool:
-        # The second piece of a conversation would answer what it does not hold.
+        # A conversation is not split: its second piece would lack the question.
         return self.config.truncation in ("left", "right") or (self.config.truncation == "split" and whole)
 
     def _too_long(self, num_tokens: str) -> TooLong:
@@ -208,15 +198,15 @@ class Encoder:
         )
 
     def _excerpts(self, text: str) -> list[tuple[int, str]]:
-        """The parts of a text to tokenise; see `Bound.excerpts`."""
+        """The parts of a text to tokenise, as `Bound.excerpts` returns them."""
         return self._bound.excerpts(text, self.config.max_length, self.config.truncation)
 
     def _tokenise(self, made: Sequence[Document]) -> Iterator[EncodedRow]:
-        """Each document's tokens, in order; of one that is surely too long no more than will be kept."""
+        """The tokens of each document, in order; of a document that is too long, only what may be kept."""
         excerpts = [self._excerpts(document.text) for document in made]
         pairs = list(zip(made, excerpts, strict=True))
         texts = [pair for pair in pairs if pair[0].tokens is None]
-        # Offsets cost time, and are needed only where not every token is trained alike.
+        # Offsets cost time; they are needed only if some tokens are trained and others are not.
         marked_texts = [text for document, parts in texts if not document.whole for _, text in parts]
         marked = self._encodings(marked_texts, self._bytes is not None)
         whole = self._encodings([text for document, parts in texts if document.whole for _, text in parts], True)
@@ -233,22 +223,22 @@ class Encoder:
                 yield EncodedRow(*self._masked(text, next(marked), spans, frame))
 
     def _masked(self, text: str, encoding: Encoding, spans: Sequence[Span], frame: Frame) -> Masked:
-        """The tokens of an excerpt; without offsets in the encoding, spans are found by the bytes of its tokens."""
+        """The tokens of an excerpt; if the encoding has no offsets, the bytes of its tokens locate the spans."""
         listed = encoding.ids
         ids = np.array(listed, np.int32)
         if self._bytes is None:
             return masked(ids, parts_of(encoding, spans), frame)
         begins = self._bytes.begins(ids, listed, text.encode())
-        if begins is None:  # its normalised form is another text
+        if begins is None:  # the tokenizer normalised the text
             return masked(ids, parts_of(self._tokenizer.encode(text, add_special_tokens=False), spans), frame)
         edges = sorted({edge for span in spans for edge in (span.begin, span.end)})
         tokens = np.searchsorted(begins, byte_positions(text, edges)).tolist()
-        # A token that straddles the border belongs to what is before it.
+        # A token across the border of a span belongs to the text before the border.
         token_at = dict(zip(edges, tokens, strict=True))
         return masked(ids, [(slice(token_at[span.begin], token_at[span.end]), span.weight) for span in spans], frame)
 
     def _encodings(self, texts: Sequence[str], fast: bool) -> Iterator[Encoding]:
-        """Encodings of texts, a bounded number of characters at a time: one takes 100 bytes a token."""
+        """Encodings of texts, made for a bounded number of characters at a time: each takes 100 bytes per token."""
         encode_batch = self._tokenizer.encode_batch_fast if fast else self._tokenizer.encode_batch
         ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
         begin = 0
@@ -259,7 +249,7 @@ class Encoder:
             begin = end
 
     def _fitted(self, document: Document, row: EncodedRow) -> list[EncodedRow]:
-        """A document's tokens within `max_length`: those parts that hold a trained one."""
+        """The parts of a document's tokens within `max_length` that hold a trained token."""
         if len(row.input_ids) <= self.config.max_length:
             return [row] if row.trained.any() else []
         if not self._may_cut(document.whole):
@@ -272,9 +262,3 @@ class Encoder:
                 weights = None if row.weights is None else row.weights[part]
                 fitted.append(EncodedRow(row.input_ids[part], trained, weights, self.config.truncation != "split"))
         return fitted
-
-
-def _rules(config: EncodeConfig) -> tuple[LossScale, ...]:
-    """The rules for parts of answers, each once."""
-    added: tuple[LossScale, ...] = ("ignore_empty_think",) if config.ignore_empty_think else ()
-    return tuple(dict.fromkeys((*config.loss_scale, *added)))

@@ -1,4 +1,4 @@
-"""The encoder of each family of rows; pure."""
+"""The encoder of each row family; pure."""
 
 import json
 from functools import cache
@@ -22,11 +22,11 @@ _ENCODERS: dict[str, type[Encoder]] = {
 
 
 def encoder_of(config: EncodeConfig) -> Encoder:
-    """The encoder of a family of rows."""
+    """A new encoder for the config's row family."""
     return _ENCODERS[config.family](config)
 
 
 @cache
 def cached_encoder(config_json: str) -> Encoder:
-    """The process's encoder for a config given as JSON: a data task encodes many windows with one."""
+    """The encoder for a config given as JSON, made once in a process: a data task encodes many windows."""
     return encoder_of(EncodeConfig(**json.loads(config_json)))

@@ -1,6 +1,6 @@
 """`data.loss_scale`: weights of parts of an answer, by ms-swift's names and values; pure.
 
-A rule cuts an answer at words or patterns. Several rules multiply. What no rule names keeps the weight 1.
+A rule gives weights to the words or patterns of an answer. Weights of several rules multiply. Other text has weight 1.
 """
 
 import itertools
@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from rayswift.config.schema import LossScale
 
 EMPTY_THOUGHT = r"\s*(?:<think>\s*</think>\s*|<\|channel>thought\n<channel\|>)"
-"""A block of thoughts without any, as templates write it before an answer."""
+"""An empty block of thoughts, as templates write it before an answer."""
 
 
 @dataclass(frozen=True)
 class _Rule:
-    """What weighs how much.
+    """The weights of one rule.
 
-    words: word -> the weight of the word itself and of what follows up to the next; patterns: regular expression -> the
-    weight of what it matches; questions: words of a question -> the weight of the whole answer to it.
+    words: word -> the weights of the word and of the text from it to the next word; patterns: regular expression ->
+    the weight of each match; questions: part of a question -> the weight of the whole answer.
     """
 
     words: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -67,12 +67,9 @@ Part = tuple[int, int, float]
 
 
 def scaled(names: Sequence[LossScale], answer: str, question: str) -> list[Part]:
-    """The parts of an answer whose weight is not 1, in order.
+    """The parts of a rendered answer, without its end token, whose weight is not 1, in order.
 
-    Args:
-        names: The rules.
-        answer: As it is rendered, without its end token.
-        question: The message of the user that it answers.
+    names: names of the rules; question: the user's message before the answer.
     """
     found = [_parts(_RULES[name], answer, question) for name in names]
     borders = sorted({border for parts in found for begin, end, _ in parts for border in (begin, end)})

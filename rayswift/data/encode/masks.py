@@ -1,4 +1,4 @@
-"""Characters of a text that are trained -> the mask and the weights of its tokens; pure."""
+"""Trained characters of a text -> the mask and the weights of its tokens; pure."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,14 @@ from rayswift.data.encode.turns import Span
 from rayswift.data.tokenizer.folder import Frame
 
 Part = tuple[slice, float]
-"""Neighbouring tokens, and the loss weight of each, 0 for not trained."""
+"""Neighbouring tokens and their loss weight; 0: not trained."""
 Masked = tuple[NDArray[np.int32], NDArray[np.bool_], NDArray[np.float32] | None]
-"""Token ids, whether each is trained, and its weight; see `encode.EncodedRow`."""
+"""input_ids, trained and weights, as in `EncodedRow`."""
 NO_FRAME = Frame()
 
 
 def clipped(span: Span, begin: int, end: int) -> Span:
-    """The part of a span that lies in characters [begin, end), counted from there."""
+    """The part of a span inside characters [begin, end), relative to `begin`."""
     return Span(max(span.begin, begin) - begin, min(span.end, end) - begin, span.weight)
 
 
@@ -31,9 +31,9 @@ def parts_of(encoding: Encoding, spans: Sequence[Span]) -> list[Part]:
 
 
 def masked(tokens: NDArray[np.int32], parts: Sequence[Part], frame: Frame = NO_FRAME) -> Masked:
-    """Tokens within what the tokenizer puts around them; trained are `parts`, the later counts where they overlap.
+    """The mask and weights of tokens inside the tokenizer's frame; where parts overlap, the later one counts.
 
-    What is put behind is trained as the last token is. Without weights all are 1.
+    Tokens of the frame after the text are trained like the last token. Weights None: all are 1.
     """
     ids, before = ids_within(frame, [tokens]), len(frame.before)
     trained = np.zeros(len(ids), dtype=np.bool_)
@@ -50,7 +50,7 @@ def masked(tokens: NDArray[np.int32], parts: Sequence[Part], frame: Frame = NO_F
 
 
 def ids_within(frame: Frame, pieces: Sequence[Sequence[int] | NDArray[np.int32]]) -> NDArray[np.int32]:
-    """The tokens of a text, given in pieces, within what the tokenizer puts around it."""
+    """The tokens of a text, given in pieces, inside the tokenizer's frame, int32 [T]."""
     arrays = [np.asarray(part, np.int32) for part in (frame.before, *pieces, frame.behind) if len(part)]
     if len(arrays) == 1:
         return arrays[0]
@@ -64,7 +64,7 @@ def _token_at(encoding: Encoding, start: int, end: int, none: int) -> int:
         if token is not None:
             begins = encoding.token_to_chars(token)
             assert begins is not None
-            # A token that straddles the border belongs to the prompt.
+            # A token across the border belongs to the prompt.
             return int(token) if begins[0] >= start else int(token) + 1
     return none
 

@@ -1,9 +1,9 @@
-"""Where each message ends in a rendered conversation, from one rendering in place of one for each prefix.
+"""Find where each message ends in a rendered conversation with one rendering, instead of one for each prefix.
 
-A template is a program that reads messages. If it asks its loop over them for message i before it has seen anything of
-i or later, or how many there are, then given the first i messages alone it would have done just the same up to there,
-left the loop, and rendered what stands behind it. So what it had written by then and that remainder are the text of
-the prefix: exactly, not by likeness. Templates and messages for which this does not hold are simply not traced.
+A template is a program that loops over messages. Suppose the loop asks for message i before the template has read
+message i, a later one, or their number. Then for the first i messages alone the template does the same up to this
+point, leaves the loop, and renders what follows it. So the text of the prefix is the text written up to this point, and
+the text after the loop. This is exact. Templates and messages for which it does not hold are not traced.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,10 +18,10 @@ _GENERATE = "add_generation_prompt"
 
 @dataclass(frozen=True)
 class Trace:
-    """A conversation rendered once.
+    """A rendered conversation.
 
-    ends: at i, how many characters of `text` the first i messages alone give, None if that is not known; generation:
-    what is added to any of them to generate from.
+    ends: at i, the length of the text of the first i messages alone, None if it is not known; generation: the
+    generation prompt.
     """
 
     text: str
@@ -30,14 +30,14 @@ class Trace:
 
 
 class TracedTemplate:
-    """A template whose loop over the messages is watched."""
+    """A template that records how its loop reads the messages; `remainder` is the part after the loop."""
 
     def __init__(self, whole: Template, remainder: Template):
         self._whole, self._remainder = whole, remainder
 
     @classmethod
     def of(cls, environment: Environment, source: str) -> "TracedTemplate | None":
-        """The template, or None if what stands behind its last loop could depend on what the loop went through."""
+        """The traced template; None if the part after its last loop could depend on the loop."""
         tree = environment.parse(source)
         loops = [place for place, node in enumerate(tree.body) if isinstance(node, nodes.For)]
         if not loops:
@@ -61,12 +61,7 @@ class TracedTemplate:
         return cls(environment.from_string(tree), environment.from_string(remainder))
 
     def trace(self, messages: Sequence[Any], given: Mapping[str, Any]) -> Trace | None:
-        """Render all messages; None if the template does with them what cannot be followed.
-
-        Args:
-            messages: The conversation.
-            given: What else the template is given.
-        """
+        """Render all messages with the variables `given`; None if the ends are not known."""
         seen = _Seen(messages)
         watched = {_TURNS: seen.turns, _TURN_BEGINS: seen.turn_begins, _TURN_ENDS: seen.turn_ends}
         written, lengths = [], [0]
@@ -90,13 +85,13 @@ def _call(name: str, arguments: list[nodes.Expr], loop: nodes.For) -> nodes.Call
 
 
 def _bound(tree: nodes.Template) -> set[str]:
-    """Names that may mean something else in the course of a rendering, or hold messages."""
+    """Names that change during a rendering, or hold messages."""
     assigned = {name.name for name in tree.find_all(nodes.Name) if name.ctx != "load"}
     return assigned | {macro.name for macro in tree.find_all(nodes.Macro)} | {"messages", "loop"}
 
 
 class _Seen:
-    """What a rendering has seen of the messages, and how much it had written when its loop asked for each."""
+    """What a rendering has read of the messages, and the number of parts written when its loop asked for each."""
 
     def __init__(self, messages: Sequence[Any]):
         self.messages = messages
@@ -107,11 +102,11 @@ class _Seen:
         self._between_turns = False
 
     def see(self, index: int) -> None:
-        """Message `index` was read, or that it is not there."""
+        """Record that message `index`, or its absence, was read."""
         self._newest = max(self._newest, index)
 
     def turns(self, looped: Any) -> Any:
-        """What the loop goes through: watched, if it is the messages."""
+        """The sequence of the loop, recorded if it is the messages."""
         if not isinstance(looped, _Messages):
             self.lost = True
             return looped
@@ -119,7 +114,7 @@ class _Seen:
 
     def _turns(self, begin: int) -> Iterator[Any]:
         for index in range(begin, len(self.messages) + 1):
-            # Within a turn it was a look ahead, as `loop.last` takes, after which other things may be written.
+            # Within a turn, the template looked ahead, as for `loop.last`, and may write something that depends on it.
             if self._between_turns and self._newest < index:
                 self.parts_at[index] = self.num_parts
             self._between_turns = False
@@ -128,18 +123,16 @@ class _Seen:
                 yield self.messages[index]
 
     def turn_begins(self) -> None:
-        """The loop enters its body."""
         self._between_turns = False
 
     def turn_ends(self) -> None:
-        """The loop has come to the end of its body."""
         self._between_turns = True
 
 
 class _Messages:
-    """The messages from one on, as a template sees them: it may loop over them, index and slice them.
+    """The messages from `begin` on, as a template sees them; it may loop over them, index and slice them.
 
-    Whatever else is done with them is noted, and ends the trace.
+    Any other use makes the ends unknown.
     """
 
     def __init__(self, seen: _Seen, begin: int):

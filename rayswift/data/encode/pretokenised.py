@@ -1,11 +1,11 @@
-"""Rows that are tokens already: `input_ids`, and which of them are trained; pure.
+"""Rows of tokens: `input_ids`, and which of them are trained; pure.
 
     {"input_ids": [1, 15, 7, 2], "labels": [-100, -100, 7, 2]}
 
-As `transformers` and TRL have them: `labels` holds the token itself or -100; in its place TRL's `completion_mask` or
-`assistant_masks`, of which both count; with none of them every token is trained. Where `attention_mask` is 0 there is
-padding, which is left out. The first token is never trained, for nothing predicts it. Segments of text that say each
-whether they are trained (axolotl's `input_output`) become such rows.
+The columns are those of `transformers` and TRL. `labels` holds the token itself or -100. TRL's `completion_mask` and
+`assistant_masks` may replace it; if both are there, both count. Without any of them every token is trained. Tokens
+whose `attention_mask` is 0 are padding and left out. The first token is never trained, because nothing predicts it.
+axolotl's `input_output` (segments of text, each trained or not) becomes such a row too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,11 +24,7 @@ _MASKS = ("completion_mask", "assistant_masks")
 
 
 def segmented(segments: Sequence[tuple[str, bool]], tokenizer: Tokenizer) -> Document:
-    """Texts end to end, each trained or not: each is tokenised by itself, as axolotl does, and nothing is put around.
-
-    Raises:
-        BadRow: no token is trained.
-    """
+    """Segments, each trained or not, end to end: each is tokenised alone, as in axolotl, without a frame."""
     pieces = tokenizer.encode_batch_fast([text for text, _ in segments], add_special_tokens=False)
     ids = np.array([token for piece in pieces for token in piece.ids], np.int32)
     marks = [label for piece, (_, label) in zip(pieces, segments, strict=True) for _ in piece.ids]
@@ -40,20 +36,12 @@ def segmented(segments: Sequence[tuple[str, bool]], tokenizer: Tokenizer) -> Doc
 
 
 def token_columns(columns: Mapping[str, str]) -> frozenset[str]:
-    """The columns of which one tells such a row, by the user's names for ours."""
+    """The column names, ours and the user's, that mark a row of tokens."""
     return frozenset((_TOKENS, *(name for name, ours in columns.items() if ours == _TOKENS)))
 
 
 def pretokenised(row: Row, num_tokens: int) -> Document:
-    """The document of such a row.
-
-    Args:
-        row: Under our names.
-        num_tokens: Tokens that the tokenizer has.
-
-    Raises:
-        BadRow: a list of another kind or length, a token that the tokenizer has not, or labels of other tokens.
-    """
+    """The document of a row of tokens, under our names; `num_tokens`: size of the tokenizer's vocabulary."""
     ids = _integers(row, _TOKENS)
     outside = ids[(ids < 0) | (ids >= num_tokens)]
     if len(outside):

@@ -1,6 +1,6 @@
-"""Render a tokenizer's chat template without importing `transformers`' tokenizers (and so torch) in data tasks.
+"""Render a tokenizer's chat template without importing `transformers`' tokenizers, and so torch, in data tasks.
 
-The environment is the one `transformers` documents for chat templates; a test holds both to the same bytes.
+The environment is the one that `transformers` documents for chat templates; a test checks that the bytes are equal.
 """
 
 import datetime
@@ -18,18 +18,19 @@ from rayswift.data.encode.message_ends import Trace, TracedTemplate
 from rayswift.data.rows import BadRow, Message
 
 Tools = list[Any] | None
-"""What a conversation may call, as JSON schemas."""
+"""Tools as JSON schemas."""
 Kwargs = Mapping[str, Any] | None
 """Variables that a template is given besides the messages."""
 _DICT_ATTRIBUTES = frozenset(dir(dict))
 _PROBE_CALL = {"type": "function", "id": "call00000", "function": {"name": "fff", "arguments": {"a": 1}}}
+_PROBE_SYSTEM, _PROBE_QUESTION = "\ue000system\ue000", "\ue000question\ue000"
 _END = "</think>"
-# A character of no script stands for it where a template would cut at it.
+# Private-use characters in place of `</think>`, so that a template does not cut there.
 _MARK = "\ue000/think\ue000"
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks assistant text for `transformers`; rendered, it is its body."""
+    """Renders the body of `{% generation %}`, which marks assistant text for `transformers`."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja's own class attribute)
 
@@ -39,7 +40,7 @@ class _Generation(jinja2.ext.Extension):
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox; `message.role` asks the object first by Python's rules, which for a dict only costs an exception."""
+    """The sandbox, with a faster `message.role`: a dict is not asked for an attribute first."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         if type(obj) is dict and attribute not in _DICT_ATTRIBUTES and attribute in obj:
@@ -61,7 +62,7 @@ class ChatTemplate:
     Args:
         source: Jinja text.
         special_tokens: `bos_token`, `eos_token`, ... as the template may name them.
-        date: The day it sees where it asks for the time, as YYYY-MM-DD; None: today.
+        date: The day of `strftime_now` in the template, as YYYY-MM-DD; None: today.
     """
 
     def __init__(self, source: str, special_tokens: dict[str, str], date: str | None = None):
@@ -73,7 +74,7 @@ class ChatTemplate:
         now = datetime.datetime.fromisoformat(date) if date else datetime.datetime.now()
         environment.globals["strftime_now"] = now.strftime
         self._template = environment.from_string(source)
-        # What every rendering is given; `Template.render` would collect the globals anew each time.
+        # The variables of every rendering; `Template.render` would collect the globals each time.
         self._given = {**self._template.globals, **special_tokens}
         self._source = source
         self._traced = TracedTemplate.of(environment, source)
@@ -81,7 +82,7 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Message], tools: Tools = None, generate: bool = False, kwargs: Kwargs = None
     ) -> str:
-        """Text of a conversation; `generate` adds the opening of the assistant's next turn.
+        """The text of a conversation; `generate` adds the generation prompt.
 
         Raises:
             BadRow: the template refuses the conversation.
@@ -93,12 +94,12 @@ class ChatTemplate:
             raise BadRow("refused by the chat template", f"{str(error)[:400] or type(error).__name__}") from error
 
     def trace(self, messages: Sequence[Message], tools: Tools = None, kwargs: Kwargs = None) -> Trace | None:
-        """One rendering that tells where each message ends; None if this template, or what it does here, forbids it."""
+        """One rendering with the end of each message; None if the ends are not known."""
         if self._traced is None:
             return None
         try:
             return self._traced.trace(messages, self._also_given(tools, kwargs))
-        except Exception:  # of foreign code; what is wrong, if anything is, shows in `render`
+        except Exception:  # of the template's code; `render` reports it
             return None
 
     def _also_given(self, tools: Tools, kwargs: Kwargs) -> dict[str, Any]:
@@ -107,10 +108,10 @@ class ChatTemplate:
     def conversation(
         self, messages: Sequence[Message], tools: Tools = None, generate: bool = False, kwargs: Kwargs = None
     ) -> str:
-        """As `render`, of messages in our spelling.
+        """As `render`, for messages in our spelling.
 
         Raises:
-            BadRow: the template refuses the conversation, or leaves something of it out.
+            BadRow: the template refuses the conversation, or does not render all of it.
         """
         adapted = self.adapted(messages)
         text = self.render(adapted, tools, True, kwargs) if generate else self.render_answer(adapted, tools, kwargs)
@@ -118,21 +119,17 @@ class ChatTemplate:
         return text
 
     def adapted(self, messages: Sequence[Message]) -> list[Message]:
-        """Messages with contents, thoughts and tool calls in the spelling that this template reads.
-
-        Raises:
-            BadRow: there are thoughts or calls, and it has no place for them.
-        """
+        """Messages with contents, thoughts and tool calls in the spelling that this template reads."""
         made = [self._adapt(m) if "reasoning_content" in m or "tool_calls" in m else m for m in messages]
         return [_in_parts(message) for message in made] if self._takes_parts else made
 
     def cuts(self, messages: Sequence[Message]) -> bool:
-        """Whether there are thoughts in the contents that the template cuts off, those of the last answer too."""
+        """Whether a content has thoughts and the template removes thoughts even from the last answer."""
         has_thoughts = any(m["role"] == "assistant" and _END in _text_of(m) for m in messages)
         return has_thoughts and self._cuts_thoughts
 
     def render_answer(self, messages: Sequence[Message], tools: Tools = None, kwargs: Kwargs = None) -> str:
-        """As `render`, but the last answer keeps thoughts that the template would cut off, as it has to be given."""
+        """As `render`, but the last answer keeps its thoughts even if the template would remove them."""
         if not messages or not self.cuts(messages[-1:]):
             return self.render(messages, tools, kwargs=kwargs)
         last = messages[-1]
@@ -145,16 +142,7 @@ class ChatTemplate:
         return self.render([*messages[:-1], {**last, "content": marked}], tools, kwargs=kwargs).replace(_MARK, _END)
 
     def check(self, messages: Sequence[Message], text: str, first: int = 0) -> None:
-        """Look for what users and assistants say, in our spelling, in a text that has to hold it.
-
-        Args:
-            messages: In their order.
-            text: As rendered.
-            first: The number of the first message, for what is said of it.
-
-        Raises:
-            BadRow: it is not there, because the template reads contents in another form, or not beside tool calls.
-        """
+        """Raise if a text lacks the content or a tool call of a message; `first`: number of the first message."""
         at = 0
         for position, message in enumerate(messages, first):
             if message["role"] not in ("user", "assistant"):
@@ -185,7 +173,7 @@ class ChatTemplate:
             thoughts = adapted.pop("reasoning_content")
             if self._thoughts_key is not None:
                 adapted[self._thoughts_key] = thoughts
-            elif _END in self._source:  # of those that know thoughts within the content
+            elif _END in self._source:  # the template knows thoughts inside the content
                 adapted["content"] = f"<think>\n{thoughts}\n</think>\n\n{message['content']}"
             else:
                 raise BadRow(
@@ -205,7 +193,7 @@ class ChatTemplate:
 
     @cached_property
     def _thoughts_key(self) -> str | None:
-        """The key of a message under which the template looks for thoughts."""
+        """The message key under which the template reads thoughts; None if there is none."""
         for key in ("reasoning_content", "reasoning", "thinking"):
             if re.search(rf"""[.'"]{key}\b""", self._source):
                 return key
@@ -213,20 +201,20 @@ class ChatTemplate:
 
     @cached_property
     def _takes_parts(self) -> bool:
-        """Whether the template reads a content as a list of parts alone, as vision models' do."""
+        """Whether the template reads only contents that are lists of parts, as for vision models."""
         probe: list[Message] = [{"role": "user", "content": "qqq"}, {"role": "assistant", "content": "aaa"}]
         return not self._shows(probe, "qqq", "aaa") and self._shows(list(map(_in_parts, probe)), "qqq", "aaa")
 
     @cached_property
     def _cuts_thoughts(self) -> bool:
-        """Whether the template cuts the thoughts off an answer's content although nothing follows it."""
+        """Whether the template removes the thoughts from an answer's content even if the answer is the last message."""
         answer = f"<think>\nttt\n{_END}\n\naaa"
         probe: list[Message] = [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]
         return _END in self._source and not self._shows(self.adapted(probe), "ttt")
 
     @cached_property
     def _calls_without_content(self) -> bool:
-        """Whether the template writes tool calls only beside a content that is null."""
+        """Whether the template renders tool calls only if the content is null."""
         empty, null = (self._probe_of_calls(content, self._arguments_as_text) for content in ("", None))
         return not self._shows(empty, "fff") and self._shows(null, "fff")
 
@@ -249,7 +237,7 @@ class ChatTemplate:
 
     @cached_property
     def _arguments_as_text(self) -> bool:
-        """Whether the template joins arguments of tool calls to text, as DeepSeek's, and does not write JSON."""
+        """Whether the template needs arguments of tool calls as text, as DeepSeek's does."""
         as_json, as_text = (
             any(self._shows(self._probe_of_calls(content, as_text), "fff") for content in ("", None))
             for as_text in (False, True)
@@ -264,7 +252,7 @@ def _in_parts(message: Message) -> Message:
 
 
 def _text_of(message: Message) -> str:
-    """A message's text, whatever its form."""
+    """The text of a message, whose content may be text or parts."""
     content = message["content"]
     return content if isinstance(content, str) else "".join(part["text"] for part in content or ())
 
@@ -272,3 +260,19 @@ def _text_of(message: Message) -> str:
 def _with_text_arguments(call: dict[str, Any]) -> dict[str, Any]:
     function = call["function"]
     return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
+
+
+def default_system(source: str, special_tokens: dict[str, str]) -> str:
+    """The system message that a template writes if a conversation has none; empty if there is none."""
+    asked = {"role": "user", "content": _PROBE_QUESTION}
+    try:
+        template = ChatTemplate(source, special_tokens)
+        without = template.render([asked])
+        with_system = template.render([{"role": "system", "content": _PROBE_SYSTEM}, asked])
+    except (jinja2.TemplateError, BadRow):
+        return ""  # the rows report what the template refuses
+    before, mark, behind = with_system.partition(_PROBE_SYSTEM)
+    is_filled = mark and without.startswith(before) and without.endswith(behind)
+    if not is_filled or len(without) <= len(before) + len(behind):
+        return ""
+    return without[len(before) : len(without) - len(behind)].strip()

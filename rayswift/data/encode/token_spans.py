@@ -1,7 +1,7 @@
-"""Where each token lies in its text, from the bytes that token ids stand for; pure.
+"""The position of each token in its text, from the bytes of each token id; pure.
 
-A tokenizer that works on bytes maps each id to fixed bytes. Where those of a text's ids, end to end, are the text, each
-token lies where the ones before it end: exact, and much cheaper than the offsets a tokenizer keeps.
+A byte-level tokenizer maps each id to fixed bytes. If the bytes of a text's ids, end to end, are the text, each token
+begins where the previous one ends. This is exact, and much cheaper than the offsets of a tokenizer.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,7 @@ from tokenizers import Tokenizer
 
 
 class TokenBytes:
-    """The bytes of each token id.
-
-    Args:
-        pieces: At each id its bytes.
-    """
+    """The bytes of each token id: `pieces[id]`."""
 
     def __init__(self, pieces: Sequence[bytes]):
         self._pieces = pieces
@@ -25,13 +21,9 @@ class TokenBytes:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, described: Any) -> "TokenBytes | None":
-        """Those of a byte-level tokenizer; None for another kind.
-
-        Args:
-            tokenizer: The tokenizer.
-            described: Its tokenizer.json.
-        """
-        if not any(part.get("type") == "ByteLevel" for part in _parts(described.get("decoder"))):
+        """The bytes of a byte-level tokenizer; None for another kind. `described` is its parsed tokenizer.json."""
+        decoder = described.get("decoder") or {"decoders": []}
+        if not any(part.get("type") == "ByteLevel" for part in decoder.get("decoders", [decoder])):
             return None
         added = {number: token.content for number, token in tokenizer.get_added_tokens_decoder().items()}
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
@@ -40,16 +32,13 @@ class TokenBytes:
             try:
                 pieces[number] = added[number].encode() if number in added else bytes(_BYTE_OF[c] for c in token)
             except KeyError:
-                continue  # no text's bytes: a text with it is not the sum of its pieces
+                continue  # the token has no bytes, so a text with it takes the tokenizer's offsets
         return cls(pieces)
 
     def begins(self, ids: NDArray[np.int32], listed: Sequence[int], text: bytes) -> NDArray[np.int64] | None:
-        """Byte [T] at which each token begins; None where the tokens are not just the text, as after normalising it.
+        """The byte at which each token begins, int64 [T]; None if their bytes are not the text.
 
-        Args:
-            ids: The tokens [T].
-            listed: The same, which a list is faster to look up by.
-            text: What they were made of.
+        `listed` holds the same ids as a list, which is faster for look-ups.
         """
         if b"".join(map(self._pieces.__getitem__, listed)) != text:
             return None
@@ -59,7 +48,7 @@ class TokenBytes:
 
 
 def byte_positions(text: str, positions: Sequence[int]) -> list[int]:
-    """The bytes of a text before each character position; positions ascend, and may lie outside of the text."""
+    """The number of bytes before each character position; positions ascend, and may lie outside of the text."""
     if text.isascii():
         return list(positions)
     found, done, num_bytes = [], 0, 0
@@ -70,12 +59,8 @@ def byte_positions(text: str, positions: Sequence[int]) -> list[int]:
     return found
 
 
-def _parts(decoder: Any) -> list[dict[str, Any]]:
-    return [] if not decoder else decoder.get("decoders", [decoder])
-
-
 def _byte_of() -> dict[str, int]:
-    """GPT-2's table: printable bytes are themselves, the others are characters from 256 on."""
+    """GPT-2's table: printable bytes stand for themselves, the others are characters from 256 on."""
     printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

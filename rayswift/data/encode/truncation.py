@@ -1,6 +1,6 @@
-"""Documents longer than `data.max_length`: dropped, cut at an end, or split; pure.
+"""Documents longer than `data.max_length` are dropped, cut at an end, or split; pure.
 
-Also the bound that spares tokenising a text of megabytes of which only a few thousand tokens, or none, are used.
+A bound on the characters of a token avoids tokenising megabytes of text of which only a few thousand tokens are used.
 """
 
 import itertools
@@ -14,28 +14,25 @@ from tokenizers.pre_tokenizers import ByteLevel
 from rayswift.config.schema import TruncationMode
 
 _PIECE_CHARS = 1 << 20
-# One character of a normal form is at most four before it; unlike NFKC, NFC and NFD add and remove nothing else.
+# The most characters that become one character of the normal form; NFKC has no such number.
 _CHARS_IN_ONE = {"NFC": 4, "NFD": 1}
 _SPLITTERS = ("ByteLevel", "Digits", "Split", "Metaspace")
 
 
 @dataclass(frozen=True)
 class Bound:
-    """How many characters a token stands for at most; None if the tokenizer allows no such number."""
+    """The most characters that one token stands for; None if there is no such number for the tokenizer."""
 
     chars_per_token: int | None
 
     def min_tokens(self, text: str) -> int:
-        """The least number of tokens a text can have."""
+        """The least number of tokens that a text can have."""
         return 0 if self.chars_per_token is None else -(-len(text) // self.chars_per_token)
 
     def excerpts(self, text: str, max_length: int, mode: TruncationMode) -> list[tuple[int, str]]:
-        """The parts of a text to tokenise, with where each begins: one, the whole, unless it is surely too long.
+        """The parts of a text to tokenise, each with its first character: the whole text, unless it is surely too long.
 
-        Args:
-            text: A document.
-            max_length: Tokens that fit.
-            mode: left and right need an end of the text that surely holds as many tokens, split all of it in pieces.
+        Then left and right need one end of the text that surely holds `max_length` tokens; split needs all, in pieces.
         """
         if self.chars_per_token is None or self.min_tokens(text) <= max_length:
             return [(0, text)]
@@ -49,10 +46,10 @@ class Bound:
 
 
 def kept(num_tokens: int, max_length: int, mode: TruncationMode) -> list[slice]:
-    """The tokens of a document that is too long that are kept.
+    """The tokens to keep of a document that is too long.
 
-    Pieces of a split one share a token: nothing predicts the first of a piece, so it is trained at the end of the
-    piece before.
+    Pieces of a split document overlap by one token: it is trained at the end of one piece, because nothing predicts the
+    first token of the next.
     """
     if mode == "left":
         return [slice(num_tokens - max_length, num_tokens)]
@@ -63,9 +60,9 @@ def kept(num_tokens: int, max_length: int, mode: TruncationMode) -> list[slice]:
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """How many tokens of two texts that do not fit are kept: the longer one loses them, down to the shorter one's.
+    """How many tokens of each of two texts to keep: the longer text loses tokens first.
 
-    What `transformers` calls longest_first, as the tokenizers library computes it (`utils/truncation.rs`).
+    This is longest_first of `transformers`, as the tokenizers library computes it (`utils/truncation.rs`).
     """
     less, more = min(first, second), max(first, second)
     more = less if less > room else max(less, room - less)
@@ -75,7 +72,7 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
 
 
 def bound_of(tokenizer: Tokenizer) -> Bound:
-    """The bound for a tokenizer: the longest entry of its vocabulary, where nothing can vanish without a token."""
+    """The bound of a tokenizer, its longest vocabulary entry, if no character can disappear without a token."""
     parts = json.loads(tokenizer.to_str())
     normalizers = _leaves(parts["normalizer"], "normalizers")
     splitters = _leaves(parts["pre_tokenizer"], "pretokenizers")
@@ -94,7 +91,7 @@ def bound_of(tokenizer: Tokenizer) -> Bound:
 
 
 def _has_all_bytes(vocabulary: dict[str, int], splitters: list[dict[str, Any]], byte_fallback: bool) -> bool:
-    """Whether every character becomes tokens, if need be its bytes, and no run of them a single unknown."""
+    """Whether every character becomes tokens, if necessary its bytes; then no text becomes a single unknown token."""
     if any(splitter["type"] == "ByteLevel" for splitter in splitters):
         return set(ByteLevel.alphabet()) <= vocabulary.keys()
     return byte_fallback and all(f"<0x{byte:02X}>" in vocabulary for byte in range(256))
@@ -108,7 +105,7 @@ def _keeps_characters(normalizer: dict[str, Any]) -> bool:
 
 
 def _leaves(part: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
-    """The parts of a normalizer or pre-tokenizer that are no sequence of others."""
+    """The parts of a normalizer or pre-tokenizer, with nested sequences flattened."""
     if part is None:
         return []
     return [leaf for one in part[key] for leaf in _leaves(one, key)] if part["type"] == "Sequence" else [part]

@@ -1,10 +1,10 @@
-"""A conversation -> the texts to train on, and which characters of each count; pure.
+"""A conversation -> the texts to train on, and the trained characters of each; pure.
 
-Usually one text. Templates of reasoning models rewrite history: thoughts of earlier answers are left out once another
-question follows, so no single text holds every answer as the model has to give it. Then an answer is trained in the
-text in which it is the last, one text for each stretch of answers that render alike: each is trained once, behind
-exactly what is served before it. An answer without thoughts is trained where it stands in the later text, if it
-differs there only in what the template writes around it (see `history`).
+Usually there is one text. Templates of reasoning models rewrite history: they remove the thoughts of earlier answers,
+so no single text holds every answer as the model has to generate it. Then an answer is trained in the text in which it
+is the last one. Each answer is trained once, after exactly the text that precedes it when it is generated. An answer
+without thoughts is trained in the later text if it differs there only in what the template writes around it
+(`history`).
 """
 
 from collections.abc import Callable, Sequence
@@ -15,20 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayswift.config.schema import LossOn, LossScale
-from rayswift.data.encode.history import EndTokens, standing, unopened, without_end, without_tail
+from rayswift.data.encode.history import EndTokens, standing, unopened, without_end, without_space
 from rayswift.data.encode.loss_scale import scaled
 from rayswift.data.encode.message_ends import Trace
 from rayswift.data.encode.template import ChatTemplate
 from rayswift.data.rows import BadRow, Conversation, Message, MessageLoss
 
 _KEPT_PREFIXES = 4
-# Up to so many messages, rendering the prefixes costs no more than the trace that spares it.
+# Up to this number of messages, rendering the prefixes costs no more than tracing.
 _UNTRACED_MESSAGES = 4
 
 
 @dataclass(frozen=True)
 class Span:
-    """Characters [begin, end) of a text and the loss weight of their tokens, 0 for not trained."""
+    """Characters [begin, end) of a text and the loss weight of their tokens; 0: not trained."""
 
     begin: int
     end: int
@@ -36,12 +36,12 @@ class Span:
 
 
 Numbers = tuple[tuple[str, float], ...]
-"""What a row says to its loss beside tokens, as (name, value): a margin, a label; a name may come several times."""
+"""Further inputs of the loss as (name, value), such as a margin or a label; a name may occur several times."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids [T] int32, and whether each is trained, [T] bool."""
+    """ids [T] int32; trained [T] bool."""
 
     ids: NDArray[np.int32]
     trained: NDArray[np.bool_]
@@ -49,11 +49,11 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Document:
-    """A text to train on; where spans overlap the later counts, and outside of them nothing is trained.
+    """A text to train on; where spans overlap the later one counts, and text outside of spans is not trained.
 
-    record: see `encode.EncodedRow`; framed: what the tokenizer puts around any text, as BOS, is put around this one: a
-    chat template writes these tokens itself. tokens: what is trained, of a row that brought tokens and no text. tail:
-    the end of a rendered text, behind its last content.
+    record: as in `EncodedRow`; framed: whether the tokenizer adds its frame, such as BOS; a chat template writes these
+    tokens itself. tokens: the tokens of a row that has tokens and no text. closing: the end of a rendered text, after
+    its last content.
     """
 
     text: str
@@ -62,11 +62,11 @@ class Document:
     record: str = ""
     framed: bool = False
     tokens: Tokens | None = None
-    tail: str = ""
+    closing: str = ""
 
     @property
     def whole(self) -> bool:
-        """Whether every token is trained alike, wherever the characters lie."""
+        """Whether all tokens are trained with weight 1."""
         if self.tokens is not None:
             return bool(self.tokens.trained[1:].all())
         first = self.spans[0]
@@ -75,11 +75,11 @@ class Document:
 
 @dataclass(frozen=True)
 class Marking:
-    """What of a conversation is trained, and where.
+    """What is trained of a conversation.
 
-    loss_on: which turns, where the messages themselves say nothing; loss_scale: rules for parts of these;
-    keep_history: whether all are trained in one text, earlier ones as they stand there; end_tokens: special tokens of
-    the tokenizer.
+    loss_on: the trained turns, unless a message says otherwise; loss_scale: rules for parts of answers; keep_history:
+    train all answers in one text, earlier ones as the template renders them there; end_tokens: special tokens of the
+    tokenizer.
     """
 
     loss_on: LossOn
@@ -94,17 +94,13 @@ def documents(
     marking: Marking,
     refuse: Callable[[str, bool, int], None],
 ) -> list[Document]:
-    """The texts of a conversation, each turn to train in exactly one of them.
+    """The texts of a conversation; each trained turn is trained in exactly one of them.
 
-    Args:
-        template: Renders it.
-        row: The conversation.
-        marking: What is trained.
-        refuse: Called with a text, whether all of it is trained alike, and its number of messages, before the turns
-            in it are looked for, which takes a rendering for each; may raise.
+    `refuse` is called with a text, whether all of it is trained, and its number of messages. It may raise, before the
+    turns of the text are located, which costs a rendering each.
 
     Raises:
-        BadRow: nothing to train, as `refuse` raises, or the template cannot be trained on this conversation.
+        BadRow: nothing is trained, `refuse` raises, or the template cannot be trained on this conversation.
     """
     try:
         renderer = _Renderer(template, row, marking)
@@ -125,7 +121,7 @@ def documents(
         text = renderer.until(last)
         refuse(text, False, last + 1)
         found: dict[int, tuple[Span, ...]] = {}
-        # Backwards to where history is rewritten: what is before it has a text of its own.
+        # Backwards to the turn where history is rewritten; earlier turns get a text of their own.
         for i in sorted(todo, reverse=True):
             spans = renderer.spans(text, i, todo[i])
             if spans is None:
@@ -136,8 +132,8 @@ def documents(
         elif last in todo:
             raise BadRow(
                 "chat template cannot be trained",
-                f"message {last} is not rendered as a continuation of what the template gives to generate it from; set "
-                f"model.chat_template to one that does",
+                f"the rendering of message {last} does not begin with the generation prompt before it; set "
+                f"model.chat_template to a template where it does",
             )
         todo = {i: weight for i, weight in todo.items() if i not in found}
         last = max(todo, default=-1)
@@ -145,14 +141,10 @@ def documents(
 
 
 def merged_turns(row: Conversation, bad: BadRow) -> Conversation:
-    """A conversation that the template refused, with messages of one role in a row as one.
-
-    Args:
-        row: The conversation.
-        bad: How it was refused.
+    """A conversation with consecutive messages of one role merged, because the template refused it with `bad`.
 
     Raises:
-        BadRow: there are no such messages, or as one they would not be trained as they are each.
+        BadRow: there are no such messages, or they differ in their loss.
     """
     messages: list[Message] = []
     losses: list[MessageLoss] = []
@@ -179,16 +171,12 @@ def merged_turns(row: Conversation, bad: BadRow) -> Conversation:
 
 
 def ended(text: str, end: str) -> str:
-    """A text with `end` behind it, once."""
+    """A text that ends with `end`."""
     return text if text.endswith(end) else text + end
 
 
 def joined(row: Conversation, marking: Marking, end: str) -> Document:
-    """The contents of a conversation without a chat template, one after the other, and `end` behind the last, once.
-
-    Raises:
-        BadRow: nothing to train, or something that only a template has a place for.
-    """
+    """The contents of a conversation end to end, without a chat template; the text ends with `end`."""
     text, spans = "", []
     for position, (message, weight) in enumerate(zip(row.messages, _weights(row, marking), strict=True)):
         if "reasoning_content" in message or "tool_calls" in message:
@@ -209,18 +197,18 @@ def _all(marked: Sequence[tuple[Span, ...] | None]) -> list[Span]:
     if any(spans is None for spans in marked):
         raise BadRow(
             "chat template rewrites earlier turns",
-            "so messages with a loss of their own cannot be found under loss_on all",
+            "so messages with a loss of their own cannot be located with data.loss_on all",
         )
     return [span for spans in marked for span in spans or ()]
 
 
 def _weights(row: Conversation, marking: Marking) -> list[float | None]:
-    """Loss weight of each message; under `all`, None where neither the message nor a rule says anything."""
+    """Loss weight of each message; with loss_on `all`, None for messages without a loss of their own or a rule."""
     roles = [message["role"] for message in row.messages]
     chosen = [role == "assistant" for role in roles]
     if marking.loss_on == "last_turn" and any(chosen):
         last = len(roles) - 1 - roles[::-1].index("assistant")
-        # One turn may be several messages: calls of tools, their results, the answer.
+        # A turn may be several messages: tool calls, their results, the answer.
         begin = next((i + 1 for i in range(last, -1, -1) if roles[i] == "user"), 0)
         chosen = [chosen[i] and begin <= i <= last for i in range(len(roles))]
     weights: list[float | None] = []
@@ -235,21 +223,21 @@ def _weights(row: Conversation, marking: Marking) -> list[float | None]:
 
 
 def _is_scaled(row: Conversation, position: int, marking: Marking) -> bool:
-    """Whether the rules for parts apply to a message: to an answer that says nothing of its own loss."""
+    """Whether loss_scale applies to a message: an answer without a loss of its own."""
     own = row.losses[position]
     is_silent = own.trained is None and own.weight == 1
     return bool(marking.loss_scale) and is_silent and row.messages[position]["role"] == "assistant"
 
 
 def _scaled(row: Conversation, position: int, marking: Marking, answer: str, whole: Span) -> list[Span]:
-    """The parts of an answer whose weight is another than that of the whole."""
+    """The parts of an answer that differ in weight from `whole`, its span."""
     asked = (m["content"] for m in reversed(row.messages[:position]) if m["role"] == "user")
     parts = scaled(marking.loss_scale, answer, next(asked, ""))
     return [Span(whole.begin + begin, whole.begin + end, whole.weight * weight) for begin, end, weight in parts]
 
 
 class _Renderer:
-    """Renders a conversation and its prefixes; the last few are kept, all would be as much as the square of it."""
+    """Renders a conversation and its prefixes; only the last few texts are kept, to bound memory."""
 
     def __init__(self, template: ChatTemplate, row: Conversation, marking: Marking):
         self._template, self._row, self._marking = template, row, marking
@@ -260,7 +248,7 @@ class _Renderer:
         template.check([message for message in row.messages if message["role"] == "user"], self.text)
 
     def until(self, index: int) -> str:
-        """The conversation up to and with a message."""
+        """The text up to and with a message."""
         return self.text if index == len(self._messages) - 1 else self._prefix(index + 1, generate=False)
 
     @cached_property
@@ -287,7 +275,7 @@ class _Renderer:
         return self._template.render(messages, self._tools, True, self._row.template_kwargs)
 
     def spans(self, text: str, index: int, weight: float) -> tuple[Span, ...] | None:
-        """Where a message stands in a text, and its parts of another weight; None if it is not there as it is given."""
+        """The span of a message in a text, and those of its parts with another weight; None if the text lacks it."""
         span = self._span(text, index, weight)
         if span is None:
             return None
@@ -308,7 +296,7 @@ class _Renderer:
             return None
         if text.startswith(until):
             self._keeps_words(index, until[begin:])
-            end = without_tail(until, self._marking.end_tokens)
+            end = without_space(until, self._marking.end_tokens)
             return Span(begin, end if end >= begin else len(until), weight)
         if not is_answer or not text.startswith(before[:begin]):
             return None
@@ -317,7 +305,7 @@ class _Renderer:
         return None if length is None else Span(begin, begin + length, weight)
 
     def _keeps_words(self, index: int, rendered: str) -> None:
-        """Refuse an answer of which the template leaves something out even where it is the last."""
+        """Raise if the template does not render all of an answer even if it is the last message."""
         message = self._row.messages[index]
         thoughts = [message["reasoning_content"]] if "reasoning_content" in message else []
         if "</think>" in message["content"]:

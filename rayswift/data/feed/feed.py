@@ -1,9 +1,9 @@
 """The feed: one ordered stream of global batches, served by (step, data-parallel rank, data-parallel size).
 
-It lives in an actor without CPUs that the driver owns, or as a plain object in the process of `cluster.num_workers:
-0`. A restarted trainer calls `begin` with its checkpoint's position; a restarted feed is rebuilt from the ranks' own.
-Each worker group has an attempt number, later groups higher ones, and every call carries it: ranks of an older group
-that are not dead yet are refused, and move nothing.
+It is an actor that the driver owns, or with `cluster.num_workers: 0` a plain object. A restarted trainer calls `begin`
+with the position of its checkpoint. A restarted feed is rebuilt from the positions of the ranks. Each worker group has
+an attempt number, higher than those of earlier groups. Every call carries it, so ranks of an older group that are
+still alive are refused and change nothing.
 """
 
 import json
@@ -21,31 +21,26 @@ from rayswift.data.sequence.windows import TRAINED, PackedRow, Window, Windows
 from rayswift.log import UserError
 
 DRIVERS_ATTEMPT = 0
-"""The driver's, which warms the feed up before there are workers."""
+"""The attempt of the driver, which starts the feed before there are workers."""
 _CLOSE_S = 30
 EVALUATION_COUNTS = "evaluation.json"
-"""In the data folder: where every raw evaluation row went, by outcome; written when they have been encoded."""
+"""File in the data folder: the number of raw evaluation rows by outcome, written once they are encoded."""
 EVALUATED = "evaluated"
 Stream = Callable[[Windows, int, int], Iterator[Window]]
 
 
 @dataclass(frozen=True)
-class Slice:
-    """What one rank trains in one step; `rows` may be fewer than its share, or none, at the end of the data.
+class Slice(GlobalBatch):
+    """The rows of one rank in one step; at the end of the data they may be fewer than its share, or none.
 
-    save: a checkpoint is wanted behind this step.
+    save: save a checkpoint after this step.
     """
 
-    step: int
-    rows: tuple[PackedRow, ...]
-    epochs: float
-    position: Position
-    last: bool
     save: bool = False
 
 
 class DataEnded(UserError):
-    """A step was asked for behind the end of the data."""
+    """A rank asked for a step after the end of the data."""
 
     def __init__(self, step: int):
         super().__init__(f"the data ended before step {step}", exit_code=1)
@@ -60,14 +55,14 @@ class StaleAttempt(Exception):
 
 
 class Feed:
-    """Produces global batches ahead of the ranks and hands each its slice.
+    """Produces global batches ahead of the ranks and gives each rank its slice.
 
     Args:
-        windows: How to make a window of training rows.
-        eval_windows: The same for evaluation rows, or None.
-        plan: How the sequence is cut and where it ends.
+        windows: Windows of training rows.
+        eval_windows: Windows of evaluation rows, or None.
+        plan: Size of the global batches, and the end of the sequence.
         data_dir: Folder for `quarantine.jsonl` and `evaluation.json`.
-        stream: Windows of an epoch from a number on.
+        stream: (windows, epoch, number) -> the windows of the epoch from this number on.
         ahead_steps: Batches that are held ready.
     """
 
@@ -101,17 +96,13 @@ class Feed:
         self._moved_at = time.monotonic()
 
     def new_attempt(self) -> int:
-        """A number for a worker group that starts: higher than any before, also than those of a feed that died."""
+        """A number for a new worker group: higher than all earlier ones, also than those of a feed that died."""
         with self._changed:
             self._named_attempt = max(self._named_attempt + 1, time.time_ns())
             return self._named_attempt
 
     def begin(self, attempt: int, position: Position) -> None:
-        """Serve from `position` on; all ranks of an attempt may call it, and the earliest position counts.
-
-        Args:
-            attempt: From `new_attempt`, or `DRIVERS_ATTEMPT`.
-            position: Where the ranks' checkpoint stands.
+        """Serve from `position` on. All ranks of an attempt may call it; the earliest position counts.
 
         Raises:
             StaleAttempt: a newer attempt has begun.
@@ -120,7 +111,7 @@ class Feed:
             self._refuse_older(attempt)
             running = self._start is not None and self._error is None
             if running and self._start == position and not self._wanted:
-                self._attempt = attempt  # as warmed up by the driver
+                self._attempt = attempt  # the driver has started it at this position
                 self._changed.notify_all()
             same = running and attempt == self._attempt
             if same and self._start is not None and position.step >= self._start.step:
@@ -140,15 +131,14 @@ class Feed:
 
         Raises:
             StaleAttempt: a newer attempt has begun.
-            UserError: the data ran out of trainable rows, or too many are bad.
-            TimeoutError: no batch came, and no window of rows for so long.
+            TimeoutError: neither the batch nor a window of rows was made within `timeout_s`.
         """
         began = time.monotonic()
         with self._changed:
             while not self._is_ready(attempt, step, rank, size):
                 if time.monotonic() - max(began, self._moved_at) >= timeout_s:
                     raise TimeoutError(
-                        f"the data feed had no batch for step {step}, and no window came within {timeout_s:.0f} s"
+                        f"the data feed has no batch for step {step}, and made no window within {timeout_s:.0f} s"
                     )
                 self._changed.wait(min(1.0, timeout_s))
             batch = self._ready[step]
@@ -157,20 +147,20 @@ class Feed:
             return Slice(step, rows, batch.epochs, batch.position, batch.last, step == self._save_at)
 
     def still_s(self) -> float:
-        """Seconds since the last window of rows came, for training or evaluation."""
+        """Seconds since the last window of rows was made, for training or evaluation."""
         return time.monotonic() - self._moved_at
 
     def ask_for_save(self, request: int) -> None:
-        """Have a checkpoint saved behind the first step of which no rank has its slice yet; once for each request."""
+        """Request a checkpoint after the first step that no rank has received yet; a request counts once."""
         with self._changed:
             if request != self._save_request:
                 self._save_request, self._save_at = request, self._newest_served + 1
 
     def _is_ready(self, attempt: int, step: int, rank: int, size: int) -> bool:
-        """Whether the batch is there; notes that `rank` wants it, and forgets what no rank wants any more."""
+        """Whether the batch of a step is ready; records that `rank` waits for it, and drops batches all ranks have."""
         self._refuse_older(attempt)
         if attempt > self._attempt:
-            return False  # its `begin` is under way
+            return False  # `begin` of this attempt has not arrived yet
         self._wanted[rank] = step
         if len(self._wanted) >= size:
             for done in [s for s in self._ready if s < min(self._wanted.values())]:
@@ -189,7 +179,7 @@ class Feed:
             raise StaleAttempt(f"attempt {attempt} is over, attempt {self._attempt} has begun")
 
     def close(self) -> None:
-        """Produce nothing more, and leave no thread in Ray: one that is there at Ray's shutdown kills the process."""
+        """Stop producing, and end all threads: a thread inside Ray at its shutdown would kill the process."""
         with self._changed:
             self._generation += 1
             self._changed.notify_all()
@@ -199,14 +189,14 @@ class Feed:
             producer.join(max(0.0, deadline - time.monotonic()))
 
     def progress(self) -> tuple[int, float]:
-        """The step that is being trained, and the passes over the data done before it; for display."""
+        """For display: the step in training, and the passes over the data."""
         with self._changed:
             step = min(self._wanted.values(), default=0)
             batch = self._ready.get(step)
             return step, batch.epochs if batch else 0.0
 
     def standing(self) -> tuple[object, str]:
-        """What differs when it got further, and the step whose rows ranks wait for; for display."""
+        """For display: a value that changes with progress, and which step's rows the ranks wait for."""
         with self._changed:
             newest = max(self._ready, default=-1)
             late = sorted({step for step in self._wanted.values() if step not in self._ready})
@@ -214,7 +204,7 @@ class Feed:
             return (self._generation, newest, dict(self._wanted)), text
 
     def evaluation(self, rank: int, size: int) -> tuple[tuple[PackedRow, ...], int]:
-        """This rank's evaluation rows, and the largest number that any rank has; encoded once."""
+        """This rank's evaluation rows, encoded once, and the largest number of rows that any rank has."""
         with self._eval_lock:
             if self._eval_rows is None:
                 assert self._eval_windows is not None, "evaluation without evaluation rows"
@@ -224,7 +214,10 @@ class Feed:
                     encoded += window.rows
                     counts.update({k.replace(TRAINED, EVALUATED): v for k, v in window.counts.items()})
                     self._quarantine.add(window)
-                self._write_evaluation_counts(counts)
+                file = self._data_dir / EVALUATION_COUNTS
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.with_suffix(".partial").write_text(json.dumps(counts, indent=1), encoding="utf-8")
+                file.with_suffix(".partial").replace(file)
                 if not encoded:
                     raise UserError(
                         f"no evaluation row can be used; see data/quarantine.jsonl\n{table(counts)}", exit_code=1
@@ -233,15 +226,8 @@ class Feed:
         rows = self._eval_rows
         return rows[rank::size], -(-len(rows) // size)
 
-    def _write_evaluation_counts(self, counts: Counter[str]) -> None:
-        file = self._data_dir / EVALUATION_COUNTS
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(counts, indent=1), encoding="utf-8")
-        partial.replace(file)
-
     def first_rows(self, number: int) -> tuple[PackedRow, ...]:
-        """The first packed rows of the first epoch, for what looks at rows before the training; nothing moves."""
+        """The first packed rows of the first epoch, needed before the training; the feed does not advance."""
         rows: list[PackedRow] = []
         for window in range(self._windows.num_windows):
             rows += self._windows.make(0, window).rows
@@ -259,7 +245,7 @@ class Feed:
             return self._noted(self._stream(self._windows, epoch, first))
 
         def on_window(epoch: int, number: int, window: Window) -> None:
-            # In every epoch: those of a mix take other rows.
+            # In every epoch, because the epochs of a mix take different rows.
             if generation == self._generation:
                 self._quarantine.add(window)
 
@@ -280,7 +266,7 @@ class Feed:
                 if generation == self._generation:
                     self._ended_at = step
                     self._changed.notify_all()
-        except BaseException as error:  # every waiting rank must hear of it
+        except BaseException as error:  # every waiting rank must receive it
             with self._changed:
                 if generation == self._generation:
                     self._error = error

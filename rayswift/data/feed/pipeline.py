@@ -1,8 +1,7 @@
-"""The Ray Data pipeline: a range over numbers, each made into something by one task, in order.
+"""The Ray Data pipeline: a range of numbers, one data task for each, with the results in order.
 
-Windows are the numbers of a training stream: each is read, encoded and packed by one task, a single one where it is
-asked for. Ray Data's block borders play no part in what a window holds, and `preserve_order` keeps the windows in
-sequence, so parallelism changes the speed of the stream and nothing else.
+For training the numbers are windows: one task reads, encodes and packs one window. Blocks of Ray Data do not influence
+a window's contents, and `preserve_order` keeps the sequence. So parallelism changes only the speed of the stream.
 """
 
 import logging
@@ -10,7 +9,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from rayswift.data.cache.parts import CachedWindows
@@ -20,58 +19,47 @@ from rayswift.log import UserError
 Made = TypeVar("Made")
 
 
-@dataclass(frozen=True)
-class _InTask:
-    """What a data task does with its numbers."""
+def _in_task(batch: dict[str, Any], function_ref: Any, first: int) -> dict[str, Any]:
+    import ray
 
-    function_ref: Any
-    first: int
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        import ray
-
-        return _made(ray.get(self.function_ref), self.first, batch)
+    return _InActor(ray.get(function_ref), first)(batch)
 
 
 class _InActor:
-    """The same in an actor, which keeps the function and what it has loaded."""
+    """An actor that keeps the function and what it has loaded."""
 
     def __init__(self, function: Callable[[int], Any], first: int):
         self._function, self._first = function, first
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return _made(self._function, self._first, batch)
-
-
-def _made(function: Callable[[int], Any], first: int, batch: dict[str, Any]) -> dict[str, Any]:
-    # Every core has a task of its own: threads of the tokenizer would only get in each other's way.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    return {"made": [pickle.dumps(function(first + int(n)), 5) for n in batch["id"]]}
+        # Every core has a task of its own, so threads of the tokenizer would slow each other.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        return {"made": [pickle.dumps(self._function(self._first + int(n)), 5) for n in batch["id"]]}
 
 
 def make_in_order(
     function: Callable[[int], Made], numbers: range, num_actors: int = 0, num_gpus_per_actor: float = 0
 ) -> Iterator[Made]:
-    """function(n) for each number, made by data tasks in parallel, yielded in order.
+    """function(n) for each number, computed by data tasks in parallel, in order.
 
     Args:
-        function: Goes to the tasks.
+        function: Picklable.
         numbers: Its arguments.
-        num_actors: Actors that make them in place of tasks: for a function that loads a model and keeps it.
-        num_gpus_per_actor: GPUs that each holds.
+        num_actors: Actors that replace the tasks, for a function that loads a model and keeps it.
+        num_gpus_per_actor: GPUs of each actor.
 
     Raises:
-        UserError: as raised by a data task.
+        UserError: a data task raised it.
     """
     if len(numbers) <= 1 and not num_actors:
-        yield from map(function, numbers)  # nothing is parallel, so a task would bring nothing
+        yield from map(function, numbers)  # a single task would bring no parallelism
         return
-    import ray  # not at the top: a run in this process may do without, and it takes a second to load
+    import ray  # not at the top: a run in this process may not need it, and it takes a second to load
     import ray.data
     from ray.exceptions import RayTaskError
 
     context = ray.data.DataContext.get_current()
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # what fails is raised
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # failures are raised
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -85,7 +73,7 @@ def make_in_order(
             batch_size=None,
         )
     else:
-        made = each.map_batches(_InTask(ray.put(function), numbers.start), batch_size=None)
+        made = each.map_batches(_in_task, fn_args=(ray.put(function), numbers.start), batch_size=None)
     try:
         for batch in made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
             for blob in batch["made"]:
@@ -94,41 +82,25 @@ def make_in_order(
         raise (user_error_in(error) or error) from error
 
 
-@dataclass(frozen=True)
-class _MakeWindow:
-    windows: Windows
-    epoch: int
-
-    def __call__(self, number: int) -> Window:
-        return self.windows.make(self.epoch, number)
-
-
 def stream_windows(windows: Windows, epoch: int, first: int) -> Iterator[Window]:
-    """Windows `first`, `first` + 1, ... of an epoch; see `needs_ray`.
-
-    Raises:
-        UserError: as raised by a data task.
-    """
-    make, numbers = _MakeWindow(windows, epoch), range(first, windows.num_windows)
-    if isinstance(windows, CachedWindows):
-        # Reading is so much cheaper than a task that the feed does it itself.
-        yield from map(make, numbers)
-    else:
-        yield from make_in_order(make, numbers)
+    """Windows `first`, `first` + 1, ... of an epoch."""
+    make, numbers = partial(windows.make, epoch), range(first, windows.num_windows)
+    # The feed reads cached windows itself, because reading is much cheaper than a task.
+    yield from map(make, numbers) if isinstance(windows, CachedWindows) else make_in_order(make, numbers)
 
 
 def needs_ray(windows: Windows) -> bool:
-    """Whether data tasks make them: more than one, and not only to be read."""
+    """Whether data tasks make the windows: there are several, and they are not cached."""
     return windows.num_windows > 1 and not isinstance(windows, CachedWindows)
 
 
 def user_error_in(error: BaseException | None) -> UserError | None:
-    """The `UserError` at the bottom of what Ray wrapped around it, if there is one."""
+    """The `UserError` that Ray wrapped, if there is one."""
     wrapper = sys.modules["ray.exceptions"].RayTaskError if "ray.exceptions" in sys.modules else ()
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        # Ray's wrapper is of the class it wraps, too; but its text is a traceback.
+        # Ray's wrapper is also an instance of the wrapped class, but its text is a traceback.
         cause = getattr(error, "cause", None) if isinstance(error, wrapper) else None
         if cause is None and isinstance(error, UserError):
             return error

@@ -1,6 +1,6 @@
-"""What a run would see of its rows: formats, outcomes, lengths, trained tokens, fill, and some rows as trained; pure.
+"""Statistics of a sample of rows: formats, outcomes, lengths, trained tokens, fill, and some rows as text; pure.
 
-The sample is encoded and packed by the code that trains, so what is shown is what would be trained.
+The code that encodes and packs for training makes the sample too, so the statistics are those of the training.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ from rayswift.data.sequence.windows import PackedRow, Quarantined, WindowPlan
 
 _BARS = 12
 Run = tuple[str, bool]
-"""Text of neighbouring tokens, and whether they are trained."""
+"""The text of neighbouring tokens, and whether they are trained."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Document:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A sample of rows, seen as a run would see them.
+    """Statistics of a sample of rows.
 
-    formats: rows by format; counts: where they went; lengths: tokens of each document; bins: histogram of the lengths
-    as (from, to, documents), the end not included; num_trained_tokens: those with a loss; fill: share of
-    the positions of packed rows that hold a token; left_out: a bad row for each reason; shown: some documents.
+    formats: rows by format; counts: rows by outcome; lengths: tokens of each document; bins: histogram of the lengths
+    as (from, to, documents), without the end; fill: share of the positions of packed rows that hold a token; left_out:
+    a bad row for each reason; shown: some documents.
     """
 
     num_rows: int
@@ -54,13 +54,7 @@ class Inspection:
 
 
 def inspect(plan: WindowPlan, num_sampled: int, num_shown: int) -> Inspection:
-    """Look at the first rows of the first epoch's order, which with `data.shuffle` are a random sample.
-
-    Args:
-        plan: How the windows are made.
-        num_sampled: Rows to look at.
-        num_shown: Documents to decode.
-    """
+    """Inspect the first rows of the first epoch, with `data.shuffle` a random sample; decode `num_shown` documents."""
     num_sampled = min(num_sampled, plan.num_rows)
     plan = replace(plan, window_rows=min(plan.window_rows, num_sampled))
     num_windows = num_sampled // plan.window_rows

@@ -19,7 +19,7 @@ mark { background: var(--trained); color: inherit; }
 
 
 def to_text(found: Inspection, colours: bool) -> str:
-    """For a terminal; without colours trained text stands between « and »."""
+    """Text for a terminal; without colours, trained text is marked by « and »."""
     most = max((count for _, _, count in found.bins), default=1)
     lines = [_headline(found), "", "formats"]
     lines += [f"  {name:<48} {count:>10,}" for name, count in found.formats.most_common()]
@@ -35,7 +35,7 @@ def to_text(found: Inspection, colours: bool) -> str:
 
 
 def to_html(found: Inspection) -> str:
-    """A page that needs nothing else; light or dark as the reader's system is."""
+    """A self-contained page, light or dark like the reader's system."""
     most = max((count for _, _, count in found.bins), default=1)
     bars = [
         f'<tr><td class="n">{begin:,} to {end - 1:,}</td><td class="n">{count:,}</td>'

@@ -1,6 +1,6 @@
-"""One row of any supported format -> one canonical row of its task's family; see README.md beside this file.
+"""One row of any supported format -> one canonical row of its task's family.
 
-`parse_row(row, family, columns, system)` is the way in; `format_of(row)` names what a row looks like.
+`parse_row(row, family, columns, system)` parses a row; `format_of(row)` names its format.
 """
 
 from rayswift.data.canonical_rows import (
@@ -16,8 +16,7 @@ from rayswift.data.canonical_rows import (
     PromptRow,
     RerankerRow,
 )
-from rayswift.data.rows.cells import Cells
-from rayswift.data.rows.columns import BadRow, Row
+from rayswift.data.rows.columns import BadRow, Cells, Row
 from rayswift.data.rows.formats import format_of
 from rayswift.data.rows.media import is_read
 from rayswift.data.rows.pairs import kto_remarks

@@ -1,7 +1,7 @@
-"""Tools and calls of them in any spelling (OpenAI's, its older one, Anthropic's, ms-swift's, LLaMA-Factory's).
+"""Tools and tool calls in any spelling (OpenAI, older OpenAI, Anthropic, ms-swift, LLaMA-Factory) -> one spelling.
 
-A call is `{"type": "function", "function": {"name": str, "arguments": object}}`, with an `id` if it has one. A tool
-that is a function is `{"type": "function", "function": {"name": str, "description": str, "parameters": schema}}`.
+A call becomes `{"type": "function", "function": {"name": str, "arguments": object}}`, with its `id` if it has one. A
+function becomes `{"type": "function", "function": {"name": str, "description": str, "parameters": schema}}`.
 """
 
 from collections.abc import Mapping
@@ -12,31 +12,23 @@ from rayswift.data.rows.values import as_list, is_list, parsed, without_nulls
 
 
 def calls_of(value: Any, where: str) -> list[dict[str, Any]]:
-    """One call or a list of them, as objects or as JSON text.
-
-    Raises:
-        BadRow: it is something else.
-    """
+    """One call or a list of calls, as objects or as JSON text."""
     value = parsed(value, f"tool call of {where}")
     return [call_of(call, where) for call in (as_list(value, "tool calls") if is_list(value) else [value])]
 
 
 def call_of(call: Any, where: str) -> dict[str, Any]:
-    """One call; its arguments may be an object or JSON text, and are an object in any case.
-
-    Raises:
-        BadRow: it has no name, or its arguments are no object.
-    """
+    """One call; arguments may be an object or JSON text and become an object."""
     call = parsed(call, f"tool call of {where}")
     function = parsed(call.get("function", call), f"tool call of {where}") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise BadRow("bad tool call", f"{where}: a call is an object with a name and arguments")
     arguments = function.get("arguments", function.get("parameters"))
     if isinstance(arguments, str):
-        # Nulls that stand in a text are its author's own.
+        # Nulls in JSON text were written on purpose, so they stay.
         arguments = parsed(arguments, f"arguments of a call of {where}") if arguments else {}
-    elif _is_pairs(arguments):
-        arguments = dict(arguments)
+    elif isinstance(arguments, list) and arguments and all(isinstance(a, tuple) and len(a) == 2 for a in arguments):
+        arguments = dict(arguments)  # a map, as Arrow returns it
     else:
         arguments = without_nulls({} if arguments is None else arguments, f"arguments of a call of {where}")
     if not isinstance(arguments, Mapping):
@@ -45,17 +37,8 @@ def call_of(call: Any, where: str) -> dict[str, Any]:
     return made | ({"id": call["id"]} if call.get("id") else {})
 
 
-def _is_pairs(value: Any) -> bool:
-    """Whether it is a map as Arrow gives it: a list of (key, value)."""
-    return isinstance(value, list) and bool(value) and all(isinstance(one, tuple) and len(one) == 2 for one in value)
-
-
 def tools_of(row: Row, in_messages: list[Any]) -> tuple[Any, ...] | None:
-    """The tools of a row: of its columns `tools` and `functions` (OpenAI's older name), and of its messages.
-
-    Raises:
-        BadRow: they are no objects.
-    """
+    """The tools of a row: from its columns `tools` and `functions` (OpenAI's older name) and from its messages."""
     if "tools" not in row and "functions" not in row and not in_messages:
         return None
     given: list[Any] = []
@@ -68,7 +51,7 @@ def tools_of(row: Row, in_messages: list[Any]) -> tuple[Any, ...] | None:
 
 
 def _functions(value: Any) -> Any:
-    """OpenAI's older `functions`, None if the column is of something else."""
+    """The column `functions` in OpenAI's older spelling; None if the column holds something else."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = parsed(value, "functions")
     holds = isinstance(value, list) and all(isinstance(one, Mapping) and "name" in one for one in value)
@@ -79,7 +62,7 @@ def _tool(tool: Any) -> Any:
     as_given = parsed(tool, "a tool")
     if not isinstance(as_given, Mapping):
         raise BadRow("wrong type", f"a tool is {type(as_given).__name__}, expected an object")
-    # A null that stands in a text is its author's own.
+    # Nulls in JSON text were written on purpose, so they stay.
     tool = as_given if isinstance(tool, str) else without_nulls(as_given, "a tool")
     if "input_schema" in tool:  # Anthropic's
         function = {"name": tool.get("name"), "description": tool.get("description", "")}

@@ -1,11 +1,11 @@
 """Columns of a row: the user's names mapped to ours, and which column is which part of a format."""
 
+import ast
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
-
-from rayswift.data.rows.cells import Cells, typed
 
 Row = Mapping[str, Any]
 
@@ -34,12 +34,12 @@ MESSAGE_KEYS = frozenset(
 )
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "tool_call"})
 
-# A name that stands for another column is never taken for one part of a format beside it. An `input` or `instruction`
-# may be the other half of a question.
+# Names for one part of a format. If the user maps a column to one of them, the row's other columns of the group are not
+# read. `input` and `instruction` are in no group, because both can belong to one question.
 _GROUPS = (MESSAGES, tuple(name for name in QUERY if name not in ("input", "instruction")), RESPONSE)
 
 
-# All that a family looks at, but for columns of images and the like.
+# The columns that some family reads; images, videos and audio are in `media`.
 READ = frozenset(
     (
         *(*MESSAGES, *QUERY, *RESPONSE, *LABEL, *KTO_LABEL, *CHOSEN, *REJECTED, *ANCHOR, *POSITIVE, *NEGATIVE),
@@ -48,11 +48,16 @@ READ = frozenset(
         *("input_ids", "completion_mask", "assistant_masks", "attention_mask"),
     )
 )
+# In csv files: columns with one text or several, and columns with a text or a list of messages.
 _OF_TEXTS, _OF_MESSAGES = frozenset((*POSITIVE, *NEGATIVE, *DOCUMENT)), frozenset((*CHOSEN, *REJECTED))
 
 
+class Cells(dict[str, Any]):
+    """A row of a csv file: all its values are text."""
+
+
 class BadRow(Exception):
-    """A row that cannot be trained: `reason` groups it in the accounting, `detail` says what is wrong with this one."""
+    """A row that cannot be trained: `reason` groups rows in the accounting, `detail` is the error of this row."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(f"{reason}: {detail}")
@@ -65,7 +70,7 @@ class BadRow(Exception):
 
 @dataclass(frozen=True)
 class MessageNames:
-    """What the user's rows call the keys of a message, and the roles: theirs -> ours."""
+    """The user's names for keys of a message and for roles -> our names."""
 
     keys: Mapping[str, str] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
@@ -73,10 +78,10 @@ class MessageNames:
 
 @dataclass(frozen=True)
 class NamedRow:
-    """A row without nulls under our names.
+    """A row under our names, without nulls.
 
-    columns: its values; names: for its messages; system: the system prompt of rows that bring none; nulls: names of
-    the columns that are null.
+    columns: its values; names: the user's names in its messages; system: the system prompt for a row without one;
+    nulls: names of the columns that are null.
     """
 
     columns: dict[str, Any]
@@ -86,7 +91,7 @@ class NamedRow:
 
     @property
     def alone(self) -> "NamedRow":
-        """What texts beside a row's first are read as: without its system prompt, tools and the like."""
+        """The names alone, for further texts of the row: they get no system prompt, tools or template arguments."""
         return NamedRow({}, self.names)
 
 
@@ -95,57 +100,79 @@ _NONE: frozenset[str] = frozenset()
 
 
 def named(row: Any, columns: Mapping[str, str], system: str | None = None) -> NamedRow:
-    """A row without nulls, its columns under our names.
+    """A row under our names, without nulls.
 
     Args:
-        row: As it was read.
-        columns: `data.columns`: names of columns, of keys of a message and of roles -> ours. A name with dots is the
-            path to a value inside a column.
-        system: The system prompt of rows that bring none.
-
-    Raises:
-        BadRow: it is no object, or two columns are mapped to one name.
+        row: The row as read.
+        columns: `data.columns`: the user's names of columns, message keys and roles -> our names. A name with dots is
+            the path to a value inside a column.
+        system: The system prompt for a row without one.
     """
     if not isinstance(row, Mapping):
         raise BadRow("not an object", f"a row is a JSON object, this is {type(row).__name__}")
     given = {key: value for key, value in row.items() if value is not None}
     if isinstance(row, Cells):
-        given = typed(given, columns, _OF_TEXTS, _OF_MESSAGES)
+        given = _with_lists(given, columns)
     nulls = frozenset(columns.get(key, key) for key in row if key not in given) if len(given) < len(row) else _NONE
     if not columns:
         return NamedRow(given, _NO_NAMES, system, nulls)
     names, paths = _names(tuple(columns.items()))
     for path in paths:
-        if path not in given and (value := _inside(given, path.split("."))) is not None:
+        value: Any = given
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if path not in given and value is not None:
             given[path] = value
     mapped: dict[str, str] = {}
     for key in given:
         target = columns.get(key)
         if target is not None and mapped.setdefault(target, key) != key:
             raise BadRow("ambiguous columns", f"data.columns maps {mapped[target]} and {key} both to {target}")
-    # The user's own mapping wins over a column that has the name by chance.
+    # A mapped column replaces columns that already have the name.
     shadowed = {*mapped, *(name for group in _GROUPS if not mapped.keys().isdisjoint(group) for name in group)}
     rest = {key: value for key, value in given.items() if key not in columns and key not in shadowed}
     return NamedRow(rest | {target: given[key] for target, key in mapped.items()}, names, system, nulls)
 
 
+def _with_lists(cells: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The cells of a csv row, with lists parsed where a column may hold a list; empty cells of texts are left out."""
+    found = {}
+    for key, cell in cells.items():
+        name = columns.get(key, key)
+        if not isinstance(cell, str) or name not in _OF_TEXTS | _OF_MESSAGES:
+            found[key] = cell
+        elif name in _OF_MESSAGES or cell.strip():
+            listed = _listed(cell)
+            of_messages = listed and isinstance(listed[0], dict) and not listed[0].keys().isdisjoint(("role", "from"))
+            found[key] = listed if listed and (name in _OF_TEXTS or of_messages) else cell
+    return found
+
+
+def _listed(cell: str) -> list[Any] | None:
+    """The list of texts or objects that a cell holds in JSON or Python syntax; None for another text."""
+    text = cell.strip()
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            value = parse(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        if isinstance(value, list) and value and all(isinstance(one, str | dict | list) for one in value):
+            return value
+    return None
+
+
 @lru_cache(64)
 def _names(columns: tuple[tuple[str, str], ...]) -> tuple[MessageNames, tuple[str, ...]]:
-    """Names for messages, and those that are paths."""
+    """The names for messages, and the names that are paths."""
     keys = {given: target for given, target in columns if target in MESSAGE_KEYS}
     roles = {given: target for given, target in columns if target in ROLES}
     return MessageNames(keys, roles), tuple(given for given, _ in columns if "." in given)
 
 
-def _inside(value: Any, path: list[str]) -> Any:
-    for key in path:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
 def lower_cased(row: NamedRow) -> NamedRow | None:
-    """The row with its columns in lower case, as `Question` and `INSTRUCTION`; None if that changes nothing, or makes
-    one of two."""
+    """The row with column names in lower case; None if nothing changes or two names become equal."""
     lowered = {key.lower() if isinstance(key, str) else key: value for key, value in row.columns.items()}
     if len(lowered) < len(row.columns) or lowered.keys() == row.columns.keys():
         return None
@@ -153,44 +180,22 @@ def lower_cased(row: NamedRow) -> NamedRow | None:
 
 
 def one_of(row: Row, names: tuple[str, ...]) -> str | None:
-    """The column that is there of several names for one part; the first name is ours and always means it.
-
-    Raises:
-        BadRow: several others are there.
-    """
-    return _one_of(tuple(row), names)
-
-
-@lru_cache(1024)
-def _one_of(columns: tuple[Any, ...], names: tuple[str, ...]) -> str | None:
-    if names[0] in columns:
-        return names[0]
-    found = [name for name in names if name in columns]
-    if len(found) > 1:
-        raise BadRow(
-            "ambiguous columns",
-            f"{' and '.join(found)} could each be {names[0]}; say which with data.columns, as in "
-            f"{{{found[0]}: {names[0]}}}",
-        )
-    return found[0] if found else None
+    """The row's column among several names for one part; our own name, the first, has priority."""
+    return _one_of(tuple(row), names, names[0], True)
 
 
 def messages_column(row: Row) -> str | None:
-    """The column that holds the conversation.
-
-    Raises:
-        BadRow: several do.
-    """
-    return _messages_column(tuple(row))
+    """The column that holds the conversation; no name has priority."""
+    return _one_of(tuple(row), MESSAGES, "the conversation", False)
 
 
 @lru_cache(1024)
-def _messages_column(columns: tuple[Any, ...]) -> str | None:
-    found = [name for name in MESSAGES if name in columns]
-    if len(found) > 1:
+def _one_of(columns: tuple[Any, ...], names: tuple[str, ...], what: str, first_wins: bool) -> str | None:
+    found = [name for name in names if name in columns]
+    if len(found) > 1 and not (first_wins and found[0] == names[0]):
         raise BadRow(
             "ambiguous columns",
-            f"{' and '.join(found)} could each be the conversation; say which with data.columns, as in "
-            f"{{{found[0]}: messages}}",
+            f"{' and '.join(found)} could each be {what}; say which with data.columns, as in "
+            f"{{{found[0]}: {names[0]}}}",
         )
     return found[0] if found else None

@@ -15,11 +15,7 @@ _HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
 def dialogue(given: NamedRow, form: str | None = None) -> Conversation:
-    """The conversation of a row in one of the causal formats; `form` is which, if that is known.
-
-    Raises:
-        BadRow: it is in none of them, or something in it is wrong.
-    """
+    """The conversation of a row in one of the causal formats; `form` names the format if the caller knows it."""
     row = given.columns
     form = form or causal_format(row)
     if form in ("messages", "sharegpt"):
@@ -32,11 +28,7 @@ def dialogue(given: NamedRow, form: str | None = None) -> Conversation:
 
 
 def asked(given: NamedRow) -> list[Any]:
-    """The messages before the answer of a row whose question is a column of its own: history and question.
-
-    Raises:
-        BadRow: there is no such column, several could be it, or the history is none.
-    """
+    """The messages before the answer, for a row with a question column: the history, then the question."""
     row = given.columns
     made: list[Any] = []
     history = row.get("history")
@@ -44,8 +36,9 @@ def asked(given: NamedRow) -> list[Any]:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise BadRow("bad history", "history is a list of [query, response] pairs")
         made += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
-    if is_instruction(row):
-        return [*made, {"role": "user", "content": _instruction(row)}]
+    if is_instruction(row):  # instruction, then input (Alpaca) or context (Dolly), on lines of their own
+        names = [name for name in ("instruction", _more(row)) if row.get(name) not in (None, "")]
+        return [*made, {"role": "user", "content": "\n".join(as_text(row[name], name) for name in names)}]
     return [*made, *question(row[one_of(row, QUERY) or ""])]
 
 
@@ -56,19 +49,12 @@ def used_by_question(row: Row) -> set[str]:
     return {one_of(row, QUERY) or "", "history"}
 
 
-def _instruction(row: Row) -> str:
-    """Instruction and input (Alpaca), or context (Dolly), a line each."""
-    more = _more(row)
-    parts = [as_text(row[name], name) for name in ("instruction", more) if row.get(name) not in (None, "")]
-    return "\n".join(parts)
-
-
 def _more(row: Row) -> str:
     return "input" if "input" in row else "context"
 
 
 def question(prompt: Any) -> list[Any]:
-    """A question: a list of messages, or the text of the user's."""
+    """The messages of a question: a list of messages, one message, or the text of a user message."""
     if is_list(prompt):
         return as_list(prompt, "prompt")
     if isinstance(prompt, Mapping):
@@ -77,11 +63,7 @@ def question(prompt: Any) -> list[Any]:
 
 
 def answer(response: Any) -> list[Any]:
-    """An answer: a message, a list of them, the text of the assistant's, or a list of one text.
-
-    Raises:
-        BadRow: it is several texts.
-    """
+    """The messages of an answer: a list of messages, one message, the text of an answer, or a list of one text."""
     if isinstance(response, Mapping) and ("role" in response or "from" in response or "content" in response):
         return [response]
     if not is_list(response):
@@ -90,12 +72,12 @@ def answer(response: Any) -> list[Any]:
     if not items or not all(isinstance(item, str) for item in items):
         return items
     if len(items) != 1:
-        raise BadRow("several answers", f"{len(items)} texts where one is asked; keep one, or make a row of each")
+        raise BadRow("several answers", f"{len(items)} texts where one is expected; keep one, or make a row of each")
     return [{"role": "assistant", "content": items[0]}]
 
 
 def messages_in(value: Any) -> list[Any] | None:
-    """The messages that a text holds as JSON; None if it holds none."""
+    """The messages that a JSON text holds; None if it is no JSON text of messages."""
     if not isinstance(value, str) or not value.startswith("[{"):
         return None
     try:
@@ -107,18 +89,17 @@ def messages_in(value: Any) -> list[Any] | None:
 
 
 def continued(prompt: list[Any], response: Any, given: NamedRow) -> Conversation:
-    """A question and its answer as one conversation; an answer that begins with the question is the whole of it.
-
-    Raises:
-        BadRow: the answer begins with another question.
-    """
+    """A question and its answer as one conversation; an answer that begins with the question is the conversation."""
     behind = answer(response)
     if not behind or not prompt or role_of(behind[0], given.names) in ("assistant", "tool_call"):
         return conversation([*prompt, *behind], given)
     whole, before = conversation(behind, given), conversation(prompt, given)
     asked_of = [message for message in before.messages if message["role"] not in ("system", "developer")]
     told = [message for message in whole.messages if message["role"] not in ("system", "developer")]
-    if told[: len(asked_of)] == asked_of or _asks_last(told, asked_of):
+    # The prompt may also be the text of one question of several.
+    questions = [message["content"].strip() for message in told if message["role"] == "user"]
+    is_one_of_them = len(asked_of) == 1 and asked_of[0]["content"].strip() in questions
+    if told[: len(asked_of)] == asked_of or is_one_of_them:
         return whole
     if asked_of and asked_of[-1]["role"] == "assistant":
         return conversation([*prompt, *behind], given)
@@ -129,14 +110,8 @@ def continued(prompt: list[Any], response: Any, given: NamedRow) -> Conversation
     )
 
 
-def _asks_last(told: list[dict[str, Any]], asked_of: list[dict[str, Any]]) -> bool:
-    """Whether the prompt is the text of one of the questions, as where it names the last of several."""
-    texts = [message["content"].strip() for message in told if message["role"] == "user"]
-    return len(asked_of) == 1 and asked_of[0]["content"].strip() in texts
-
-
 def written_dialogue(text: Any) -> list[Any] | None:
-    """The messages of a text such as hh-rlhf's, "\\n\\nHuman: ...\\n\\nAssistant: ..."; None if it is none."""
+    """The messages of a text in the style of hh-rlhf, "\\n\\nHuman: ...\\n\\nAssistant: ..."; None for another text."""
     if not isinstance(text, str) or not _HH_TURN.match(text.lstrip()):
         return None
     parts = _HH_TURN.split(text.lstrip())[1:]
@@ -145,11 +120,11 @@ def written_dialogue(text: Any) -> list[Any] | None:
 
 
 def ends_with_answer(messages: Any, given: NamedRow) -> bool:
-    """Whether the last of a list of messages is the assistant's."""
+    """Whether the last message of a list is from the assistant."""
     items = turns(messages, given.names)
     return bool(items) and role_of(items[-1], given.names) in ("assistant", "tool_call")
 
 
 def names_question(row: Row) -> bool:
-    """Whether a row has a question in a column of its own."""
+    """Whether a row has a question column."""
     return is_instruction(row) or one_of(row, QUERY) is not None

@@ -1,4 +1,4 @@
-"""What a row looks like, by its columns."""
+"""The format of a row, by its columns."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,19 +27,15 @@ CAUSAL_WANTED = (
     "query | question | input + response | answer | output (+ history, system); segments; text"
 )
 _QUESTIONS = tuple(name for name in QUERY if name not in ("input", "instruction"))
-# Beside these a row's response alone is the whole of it.
+# A row with a response and only these other columns is a text.
 _ABOUT = frozenset(
     {"id", "idx", "index", "source", "channel", "dataset", "lang", "language", "url", "meta", "metadata"}
 )
 
 
 def causal_format(row: Row) -> str | None:
-    """messages | sharegpt | prompt_completion | alpaca | query_response | segments | text | response: the first that
-    `row` has all of.
-
-    Raises:
-        BadRow: two columns could be one part of it.
-    """
+    """The first of these formats of which the row has all columns: messages | sharegpt | prompt_completion | alpaca |
+    query_response | segments | text | response."""
     if column := messages_column(row):
         first = next(iter(row[column]), None) if isinstance(row[column], list | tuple) else None
         return "sharegpt" if isinstance(first, Mapping) and "from" in first else "messages"
@@ -58,22 +54,18 @@ def causal_format(row: Row) -> str | None:
 
 
 def is_instruction(row: Row) -> bool:
-    """Whether an `instruction`, with the `input` beside it, is the question."""
+    """Whether the question is the column `instruction`, with `input` if there is one."""
     return "instruction" in row and ("output" in row or not any(name in row for name in _QUESTIONS))
 
 
 def answer_column(row: Row) -> str | None:
-    """The column of the answer.
-
-    Raises:
-        BadRow: it could be one of several.
-    """
+    """The column of the answer."""
     return "output" if is_instruction(row) and "output" in row else one_of(row, RESPONSE)
 
 
 def format_of(row: Any, columns: Mapping[str, str] | None = None) -> str:
-    """The name of a row's format, for people: a causal one, preference, kto, embedding, reranker, classification,
-    prompt, ambiguous or unknown; it says nothing on whether the values are right. Never raises."""
+    """The name of a row's format for a report: a causal format, preference, kto, embedding, reranker, classification,
+    prompt, ambiguous or unknown. It looks at columns, does not check values, and never raises."""
     try:
         given = named(row, columns or {})
         found = _format_of(given)
@@ -104,15 +96,11 @@ def _format_of(given: NamedRow) -> str:
                 return "reranker"
             return "kto" if isinstance(row[name], bool) else "classification"
     found = causal_format(row)
-    if found in ("messages", "sharegpt") and _is_prompt(given):
-        return "prompt"
+    if found in ("messages", "sharegpt"):
+        messages = turns(row[messages_column(row) or ""], given.names)
+        if not any(role_of(message, given.names) in ("assistant", "tool_call") for message in messages):
+            return "prompt"
     return found or ("prompt" if one_of(row, QUERY) else "unknown")
-
-
-def _is_prompt(given: NamedRow) -> bool:
-    messages = turns(given.columns[messages_column(given.columns) or ""], given.names)
-    answers = (role_of(message, given.names) in ("assistant", "tool_call") for message in messages)
-    return not any(answers)
 
 
 def _first(value: Any) -> Any:

@@ -1,11 +1,11 @@
-"""What to say of a row whose columns a family does not know: which it wants, and the nearest mapping."""
+"""The error for a row without known columns: it names the columns that the task takes, and suggests a mapping."""
 
 import difflib
 import re
 
 from rayswift.data.rows.columns import BadRow, Row
 
-# What public data sets call a part, beside the names that are taken as they are.
+# Column names of public data sets that are suggested, but not accepted as they are.
 _OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "messages": ("chat", "chats", "dialog", "dialogs", "dialogue", "dialogues", "turns", "chat_history", "data"),
     "query": ("ask", "user", "human", "user_input", "user_prompt", "input_text", "q", "request", "article", "source"),
@@ -13,28 +13,10 @@ _OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "text": ("content", "document", "body", "passage", "article", "raw", "raw_content", "code", "review", "sentences"),
     "chosen": ("correct", "preferred", "accepted", "accept", "good", "better", "best", "winner", "win", "response_j"),
     "rejected": (
-        "incorrect",
-        "wrong",
-        "dispreferred",
-        "reject",
-        "bad",
-        "worse",
-        "worst",
-        "loser",
-        "lose",
-        "response_k",
+        *("incorrect", "wrong", "dispreferred", "reject", "bad", "worse", "worst", "loser", "lose", "response_k"),
     ),
     "label": (
-        "class",
-        "category",
-        "tag",
-        "sentiment",
-        "intent",
-        "topic",
-        "is_good",
-        "desirable",
-        "thumbs_up",
-        "rating",
+        *("class", "category", "tag", "sentiment", "intent", "topic", "is_good", "desirable", "thumbs_up", "rating"),
     ),
     "anchor": ("query", "question", "text1", "sentence", "premise", "src"),
     "positive": ("answer", "response", "text2", "hypothesis", "pos_text", "relevant", "duplicate", "entailment"),
@@ -43,12 +25,9 @@ _OTHER_NAMES: dict[str, tuple[str, ...]] = {
 
 
 def unknown(row: Row, wanted: str, parts: tuple[str, ...]) -> BadRow:
-    """That a row has no column for a part that its family needs.
+    """The error for a row, under our names, that lacks a column.
 
-    Args:
-        row: Under our names.
-        wanted: The columns that the family takes.
-        parts: Our names of its parts, for which the row's nearest columns are looked for.
+    wanted: the columns that the family takes; parts: our names of the columns for which a mapping is suggested.
     """
     seen = ", ".join(sorted(map(str, row))) or "none"
     nearest = _nearest(row, parts)
@@ -59,13 +38,13 @@ def unknown(row: Row, wanted: str, parts: tuple[str, ...]) -> BadRow:
 
 
 def _nearest(row: Row, parts: tuple[str, ...]) -> dict[str, str]:
-    """Columns of a row -> the part that each most likely is."""
+    """The suggested mapping: columns of the row -> our names."""
     free = [str(name) for name in row if str(name) not in parts]
     found: dict[str, str] = {}
     for part in parts:
         if part in row:
             continue
-        plain = {_plain(name): name for name in free if name not in found}
+        plain = {re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_"): name for name in free if name not in found}
         known = [part, *_OTHER_NAMES.get(part, ())]
         close = [name for name in known if name in plain] or [
             match for name in known if len(name) > 3 for match in difflib.get_close_matches(name, plain, 1, 0.8)
@@ -73,7 +52,3 @@ def _nearest(row: Row, parts: tuple[str, ...]) -> dict[str, str]:
         if close:
             found[plain[close[0]]] = part
     return found
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")

@@ -1,4 +1,4 @@
-"""Columns of images, videos and audio, which are not trained: a row that has them is refused, not trained without."""
+"""Columns of images, videos and audio: a row with one is refused, because only text is trained."""
 
 import re
 from collections.abc import Mapping
@@ -18,12 +18,7 @@ _FILE = re.compile(
 
 
 def is_read(column: Any, columns: Mapping[str, str]) -> bool:
-    """Whether some family of rows looks at a column.
-
-    Args:
-        column: Its name in the user's rows.
-        columns: See `columns.named`.
-    """
+    """Whether some family of rows reads a column of the user's rows; `columns` is `data.columns`."""
     if not isinstance(column, str) or any(path.startswith(f"{column}.") for path in columns):
         return True
     name = columns.get(column, column).lower()
@@ -31,19 +26,15 @@ def is_read(column: Any, columns: Mapping[str, str]) -> bool:
 
 
 def refuse_media(row: Row) -> None:
-    """Raise if the row has something to see or to hear.
-
-    Raises:
-        BadRow: with the column's name.
-    """
+    """Raise if the row has something to see or to hear."""
     if _COLUMNS.isdisjoint(row):
         return
     for name in sorted(_COLUMNS & row.keys()):
         if _is_media(name, row[name]):
             raise BadRow(
                 "unsupported content",
-                f"column {name} holds what is no text, and only text is trained; leave such rows out, or say with "
-                f"data.columns that the texts stand without it: {{{name}: unused}}",
+                f"column {name} holds images, videos or audio, and only text is trained; leave such rows out, or train "
+                f"them without the column: data.columns {{{name}: unused}}",
             )
 
 
@@ -52,5 +43,5 @@ def _is_media(name: str, value: Any) -> bool:
         return True
     if is_list(value):
         return len(value) > 0
-    # A column of this name may be of something else, as the image of a container.
+    # A column `image` may hold something else, such as the name of a container image.
     return bool(value) and (name.endswith("s") or (isinstance(value, str) and bool(_FILE.search(value))))

@@ -1,7 +1,7 @@
-"""Messages of any spelling (ms-swift, ShareGPT, OpenAI, Anthropic, ...) -> messages as chat templates take them.
+"""Messages in any spelling (ms-swift, ShareGPT, OpenAI, Anthropic, ...) -> messages as chat templates take them.
 
-Roles are system, developer, user, assistant and tool. Tools and calls: see `calls`. Thoughts are `reasoning_content`,
-or stay where they are inside the content.
+Roles are system, developer, user, assistant and tool. Thoughts become `reasoning_content`; thoughts inside the content
+stay there.
 """
 
 import json
@@ -20,6 +20,7 @@ _ROLES = {
     **dict.fromkeys(("observation", "observations", "tool_response", "tool_result", "ipython"), "tool"),
     **{"function": "tool", "function_response": "tool"},
 }
+_ORDER = ("system", "developer", "user", "tool", "tool_call", "assistant")
 _CALL_ROLES = ("tool_call", "tool_calls", "function_call", "function_calls")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _SYSTEM = ("system", "developer")
@@ -34,15 +35,8 @@ Parsed = tuple[Message, MessageLoss]
 
 
 def conversation(messages: Any, given: NamedRow) -> Conversation:
-    """A conversation from a list of messages, and the row's own system prompt, tools and template arguments.
-
-    Args:
-        messages: The list as it stands in the row, or JSON text of it.
-        given: Where `system`, `tools`, `functions` and `chat_template_kwargs` are looked up.
-
-    Raises:
-        BadRow: something in it is of a wrong type or unknown.
-    """
+    """The conversation of a list of messages (or its JSON text), with the row's system prompt, tools and template
+    arguments."""
     reader = _Reader(given.names)
     for position, message in enumerate(turns(messages, given.names)):
         reader.read(message, f"message {position}")
@@ -62,11 +56,7 @@ def conversation(messages: Any, given: NamedRow) -> Conversation:
 
 
 def turns(messages: Any, names: MessageNames) -> list[Any]:
-    """The items of a list of messages: one that holds a question and its answer under their roles becomes two.
-
-    Raises:
-        BadRow: it is no list.
-    """
+    """The items of a list of messages; an item `{"human": question, "assistant": answer}` becomes two messages."""
     items = _listed(messages) if isinstance(messages, Mapping) else parsed_list(messages, "the list of messages")
     if not items or not isinstance(items[0], Mapping) or not is_pair(items[0], names):
         return items
@@ -75,13 +65,16 @@ def turns(messages: Any, names: MessageNames) -> list[Any]:
         if not isinstance(item, Mapping) or not is_pair(item, names):
             made.append(item)
             continue
-        named = [({"role": key, "content": value}) for key, value in item.items() if role_named(key, names)]
-        made += sorted((one for one in named if one["content"] is not None), key=lambda one: _order(one, names))
+        named = [{"role": key, "content": value} for key, value in item.items() if role_named(key, names)]
+        made += sorted(
+            (one for one in named if one["content"] is not None),
+            key=lambda one: _ORDER.index(role_named(one["role"], names) or "user"),
+        )
     return made
 
 
 def _listed(messages: Mapping[str, Any]) -> list[Any]:
-    """One message, or lists of their parts, one for each key, as tables of `datasets` have them."""
+    """The messages of one message, or of an object with a list for each key, as `datasets` stores them."""
     parts = {key: as_list(value, key) for key, value in messages.items() if is_list(value)}
     lengths = {len(part) for part in parts.values()}
     if len(parts) < len(messages) or len(lengths) != 1:
@@ -89,21 +82,15 @@ def _listed(messages: Mapping[str, Any]) -> list[Any]:
     return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
 
 
-def _order(message: Message, names: MessageNames) -> int:
-    return ("system", "developer", "user", "tool", "tool_call", "assistant").index(
-        role_named(message["role"], names) or "user"
-    )
-
-
 def is_pair(item: Mapping[str, Any], names: MessageNames) -> bool:
-    """Whether it is `{"human": question, "assistant": answer}`, as ms-swift has them."""
+    """Whether an item is `{"human": question, "assistant": answer}`, as ms-swift writes it."""
     if "role" in item or "from" in item or not names.keys.keys().isdisjoint(item):
         return False
     return any(role_named(key, names) == "user" for key in item)
 
 
 def role_named(role: Any, names: MessageNames) -> str | None:
-    """Our name of a role, tool_call among them; None if it is none."""
+    """Our name of a role, or tool_call; None for an unknown role."""
     if not isinstance(role, str):
         return None
     found = names.roles.get(role) or _ROLES.get(role)
@@ -114,7 +101,7 @@ def role_named(role: Any, names: MessageNames) -> str | None:
 
 
 def role_of(message: Any, names: MessageNames) -> str | None:
-    """Our name of a message's role; None if it has none."""
+    """Our name of a message's role; None if it has no known role."""
     if not isinstance(message, Mapping):
         return None
     if names.keys:
@@ -146,7 +133,7 @@ def _template_kwargs(row: Row) -> dict[str, Any]:
 
 
 class _Reader:
-    """Reads messages one after the other; `tools` are those that stand in messages."""
+    """Reads messages one after the other; `tools` collects the tools found in messages."""
 
     def __init__(self, names: MessageNames):
         self._names = names
@@ -154,7 +141,7 @@ class _Reader:
         self.tools: list[Any] = []
 
     def read(self, message: Any, where: str) -> None:
-        """Append what one message of the row is."""
+        """Append one message of the row."""
         if not isinstance(message, Mapping):
             raise BadRow("bad message", f"{where} is {type(message).__name__}, not an object")
         if self._names.keys:
@@ -162,7 +149,7 @@ class _Reader:
         given = message.get("role", message.get("from"))
         role = role_named(given, self._names)
         if role is None:
-            raise BadRow("unknown role", _unknown_role(message, given, where))
+            raise _unknown_role(message, given, where)
         loss = _NO_LOSS if _LOSS_KEYS.isdisjoint(message) else _loss(message, where)
         content = message.get("content", message.get("value"))
         if role == "tool_call":
@@ -174,7 +161,7 @@ class _Reader:
         elif content is not None:
             before = len(self.messages), len(self.tools)
             self._content(made, content, loss, where)
-            # What held tool results or tools alone is no message of its own.
+            # A message of only tool results or tools is already appended.
             if (len(self.messages), len(self.tools)) != before and len(made) == 2 and not made["content"]:
                 return
         if not _REST.isdisjoint(message):
@@ -194,7 +181,7 @@ class _Reader:
             made["content"] = as_text(content, f"content of {where}")
 
     def _call(self, content: Any, loss: MessageLoss, where: str) -> None:
-        """A message that is a call belongs to the assistant's turn before it, if there is one."""
+        """Add a message that is a call to the assistant's message before it, if there is one."""
         if _are_blocks(content):
             made: Message = {"role": "assistant", "content": ""}
             self.blocks(made, as_list(content, where), where)
@@ -210,48 +197,37 @@ class _Reader:
             self.messages.append(({"role": "assistant", "content": "", "tool_calls": calls}, loss))
 
     def blocks(self, made: Message, blocks: list[Any], where: str) -> list[Message]:
-        """Put content blocks into a message; tool results among them are messages of their own and come back."""
+        """Put content blocks into a message; tool results become messages of their own, which are returned."""
         texts: list[str] = []
         thoughts: list[str] = []
         results: list[Message] = []
         for block in blocks:
             if isinstance(block, str):
                 texts.append(block)
-            elif not isinstance(block, Mapping):
+                continue
+            if not isinstance(block, Mapping):
                 raise BadRow("bad message", f"{where} holds a block that is {type(block).__name__}, not an object")
+            kind, value = block.get("type") or "text", block.get("value")
+            if kind in _TEXT_BLOCKS and isinstance(text := block.get("text", value), str):
+                texts.append(text)
+            elif kind in _THOUGHTS and isinstance(thought := block.get(kind, block.get("text", value)), str):
+                thoughts.append(thought)
+            elif kind == "tool_use":
+                call = {"id": block.get("id"), "name": block.get("name"), "arguments": block.get("input")}
+                made.setdefault("tool_calls", []).append(call_of(call, where))
+            elif kind in _CALL_BLOCKS:
+                made.setdefault("tool_calls", []).extend(calls_of(block if value is None else value, where))
+            elif kind == "tools" and value is not None:
+                self.tools.append(value)
+            elif kind == "tool_result":
+                results.append(self._result(block, where))
             else:
-                self._block(made, block, (texts, thoughts), results, where)
+                detail = f"{where} holds a block of type {shown(kind)}; only text is trained"
+                raise BadRow("unsupported content", detail)
         made["content"] = "".join(texts)
         if thoughts:
             made["reasoning_content"] = "".join(thoughts)
         return results
-
-    def _block(
-        self,
-        made: Message,
-        block: Mapping[str, Any],
-        said: tuple[list[str], list[str]],
-        results: list[Message],
-        where: str,
-    ) -> None:
-        kind = block.get("type") or "text"
-        value = block.get("value")
-        texts, thoughts = said
-        if kind in _TEXT_BLOCKS and isinstance(text := block.get("text", value), str):
-            texts.append(text)
-        elif kind in _THOUGHTS and isinstance(thought := block.get(kind, block.get("text", value)), str):
-            thoughts.append(thought)
-        elif kind == "tool_use":
-            call = {"id": block.get("id"), "name": block.get("name"), "arguments": block.get("input")}
-            made.setdefault("tool_calls", []).append(call_of(call, where))
-        elif kind in _CALL_BLOCKS:
-            made.setdefault("tool_calls", []).extend(calls_of(block if value is None else value, where))
-        elif kind == "tools" and value is not None:
-            self.tools.append(value)
-        elif kind == "tool_result":
-            results.append(self._result(block, where))
-        else:
-            raise BadRow("unsupported content", f"{where} holds a block of type {shown(kind)}; only text is trained")
 
     def _result(self, block: Mapping[str, Any], where: str) -> Message:
         content = block.get("content", block.get("value"))
@@ -265,15 +241,14 @@ class _Reader:
         return result
 
 
-def _unknown_role(message: Mapping[str, Any], given: Any, where: str) -> str:
-    roles = ", ".join(sorted({*_ROLES, *_CALL_ROLES}))
+def _unknown_role(message: Mapping[str, Any], given: Any, where: str) -> BadRow:
     if given is None:
         keys = ", ".join(sorted(map(str, message))) or "none"
-        return (
-            f"{where} has no role, its keys are {keys[:200]}; map yours with data.columns, as in {{speaker: role, "
-            f"utterance: content}}"
-        )
-    return f"{where} has role {shown(given)}; known: {roles}; map yours with data.columns, as in {{{given}: user}}"
+        what, example = f"no role, its keys are {keys[:200]}", "speaker: role, utterance: content"
+    else:
+        roles = ", ".join(sorted({*_ROLES, *_CALL_ROLES}))
+        what, example = f"role {shown(given)}; known: {roles}", f"{given}: user"
+    return BadRow("unknown role", f"{where} has {what}; map yours with data.columns, as in {{{example}}}")
 
 
 def _are_blocks(value: Any) -> bool:
@@ -283,7 +258,7 @@ def _are_blocks(value: Any) -> bool:
 
 
 def _as_json(value: Any, where: str) -> str:
-    """What a tool returned, as text."""
+    """The result of a tool as text."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return as_text(value, f"content of {where}")
     try:
@@ -316,7 +291,7 @@ def _loss(message: Mapping[str, Any], where: str) -> MessageLoss:
         raise BadRow("bad loss", f"{where} has train_detail: a message is trained as a whole; use segments")
     if trained is not None and not (isinstance(trained, bool) or trained in (0, 1)):
         raise BadRow("bad loss", f"{where} has loss {shown(trained)}; it is true or false")
-    if weight is not None:  # LLaMA-Factory's, which says it all
+    if weight is not None:  # LLaMA-Factory's, in place of the other two
         if trained is not None or scale is not None:
             raise BadRow("bad loss", f"{where} has loss_weight and another weight; keep one")
         number = _not_negative(weight, "loss_weight", where)

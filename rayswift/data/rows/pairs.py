@@ -1,4 +1,4 @@
-"""Rows for preferences and for KTO: a better and a worse conversation, or one that is wanted or not."""
+"""Rows for preference tasks (a chosen and a rejected conversation) and for KTO (a conversation with a label)."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -32,11 +32,7 @@ _WORDS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def preference(given: NamedRow) -> PreferenceRow:
-    """A row for dpo, orpo, cpo, simpo and rm.
-
-    Raises:
-        BadRow: it has no pair, or the two are equal.
-    """
+    """A row for dpo, orpo, cpo, simpo and rm."""
     given = _with_input(given)
     row = given.columns
     better = one_of(row, CHOSEN)
@@ -47,7 +43,14 @@ def preference(given: NamedRow) -> PreferenceRow:
         rejected = _sides(row[worse], prompt, given, several=True)
     else:
         chosen = dialogue(given)
-        rejected = _rejected(row[worse], worse, chosen, given)
+        value = row[worse]
+        # A list of texts is several answers, a list of messages is one.
+        several = is_list(value) and len(value) > 0 and not isinstance(next(iter(value)), Mapping)
+        if worse == "rejected_messages":
+            rejected = [conversation(value, given)]
+        else:
+            before = list(chosen.messages[:-1])
+            rejected = [continued(before, one, given) for one in (as_list(value, worse) if several else [value])]
     if chosen.messages[-1]["role"] != "assistant":
         raise BadRow("no answer", "the chosen conversation does not end with the assistant's answer")
     if any(one.messages == chosen.messages for one in rejected):
@@ -57,7 +60,7 @@ def preference(given: NamedRow) -> PreferenceRow:
 
 
 def _with_input(given: NamedRow) -> NamedRow:
-    """The row with what OpenAI's pairs hold in `input`, messages and tools, in columns."""
+    """The row with `messages` and `tools` as columns; OpenAI's pairs hold them inside `input`."""
     inside = given.columns.get("input")
     if "preferred_output" not in given.columns or not isinstance(inside, Mapping):
         return given
@@ -79,7 +82,7 @@ def _rejected_column(row: Row, better: str | None) -> str:
 
 
 def _prompt(given: NamedRow) -> list[Any] | None:
-    """The messages before both answers, None if the row has none beside them."""
+    """The messages before both answers; None if the row has no such column."""
     row = given.columns
     column = messages_column(row)
     if column:
@@ -88,7 +91,7 @@ def _prompt(given: NamedRow) -> list[Any] | None:
 
 
 def _sides(value: Any, prompt: list[Any] | None, given: NamedRow, several: bool) -> list[Conversation]:
-    """The conversation that ends with an answer, or with each of several texts."""
+    """One conversation for each answer in a column of chosen or rejected answers."""
     if several and is_list(value) and (items := as_list(value, "rejected")) and all(isinstance(i, str) for i in items):
         return [side for item in items for side in _sides(item, prompt, given, several=False)]
     if prompt is None:
@@ -96,38 +99,23 @@ def _sides(value: Any, prompt: list[Any] | None, given: NamedRow, several: bool)
         if isinstance(messages, str) or not (is_list(messages) or isinstance(messages, Mapping)):
             raise unknown(given.columns, _WANTED, ("query",))
         return [conversation(messages, given)]
-    if messages_column(given.columns) and is_list(value) and _is_whole(value, given):
-        return [conversation(value, given)]  # what `messages` says beside it is one of the two
+    is_whole = is_list(value) and role_of(next(iter(value), None), given.names) not in (None, "assistant", "tool_call")
+    if messages_column(given.columns) and is_whole:
+        return [conversation(value, given)]  # the whole conversation, `messages` is one of the two
     if messages_column(given.columns) and ends_with_answer(prompt, given):
         raise BadRow("ambiguous prompt", "the conversation before chosen and rejected ends with an answer already")
     return [continued(prompt, value, given)]
 
 
-def _is_whole(value: Any, given: NamedRow) -> bool:
-    first = next(iter(value), None)
-    return role_of(first, given.names) not in (None, "assistant", "tool_call")
-
-
-def _rejected(value: Any, column: str, chosen: Conversation, given: NamedRow) -> list[Conversation]:
-    if column == "rejected_messages":
-        return [conversation(value, given)]
-    before = list(chosen.messages[:-1])
-    # A list of texts is several answers, a list of messages is one.
-    several = is_list(value) and len(value) > 0 and not isinstance(next(iter(value)), Mapping)
-    return [continued(before, one, given) for one in (as_list(value, column) if several else [value])]
-
-
 def kto(given: NamedRow) -> KtoRow:
-    """A row for kto; a pair is two of its answers, one wanted and one not.
-
-    Raises:
-        BadRow: it has no label and is no pair, or the label is unclear.
-    """
+    """A row for kto; a preference pair gives two conversations, the chosen with label True, the other with False."""
     row = given.columns
     column = one_of(row, KTO_LABEL)
     if column is None:
         if not any(name in row for name in REJECTED):
-            raise _unlabelled(given)
+            if "chosen" not in row and causal_format(row):
+                raise BadRow("bad label", unknown(row, _KTO_WANTED, ("label",)).detail)
+            raise unknown(row, _KTO_WANTED, ("query", "response", "label", "chosen", "rejected"))
         pair = preference(given)
         return KtoRow(((pair.chosen, True), *((worse, False) for worse in pair.rejected)))
     label = _label(row[column], column)
@@ -138,8 +126,8 @@ def kto(given: NamedRow) -> KtoRow:
 
 
 def kto_remarks(rows: Iterable[tuple[Any, Mapping[str, str]]]) -> list[str]:
-    """What a user should know of the first rows of a set for kto, each with its `data.columns`: that they are pairs, or
-    have one label only."""
+    """Warnings about the first rows of a data set for kto, each row with its `data.columns`: the rows are pairs, or all
+    have the same label."""
     labels: Counter[bool] = Counter()
     num_pairs = 0
     for row, columns in rows:
@@ -152,22 +140,15 @@ def kto_remarks(rows: Iterable[tuple[Any, Mapping[str, str]]]) -> list[str]:
     said = []
     if num_pairs:
         said.append(
-            f"rows are pairs of a chosen and a rejected answer, as {num_pairs} of the first: each trains as two"
+            f"{num_pairs} of the first rows are pairs of a chosen and a rejected answer: each pair trains as two rows"
         )
     if len(labels) == 1:
         ((label, count),) = labels.items()
         said.append(
-            f"all of the first {count} labels are {str(label).lower()}: kto learns from answers that are wanted and "
-            f"answers that are not; with one kind alone it only drifts from its reference"
+            f"all of the first {count} labels are {str(label).lower()}: kto needs answers with label true and answers "
+            f"with label false; with one label alone the model only moves away from its reference"
         )
     return said
-
-
-def _unlabelled(given: NamedRow) -> BadRow:
-    parts = ("query", "response", "label", "chosen", "rejected")
-    if "chosen" not in given.columns and causal_format(given.columns):
-        return BadRow("bad label", unknown(given.columns, _KTO_WANTED, ("label",)).detail)
-    return unknown(given.columns, _KTO_WANTED, parts)
 
 
 def _label(value: Any, column: str) -> bool:

@@ -1,4 +1,4 @@
-"""Rows -> canonical rows, a function for each family. Columns that a family does not know are left alone."""
+"""Rows -> canonical rows, with one function for each family. Columns that a family does not know are ignored."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,13 +28,7 @@ AnyRow = CausalRow | PreferenceRow | KtoRow | EmbeddingRow | RerankerRow | Class
 
 
 def parse_row(row: Any, family: Family, columns: Mapping[str, str], system: str | None = None) -> AnyRow:
-    """Canonicalise one row for a family of tasks.
-
-    Args:
-        row: As it was read.
-        family: Of the task.
-        columns: The user's names -> ours.
-        system: The system prompt of rows that bring none.
+    """The canonical row of a family of tasks; `columns` and `system` as in `columns.named`.
 
     Raises:
         BadRow: the row has no known columns, is ambiguous, or a value is wrong.
@@ -44,7 +38,7 @@ def parse_row(row: Any, family: Family, columns: Mapping[str, str], system: str 
     try:
         return _PARSERS[family](given)
     except BadRow as bad:
-        # Names in capitals are taken where those in small letters are not there.
+        # Column names in capitals are accepted if the row has none in small letters.
         lowered = lower_cased(given) if bad.reason == "no known columns" else None
         if lowered is None:
             raise
@@ -65,7 +59,7 @@ def _causal(given: NamedRow) -> CausalRow:
 
 
 def _segments(value: Any) -> tuple[tuple[str, bool], ...]:
-    """axolotl's `input_output`: texts, and whether each is trained."""
+    """The segments of axolotl's `input_output`: texts, each with whether it is trained."""
     made = []
     for segment in parsed_list(value, "segments"):
         if not isinstance(segment, Mapping):

@@ -40,11 +40,7 @@ Texts = tuple[Conversation, ...]
 
 
 def embedding(given: NamedRow) -> EmbeddingRow:
-    """A row for embedding.
-
-    Raises:
-        BadRow: it has nothing that the anchor should be like.
-    """
+    """A row for embedding."""
     row = given.columns
     anchor, positives, negatives = _triple(given, "user", _EMBEDDING_WANTED, ("anchor", "positive", "negative"))
     column = one_of(row, SCORE)
@@ -55,11 +51,7 @@ def embedding(given: NamedRow) -> EmbeddingRow:
 
 
 def reranker(given: NamedRow) -> RerankerRow:
-    """A row for reranker and generative_reranker.
-
-    Raises:
-        BadRow: it has no document that fits the query, and does not say by labels that none does.
-    """
+    """A row for reranker and generative_reranker."""
     row = given.columns
     column, labels = one_of(row, DOCUMENT), one_of(row, LABEL)
     if column and labels and names_question(row):
@@ -68,21 +60,16 @@ def reranker(given: NamedRow) -> RerankerRow:
         marks = as_list(row[labels], labels) if is_list(row[labels]) else [row[labels]]
         if len(marks) != len(documents):
             raise BadRow("bad label", f"{len(marks)} labels for {len(documents)} documents")
-        fits = [_fits(mark) for mark in marks]
-        groups = [tuple(d for d, fit in zip(documents, fits, strict=True) if fit is wanted) for wanted in (True, False)]
+        fits = [as_cell_number(int(mark) if isinstance(mark, bool) else mark, "label") for mark in marks]
+        if wrong := [mark for mark, fit in zip(marks, fits, strict=True) if fit not in (0, 1)]:
+            raise BadRow("bad label", f"label is {shown(wrong[0])}; a document fits (1) or does not (0)")
+        groups = [tuple(d for d, fit in zip(documents, fits, strict=True) if fit == wanted) for wanted in (1, 0)]
         return RerankerRow(conversation(asked(given), given), groups[0], groups[1])
     return RerankerRow(*_triple(given, "assistant", _RERANKER_WANTED, ("query", "positive", "negative")))
 
 
-def _fits(mark: Any) -> bool:
-    number = as_cell_number(int(mark) if isinstance(mark, bool) else mark, "label")
-    if number not in (0, 1):
-        raise BadRow("bad label", f"label is {shown(mark)}; a document fits (1) or does not (0)")
-    return bool(number)
-
-
 def _triple(given: NamedRow, role: str, wanted: str, parts: tuple[str, ...]) -> tuple[Conversation, Texts, Texts]:
-    """Anchor or query, positives, negatives; texts among the latter two become a message of `role`."""
+    """Anchor or query, positives and negatives; a positive or negative that is text becomes a message of `role`."""
     row = given.columns
     positive: str | None
     column = messages_column(row)
@@ -96,7 +83,8 @@ def _triple(given: NamedRow, role: str, wanted: str, parts: tuple[str, ...]) -> 
             raise unknown(row, wanted, parts)
         anchor = conversation(question(row[own]) if own else asked(given), given)
         positive, negatives = one_of(row, POSITIVE), _negatives(row)
-        if not positive and (positive := one_of(row, RESPONSE)) and "rejected_response" in row:  # ms-swift's older ones
+        # Older rows of ms-swift have the names of causal rows.
+        if not positive and (positive := one_of(row, RESPONSE)) and "rejected_response" in row:
             negatives = ["rejected_response"]
     positives = _texts(row[positive], positive, role, given) if positive else ()
     _need_positive(positives)
@@ -104,7 +92,7 @@ def _triple(given: NamedRow, role: str, wanted: str, parts: tuple[str, ...]) -> 
 
 
 def _negatives(row: Row) -> list[str]:
-    """Columns of negatives: one, or several that are numbered, as sentence-transformers has them."""
+    """Columns of negatives: one, and numbered ones as in sentence-transformers (`negative_1`, ...)."""
     numbered = [name for name in row if name.startswith("negative_") and name.removeprefix("negative_").isdigit()]
     one = one_of(row, NEGATIVE)
     return ([one] if one else []) + sorted(numbered, key=lambda name: int(name.removeprefix("negative_")))
@@ -116,7 +104,7 @@ def _need_positive(positives: Texts) -> None:
 
 
 def _texts(value: Any, what: str, role: str, given: NamedRow) -> Texts:
-    """Each text or list of messages of a column as a conversation."""
+    """The texts or lists of messages in a column, each as a conversation."""
     if isinstance(value, str) and what.endswith("_messages"):
         value = parsed_list(value, what)
     items = as_list(value, what) if is_list(value) else [value]
@@ -126,11 +114,7 @@ def _texts(value: Any, what: str, role: str, given: NamedRow) -> Texts:
 
 
 def classification(given: NamedRow) -> ClassificationRow:
-    """A row for seq_cls; a label that is a text is the name of a class, or a number in a file of texts.
-
-    Raises:
-        BadRow: it has no text, or no label.
-    """
+    """A row for seq_cls; a label in text is a number if it can be read as one, else the name of a class."""
     row = given.columns
     column = one_of(row, LABEL)
     if column is None:
@@ -148,10 +132,10 @@ def classification(given: NamedRow) -> ClassificationRow:
 
 
 def label_in(row: Any, columns: Mapping[str, str]) -> Label:
-    """The label of a classified row, whatever else is in it.
+    """The label of a row for seq_cls; the other columns are not checked.
 
     Raises:
-        BadRow: it has none.
+        BadRow: the row has no valid label.
     """
     given = named(row, columns).columns
     column = one_of(given, LABEL)
@@ -161,11 +145,7 @@ def label_in(row: Any, columns: Mapping[str, str]) -> Label:
 
 
 def label_of(value: Any) -> Label:
-    """A label as it stands in a row: numbers as numbers, names of classes as texts.
-
-    Raises:
-        BadRow: it is neither, or a number that is none.
-    """
+    """The label in a value of a row: numbers become int or float, names of classes stay text."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = parsed_list(value, "label")
     if not is_list(value):

@@ -1,4 +1,4 @@
-"""Values of a row's columns as what they stand for: lists, texts, numbers, JSON in text."""
+"""Values of a row -> lists, texts, numbers and parsed JSON; a value of another type raises BadRow."""
 
 import ast
 import contextlib
@@ -11,7 +11,7 @@ from rayswift.data.rows.columns import BadRow
 
 
 def as_list(value: Any, what: str) -> list[Any]:
-    """A list, tuple or array (Parquet gives them) as a list."""
+    """A list, tuple or array (as Parquet returns them) as a list."""
     if isinstance(value, list | tuple):
         return list(value)
     if hasattr(value, "tolist") and isinstance(items := value.tolist(), list):
@@ -57,11 +57,7 @@ def as_cell_number(value: Any, what: str) -> float:
 
 
 def parsed(value: Any, what: str) -> Any:
-    """A value that may be given as JSON text.
-
-    Raises:
-        BadRow: the text is no JSON.
-    """
+    """The value, parsed if it is JSON text."""
     if not isinstance(value, str):
         return value
     try:
@@ -71,11 +67,7 @@ def parsed(value: Any, what: str) -> Any:
 
 
 def parsed_list(value: Any, what: str) -> list[Any]:
-    """A list, or the text of one as JSON or Python write it: csv files hold lists as text.
-
-    Raises:
-        BadRow: it is neither.
-    """
+    """A list, or a list that is text in JSON or Python syntax, as in csv files."""
     if not isinstance(value, str):
         return as_list(value, what)
     text = value.strip()
@@ -91,11 +83,7 @@ def parsed_list(value: Any, what: str) -> list[Any]:
 
 
 def without_nulls(value: Any, what: str) -> Any:
-    """A value without the fields that are null, at any depth: tables fill what other rows have with nulls.
-
-    Raises:
-        BadRow: it is nested too deeply.
-    """
+    """A value without null fields, at any depth: tables fill the fields that only other rows have with nulls."""
     try:
         return _without_nulls(value)
     except RecursionError as error:
@@ -111,7 +99,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value for an error: short, whatever it is."""
+    """A short form of a value for an error."""
     if isinstance(value, str):
         return repr(value[:40])
     short = value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 10**20)

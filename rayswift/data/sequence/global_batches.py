@@ -1,7 +1,7 @@
-"""Windows -> global batches, with the position that continues behind each; pure.
+"""Windows -> global batches, each with the position of the next one; pure.
 
-Step k takes packed rows [k * G, (k + 1) * G) of the global sequence (G: the global batch), across window and epoch
-borders.
+Step k takes packed rows [k * G, (k + 1) * G) of the global sequence (G: the global batch size), across the borders of
+windows and epochs.
 """
 
 from collections import Counter
@@ -10,17 +10,17 @@ from dataclasses import asdict, dataclass, field, replace
 from math import ceil
 from typing import Any
 
-from rayswift.data.sequence.kl_partners import with_partners
+from rayswift.data.sequence.mismatched_completions import with_mismatched_completions
 from rayswift.data.sequence.windows import TRAINED, PackedRow, Window
 from rayswift.log import UserError
 
 JUDGED_FROM_ROWS = 1000
-TAIL = "tail: fewer than a global batch at the end"
+REMAINDER = "dropped remainder: less than a global batch"
 _QUARANTINE = "data/quarantine.jsonl in the run folder"
 
 
 class UnusableRows(UserError):
-    """The rows themselves end the run; `counts` says where each went."""
+    """The rows end the run; `counts`: raw rows by outcome."""
 
     def __init__(self, message: str, counts: dict[str, int]):
         super().__init__(f"{message}\n{table(counts)}", exit_code=1)
@@ -32,10 +32,10 @@ class UnusableRows(UserError):
 
 @dataclass(frozen=True)
 class Position:
-    """A point in the global sequence: the next step and the next packed row.
+    """A point in the global sequence: the next step, and epoch, window and number of the next packed row.
 
-    counts: where every raw row before it went (`trained...`, `filtered: ...`, `quarantined: ...`, `tail...`), over all
-    epochs.
+    counts: all raw rows before it, over all epochs, by outcome (`trained...`, `filtered: ...`, `quarantined: ...`,
+    `dropped remainder...`).
     """
 
     step: int = 0
@@ -51,12 +51,10 @@ class Position:
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """The rows of one optimizer step.
+    """The rows of one optimizer step: G packed rows, or fewer at the end of the data.
 
-    rows: up to G packed rows; fewer only at the end of the data.
-    epochs: passes over the data once this step is done, from raw rows consumed.
-    position: where the next step begins.
-    last: no step follows.
+    epochs: passes over the data after this step, from raw rows consumed; position: where the next step begins; last: no
+    step follows.
     """
 
     step: int
@@ -68,11 +66,11 @@ class GlobalBatch:
 
 @dataclass(frozen=True)
 class FeedPlan:
-    """How the global sequence is cut: G, and where it ends (after `max_steps`, or after `num_epochs` passes).
+    """The size of the global batch, and the end of the sequence, after `max_steps` or after `num_epochs` passes.
 
-    drops_tail: what is left at the end and fills no global batch is not trained, but named in the accounting: a loss
-    that is a mean over rows would give these rows another weight. partner_length: the most tokens of a row's partner
-    (see `kl_partners`); None: rows have none.
+    drops_remainder: the remainder at the end that fills no global batch is counted but not trained, because a loss that
+    is a mean over rows would give its rows another weight. mismatched_length: the most tokens of a row with a
+    mismatched completion; None: rows have none.
     """
 
     global_batch: int
@@ -81,28 +79,28 @@ class FeedPlan:
     num_epochs: float
     max_steps: int
     max_bad_fraction: float
-    drops_tail: bool = False
-    partner_length: int | None = None
+    drops_remainder: bool = False
+    mismatched_length: int | None = None
 
     @property
     def ends_by_steps(self) -> bool:
-        """Whether `max_steps` decides the end."""
+        """Whether `max_steps` ends the sequence."""
         return self.max_steps > 0
 
     def related(self, rows: tuple[PackedRow, ...]) -> tuple[PackedRow, ...]:
-        """Rows that a loss looks at together, each with what it takes from the others."""
-        return rows if self.partner_length is None else with_partners(rows, self.partner_length)
+        """The rows of a batch, for KTO each with its mismatched completion from another row."""
+        return rows if self.mismatched_length is None else with_mismatched_completions(rows, self.mismatched_length)
 
 
 def share(global_batch: int, rank: int, size: int) -> slice:
-    """The rows of a global batch that a rank trains; the shares of `size` ranks differ by one row at most."""
+    """The rows of a global batch for a rank; the shares of `size` ranks differ by one row at most."""
     return slice(rank * global_batch // size, (rank + 1) * global_batch // size)
 
 
 def micro_batches(global_batch: int, most_rows: int, size: int) -> tuple[int, int]:
-    """How each of `size` ranks cuts its share: rows of a micro-batch (up to `most_rows`), and their number.
+    """Rows of a micro-batch (up to `most_rows`), and the number of micro-batches, for each of `size` ranks.
 
-    The number is the same on every rank; where the shares differ, some rank's last micro-batch has a row less.
+    The number is the same on every rank; if the shares differ, the last micro-batch of some ranks has a row less.
     """
     largest_share = -(-global_batch // size)
     accumulation = -(-largest_share // most_rows)
@@ -110,22 +108,18 @@ def micro_batches(global_batch: int, most_rows: int, size: int) -> tuple[int, in
 
 
 WindowSource = Callable[[int, int], Iterator[Window]]
-"""(epoch, first window) -> the windows of that epoch from there on, in order."""
+"""(epoch, first window) -> the windows of the epoch from this one on, in order."""
 
 
 def global_batches(
     plan: FeedPlan, source: WindowSource, start: Position, on_window: Callable[[int, int, Window], None]
 ) -> Iterator[GlobalBatch]:
-    """Cut windows into global batches, from `start` on.
+    """Divide windows into global batches, from `start` on.
 
-    Args:
-        plan: Batch size and end.
-        source: Where windows come from.
-        start: The position to continue at.
-        on_window: Called with (epoch, window number, window) when a window is opened for the first time.
+    `on_window` is called with (epoch, number, window) when a window is opened for the first time.
 
     Raises:
-        UnusableRows: too many rows are bad, an epoch leaves no row to train, or all of them fill no global batch.
+        UnusableRows: too many rows are bad, an epoch has no row to train, or the data fills no global batch.
     """
     step, held = start.step, None
     if plan.ends_by_steps and step >= plan.max_steps:
@@ -137,51 +131,49 @@ def global_batches(
             if held is not None:
                 yield held
             last = plan.ends_by_steps and step + 1 >= plan.max_steps
-            held = GlobalBatch(step, tuple(pending), epochs, _at(position, step + 1), last)
+            held = GlobalBatch(step, tuple(pending), epochs, replace(position, step=step + 1), last)
             pending, step = [], step + 1
-            if plan.ends_by_steps:  # its end is known, so nothing need be held back
+            if plan.ends_by_steps:  # the end is known, so no batch is held back
                 yield held
                 held = None
                 if last:
                     return
         end = (epochs, position)
-    if pending and plan.drops_tail:
-        held = _with_tail(held, pending, *end)
+    if pending and plan.drops_remainder:
+        held = _with_remainder(held, pending, *end)
     elif pending:
         if held is not None:
             yield held
-        held = GlobalBatch(step, tuple(pending), end[0], _at(end[1], step + 1), True)
+        held = GlobalBatch(step, tuple(pending), end[0], replace(end[1], step=step + 1), True)
     if held is not None:
         yield GlobalBatch(held.step, held.rows, held.epochs, held.position, True)
 
 
-def _with_tail(last: GlobalBatch | None, tail: list[PackedRow], epochs: float, behind: Position) -> GlobalBatch:
-    """The last batch, at the end of the data, the rows behind it accounted for."""
+def _with_remainder(
+    last: GlobalBatch | None, remainder: list[PackedRow], epochs: float, behind: Position
+) -> GlobalBatch:
+    """The last batch, with the `remainder` after it counted."""
     counts = Counter(behind.counts)
-    for row in tail:
+    for row in remainder:
         counts.subtract(row.counts)
-        counts[TAIL] += row.counts.total()
+        counts[REMAINDER] += row.counts.total()
     if last is None:
         raise UnusableRows(
-            f"{len(tail)} rows are left to train, fewer than one global batch; lower train.global_batch_size:",
+            f"{len(remainder)} rows are left to train, fewer than one global batch; lower train.global_batch_size:",
             dict(behind.counts),
         )
     return replace(last, epochs=epochs, position=replace(behind, step=last.step + 1, counts=dict(+counts)))
 
 
-def _at(position: Position, step: int) -> Position:
-    return Position(step, position.epoch, position.window, position.row, position.counts)
-
-
 def _sequence(
     plan: FeedPlan, source: WindowSource, start: Position, on_window: Callable[[int, int, Window], None]
 ) -> Iterator[tuple[PackedRow, float, Position]]:
-    """Packed rows from `start` on, each with the epochs done and the position behind it."""
+    """Packed rows from `start` on, each with the epochs after it and the position after it."""
     counts = Counter(start.counts)
     epoch, first, skip = start.epoch, start.window, start.row
     while plan.ends_by_steps or epoch < plan.num_epochs:
         trained_before = _trained(counts) if first == 0 and skip == 0 else -1
-        # One row is held back: what follows the last good row of an epoch is accounted with it.
+        # One row is held back, because rows left out after the last good row of an epoch are counted with it.
         held: tuple[PackedRow, float, Position] | None = None
         for number, window in enumerate(source(epoch, first), first):
             if skip == 0:
@@ -195,7 +187,7 @@ def _sequence(
             for index, row in enumerate(window.rows[skip:], skip):
                 if held:
                     yield held
-                # A row that is but a further piece of a raw row counted before still belongs to the epoch.
+                # A further piece of a raw row that is already counted still belongs to the epoch.
                 at_end = not plan.ends_by_steps and epoch + done / plan.num_rows >= plan.num_epochs
                 if at_end and row.num_source_rows:
                     return
@@ -217,18 +209,16 @@ def _trained(counts: Counter[str]) -> int:
 
 
 def judge(counts: Counter[str], max_bad_fraction: float, expected_rows: int, quarantine: str) -> None:
-    """Stop at too many bad rows: of those seen, or while these are few, of all that are expected.
-
-    So a run over few rows ends as soon as it is sure to, and not behind its last step.
+    """Raise if too many rows are bad: of those seen, or while these are few, of all rows that are expected.
 
     Args:
-        counts: Where every row so far went.
-        max_bad_fraction: Share that may be bad.
-        expected_rows: Rows that will have been seen when the data has been gone through; 0: all have been.
-        quarantine: Where the bad ones are, for the message.
+        counts: Rows so far, by outcome.
+        max_bad_fraction: Share of rows that may be bad.
+        expected_rows: Rows that the whole data will have given; 0: all have been seen.
+        quarantine: Place of the bad rows, for the message.
 
     Raises:
-        UnusableRows: too many are bad.
+        UnusableRows: too many rows are bad.
     """
     seen, bad = counts.total(), sum(v for k, v in counts.items() if k.startswith("quarantined"))
     judged = seen if seen >= JUDGED_FROM_ROWS else max(seen, expected_rows)
@@ -237,12 +227,12 @@ def judge(counts: Counter[str], max_bad_fraction: float, expected_rows: int, qua
         enough = ceil(100 * bad / seen) / 100
         raise UnusableRows(
             f"{bad} of {seen} rows are bad, more than data.max_bad_fraction = {max_bad_fraction} allows{of_all}; "
-            f"mend them, see {quarantine}, or go on without them: --data.max_bad_fraction {enough}",
+            f"correct them, see {quarantine}, or leave them out: --data.max_bad_fraction {enough}",
             dict(counts),
         )
 
 
 def table(counts: dict[str, int] | Counter[str]) -> str:
-    """The row accounting, a line per outcome."""
+    """The numbers of rows as text, one line per outcome."""
     lines = [("rows seen", sum(counts.values())), *sorted(counts.items(), key=lambda kv: -kv[1])]
     return "\n".join(f"  {name:<48} {count:>10,}" for name, count in lines)

@@ -1,8 +1,7 @@
-"""Several sources mixed by weights: which source gives the row at each position of an epoch; pure.
+"""Sources mixed by weights: the source of the row at each position of an epoch; pure.
 
-Draw j of the c rows that a source gives in an epoch stands at time (j + 1/2) / c, and the epoch is all draws by time.
-So every stretch of it holds the sources in their proportions, to within a row or two, and any stretch is computed by
-itself: nothing is stored.
+If an epoch draws c rows from a source, draw j is at time (j + 1/2) / c. The epoch is all draws sorted by time. So every
+part of it holds the sources in proportion, to within a row or two, and any part can be computed without the rest.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from rayswift.log import UserError
 
 @dataclass(frozen=True)
 class Mix:
-    """How many rows an epoch draws from each source; more than it has means that its rows come again."""
+    """The number of rows that an epoch draws from each source; if the source has fewer, its rows repeat."""
 
     draws: tuple[int, ...]
 
@@ -31,8 +30,8 @@ class Mix:
         return sum(self.draws)
 
     def at(self, begin: int, end: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Source, and number of the draw from it, at positions [begin, end)."""
-        slack = len(self.draws) + 1  # so many rows, at most, is a stretch off its proportions
+        """The source, and the number of the draw from it, at positions [begin, end): int64 [end - begin] each."""
+        slack = len(self.draws) + 1  # the most rows by which a part differs from the proportions
         low, high = (begin - slack) / self.num_rows, (end + slack) / self.num_rows
         first = [self._draws_before(source, low) for source in range(len(self.draws))]
         after = [self._draws_before(source, high) for source in range(len(self.draws))]
@@ -43,7 +42,7 @@ class Mix:
         return sources[order].astype(np.int64), numbers[order].astype(np.int64)
 
     def _draws_before(self, source: int, time: float) -> int:
-        """How many draws from a source stand before a time."""
+        """The number of draws from a source before a time."""
         draws = self.draws[source]
         return min(max(ceil(time * draws - 0.5), 0), draws)
 
@@ -66,19 +65,16 @@ def mix(sizes: Sequence[int], weights: Sequence[float], until: MixUntil) -> Mix:
 
 
 def weights_of(given: Sequence[str | SourceConfig], weights: Mapping[str, float]) -> tuple[float, ...] | None:
-    """The weight of each source, from `data.mix` or the sources themselves; None: there are none.
+    """The weight of each source, from `data.mix` or the sources themselves; None if there are no weights.
 
-    `data.mix` calls a source as `data.dataset` does, or by its last part without suffixes.
-
-    Raises:
-        UserError: a name fits no source or several, or a source has no weight, two, or one that is not positive.
+    `data.mix` names a source as in `data.dataset`, or by its last part without suffixes.
     """
     sources = [parse_source(each) for each in given]
     own = [source.weight for source in sources]
     if any(weight is not None for weight in own):
         missing = [source.written for source in sources if source.weight is None]
         if missing:
-            raise UserError(f"data.dataset: {', '.join(missing)} has no weight, and others have; give one to each")
+            raise UserError(f"data.dataset: {', '.join(missing)} has no weight, but others have; give each one")
         if weights:
             raise UserError("data.mix and the weights in data.dataset both say how sources are mixed; keep one")
         return tuple(weight for weight in own if weight is not None)

@@ -1,7 +1,7 @@
-"""A shuffled order without a stored permutation: position -> row, in constant memory.
+"""A shuffled order that is computed, not stored: position -> row, in constant memory.
 
-A Feistel network over [0, 2^2b) is a bijection whatever its round function; walking a cycle until the value is below
-n restricts it to [0, n) (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
+A Feistel network is a permutation of [0, 2^2b). Applying it until the value is below n restricts it to [0, n) (Black
+and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ _ROUNDS = 6
 
 
 def shuffled(positions: NDArray[np.int64], num_rows: int, key: tuple[int, ...]) -> NDArray[np.int64]:
-    """Rows at `positions` of the order that `key` (seed, epoch, ...) gives to [0, num_rows)."""
+    """Rows at `positions` of the shuffled order of [0, num_rows) for `key` (seed, epoch, ...)."""
     if num_rows <= 1:
         return positions.copy()
     half_bits = max(1, (int(num_rows - 1).bit_length() + 1) // 2)
@@ -40,10 +40,7 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def repeated(positions: NDArray[np.int64], num_rows: int, key: tuple[int, ...]) -> NDArray[np.int64]:
-    """Rows at `positions` of an endless sequence: one pass over [0, num_rows) after the other, each in its own order.
-
-    No row comes again before every other one has come.
-    """
+    """Rows at `positions` of endless passes over [0, num_rows), each pass in its own shuffled order."""
     passes, within = np.divmod(positions, num_rows)
     rows = np.empty_like(positions)
     for number in np.unique(passes):

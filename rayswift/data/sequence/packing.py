@@ -1,9 +1,8 @@
 """Bin packing of row lengths: the longest row opens a bin, and a subset of the others fills it; pure, deterministic.
 
 Best-fit decreasing leaves gaps that no single row fits. Here the last few rows of a bin are chosen together: a subset
-sum over the lengths at hand, as a bitset in one integer, finds the set that fills the gap exactly, or best (Gupta and
-Ho, "A new heuristic algorithm for the one-dimensional bin-packing problem", 1999). The work per bin is bounded; what
-is left empty is mostly the last bin.
+sum over the available lengths, as a bitset in one integer, finds the set that fills the gap exactly or best (Gupta and
+Ho, "A new heuristic algorithm for the one-dimensional bin-packing problem", 1999). The work per bin is bounded.
 """
 
 from bisect import bisect_right
@@ -11,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# A gap is filled by a subset sum once so few of the longest rows that fit would fill it.
+# A subset sum fills a gap once this number of the longest rows that fit would fill it.
 _ROWS_OF_A_GAP = 4
-# Lengths that a subset sum tries: the longest that fit, then others spread over all shorter ones.
+# Lengths that a subset sum tries: the longest that fit, and others spread over all shorter ones.
 _LONGEST_TRIED = 12
 _SPREAD_TRIED = 12
 _COPIES_TRIED = 2
@@ -23,8 +22,8 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Put rows into bins of `capacity` tokens.
 
     Returns:
-        Bins as lists of row indices in ascending order; the bins themselves ordered by their first row. No row of a
-        bin would have fitted into an earlier filled one.
+        Bins as lists of ascending row indices, sorted by their first row. No row of a bin fits into a bin that was
+        filled earlier.
 
     Raises:
         ValueError: a length is below 1 or above the capacity.
@@ -51,7 +50,7 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 class _Stock:
-    """The rows not packed yet, by length; of one length the first rows go first."""
+    """The rows that are not packed yet, by length; of rows of one length, the first is taken first."""
 
     def __init__(self, lengths: Sequence[int]):
         order = np.argsort(np.asarray(lengths, np.int64), kind="stable")[::-1]
@@ -76,7 +75,7 @@ class _Stock:
 
 
 def _fill(stock: _Stock, gap: int) -> list[int]:
-    """Lengths of a subset of the stock whose sum is the gap, or as near below it as those tried allow."""
+    """Lengths of a subset of the stock whose sum is the gap, or the nearest smaller sum among those tried."""
     fitting = bisect_right(stock.lengths, gap)
     if not fitting:
         return []
@@ -84,7 +83,7 @@ def _fill(stock: _Stock, gap: int) -> list[int]:
     shorter = fitting - len(tried)
     if shorter > 0:
         tried += stock.lengths[shorter - 1 :: -max(1, shorter // _SPREAD_TRIED)]
-    # Bit s of `reach` says that some subset so far sums to s.
+    # Bit s of `reach` is set if the sum of some subset so far is s.
     reach, within, exact = 1, (1 << (gap + 1)) - 1, 1 << gap
     steps = [(0, reach)]
     for length in tried:

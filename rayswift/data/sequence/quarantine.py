@@ -1,4 +1,4 @@
-"""`quarantine.jsonl` of a run: the rows that were left out for being bad, with their reasons."""
+"""`quarantine.jsonl` of a run: the bad rows, with their reasons."""
 
 import json
 from dataclasses import asdict
@@ -8,7 +8,7 @@ from rayswift.data.sequence.windows import Window
 
 
 class QuarantineFile:
-    """Quarantined rows, each once, also after a restart."""
+    """The file of bad rows; each is written once, also after a restart."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -24,12 +24,12 @@ class QuarantineFile:
                     continue  # a line cut off by a kill; its row is written again
 
     def add(self, window: Window) -> None:
-        """Append those rows of a window that are not in the file."""
+        """Append the bad rows of a window that are not in the file."""
         new = [row for row in window.quarantined if row.id not in self._seen]
         if not new:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        # Half of a surrogate pair is no UTF-8; with a backslash it is the JSON escape of itself.
+        # A lone surrogate is no UTF-8; with a backslash it becomes its JSON escape.
         with open(self._path, "a", encoding="utf-8", errors="backslashreplace") as file:
             if self._cut_off:
                 file.write("\n")

@@ -1,16 +1,16 @@
-"""A window: the raw rows that are read, encoded and packed together, the unit of streaming, order and resume.
+"""A window is the raw rows that are read, encoded and packed together: the unit of streaming, order and resume.
 
-Window w of an epoch takes positions [w * W, (w + 1) * W) of that epoch's order, so what it holds depends on (data,
-seed, epoch) alone, never on timing, parallelism or the number of workers.
+Window w of an epoch takes positions [w * W, (w + 1) * W) of the epoch's order. So it depends only on (data, seed,
+epoch), not on timing, parallelism or the number of workers.
 """
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import ceil
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rayswift.data.encode.config import EncodeConfig
 from rayswift.data.encode.encoder import EncodedRow, LeftOut
 from rayswift.data.encode.turns import Numbers
-from rayswift.data.raw_rows import MadeRow, encode_raw
+from rayswift.data.raw_rows import encode_raw
 from rayswift.data.rows import BadRow
 from rayswift.data.sequence.mixing import Mix
 from rayswift.data.sequence.order import repeated, shuffled
@@ -34,14 +34,13 @@ _MIX_KEY = 0x3A1C
 
 @dataclass(frozen=True)
 class PackedRow:
-    """One row of a batch: several documents end to end, packed, or the members of a row (see `members`).
+    """One row of a batch: packed documents, or the sequences of an example, end to end.
 
-    input_ids [T] int32 and trained [T] bool of all documents; lengths: tokens of each; num_source_rows: raw rows it
-    accounts for, documents and rows that were left out alike, so that progress counts every raw row once; weights [T]
-    float32: the loss weight of each trained token, None if all are 1; num_continued: documents that are a further
-    piece of a raw row counted with its first; num_cut: documents whose raw row lost tokens to `data.max_length`; ids:
-    `source:line` of each document, so that what goes wrong in a batch can be named; numbers: see `turns.Document`;
-    record: see `EncodedRow`, of the first document.
+    input_ids [T] int32 and trained [T] bool of all documents; lengths: tokens of each document; num_source_rows: raw
+    rows counted with it, including rows that were left out, so that progress counts every raw row once; weights [T]
+    float32: the loss weight of each trained token, None if all are 1; num_continued: documents that are a further piece
+    of a raw row; num_cut: documents whose raw row lost tokens to `data.max_length`; ids: `source:line` of each
+    document; numbers: as in `turns.Document`; record: as in `EncodedRow`, of the first document.
     """
 
     input_ids: NDArray[np.int32]
@@ -57,14 +56,14 @@ class PackedRow:
 
     @property
     def counts(self) -> Counter[str]:
-        """Raw rows that are trained with it, by outcome."""
+        """Its trained raw rows, by outcome."""
         whole = len(self.lengths) - self.num_continued - self.num_cut
         return +Counter({TRAINED: whole, TRAINED_CUT: self.num_cut})
 
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A row that was left out for being bad."""
+    """A bad row, as it is written to the quarantine file."""
 
     id: str
     reason: str
@@ -74,7 +73,7 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class Window:
-    """A packed window; `counts` says where raw rows went (`trained...`, `filtered: ...`, `quarantined: ...`)."""
+    """A packed window; `counts`: raw rows by outcome (`trained...`, `filtered: ...`, `quarantined: ...`)."""
 
     rows: tuple[PackedRow, ...]
     counts: Counter[str]
@@ -83,10 +82,10 @@ class Window:
 
 @dataclass(frozen=True)
 class RowSet:
-    """Rows of all stores, numbered through, and the order in which an epoch takes them.
+    """The rows of all stores, numbered consecutively, and their order in an epoch.
 
-    With a mix an epoch takes `mix.draws` rows of each store; where it left off, the next epoch goes on, and no row
-    comes again before every other of its store has come.
+    With a mix, an epoch takes `mix.draws` rows of each store, and the next epoch continues after them. No row repeats
+    before every other row of its store has been used.
     """
 
     stores: tuple[Store, ...]
@@ -139,11 +138,11 @@ class Windows(Protocol):
 
     @property
     def num_windows(self) -> int:
-        """Windows in an epoch."""
+        """Windows of an epoch."""
 
     @property
     def window_rows(self) -> int:
-        """Raw rows of a window; the last has what is left."""
+        """Raw rows of a window; the last one may have fewer."""
 
     @property
     def num_rows(self) -> int:
@@ -151,22 +150,31 @@ class Windows(Protocol):
 
     @property
     def tokenizer_hash(self) -> str:
-        """Hash of the files of the tokenizer they are for."""
+        """Hash of the tokenizer's files."""
 
     def make(self, epoch: int, window: int) -> Window:
         """One window."""
 
 
 class Columns(Protocol):
-    """Values computed beforehand for raw rows, see `computed`."""
+    """Columns that were computed from the raw rows (`cache.columns`)."""
 
     def read(self, numbers: NDArray[np.int64], ids: Sequence[str]) -> dict[str, list[Any]]:
-        """Values of rows by number: for each column and row one number for each row of a batch it becomes, or None."""
+        """For each column, one value per row: a number for each row of a batch that the raw row becomes, or None."""
+
+
+class _Document(NamedTuple):
+    """An encoded document of a raw row; continued: it is a further piece of its row."""
+
+    encoded: EncodedRow
+    id: str
+    continued: bool
+    opens_raw_row: bool
 
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """All that a data task needs to make any window of any epoch; values of `columns` join the rows' numbers."""
+    """All that a data task needs to make any window; values of `columns` are added to the rows' numbers."""
 
     row_set: RowSet
     encode: EncodeConfig
@@ -176,17 +184,14 @@ class WindowPlan:
 
     @property
     def num_windows(self) -> int:
-        """See Windows."""
         return ceil(self.row_set.num_rows / self.window_rows)
 
     @property
     def num_rows(self) -> int:
-        """See Windows."""
         return self.row_set.num_rows
 
     @property
     def tokenizer_hash(self) -> str:
-        """See Windows."""
         return self.encode.tokenizer_hash
 
     def make(self, epoch: int, window: int) -> Window:
@@ -196,83 +201,63 @@ class WindowPlan:
         raw = self.row_set.read(row_numbers)
         columns = self.columns.read(row_numbers, [row.id for row in raw]) if self.columns else {}
         counts: Counter[str] = Counter()
-        documents: list[EncodedRow] = []
-        continued: list[bool] = []
-        opens_raw_row: list[bool] = []
-        ids: list[str] = []
+        documents: list[_Document] = []
         quarantined: list[Quarantined] = []
         num_left_out = 0
         for position, made in enumerate(encode_raw(self.encode, raw)):
-            of_raw: list[EncodedRow] = []
+            of_raw: list[tuple[EncodedRow, str, bool]] = []
             for row, result in made:
                 if isinstance(result, LeftOut):
                     counts[f"filtered: {result.reason}"] += 1
                 elif isinstance(result, BadRow):
                     counts[f"quarantined: {result.reason}"] += 1
-                    quarantined.append(_quarantine(row, result))
+                    text = row.text or json.dumps(row.value, ensure_ascii=False, default=str)
+                    quarantined.append(Quarantined(row.id, result.reason, result.detail, text))
                 else:
-                    of_raw += result
-                    continued += [False] + [True] * (len(result) - 1)
-                    ids += [row.id] * len(result)
-            computed = {name: values[position] for name, values in columns.items()}
-            if of_raw:
-                documents += with_numbers(of_raw, computed, self.encode.num_members or len(of_raw))
-                opens_raw_row += [True] + [False] * (len(of_raw) - 1)
-            else:
-                num_left_out += 1
-        key = (self.row_set.seed, epoch, window, _BIN_KEY)
-        rows = self._pack(documents, continued, opens_raw_row, ids, num_left_out, key)
+                    of_raw += [(encoded, row.id, i > 0) for i, encoded in enumerate(result)]
+            num_left_out += not of_raw
+            size = self.encode.num_members or len(of_raw)
+            for i, (encoded, row_id, continued) in enumerate(of_raw):
+                if columns and i % size == 0:  # the first document of a row of a batch
+                    own = tuple((name, float(values[position][i // size])) for name, values in columns.items())
+                    encoded = replace(encoded, numbers=encoded.numbers + own)
+                documents.append(_Document(encoded, row_id, continued, opens_raw_row=i == 0))
+        rows = self._pack(documents, num_left_out, (self.row_set.seed, epoch, window, _BIN_KEY))
         counts.update(sum((row.counts for row in rows), Counter()))
         return Window(tuple(rows), counts, tuple(quarantined))
 
-    def _pack(
-        self,
-        documents: Sequence[EncodedRow],
-        continued: Sequence[bool],
-        opens_raw_row: Sequence[bool],
-        ids: Sequence[str],
-        num_left_out: int,
-        key: tuple[int, ...],
-    ) -> list[PackedRow]:
-        lengths = [len(document.input_ids) for document in documents]
-        bins = pack(lengths, self.encode.max_length) if self.packing else _alone(continued, self.encode.num_members)
+    def _pack(self, documents: Sequence[_Document], num_left_out: int, key: tuple[int, ...]) -> list[PackedRow]:
+        if self.packing:
+            bins = pack([len(document.encoded.input_ids) for document in documents], self.encode.max_length)
+        else:
+            bins = _alone([document.continued for document in documents], self.encode.num_members)
         if self.packing and self.row_set.shuffle:
-            # Best-fit puts rows of a length together; in its own order whole batches would be of one length.
+            # Packing puts rows of similar length together, so without shuffling a batch would have one length.
             bins = [bins[i] for i in shuffled(np.arange(len(bins)), len(bins), key)]
         rows = []
         for number, members in enumerate(bins):
-            num_continued = sum(continued[i] for i in members)
+            own = [documents[i] for i in members]
+            encoded = [document.encoded for document in own]
             left_out = num_left_out if number == len(bins) - 1 else 0
             rows.append(
                 PackedRow(
-                    np.concatenate([documents[i].input_ids for i in members]),
-                    np.concatenate([documents[i].trained for i in members]),
-                    tuple(lengths[i] for i in members),
-                    sum(opens_raw_row[i] for i in members) + left_out,
-                    _weights([documents[i] for i in members]),
-                    num_continued,
-                    sum(documents[i].cut for i in members),
-                    tuple(ids[i] for i in members),
-                    tuple(number for i in members for number in documents[i].numbers),
-                    documents[members[0]].record,
+                    np.concatenate([each.input_ids for each in encoded]),
+                    np.concatenate([each.trained for each in encoded]),
+                    tuple(len(each.input_ids) for each in encoded),
+                    sum(document.opens_raw_row for document in own) + left_out,
+                    _weights(encoded),
+                    sum(document.continued for document in own),
+                    sum(each.cut for each in encoded),
+                    tuple(document.id for document in own),
+                    tuple(number for each in encoded for number in each.numbers),
+                    encoded[0].record,
                 )
             )
         return rows
 
 
-def with_numbers(
-    documents: Sequence[EncodedRow], computed: Mapping[str, Sequence[float]], num_members: int
-) -> list[EncodedRow]:
-    """The documents of a raw row, the i-th computed number of each name with the first member of its i-th row."""
-    joined = list(documents)
-    for i in range(0, len(documents) if computed else 0, num_members):
-        own = tuple((name, float(values[i // num_members])) for name, values in computed.items())
-        joined[i] = replace(documents[i], numbers=documents[i].numbers + own)
-    return joined
-
-
 def _alone(continued: Sequence[bool], size: int | None) -> list[list[int]]:
-    """Which documents make a row each: `size` of them, or all of a raw row."""
+    """Documents of each row without packing: `size` consecutive ones, or all of a raw row."""
     begins = [i for i, more in enumerate(continued) if not more] if size is None else range(0, len(continued), size)
     return [list(range(begin, end)) for begin, end in pairwise([*begins, len(continued)])]
 
@@ -282,8 +267,3 @@ def _weights(documents: Sequence[EncodedRow]) -> NDArray[np.float32] | None:
         return None
     ones = [np.ones(len(document.input_ids), np.float32) for document in documents]
     return np.concatenate([one if d.weights is None else d.weights for one, d in zip(ones, documents, strict=True)])
-
-
-def _quarantine(row: MadeRow, bad: BadRow) -> Quarantined:
-    text = row.text or json.dumps(row.value, ensure_ascii=False, default=str)
-    return Quarantined(row.id, bad.reason, bad.detail, text)

@@ -1,4 +1,4 @@
-"""Source strings -> stores that read any row by its number; see README.md beside this file."""
+"""Source strings -> stores that read any row by its number."""
 
 from rayswift.data.sources.find import find
 from rayswift.data.sources.named import Source, parse_source

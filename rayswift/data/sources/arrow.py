@@ -1,7 +1,7 @@
 """Parquet and Arrow: rows of memory-mapped Arrow record batches.
 
-An uncompressed Arrow file is read where it lies; everything else is copied once, a few thousand rows at a time, so
-that memory does not depend on the size of row groups and any row is a few page reads away.
+An uncompressed Arrow file is read in place. Other files are copied once, a few thousand rows at a time, so memory does
+not depend on the size of row groups, and any row is read with a few page reads.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from rayswift.data.rows import BadRow
 from rayswift.data.sources.lines import OPEN_MAPS
-from rayswift.data.sources.store import MAX_ROW_BYTES, RawRow, Rows, too_large
+from rayswift.data.sources.store import MAX_ROW_BYTES, RawRow, Rows, read_parts, too_large
 from rayswift.log import UserError
 
 _BATCH_ROWS, _BATCH_BYTES = 4096, 1 << 25
@@ -33,7 +33,7 @@ _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 class ArrowStore:
     """Rows of an Arrow IPC file or stream. Ids hold the row number, from 0.
 
-    unread: columns that nobody looks at; a row that is too large with them comes without them.
+    unread: columns that no family of rows reads; a row that is too large is read without them.
     """
 
     name: str
@@ -43,15 +43,9 @@ class ArrowStore:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """See Store."""
         return (self.path,)
 
     def read(self, rows: Rows) -> list[RawRow]:
-        """See Store.
-
-        Raises:
-            UserError: the file holds another number of rows than it did.
-        """
         batches, starts = _mapped_batches(self.path, os.stat(self.path).st_mtime_ns)
         num_rows = int(starts[-1]) + batches[-1].num_rows if batches else 0
         if num_rows != self.num_rows:
@@ -59,35 +53,25 @@ class ArrowStore:
                 f"data.dataset: {self.path} changed while it was read: it had {self.num_rows} rows, it has {num_rows}; "
                 "start anew with a new folder"
             )
-        numbers = np.asarray(rows, np.int64)
-        owner = np.searchsorted(starts, numbers, side="right") - 1
-        order = np.argsort(owner, kind="stable")
-        parts = []
-        for index in np.unique(owner):
-            within = numbers[order][owner[order] == index] - starts[index]
-            parts.append(batches[index].take(pa.array(within)))
-        raw: list[RawRow | None] = [None] * len(numbers)
-        ids = (f"{self.name}:{row}" for row in numbers[order].tolist())
-        in_order = itertools.chain.from_iterable(self._raw_rows(part, ids) for part in parts)
-        for position, row in zip(order, in_order, strict=True):
-            raw[position] = row
-        return [row for row in raw if row is not None]
+
+        def read_batch(index: int, within: NDArray[np.int64]) -> list[RawRow]:
+            ids = [f"{self.name}:{row}" for row in (within + starts[index]).tolist()]
+            return self._raw_rows(batches[index].take(pa.array(within)), ids)
+
+        return read_parts(rows, starts, read_batch)
 
     def without(self, is_read: Callable[[str], bool]) -> "ArrowStore":
-        """The store, told which columns are read."""
+        """The store with the columns marked that `is_read` does not name."""
         names = _mapped_batches(self.path, os.stat(self.path).st_mtime_ns)[0][0].schema.names
         return replace(self, unread=frozenset(name for name in names if not is_read(name)))
 
-    def _raw_rows(self, batch: pa.RecordBatch, ids: Iterator[str]) -> Iterator[RawRow]:
+    def _raw_rows(self, batch: pa.RecordBatch, ids: list[str]) -> list[RawRow]:
         try:
             if batch.nbytes <= MAX_ROW_BYTES:
-                for value, row_id in zip(batch.to_pylist(), itertools.islice(ids, batch.num_rows), strict=True):
-                    yield RawRow(row_id, value)
-                return
-        except (ValueError, OverflowError):  # some value is no UTF-8, or a time that Python cannot hold
+                return list(map(RawRow, ids, batch.to_pylist()))
+        except (ValueError, OverflowError):  # a value is no UTF-8, or a time that Python cannot hold
             pass
-        for index, row_id in enumerate(itertools.islice(ids, batch.num_rows)):
-            yield self._raw_row(batch.slice(index, 1), row_id)
+        return [self._raw_row(batch.slice(index, 1), row_id) for index, row_id in enumerate(ids)]
 
     def _raw_row(self, batch: pa.RecordBatch, row_id: str) -> RawRow:
         if batch.nbytes > MAX_ROW_BYTES:
@@ -103,7 +87,7 @@ class ArrowStore:
 
 
 def _excerpt(batch: pa.RecordBatch) -> str:
-    """A row as JSON, its unreadable columns as Arrow prints or escapes them."""
+    """A row as JSON; unreadable text is decoded with replacement characters, other values show their type."""
     values: dict[str, Any] = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
@@ -129,7 +113,7 @@ def open_parquet(name: str, path: Path, work: Path) -> ArrowStore:
 
 
 def open_arrow(name: str, path: Path, work: Path) -> ArrowStore:
-    """Use a local Arrow file or stream where it lies, or copy it if its buffers are compressed."""
+    """Use a local Arrow file or stream in place, or copy it if its buffers are compressed."""
     with pa.memory_map(str(path)) as source:
         content = source.read_buffer(source.size())
         schema, batches = _batches(source)
@@ -143,13 +127,9 @@ def open_arrow(name: str, path: Path, work: Path) -> ArrowStore:
 
 
 def copy_to_arrow(name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], work: Path) -> ArrowStore:
-    """Write batches, one at a time, to a local Arrow file.
-
-    Raises:
-        UserError: there is no row in them.
-    """
+    """Write batches, one at a time, to a local Arrow file."""
     path, partial, num_rows = work.with_suffix(".arrow"), work.with_suffix(".partial"), 0
-    # An Arrow file has one dictionary for a column, and the batches may have several.
+    # An Arrow file allows one dictionary per column, but batches may have several.
     plain = pa.schema([field.with_type(_without_dictionaries(field.type)) for field in schema])
     with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, plain) as writer:
         for batch in batches:
@@ -162,7 +142,7 @@ def copy_to_arrow(name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch
 
 
 def _without_dictionaries(kind: pa.DataType) -> pa.DataType:
-    """The type with values in place of numbers into a dictionary, at any depth."""
+    """The type with dictionaries replaced by their values, at any depth."""
     if pa.types.is_dictionary(kind):
         return _without_dictionaries(kind.value_type)
     if pa.types.is_struct(kind):
@@ -182,14 +162,14 @@ def _batches(source: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]
         return file.schema, (file.get_batch(i) for i in range(file.num_record_batches))
     source.seek(max(0, source.size() - len(_STREAM_END)))
     if source.read() != _STREAM_END:
-        raise pa.ArrowInvalid("it is no Arrow file, or is cut off: it has no end mark")
+        raise pa.ArrowInvalid("it has no end mark: it is no Arrow file, or is cut off")
     source.seek(0)
     stream = pa.ipc.open_stream(source)
     return stream.schema, iter(stream)
 
 
 def _lies_in(content: pa.Buffer, batch: pa.RecordBatch) -> bool:
-    """Whether a batch's buffers are parts of a file's memory map rather than decompressed copies."""
+    """Whether a batch's buffers lie in the file's memory map; decompressed buffers do not."""
     buffers = [b for column in batch.columns for b in column.buffers() if b is not None and b.size]
     return all(content.address <= b.address < content.address + content.size for b in buffers)
 
@@ -197,6 +177,6 @@ def _lies_in(content: pa.Buffer, batch: pa.RecordBatch) -> bool:
 # Keyed by the file's time too: a data task outlives a run folder that is written anew.
 @lru_cache(OPEN_MAPS)
 def _mapped_batches(path: str, mtime_ns: int) -> tuple[list[pa.RecordBatch], NDArray[np.int64]]:
-    """All batches of a file, their values left on disk, and the row number at which each begins."""
+    """All batches of a file, with values on disk, and the number of each batch's first row."""
     batches = [batch for batch in _batches(pa.memory_map(path))[1] if batch.num_rows]
     return batches, np.cumsum([0, *(batch.num_rows for batch in batches[:-1])])

@@ -1,4 +1,4 @@
-"""csv and tsv: records copied once as jsonl lists of fields, since a record may span lines; the header names them."""
+"""csv and tsv: each record is copied once as a line, a JSON list of its fields, because a record may span lines."""
 
 import csv
 import itertools
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rayswift.data.rows import BadRow, Cells
-from rayswift.data.sources.lines import LineStore, open_lines
+from rayswift.data.sources.lines import IndexedStore, open_lines
 from rayswift.data.sources.store import MAX_ROW_BYTES, RawRow, Rows
 from rayswift.log import UserError, logger
 
@@ -20,23 +20,20 @@ _RECORDS_LOOKED_AT = 21
 
 @dataclass(frozen=True)
 class CsvStore:
-    """Records under a header; `records` holds each as a JSON list of its fields."""
+    """Records with a header; `records` holds each as a JSON list of its fields."""
 
     header: tuple[str, ...]
-    records: LineStore
+    records: IndexedStore
 
     @property
     def num_rows(self) -> int:
-        """See Store."""
         return self.records.num_rows
 
     @property
     def files(self) -> tuple[str, ...]:
-        """See Store."""
         return self.records.files
 
     def read(self, rows: Rows) -> list[RawRow]:
-        """See Store."""
         return [self._named(row) for row in self.records.read(rows)]
 
     def _named(self, row: RawRow) -> RawRow:
@@ -57,7 +54,6 @@ def open_csv(name: str, path: Path, work: Path, delimiter: str) -> CsvStore:
     """Copy a local file's records.
 
     Raises:
-        UserError: it has no record, or no header of distinct names.
         csv.Error: a field is larger than a row may be.
     """
     copy, partial = work.with_suffix(".records.jsonl"), work.with_suffix(".records.partial")
@@ -80,14 +76,14 @@ def open_csv(name: str, path: Path, work: Path, delimiter: str) -> CsvStore:
     if not num_rows:
         raise UserError(f"data.dataset: {name} holds no row; leave it out")
     partial.replace(copy)
-    return CsvStore(tuple(header), open_lines(name, copy, work, "jsonl"))
+    return CsvStore(tuple(header), open_lines(name, copy, work, "json"))
 
 
 def _delimiter(path: Path, expected: str) -> tuple[str, int]:
-    """What separates the fields of a file, and how many of its first records are no rows.
+    """The delimiter of a file, and how many of its first records are no rows.
 
-    Another delimiter than the kind of file has is taken only where the header is one field with it, and the header and
-    every record looked at have the same number of fields, two or more, with the other.
+    Another delimiter than the suffix says is used only if the header is one field with the expected one, and the header
+    and the first records have the same number of fields, two or more, with the other.
     """
     first = next(_records(path, expected), [])
     if len(first) == 1 and (said := _SAID.fullmatch(first[0])):  # Excel's
@@ -107,7 +103,7 @@ def _delimiter(path: Path, expected: str) -> tuple[str, int]:
 
 def _records(path: Path, delimiter: str) -> Iterator[list[str]]:
     csv.field_size_limit(MAX_ROW_BYTES)
-    # A byte that is no UTF-8 becomes half of a surrogate pair, for which its row alone is quarantined.
+    # A byte that is no UTF-8 becomes a lone surrogate, so only its row is quarantined.
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter)
         try:

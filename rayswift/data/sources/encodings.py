@@ -1,8 +1,8 @@
-"""What a file's first bytes say it is, whatever it is called: text that is not UTF-8, or another kind of file.
+"""Recognise by a file's first bytes that it is text in another encoding than UTF-8, or another kind of file.
 
-Text of another encoding is copied as UTF-8 where its first bytes say which it is (a byte order mark, zeros between
-letters) or the source's `encoding` does. Where most lines are no UTF-8, a guess is named, not taken: a wrong one would
-train garbled text.
+Text is copied as UTF-8 if its first bytes show its encoding (a byte order mark, zeros between letters) or the source
+names it. If most lines are no UTF-8, the error suggests an encoding, but none is assumed: a wrong one would train
+garbled text.
 """
 
 import codecs
@@ -21,7 +21,7 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _TEXT = (".jsonl", ".json", ".csv", ".tsv", ".txt")
-# Fewer lines may be bad by themselves; they cost only their rows.
+# Fewer lines than this may be bad rows of a UTF-8 file.
 _LINES_OF_ANOTHER_ENCODING = 10
 _OTHER_KINDS = {
     b"\x1f\x8b\x08": ("gzip", "rename it so that it ends in .gz"),
@@ -37,17 +37,9 @@ _PAGES = (b"<!doctype html", b"<html")
 
 
 def as_utf8(name: str, path: Path, copy: Path, suffix: str, encoding: str | None) -> Path:
-    """The path of a file's text in UTF-8: its own, or `copy`; a file that is no text stays as it is.
+    """The path of a file's text in UTF-8: `path`, or `copy` for text in another encoding; other files are unchanged.
 
-    Args:
-        name: Of the file, for errors.
-        path: The plain bytes.
-        copy: Where text of another encoding goes.
-        suffix: What the file is called.
-        encoding: What the user says it is written in.
-
-    Raises:
-        UserError: it is another kind of file, or of an encoding that is not known or not the one named.
+    suffix: the suffix of the file's name; encoding: the encoding that the user gives.
     """
     with open(path, "rb") as file:
         start = file.read(_LOOKED_AT_BYTES)
@@ -76,13 +68,13 @@ def _refuse_other_kinds(name: str, start: bytes, suffix: str) -> None:
         return
     for magic, (kind, fix) in _OTHER_KINDS.items():
         if start.startswith(magic):
-            raise UserError(f"data.dataset: {name} is {kind}, whatever it is called; {fix}")
+            raise UserError(f"data.dataset: {name} is {kind}, whatever its name says; {fix}")
     if suffix != ".txt" and start.lstrip()[: len(_PAGES[0])].lower().startswith(_PAGES):
-        raise UserError(f"data.dataset: {name} is a web page, not the file that was meant; download its raw form")
+        raise UserError(f"data.dataset: {name} is a web page; download the raw file")
 
 
 def _wide(start: bytes) -> str | None:
-    """UTF-16 without a byte order mark: every other byte of text in Latin letters is zero."""
+    """The kind of UTF-16 without a byte order mark, where every other byte of Latin text is zero; None if it is not."""
     even, odd = start[::2], start[1::2]
     if len(start) < 8 or start.count(0) * 4 < len(start):
         return None
@@ -92,11 +84,11 @@ def _wide(start: bytes) -> str | None:
 
 
 def _refuse_another_encoding(name: str, start: bytes) -> None:
-    """Refuse text most of whose lines with letters beyond ASCII are no UTF-8."""
+    """Raise if most of the lines with letters beyond ASCII are no UTF-8."""
     lines = start.split(b"\n")
     if len(start) == _LOOKED_AT_BYTES:
         lines = lines[:-1]  # it may end inside a letter
-    bad = [line for line in lines if not line.isascii() and not _is_utf8(line)]
+    bad = [line for line in lines if line.decode("utf-8", errors="ignore").encode() != line]
     num_beyond_ascii = sum(not line.isascii() for line in lines)
     if len(bad) < _LINES_OF_ANOTHER_ENCODING or 2 * len(bad) < num_beyond_ascii:
         return
@@ -108,14 +100,6 @@ def _refuse_another_encoding(name: str, start: bytes) -> None:
         f"{len(bad)} are not{like}. Name its encoding, as in data.dataset: [{{path: {name}, encoding: {named}}}], or "
         f"convert it: iconv -f {named} -t utf-8"
     )
-
-
-def _is_utf8(line: bytes) -> bool:
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _transcode(name: str, path: Path, copy: Path, encoding: str) -> None:

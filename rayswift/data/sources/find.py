@@ -1,91 +1,30 @@
-"""The files that a source names: here or behind a URL, ordered by name."""
+"""The files of a source, local or behind a URL, ordered by name."""
 
 import glob
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs
 from fsspec.utils import glob_translate
 
-from rayswift.data.filesystem import open_filesystem
-from rayswift.data.sources.layout import Chosen, choose
-from rayswift.data.sources.named import CODECS, Source, looks_like_file
+from rayswift.data.filesystem import is_url, open_filesystem
+from rayswift.data.sources.layout import Found, SourceFile, choose, is_hidden
+from rayswift.data.sources.named import Source, looks_like_file
 from rayswift.log import UserError
-
-_COPY_BYTES = 1 << 22
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """One file: `name` for ids and errors, `path` within `filesystem` (None: this machine's)."""
-
-    name: str
-    path: str
-    size_bytes: int
-    modified_ns: int
-    filesystem: Any = None
-
-    @property
-    def codec(self) -> str | None:
-        """How it is compressed, if it is."""
-        return CODECS.get(PurePosixPath(self.name).suffix.lower())
-
-    @property
-    def suffix(self) -> str:
-        """The lower-case suffix of its kind."""
-        path = PurePosixPath(self.name)
-        return (path.with_suffix("") if self.codec else path).suffix.lower()
-
-    @property
-    def lies_here(self) -> bool:
-        """Whether its bytes can be read in place."""
-        return self.filesystem is None and self.codec is None
-
-    def bring(self, copy: Path) -> Path:
-        """A local path of its plain bytes: its own, or `copy`, which is written piece by piece."""
-        if self.lies_here:
-            return Path(self.path)
-        filesystem = self.filesystem or pa.fs.LocalFileSystem()
-        partial = copy.with_suffix(".partial")
-        with filesystem.open_input_stream(self.path, compression=self.codec) as source, open(partial, "wb") as sink:
-            while piece := source.read(_COPY_BYTES):
-                sink.write(piece)
-        partial.replace(copy)
-        return copy
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a source names; split, left: see `layout.Chosen`, by names; in_folder: the files are a folder's, chosen by
-    split; by_hub: `datasets` opens it, from the hub if there are no files."""
-
-    files: tuple[SourceFile, ...] = ()
-    split: str | None = None
-    left: tuple[str, ...] = ()
-    in_folder: bool = False
-    by_hub: bool = False
 
 
 def find(source: Source, held_out: bool = False) -> Found:
-    """The files of a source.
-
-    Args:
-        source: Which.
-        held_out: Whether rows to evaluate on are wanted, where it has splits.
-
-    Raises:
-        UserError: it looks like a path or is a URL, and nothing is there; or has not the split that is asked for.
-    """
+    """The files of a source; `held_out`: of its evaluation split, if it has splits and names none."""
     path = source.path
-    if source.is_url:
+    if is_url(path):
         return _behind_url(source, held_out)
     local = Path(path).expanduser()
     if local.is_dir():
-        return _in_folder(source, local, held_out)
+        if source.revision:
+            raise UserError(f"data.dataset: {path} is a folder here; leave revision {source.revision} out")
+        inside = [each for each in local.rglob("*") if each.is_file()]
+        return choose(source, {PurePosixPath(p.relative_to(local).as_posix()): _local(p) for p in inside}, held_out)
     files = [local] if local.exists() else [Path(p) for p in sorted(glob.glob(str(local), recursive=True))]
     files = [file for file in files if file.is_file()]
     if files:
@@ -97,7 +36,7 @@ def find(source: Source, held_out: bool = False) -> Found:
 
 
 def _refuse_parts_of_files(source: Source) -> None:
-    """Only a data set of the hub, or a folder laid out like one, has subsets and revisions."""
+    """Raise if a file is given a subset or a revision; only data sets have them."""
     for what, value in (("subset", source.subset), ("revision", source.revision)):
         if value:
             raise UserError(f"data.dataset: {source.path} is no data set of the hub; leave {what} {value} out")
@@ -108,22 +47,9 @@ def _local(path: Path) -> SourceFile:
     return SourceFile(str(path), str(path), stat.st_size, stat.st_mtime_ns)
 
 
-def _in_folder(source: Source, folder: Path, held_out: bool) -> Found:
-    if source.revision:
-        raise UserError(f"data.dataset: {source.path} is a folder here; leave revision {source.revision} out")
-    paths = [PurePosixPath(p.relative_to(folder).as_posix()) for p in folder.rglob("*") if p.is_file()]
-    chosen = choose(source, paths, lambda path: (folder / path).read_bytes(), held_out)
-    return _found(chosen, str(folder), [_local(folder / path) for path in chosen.files])
-
-
-def _found(chosen: Chosen, folder: str, files: Sequence[SourceFile]) -> Found:
-    left = tuple(f"{folder}/{path}" for path in chosen.left)
-    return Found(tuple(files), chosen.split, left, True, chosen.by_datasets)
-
-
 def _behind_url(source: Source, held_out: bool) -> Found:
     _refuse_parts_of_files(source)
-    # What stands behind `?` are options of the file system or credentials, never a wildcard.
+    # The query holds options of the file system or credentials; a `?` is never a wildcard.
     url, question, query = source.path.partition("?")
     scheme, _, place = url.partition("://")
     pattern = re.search(r"[*\[]", place)
@@ -142,28 +68,17 @@ def _behind_url(source: Source, held_out: bool) -> Found:
     if info.type != pa.fs.FileType.Directory:
         return Found((SourceFile(url, path, info.size or 0, info.mtime_ns or 0, filesystem),))
     base = path.rstrip("/") + "/"
-    entries = {PurePosixPath(i.path.removeprefix(base)): i for i in infos if i.type == pa.fs.FileType.File}
-
-    def file(inside: PurePosixPath) -> SourceFile:
-        entry = entries[inside]
-        return SourceFile(f"{root}/{inside}", entry.path, entry.size or 0, entry.mtime_ns or 0, filesystem)
-
+    files: dict[PurePosixPath, SourceFile] = {}
+    for entry in sorted((each for each in infos if each.type == pa.fs.FileType.File), key=lambda each: each.path):
+        inside = PurePosixPath(entry.path.removeprefix(base))
+        files[inside] = SourceFile(f"{root}/{inside}", entry.path, entry.size or 0, entry.mtime_ns or 0, filesystem)
     if pattern:
         fits = re.compile(glob_translate(url[len(root) + 1 :]))
-        files = [file(inside) for inside in sorted(entries) if fits.fullmatch(str(inside)) and not _is_hidden(inside)]
-        if not files:
+        fitting = [file for path, file in sorted(files.items()) if fits.fullmatch(str(path)) and not is_hidden(path)]
+        if not fitting:
             raise UserError(f"data.dataset: no {scheme} object fits {url}; check the pattern")
-        return Found(tuple(files))
-
-    def read(inside: PurePosixPath) -> bytes:
-        with filesystem.open_input_stream(entries[inside].path) as stream:
-            return bytes(stream.read())
-
-    chosen = choose(source, list(entries), read, held_out)
-    if chosen.by_datasets:  # which reads local folders alone; then the names of files say it
-        chosen = choose(source, [path for path in entries if path.name != "README.md"], read, held_out)
-    return _found(chosen, root, [file(inside) for inside in chosen.files])
-
-
-def _is_hidden(path: PurePosixPath) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+        return Found(tuple(fitting))
+    found = choose(source, files, held_out)
+    if found.by_hub:  # `datasets` reads only local folders, so the names of files decide instead
+        found = choose(source, {path: file for path, file in files.items() if path.name != "README.md"}, held_out)
+    return found

@@ -1,8 +1,8 @@
-"""json: the elements of one array, or objects one after the other, read where they lie through an index of spans.
+"""json files: the index of the elements of an array, or of objects one after the other.
 
-The file is scanned in chunks for quotes and brackets, by numpy, so memory does not depend on its size. Only reading a
-row parses it: each stays byte-true, and a malformed one is quarantined by itself. A library that parses the stream
-would alter lone surrogates, refuse long integers and stop at the first malformed element.
+numpy scans the file in chunks for quotes and brackets, so memory does not depend on its size. A row is parsed when it
+is read, so a malformed row is quarantined alone. A library that parses the stream would change lone surrogates, refuse
+long integers and stop at the first malformed element.
 """
 
 import json
@@ -15,8 +15,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from rayswift.data.sources.lines import Around, IndexedFile, Stamp, mapped_int64, read_spans
-from rayswift.data.sources.store import RawRow, Rows, parse_json
+from rayswift.data.sources.lines import Around, IndexedStore, Stamp
 from rayswift.log import UserError, logger
 
 _CHUNK_BYTES = 1 << 22
@@ -26,49 +25,22 @@ _SPACE, _QUOTE, _COMMA, _BACKSLASH = b' ",\\'
 _OPENS, _CLOSES = b"[{", b"]}"
 _AROUND_ELEMENTS: Around = (b"[,", b",]")
 _BEHIND_OBJECTS: Around = (b"]}", b"")
-# What people call the list of rows in the object around it; more than one may be there.
+# Keys under which a file of one object may hold its list of rows, the first that is there.
 _WRAPPERS = ("data", "rows", "examples", "instances", "items", "records", "samples", "dataset", "results")
 _TO_TRAIN, _TO_EVALUATE = ("train",), ("validation", "valid", "val", "dev", "test", "eval")
-# Columns whose values may be objects: such an object is a row.
+# An object with one of these keys is a row, even if a value is a list.
 _ROW_NAMES = {
-    "messages",
-    "conversations",
-    "conversation",
-    "chosen",
-    "rejected",
-    "prompt",
-    "query",
-    "instruction",
-    "text",
+    *("messages", "conversations", "conversation", "chosen", "rejected", "prompt", "query", "instruction", "text"),
 }
 _START_BYTES = 1 << 16
 _VALUE_BYTES, _MOST_MEMBERS, _LEFT_NAMED, _LINES_LOOKED_AT = 4096, 1000, 5, 200
 _MARKS = np.isin(np.arange(256), list(b"[]{},"))
 
 
-@dataclass(frozen=True)
-class SpanStore(IndexedFile):
-    """JSON values of a file; `index_path` holds int64 [rows, 2]: begin and end of each. Ids number them from 1."""
-
-    around: Around
-
-    def read(self, rows: Rows) -> list[RawRow]:
-        """See Store.
-
-        Raises:
-            UserError: the file changed since it was indexed.
-        """
-        index = mapped_int64(self.index_path, os.stat(self.index_path).st_mtime_ns).reshape(-1, 2)
-        numbers = np.asarray(rows, np.int64)
-        ids = (f"{self.name}:{row + 1}" for row in numbers.tolist())
-        spans = read_spans(self.path, index[numbers].tolist(), ids, self.stamp, self.around)
-        return [span if isinstance(span, RawRow) else parse_json(span, row_id) for span, row_id in spans]
-
-
 def holds_lines(path: Path, is_jsonl: bool = False) -> bool:
-    """Whether a file is jsonl: its first line is a JSON value by itself, and no array of objects.
+    """Whether a file is jsonl: its first line is a complete JSON value, and not an array of objects.
 
-    A file that is called jsonl needs more to be taken for something else: no line but the first is an object.
+    A file named jsonl is jsonl too if another of its first lines is a complete object.
     """
     with open(path, "rb") as file:
         start = file.read(_FIRST_LINE_BYTES).removeprefix(_BOM).lstrip()
@@ -81,8 +53,8 @@ def holds_lines(path: Path, is_jsonl: bool = False) -> bool:
         return False
     if not newline and len(start) > _FIRST_LINE_BYTES - 100:
         return is_jsonl
-    # What is left open at the end of the line is an object over several lines, and one behind another a stream of
-    # them; anything else is a bad line.
+    # An object that is open at the end of the line spans several lines, and an object behind another on the line begins
+    # a stream of objects. Anything else is a bad line.
     scan = _Scan()
     _, _, depths = scan.marks(line)
     is_open = scan.depth > 0 and not (is_jsonl and rest.lstrip()[:1] in (b"", b"{"))
@@ -99,7 +71,7 @@ def _is_value(line: bytes) -> bool:
 
 
 def _has_rows(lines: bytes) -> bool:
-    """Whether one of these lines is an object by itself, and no element of an array over several lines."""
+    """Whether one of these lines is a complete object, and no element of an array over several lines."""
     each = [line.rstrip() for line in lines.split(b"\n")[:_LINES_LOOKED_AT] if line.strip()]
     behind = [*each[1:], b""]
     return any(
@@ -108,18 +80,11 @@ def _has_rows(lines: bytes) -> bool:
     )
 
 
-def open_values(name: str, path: Path, work: Path, split: str | None = None, held_out: bool = False) -> SpanStore:
-    """Index the JSON values of a local file.
+def open_values(name: str, path: Path, work: Path, split: str | None = None, held_out: bool = False) -> IndexedStore:
+    """Index the JSON values of a local file; the index is `work` with the suffix .index.
 
-    Args:
-        name: Of the file, for ids and errors.
-        path: The file.
-        work: Where the index goes, less its suffix.
-        split: Which of several lists is wanted, if the file is one object that holds them by name.
-        held_out: Whether rows to evaluate on are wanted, where no split is named.
-
-    Raises:
-        UserError: it ends inside a value, text follows the array, or it holds no row.
+    split: the list to read, if the file is one object that holds lists by name; held_out: read evaluation rows if no
+    split is named.
     """
     index_path, partial = work.with_suffix(".index"), work.with_suffix(".partial")
     with open(path, "rb") as file, open(partial, "wb") as index:
@@ -128,25 +93,22 @@ def open_values(name: str, path: Path, work: Path, split: str | None = None, hel
         is_array = part is not None or _first_byte(file) == b"["
         num_rows = 0
         for spans in _spans(name, file, is_array, *(part or (0, stamp.num_bytes))):
-            index.write(np.ascontiguousarray(spans, np.int64).tobytes())
+            numbers = np.arange(num_rows, num_rows + len(spans)) + 1
+            index.write(np.column_stack([spans, numbers]).astype(np.int64).tobytes())
             num_rows += len(spans)
     if not num_rows:
         partial.unlink()
         raise UserError(f"data.dataset: {name} holds no row; leave it out")
     partial.replace(index_path)
     around = _AROUND_ELEMENTS if is_array else _BEHIND_OBJECTS
-    return SpanStore(name, str(path.resolve()), str(index_path), num_rows, stamp, around)
+    return IndexedStore(name, str(path.resolve()), str(index_path), num_rows, stamp, around)
 
 
 # ---- one object around the rows ----
 
 
 def _list_inside(name: str, file: BinaryIO, split: str | None, held_out: bool) -> tuple[int, int] | None:
-    """Begin and end of the list of rows that is a member of the one object which a file is; None: the file is no such.
-
-    Raises:
-        UserError: the object holds the rows in another way, or not the split.
-    """
+    """Begin and end of the list of rows, if the file is one object around it; None for another file."""
     members = _members(file)
     if members is None or _ROW_NAMES & members.keys():
         if split:
@@ -174,7 +136,7 @@ def _list_inside(name: str, file: BinaryIO, split: str | None, held_out: bool) -
 
 
 def _members(file: BinaryIO) -> dict[str, tuple[int, int]] | None:
-    """Where the values lie of the one object that a file holds, of its first ones; None: it holds something else."""
+    """Begin and end of the first values of the object that a file holds, by key; None for another file."""
     if _first_byte(file) != b"{":
         return None
     begin, scan, offset, cuts = os.pread(file.fileno(), _START_BYTES, 0).index(b"{") + 1, _Scan(), 0, list[int]()
@@ -188,13 +150,14 @@ def _members(file: BinaryIO) -> dict[str, tuple[int, int]] | None:
         cuts += (marks[:closing][(depths[:closing] == 1) & (kinds[:closing] == _COMMA)] + offset).tolist()
         if closing < len(marks):
             cuts.append(offset + int(marks[closing]))
-            if chunk[int(marks[closing]) + 1 :].strip() or any(more.strip() for more in _chunks(file)):
+            rest = iter(lambda: file.read(_CHUNK_BYTES), b"")
+            if chunk[int(marks[closing]) + 1 :].strip() or any(more.strip() for more in rest):
                 return None
             break
         offset += len(chunk)
     members: dict[str, tuple[int, int]] = {}
     for end in cuts[:_MOST_MEMBERS]:
-        # A character a byte, so that places are those of the file.
+        # latin-1 decodes each byte to one character, so positions are those of the file.
         start = os.pread(file.fileno(), min(_VALUE_BYTES, end - begin), begin).decode("latin-1")
         try:
             at = len(start) - len(start.lstrip())
@@ -208,11 +171,6 @@ def _members(file: BinaryIO) -> dict[str, tuple[int, int]] | None:
     return members
 
 
-def _chunks(file: BinaryIO) -> Iterator[bytes]:
-    while chunk := file.read(_CHUNK_BYTES):
-        yield chunk
-
-
 def _first_byte(file: BinaryIO) -> bytes:
     return os.pread(file.fileno(), _START_BYTES, 0).removeprefix(_BOM).lstrip()[:1]
 
@@ -222,14 +180,14 @@ def _first_byte(file: BinaryIO) -> bytes:
 
 @dataclass
 class _Scan:
-    """Where a scan of JSON text stands, from chunk to chunk."""
+    """State of a scan of JSON text from chunk to chunk."""
 
     depth: int = 0
     in_string: bool = False
     escaped: bool = False  # the next byte follows a backslash
 
     def marks(self, chunk: bytes) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
-        """Marks (brackets and commas outside strings) of a chunk: offsets, bytes, and the depth behind each."""
+        """Offsets of a chunk's brackets and commas outside strings, their bytes, and the depth after each: [n] each."""
         array = np.frombuffer(chunk, np.uint8)
         if self.escaped:
             array = array.copy()
@@ -247,7 +205,7 @@ class _Scan:
         return marks, kinds, depths
 
     def _real_quotes(self, array: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Offsets of quotes that no backslash escapes; notes whether the next chunk begins escaped."""
+        """Offsets of quotes without a backslash; updates whether the next chunk begins escaped."""
         quotes = np.flatnonzero(array == _QUOTE)
         slashes = np.flatnonzero(array == _BACKSLASH)
         self.escaped = False
@@ -261,8 +219,7 @@ class _Scan:
 
 
 def _spans(name: str, file: BinaryIO, is_array: bool, begin: int, end: int) -> Iterator[NDArray[np.int64]]:
-    """[n, 2] spans of the values in a part of a file; a comma before the end of an array is a bad element."""
-    cut = _array_cut if is_array else _stream_cut
+    """Spans [n, 2] of the values in a part of a file; a comma before the end of an array gives a bad element."""
     scan, offset, closed_at = _Scan(), begin, -1
     file.seek(begin)
     if is_array:
@@ -272,8 +229,10 @@ def _spans(name: str, file: BinaryIO, is_array: bool, begin: int, end: int) -> I
         marks, kinds, depths = scan.marks(chunk)
         if (depths < 0).any():
             at = offset + int(marks[np.argmax(depths < 0)])
-            raise UserError(f"data.dataset: {name} is not valid JSON: byte {at} closes a bracket that none opened")
-        ends = offset + marks[cut(kinds, depths)]
+            raise UserError(f"data.dataset: {name} is not valid JSON: byte {at} closes a bracket that is not open")
+        # A comma or the last bracket ends an element of an array; a bracket at depth 0 ends an object of a stream.
+        is_end = (depths == 1) & (kinds == _COMMA) | (depths == 0) if is_array else (depths == 0) & (kinds != _COMMA)
+        ends = offset + marks[is_end]
         if is_array and closed_at < 0 and (depths == 0).any():
             closed_at = offset + int(marks[np.argmax(depths == 0)])
             ends = ends[ends <= closed_at]
@@ -294,13 +253,3 @@ def _spans(name: str, file: BinaryIO, is_array: bool, begin: int, end: int) -> I
         raise UserError(f"data.dataset: {name} is not valid JSON: it ends inside a value; is it cut off?")
     if not is_array and os.pread(file.fileno(), _CHUNK_BYTES, begin).strip():
         yield np.array([[begin, offset]])
-
-
-def _array_cut(kinds: NDArray[np.uint8], depths: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Marks that end an element of an array."""
-    return (depths == 1) & (kinds == _COMMA) | (depths == 0)
-
-
-def _stream_cut(kinds: NDArray[np.uint8], depths: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Marks that end an object of a stream."""
-    return (depths == 0) & (kinds != _COMMA)

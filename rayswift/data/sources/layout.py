@@ -1,16 +1,19 @@
-"""Which files of a folder hold the rows that are asked for: splits are told by names, as on the hub.
+"""The files of a folder that hold the rows of a split, by their names, as on the hub.
 
-The rules are those of `datasets`: `data/NAME-00000-of-00001.parquet` is a shard of split NAME; else a folder or a file
-belongs to a split if a keyword is a word of its name. A folder without such names has no splits: all its files count.
+The rules are those of `datasets`: `data/NAME-00000-of-00001.parquet` is a shard of split NAME; otherwise a folder or a
+file belongs to a split if one of the split's keywords is a word of its name. A folder without such names has no splits,
+and all its files are read.
 """
 
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import PurePosixPath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.fs
 import yaml
 
 from rayswift.data.sources.named import CODECS, SUFFIXES, Source
@@ -21,94 +24,138 @@ _KEYWORDS = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
+_COPY_BYTES = 1 << 22
 _HELD_OUT = ("validation", "test")
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
 _BETWEEN_WORDS = re.compile(r"[-._ 0-9]+")
-# What stands beside rows and ends as they do.
+# Files beside the rows that have a suffix of rows.
 _NO_ROWS = re.compile(
     r"(licen[cs]e|readme|notice|copying|change-?log|citation|authors|contributing|requirements|robots).*\.txt"
     r"|(dataset_infos?|dataset_dict|state|croissant|config|package|generation_config)\.json",
     re.IGNORECASE,
 )
-Read = Callable[[PurePosixPath], bytes]
-"""The bytes of a file of the folder."""
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The files taken of a folder; split: which, if it has several or one by name; left: files with rows or the like.
+class SourceFile:
+    """One file: `name` for ids and errors, `path` within `filesystem` (None: the local one)."""
 
-    by_datasets: its README says which files belong to what, so that `datasets` is to open it.
+    name: str
+    path: str
+    size_bytes: int
+    modified_ns: int
+    filesystem: Any = None
+
+    @property
+    def codec(self) -> str | None:
+        """Its compression; None if it has none."""
+        return CODECS.get(PurePosixPath(self.name).suffix.lower())
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of its kind in lower case, without that of the compression."""
+        path = PurePosixPath(self.name)
+        return (path.with_suffix("") if self.codec else path).suffix.lower()
+
+    @property
+    def lies_here(self) -> bool:
+        """Whether it can be read in place: it is local and not compressed."""
+        return self.filesystem is None and self.codec is None
+
+    def open(self, compression: str | None = None) -> Any:
+        """A stream of its bytes."""
+        return (self.filesystem or pa.fs.LocalFileSystem()).open_input_stream(self.path, compression=compression)
+
+    def bring(self, copy: Path) -> Path:
+        """A local path of the uncompressed file: its own path, or `copy`, which is written in pieces."""
+        if self.lies_here:
+            return Path(self.path)
+        partial = copy.with_suffix(".partial")
+        with self.open(self.codec) as source, open(partial, "wb") as sink:
+            while piece := source.read(_COPY_BYTES):
+                sink.write(piece)
+        partial.replace(copy)
+        return copy
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of a source.
+
+    split: their split, if a folder has splits; left: names of the folder's files that are not read; in_folder: the
+    source is a folder; by_hub: `datasets` opens it, because it is on the hub or its README names its splits.
     """
 
-    files: tuple[PurePosixPath, ...]
+    files: tuple[SourceFile, ...] = ()
     split: str | None = None
-    left: tuple[PurePosixPath, ...] = ()
-    by_datasets: bool = False
+    left: tuple[str, ...] = ()
+    in_folder: bool = False
+    by_hub: bool = False
 
 
-def may_hold_rows(path: PurePosixPath) -> bool:
-    """Whether a file of a folder may hold rows, by its name; hidden folders are caches."""
+def is_hidden(path: PurePosixPath) -> bool:
+    """Whether a file or a folder above it is hidden; hidden folders are caches."""
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _may_hold_rows(path: PurePosixPath) -> bool:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in CODECS:
         suffixes.pop()
-    return bool(suffixes) and suffixes[-1] in SUFFIXES and not any(part.startswith(".") for part in path.parts)
+    return bool(suffixes) and suffixes[-1] in SUFFIXES and not is_hidden(path)
 
 
-def choose(source: Source, paths: Sequence[PurePosixPath], read: Read, held_out: bool) -> Chosen:
-    """The files of a folder that a source asks for.
-
-    Args:
-        source: The folder, its split if one is named.
-        paths: All files below it, relative.
-        read: How to read one.
-        held_out: Whether rows to evaluate on are wanted.
-
-    Raises:
-        UserError: the split is not there, or no file holds rows.
-    """
-    saved = _saved_by_datasets(source, PurePosixPath(), paths, read, held_out)
+def choose(source: Source, files: Mapping[PurePosixPath, SourceFile], held_out: bool) -> Found:
+    """The files of a folder to read; `files`: all files, by the path in the folder; `held_out`: for evaluation."""
+    saved = _saved_by_datasets(source, PurePosixPath(), files, held_out)
     if saved is not None:
         return saved
-    found = sorted(path for path in paths if may_hold_rows(path))
-    if source.subset or (PurePosixPath("README.md") in paths and _names_files(read(PurePosixPath("README.md")))):
-        return Chosen(tuple(found), source.split, by_datasets=True)
+    found = sorted(path for path in files if _may_hold_rows(path))
+    readme = files.get(PurePosixPath("README.md"))
+    if source.subset or (readme and _names_files(readme.open().read())):
+        return Found(tuple(files[path] for path in found), source.split, in_folder=True, by_hub=True)
     rows = [path for path in found if not _NO_ROWS.fullmatch(path.name)]
     if not rows:
         raise UserError(f"data.dataset: folder {source.path} holds no file ending in {', '.join(SUFFIXES)}")
-    splits = splits_of(rows)
+    splits = _splits_of(rows)
     names = list(dict.fromkeys(filter(None, splits)))
     if not names:
         if source.split:
             raise UserError(
-                f"data.dataset: {source.path} has no splits by the names of its files, and split {source.split} is "
-                "asked for; name the files instead"
+                f"data.dataset: {source.path} has no splits by the names of its files, but split {source.split} is "
+                "given; name the files instead"
             )
-        return Chosen(tuple(rows), None, tuple(path for path in found if path not in rows))
-    # Beside held-out files, those without a split's name are there to train.
+        return _found(files, rows, found, None)
+    # If only evaluation splits have names, the other files are the training split.
     has_train = any(_KEYWORDS.get(name, name) == "train" for name in names)
     if not has_train and None in splits:
         splits, names = [split or "train" for split in splits], [*names, "train"]
     picked = pick(source, names, held_out)
     taken = [path for path, split in zip(rows, splits, strict=True) if split == picked]
-    return Chosen(tuple(taken), picked, tuple(path for path in found if path not in taken))
+    return _found(files, taken, found, picked)
 
 
-def splits_of(paths: Sequence[PurePosixPath]) -> list[str | None]:
-    """The split of each file, by its name; None where it tells none."""
-    shards = [_shard(path) for path in paths]
+def _found(
+    files: Mapping[PurePosixPath, SourceFile],
+    taken: Sequence[PurePosixPath],
+    of: Sequence[PurePosixPath],
+    split: str | None,
+) -> Found:
+    left = tuple(files[path].name for path in of if path not in taken)
+    return Found(tuple(files[path] for path in taken), split, left, in_folder=True)
+
+
+def _splits_of(paths: Sequence[PurePosixPath]) -> list[str | None]:
+    """The split of each file by its name; None if the name contains none."""
+    shards = [match and match[1] for match in (_SHARD.fullmatch(path.name.partition(".")[0]) for path in paths)]
     if any(name and _keyword(name) for name in shards):
-        return [*shards]
+        return shards
     folders = [_keyword(*path.parts[:-1]) for path in paths]
     return folders if any(folders) else [_keyword(path.name.partition(".")[0]) for path in paths]
 
 
 def pick(source: Source, names: Sequence[str], held_out: bool) -> str:
-    """The split of a data set that is asked for: the one named, else train, else to evaluate validation or test.
-
-    Raises:
-        UserError: it has none of the kind.
-    """
+    """The split of a data set to read: the one named, else train, or for evaluation validation or else test."""
     wanted = [source.split] if source.split else [*_HELD_OUT] if held_out else ["train"]
     for name in wanted:
         if name in names:
@@ -123,18 +170,13 @@ def pick(source: Source, names: Sequence[str], held_out: bool) -> str:
     )
 
 
-def _shard(path: PurePosixPath) -> str | None:
-    match = _SHARD.fullmatch(path.name.partition(".")[0])
-    return match[1] if match else None
-
-
 def _keyword(*names: str) -> str | None:
     words = [word for name in names for word in _BETWEEN_WORDS.split(name.lower())]
     return next((_KEYWORDS[word] for word in words if word in _KEYWORDS), None)
 
 
 def _names_files(readme: bytes) -> bool:
-    """Whether the header of a data set's README says which files belong to which subset and split."""
+    """Whether the header of a data set's README names the files of its subsets and splits."""
     begin, _, rest = readme.decode("utf-8", errors="replace").partition("---\n")
     header, end, _ = rest.partition("\n---")
     if begin.strip("\ufeff \n") or not end:
@@ -148,26 +190,28 @@ def _names_files(readme: bytes) -> bool:
 
 
 def _saved_by_datasets(
-    source: Source, folder: PurePosixPath, paths: Sequence[PurePosixPath], read: Read, held_out: bool
-) -> Chosen | None:
-    """The files of a folder that `datasets` wrote with `save_to_disk`, of one split if there are several."""
-    if folder / "dataset_dict.json" in paths:
-        names = _json(source, folder / "dataset_dict.json", read).get("splits", [])
-        split = pick(source, names, held_out)
-        found = _saved_by_datasets(source, folder / split, paths, read, held_out)
+    source: Source, folder: PurePosixPath, files: Mapping[PurePosixPath, SourceFile], held_out: bool
+) -> Found | None:
+    """The files of a folder written by `save_to_disk` of `datasets`, of one split; None for another folder."""
+    if folder / "dataset_dict.json" in files:
+        split = pick(source, _json(files[folder / "dataset_dict.json"]).get("splits", []), held_out)
+        found = _saved_by_datasets(source, folder / split, files, held_out)
         if found is None:
             raise UserError(f"data.dataset: {source.path} names the split {split}, whose files are not there")
-        left = tuple(path for path in paths if path.suffix == ".arrow" and path not in found.files)
-        return Chosen(found.files, split, left)
-    if folder / "state.json" not in paths or folder / "dataset_info.json" not in paths:
+        left = [file for path, file in files.items() if path.suffix == ".arrow" and file not in found.files]
+        return replace(found, split=split, left=tuple(file.name for file in left))
+    if folder / "state.json" not in files or folder / "dataset_info.json" not in files:
         return None
-    entries = _json(source, folder / "state.json", read).get("_data_files")
-    return Chosen(tuple(folder / entry["filename"] for entry in entries)) if entries else None
+    entries = _json(files[folder / "state.json"]).get("_data_files")
+    paths = [folder / entry["filename"] for entry in entries or ()]
+    if missing := [path for path in paths if path not in files]:
+        raise UserError(f"data.dataset: {source.path} names the file {missing[0]}, which is not there")
+    return _found(files, paths, (), None) if paths else None
 
 
-def _json(source: Source, path: PurePosixPath, read: Read) -> dict[str, Any]:
+def _json(file: SourceFile) -> dict[str, Any]:
     try:
-        tree = json.loads(read(path))
+        tree = json.loads(file.open().read())
     except ValueError as error:
-        raise UserError(f"data.dataset: {source.path}/{path} is not valid JSON: {error}") from error
+        raise UserError(f"data.dataset: {file.name} is not valid JSON: {error}") from error
     return tree if isinstance(tree, dict) else {}

@@ -1,11 +1,10 @@
-"""jsonl and text: the lines of a file, read where they lie through an index of their ends.
+"""Rows that are read in place through an index: the lines of jsonl and text files, and (`json_values`) JSON values.
 
-The index is one file of int64: the end of every line, then, for each blank line, its number less the blank ones
-before it. 8 bytes a line, written in one pass and memory-mapped, so memory does not depend on the number of rows.
+The index is a file of int64 [rows, 3]: begin and end of each row, and its number in the file. It is written in one pass
+and memory-mapped, so memory does not depend on the number of rows.
 """
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,94 +19,95 @@ from rayswift.log import UserError
 
 _CHUNK_BYTES = 1 << 22
 _BOM = b"\xef\xbb\xbf"
-# Maps kept open by a data task: a folder may hold more files than a process may open.
+# Memory maps that a data task keeps open; a folder may hold more files than a process may open.
 OPEN_MAPS = 256
 
 
-# The byte before the begin of a span and the one at its end, where the index still fits the file.
 Around = tuple[bytes, bytes]
+"""The bytes allowed before the begin and at the end of a row, if the index still fits the file; b"": any."""
 _AROUND_LINES: Around = (b"\n", b"\n")
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """A file as it was indexed."""
+    """Size and time of a file."""
 
     num_bytes: int
     modified_ns: int
 
     @staticmethod
     def of(file: int) -> "Stamp":
-        """Of an open file, by its descriptor."""
+        """The stamp of an open file descriptor."""
         stat = os.fstat(file)
         return Stamp(stat.st_size, stat.st_mtime_ns)
 
 
 @dataclass(frozen=True)
-class IndexedFile:
-    """A file whose rows are read where they lie, through the index beside it."""
+class IndexedStore:
+    """Rows of a file that are read in place; `stamp` is the file when it was indexed. Ids hold the row's number."""
 
     name: str
     path: str
     index_path: str
     num_rows: int
     stamp: Stamp
+    around: Around
+    kind: Literal["json", "text"] = "json"
 
     @property
     def files(self) -> tuple[str, ...]:
-        """See Store."""
         return (self.path, self.index_path)
 
-
-@dataclass(frozen=True)
-class LineStore(IndexedFile):
-    """Lines of a file; `index_path` holds the ends of `num_lines` lines, see the module. Ids hold the line number."""
-
-    kind: Literal["jsonl", "text"]
-    num_lines: int
-
     def read(self, rows: Rows) -> list[RawRow]:
-        """See Store.
+        """Rows by number, in the order asked for; a row that is too large is a bad row.
 
         Raises:
             UserError: the file changed since it was indexed.
         """
-        index = mapped_int64(self.index_path, os.stat(self.index_path).st_mtime_ns)
-        numbers = np.asarray(rows, np.int64)
-        lines = numbers + np.searchsorted(index[self.num_lines :], numbers, side="right")
-        ends = index[lines]
-        begins = np.where(lines > 0, index[lines - 1] + 1, 0)
-        ids = (f"{self.name}:{line + 1}" for line in lines.tolist())
-        parse = _text_row if self.kind == "text" else parse_json
-        spans = zip(begins.tolist(), ends.tolist(), strict=True)
-        return [
-            span if isinstance(span, RawRow) else parse(span, row_id)
-            for span, row_id in read_spans(self.path, spans, ids, self.stamp, _AROUND_LINES)
-        ]
+        index = _mapped_index(self.index_path, os.stat(self.index_path).st_mtime_ns)
+        file = os.open(self.path, os.O_RDONLY)
+        try:
+            now = Stamp.of(file)
+            if now.num_bytes != self.stamp.num_bytes:
+                raise self._changed(f"it had {self.stamp.num_bytes} bytes, it has {now.num_bytes}")
+            is_same = now == self.stamp
+            return [self._row(file, is_same, *span) for span in index[np.asarray(rows, np.int64)].tolist()]
+        finally:
+            os.close(file)
+
+    def _row(self, file: int, is_same: bool, begin: int, end: int, number: int) -> RawRow:
+        row_id = f"{self.name}:{number}"
+        if not is_same:  # of another time, but the same size: it may be a copy on another node
+            before, behind = os.pread(file, 1, begin - 1) if begin else b"", os.pread(file, 1, end)
+            if before not in self.around[0] or (self.around[1] and behind not in self.around[1]):
+                raise self._changed(f"{row_id} is no longer at its place")
+        length = min(end - begin, MAX_ROW_BYTES)
+        content = os.pread(file, length, begin)
+        if length < end - begin:
+            return too_large(row_id, end - begin, content)
+        return _text_row(content, row_id) if self.kind == "text" else parse_json(content, row_id)
+
+    def _changed(self, how: str) -> UserError:
+        return UserError(f"data.dataset: {self.path} changed while it was read: {how}; start anew with a new folder")
 
 
-def open_lines(name: str, path: Path, work: Path, kind: Literal["jsonl", "text"]) -> LineStore:
-    """Index the lines of a local file.
-
-    Raises:
-        UserError: all lines are blank.
-    """
+def open_lines(name: str, path: Path, work: Path, kind: Literal["json", "text"]) -> IndexedStore:
+    """Index the lines of a local file that are not blank; the index is `work` with the suffix .index."""
     index_path, partial = work.with_suffix(".index"), work.with_suffix(".partial")
     with open(path, "rb") as file, open(partial, "wb") as index:
         stamp = Stamp.of(file.fileno())
-        num_lines, num_blank = _index_lines(file, index)
-    if num_lines == num_blank:
+        num_rows = _index_lines(file, index)
+    if not num_rows:
         partial.unlink()
         raise UserError(f"data.dataset: {name} holds no row, only blank lines; leave it out")
     # Never truncated in place: a data task of a killed run may still have it mapped.
     partial.replace(index_path)
-    return LineStore(name, str(path.resolve()), str(index_path), num_lines - num_blank, stamp, kind, num_lines)
+    return IndexedStore(name, str(path.resolve()), str(index_path), num_rows, stamp, _AROUND_LINES, kind)
 
 
-def _index_lines(file: BinaryIO, index: BinaryIO) -> tuple[int, int]:
-    """Write the index; returns (lines, blank ones among them)."""
-    blanks: list[NDArray[np.int64]] = []
-    num_lines, offset, begin = 0, 0, 0
+def _index_lines(file: BinaryIO, index: BinaryIO) -> int:
+    """Write the index; returns the number of rows."""
+    num_rows, num_lines, offset, begin = 0, 0, 0, 0
     open_is_blank = True  # the line that began in an earlier chunk, so far
     while chunk := file.read(_CHUNK_BYTES):
         if offset == 0 and chunk.startswith(_BOM):
@@ -116,19 +116,19 @@ def _index_lines(file: BinaryIO, index: BinaryIO) -> tuple[int, int]:
         if len(ends):
             blank = _blank_lines(chunk, ends)
             blank[0] = open_is_blank and not chunk[: ends[0]].strip()
-            blanks.append(np.flatnonzero(blank) + num_lines)
-            index.write((ends + offset).astype(np.int64).tobytes())
+            begins = np.concatenate([[begin], ends[:-1] + offset + 1])
+            numbers = np.arange(num_lines, num_lines + len(ends)) + 1
+            spans = np.stack([begins, ends + offset, numbers], axis=1)[~blank]
+            index.write(spans.astype(np.int64).tobytes())
+            num_rows += len(spans)
             num_lines += len(ends)
             begin, open_is_blank = offset + int(ends[-1]) + 1, True
         open_is_blank = open_is_blank and not chunk[max(0, begin - offset) :].strip()
         offset += len(chunk)
-    if begin < offset:
-        index.write(np.int64(offset).tobytes())
-        blanks.append(np.array([num_lines] if open_is_blank else [], np.int64))
-        num_lines += 1
-    all_blanks = np.concatenate([np.array([], np.int64), *blanks])
-    index.write((all_blanks - np.arange(len(all_blanks))).astype(np.int64).tobytes())
-    return num_lines, len(all_blanks)
+    if not open_is_blank:
+        index.write(np.array([begin, offset, num_lines + 1], np.int64).tobytes())
+        num_rows += 1
+    return num_rows
 
 
 def _blank_lines(chunk: bytes, ends: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -140,47 +140,6 @@ def _blank_lines(chunk: bytes, ends: NDArray[np.int64]) -> NDArray[np.bool_]:
     for line in np.flatnonzero(~blank & ((first == 32) | ((first >= 9) & (first <= 13)))):
         blank[line] = not chunk[begins[line] : ends[line]].strip()
     return blank
-
-
-def read_spans(
-    path: str, spans: Iterable[tuple[int, int]], ids: Iterable[str], stamp: Stamp, around: Around
-) -> Iterable[tuple[bytes | RawRow, str]]:
-    """The bytes of each span of a file with its id; a span that is too large is a bad row.
-
-    A file of another time but the same size may be a node's own copy, so its spans are looked at.
-
-    Args:
-        path: The file.
-        spans: Begin and end of each.
-        ids: An id for each.
-        stamp: The file as it was indexed.
-        around: What stands around a span.
-
-    Raises:
-        UserError: the file is not the one that was indexed.
-    """
-    file = os.open(path, os.O_RDONLY)
-    try:
-        now = Stamp.of(file)
-        if now.num_bytes != stamp.num_bytes:
-            raise _changed(path, f"it had {stamp.num_bytes} bytes, it has {now.num_bytes}")
-        for (begin, end), row_id in zip(spans, ids, strict=True):
-            if now != stamp and not _fits(file, begin, end, around):
-                raise _changed(path, f"{row_id} no longer stands where it stood")
-            length = min(end - begin, MAX_ROW_BYTES)
-            content = os.pread(file, length, begin)
-            yield (too_large(row_id, end - begin, content) if length < end - begin else content), row_id
-    finally:
-        os.close(file)
-
-
-def _fits(file: int, begin: int, end: int, around: Around) -> bool:
-    before, behind = os.pread(file, 1, begin - 1) if begin else b"", os.pread(file, 1, end)
-    return before in around[0] and (not around[1] or behind in around[1])
-
-
-def _changed(path: str, how: str) -> UserError:
-    return UserError(f"data.dataset: {path} changed while it was read: {how}; start anew with a new folder")
 
 
 def _text_row(line: bytes, row_id: str) -> RawRow:
@@ -195,6 +154,5 @@ def _text_row(line: bytes, row_id: str) -> RawRow:
 
 # Keyed by the file's time too: a data task outlives a run folder that is written anew.
 @lru_cache(OPEN_MAPS)
-def mapped_int64(path: str, mtime_ns: int) -> NDArray[np.int64]:
-    """A memory-mapped file of int64."""
-    return np.memmap(path, np.int64, "r")
+def _mapped_index(path: str, mtime_ns: int) -> NDArray[np.int64]:
+    return np.memmap(path, np.int64, "r").reshape(-1, 3)

@@ -1,14 +1,16 @@
-"""A source as the config writes it, taken apart.
+"""Parse a source as the config writes it.
 
 rows.jsonl   data/   'data/*.parquet'   rows.jsonl.gz   s3://bucket/rows/   org/name:subset/split@revision   any#500
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from rayswift.config.fields.source import SourceConfig
+from rayswift.data.filesystem import is_url
 from rayswift.log import UserError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".arrow")
@@ -20,9 +22,9 @@ _PARTS = re.compile(r"(?P<path>[^:@]+)(?::(?P<subset>[^/:@]*)(?:/(?P<split>[^@]+
 
 @dataclass(frozen=True)
 class Source:
-    """A source: `path` is a file, folder, glob, URL or hub id; the other parts are None where nothing is said.
+    """A source: `path` is a file, folder, glob, URL or hub id; other parts are None if they are not given.
 
-    columns, system: how its rows are read, where not as `data.columns` and `data.system` say.
+    columns, system: replace `data.columns` and `data.system` for its rows.
     """
 
     path: str
@@ -36,29 +38,20 @@ class Source:
     encoding: str | None = None
 
     @property
-    def is_url(self) -> bool:
-        """Whether a scheme leads it."""
-        return "://" in self.path
-
-    @property
     def name(self) -> str:
-        """What of its data is meant, in the short spelling."""
+        """path:subset/split@revision."""
         subset = f":{self.subset or ''}" if self.subset or self.split else ""
-        return (
-            self.path
-            + subset
-            + (f"/{self.split}" if self.split else "")
-            + (f"@{self.revision}" if self.revision else "")
-        )
+        split = f"/{self.split}" if self.split else ""
+        return self.path + subset + split + (f"@{self.revision}" if self.revision else "")
 
     @property
     def written(self) -> str:
-        """The source in the short spelling."""
+        """path:subset/split@revision#rows."""
         return self.name if self.num_rows is None else f"{self.name}#{self.num_rows}"
 
     @property
     def short(self) -> str:
-        """Its last part without suffixes: what `data.mix` may call it."""
+        """The last part of the path without suffixes; `data.mix` may use it as a name."""
         last = PurePosixPath(without_query(self.name).rstrip("/")).name
         while PurePosixPath(last).suffix.lower() in (*SUFFIXES, *CODECS):
             last = PurePosixPath(last).stem
@@ -66,36 +59,21 @@ class Source:
 
 
 def parse_source(given: str | SourceConfig) -> Source:
-    """Take a source apart.
-
-    Raises:
-        UserError: it asks for no row, or says one thing twice.
-    """
+    """The source that a string or a mapping of the config describes."""
     if isinstance(given, str):
         return _parse(given)
     found = _parse(given.path)
-    twice = [
-        name
-        for name, in_path, own in (
-            ("subset", found.subset, given.subset),
-            ("split", found.split, given.split),
-            ("revision", found.revision, given.revision),
-            ("rows", found.num_rows, given.rows),
-        )
-        if in_path is not None and own is not None
-    ]
-    if twice:
+    parts: dict[str, Any] = {
+        "subset": given.subset,
+        "split": given.split,
+        "revision": given.revision,
+        "num_rows": given.rows,
+    }
+    own = {name: value for name, value in parts.items() if value}
+    if twice := [name.removeprefix("num_") for name in own if asdict(found)[name] is not None]:
         raise UserError(f"data.dataset: path = {given.path!r} says {twice[0]} too; say it once")
-    return Source(
-        found.path,
-        given.subset or found.subset,
-        given.split or found.split,
-        given.revision or found.revision,
-        given.rows or found.num_rows,
-        given.weight,
-        given.columns,
-        given.system,
-        given.encoding,
+    return replace(
+        found, **own, weight=given.weight, columns=given.columns, system=given.system, encoding=given.encoding
     )
 
 
@@ -105,7 +83,7 @@ def _parse(text: str) -> Source:
         text, num_rows = match[1], int(match[2])
         if num_rows == 0:
             raise UserError(f"data.dataset: {match[0]} asks for no row; give #1 or more, or leave it out")
-    parts = None if "://" in text or looks_like_file(text) or _is_here(text) else _PARTS.fullmatch(text)
+    parts = None if is_url(text) or looks_like_file(text) or _is_here(text) else _PARTS.fullmatch(text)
     if parts is None or not (_HUB_ID.fullmatch(parts["path"]) or _is_here(parts["path"])):
         return Source(text, num_rows=num_rows)
     return Source(parts["path"], parts["subset"] or None, parts["split"], parts["revision"], num_rows)
@@ -121,5 +99,5 @@ def looks_like_file(path: str) -> bool:
 
 
 def without_query(path: str) -> str:
-    """A path, or a URL without what stands behind its `?`: credentials of a presigned one, options of a bucket."""
-    return path.partition("?")[0] if "://" in path else path
+    """A path, or a URL without its query, which may hold credentials or options of the file system."""
+    return path.partition("?")[0] if is_url(path) else path

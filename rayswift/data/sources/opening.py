@@ -1,11 +1,11 @@
-"""Opening sources: each file by the kind that its suffix names, each source as one store.
+"""Open sources: the suffix of a file decides how it is opened, and each source becomes one store.
 
-Indices and copies go to a work folder that every data task reads.
+Indices and copies go to a work folder that every data task can read.
 """
 
 import csv
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,13 @@ import pyarrow as pa
 from rayswift import __version__
 from rayswift.config.fields.source import SourceConfig
 from rayswift.data.rows import is_read
-from rayswift.data.sources import json_values
 from rayswift.data.sources.arrow import ArrowStore, open_arrow, open_parquet
 from rayswift.data.sources.csv_rows import open_csv
 from rayswift.data.sources.encodings import as_utf8
-from rayswift.data.sources.find import SourceFile, find
+from rayswift.data.sources.find import find
 from rayswift.data.sources.hub import open_hub
+from rayswift.data.sources.json_values import holds_lines, open_values
+from rayswift.data.sources.layout import SourceFile
 from rayswift.data.sources.lines import open_lines
 from rayswift.data.sources.named import CODECS, SUFFIXES, Source, parse_source
 from rayswift.data.sources.store import Concatenated, Store, View
@@ -30,44 +31,30 @@ _SAMPLE_KEY = 0x5A3E
 _SLOW_BYTES = 1 << 29
 _NAMED_FILES = 5
 
-Opener = Callable[[str, Path, Path], Store]
+# Files that are read in place later, not copied to another format.
+_READ_IN_PLACE = (".jsonl", ".json", ".txt", ".arrow")
+_WITH_SPLITS = (".json", ".jsonl")
 
 
 @dataclass(frozen=True)
 class _How:
-    """How a file is read; split, held_out: which of several lists that a JSON file holds is wanted."""
+    """How a file is read; split, held_out: choose one of several lists in a JSON file."""
 
     encoding: str | None
     split: str | None
     held_out: bool
 
 
-def _open_json(name: str, path: Path, work: Path, how: _How, is_jsonl: bool = False) -> Store:
-    if not how.split and json_values.holds_lines(path, is_jsonl):
-        return open_lines(name, path, work, "jsonl")
-    return json_values.open_values(name, path, work, how.split, how.held_out)
-
-
-def _opener(suffix: str, how: _How) -> Opener:
-    """What opens a file of a kind."""
-    kinds: dict[str, Opener] = {
-        ".jsonl": lambda name, path, work: _open_json(name, path, work, how, is_jsonl=True),
-        ".json": lambda name, path, work: _open_json(name, path, work, how),
-        ".csv": lambda name, path, work: open_csv(name, path, work, ","),
-        ".tsv": lambda name, path, work: open_csv(name, path, work, "\t"),
-        ".parquet": open_parquet,
-        ".txt": lambda name, path, work: open_lines(name, path, work, "text"),
-        ".arrow": open_arrow,
-    }
-    assert tuple(kinds) == SUFFIXES
-    return kinds[suffix]
-
-
-# Kinds that read the brought file itself later, rather than a copy of their own making.
-_READ_IN_PLACE = (".jsonl", ".json", ".txt", ".arrow")
-
-
-_WITH_SPLITS = (".json", ".jsonl")
+def _open_kind(suffix: str, name: str, path: Path, work: Path, how: _How) -> Store:
+    if suffix in (".json", ".jsonl"):
+        if not how.split and holds_lines(path, is_jsonl=suffix == ".jsonl"):
+            return open_lines(name, path, work, "json")
+        return open_values(name, path, work, how.split, how.held_out)
+    if suffix in (".csv", ".tsv"):
+        return open_csv(name, path, work, "," if suffix == ".csv" else "\t")
+    if suffix == ".txt":
+        return open_lines(name, path, work, "text")
+    return open_parquet(name, path, work) if suffix == ".parquet" else open_arrow(name, path, work)
 
 
 def open_sources(
@@ -78,21 +65,15 @@ def open_sources(
     shuffle: bool = True,
     columns: Mapping[str, str] | None = None,
 ) -> tuple[Store, ...]:
-    """Open every source of a `data.dataset` or `data.eval` list.
+    """Open every source of a `data.dataset` or `data.eval` list, as one store each.
 
     Args:
-        sources: Files, folders, globs, URLs or hub ids; `#N` behind one takes N of its rows.
-        work_dir: Where indices and copies go; read by all data tasks.
-        seed: Chooses the rows that `#N` takes.
-        held_out: Whether they are to evaluate on: of several splits the validation or test split is taken.
-        shuffle: Whether the seed chooses; else `#N` takes the first rows.
-        columns: `data.columns`, where the columns that no family of rows knows are read by nobody.
-
-    Returns:
-        One store for each source.
-
-    Raises:
-        UserError: a source is missing, empty, unreadable or of an unknown kind.
+        sources: Files, folders, globs, URLs or hub ids; a source with `#N` gives N of its rows.
+        work_dir: Folder for indices and copies.
+        seed: Chooses the rows of `#N`.
+        held_out: Whether to take the validation or test split of a source with several splits, for evaluation.
+        shuffle: Whether the seed chooses the rows of `#N`; otherwise they are the first ones.
+        columns: `data.columns`, if columns that no family of rows knows are never read; None: all may be read.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     stores = []
@@ -103,7 +84,7 @@ def open_sources(
             if columns is not None:
                 store = _without_unread(store, columns if source.columns is None else source.columns)
         except UserError as error:
-            # Which of the two lists names a source is known here alone.
+            # Only this function knows which of the two lists names the source.
             field = "data.eval" if held_out else "data.dataset"
             raise UserError(str(error).replace("data.dataset", field), error.exit_code) from error
         if source.num_rows is not None:
@@ -125,8 +106,8 @@ def _open_source(source: Source, work: Path, held_out: bool) -> Store:
     if found.left:
         names = ", ".join(found.left[:_NAMED_FILES]) + (", ..." if len(found.left) > _NAMED_FILES else "")
         taken = f"split {found.split}, " if found.split else ""
-        logger.info("%s: %s%d files; left out are %d: %s", source.path, taken, len(found.files), len(found.left), names)
-    # A folder's split is a choice of its files; a file's own is inside it.
+        logger.info("%s: %s%d files; %d are left out: %s", source.path, taken, len(found.files), len(found.left), names)
+    # In a folder the split chooses files; in a file it chooses one of its lists.
     how = _How(source.encoding, None if found.in_folder else source.split, held_out)
     stores = [_open_file(file, work.with_name(f"{work.name}-{i}"), how) for i, file in enumerate(found.files)]
     return stores[0] if len(stores) == 1 else Concatenated(tuple(stores))
@@ -152,7 +133,7 @@ def _open_file(file: SourceFile, work: Path, how: _How) -> Store:
     try:
         brought = file.bring(work.with_suffix(f".brought{file.suffix}"))
         path = as_utf8(file.name, brought, work.with_suffix(f".utf8{file.suffix}"), file.suffix, how.encoding)
-        store = _opener(file.suffix, how)(file.name, path, work)
+        store = _open_kind(file.suffix, file.name, path, work, how)
     except (OSError, pa.ArrowException, csv.Error) as error:
         raise UserError(f"data.dataset: cannot read {file.name}: {error}") from error
     for copy in {brought, path}:
@@ -166,8 +147,9 @@ def _open_file(file: SourceFile, work: Path, how: _How) -> Store:
 
 
 def _kept(record: Path, identity: tuple[object, ...]) -> Store | None:
-    """The store that an earlier launch made of the same file, so that a continued run copies nothing again."""
-    if not record.exists():
+    """The store that an earlier launch made of the same file, so that a continued run does not copy it again."""
+    try:
+        was, store = pickle.loads(record.read_bytes())
+    except (OSError, AttributeError, ImportError):  # there is none, or another version wrote it
         return None
-    was, store = pickle.loads(record.read_bytes())
     return store if was == identity and all(Path(path).exists() for path in store.files) else None

@@ -1,10 +1,10 @@
-"""What every source becomes: a store of numbered rows, read in any order; and views of stores.
+"""Stores: every source becomes numbered rows that are read in any order.
 
-Stores are small frozen values: a data task gets them with its plan and maps files and indices itself.
+A store is a small frozen value. Data tasks receive it with their plan and map its files themselves.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 from rayswift.data.rows import BadRow
 from rayswift.data.sequence.order import repeated
 
-# A longer row would fill a data task's memory once it is parsed and tokenised; it is quarantined unread.
+# A longer row would fill the memory of a data task; it is quarantined without being read.
 MAX_ROW_BYTES = 1 << 24
 _EXCERPT_BYTES = 2000
-_SPLIT_KEY = 0x5EED  # the order that divides training rows from held-out ones; no epoch number
+_SPLIT_KEY = 0x5EED  # key of the order that divides training rows from held-out rows
 
 Rows = Sequence[int] | NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class RawRow:
-    """A row as it stands in its source: its `value` or the `error` of reading it; `id` is `source:line`.
+    """A row of a source: its `value`, or the `error` of reading it; `id` is `source:line`, `text` the row as text.
 
-    source: number of its source in the set of rows that it was read from.
+    source: number of its source in the `RowSet` that it was read from.
     """
 
     id: str
@@ -41,14 +41,30 @@ class Store(Protocol):
 
     @property
     def num_rows(self) -> int:
-        """Rows from 0 to this."""
+        """Number of rows; the first is row 0."""
 
     @property
     def files(self) -> tuple[str, ...]:
         """The local files it reads."""
 
     def read(self, rows: Rows) -> list[RawRow]:
-        """Read rows by number, in the order asked for."""
+        """Rows by number, in the order asked for."""
+
+
+def read_parts(
+    rows: Rows, starts: NDArray[np.int64], read: Callable[[int, NDArray[np.int64]], Sequence[RawRow]]
+) -> list[RawRow]:
+    """Rows by number from several parts, in the order asked for.
+
+    starts: the number of the first row of each part; read: (part, numbers within it) -> its rows.
+    """
+    numbers = np.asarray(rows, np.int64)
+    parts = np.searchsorted(starts, numbers, side="right") - 1
+    raw: dict[int, RawRow] = {}
+    for part in np.unique(parts).tolist():
+        where = np.flatnonzero(parts == part)
+        raw.update(zip(where.tolist(), read(part, numbers[where] - starts[part]), strict=True))
+    return [raw[position] for position in range(len(numbers))]
 
 
 @dataclass(frozen=True)
@@ -59,32 +75,22 @@ class Concatenated:
 
     @property
     def num_rows(self) -> int:
-        """See Store."""
         return sum(store.num_rows for store in self.stores)
 
     @property
     def files(self) -> tuple[str, ...]:
-        """See Store."""
         return tuple(file for store in self.stores for file in store.files)
 
     def read(self, rows: Rows) -> list[RawRow]:
-        """See Store."""
-        numbers = np.asarray(rows, np.int64)
         starts = np.cumsum([0, *(store.num_rows for store in self.stores)])
-        owner = np.searchsorted(starts, numbers, side="right") - 1
-        raw: list[RawRow | None] = [None] * len(numbers)
-        for index in np.unique(owner):
-            where = np.flatnonzero(owner == index)
-            for position, row in zip(where, self.stores[index].read(numbers[where] - starts[index]), strict=True):
-                raw[position] = row
-        return [row for row in raw if row is not None]
+        return read_parts(rows, starts, lambda part, within: self.stores[part].read(within))
 
 
 @dataclass(frozen=True)
 class View:
-    """`num_rows` rows of a store from position `begin` on, in the shuffled order of it that `key` names, or its own.
+    """`num_rows` rows of a store from position `begin` on, in the shuffled order of `key`; key None: in its own order.
 
-    Beyond the store's size its rows come again, each pass in an order of its own where it is shuffled.
+    Beyond the store's size its rows repeat; with a key, each pass has its own order.
     """
 
     store: Store
@@ -94,11 +100,9 @@ class View:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """See Store."""
         return self.store.files
 
     def read(self, rows: Rows) -> list[RawRow]:
-        """See Store."""
         positions = self.begin + np.asarray(rows, np.int64)
         if self.key is None:
             return self.store.read(positions % self.store.num_rows)
@@ -108,13 +112,12 @@ class View:
 def hold_out(
     stores: Sequence[Store], fraction: float, seed: int, shuffle: bool = True
 ) -> tuple[tuple[Store, ...], tuple[Store, ...]]:
-    """Divide stores into rows to train and `round(fraction x all rows)` rows held out.
+    """Divide each store into rows to train and rows to hold out; `round(fraction x all rows)` are held out in all.
 
-    Each store gives its share, so that both parts hold the sources in the same proportions: rows that the seed
-    chooses, or without `shuffle` its last ones.
+    Each store gives its share: rows that the seed chooses, or without `shuffle` its last rows.
 
     Returns:
-        (stores to train, stores held out), one of each for each store; either may be empty.
+        (stores to train, stores held out), with one of each for each store; a store may be empty.
     """
     sizes = np.array([store.num_rows for store in stores])
     shares = sizes * fraction
@@ -130,7 +133,7 @@ def hold_out(
 
 
 def parse_json(line: bytes, row_id: str) -> RawRow:
-    """The row that a JSON text holds, or why it holds none."""
+    """The row that a JSON text holds, or the error of parsing it."""
     text = line.decode("utf-8", errors="replace")
     try:
         text = line.decode("utf-8").lstrip("\ufeff").rstrip("\r")
@@ -156,7 +159,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def too_large(row_id: str, num_bytes: int, start: bytes) -> RawRow:
-    """A row beyond `MAX_ROW_BYTES`, with only its beginning as text."""
+    """The bad row for a row beyond `MAX_ROW_BYTES`; `start` is its beginning, kept as text."""
     text = start[:_EXCERPT_BYTES].decode("utf-8", errors="replace")
     limit = f"row over {MAX_ROW_BYTES >> 20} MiB"
-    return RawRow(row_id, error=BadRow(limit, f"{num_bytes:,} bytes; its beginning is kept here"), text=f"{text}...")
+    return RawRow(row_id, error=BadRow(limit, f"{num_bytes:,} bytes; only its beginning is kept"), text=f"{text}...")

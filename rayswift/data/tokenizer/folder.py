@@ -1,6 +1,6 @@
-"""What stands in a tokenizer's folder: its chat template, its named special tokens, and what it puts around a text.
+"""Read a tokenizer's folder: its chat template, its named special tokens, and its frame around a text.
 
-`transformers` reads the same files by the same rules; data tasks do without it, for it loads torch.
+`transformers` reads the same files by the same rules. Data tasks do not use it, because it loads torch.
 """
 
 import json
@@ -12,16 +12,16 @@ from tokenizers import Encoding, Tokenizer
 
 CONFIG = "tokenizer_config.json"
 PROCESSOR_TEMPLATE = "chat_template.json"
-"""Where processors of text and images had the template; `transformers`' tokenizers do not read it."""
+"""The template file of processors for text and images; tokenizers of `transformers` do not read it."""
 _SPECIAL_TOKENS = "special_tokens_map.json"
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The token ids that a tokenizer puts before and behind a text, as BOS, or [CLS] and [SEP].
+    """The token ids that a tokenizer adds before and after a text, such as BOS, or [CLS] and [SEP].
 
-    between: those between the two texts of a pair; second_type: the token type of the second text and of what is
-    behind it, 0 where both texts have the same.
+    between: token ids between the two texts of a pair; second_type: token type of the second text and of `behind`, 0 if
+    both texts have the same.
     """
 
     before: tuple[int, ...] = ()
@@ -36,8 +36,7 @@ class Frame:
 def read_config(folder: Path) -> dict[str, Any]:
     """`tokenizer_config.json`; empty if there is none."""
     path = folder / CONFIG
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return config
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def read_chat_template(folder: Path) -> tuple[str | None, dict[str, str]]:
@@ -54,7 +53,7 @@ def read_chat_template(folder: Path) -> tuple[str | None, dict[str, str]]:
 
 
 def _special_tokens(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    """Special tokens by name; where the config lists all added tokens, the older file only fills in what it lacks."""
+    """Special tokens by name. If the config lists all added tokens, the older file only adds missing ones."""
     path = folder / _SPECIAL_TOKENS
     older: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     named = {**older, **config} if "added_tokens_decoder" in config else {**config, **older}
@@ -67,13 +66,10 @@ def _special_tokens(folder: Path, config: dict[str, Any]) -> dict[str, str]:
 
 
 def frame_of(tokenizer: Tokenizer) -> Frame:
-    """What a tokenizer puts around a text, and between those of a pair.
-
-    Its post-processor alone decides: beside a tokenizer.json `transformers` ignores `add_bos_token`, too.
-    """
+    """The frame of a tokenizer. Only its post-processor decides: `transformers` ignores `add_bos_token` too."""
     single, pair = tokenizer.encode("a"), tokenizer.encode("a", "a")
     first = _texts(single)
-    if not first:  # nothing is left of the text by which to tell before from behind
+    if not first:  # the tokenizer leaves nothing of the text
         return Frame(tuple(single.ids))
     before, behind = single.ids[: first[0]], single.ids[first[-1] + 1 :]
     texts = _texts(pair)
@@ -83,5 +79,5 @@ def frame_of(tokenizer: Tokenizer) -> Frame:
 
 
 def _texts(encoding: Encoding) -> list[int]:
-    """The places of tokens that are the text's own."""
+    """Positions of the tokens of the text, without special ones."""
     return [place for place, special in enumerate(encoding.special_tokens_mask) if not special]

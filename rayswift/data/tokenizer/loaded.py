@@ -1,4 +1,4 @@
-"""A model's tokenizer as `transformers` loads it, which is how it is served: fetched, converted, or written anew."""
+"""A model's tokenizer as `transformers` loads it, and so as it is served: downloaded, converted, or rewritten."""
 
 import json
 from functools import cache
@@ -12,20 +12,11 @@ from rayswift.data.hub_files import download
 from rayswift.data.tokenizer.folder import CONFIG, read_config
 from rayswift.log import UserError, logger
 
-# Classes that take tokenizer.json as it is; all others build the tokenizer anew.
+# Classes that use tokenizer.json unchanged; all others build the tokenizer from its vocabulary.
 _READ_AS_WRITTEN = ("TokenizersBackend", "PreTrainedTokenizerFast")
 _BESIDE_WEIGHTS = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "chat_template*",
-    "*config.json",
-    "modules.json",
-    "config_sentence_transformers.json",
-    "*_*/model.safetensors",
-    "*_*/pytorch_model.bin",
-    "*.model",
-    "vocab*",
-    "merges*",
+    *("tokenizer*", "special_tokens_map.json", "chat_template*", "*config.json", "*.model", "vocab*", "merges*"),
+    *("modules.json", "config_sentence_transformers.json", "*_*/model.safetensors", "*_*/pytorch_model.bin"),
 )
 _PROBES = (
     "a",
@@ -37,12 +28,9 @@ _PROBES = (
 
 
 def write_as_loaded(model: ModelConfig, folder: Path) -> None:
-    """Write the tokenizer as `transformers` builds it: by its class, from the vocabulary, where that is another one.
+    """Rewrite tokenizer.json if the tokenizer's class in `transformers` tokenises otherwise, as vLLM then does too.
 
-    Llama's class writes no word mark behind a special token, whatever tokenizer.json says, and so does vLLM.
-
-    Raises:
-        UserError: it cannot be loaded.
+    For example, Llama's class writes no word mark after a special token, whatever tokenizer.json says.
     """
     path = folder / "tokenizer.json"
     config = read_config(folder)
@@ -56,7 +44,7 @@ def write_as_loaded(model: ModelConfig, folder: Path) -> None:
     special = list(loaded.special_tokens_map.values())
     probes = [*_PROBES, *(f"{token}{text}" for token in special for text in _PROBES[:2])]
     if any(written.encode(text).ids != backend.encode(text).ids for text in probes):
-        logger.info("%s makes other tokens than its tokenizer.json; training uses the former", type(loaded).__name__)
+        logger.info("%s tokenises otherwise than its tokenizer.json; training uses the class", type(loaded).__name__)
         backend.save(str(path))
     named = {name: token for name, token in loaded.special_tokens_map.items() if not config.get(name)}
     if named:
@@ -65,36 +53,19 @@ def write_as_loaded(model: ModelConfig, folder: Path) -> None:
 
 @cache
 def from_hub(path: str, revision: str | None) -> Path:
-    """The folder of a hub model's files beside its weights: tokenizer, configs, modules of sentence-transformers.
-
-    Raises:
-        UserError: it cannot be had.
-    """
+    """Download a hub model without its weights: tokenizer, configs, modules of sentence-transformers."""
     return download(path, _BESIDE_WEIGHTS, f"model.path = {path!r}", revision)
 
 
 def convert(model: ModelConfig, source: Path, folder: Path) -> None:
-    """Write a tokenizer without tokenizer.json in its fast form.
-
-    Raises:
-        UserError: it has none.
-    """
+    """Write tokenizer.json for a tokenizer without it."""
     load(source, model.trust_remote_code, f"model.path = {model.path!r}").save_pretrained(folder)
     if not (folder / "tokenizer.json").exists():
         raise UserError(f"model.path = {model.path!r}: its tokenizer has no fast form, which masking the loss needs")
 
 
 def load(folder: Path, trust_remote_code: bool, what: str) -> Any:
-    """The tokenizer as `transformers` has it.
-
-    Args:
-        folder: Where it is.
-        trust_remote_code: Whether code of the folder may build it.
-        what: The folder, for the error.
-
-    Raises:
-        UserError: it cannot be loaded.
-    """
+    """The tokenizer as `transformers` loads it; `what` names its folder in the error."""
     from transformers import AutoTokenizer
 
     try:
@@ -105,7 +76,7 @@ def load(folder: Path, trust_remote_code: bool, what: str) -> Any:
 
 
 def load_with_padding(folder: str, trust_remote_code: bool) -> Any:
-    """The tokenizer as `transformers` has it, its end token for padding where it has no token of its own for that."""
+    """The tokenizer as `transformers` loads it, with its end token for padding if it has no padding token."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)

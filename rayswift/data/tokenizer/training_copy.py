@@ -1,4 +1,4 @@
-"""The tokenizer that a run trains with: a copy of the model's, with the run's chat template and new special tokens."""
+"""The tokenizer of a run: a copy of the model's, with the run's chat template and new special tokens."""
 
 import hashlib
 import json
@@ -15,29 +15,18 @@ from rayswift.data.tokenizer.loaded import convert, from_hub, write_as_loaded
 from rayswift.log import UserError
 
 _TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),
     "generation_config.json",
 )
 
 
 def model_files(model: ModelConfig) -> Path:
-    """The model's folder, or one with what the hub has of it beside weights.
-
-    Raises:
-        UserError: it cannot be had.
-    """
+    """The model's folder, or a download of its files without weights."""
     return Path(model.path) if Path(model.path).is_dir() else from_hub(model.path, model.revision)
 
 
 def prepare_tokenizer(model: ModelConfig, folder: Path, kind: RowKind = CAUSAL) -> Path:
-    """Copy (or convert) the model's tokenizer to `folder`, with the chat template that is trained on such rows.
-
-    Raises:
-        UserError: the model has no tokenizer, or the template file cannot be read.
-    """
+    """Copy (or convert) the model's tokenizer to `folder`, with the chat template for rows of this kind."""
     folder.mkdir(parents=True, exist_ok=True)
     source = model_files(model)
     if (source / "tokenizer.json").exists():
@@ -60,18 +49,16 @@ def prepare_tokenizer(model: ModelConfig, folder: Path, kind: RowKind = CAUSAL) 
     if kind.lowers:
         _lower(folder / "tokenizer.json")
     if model.new_special_tokens:
-        _add_special_tokens(folder / "tokenizer.json", special_tokens(model.new_special_tokens))
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.add_special_tokens(special_tokens(model.new_special_tokens))
+        tokenizer.save(str(folder / "tokenizer.json"))
     else:
         _check_rows(source / "config.json", folder / "tokenizer.json")
     return folder
 
 
 def _check_rows(config: Path, tokenizer: Path) -> None:
-    """Each token needs a row of the embedding; new tokens come with theirs.
-
-    Raises:
-        UserError: some have none.
-    """
+    """Raise if a token has no row in the embedding; new special tokens extend it."""
     if not config.exists():
         return
     architecture = json.loads(config.read_text(encoding="utf-8"))
@@ -89,7 +76,7 @@ def _check_rows(config: Path, tokenizer: Path) -> None:
 
 
 def _lower(file: Path) -> None:
-    """Have the tokenizer lower-case texts first, as sentence-transformers' `do_lower_case` does."""
+    """Make the tokenizer lower-case texts, as `do_lower_case` of sentence-transformers does."""
     tokenizer = Tokenizer.from_file(str(file))
     if tokenizer.encode("A").tokens != tokenizer.encode("a").tokens:
         own = [tokenizer.normalizer] if tokenizer.normalizer else []
@@ -113,11 +100,7 @@ def _write_pair_template(folder: Path, kind: RowKind) -> None:
 
 
 def special_tokens(given: list[str]) -> list[str]:
-    """The tokens themselves: those of a .txt file are its lines.
-
-    Raises:
-        UserError: such a file cannot be read.
-    """
+    """The tokens; a .txt file stands for its lines."""
     found: list[str] = []
     for word in given:
         try:
@@ -126,12 +109,6 @@ def special_tokens(given: list[str]) -> list[str]:
             raise UserError(f"model.new_special_tokens: {word}: {error}") from error
         found += [line.strip() for line in lines if line.strip()]
     return found
-
-
-def _add_special_tokens(file: Path, tokens: list[str]) -> None:
-    tokenizer = Tokenizer.from_file(str(file))
-    tokenizer.add_special_tokens(tokens)
-    tokenizer.save(str(file))
 
 
 def hash_files(folder: Path) -> str:

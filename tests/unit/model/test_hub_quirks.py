@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rayswift.config.load import load
 from rayswift.config.model import ModelConfig
-from rayswift.data.tokenizer.default_system import default_system
+from rayswift.data.encode.template import default_system
 from rayswift.data.tokenizer.folder import read_chat_template
 from rayswift.data.tokenizer.loaded import load_with_padding
 from rayswift.data.tokenizer.training_copy import prepare_tokenizer

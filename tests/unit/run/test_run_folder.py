@@ -357,7 +357,7 @@ def test_the_fingerprint_sees_the_model(tmp_path: Path) -> None:
 def agreed(run_dir: Path, resume: str) -> Path | None:
     """The checkpoint that a worker continues after the driver has opened the run."""
     from rayswift.cluster.layout import lay_out
-    from rayswift.data.feed.client import LocalFeed
+    from rayswift.data.feed.client import FeedClient
     from rayswift.data.feed.feed import Feed
     from rayswift.data.sequence.global_batches import FeedPlan
     from rayswift.train.clock import Clock
@@ -370,7 +370,7 @@ def agreed(run_dir: Path, resume: str) -> Path | None:
     resume_from = opened.saved.path if opened else None
     spec = RunSpec(config, lay_out(config.cluster), run_dir, run_dir, plan, Clock(0), resume_from, run_dir)
     feed = Feed(None, None, plan, str(run_dir), None)  # type: ignore[arg-type]
-    found, _ = agree_on_checkpoint(spec, Worker(0, 1, LocalFeed(feed, 1)))
+    found, _ = agree_on_checkpoint(spec, Worker(0, 1, FeedClient(feed, 1)))
     return found.saved.path if found else None
 
 

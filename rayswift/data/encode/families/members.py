@@ -1,9 +1,9 @@
-"""Rows of tasks whose loss compares whole texts: the texts of a row, its members, in a fixed order; pure.
+"""Rows of tasks whose loss compares whole texts; pure.
 
-A row of a batch is one raw row's members end to end: chosen and rejected for preferences. A raw row with several
-rejected answers makes several such rows, each against the same chosen one. A classified text is its row's
-only member, and so is a conversation whose answer is wanted or not; its partner comes from its global batch (see
-`kl_partners`). A row for an embedding or a reranker holds all texts of its raw row.
+The members of a row are its sequences, in a fixed order. A preference row has two, chosen and rejected; a raw row with
+several rejected answers makes several such rows with the same chosen answer. A classification row and a KTO row have
+one; the KTO row's mismatched completion comes from its global batch. An embedding or reranker row has all texts of its
+raw row.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from rayswift.data.rows import BadRow, Conversation, KtoRow, MessageLoss, Prefer
 
 
 class MemberEncoder(Encoder):
-    """Encodes rows whose members must all be there: one document each, never split, none without a trained token."""
+    """Encodes rows that need all their members: one document each, not split, and with a trained token."""
 
     def _may_cut(self, whole: bool) -> bool:
         return self.config.truncation in ("left", "right")
@@ -27,15 +27,11 @@ class MemberEncoder(Encoder):
             return BadRow("no trainable token", "a member of the row has no trained token within data.max_length")
         rows = [replace(row, numbers=document.numbers) for document, (row,) in zip(made, fitted, strict=True)]
         cut = any(row.cut for row in rows)
-        # The first stands for the raw row in the accounting.
+        # The first member stands for the raw row in the accounting.
         return [replace(row, cut=cut and position == 0) for position, row in enumerate(rows)]
 
     def _judged(self, row: Conversation, loss_on: LossOn) -> Document:
-        """A conversation as one text, of which a loss judges the turns that `loss_on` names.
-
-        Raises:
-            BadRow: a message has a weight, or no text holds all of these turns.
-        """
+        """A conversation as one text, with the turns of `loss_on` trained."""
         if any(loss.weight != 1 for loss in row.losses):
             raise BadRow("bad loss", f"{self.config.family} rows count whole answers: messages take no loss_scale")
         marking = replace(self._marking, loss_on=loss_on)
@@ -53,10 +49,10 @@ class MemberEncoder(Encoder):
 
 
 class PreferenceEncoder(MemberEncoder):
-    """Encodes preferences: trained is what follows the common beginning of the two conversations."""
+    """Encodes preference rows; the messages that both conversations begin with are not trained."""
 
     def documents(self, row: Row) -> list[Document]:
-        """Chosen and rejected, chosen and the next rejected, ...; see `Encoder.documents`."""
+        """Chosen and rejected, chosen and the next rejected, and so on."""
         sample = parse_row(row, "preference", self.config.columns, self.config.system)
         assert isinstance(sample, PreferenceRow)
         numbers = () if sample.margin is None else (("margin", sample.margin),)
@@ -71,7 +67,7 @@ class PreferenceEncoder(MemberEncoder):
         return made
 
     def _answer(self, member: Conversation, begin: int) -> Document:
-        """A conversation of which the assistant's turns from message `begin` on are trained."""
+        """A conversation with the assistant's turns from message `begin` on trained."""
         losses = [loss if i >= begin else MessageLoss(False) for i, loss in enumerate(member.losses)]
         return self._judged(replace(member, losses=tuple(losses)), self.config.loss_on)
 
@@ -85,10 +81,10 @@ class PreferenceEncoder(MemberEncoder):
 
 
 class KtoEncoder(MemberEncoder):
-    """Encodes conversations whose last answer, which alone is trained, is wanted or not: `label` is 1 or 0."""
+    """Encodes conversations with a number `label`, 1 or 0; only the last answer is trained."""
 
     def documents(self, row: Row) -> list[Document]:
-        """The conversation, or the two of a pair; see `Encoder.documents`."""
+        """The conversation, or the two conversations of a pair."""
         sample = parse_row(row, "kto", self.config.columns, self.config.system)
         assert isinstance(sample, KtoRow)
         return [

@@ -1,9 +1,9 @@
-"""Rows of tasks that sample completions: a conversation that awaits an answer -> its tokens, and its record; pure.
+"""Rows of tasks that sample completions: a conversation without an answer -> its tokens and its record; pure.
 
-A prompt is rendered with the opening of the assistant's turn behind it, as it is served. The record is the JSON object
-`{"messages": [...], "columns": {...}}` that rewards are told: the conversation, and the row's other columns, among
-them as `answer` the answer that the row had behind it, unless a column has that name. Beside them there may be tokens
-for a teacher, see `distillation`.
+A prompt is rendered with the generation prompt. The record is the JSON object `{"messages": [...], "columns": {...}}`
+that rewards receive: the conversation and the row's other columns. An answer at the end of the row's conversation is
+the column `answer`, unless the row has a column of that name. Tokens for a teacher may stand beside them: see
+`distillation`.
 """
 
 import datetime
@@ -23,10 +23,10 @@ from rayswift.data.rows import BadRow, Conversation, Message, PromptRow, Row, pa
 
 
 class PromptEncoder(Encoder):
-    """Encodes prompts: one document each, of which nothing is trained; `max_length` is that of a prompt."""
+    """Encodes prompts: one document each, not trained; `max_length` is that of a prompt."""
 
     def documents(self, row: Row) -> list[Document]:
-        """The prompt with the opening of the answer, or its contents alone; see `Encoder.documents`."""
+        """The prompt with the generation prompt, or without a chat template its contents."""
         sample = parse_row(row, "prompt", self.config.columns, self.config.system)
         assert isinstance(sample, PromptRow)
         answer = {} if sample.answer is None else {"answer": sample.answer}
@@ -52,7 +52,7 @@ class PromptEncoder(Encoder):
         )
 
     def _may_cut(self, whole: bool) -> bool:
-        # Its end is the question's, and the opening of the answer.
+        # The end holds the question and the generation prompt.
         return self.config.truncation == "left"
 
     def _too_long(self, num_tokens: str) -> TooLong:
@@ -94,11 +94,7 @@ class PromptEncoder(Encoder):
 
 
 def _record(messages: Sequence[Message], columns: Mapping[str, Any]) -> str:
-    """The record of a prompt.
-
-    Raises:
-        BadRow: a column holds what JSON has no form for.
-    """
+    """The record of a prompt."""
     plain = {}
     for name, value in columns.items():
         try:
@@ -109,7 +105,7 @@ def _record(messages: Sequence[Message], columns: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What Parquet has beyond JSON, as text or lists."""
+    """A value of Parquet that JSON does not have, as text or list."""
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, decimal.Decimal):

@@ -1,8 +1,8 @@
-"""The chat template of a reranker: renders a message of role `query` and one of role `document`; pure.
+"""The chat template of a reranker, which renders a message of role `query` and one of role `document`; pure.
 
-`CrossEncoder` gives a pair to the chat template under these two roles. Few templates know them, so what a run trains
-and saves is the model's own template behind a head that turns the pair into messages it knows: a question and its
-answer, or (task generative_reranker) a question whether the document fits, as Qwen3-Reranker puts it.
+`CrossEncoder` passes a pair to the chat template in these roles, which few templates know. So a run trains and saves
+the model's template with a head that turns the pair into messages: a question and its answer, or for task
+generative_reranker the question of Qwen3-Reranker whether the document fits.
 """
 
 import re
@@ -36,12 +36,10 @@ _QUESTION = """\
 
 
 def for_pairs(source: str, answers: tuple[str, str] | None) -> str:
-    """A chat template that renders a query and a document.
+    """A chat template for pairs, from the model's own, which is returned if it knows both roles.
 
-    Args:
-        source: The model's own; kept as it is if it knows both roles.
-        answers: What a generative reranker answers to a document that fits, and to one that does not; None: the
-            document is rendered as the answer to the query.
+    answers: a generative reranker's answers for a document that fits and for one that does not; None: the document is
+    rendered as the answer to the query.
     """
     if _ROLES.match(source):
         return source

@@ -14,25 +14,22 @@ from rayswift.data.rows import BadRow, Conversation, RerankerRow, Row, parse_row
 
 
 class RerankerEncoder(TextEncoder):
-    """Encodes a query with each of its documents, positives first; `label` 1 or 0 for each.
+    """Encodes a query with each of its documents, positives first, each with a number `label`, 1 or 0.
 
-    The last message of the query and a document are rendered as messages of roles `query` and `document`, as a
-    `CrossEncoder` does; see `reranker_template`. Without a chat template they are what the tokenizer makes of the two
-    texts; `second` is where the document begins, if it has a token type of its own.
+    The chat template renders the query's last message in role `query` and the document in role `document`, as for a
+    `CrossEncoder`. Without a chat template the tokenizer joins the two texts; the number `second` is the first token of
+    the document, if it has a token type of its own.
     """
 
     def _may_cut(self, whole: bool) -> bool:
         return not self.config.answers and super()._may_cut(whole)
 
     def _excerpts(self, text: str) -> list[tuple[int, str]]:
-        # Which of two texts is the longer one, and loses tokens first, only whole texts tell.
+        # The longer of two texts loses tokens first, so both are tokenised as a whole.
         return super()._excerpts(text) if self.config.use_chat_template else [(0, text)]
 
     def documents(self, row: Row) -> list[Document]:
-        """Query and positive, query and next positive, ..., query and negative, ...; see `Encoder.documents`.
-
-        Without a chat template the query, then the documents.
-        """
+        """The query with each positive, then with each negative; without a chat template the query, then each text."""
         sample = parse_row(row, "reranker", self.config.columns, self.config.system)
         assert isinstance(sample, RerankerRow)
         if self.config.loss == "listwise" and not (sample.positives and sample.negatives):
@@ -51,7 +48,7 @@ class RerankerEncoder(TextEncoder):
         return made
 
     def _judged_by(self, query: Conversation, member: Conversation) -> Document:
-        """A document, with its query if the chat template renders both."""
+        """A document, together with its query if the chat template renders both."""
         content = member.messages[0]["content"]
         if not self.config.use_chat_template:
             return replace(self._text(member), framed=False)
@@ -63,7 +60,7 @@ class RerankerEncoder(TextEncoder):
         tools = list(query.tools) if query.tools else None
         text = self.template.render(pair, tools, bool(self.config.answers), query.template_kwargs)
         self._refuse(text, True, 1)
-        return self._with_tail(Document(text, (Span(0, len(text)),)), content)
+        return self._with_closing(Document(text, (Span(0, len(text)),)), content)
 
     def _all_fitted(self, made: Sequence[Document], tokens: Iterator[EncodedRow]) -> list[EncodedRow] | BadRow:
         if self.config.use_chat_template:

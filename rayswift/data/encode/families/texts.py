@@ -1,4 +1,4 @@
-"""Texts that are read as a whole: classified, or embedded; pure."""
+"""Texts for classification and embedding; pure."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,21 +16,17 @@ _WHOLE = Marking("all")
 
 
 class TextEncoder(MemberEncoder):
-    """Encodes texts that are read as a whole, where nothing predicts a token.
+    """Encodes texts for models that predict no tokens.
 
-    A text is what the tokenizer makes of it, [CLS] and [SEP] or BOS around it; or a conversation as the chat template
-    renders it, which writes these itself. A cut leaves both: what is around a text, and what the template writes behind
-    its last content, where the last token's state is read.
+    A text gets the tokenizer's frame, such as [CLS] and [SEP]; or the chat template renders it and writes such tokens
+    itself. A text that is cut keeps the frame and what the template writes after the last content, because the model
+    reads the state of the last token.
     """
 
     def _text(self, member: Conversation) -> Document:
-        """One text.
-
-        Raises:
-            BadRow: it is empty.
-        """
+        """The document of one text."""
         if self.config.use_chat_template:
-            document = self._with_tail(Document(self._rendered(member), ()), member.messages[-1]["content"])
+            document = self._with_closing(Document(self._rendered(member), ()), member.messages[-1]["content"])
         else:
             document = joined(member, _WHOLE, "")
         if not document.text:
@@ -39,47 +35,43 @@ class TextEncoder(MemberEncoder):
         return replace(document, spans=(Span(0, len(document.text)),))
 
     @staticmethod
-    def _with_tail(document: Document, content: str) -> Document:
-        """A rendered text that knows what the template writes behind its last content."""
+    def _with_closing(document: Document, content: str) -> Document:
+        """The document with what the template writes after its last content."""
         at = document.text.rfind(content.rstrip())
-        return replace(document, tail=document.text[at + len(content.rstrip()) :] if at >= 0 else "")
+        return replace(document, closing=document.text[at + len(content.rstrip()) :] if at >= 0 else "")
 
     def _fitted(self, document: Document, row: EncodedRow) -> list[EncodedRow]:
         row, limit = replace(row, trained=np.ones(len(row.trained), np.bool_)), self.config.max_length
         if len(row.input_ids) <= limit:
             return [row] if len(row.input_ids) else []
         before = len(self._frame.before) if document.framed else 0
-        tail = self._frame.behind if document.framed else self._tail(document)
-        if not self._may_cut(True) or limit <= before + len(tail):
+        closing = self._frame.behind if document.framed else self._closing(document)
+        if not self._may_cut(True) or limit <= before + len(closing):
             raise self._too_long(str(len(row.input_ids)))
-        # Of a text that is not whole, what is behind it need not be there.
-        end = len(row.input_ids) - (len(tail) if document.framed else 0)
-        (inside,) = kept(end - before, limit - before - len(tail), self.config.truncation)
-        ids = np.concatenate([row.input_ids[:before], row.input_ids[before:end][inside], np.asarray(tail, np.int32)])
+        # A rendered text of which only an excerpt was tokenised may lack its closing tokens.
+        end = len(row.input_ids) - (len(closing) if document.framed else 0)
+        (inside,) = kept(end - before, limit - before - len(closing), self.config.truncation)
+        ids = np.concatenate([row.input_ids[:before], row.input_ids[before:end][inside], np.asarray(closing, np.int32)])
         return [EncodedRow(ids, np.ones(len(ids), np.bool_), cut=True)]
 
-    def _tail(self, document: Document) -> tuple[int, ...]:
-        """Tokens to keep of the end of a rendered text that loses its right end; as sentence-transformers does it."""
-        if self.config.truncation != "right" or not document.tail:
+    def _closing(self, document: Document) -> tuple[int, ...]:
+        """The closing tokens of a rendered text that is cut at its right end; as in sentence-transformers."""
+        if self.config.truncation != "right" or not document.closing:
             return ()
-        return tuple(self._tokenizer.encode(document.tail, add_special_tokens=False).ids)
+        return tuple(self._tokenizer.encode(document.closing, add_special_tokens=False).ids)
 
 
 class ClassificationEncoder(TextEncoder):
-    """Encodes texts with a class, classes or values: `class` for one class, else `value` for each output."""
+    """Encodes texts with their labels as numbers: `class` for one class, else `value` for each output."""
 
     def documents(self, row: Row) -> list[Document]:
-        """The one text; see `TextEncoder`."""
+        """The text with its label."""
         sample = parse_row(row, "classification", self.config.columns, self.config.system)
         assert isinstance(sample, ClassificationRow)
         return [replace(self._text(sample.conversation), numbers=self._label(sample.label))]
 
     def _numbers(self, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Labels with the number of a class for its name.
-
-        Raises:
-            BadRow: it is the name of none.
-        """
+        """Labels with names of classes replaced by their numbers."""
         names = self.config.label_names
         for one in given:
             if isinstance(one, str) and one not in names:
@@ -88,11 +80,7 @@ class ClassificationEncoder(TextEncoder):
         return tuple(names.index(one) if isinstance(one, str) else one for one in given)
 
     def _label(self, label: Any) -> Numbers:
-        """The label as its loss takes it.
-
-        Raises:
-            BadRow: it is none of the model's.
-        """
+        """The label as numbers for the loss."""
         given = self._numbers(label if isinstance(label, tuple) else (label,))
         num_labels, kind = self.config.num_labels or 1, self.config.problem_type
         if kind == _MULTI and _are_marks(given, num_labels):
@@ -115,34 +103,34 @@ class ClassificationEncoder(TextEncoder):
 
 
 def _are_marks(given: tuple[Any, ...], num_labels: int) -> bool:
-    """Whether a label has a mark, 0 or 1, for each class; of two classes, [0, 1] may as well be their numbers."""
+    """Whether a label is a mark, 0 or 1, for each class. With two classes, [0, 1] could also be class numbers."""
     if len(given) != num_labels or not all(one in (0, 1) for one in given):
         return False
     return num_labels > 2 or any(isinstance(one, float) for one in given)
 
 
 class EmbeddingEncoder(TextEncoder):
-    """Encodes an anchor, its positive and its negatives, each a text of its own; the row's `label` where its loss has
-    one. A text is what a `SentenceTransformer` makes of it."""
+    """Encodes an anchor, its positive and its negatives, each as a text, as a `SentenceTransformer` does; the number
+    `label` is the similarity, for losses that take one."""
 
     def documents(self, row: Row) -> list[Document]:
-        """Anchor, positive, negatives; see `Encoder.documents`."""
+        """Anchor, positive, negatives."""
         sample = parse_row(row, "embedding", self.config.columns, self.config.system)
         assert isinstance(sample, EmbeddingRow)
         if len(sample.positives) != 1:
-            raise BadRow("several positives", f"{len(sample.positives)} where one is asked; make a row of each")
+            raise BadRow("several positives", f"{len(sample.positives)} where one is expected; make a row of each")
         numbers = _similarity(sample, self.config.loss or "infonce")
         anchor, config = sample.anchor, self.config
         first = anchor.messages[0]
         if not config.pools_prompt and first["role"] == "system" and first["content"] != config.system:
-            raise BadRow("prompt of its own", "the model pools all but its prompt, and knows none but its own")
+            raise BadRow("prompt of its own", "the model pools without its own prompt, so rows cannot bring another")
         documents = [_prompted(member, config.document_prompt) for member in (*sample.positives, *sample.negatives)]
         made = [self._text(member) for member in (anchor, *documents)]
         return [replace(made[0], numbers=numbers), *made[1:]]
 
 
 def _prompted(member: Conversation, prompt: str) -> Conversation:
-    """A text with a prompt before it."""
+    """A text with a prompt before it, unless it has a system message."""
     if not prompt or member.messages[0]["role"] == "system":
         return member
     messages = ({"role": "system", "content": prompt}, *member.messages)
@@ -150,15 +138,11 @@ def _prompted(member: Conversation, prompt: str) -> Conversation:
 
 
 def _similarity(sample: EmbeddingRow, loss: str) -> Numbers:
-    """The label as the loss takes it.
-
-    Raises:
-        BadRow: the loss wants another, or takes no negatives.
-    """
+    """The label as numbers for the loss."""
     label = sample.label
     if loss == "infonce":
         if label not in (None, 1.0):
-            raise BadRow("bad label", f"label is {label}; infonce takes every positive as one: leave such rows out")
+            raise BadRow("bad label", f"label is {label}; infonce takes only label 1; leave other rows out")
         return ()
     if sample.negatives:
         raise BadRow("negatives", f"{loss} takes pairs with a label; make a row of each negative")

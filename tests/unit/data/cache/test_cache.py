@@ -247,7 +247,7 @@ def test_an_interrupted_encoding_goes_on(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         cache_folder.write(tmp_path / "cache", {"train": train}, made_from, 1, 1.0, interrupted)
     (tmp_path / "cache" / "train" / "part-00009.parquet.7.partial").write_bytes(b"half")
-    with pytest.raises(UserError, match="not finished: encode it again"):
+    with pytest.raises(UserError, match="incomplete: encode it again"):
         opened(data, tmp_path / "cache")
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache" / "train").glob("*.parquet")}
     assert encode(data, tmp_path / "cache")

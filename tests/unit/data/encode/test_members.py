@@ -15,7 +15,7 @@ from rayswift.data.encode.config import EncodeConfig
 from rayswift.data.encode.encoder import EncodedRow, TooLong
 from rayswift.data.encode.encoders import encoder_of
 from rayswift.data.rows import BadRow
-from rayswift.data.sequence.global_batches import TAIL
+from rayswift.data.sequence.global_batches import REMAINDER
 from rayswift.data.sequence.windows import PackedRow, RowSet, WindowPlan
 from rayswift.data.sources import open_sources
 from rayswift.log import UserError
@@ -124,7 +124,7 @@ def test_every_row_is_trained_left_out_or_tail(
 ) -> None:
     """Epochs follow each other without a gap; only what the last leaves is tail, fewer pairs than a batch."""
     windows = plan(tmp_path_factory.mktemp("m"), kinds, window_rows)
-    feed = feed_plan(windows, global_batch, num_epochs=num_epochs, drops_tail=True)
+    feed = feed_plan(windows, global_batch, num_epochs=num_epochs, drops_remainder=True)
     num_pairs = num_epochs * (kinds.count("g") + 2 * kinds.count("m"))
     if num_pairs < global_batch:
         with pytest.raises(UserError, match="fewer than one global batch" if num_pairs else "no row is left"):
@@ -139,8 +139,8 @@ def test_every_row_is_trained_left_out_or_tail(
     assert last.epochs == num_epochs
     counts = Counter(last.position.counts)
     assert counts.total() == num_epochs * len(kinds)
-    assert counts[TAIL] <= num_pairs % global_batch
-    assert counts["trained"] + counts[TAIL] == num_epochs * (kinds.count("g") + kinds.count("m"))
+    assert counts[REMAINDER] <= num_pairs % global_batch
+    assert counts["trained"] + counts[REMAINDER] == num_epochs * (kinds.count("g") + kinds.count("m"))
 
 
 def test_a_batch_holds_all_chosen_then_all_rejected() -> None:

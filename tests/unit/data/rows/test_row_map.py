@@ -109,7 +109,7 @@ def test_what_it_gives_is_trained_and_what_it_leaves_has_its_reason(tmp_path: Pa
     rows = {row.id.rpartition("rows.jsonl:")[2]: row for row in made.quarantined}
     assert set(rows) == {"4.2", "8", "9"}
     assert rows["4.2"].reason == "no known columns" and json.loads(rows["4.2"].row) == {"wrong": 3}
-    assert rows["8"].detail == "it gave int, wanted a row, a list of rows, None, or None with a reason"
+    assert rows["8"].detail == "it returned int, expected a row, a list of rows, None, or None with a reason"
     assert rows["9"].detail == "ValueError: number 8 is bad (rows.py:20)"
     assert json.loads(rows["9"].row) == {"text": "row 8", "kind": "raises", "number": 8}
     assert {row_id for row in made.rows for row_id in row.ids} >= {
@@ -221,7 +221,7 @@ def test_a_source_s_own_settings_are_part_of_the_fingerprint(tmp_path: Path) -> 
     own = DataConfig(dataset=[SourceConfig(path=str(tmp_path / "one.jsonl"), system="s")])
     (line,) = fingerprint.take(plain, TINY, 1).differences(fingerprint.take(own, TINY, 1))
     assert line == f"data.dataset: system of {tmp_path / 'one.jsonl'}: was None, is 's'"
-    saved = json.loads(json.dumps(fingerprint.take(own, TINY, 1).to_json()))
+    saved = json.loads(json.dumps(asdict(fingerprint.take(own, TINY, 1))))
     assert fingerprint.Fingerprint.from_json(saved).differences(fingerprint.take(own, TINY, 1)) == []
 
 

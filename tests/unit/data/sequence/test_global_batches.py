@@ -181,8 +181,8 @@ def test_bad_rows_stop_a_run_as_soon_as_they_are_too_many_for_all_its_rows(tmp_p
     assert caught.value.exit_code == 1
     first, *rest = str(caught.value).splitlines()
     assert first == (
-        "10 of 20 rows are bad, more than data.max_bad_fraction = 0.09 allows of 100 in all; mend them, see "
-        "data/quarantine.jsonl in the run folder, or go on without them: --data.max_bad_fraction 0.5"
+        "10 of 20 rows are bad, more than data.max_bad_fraction = 0.09 allows of 100 in all; correct them, see "
+        "data/quarantine.jsonl in the run folder, or leave them out: --data.max_bad_fraction 0.5"
     )
     assert rest[0].split() == ["rows", "seen", "20"]
 

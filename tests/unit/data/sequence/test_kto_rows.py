@@ -15,7 +15,7 @@ from rayswift.data.encode.encoders import encoder_of
 from rayswift.data.feed.feed import Feed
 from rayswift.data.rows import BadRow, kto_remarks
 from rayswift.data.sequence.global_batches import FeedPlan, Position
-from rayswift.data.sequence.kl_partners import with_partners
+from rayswift.data.sequence.mismatched_completions import with_mismatched_completions
 from rayswift.data.sequence.windows import PackedRow, Window
 from tests.support.streams import TINY
 
@@ -70,7 +70,7 @@ def test_a_pair_is_two_rows_with_labels(pair: dict[str, Any]) -> None:
         ([ROW | {"label": "False"}], ["all of the first 1 labels are false"]),
         (
             [{"prompt": "2+2", "chosen": "4", "rejected": "5"}, ROW],
-            ["pairs of a chosen and a rejected answer, as 1 of"],
+            ["1 of the first rows are pairs of a chosen and a rejected answer"],
         ),
     ],
 )
@@ -96,7 +96,7 @@ def test_the_answer_of_its_own_pair_is_no_partner(pairs: str, partners: list[int
         PackedRow(np.array([9, i], np.int32), np.array([False, True]), (2,), 1, ids=(f"rows:{pair}",))
         for i, pair in enumerate(pairs)
     ]
-    assert [int(row.input_ids[-1]) for row in with_partners(rows, 8)] == partners
+    assert [int(row.input_ids[-1]) for row in with_mismatched_completions(rows, 8)] == partners
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ ROWS = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max
 def test_a_batch_holds_the_same_answers_behind_other_prompts(sizes: list[tuple[int, int]], max_length: int) -> None:
     rows = [row(number, *size) for number, size in enumerate(sizes, 1)]
     seen = []
-    for i, (before, after) in enumerate(zip(rows, with_partners(rows, max_length), strict=True)):
+    for i, (before, after) in enumerate(zip(rows, with_mismatched_completions(rows, max_length), strict=True)):
         own, length = len(before.input_ids), after.lengths[1]
         assert after.lengths == (own, length)
         assert after.input_ids[:own].tobytes() == before.input_ids.tobytes()
@@ -177,7 +177,7 @@ def served(feed: Feed, start: Position, size: int, steps: int) -> list[list[byte
 
 def test_partners_are_the_same_for_any_number_of_workers_and_after_a_resume(tmp_path: Path) -> None:
     rows = [row(number, number % 4 + 1, number % 3 + 1) for number in range(1, 24)]
-    plan = FeedPlan(5, 23, 6, 3, 12, 1.0, True, partner_length=16)
+    plan = FeedPlan(5, 23, 6, 3, 12, 1.0, True, mismatched_length=16)
     windows = Given(rows, 6)
 
     def feed() -> Feed:
@@ -210,7 +210,7 @@ def test_a_batch_of_judged_answers() -> None:
         "completion_mask": [[0, 1, 1], [0, 1, 0]],
         "label": [False, True],
     }
-    paired = {k: v.tolist() for k, v in kto_batch(with_partners(pair, 8), 0, "rows").items()}
+    paired = {k: v.tolist() for k, v in kto_batch(with_mismatched_completions(pair, 8), 0, "rows").items()}
     assert paired == alone | {
         "KL_input_ids": [[10, 21, 0], [20, 11, 11]],
         "KL_attention_mask": [[1, 1, 0], [1, 1, 1]],

@@ -16,7 +16,7 @@ from rayswift.data.cache import folder as cache_folder
 from rayswift.data.encode.config import EncodeConfig
 from rayswift.data.encode.encoders import encoder_of
 from rayswift.data.inspect.inspection import inspect
-from rayswift.data.sequence.global_batches import TAIL, FeedPlan, Position
+from rayswift.data.sequence.global_batches import REMAINDER, FeedPlan, Position
 from rayswift.data.sequence.windows import TRAINED
 from rayswift.run.accounting import Vanishing
 from tests.support.chat_templates import CHATML, Family, write_tokenizer
@@ -27,7 +27,7 @@ PLAN = FeedPlan(8, 1000, 100, 3, -1, 0.01)
 
 
 def position(window: int, row: int = 0, epoch: int = 0, **counts: int) -> Position:
-    names = {"long": "filtered: longer than data.max_length", "bad": "quarantined: no messages", "tail": TAIL}
+    names = {"long": "filtered: longer than data.max_length", "bad": "quarantined: no messages", "tail": REMAINDER}
     return Position(1, epoch, window, row, {names.get(k, TRAINED): v for k, v in counts.items()})
 
 

@@ -94,7 +94,7 @@ def test_a_few_lines_that_are_no_utf_8_cost_their_rows_alone(tmp_path: Path) -> 
         (
             "x.jsonl",
             gzip.compress(LINES.encode(), mtime=0),
-            "is gzip, whatever it is called; rename it so that it ends in .gz",
+            "is gzip, whatever its name says; rename it so that it ends in .gz",
         ),
         ("x.csv", b"PK\x03\x04....", "is a zip archive (as Excel's files are)"),
         ("x.json", b"PAR1....", "is Parquet"),

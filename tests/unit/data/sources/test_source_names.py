@@ -168,7 +168,7 @@ def test_what_is_left_of_a_folder_is_said(tmp_path: Path, caplog: pytest.LogCapt
     with caplog.at_level("INFO", logger="rayswift"):
         open_sources([str(tmp_path / "set")], tmp_path / "w")
     base = tmp_path / "set"
-    assert caplog.messages == [f"{base}: split train, 1 files; left out are 2: {base}/LICENSE.txt, {base}/test.jsonl"]
+    assert caplog.messages == [f"{base}: split train, 1 files; 2 are left out: {base}/LICENSE.txt, {base}/test.jsonl"]
 
 
 def test_an_error_names_the_list_that_holds_the_source(tmp_path: Path) -> None:
@@ -355,7 +355,7 @@ def test_weights_of_sources() -> None:
     assert weights_of(given, {}) == (0.25, 3)
     assert weights_of(["a.jsonl", "b.jsonl"], {}) is None
     assert weights_of(["a.jsonl", SourceConfig(path="b.jsonl#4")], {"a": 1, "b": 2}) == (1, 2)
-    with pytest.raises(UserError, match=r"c\.jsonl has no weight, and others have"):
+    with pytest.raises(UserError, match=r"c\.jsonl has no weight, but others have"):
         weights_of([*given, "c.jsonl"], {})
     with pytest.raises(UserError, match="both say how sources are mixed"):
         weights_of(given, {"a": 1, "b": 1})

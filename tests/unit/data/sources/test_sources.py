@@ -356,7 +356,7 @@ def test_one_bad_element_costs_only_itself(tmp_path: Path, monkeypatch: pytest.M
         ('[{"a": 1}', "it ends inside a value"),
         ('[{"a": "1}]', "it ends inside a value"),
         ('[{"a": 1}] [2]', "text follows its array"),
-        ('[{"a": 1}]]', "closes a bracket that none opened"),
+        ('[{"a": 1}]]', "closes a bracket that is not open"),
         ("[]", "holds no row"),
         ("[\n \n]\n", "holds no row"),
     ],
@@ -488,7 +488,7 @@ def test_a_local_folder_laid_out_like_a_hub_data_set(tmp_path: Path, monkeypatch
 def test_a_hub_id_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "could not be had from the hub" in refusal("org/no-such-set", tmp_path)
+    assert "cannot be downloaded from the hub" in refusal("org/no-such-set", tmp_path)
 
 
 # ---- samples and held-out rows ----

@@ -1,9 +1,8 @@
-"""The mismatched answers that KTO measures its KL term on; pure.
+"""The mismatched completions for KTO's KL term; pure.
 
-KTO estimates how far the model has moved by answers that belong to other prompts (Ethayarajh et al., "KTO: Model
-Alignment as Prospect Theoretic Optimization", 2024, section 4.1): over a batch the same answers, each behind another
-prompt. The batch is the global one, so the pairs depend on the sequence of rows alone, never on workers, micro-batches
-or where a run was continued.
+KTO estimates the KL divergence with completions of other prompts: the completions of a batch, each after another prompt
+(Ethayarajh et al., "KTO: Model Alignment as Prospect Theoretic Optimization", 2024, section 4.1). The batch is the
+global one, so the pairs depend only on the sequence of rows, not on workers, micro-batches or resumes.
 """
 
 from collections.abc import Sequence
@@ -14,14 +13,11 @@ import numpy as np
 from rayswift.data.sequence.windows import PackedRow
 
 
-def with_partners(rows: Sequence[PackedRow], max_length: int) -> tuple[PackedRow, ...]:
-    """Each row with a second member: its prompt, and the answer of the row before it (the first: of the last).
+def with_mismatched_completions(rows: Sequence[PackedRow], max_length: int) -> tuple[PackedRow, ...]:
+    """Each row with a second sequence: its prompt, and the completion of the row before it (for the first: the last).
 
-    Where two rows are of one raw row, a pair, it is the answer so many rows before it that no row meets its own pair.
-
-    Args:
-        rows: Of one member each; a prompt ends where the first trained token stands.
-        max_length: Tokens of the second member; a longer one loses its end.
+    If rows are pairs from one raw row, the completion comes from a row further before, so that it is of another pair. A
+    row's prompt ends before its first trained token; a second sequence longer than `max_length` is cut at its end.
     """
     begins = [int(row.trained.argmax()) for row in rows]
     shift = _shift([row.ids[:1] for row in rows])
@@ -44,7 +40,7 @@ def with_partners(rows: Sequence[PackedRow], max_length: int) -> tuple[PackedRow
 
 
 def _shift(ids: Sequence[tuple[str, ...]]) -> int:
-    """The least distance at which all rows are of different raw rows, else that at which most are."""
+    """The least distance at which all, or else most, rows are from another raw row."""
     if len(set(ids)) == len(ids):
         return 1
     shifts = range(1, len(ids))
