@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -15,9 +16,9 @@ from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from rayswift.engines.samples import Group
-from tests.policy_runs import TINY, Rounds, make_groups, make_spec, make_trainer, tiny_model
+from tests.policy_runs import TINY, Rounds, make_groups, make_spec, make_trainer, tiny_model, with_answers
 
-__all__ = ["NUM_GENERATIONS", "assert_equal", "make_groups"]
+__all__ = ["NUM_GENERATIONS", "assert_equal", "make_groups", "with_answers"]
 NUM_GENERATIONS = 4
 Gradients = dict[str, torch.Tensor]
 
@@ -34,8 +35,10 @@ class ScriptedGRPO(GRPOTrainer):
     def _generate(self, prompts: Any) -> Any:
         lines = _lines(self.groups)
         prompts, ids = [p.input_ids.tolist() for p, _ in lines], [s.completion.token_ids.tolist() for _, s in lines]
-        logprobs = [s.completion.logprobs.tolist() for _, s in lines]
-        return prompts, ids, None, [""] * len(lines), logprobs, {}, None, None
+        logprobs = [np.nan_to_num(s.completion.logprobs).tolist() for _, s in lines]
+        played = [s.completion.trajectory for _, s in lines]
+        masks = [each.written.astype(int).tolist() for each in played if each is not None] or None
+        return prompts, ids, masks, [""] * len(lines), logprobs, {}, None, None
 
     def _calculate_rewards(self, *args: Any) -> torch.Tensor:
         return torch.tensor([each.rewards for _, each in _lines(self.groups)], device=self.accelerator.device)

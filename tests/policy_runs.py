@@ -1,7 +1,7 @@
 """The policy trainer on rounds that are made up, without Ray: what its tests and benches share."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from rayswift.config.schema import RlhfConfig
 from rayswift.config.tasks import TASKS
 from rayswift.config.tasks import load as task_class
 from rayswift.data.sequence.global_batches import FeedPlan, Position
-from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, Scored, Span
+from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, Scored, Span, Trajectory
 from rayswift.model.load import resolve_dtype
+from rayswift.rollout.episodes.trajectories import checksum
 from rayswift.rollout.rounds import Round, lines_of, make_table, make_tokens, rows_of_ranks
 from rayswift.train.arguments import trainer_arguments
 from rayswift.train.clock import Clock
@@ -94,6 +95,24 @@ def make_groups(
             scored.append(Scored(done, rewards, sum(rewards)))
         groups.append(Group(Prompt(ordinal, f"rows:{ordinal}", 0, ids, (), {}), tuple(scored)))
     return groups
+
+
+def with_answers(groups: Sequence[Group], seed: int = 0) -> list[Group]:
+    """The same groups, parts of whose completions are answers of tools; the last token is the model's."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for group in groups:
+        scored = []
+        for each in group.scored:
+            done = each.completion
+            written = rng.random(len(done.token_ids)) < 0.6
+            written[-1] = True
+            ids = group.prompt.input_ids
+            played = Trajectory(ids, None, written, (), 1, 3, 1, None, "stop", {}, checksum(ids, done.token_ids))
+            logprobs = np.where(written, done.logprobs, np.nan).astype(np.float32)
+            scored.append(replace(each, completion=replace(done, logprobs=logprobs, trajectory=played)))
+        made.append(replace(group, scored=tuple(scored)))
+    return made
 
 
 @dataclass

@@ -26,8 +26,9 @@ class Layout:
 
     num_workers: the most there can be. min_workers: the fewest; None where their number is fixed. min_engines,
     max_engines: vLLM engines of a run that samples; teacher_engines: those of a teacher; engine: what each of them all
-    holds; engine_threads: CPU threads that each computes with where it has no GPU. reward_workers: processes for reward
-    functions, which hold nothing; reward_models: processes of reward models that hold GPUs, reward_model_gpus each.
+    holds; engine_threads: CPU threads that each computes with where it has no GPU. reward_workers, tool_workers:
+    processes for reward functions, and for tools and environments, which hold nothing; reward_models: processes of
+    reward models that hold GPUs, reward_model_gpus each.
     """
 
     num_workers: int
@@ -41,6 +42,7 @@ class Layout:
     engine: dict[str, float] = field(default_factory=dict)
     engine_threads: int = 1
     reward_workers: int = 0
+    tool_workers: int = 0
     reward_models: int = 0
     reward_model_gpus: float = 0.0
 
@@ -183,6 +185,7 @@ def _with_rewards(layout: Layout, rollout: RolloutConfig, num_cpus: float) -> La
     return replace(
         layout,
         reward_workers=workers if rollout.reward_funcs else 0,
+        tool_workers=(rollout.tool_workers or workers) if rollout.has_episodes else 0,
         reward_models=models,
         reward_model_gpus=rollout.reward_model_gpus,
     )

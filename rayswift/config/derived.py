@@ -42,8 +42,11 @@ def max_prompt_length(config: RlhfConfig) -> int:
 
 def max_sequence_length(config: RlhfConfig) -> int:
     """Tokens of the longest prompt and completion together; a completion ends where the engine's window does."""
-    whole = max_prompt_length(config) + config.rollout.max_completion_length
-    return min(whole, config.rollout.max_model_len or whole)
+    rollout = config.rollout
+    whole = max_prompt_length(config) + rollout.max_completion_length
+    if rollout.completion_length_limit_scope == "per_round":
+        whole = max(whole, rollout.max_model_len or config.data.max_length)
+    return min(whole, rollout.max_model_len or whole)
 
 
 def micro_batch_tokens(config: RlhfConfig) -> int:
@@ -73,3 +76,15 @@ def critic_start(config: RlhfConfig) -> tuple[str | None, str]:
         return config.model.critic_path, "model.critic_path"
     models = config.rollout.reward_models
     return (models[0], "rollout.reward_models") if models else (None, "model.path")
+
+
+def num_rewards(config: RlhfConfig) -> int:
+    """Rewards of a completion: of functions, of models, and the environment's."""
+    rollout = config.rollout
+    return len(rollout.reward_funcs) + len(rollout.reward_models) + (rollout.environment is not None)
+
+
+def reward_weights(config: RlhfConfig) -> tuple[float, ...]:
+    """The weight of each; the environment's is 1 where it has none."""
+    weights, number = config.rollout.reward_weights, num_rewards(config)
+    return (*weights, *(1.0,) * (number - len(weights)))

@@ -31,6 +31,11 @@ def teacher_servers(value: Any) -> Any:
 class RolloutConfig(Section):
     """Completions for the tasks grpo, ppo and gkd: sampling, rewards, engines."""
 
+    @property
+    def has_episodes(self) -> bool:
+        """Whether completions have several turns, between which tools or an environment answer."""
+        return bool(self.tools) or self.environment is not None
+
     max_prompt_length: int | None = Field(None, ge=1)
     """Most tokens of a prompt; null: the room that the completion leaves in `data.max_length`."""
     max_completion_length: int = Field(512, ge=1)
@@ -71,6 +76,29 @@ class RolloutConfig(Section):
     data leave free, at least 1, at most 64."""
     reward_model_gpus: float = Field(0.0, ge=0)
     """GPUs that the process of each reward model holds; 0: it computes on the CPU."""
+    tools: PathTexts = []
+    """Functions that the model may call, with type hints and a docstring: built-in names, `module:function` or
+    `file.py:function`; see `rollout/episodes/README.md`."""
+    environment: PathText | None = None
+    """Class whose instances answer the model, turn by turn: a built-in name, `module:Class` or `file.py:Class`; see
+    `rollout/episodes/README.md`."""
+    max_turns: int | None = Field(None, ge=1)
+    """Most turns that the model writes in a completion with tools or an environment; null: as many as there is room
+    for."""
+    completion_length_limit_scope: Literal["total", "per_round"] = "total"
+    """What `max_completion_length` limits: all turns with their answers, or each turn, while all together may fill
+    `max_model_len` or else `data.max_length`."""
+    tool_timeout_s: float = Field(60.0, gt=0)
+    """Longest time that a call of a tool or of an environment may take."""
+    max_tool_response_chars: int = Field(8192, ge=2)
+    """Most characters of an answer of a tool or environment; of a longer one the middle is left out."""
+    tool_workers: int | None = Field(None, ge=1)
+    """Processes that run tools and environments, spread over the nodes; null: as many as `reward_workers` would be."""
+    tool_threads: int = Field(16, ge=1)
+    """Calls that one of these processes runs at a time; coroutines are not counted. Set 1 for code that is not safe for
+    threads."""
+    tool_schemas: list[dict[str, Any]] = []
+    """JSON schemas that prompts show of the tools; empty: made from their type hints and docstrings at the start."""
     max_failed_fraction: float = Field(0.5, gt=0, le=1)
     """Share of prompts without a usable group (engines or rewards failed), judged from 100 prompts on, that stops the
     run."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rayswift.config.swift import plugin_modules
 from rayswift.config.train import TrainConfig
 from rayswift.log import UserError
 
@@ -56,6 +57,7 @@ def split(field: str, name: str) -> tuple[str, str]:
 
 
 def _import(field: str, name: str, place: str) -> ModuleType:
+    plugin_modules.install()
     key, file = place, Path(place)
     if place.endswith(".py"):
         if not file.is_file():

@@ -56,13 +56,22 @@ class TopTokens:
 
 
 @dataclass(frozen=True)
+class EpisodeStart:
+    """What an episode begins with, see `rollout.episodes`. seed: of its environment, the same for a prompt's group."""
+
+    prompt: Prompt
+    seed: int
+
+
+@dataclass(frozen=True)
 class SampleRequest:
     """One completion to sample, or to score.
 
     key: unique within the run (`ordinal:sample`, and the try); max_tokens: room of the whole completion, `begun`
     included; seed: of its random numbers; begun [T] int32: tokens of it that an engine which is gone had made already:
     what comes back are the tokens behind them; top: nothing is sampled, what comes back is `begun` with its
-    log-probabilities, and so many of the likeliest tokens beside each; None: it is sampled.
+    log-probabilities, and so many of the likeliest tokens beside each; None: it is sampled; episode: for who plays it
+    in several turns, engines are not told.
     """
 
     key: str
@@ -71,6 +80,7 @@ class SampleRequest:
     seed: int
     begun: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     top: int | None = None
+    episode: EpisodeStart | None = None
 
 
 @dataclass(frozen=True)
@@ -82,13 +92,38 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Trajectory:
+    """What a completion of several turns is beside its tokens.
+
+    prompt_ids [P] int32: what its tokens follow; asked: the same as messages where the environment changed it, else
+    None; written [T] bool: which of them the model wrote, the others are what
+    tools and environments answered; messages: its turns, for rewards and people; num_turns: of the model; num_calls,
+    num_failed_calls: of tools; reward: the environment's, None if it has no opinion; end: why there is no further turn;
+    infos: what the environment tells reward functions; checksum: CRC-32 of all tokens as the engine had them last.
+    """
+
+    prompt_ids: NDArray[np.int32]
+    asked: tuple[Message, ...] | None
+    written: NDArray[np.bool_]
+    messages: tuple[Message, ...]
+    num_turns: int
+    num_calls: int
+    num_failed_calls: int
+    reward: float | None
+    end: str
+    infos: Mapping[str, Any]
+    checksum: int
+
+
+@dataclass(frozen=True)
 class Completion:
-    """What an engine made of a request, or a part of it.
+    """What an engine made of a request, or a part of it; or what came of several turns.
 
     token_ids [T] int32, the end token included; logprobs [T] float32 under the policy at the sampling's temperature,
     which the trainer computes too: among all tokens, whatever top_p and its kind leave out; spans: the first begins at
     0; finish: None for the part that was there when an engine was asked for it; top: of a request that scores; teacher:
-    the same tokens as a teacher scored them that is asked beside the trainer.
+    the same tokens as a teacher scored them that is asked beside the trainer; trajectory: None for a single turn, of
+    which the model wrote all; log-probabilities of tokens that it did not write are NaN.
     """
 
     key: str
@@ -98,6 +133,12 @@ class Completion:
     finish: Finish | None
     top: TopTokens | None = None
     teacher: "Completion | None" = None
+    trajectory: Trajectory | None = None
+
+    @property
+    def num_written(self) -> int:
+        """Tokens that the model wrote."""
+        return len(self.token_ids) if self.trajectory is None else int(self.trajectory.written.sum())
 
 
 @dataclass(frozen=True)

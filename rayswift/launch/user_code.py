@@ -14,10 +14,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rayswift.config.rollout import RolloutConfig
 from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.config.user_code import Named, file_of, load, split, takes
 from rayswift.data import raw_rows
 from rayswift.log import UserError
+from rayswift.rollout.adapters import named
+from rayswift.rollout.episodes import contract
 from rayswift.rollout.rewards import functions as rewards
 
 _CHECK_TIMEOUT_S = 300
@@ -47,7 +50,15 @@ def named_in(config: TrainingConfig) -> list[Named]:
     found = [(field, name) for field, names in lists.items() for name in names]
     found += [("train.loss", train.loss)] if train.loss else []
     found += [(raw_rows.FIELD, config.data.map)] if config.data.map else []
-    return found + [(rewards.FIELD, spec.written) for spec in _own_rewards(config)]
+    found += [(rewards.FIELD, spec.written) for spec in _own_rewards(config)]
+    return found + (_episode_code(config.rollout) if isinstance(config, RlhfConfig) else [])
+
+
+def _episode_code(rollout: RolloutConfig) -> list[Named]:
+    """Tools and environments of the user's own."""
+    found = [(contract.TOOLS, name) for name in rollout.tools if ":" in name]
+    own = rollout.environment
+    return found + ([(contract.ENVIRONMENT, own)] if own and ":" in own and not named.is_adapted(own) else [])
 
 
 def _own_rewards(config: TrainingConfig) -> list[rewards.RewardSpec]:
@@ -125,9 +136,9 @@ def blame(error: BaseException, config: TrainingConfig) -> str | None:
 
 
 def content_hash(config: TrainingConfig) -> str:
-    """Hash of the files whose code changes a step, loss, plugins, rows, rewards; "" without. Modules are their
+    """Hash of the files whose code changes a step, loss, plugins, rows, rewards, tools; "" without. Modules are their
     package's."""
-    changing = ("train.loss", "train.plugins", raw_rows.FIELD, rewards.FIELD)
+    changing = ("train.loss", "train.plugins", raw_rows.FIELD, rewards.FIELD, contract.TOOLS, contract.ENVIRONMENT)
     places = [split(field, name)[0] for field, name in named_in(config) if field in changing]
     files = [Path(place) for place in places if place.endswith(".py")]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16] if files else ""

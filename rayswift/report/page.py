@@ -38,6 +38,12 @@ CHARTS = (
     Chart("Waiting for the next batch", {"share of the time": "data_wait"}, "%", from_zero=True, cap=1.0),
     Chart("Engines without work", {"share of the time": "engines_idle"}, "%", from_zero=True, cap=1.0),
     Chart("Tokens per second of the engines", {"all together": "rollout_tokens_per_s"}, from_zero=True),
+    Chart("Turns of a completion", {"turns": "num_turns"}, from_zero=True),
+    Chart(
+        "Calls of tools",
+        {"a completion": "tools/call_frequency", "failed, as a share": "tools/failure_frequency"},
+        from_zero=True,
+    ),
     Chart("Completions cut off at their longest", {"share": "completions/clipped_ratio"}, "%", from_zero=True, cap=1.0),
     Chart("Groups of equal rewards", {"share": "frac_reward_zero_std"}, "%", from_zero=True, cap=1.0),
     Chart("KL to the teacher", {"estimate": "teacher_kl"}, from_zero=True),
@@ -139,6 +145,8 @@ def _samples(samples: list[dict[str, Any]]) -> str:
         rewards = [(name.removeprefix("reward_"), value) for name, value in row.items() if name.startswith("reward_")]
         parts = "".join(f"<br>{_escape(name)} {show(value)}" for name, value in rewards if len(rewards) > 1)
         cut = ", cut off" if row["finish"] == "length" else ""
+        if row.get("num_turns"):
+            cut = f" in {row['num_turns']} turns, {row['num_calls']} calls{cut}"
         lines.append(
             f'<tr><td class="n"><b>{show(row["reward"])}</b>{parts}</td><td><pre>{_excerpt(row["prompt"])}</pre></td>'
             f"<td><pre>{_excerpt(row['completion'])}</pre>{row['num_tokens']:,} tokens{cut}</td></tr>"

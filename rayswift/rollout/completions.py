@@ -59,10 +59,12 @@ class CompletionsFile:
             self._part = self._new_part(number)
         for group in groups:
             prompt = group.prompt
-            asked = "\n".join(str(message["content"]) for message in prompt.messages)
-            if prompt.cut:
-                asked = self._decode(prompt.input_ids.tolist())
             for scored in group.scored:
+                played = scored.completion.trajectory
+                messages = prompt.messages if played is None or played.asked is None else played.asked
+                asked = "\n".join(str(message["content"]) for message in messages)
+                if prompt.cut:
+                    asked = self._decode(prompt.input_ids.tolist())
                 row = {
                     "round": number,
                     "id": prompt.id,
@@ -73,11 +75,13 @@ class CompletionsFile:
                     "completion": scored.text,
                     "reward": scored.reward,
                     **dict(zip(map("reward_{}".format, self._names), scored.rewards, strict=True)),
-                    "num_tokens": len(scored.completion.token_ids),
+                    "num_tokens": scored.completion.num_written,
                     "finish": scored.completion.finish,
                     "oldest_version": min((span.version.step for span in scored.completion.spans), default=number),
                     "newest_version": max((span.version.step for span in scored.completion.spans), default=number),
                 }
+                if played is not None:
+                    row |= {"num_turns": played.num_turns, "num_calls": played.num_calls, "end": played.end}
                 self._rows.append(row)
                 self._num_chars += len(asked) + len(scored.text)
         if len(self._rows) >= _PART_ROWS or self._num_chars >= _PART_CHARS:

@@ -28,7 +28,7 @@ from rayswift.rollout.admission import RolloutPlan
 from rayswift.rollout.attempt import Attempt
 from rayswift.rollout.completions import CompletionsFile
 from rayswift.rollout.evaluation import evaluated
-from rayswift.rollout.groups import Rewards, Scorer
+from rayswift.rollout.groups import Rewards, Sampler, Scorer
 from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.rollout.prompts import PromptFeed
 from rayswift.rollout.rounds import NO_TOKENS, Dealt, Finished, Round, Serving, Waiting, lines_of, make_table
@@ -50,6 +50,7 @@ class Coordinator:
         completions: Keeps completions.
         engines: How many.
         scorer: Of completions to train, where more than rewards is asked for.
+        sampler: Makes completions of the engines' turns; None: a turn is a completion.
     """
 
     def __init__(
@@ -62,7 +63,9 @@ class Coordinator:
         completions: CompletionsFile,
         engines: Rule,
         scorer: Scorer | None = None,
+        sampler: Sampler | None = None,
     ):
+        self._sampler: Sampler = sampler or pool
         self._plan, self._prompts, self._pool = plan, prompts, pool
         self._rewards, self._weights, self._completions = rewards, weights, completions
         self._scorer = scorer or rewards
@@ -113,7 +116,7 @@ class Coordinator:
             self._kept = start.rounds - 1
             self._write(self._completions.begin, start.rounds)
             self._serving = Serving(start.rounds - 1)
-            self._life = Attempt(attempt, start, self._plan, self._prompts, self._pool, self._scorer, self._note)
+            self._life = Attempt(attempt, start, self._plan, self._prompts, self._sampler, self._scorer, self._note)
             self._life.begin()
 
     async def published(self, attempt: int, published: Published) -> None:
@@ -246,7 +249,7 @@ class Coordinator:
 
     async def _evaluate(self, number: int) -> dict[str, float]:
         prompts = await asyncio.to_thread(self._prompts.evaluation)
-        return await evaluated(prompts, number, self._plan, self._pool, self._rewards, self._came_forward)
+        return await evaluated(prompts, number, self._plan, self._sampler, self._rewards, self._came_forward)
 
     async def probe(self, attempt: int, number: int, token_ids: NDArray[np.int32], wait_s: float) -> Probed | Waiting:
         """What every engine makes of a text [T], once it holds the weights behind `number` rounds; once for all ranks.

@@ -48,7 +48,7 @@ async def evaluated(
     return {
         "reward": float(np.mean([one.reward for one in scored])),
         **{f"rewards/{name}/mean": float(mean) for name, mean in zip(scorer.names, means, strict=True)},
-        "completion_length": float(np.mean([len(one.completion.token_ids) for one in scored])),
+        "completion_length": float(np.mean([one.completion.num_written for one in scored])),
         "completions": float(len(requests)),
         "unscored": float(sum(len(found) for _, found in results)),
     }

@@ -9,7 +9,17 @@ from typing import Protocol
 import numpy as np
 
 from rayswift.engines.pool.pool import SampleFailed
-from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, SampleRequest, Scored, Span
+from rayswift.engines.samples import (
+    Completion,
+    EpisodeStart,
+    Group,
+    PolicyVersion,
+    Prompt,
+    SampleRequest,
+    Scored,
+    Span,
+)
+from rayswift.rollout.episodes.trajectories import with_common_prompt
 
 
 class Sampler(Protocol):
@@ -48,12 +58,14 @@ def requests_for(
         run_seed: Of the run.
     """
     room = min(max_tokens, window - len(prompt.input_ids))
+    episode = EpisodeStart(prompt, sample_seed(run_seed, f"{use}:environment", prompt.ordinal, 0))
     return [
         SampleRequest(
             f"{use}:{prompt.ordinal}:{sample}",
             prompt.input_ids,
             room,
             sample_seed(run_seed, use, prompt.ordinal, sample),
+            episode=episode,
         )
         for sample in range(num_samples)
     ]
@@ -79,8 +91,8 @@ async def scored_group(
     for each in sampled:
         if isinstance(each, BaseException) and not isinstance(each, SampleFailed):
             raise each
-    reasons = [f"engines: {each}" for each in sampled if isinstance(each, SampleFailed)]
-    completions = [each for each in sampled if isinstance(each, Completion)]
+    reasons = [f"{each.where}: {each}" for each in sampled if isinstance(each, SampleFailed)]
+    prompt, completions = with_common_prompt(prompt, [each for each in sampled if isinstance(each, Completion)])
     stage("rewards", 1)
     try:
         answers = await scorer.score(prompt, completions, rewarded) if completions else []

@@ -31,6 +31,8 @@ from rayswift.log import UserError, logger, setup_worker
 from rayswift.rollout.admission import RolloutPlan
 from rayswift.rollout.completions import CompletionsFile
 from rayswift.rollout.coordinator import Coordinator
+from rayswift.rollout.episodes.hosts import Hosts
+from rayswift.rollout.episodes.supply import episodes_of, hosts_of
 from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.rollout.prompts import PromptFeed, prompt_plan
 from rayswift.rollout.rewards.runner import RewardRunner
@@ -70,6 +72,7 @@ class CoordinatorActor(Coordinator):
         self._spec, self._store = spec, _Store(store, spec.config.cluster.timeout_s)
         self._opening: asyncio.Task[None] | None = None
         self._teacher: Teacher | None = None
+        self._hosts: Hosts | None = None
 
     async def opened(self) -> None:
         """Engines and reward workers have been started, and the first prompts are being read.
@@ -115,15 +118,23 @@ class CoordinatorActor(Coordinator):
         pool = _make_pool(spec)
         num_workers = spec.layout.reward_workers
         rewards = RewardRunner(spec.config, spec.tokenizer_dir, spec.run_dir, spec.work_dir, num_workers)
-        await rewards.start()
+        self._hosts = hosts_of(spec.config, spec.layout.tool_workers, spec.work_dir, spec.run_dir / "logs")
+        await asyncio.gather(rewards.start(), *([self._hosts.start()] if self._hosts else []))
+        sampler = episodes_of(spec.config, spec.plan, pool, self._hosts, spec.tokenizer_dir) if self._hosts else None
         engines = Rule(spec.layout.min_engines, spec.layout.max_engines)
         completions = CompletionsFile(spec.run_dir, rewards.names, rewards.decode)
         dtype = engine_dtype(spec.config, spec.layout)
         self._teacher = await opening.opened(spec.config, spec.layout, dtype, spec.plan.max_outstanding, rewards.encode)
         scorer = Taught(rewards, self._teacher) if self._teacher else None
-        super().__init__(spec.plan, prompts, pool, rewards, self._store, completions, engines, scorer)
+        super().__init__(spec.plan, prompts, pool, rewards, self._store, completions, engines, scorer, sampler)
         heap.freeze()
         await self.begin(DRIVERS_ATTEMPT, spec.start)
+
+    async def close(self) -> None:
+        """See Coordinator."""
+        await super().close()
+        if self._hosts is not None:
+            await self._hosts.close()
 
 
 class _Store:

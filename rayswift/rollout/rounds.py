@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from rayswift.data.sequence.global_batches import Position
 from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, TopTokens
+from rayswift.rollout.episodes.trajectories import checksum
 from rayswift.rollout.ledger import LedgerSnapshot
 
 Indices = NDArray[np.int64]
@@ -28,7 +29,8 @@ class RoundTable:
     reward_names: of the F functions and models; ordinals [N] int64: of the prompt, which names the group; rewards
     [N, F] float64: NaN where one had no opinion; prompt_lengths, lengths [N] int64: tokens of the prompt and of the
     completion; truncated [N] bool: it ends because its room was full; staleness [N] float64: policy versions that its
-    tokens lag behind, on average.
+    tokens lag behind, on average; checksums [N] int64: CRC-32 of its prompt and it, as they were sampled. Where there
+    are several turns: written [N] int64: tokens that the model wrote, None: all; turns, calls, failed_calls [N] int64.
     """
 
     reward_names: tuple[str, ...]
@@ -38,9 +40,19 @@ class RoundTable:
     lengths: NDArray[np.int64]
     truncated: NDArray[np.bool_]
     staleness: NDArray[np.float64]
+    checksums: NDArray[np.int64] | None = None
+    written: NDArray[np.int64] | None = None
+    turns: NDArray[np.int64] | None = None
+    calls: NDArray[np.int64] | None = None
+    failed_calls: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.ordinals)
+
+    @property
+    def written_lengths(self) -> NDArray[np.int64]:
+        """Tokens [N] of each completion that the model wrote: those that are trained."""
+        return self.lengths if self.written is None else self.written
 
 
 @dataclass(frozen=True)
@@ -70,7 +82,8 @@ class Tokens:
     rows [n] int64: their lines in the table; prompt_ids int32 and token_ids int32: prompts, and completions; logprobs
     float32: of each completion token, as the engine sampled it; teacher_ids int32: what a teacher sees in place of the
     prompts, and teacher_lengths [n] int64, the tokens of each, where that differs anywhere in the round; scores: of
-    each completion token, by a teacher that is asked beside the trainer.
+    each completion token, by a teacher that is asked beside the trainer; written bool: whether the model wrote it,
+    None: all.
     """
 
     rows: Indices
@@ -80,6 +93,7 @@ class Tokens:
     teacher_ids: NDArray[np.int32] | None = None
     teacher_lengths: NDArray[np.int64] | None = None
     scores: TeacherScores | None = None
+    written: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +134,30 @@ def make_table(groups: Sequence[Group], reward_names: tuple[str, ...], version: 
         lengths=np.array([len(each.token_ids) for each in completions], np.int64),
         truncated=np.array([each.finish == "length" for each in completions], np.bool_),
         staleness=np.array([_staleness(each.spans, len(each.token_ids), version) for each in completions], np.float64),
+        checksums=np.array([_checksum(prompt, scored.completion) for prompt, scored in lines], np.int64),
+        **_of_trajectories(completions),
     )
+
+
+def _checksum(prompt: Prompt, completion: Completion) -> int:
+    if completion.trajectory is not None:
+        return completion.trajectory.checksum
+    return checksum(prompt.input_ids, completion.token_ids)
+
+
+def _of_trajectories(completions: Sequence[Completion]) -> dict[str, NDArray[np.int64]]:
+    """Columns of the table that completions of several turns have."""
+    played = [each.trajectory for each in completions if each.trajectory is not None]
+    if not played:
+        return {}
+    if len(played) < len(completions):
+        raise ValueError("some completions of a round are of several turns, others are not")
+    return {
+        "written": np.array([each.written.sum() for each in played], np.int64),
+        "turns": np.array([each.num_turns for each in played], np.int64),
+        "calls": np.array([each.num_calls for each in played], np.int64),
+        "failed_calls": np.array([each.num_failed_calls for each in played], np.int64),
+    }
 
 
 def _staleness(spans: Sequence[Any], length: int, version: PolicyVersion) -> float:
@@ -145,6 +182,7 @@ def lines_of(groups: Sequence[Group]) -> Lines:
 def make_tokens(lines: Lines, rows: Indices) -> Tokens:
     """The tokens of the completions in some lines of a table."""
     picked = [lines[row] for row in rows]
+    written = [completion.trajectory.written for _, completion in picked if completion.trajectory is not None]
     empty = [np.empty(0, np.int32)]
     for_teacher: dict[str, Any] = {}
     if any(prompt.teacher_ids is not None for prompt, _ in lines):
@@ -158,6 +196,7 @@ def make_tokens(lines: Lines, rows: Indices) -> Tokens:
         logprobs=np.concatenate([completion.logprobs for _, completion in picked] or empty).astype(np.float32),
         scores=TeacherScores.of([completion for _, completion in picked]),
         **for_teacher,
+        written=np.concatenate(written) if written else None,
     )
 
 

@@ -31,6 +31,7 @@ from rayswift.log import logger
 from rayswift.model.texts import sentence_files
 from rayswift.model.texts import settings as text_settings
 from rayswift.model.texts.row_kind import row_kind
+from rayswift.rollout.episodes import schemas
 
 _SAY_EVERY_S = 10
 
@@ -47,7 +48,7 @@ def run(invocation: Invocation) -> None:
         return
     began, folder = time.monotonic(), Path(config.encode.to).resolve()
     source = model_files(config.model)
-    config = text_settings.settled(config, source)
+    config = schemas.settled(text_settings.settled(config, source))
     kind, seed = row_kind(config, source), config.train.seed
     packed = {} if TASKS[config.train.task].packs else {"packing": False}
     data = config.data.model_copy(update={"cache": None, **packed})

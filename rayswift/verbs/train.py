@@ -36,6 +36,7 @@ from rayswift.model.texts import sentence_files
 from rayswift.model.texts.row_kind import row_kind
 from rayswift.report.live import LiveReport
 from rayswift.rollout import checks
+from rayswift.rollout.episodes import schemas
 from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.run import continuation, fingerprint, lock
 from rayswift.run import folder as run_folder
@@ -74,6 +75,7 @@ def run(invocation: Invocation) -> None:
         lambda: user_code.check(asked),
         lambda: checks.check(asked),
     )
+    asked = schemas.settled(asked)
     with _run_dir(asked) as run_dir:
         made = _prepare(asked, run_dir)
         config, layout, resume = made.plan.config, made.layout, made.resume
@@ -137,6 +139,7 @@ def _prepare(config: TrainingConfig, run_dir: Path) -> _Prepared:
     with announced("fetching the tokenizer"):
         source = model_files(plan.config.model)
         plan, tokenizer_dir = _with_tokenizer(plan, source, run_dir / "tokenizer", resume)
+        schemas.check_template(plan.config, tokenizer_dir)
     with announced("looking at the rows"):
         windows, eval_windows = prepare.plan_windows(
             plan.config.data, tokenizer_dir, plan.config.train.seed, run_dir / "data", row_kind(plan.config, source)

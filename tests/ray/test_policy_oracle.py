@@ -53,6 +53,14 @@ def test_loss_and_gradients_are_those_of_trl(oracle: Any, tmp_path: Path, case: 
     oracle.assert_equal(tmp_path, groups, later, options)
 
 
+@pytest.mark.parametrize("case", [n for n, (_, options) in enumerate(CASES) if options.get("loss_type") != "rloo"])
+def test_what_tools_answer_is_attended_to_and_not_trained(oracle: Any, tmp_path: Path, case: int) -> None:
+    """As in TRL, whose mask of tool tokens it is given; its RLOOTrainer has none."""
+    later, options = CASES[case]
+    groups = oracle.with_answers(oracle.make_groups(3, oracle.NUM_GENERATIONS, num_rewards=2, longest=14))
+    oracle.assert_equal(tmp_path, groups, later, options)
+
+
 def test_training_ends_with_what_it_has_where_nothing_more_can_be_learnt(oracle: Any, tmp_path: Path) -> None:
     """HF's loop would otherwise look for batches up to the last of its steps."""
     from rayswift.train.callbacks import StreamFlow

@@ -2,13 +2,13 @@
 
 from rayswift.config.checks.distillation import completions_per_prompt, distillation_problems, has_teacher
 from rayswift.config.checks.policy import policy_problems
-from rayswift.config.derived import max_prompt_length, round_size
+from rayswift.config.derived import max_prompt_length, num_rewards, round_size
 from rayswift.config.schema import RlhfConfig
 
 
 def online_problems(config: RlhfConfig) -> list[str]:
     """One line for each setting that such a task lacks or cannot use."""
-    found = [*_reward_problems(config), *_length_problems(config), *_round_problems(config)]
+    found = [*_reward_problems(config), *_length_problems(config), *_round_problems(config), *_turn_problems(config)]
     if config.train.task in ("grpo", "ppo"):
         found += policy_problems(config)
     found += distillation_problems(config)
@@ -43,6 +43,25 @@ def _length_problems(config: RlhfConfig) -> list[str]:
     return []
 
 
+def _turn_problems(config: RlhfConfig) -> list[str]:
+    rollout = config.rollout
+    if not rollout.has_episodes:
+        only = {"max_turns": rollout.max_turns not in (None, 1), "tool_schemas": bool(rollout.tool_schemas)}
+        return [
+            f"rollout.{name} is for completions with tools or an environment; set rollout.tools or rollout.environment"
+            for name, is_set in only.items()
+            if is_set
+        ]
+    found = []
+    if not config.data.use_chat_template:
+        found.append("rollout.tools and rollout.environment need a chat template, but data.use_chat_template is false")
+    if rollout.structured_outputs_regex:
+        found.append(
+            "rollout.structured_outputs_regex holds for whole completions, not for turns between answers; leave it out"
+        )
+    return found
+
+
 def _round_problems(config: RlhfConfig) -> list[str]:
     size, each = round_size(config), completions_per_prompt(config)
     if config.train.task not in ("grpo", "ppo") or size is None or size % each == 0:
@@ -56,18 +75,19 @@ def _round_problems(config: RlhfConfig) -> list[str]:
 
 def _reward_problems(config: RlhfConfig) -> list[str]:
     task, rollout, found = config.train.task, config.rollout, []
-    num_rewards = len(rollout.reward_funcs) + len(rollout.reward_models)
+    number = num_rewards(config)
+    named = number - (rollout.environment is not None)
     distils = has_teacher(config)  # a teacher is a signal too
-    if task in ("grpo", "ppo") and not num_rewards and not distils:
+    if task in ("grpo", "ppo") and not number and not distils:
         found.append(f"train.task = {task} has no reward; set rollout.reward_funcs or rollout.reward_models")
     if task == "gkd" and not distils:
         found.append(
             "train.task = gkd has no teacher; set model.teacher: a model, or self, where the model teaches itself, "
             "told `teacher_prompt` of each row"
         )
-    if rollout.reward_weights and len(rollout.reward_weights) != num_rewards:
+    if rollout.reward_weights and len(rollout.reward_weights) not in (named, number):
         found.append(
-            f"rollout.reward_weights has {len(rollout.reward_weights)} weights for {num_rewards} rewards; give one each"
+            f"rollout.reward_weights has {len(rollout.reward_weights)} weights for {number} rewards; give one each"
         )
     if rollout.reward_model_gpus > 1 and rollout.reward_model_gpus % 1:
         found.append(

@@ -71,7 +71,7 @@ OWNED = {
     "transformers_continuous_batching_config": "nothing: vLLM writes the completions",
     "generate_during_eval": "`rayswift infer`",
     "ds3_gather_for_generation": "nothing: weights are gathered bucket by bucket",
-    "max_tool_calling_iterations": "nothing: completions are single turns",
+    "max_tool_calling_iterations": "rollout.max_turns, which counts the first turn too",
     "log_completions*": "nothing: completions are always kept in the run folder",
     "num_completions_to_print": "nothing: completions are always kept in the run folder",
     "log_multimodal": "nothing: text only",

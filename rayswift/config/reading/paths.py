@@ -27,7 +27,15 @@ _FOR_WORKERS = (
     "train.loss",
 )
 # What the coordinator of rollouts and its helpers load, and data tasks.
-_FOR_REWARDS = ("rollout.reward_funcs", "rollout.reward_models", "data.map")
+_FOR_REWARDS = (
+    "rollout.reward_funcs",
+    "rollout.reward_models",
+    "rollout.tools",
+    "rollout.environment",
+    "data.map",
+)
+# What of these is `file.py:name`, or else no path.
+_CODE = ("rollout.tools", "rollout.environment")
 _PACKAGES = "working_dir_files"
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
@@ -46,12 +54,16 @@ def absolute(config: ConfigT, folder: Path) -> ConfigT:
         found = _place(written)
         return str(folder / found) + written[len(found) :] if (folder / found).exists() else written
 
+    def made_code(written: str) -> str:
+        return made(written) if _place(written) != written else written  # else a name, whatever lies in the folder
+
     changed: dict[str, dict[str, Any]] = {}
     for name in (*_FOR_WORKERS, *_FOR_REWARDS):
         section, _, field = name.partition(".")
         value = _value(config, name)
         if value:
-            changed.setdefault(section, {})[field] = made(value) if isinstance(value, str) else [*map(made, value)]
+            each = made_code if name in _CODE else made
+            changed.setdefault(section, {})[field] = each(value) if isinstance(value, str) else [*map(each, value)]
     kwargs = _value(config, "rollout.reward_kwargs")
     if kwargs:  # may be written under the function's whole name
         changed.setdefault("rollout", {})["reward_kwargs"] = {made(name): given for name, given in kwargs.items()}
@@ -74,6 +86,8 @@ def _found(config: TrainingConfig, folder: Path, names: tuple[str, ...]) -> Iter
         value = _value(config, name)
         for written in [value] if isinstance(value, str) else value or ():
             place = _place(written)
+            if name in _CODE and place == written:
+                continue
             if (folder / place).exists():
                 yield f"{name} = {written!r}", Path(place)
 

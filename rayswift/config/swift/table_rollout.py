@@ -5,7 +5,6 @@ from rayswift.config.swift.rules import ByValue, Into, NoEffect, Refused, Rule, 
 _ENGINE_ACTORS = NoEffect("engines are Ray actors that the run starts itself: no server to start or to name")
 _MEMORY = NoEffect("colocated engines sleep while the trainer computes (rollout.placement)")
 _TEXT_ONLY = NoEffect("models are text only: there is no vision or audio part")
-_SINGLE_TURN = Refused("completions are single turns")
 _NOT_OFFERED = Refused("this method is not offered; see the fields of `rayswift rlhf --help all`")
 _OTHER_ENGINE = NoEffect("completions come from vLLM")
 _COSINE = ("min_len_value_wrong", "max_len_value_wrong", "min_len_value_correct", "max_len_value_correct", "max_len")
@@ -55,6 +54,7 @@ ROLLOUT: dict[str, Rule] = {
         {"gdpo": To("train.multi_objective_aggregation", {"gdpo": "normalize_then_sum"})},
         To("train.scale_rewards", {"true": "group", "false": "none", "True": "group", "False": "none"}),
     ),
+    "max_turns": To("rollout.max_turns"),
     "gkd_logits_topk": To("train.logits_topk"),
     "local_rollout_forward_batch_size": NoEffect("micro-batches are cut by a token budget"),
     "num_sample_generations": NoEffect("completions are written to files all along"),
@@ -90,11 +90,6 @@ ROLLOUT: dict[str, Rule] = {
     "sglang_*": _OTHER_ENGINE,
     "lmdeploy_*": _OTHER_ENGINE,
     # not offered
-    "multi_turn_scheduler": _SINGLE_TURN,
-    "max_turns": ByValue({"1": NoEffect("completions are single turns")}, _SINGLE_TURN),
-    "completion_length_limit_scope": NoEffect("completions are single turns"),
-    "gym_env": _SINGLE_TURN,
-    "use_gym_env": off_only("completions are single turns", _SINGLE_TURN.why),
     "router_replay*": _NOT_OFFERED,
     "chord_*": _NOT_OFFERED,
     "fipo_*": _NOT_OFFERED,

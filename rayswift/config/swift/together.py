@@ -210,6 +210,26 @@ def _rewards(given: Given, result: Translation) -> None:
     result.rename("reward_funcs", "rollout.reward_funcs", functions)
 
 
+def _turns(given: Given, result: Translation) -> None:
+    """Several turns: a scheduler of a plugin, or the environment that its scheduler plays."""
+    scheduler = given.get("multi_turn_scheduler", ["none"])[0]
+    env = given.get("gym_env", [""])[0]
+    plays_env = given.get("use_gym_env", [str(bool(env))])[0].lower() in ("true", "1", "yes")
+    if scheduler in _REPLACED_SCHEDULERS:
+        return result.refuse("multi_turn_scheduler", f"{scheduler}: {_REPLACED_SCHEDULERS[scheduler]}")
+    if scheduler in ("none", "gym_scheduler") and (plays_env or scheduler == "gym_scheduler"):
+        flag = next(name for name in ("gym_env", "multi_turn_scheduler", "use_gym_env") if name in given)
+        result.rename(flag, "rollout.environment", [f"swift_env:{env}" if env else "swift_env"])
+    elif scheduler != "none":
+        result.rename("multi_turn_scheduler", "rollout.environment", [f"swift_scheduler:{scheduler}"])
+    elif "use_gym_env" in given:
+        return result.no_effect("use_gym_env", "no environment answers")
+    else:
+        return
+    scope = given.get("completion_length_limit_scope", ["per_round"])
+    result.rename("completion_length_limit_scope", "rollout.completion_length_limit_scope", scope)
+
+
 def _callbacks(given: Given, result: Translation) -> None:
     own = [word for word in given["callbacks"] if ":" in word]
     if own:
@@ -253,6 +273,12 @@ def _loss(given: Given, result: Translation) -> None:
         result.no_effect("rpo_alpha", "it adds no term" if result.task == "dpo" else "it is a term of task dpo")
 
 
+_REPLACED_SCHEDULERS = {
+    "thinking_tips_scheduler": "it trains each turn with a history of its own; give a scheduler that puts the "
+    "tip in a message",
+    "openenv_scheduler": "its environments are played by rollout.environment: write a class around the client",
+}
+
 _GALORE = ("target_modules", "rank", "update_proj_gap", "scale", "proj_type", "optim_per_parameter", "with_embedding")
 _Q_GALORE = ("quantization", "proj_quant", "proj_bits", "proj_group_size", "cos_threshold", "gamma_proj", "queue_size")
 
@@ -276,6 +302,7 @@ TOGETHER: dict[tuple[str, ...], Callable[[Given, Translation], None]] = {
     ("dataset", "cached_dataset", "interleave_prob", "stopping_strategy"): _training_rows,
     ("max_steps", "max_epochs"): _length_of_the_run,
     ("external_plugins", "custom_register_path", "reward_funcs"): _rewards,
+    ("multi_turn_scheduler", "gym_env", "use_gym_env", "completion_length_limit_scope"): _turns,
     ("callbacks",): _callbacks,
     ("eval_metric",): _metrics,
     ("loss_type", "rpo_alpha", "loss_weights"): _loss,

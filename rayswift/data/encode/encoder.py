@@ -164,7 +164,8 @@ class Encoder:
             BadRow: the template cannot write it.
         """
         row = self._with_kwargs(row)
-        tools = list(row.tools) if row.tools else None
+        given = self.config.template_kwargs.get("tools") or row.tools  # those of a run, or of the row
+        tools = list(given) if given else None
         try:
             return self.template.conversation(row.messages, tools, generate, row.template_kwargs)
         except BadRow as bad:

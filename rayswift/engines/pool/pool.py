@@ -40,7 +40,9 @@ _MAX_COLLECTS_PER_S = 1000
 
 
 class SampleFailed(Exception):
-    """A request that no engine answers, with what each of its tries met."""
+    """A request that no engine answers, with what each of its tries met. where: what failed, for the accounting."""
+
+    where = "engines"
 
 
 class EnginesFailed(UserError):

@@ -1,6 +1,7 @@
 """What a run reads its rows as."""
 
 from pathlib import Path
+from typing import Any
 
 from rayswift.config.checks.distillation import sampled_share
 from rayswift.config.derived import max_prompt_length
@@ -21,12 +22,15 @@ def row_kind(config: TrainingConfig, source: Path) -> RowKind:
     task = TASKS[config.train.task]
     if task.family == "prompt":
         assert isinstance(config, RlhfConfig)
-        teacher = config.model.teacher or (config.rollout.teacher_server and "server") or None
+        rollout = config.rollout
+        teacher = config.model.teacher or (rollout.teacher_server and "server") or None
+        kwargs: dict[str, Any] = {**rollout.chat_template_kwargs}
+        kwargs |= {"tools": rollout.tool_schemas} if rollout.tool_schemas else {}
         return RowKind(
             "prompt",
             max_length=max_prompt_length(config),
-            template_kwargs=config.rollout.chat_template_kwargs,
-            max_answer=config.rollout.max_completion_length if sampled_share(config) < 1 else None,
+            template_kwargs=kwargs,
+            max_answer=rollout.max_completion_length if sampled_share(config) < 1 else None,
             teacher_prompts=None if teacher is None else "all" if teacher == SELF else "some",
         )
     if task.head == "classes":

@@ -18,6 +18,7 @@ from rayswift.config import user_code
 from rayswift.config.rollout import RolloutConfig
 from rayswift.data.rows import Message
 from rayswift.log import UserError
+from rayswift.rollout.episodes.contract import environment_name
 from rayswift.rollout.rewards.builtin import BUILT_IN
 
 FIELD = "rollout.reward_funcs"
@@ -29,12 +30,21 @@ Value = float | None | str
 
 
 class Item(NamedTuple):
-    """A completion as rewards see it: the prompt's messages, the row's columns, its text and its tokens."""
+    """A completion as rewards see it: the prompt's messages, the row's columns, its text and its tokens.
+
+    turns: its messages where it has several.
+    """
 
     messages: Sequence[Message]
     columns: Mapping[str, Any]
     text: str
     ids: list[int]
+    turns: Sequence[Message] = ()
+
+    @property
+    def answer(self) -> Sequence[Message]:
+        """The completion as messages."""
+        return self.turns or ({"role": "assistant", "content": self.text},)
 
 
 @dataclass(frozen=True)
@@ -47,9 +57,12 @@ class RewardSpec:
 
 
 def names_of(rollout: RolloutConfig) -> list[str]:
-    """Of each reward, functions first: a function's own name, a model's folder; made unique by a number."""
+    """Of each reward, functions first: a function's own name, a model's folder, the environment's class; made unique by
+    a number."""
     short = [written.rpartition(":")[2] for written in rollout.reward_funcs]
     short += [Path(path).name or path for path in rollout.reward_models]
+    own = environment_name(rollout)
+    short += [] if own is None else [own]
     return [name if name not in short[:i] else f"{name}_{short[:i].count(name) + 1}" for i, name in enumerate(short)]
 
 
@@ -204,4 +217,4 @@ def _prompt(item: Item, conversational: bool) -> Any:
 
 
 def _completion(item: Item, conversational: bool) -> Any:
-    return [{"role": "assistant", "content": item.text}] if conversational else item.text
+    return list(item.answer) if conversational else item.text

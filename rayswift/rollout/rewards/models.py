@@ -107,5 +107,4 @@ class ModelProcess:
     def _text(self, item: Item) -> str:
         if not self._conversational:
             return "".join(message["content"] for message in item.messages) + item.text
-        answer = {"role": "assistant", "content": item.text}
-        return str(self._tokenizer.apply_chat_template([*item.messages, answer], tokenize=False))
+        return str(self._tokenizer.apply_chat_template([*item.messages, *item.answer], tokenize=False))

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from tokenizers import Tokenizer
 
+from rayswift.config.derived import reward_weights
 from rayswift.config.schema import RlhfConfig
 from rayswift.engines.samples import Completion, Prompt, Scored
 from rayswift.log import logger
@@ -39,7 +40,7 @@ class RewardRunner:
         self._num_workers = num_workers
         self._tokenizer = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
         self.names = names_of(config.rollout)
-        self._weights = config.rollout.reward_weights or [1.0] * len(self.names)
+        self._weights = reward_weights(config)
         self._workers: list[ActorWorker] = []
         # Of each reward: who scores, and as which of its sources.
         self._routes: list[tuple[Dispatcher, int]] = []
@@ -82,8 +83,11 @@ class RewardRunner:
         if not rewarded:
             none = (math.nan,) * len(self.names)
             return [Scored(each, none, 0.0, text) for each, text in zip(completions, texts, strict=True)]
-        items = [Item(prompt.messages, prompt.columns, text, one) for text, one in zip(texts, ids, strict=True)]
+        items = [_item(prompt, *each) for each in zip(completions, texts, ids, strict=True)]
         columns = await asyncio.gather(*(dispatcher.score(source, items) for dispatcher, source in self._routes))
+        if self._config.rollout.environment is not None:
+            columns.append([_own_reward(each) for each in completions])
+        texts = [_transcript(each, text) for each, text in zip(completions, texts, strict=True)]
         found: list[Scored | str] = []
         for i, completion in enumerate(completions):
             outcome = self._weighted([column[i] for column in columns], completion, texts[i])
@@ -137,6 +141,38 @@ class RewardRunner:
     @property
     def _conversational(self) -> bool:
         return self._config.data.use_chat_template
+
+
+def _own_reward(completion: Completion) -> Value:
+    """What the environment gave."""
+    return None if completion.trajectory is None else completion.trajectory.reward
+
+
+def _item(prompt: Prompt, completion: Completion, text: str, ids: list[int]) -> Item:
+    """A completion as rewards see it; of several turns the text is the last one's."""
+    played = completion.trajectory
+    if played is None:
+        return Item(prompt.messages, prompt.columns, text, ids)
+    columns = {**prompt.columns, "rollout_infos": played.infos} if played.infos else prompt.columns
+    said = [str(each["content"]) for each in played.messages if each["role"] == "assistant"]
+    return Item(prompt.messages, columns, said[-1], ids, played.messages)
+
+
+def _transcript(completion: Completion, text: str) -> str:
+    """A completion for people: of several turns each below the name of who said it."""
+    played = completion.trajectory
+    if played is None or len(played.messages) == 1:
+        return text
+    lines = []
+    for message in played.messages:
+        calls = [f"calls {call['function']['name']}({_arguments(call)})" for call in message.get("tool_calls", ())]
+        who = f"{message['role']} {message['name']}" if "name" in message else message["role"]
+        lines.append(f"[{who}] " + "\n".join(filter(None, [str(message["content"]), *calls])))
+    return "\n".join(lines)
+
+
+def _arguments(call: Any) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in call["function"]["arguments"].items())
 
 
 def _start(actor_class: Any, arguments: tuple[Any, ...], num_gpus: float, node: str) -> Any:

@@ -123,6 +123,15 @@ class ActorWorker:
         await self.start()
         return failure
 
+    async def ask(self, method: str, *arguments: Any, timeout_s: float) -> Any:
+        """What a method of the actor answers; many may be asked at a time.
+
+        Raises:
+            TimeoutError: it did not answer in time.
+            RayActorError: it is gone.
+        """
+        return await _answer(getattr(self._actor, method).remote(*arguments), timeout_s)
+
     def kill(self) -> None:
         """End the actor."""
         if self._actor is not None:
@@ -164,11 +173,11 @@ def nodes_of_workers(num_workers: int) -> list[str]:
     return spread(num_workers, cpus, ray.get_runtime_context().get_node_id())
 
 
-def on_node(actor_class: Any, node: str, num_gpus: float = 0) -> Any:
+def on_node(actor_class: Any, node: str, num_gpus: float = 0, **more: Any) -> Any:
     """An actor class whose actors hold no CPU, are never restarted by Ray and, without GPUs, run on a node.
 
     Named nodes, for an actor on one that the autoscaler brought for engines later would keep that node from leaving.
     """
     there = NodeAffinitySchedulingStrategy(node, soft=False)
-    options: dict[str, Any] = {"num_gpus": num_gpus} if num_gpus else {"scheduling_strategy": there}
+    options: dict[str, Any] = more | ({"num_gpus": num_gpus} if num_gpus else {"scheduling_strategy": there})
     return ray.remote(actor_class).options(num_cpus=0, max_restarts=0, max_task_retries=0, **options)

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from trl import GRPOConfig
 
+from rayswift.config.derived import reward_weights
 from rayswift.config.fields.tasks import GrpoFields
 from rayswift.config.schema import RlhfConfig
 from rayswift.rollout.advantages import AdvantageSettings
@@ -40,12 +41,6 @@ def advantage_settings(config: RlhfConfig, args: PolicyArguments) -> AdvantageSe
         scale_rewards=args.scale,
         aggregation=args.multi_objective_aggregation,
     )
-
-
-def reward_weights(config: RlhfConfig) -> tuple[float, ...]:
-    """Of each reward, functions first."""
-    rollout = config.rollout
-    return tuple(rollout.reward_weights) or (1.0,) * (len(rollout.reward_funcs) + len(rollout.reward_models))
 
 
 def policy_settings(config: RlhfConfig, args: PolicyArguments) -> PolicySettings:

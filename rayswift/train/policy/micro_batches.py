@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rayswift.rollout.episodes.trajectories import checksum
 from rayswift.rollout.rounds import Indices, RoundTable, Tokens, group_begins
 from rayswift.train.policy.cuts import PolicyLayout
 from rayswift.train.policy.shared_prompts import SharedPrompts, ranges
@@ -24,11 +25,11 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """B completions with their prompts, n completion tokens in all.
+    """B completions with their prompts; the model wrote n of their tokens, and these are trained.
 
     rows [B]: their lines in the round's table; ids: prompts with completions, end to end, and totals [B] int64, the
-    tokens of each; lengths [B] int64: without the prompt; sampling_logprobs [n] float32; inputs: what the model takes;
-    followed, targets [n]: the token behind which each completion token is predicted, a place in the flattened
+    tokens of each; lengths [B] int64: of them written by the model; sampling_logprobs [n] float32; inputs: what the
+    model takes; followed, targets [n]: the token behind which each of these is predicted, a place in the flattened
     input_ids, and the token; shared_prompts: see there; teacher: the same completions behind what a teacher sees in
     place of their prompts, None: it sees the same; order [n]: of such a micro-batch, where the tokens of the one that
     it belongs to are among its own; scores: by a teacher that was asked beside the trainer. B may be 0: then inputs are
@@ -89,7 +90,11 @@ class Sequences:
             lengths_seen = table.prompt_lengths.copy()
             lengths_seen[tokens.rows] = tokens.teacher_lengths
             seen = replace(tokens, prompt_ids=tokens.teacher_ids, teacher_ids=None)
-            self._teacher = Sequences(replace(table, prompt_lengths=lengths_seen), seen, pad_token_id, layout)
+            # What it sees was not sampled from.
+            table_seen = replace(table, prompt_lengths=lengths_seen, checksums=None)
+            self._teacher = Sequences(table_seen, seen, pad_token_id, layout)
+        self._written, self._written_lengths = tokens.written, table.written_lengths[tokens.rows]
+        _check(table, tokens, self._ids, self._begins, prompts + lengths)
 
     def batch(self, rows: Indices) -> MicroBatch:
         """The micro-batch of some lines of the table; where prompts are shared, as `cuts.ordered` leaves them."""
@@ -108,18 +113,23 @@ class Sequences:
             inputs, followed = _flat(ids, totals, is_target)
         else:
             inputs, followed, shared = _shared(ids, prompts, lengths, is_target, group_begins(self._ordinals[places]))
+        targets, of_tokens = ids[is_target], ranges(self._logprob_begins[places], lengths)
+        if self._written is not None:
+            written = self._written[of_tokens]
+            followed, targets, logprobs = followed[written], targets[written], logprobs[written]
+            of_tokens = of_tokens[written]
         return MicroBatch(
             rows=rows,
             ids=ids,
             totals=totals,
-            lengths=torch.from_numpy(lengths),
+            lengths=torch.from_numpy(self._written_lengths[places]),
             sampling_logprobs=torch.from_numpy(logprobs),
             inputs=inputs,
             followed=torch.from_numpy(followed),
-            targets=torch.from_numpy(ids[is_target]),
+            targets=torch.from_numpy(targets),
             shared_prompts=shared,
             teacher=self._teacher.in_own_order(rows) if self._teacher else None,
-            scores=self._scores_of(ranges(self._logprob_begins[places], lengths)),
+            scores=self._scores_of(of_tokens),
         )
 
     def _scores_of(self, places: NDArray[np.int64]) -> Scores | None:
@@ -138,10 +148,10 @@ class Sequences:
         order = np.arange(len(rows))
         if self._layout == "shared":
             order = np.lexsort((-self._lengths[places], self._ordinals[places], -self._prompts[places]))
-        lengths = self._lengths[places][order]
+        lengths = self._written_lengths[places][order]
         begins = np.empty(len(rows), np.int64)
         begins[order] = _begins(lengths)
-        tokens = ranges(begins, self._lengths[places])
+        tokens = ranges(begins, self._written_lengths[places])
         return replace(self.batch(rows[order]), order=torch.from_numpy(tokens))
 
     def _rows(
@@ -152,6 +162,24 @@ class Sequences:
         padded = np.full(is_text.shape, self._pad_token_id, np.int64)
         padded[is_text] = ids
         return {"input_ids": torch.from_numpy(padded)}, np.flatnonzero(is_text)[is_target] - 1
+
+
+def _check(
+    table: RoundTable, tokens: Tokens, ids: NDArray[np.int64], begins: NDArray[np.int64], totals: NDArray[np.int64]
+) -> None:
+    """See that what is trained is what was sampled, token by token.
+
+    Raises:
+        RuntimeError: it is not.
+    """
+    if table.checksums is None:
+        return
+    whole = ids.astype(np.int32)
+    for row, begin, total in zip(tokens.rows.tolist(), begins.tolist(), totals.tolist(), strict=True):
+        if checksum(whole[begin : begin + total]) != table.checksums[row]:
+            raise RuntimeError(
+                f"the tokens of completion {row} (prompt {table.ordinals[row]}) are not those that were sampled"
+            )
 
 
 def _flat(

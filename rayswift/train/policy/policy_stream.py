@@ -79,7 +79,7 @@ class CutSettings:
 
 def trained_rows(table: RoundTable, leave_truncated: bool) -> NDArray[np.bool_]:
     """Which lines of the table have tokens that are trained, [N]."""
-    return (table.lengths > 0) & ~(table.truncated & leave_truncated)
+    return (table.written_lengths > 0) & ~(table.truncated & leave_truncated)
 
 
 class PolicyStream(Progress):

@@ -287,7 +287,7 @@ class StreamedPolicyTrainer(Streamed):
     def _counts(self, step: PolicyStep, is_masked: bool) -> StepCounts:
         """Of the whole step, from the round's table: every rank knows it."""
         table, num_steps = step.round.table, step.round.num_steps
-        lengths = np.where(trained_rows(table, self.args.mask_truncated_completions), table.lengths, 0)
+        lengths = np.where(trained_rows(table, self.args.mask_truncated_completions), table.written_lengths, 0)
         rows = rows_of_step(table, num_steps, step.index)
         tokens = int(lengths[rows].sum())
         counted = self._num_counted if is_masked else tokens

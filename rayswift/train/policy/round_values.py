@@ -95,12 +95,18 @@ def reward_metrics(table: RoundTable, settings: AdvantageSettings) -> evaluation
             metrics[first] = float(known.mean())
             metrics[second] = float(known.std(ddof=1)) if len(known) > 1 else 0.0
     metrics |= {
-        "completions/mean_length": float(table.lengths.mean()),
-        "completions/min_length": float(table.lengths.min()),
-        "completions/max_length": float(table.lengths.max()),
+        "completions/mean_length": float(table.written_lengths.mean()),
+        "completions/min_length": float(table.written_lengths.min()),
+        "completions/max_length": float(table.written_lengths.max()),
         "completions/clipped_ratio": float(table.truncated.mean()),
         "staleness": float(table.staleness.mean()),
     }
     if table.reward_names:
         metrics["frac_reward_zero_std"] = float(advantages.is_even(table.rewards, table.ordinals, settings).mean())
+    if table.turns is not None and table.calls is not None and table.failed_calls is not None:
+        metrics |= {
+            "num_turns": float(table.turns.mean()),
+            "tools/call_frequency": float(table.calls.mean()),
+            "tools/failure_frequency": float(table.failed_calls.sum() / max(1, table.calls.sum())),
+        }
     return {name: (value, 1.0) for name, value in metrics.items()}

@@ -272,7 +272,11 @@ def test_what_ray_owns_is_accepted_with_a_line(verb: str, argv: list[str], said:
         ("sft", ["--fsdp_config", "f.json"], "cluster.zero_stage 3"),
         ("sft", ["--lisa_activated_layers", "2"], "LISA"),
         ("sft", ["--interleave_prob", "0.5", "0.5"], "2 shares for the 1 sources"),
-        ("rlhf", ["--rlhf_type", "grpo", "--reward_funcs", "format", "--multi_turn_scheduler", "x"], "single turns"),
+        (
+            "rlhf",
+            ["--rlhf_type", "grpo", "--reward_funcs", "format", "--multi_turn_scheduler", "thinking_tips_scheduler"],
+            "a history of its own",
+        ),
         ("rlhf", ["--rlhf_type", "grpo", "--reward_funcs", "format", "--loss_type", "fipo"], "not offered"),
     ],
 )

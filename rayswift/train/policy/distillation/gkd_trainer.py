@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rayswift.config.derived import reward_weights
 from rayswift.config.schema import RlhfConfig
 from rayswift.rollout.advantages import AdvantageSettings
 from rayswift.rollout.groups import is_sampled
@@ -40,8 +41,7 @@ class StreamedGkdTrainer(StreamedPolicyTrainer):
 
     def _set_losses(self, config: RlhfConfig, args: Any) -> None:
         rollout = config.rollout
-        num_rewards = len(rollout.reward_funcs) + len(rollout.reward_models)
-        self._advantages = AdvantageSettings(tuple(rollout.reward_weights) or (1.0,) * num_rewards)
+        self._advantages = AdvantageSettings(reward_weights(config))
         self._temperature, self._seed = rollout.temperature, config.train.seed
 
     def _begin_round(self, model: Any, step: PolicyStep) -> None:

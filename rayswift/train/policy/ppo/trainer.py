@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from rayswift.config.derived import reward_weights
 from rayswift.config.schema import RlhfConfig
 from rayswift.rollout.advantages import AdvantageSettings
 from rayswift.train import evaluation
-from rayswift.train.policy import arguments as policy_arguments
 from rayswift.train.policy.losses import Completions, StepCounts
 from rayswift.train.policy.micro_batches import MicroBatch, Place
 from rayswift.train.policy.policy_stream import PolicyStep
@@ -47,7 +47,7 @@ class StreamedPPOTrainer(StreamedPolicyTrainer):
             self.args.hf_deepspeed_config.config["gradient_clipping"] = 0.0  # `_backward` clips
 
     def _set_losses(self, config: RlhfConfig, args: Any) -> None:
-        self._advantages = AdvantageSettings(policy_arguments.reward_weights(config))
+        self._advantages = AdvantageSettings(reward_weights(config))
         self._loss = policy_settings(config, args)
 
     def _beside(self) -> Sequence[Any]:

@@ -1,0 +1,93 @@
+"""Rows for the examples with tools: products that a calculator works out, and games in which a number is guessed.
+
+`calls_*` and `games` teach the form of a call, by supervised fine-tuning; `products_*` and `numbers_*` are prompts.
+
+Run: python examples/tools/make.py
+"""
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+HIGHEST, GUESSES = 31, 5
+Row = dict[str, Any]
+
+
+def schema(name: str, argument: str, kind: str) -> Row:
+    """A tool as far as the chat template of this folder shows it."""
+    parameters = {"type": "object", "properties": {argument: {"type": kind}}}
+    return {"type": "function", "function": {"name": name, "description": name, "parameters": parameters}}
+
+
+def called(name: str, **arguments: Any) -> Row:
+    """The model's turn that calls a tool."""
+    call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+def user(text: str) -> Row:
+    """What is asked."""
+    return {"role": "user", "content": text}
+
+
+def product(first: int, second: int) -> Row:
+    """A product with the call that works it out."""
+    value = str(first * second)
+    answer = {"role": "tool", "name": "calculator", "content": value}
+    said = {"role": "assistant", "content": value}
+    call = called("calculator", expression=f"{first}*{second}")
+    return {
+        "messages": [user(f"{first}*{second}="), call, answer, said],
+        "tools": [schema("calculator", "expression", "string")],
+    }
+
+
+def game(rng: random.Random) -> Row:
+    """A game that is played by chance: the form of a guess, and no way to win."""
+    number, messages = rng.randint(1, HIGHEST), [user("1-31")]
+    for _ in range(GUESSES):
+        guess = rng.randint(1, HIGHEST)
+        told = "right" if guess == number else "higher" if number > guess else "lower"
+        messages += [called("guess", number=guess), {"role": "tool", "name": "guess", "content": told}]
+        if guess == number:
+            break
+    return {
+        "messages": [*messages, {"role": "assistant", "content": "done"}],
+        "tools": [schema("guess", "number", "integer")],
+    }
+
+
+def products(rng: random.Random, number: int) -> Iterator[tuple[int, int]]:
+    """Pairs of numbers of four digits."""
+    for _ in range(number):
+        yield rng.randint(1000, 9999), rng.randint(1000, 9999)
+
+
+def write(name: str, rows: list[Row]) -> None:
+    """A file of rows."""
+    text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
+    (HERE / name).write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    """Write all files."""
+    rng = random.Random(0)
+    digits = [
+        (rng.randint(10, 10 ** rng.randint(2, 4) - 1), rng.randint(10, 10 ** rng.randint(2, 4) - 1))
+        for _ in range(1500)
+    ]
+    write("calls.jsonl", [product(*pair) for pair in digits])
+    asked = list(dict.fromkeys(products(rng, 1200)))
+    rows = [{"messages": [user(f"{a}*{b}=")], "solution": str(a * b)} for a, b in asked]
+    write("products_train.jsonl", rows[:1000])
+    write("products_test.jsonl", rows[1000:1200])
+    write("games.jsonl", [game(rng) for _ in range(400)])
+    write("numbers_train.jsonl", [{"messages": [user("1-31")], "number": rng.randint(1, HIGHEST)} for _ in range(400)])
+    write("numbers_test.jsonl", [{"messages": [user("1-31")], "number": number} for number in range(1, HIGHEST + 1)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""What a plugin file that is written for ms-swift imports from it, where ms-swift is not installed.
+
+Each of ms-swift's modules that plugins import has the names that they take from it: base classes, registries, and the
+objects that their hooks are called with. `GYMScheduler` plays an `Env` turn by turn, as ms-swift's does.
+"""
+
+import importlib.util
+import logging
+import sys
+from copy import deepcopy
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+_MODULES = (
+    "swift",
+    "swift.infer_engine",
+    "swift.infer_engine.protocol",
+    "swift.llm",
+    "swift.llm.infer",
+    "swift.llm.infer.protocol",
+    "swift.plugin",
+    "swift.plugin.env",
+    "swift.plugin.multi_turn",
+    "swift.plugin.orm",
+    "swift.rewards",
+    "swift.rewards.orm",
+    "swift.rollout",
+    "swift.rollout.gym_env",
+    "swift.rollout.multi_turn",
+    "swift.template",
+    "swift.utils",
+)
+
+
+@dataclass
+class RolloutInferRequest:
+    """A conversation; data_dict: the row's columns; uuid: of the episode."""
+
+    messages: list[dict[str, Any]]
+    data_dict: dict[str, Any] = field(default_factory=dict)
+    uuid: str | None = None
+    tools: list[Any] | None = None
+    images: list[str] = field(default_factory=list)
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ChatMessage:
+    """What the model said."""
+
+    role: str
+    content: str
+    tool_calls: list[Any] | None = None
+
+
+@dataclass
+class ChatCompletionResponseChoice:
+    """A turn of the model; finish_reason: stop or length."""
+
+    index: int
+    message: ChatMessage
+    finish_reason: str
+    logprobs: Any = None
+    token_ids: list[int] | None = None
+
+
+class ORM:
+    """A reward function as a class."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+
+class Env:
+    """An environment; its coroutines are `reset(config)`, `step(messages)` and `close()`."""
+
+    def __init__(self, env_config: Any):
+        self.env_config = env_config
+
+
+class MultiTurnScheduler:
+    """What comes between two turns; see ms-swift's."""
+
+    def __init__(self, infer_engine: Any = None, max_turns: int | None = None, *args: Any, **kwargs: Any):
+        self.infer_engine, self.max_turns = infer_engine, max_turns
+
+    async def on_trajectory_start(self, requests: list[RolloutInferRequest]) -> None:
+        """Before the first turn."""
+
+    async def on_turn_end(
+        self, infer_request: RolloutInferRequest, response_choice: ChatCompletionResponseChoice, current_turn: int
+    ) -> dict[str, Any]:
+        """Behind a turn, which is a message of the request."""
+        return {}
+
+    def check_finished(
+        self, infer_request: RolloutInferRequest, response_choice: ChatCompletionResponseChoice, current_turn: int
+    ) -> bool:
+        """Whether it was the last."""
+        is_last = bool(self.max_turns) and current_turn >= int(self.max_turns or 0)
+        return response_choice.finish_reason == "length" or is_last
+
+    def step(
+        self, infer_request: RolloutInferRequest, response_choice: ChatCompletionResponseChoice, current_turn: int
+    ) -> dict[str, Any]:
+        """The request with what the turn is answered."""
+        raise NotImplementedError(f"{type(self).__name__} has no method step")
+
+
+class GYMScheduler(MultiTurnScheduler):
+    """Plays an environment, which the row's `env_config` names, or else `gym_env`."""
+
+    def __init__(self, infer_engine: Any = None, max_turns: int | None = None, **kwargs: Any):
+        super().__init__(infer_engine, max_turns, **kwargs)
+        self.gym_env_name = kwargs.get("gym_env")
+        self._envs: dict[str | None, Any] = {}
+        self._rewards: dict[str | None, list[float]] = {}
+        self._observed: dict[str | None, str | None] = {}
+
+    async def on_trajectory_start(self, requests: list[RolloutInferRequest]) -> None:
+        """Reset the environments; what they observe is the prompt."""
+        for request in requests:
+            config = request.data_dict.get("env_config") or {}
+            env = self._create_env(config)
+            observation, _, system = await env.reset(request)
+            request.messages = [{"role": "system", "content": system}] if system else []
+            request.messages.append({"role": "user", "content": observation})
+            self._envs[request.uuid], self._rewards[request.uuid] = env, []
+
+    async def on_turn_end(
+        self, infer_request: RolloutInferRequest, response_choice: ChatCompletionResponseChoice, current_turn: int
+    ) -> dict[str, Any]:
+        """Have the environment step."""
+        uuid = infer_request.uuid
+        observation, reward, done, _ = await self._envs[uuid].step(deepcopy(infer_request.messages))
+        self._rewards[uuid].append(float(reward))
+        self._observed[uuid] = None if done else observation
+        rewards = list(self._rewards[uuid])
+        infos = {"total_reward": sum(rewards), "step_rewards": rewards, "gym_done": bool(done)}
+        return {"done": bool(done), "rollout_infos": infos}
+
+    def step(
+        self, infer_request: RolloutInferRequest, response_choice: ChatCompletionResponseChoice, current_turn: int
+    ) -> dict[str, Any]:
+        """What the environment observes is the next message."""
+        observed = self._observed.pop(infer_request.uuid, None)
+        if observed is not None:
+            infer_request.messages.append({"role": "user", "content": observed})
+        return {"infer_request": infer_request}
+
+    async def end(self, uuid: str | None) -> None:
+        """Close an episode's environment."""
+        env = self._envs.pop(uuid, None)
+        self._rewards.pop(uuid, None)
+        self._observed.pop(uuid, None)
+        if env is not None:
+            await env.close()
+
+    def _create_env(self, env_config: dict[str, Any]) -> Any:
+        name = env_config.get("name", self.gym_env_name)
+        if name not in envs:
+            raise ValueError(f"no environment {name!r} is registered; there are {', '.join(envs) or 'none'}")
+        return envs[name](env_config)
+
+
+envs: dict[str, Any] = {}
+multi_turns: dict[str, Any] = {"gym_scheduler": GYMScheduler}
+_NAMES: dict[str, Any] = {
+    "AsyncORM": ORM,
+    "ChatCompletionResponseChoice": ChatCompletionResponseChoice,
+    "Env": Env,
+    "GYMScheduler": GYMScheduler,
+    "InferRequest": RolloutInferRequest,
+    "Messages": list[dict[str, Any]],
+    "MultiTurnScheduler": MultiTurnScheduler,
+    "ORM": ORM,
+    "RolloutInferRequest": RolloutInferRequest,
+    "RolloutScheduler": MultiTurnScheduler,
+    "envs": envs,
+    "get_logger": lambda *_: logging.getLogger("rayswift"),
+    "multi_turns": multi_turns,
+    "orms": {},
+    "rm_plugins": {},
+}
+
+
+def install() -> None:
+    """Let files of the user's import them."""
+    if "swift" in sys.modules or importlib.util.find_spec("swift") is not None:
+        return
+    for name in _MODULES:
+        module = ModuleType(name)
+        module.__path__ = []
+        module.__dict__.update(_NAMES)
+        sys.modules[name] = module
+
+
+def registry(name: str) -> dict[str, Any]:
+    """`envs` or `multi_turns`, wherever plugins registered theirs."""
+    where = {"envs": "swift.rollout.gym_env", "multi_turns": "swift.rollout.multi_turn"}[name]
+    found: dict[str, Any] = getattr(sys.modules.get(where), name, _NAMES[name])
+    return found

@@ -1,0 +1,130 @@
+"""ms-swift's multi-turn schedulers: their hooks, called as `MultiTurnScheduler.run` calls them (ms-swift 4.6).
+
+A `step` may put messages behind the turn of the model, or cut the turn short and put text in its midst, as ms-swift's
+`math_tip_trick` does. Which tokens that is, is found from the text; token ids and masks that it returns are not needed.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rayswift.config.swift.plugin_modules import (
+    ChatCompletionResponseChoice,
+    ChatMessage,
+    MultiTurnScheduler,
+    RolloutInferRequest,
+)
+from rayswift.data.rows import Message
+from rayswift.rollout.episodes.sessions import Answer, Runner, Start, Turn, as_reward, cut
+from rayswift.rollout.rewards.builtin import accuracy
+
+_NUMBERS = itertools.count()
+
+
+class SchedulerSession:
+    """An episode of a scheduler, which a process has one of.
+
+    Args:
+        run: Runs its hooks.
+        scheduler: See above.
+        max_chars: Longest message that it puts behind a turn.
+    """
+
+    def __init__(self, run: Runner, scheduler: Any, max_chars: int):
+        self._run, self._scheduler, self._max_chars = run, scheduler, max_chars
+        self._uuid = f"episode-{next(_NUMBERS)}"
+        self._request: Any = None
+        self._infos: dict[str, Any] = {}
+
+    async def reset(self, start: Start) -> Sequence[Message] | None:
+        """See Session."""
+        messages = [dict(each) for each in start.messages]
+        self._request = RolloutInferRequest(messages, dict(start.columns), self._uuid)
+        await self._run(self._scheduler.on_trajectory_start, [self._request])
+        if self._request.messages == list(start.messages):
+            return None
+        return [self._message(each) for each in self._request.messages]
+
+    async def answer(self, turn: Turn) -> Answer:
+        """See Session."""
+        choice = ChatCompletionResponseChoice(
+            0, ChatMessage("assistant", turn.text), turn.finish, token_ids=list(turn.token_ids)
+        )
+        messages = self._request.messages
+        if messages and messages[-1]["role"] == "assistant":  # it was cut short, and goes on
+            messages[-1]["content"] += turn.text
+        else:
+            messages.append({"role": "assistant", "content": turn.text})
+        asked = self._request, choice, turn.number + 1
+        told = await self._run(self._scheduler.on_turn_end, *asked) or {}
+        self._infos.update(told.get("rollout_infos") or {})
+        done = await self._run(self._scheduler.check_finished, *asked)
+        if told.get("done", done) or turn.last:
+            return Answer(done=True, infos=dict(self._infos))
+        return await self._stepped(asked, turn.text)
+
+    async def _stepped(self, asked: tuple[Any, ...], text: str) -> Answer:
+        """What `step` puts behind the turn, or into it.
+
+        Raises:
+            ValueError: it changes what was there before.
+        """
+        before = len(self._request.messages)
+        whole = str(self._request.messages[-1]["content"])
+        found: Mapping[str, Any] = await self._run(self._scheduler.step, *asked)
+        self._request = found["infer_request"]
+        self._infos.update(found.get("rollout_infos") or {})
+        messages = self._request.messages
+        if len(messages) > before and messages[-1] == {"role": "assistant", "content": ""}:
+            messages.pop()  # ms-swift's opening of the next turn
+        content = str(messages[before - 1]["content"]) if len(messages) >= before else ""
+        if len(messages) > before and content == whole:
+            return Answer(tuple(self._message(each) for each in messages[before:]), infos=dict(self._infos))
+        differs = (at for at, (new, old) in enumerate(zip(content, whole, strict=False)) if new != old)
+        same = next(differs, min(len(content), len(whole)))
+        kept = same - (len(whole) - len(text))
+        if len(messages) != before or kept < 0 or same == len(content):
+            raise ValueError(
+                "step changes what was there before the turn, or puts nothing behind it; it may put messages behind "
+                "the turn, or text in place of its end"
+            )
+        return Answer(raw=cut(content[same:], self._max_chars), kept=kept, infos=dict(self._infos))
+
+    def _message(self, message: Mapping[str, Any]) -> Message:
+        made = {**message, "content": cut(str(message["content"]), self._max_chars)}
+        return made | ({"name": message.get("name", "tool")} if message["role"] == "tool" else {})
+
+    async def reward(self) -> float | None:
+        """See Session: the sum of an environment's rewards."""
+        return as_reward(self._infos.get("total_reward"))
+
+    async def close(self) -> None:
+        """See Session."""
+        end = getattr(self._scheduler, "end", None) or getattr(self._scheduler, "_close_and_remove", None)
+        if end is not None:
+            await self._run(end, self._uuid)
+
+
+class MathTips(MultiTurnScheduler):
+    """ms-swift's `math_tip_trick`: a wrong answer is cut off, once, and the model told so; the row has a `solution`."""
+
+    tip = "But wait... It seems I made a mistake,"
+
+    def check_finished(
+        self, infer_request: RolloutInferRequest, response_choice: ChatCompletionResponseChoice, current_turn: int
+    ) -> bool:
+        """See MultiTurnScheduler."""
+        said = infer_request.messages[-1]["content"]
+        completions, solutions = [[{"content": said}]], [infer_request.data_dict["solution"]]
+        if self.tip in said or accuracy(completions, solution=solutions) == [1.0]:
+            return True
+        return super().check_finished(infer_request, response_choice, current_turn)
+
+    def step(
+        self, infer_request: RolloutInferRequest, response_choice: ChatCompletionResponseChoice, current_turn: int
+    ) -> dict[str, Any]:
+        """See MultiTurnScheduler."""
+        said = infer_request.messages[-1]["content"]
+        ends = [at for mark in ("<answer>", "</think>") if (at := said.find(mark)) >= 0]
+        infer_request.messages[-1]["content"] = said[: min(ends, default=len(said))] + self.tip
+        return {"infer_request": infer_request}

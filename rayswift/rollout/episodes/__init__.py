@@ -1,0 +1,1 @@
+"""Completions of several turns: the model writes, tools and environments answer."""

@@ -1,0 +1,161 @@
+"""Tool calls in what a model wrote, in the formats that chat templates teach; pure.
+
+Found are: JSON between `<tool_call>` and `</tool_call>` (Hermes, Qwen), the XML of Qwen3-Coder between the same tags, a
+JSON object that is the whole answer, with its arguments under `parameters` (Llama 3), and `[TOOL_CALLS]` before a JSON
+list or before names with `[ARGS]` (Mistral). What opens a call and cannot be read is a call too: its answer is what is
+wrong with it, as for any call that fails.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rayswift.data.encode.template import ChatTemplate
+from rayswift.data.rows import BadRow, Message
+
+CallFormat = Literal["hermes", "llama3_json", "mistral"]
+"""By vLLM's name; `hermes` reads the XML of `qwen3_coder` as well."""
+
+_HERMES = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+_FUNCTION = re.compile(r"<function=([^>\s]+)>(.*?)(?:</function>|\Z)", re.DOTALL)
+_PARAMETER = re.compile(r"<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
+_MISTRAL = "[TOOL_CALLS]"
+_MISTRAL_NAMED = re.compile(r"\s*([^\s\[\]{}]+)\s*(?:\[CALL_ID\][^\[]*)?\[ARGS\]")
+_PYTHON_TAG = "<|python_tag|>"
+_PROBE = "probe_tool"
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call. arguments: None where it cannot be read; problem: then, why."""
+
+    name: str
+    arguments: Mapping[str, Any] | None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer of the model. content: without its calls."""
+
+    content: str
+    calls: tuple[Call, ...] = ()
+
+    @property
+    def message(self) -> Message:
+        """As chat templates and reward functions take it."""
+        called = [
+            {"type": "function", "function": {"name": call.name, "arguments": dict(call.arguments or {})}}
+            for call in self.calls
+        ]
+        made: Message = {"role": "assistant", "content": self.content}
+        return made | ({"tool_calls": called} if called else {})
+
+
+def format_of(template: ChatTemplate, tools: Sequence[Any]) -> CallFormat | None:
+    """How a template writes calls, seen from how it renders one; None: in none of the known formats."""
+    call = {"type": "function", "id": "call00000", "function": {"name": _PROBE, "arguments": {"a": 1}}}
+    asked: Message = {"role": "user", "content": "q"}
+    try:
+        said: Message = {"role": "assistant", "content": "", "tool_calls": [call]}
+        text = template.render(template.adapted([asked, said]), list(tools))
+    except BadRow:
+        return None
+    if "<tool_call>" in text:
+        return "hermes"
+    if _MISTRAL in text:
+        return "mistral"
+    return "llama3_json" if re.search(rf'"name":\s*"{_PROBE}",\s*"parameters"', text) else None
+
+
+def parse(text: str, call_format: CallFormat) -> Said:
+    """What the model said, and what it calls."""
+    return _READERS[call_format](text)
+
+
+def _hermes(text: str) -> Said:
+    calls: list[Call] = []
+    for body in _HERMES.findall(text):
+        calls += _from_xml(body) if _FUNCTION.search(body) else _from_json(body)
+    return Said(_HERMES.sub("", text).strip() if calls else text, tuple(calls))
+
+
+def _from_xml(body: str) -> list[Call]:
+    return [
+        Call(name, {key: _value(value) for key, value in _PARAMETER.findall(inside)})
+        for name, inside in _FUNCTION.findall(body)
+    ]
+
+
+def _value(text: str) -> Any:
+    """A parameter's JSON, or else its text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _llama(text: str) -> Said:
+    body = text.strip().removeprefix(_PYTHON_TAG).lstrip()
+    if not (body.startswith("{") and re.search(r'"name"\s*:', body)):
+        return Said(text)
+    return Said("", tuple(_several(body, "[;,\\s]*")))
+
+
+def _mistral(text: str) -> Said:
+    content, mark, body = text.partition(_MISTRAL)
+    if not mark:
+        return Said(text)
+    if not _MISTRAL_NAMED.match(body):
+        return Said(content.strip(), tuple(_from_json(body)))
+    calls: list[Call] = []
+    for part in body.split(_MISTRAL):
+        named = _MISTRAL_NAMED.match(part)
+        calls += [_named(named[1], part[named.end() :])] if named else []
+    return Said(content.strip(), tuple(calls))
+
+
+def _named(name: str, body: str) -> Call:
+    try:
+        return _call({"name": name, "arguments": json.JSONDecoder().raw_decode(body.lstrip())[0]})
+    except (json.JSONDecodeError, RecursionError) as error:
+        return Call(name, None, f"the arguments are no JSON: {error}")
+
+
+def _from_json(body: str) -> list[Call]:
+    """The call in a JSON object, or those of a list."""
+    try:
+        found = json.loads(body)
+    except (json.JSONDecodeError, RecursionError) as error:
+        return [Call("", None, f"the call is no JSON: {error}")]
+    return [_call(each) for each in (found if isinstance(found, list) else [found])]
+
+
+def _several(body: str, between: str) -> list[Call]:
+    """The calls in JSON objects, one behind the other."""
+    decoder, calls, at = json.JSONDecoder(), list[Call](), 0
+    while at < len(body):
+        try:
+            found, end = decoder.raw_decode(body, at)
+        except (json.JSONDecodeError, RecursionError) as error:
+            return [*calls, Call("", None, f"the call is no JSON: {error}")]
+        calls.append(_call(found))
+        space = re.compile(between).match(body, end)
+        at = space.end() if space else end
+    return calls
+
+
+def _call(found: Any) -> Call:
+    if not isinstance(found, Mapping) or not isinstance(found.get("name"), str):
+        return Call("", None, "the call is no object with a name and arguments")
+    arguments = found.get("arguments", found.get("parameters", {}))
+    if isinstance(arguments, str):
+        arguments = _value(arguments)
+    if not isinstance(arguments, Mapping):
+        return Call(found["name"], None, "the arguments are no object")
+    return Call(found["name"], arguments)
+
+
+_READERS: Mapping[CallFormat, Callable[[str], Said]] = {"hermes": _hermes, "llama3_json": _llama, "mistral": _mistral}

@@ -1,0 +1,169 @@
+"""The user's tools and environment by name, and their JSON schemas; the contract is that of TRL's GRPOTrainer.
+
+A tool is a function with type hints and a docstring. An environment is a class that is made without arguments, for each
+episode anew. Its `reset(**row)` may return a text, which is put behind the last message of the prompt. Its public
+methods are tools. Its `get_reward()`, if it has one, is a reward. Beside TRL's contract: where it has an attribute
+`done` that is true, the episode is over.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rayswift.config import user_code
+from rayswift.config.rollout import RolloutConfig
+from rayswift.log import UserError
+
+TOOLS, ENVIRONMENT = "rollout.tools", "rollout.environment"
+_SHIPPED = "rayswift.rollout.environments"
+BUILT_IN_TOOLS: Mapping[str, str] = {
+    "calculator": f"{_SHIPPED}.calculator:calculator",
+    "python": f"{_SHIPPED}.sandbox:python",
+}
+BUILT_IN_ENVIRONMENTS: Mapping[str, str] = {"guess_number": f"{_SHIPPED}.guess_number:GuessNumber"}
+Tool = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class EnvironmentSpec:
+    """What a process needs to play episodes, as plain values; names as in section `rollout`.
+
+    plugins: modules that are imported first.
+    """
+
+    tools: tuple[str, ...]
+    environment: str | None
+    tool_timeout_s: float
+    max_tool_response_chars: int
+    tool_threads: int
+    max_turns: int | None
+    plugins: tuple[str, ...] = ()
+
+
+def spec_of(rollout: RolloutConfig, plugins: Sequence[str]) -> EnvironmentSpec:
+    """Of a config."""
+    return EnvironmentSpec(
+        tuple(rollout.tools),
+        rollout.environment,
+        rollout.tool_timeout_s,
+        rollout.max_tool_response_chars,
+        rollout.tool_threads,
+        rollout.max_turns,
+        tuple(plugins),
+    )
+
+
+def environment_name(rollout: RolloutConfig) -> str | None:
+    """What the environment's reward is called: as its class, for ms-swift's as there."""
+    if rollout.environment is None:
+        return None
+    if rollout.environment.startswith("swift_"):
+        return "gym_reward"
+    return BUILT_IN_ENVIRONMENTS.get(rollout.environment, rollout.environment).rpartition(":")[2]
+
+
+def load_tools(names: Sequence[str]) -> dict[str, Tool]:
+    """The functions of `rollout.tools`, by the names that the model calls them by.
+
+    Raises:
+        UserError: one cannot be had, or two have one name.
+    """
+    found: dict[str, Tool] = {}
+    for written in names:
+        tool = _load(TOOLS, written, BUILT_IN_TOOLS, "tool")
+        if not callable(tool) or inspect.isclass(tool):
+            raise UserError(f"{TOOLS} = {written!r} is of type {type(tool).__name__}, wanted a function")
+        name = tool.__name__
+        if name in found:
+            raise UserError(f"{TOOLS}: two tools are called {name}; rename one")
+        found[name] = tool
+    return found
+
+
+def load_environment(written: str) -> Any:
+    """The class of `rollout.environment`, or what makes its instances.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    made = _load(ENVIRONMENT, written, BUILT_IN_ENVIRONMENTS, "environment")
+    if not callable(made):
+        raise UserError(f"{ENVIRONMENT} = {written!r} is of type {type(made).__name__}, wanted a class")
+    return made
+
+
+def _load(field: str, written: str, built_in: Mapping[str, str], kind: str) -> Any:
+    if ":" not in written and written not in built_in:
+        raise UserError(
+            f"{field} = {written!r} is no built-in {kind}; there are {', '.join(built_in)}; name your own as "
+            f"file.py:name or module:name"
+        )
+    return user_code.load(field, built_in.get(written, written))
+
+
+def methods_of(environment: Any) -> dict[str, Tool]:
+    """The public methods of an environment that are tools; looked for on its class, as properties are none."""
+    found = inspect.getmembers(type(environment), predicate=inspect.isfunction)
+    own = ("reset", "get_reward", "close")
+    return {name: getattr(environment, name) for name, _ in found if not name.startswith("_") and name not in own}
+
+
+def schemas_of(tools: Mapping[str, Tool], where: str) -> list[dict[str, Any]]:
+    """JSON schemas, made of type hints and docstrings as `transformers` documents it.
+
+    Raises:
+        UserError: one of them has no types, or an argument without a description.
+    """
+    from transformers.utils import get_json_schema
+
+    found = []
+    for name, tool in tools.items():
+        try:
+            found.append(get_json_schema(tool))
+        except Exception as error:  # of foreign code and docstrings, whatever it is
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(
+                f"{where}: {name} cannot be shown to the model: {reason}. A tool has a type hint for each argument, "
+                "and a docstring that says what it does and, under `Args:`, what each argument is"
+            ) from error
+    return found
+
+
+def checked(rollout: RolloutConfig) -> list[dict[str, Any]]:
+    """The schemas of all tools of a config.
+
+    Raises:
+        UserError: tools or environment cannot be used.
+    """
+    from rayswift.rollout.adapters import named  # which needs this module
+
+    tools = load_tools(rollout.tools)
+    found = schemas_of(tools, TOOLS)
+    if rollout.environment is None:
+        return found
+    if named.is_adapted(rollout.environment):
+        named.check(rollout.environment)
+        return found
+    made = _made(rollout.environment)
+    where = f"{ENVIRONMENT} = {rollout.environment!r}"
+    if not callable(getattr(made, "reset", None)):
+        raise UserError(f"{where} has no method reset(**row)")
+    if not hasattr(made, "get_reward") and not rollout.reward_funcs and not rollout.reward_models:
+        raise UserError(f"{where} has no get_reward(), and there is no other reward; set rollout.reward_funcs")
+    methods = methods_of(made)
+    twice = sorted(set(methods) & set(tools))
+    if twice:
+        raise UserError(f"{where}: {twice[0]} is in {TOOLS} too; rename one")
+    return found + schemas_of(methods, where)
+
+
+def _made(written: str) -> Any:
+    try:
+        return load_environment(written)()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{ENVIRONMENT} = {written!r} cannot be made without arguments: {type(error).__name__}: {error}"
+        ) from error

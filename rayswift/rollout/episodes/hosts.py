@@ -1,0 +1,321 @@
+"""Where episodes are played: processes for tools and environments, spread over the nodes and replaced when one is gone.
+
+An episode survives the loss of its process once: tools are asked again elsewhere; an environment is made anew in
+another process, and told again what the model wrote. Where it answers as before, the episode goes on.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
+
+from rayswift.data.rows import Message
+from rayswift.engines.pool.pool import SampleFailed
+from rayswift.log import UserError, logger
+from rayswift.rollout.episodes.process import Closing, Opening
+from rayswift.rollout.episodes.sessions import Answer, Start, Turn, failed_calls
+
+_GRACE_S = 10.0
+"""That a process may take for an answer, beyond what the user's code may."""
+_MOST_STARTS = 3
+
+
+class EpisodeFailed(SampleFailed):
+    """An episode without a reward; says why."""
+
+    where = "environment"
+
+
+class Lost(Exception):
+    """The process is gone, or does not answer."""
+
+
+class Process(Protocol):
+    """A process, see `rewards.worker.ActorWorker`."""
+
+    async def start(self) -> None:
+        """Start it."""
+
+    async def ask(self, method: str, *arguments: Any, timeout_s: float) -> Any:
+        """Call it; TimeoutError: no answer."""
+
+    def kill(self) -> None:
+        """End it."""
+
+
+class Host:
+    """A process with the number of episodes in it. leaving: it takes no new ones."""
+
+    def __init__(self, process: Process, number: int):
+        self.process, self.number = process, number
+        self.num_episodes, self.leaving = 0, False
+
+
+class Hosts:
+    """The processes of a run.
+
+    Args:
+        make: Makes the process of a number.
+        number: How many there are.
+        timeout_s: Longest time that a call of a tool or an environment may take.
+        has_environment: Episodes have a state in their process.
+        lost_errors: What a process that is gone raises.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], Process],
+        number: int,
+        timeout_s: float,
+        has_environment: bool,
+        lost_errors: tuple[type[BaseException], ...] = (),
+    ):
+        self._make, self._number, self.has_environment = make, number, has_environment
+        self._timeout_s = timeout_s
+        self._lost_errors: tuple[type[BaseException], ...] = (TimeoutError, *lost_errors)
+        self._hosts: list[Host] = []
+        self._changed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._error: UserError | None = None
+        self.num_lost = 0
+
+    async def start(self) -> None:
+        """Start all.
+
+        Raises:
+            UserError: one cannot load tools or environment.
+        """
+        await asyncio.gather(*(self._start(number) for number in range(self._number)))
+
+    async def close(self) -> None:
+        """End all."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for host in self._hosts:
+            host.process.kill()
+
+    async def _start(self, number: int) -> None:
+        process = self._make(number)
+        try:
+            await process.start()
+        except BaseException:
+            process.kill()
+            raise
+        self._hosts.append(Host(process, number))
+        self._wake()
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def take(self) -> Host:
+        """The process with the fewest episodes; with one more of them.
+
+        Raises:
+            UserError: none can be started any more.
+        """
+        while not (free := [host for host in self._hosts if not host.leaving]):
+            if self._error is not None:
+                raise self._error
+            await self._changed.wait()
+        host = min(free, key=lambda each: each.num_episodes)
+        host.num_episodes += 1
+        return host
+
+    def leave(self, host: Host) -> None:
+        """An episode of a process is over."""
+        host.num_episodes -= 1
+        if host.leaving:
+            self._wake()
+
+    async def ask(self, host: Host, method: str, num_calls: int, *arguments: Any) -> Any:
+        """Have a process do something; a call that hangs in it has it replaced.
+
+        Raises:
+            Lost: it is gone, and is replaced.
+        """
+        limit_s = self._timeout_s * max(1, num_calls) + _GRACE_S
+        try:
+            answer = await host.process.ask(method, *arguments, timeout_s=limit_s)
+        except self._lost_errors as error:
+            gave_up = isinstance(error, TimeoutError)
+            why = f"it did not answer within {limit_s:g} s" if gave_up else "its process ended"
+            self._replace(host, why, at_once=True)
+            raise Lost(why) from error
+        except Exception as error:  # what it answers cannot travel, whatever that is
+            raise EpisodeFailed(f"{method} failed: {(str(error).strip().splitlines() or [''])[-1]}") from error
+        if getattr(answer, "hangs", False):
+            self._replace(host, f"a call hangs ({self._timeout_s:g} s, rollout.tool_timeout_s)", at_once=False)
+        return answer
+
+    def forget(self, host: Host, key: str) -> None:
+        """Have a process forget an episode that is not played to its end."""
+        self._spawn(self._forget(host, key))
+
+    async def _forget(self, host: Host, key: str) -> None:
+        try:
+            await self.ask(host, "close", 2, key)
+        except (Lost, EpisodeFailed):
+            pass  # with what it held
+        finally:
+            self.leave(host)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _replace(self, host: Host, why: str, at_once: bool) -> None:
+        """Start another process, and end this one; if not at once, when the episodes in it are over."""
+        if host.leaving:
+            if at_once:
+                host.process.kill()
+            return
+        host.leaving = True
+        self.num_lost += 1
+        logger.warning("process %d of tools and environments: %s; another one takes its place", host.number, why)
+        if at_once:
+            host.process.kill()
+        self._spawn(self._end(host))
+        self._spawn(self._start_again(host.number))
+
+    async def _end(self, host: Host) -> None:
+        while host.num_episodes > 0:
+            await self._changed.wait()
+        host.process.kill()
+        self._hosts.remove(host)
+
+    async def _start_again(self, number: int) -> None:
+        for left in reversed(range(_MOST_STARTS)):
+            try:
+                return await self._start(number)
+            except UserError as error:
+                logger.warning("%s", error)
+                if not left:
+                    self._error = error
+                    self._wake()
+
+
+class RemoteSession:
+    """An episode's tools and environment, wherever they are.
+
+    Args:
+        hosts: The processes.
+        key: Of the episode.
+        start: See there.
+    """
+
+    def __init__(self, hosts: Hosts, key: str, start: Start):
+        self._hosts, self._key, self._start = hosts, key, start
+        self._host: Host | None = None
+        self._opening: Opening | None = None
+        self._told: list[tuple[Turn, Answer]] = []
+        self._losses = 0
+
+    async def open(self) -> Sequence[Message] | None:
+        """Begin; the conversation that the model is to answer, None: the row's.
+
+        Raises:
+            EpisodeFailed: it cannot.
+        """
+        if not self._hosts.has_environment:
+            return None
+        while True:
+            try:
+                opening = await self._opened()
+            except Lost as lost:
+                self._lose(lost)
+            else:
+                return opening.messages
+
+    async def _opened(self) -> Opening:
+        """Begin in a process that takes one more, and come to where the episode was."""
+        self._host = await self._hosts.take()
+        opening: Opening = await self._ask("open", 2, self._start)
+        if opening.problem:
+            raise EpisodeFailed(opening.problem)
+        for turn, before in self._told:
+            if await self._ask("answer", len(turn.said.calls), turn) != before:
+                raise EpisodeFailed("its process was lost, and it answers otherwise than before: it cannot be resumed")
+        if self._opening is not None and opening.messages != self._opening.messages:
+            raise EpisodeFailed("its process was lost, and it begins otherwise than before: it cannot be resumed")
+        self._opening = opening
+        return opening
+
+    async def answer(self, turn: Turn) -> Answer:
+        """What a turn is answered.
+
+        Raises:
+            EpisodeFailed: it can have no reward.
+        """
+        if not self._hosts.has_environment and (turn.last or not turn.said.calls):
+            return Answer(done=True)
+        while True:
+            try:
+                if self._host is None:
+                    await self._moved()
+                answer: Answer = await self._ask("answer", len(turn.said.calls), turn)
+            except Lost as lost:
+                if not self._hosts.has_environment and self._losses:
+                    self._losses = 0
+                    return failed_calls(turn, str(lost))
+                self._lose(lost)
+                continue
+            if answer.problem:
+                raise EpisodeFailed(answer.problem)
+            if self._hosts.has_environment:
+                self._told.append((turn, answer))
+            return answer
+
+    async def _moved(self) -> None:
+        if self._hosts.has_environment:
+            await self._opened()
+        else:
+            self._host = await self._hosts.take()
+
+    async def reward(self) -> float | None:
+        """The environment's; the episode is over then.
+
+        Raises:
+            EpisodeFailed: it can have none.
+        """
+        if not self._hosts.has_environment:
+            return None
+        while True:
+            try:
+                if self._host is None:
+                    await self._opened()
+                closing: Closing = await self._ask("close", 2)
+            except Lost as lost:
+                self._lose(lost)
+                continue
+            self._leave()
+            if closing.problem:
+                raise EpisodeFailed(closing.problem)
+            return closing.reward
+
+    def _lose(self, lost: Lost) -> None:
+        """Go on elsewhere, once."""
+        self._losses += 1
+        if self._losses > 1 and self._hosts.has_environment:
+            raise EpisodeFailed(f"{lost}, twice")
+
+    async def _ask(self, method: str, num_calls: int, *arguments: Any) -> Any:
+        assert self._host is not None
+        try:
+            return await self._hosts.ask(self._host, method, num_calls, self._key, *arguments)
+        except Lost:
+            self._leave()
+            raise
+
+    def _leave(self) -> None:
+        if self._host is not None:
+            host, self._host = self._host, None
+            self._hosts.leave(host)
+
+    def close(self) -> None:
+        """Leave its process, whatever came of the episode."""
+        if self._host is not None and self._hosts.has_environment:
+            host, self._host = self._host, None
+            self._hosts.forget(host, self._key)
+        self._leave()

@@ -1,0 +1,199 @@
+"""An episode: the model writes, tools and environments answer, until one of them ends it.
+
+Tokens go in and tokens come out: what an engine sampled stays as it is, and behind it come the tokens of what is new.
+Each turn has a seed of its own, made of the completion's, so that an episode is a function of weights, prompt and seed
+as long as its environment is one.
+"""
+
+import asyncio
+import zlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayswift.data.rows import BadRow, Message
+from rayswift.engines.samples import Completion, SampleRequest, Trajectory
+from rayswift.rollout.episodes.calls import Said, parse
+from rayswift.rollout.episodes.hosts import EpisodeFailed, Hosts, RemoteSession
+from rayswift.rollout.episodes.sessions import Answer, Start, Turn
+from rayswift.rollout.episodes.trajectories import Tape
+from rayswift.rollout.episodes.turns import Turns
+from rayswift.rollout.groups import Sampler
+
+Generate = Callable[[SampleRequest], Awaitable[Completion]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """max_turns: of the model, None: as many as there is room for; max_completion_length: tokens of all turns and
+    answers, or with `per_round` of each turn; window: tokens of prompt, turns and answers."""
+
+    max_turns: int | None
+    max_completion_length: int
+    per_round: bool
+    window: int
+
+    def room(self, tape: Tape) -> int:
+        """Tokens that the next turn may have; below 1: there is no next turn."""
+        left = self.window - len(tape.prompt_ids) - len(tape)
+        return min(left, self.max_completion_length - (0 if self.per_round else len(tape)))
+
+
+class _Talk:
+    """An episode as messages."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self._begun = ""
+
+    def begin(self, text: str) -> None:
+        """The model is in the midst of a turn, whose text so far goes on with this."""
+        self._begun += text
+
+    def say(self, said: Said, answers: Sequence[Message]) -> None:
+        """A turn, with what it was answered."""
+        self.messages += [said.message | {"content": f"{self._begun}{said.content}"}, *answers]
+        self._begun = ""
+
+
+def turn_seed(seed: int, number: int) -> int:
+    """Of a turn's random numbers; the first has the completion's own, as a single turn has."""
+    return seed if not number else (seed ^ (zlib.crc32(f"{seed}:{number}".encode()) * 0x9E3779B1)) & (2**62 - 1)
+
+
+async def play(
+    request: SampleRequest, generate: Generate, session: RemoteSession, turns: Turns, limits: Limits
+) -> Completion:
+    """Play an episode.
+
+    Args:
+        request: Its first turn, as if it were the only one.
+        generate: Samples a turn.
+        session: Tools and environment.
+        turns: Between texts and tokens.
+        limits: See there.
+
+    Raises:
+        EpisodeFailed: the environment gives it no reward.
+    """
+    opened = await session.open()
+    tape, answers = Tape(request.prompt_ids if opened is None else _prompt(opened, turns)), list[Answer]()
+    talk = _Talk()
+    while True:
+        number = len(answers)
+        room = limits.room(tape)
+        if not number and room < 1:
+            raise EpisodeFailed(f"a prompt of {len(tape.prompt_ids)} tokens leaves the model no room")
+        asked = tape.ids if number else tape.prompt_ids
+        made = await generate(
+            replace(
+                request,
+                key=f"{request.key}:{number}" if number else request.key,
+                prompt_ids=asked,
+                max_tokens=room,
+                seed=turn_seed(request.seed, number),
+            )
+        )
+        tape.write(asked, made)
+        assert made.finish is not None
+        last = number + 1 == limits.max_turns or made.finish == "length"
+        text = turns.text(made.token_ids)
+        said = parse(text, turns.call_format) if turns.call_format is not None else Said(text)
+        answer = await session.answer(Turn(number, text, said, made.token_ids.tolist(), made.finish, last))
+        answers.append(answer)
+        heard, number_cut = (None, 0) if last or answer.done else _heard(answer, made, turns)
+        fits = heard is not None and limits.room(tape) + number_cut > len(heard)
+        if heard is None or not fits:
+            talk.say(said, answer.messages if fits or heard is None else ())
+            ends_by_length = made.finish == "length" or heard is not None
+            end = "length" if ends_by_length else "stop" if answer.done else "max_turns"
+            break
+        if answer.raw is None:
+            talk.say(said, answer.messages)
+        else:
+            talk.begin(text[: answer.kept] + answer.raw)
+            tape.cut(len(made.token_ids) - number_cut)
+        tape.hear(heard)
+    return _whole(request, tape, opened, talk.messages, answers, end, await session.reward())
+
+
+def _heard(answer: Answer, made: Completion, turns: Turns) -> tuple[NDArray[np.int32], int]:
+    """Tokens of what a turn is answered, and how many of its own are cut off for them."""
+    if answer.raw is not None:
+        return turns.raw(answer.raw), len(made.token_ids) - turns.num_tokens(made.token_ids, answer.kept)
+    ended = bool(len(made.token_ids)) and int(made.token_ids[-1]) in turns.end_ids
+    return turns.answer(answer.messages, ended), 0
+
+
+def _prompt(opened: Sequence[Message], turns: Turns) -> NDArray[np.int32]:
+    try:
+        return turns.prompt(opened)
+    except BadRow as bad:
+        raise EpisodeFailed(f"reset: {bad}") from bad
+
+
+def _whole(
+    request: SampleRequest,
+    tape: Tape,
+    opened: Sequence[Message] | None,
+    messages: Sequence[Message],
+    answers: Sequence[Answer],
+    end: str,
+    reward: float | None,
+) -> Completion:
+    infos = {name: value for answer in answers for name, value in answer.infos.items()}
+    return Completion(
+        request.key,
+        tape.token_ids,
+        tape.logprobs,
+        tape.spans,
+        "length" if end == "length" else "stop",
+        Trajectory(
+            prompt_ids=tape.prompt_ids,
+            asked=None if opened is None else tuple(opened),
+            written=tape.written,
+            messages=tuple(messages),
+            num_turns=len(answers),
+            num_calls=sum(each.calls for each in answers),
+            num_failed_calls=sum(each.failed_calls for each in answers),
+            reward=reward,
+            end=end,
+            infos=infos,
+            checksum=tape.sampled,
+        ),
+    )
+
+
+class Episodes:
+    """Plays a request's completion as an episode; a `Sampler` on a sampler of single turns.
+
+    Args:
+        sampler: The pool.
+        hosts: Where tools and environments are.
+        turns: See there.
+        limits: See there.
+    """
+
+    def __init__(self, sampler: Sampler, hosts: Hosts, turns: Turns, limits: Limits):
+        self._sampler, self._hosts, self._turns, self._limits = sampler, hosts, turns, limits
+
+    def sample(self, requests: Sequence[SampleRequest], min_step: int) -> list[asyncio.Future[Completion]]:
+        """See Sampler; what is asked for together reaches the pool together."""
+
+        async def generate(request: SampleRequest) -> Completion:
+            (future,) = self._sampler.sample([request], min_step)
+            return await future
+
+        return [asyncio.ensure_future(self._play(request, generate)) for request in requests]
+
+    async def _play(self, request: SampleRequest, generate: Generate) -> Completion:
+        episode = request.episode
+        assert episode is not None
+        start = Start(episode.prompt.messages, episode.prompt.columns, episode.seed)
+        session = RemoteSession(self._hosts, request.key, start)
+        try:
+            return await play(request, generate, session, self._turns, self._limits)
+        finally:
+            session.close()

@@ -1,0 +1,260 @@
+"""One episode's tools and environment, in the process that runs the user's code; no Ray here.
+
+Functions and methods may be coroutines; others run in threads. What they raise is their answer, as for TRL.
+"""
+
+import asyncio
+import inspect
+import math
+import traceback
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from rayswift.data.rows import Message
+from rayswift.engines.samples import Finish
+from rayswift.rollout.episodes.calls import Call, Said
+from rayswift.rollout.episodes.contract import Tool, methods_of
+
+_MOST_PROBLEM_CHARS = 500
+
+
+@dataclass(frozen=True)
+class Start:
+    """What an episode begins with: the prompt's messages, the row's columns, a seed that its group shares."""
+
+    messages: Sequence[Message]
+    columns: Mapping[str, Any]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What the model wrote.
+
+    number: from 0; text: all of it, without what ends it; said: the same with its calls; finish: see `Completion`;
+    last: no turn follows.
+    """
+
+    number: int
+    text: str
+    said: Said
+    token_ids: Sequence[int]
+    finish: Finish
+    last: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What it was answered.
+
+    messages: put behind its turn; raw: a text that is put there as it stands instead, within the turn: of that, the
+    first `kept` characters stay, and the model writes on; done: the episode is over; calls, failed_calls: of tools;
+    problem: why the episode can have no reward; hangs: a thread that cannot be ended is left; infos: for reward
+    functions.
+    """
+
+    messages: tuple[Message, ...] = ()
+    raw: str | None = None
+    kept: int = 0
+    done: bool = False
+    calls: int = 0
+    failed_calls: int = 0
+    problem: str = ""
+    hangs: bool = False
+    infos: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Session(Protocol):
+    """An episode's other side."""
+
+    async def reset(self, start: Start) -> Sequence[Message] | None:
+        """Begin; the conversation that the model is to answer where it is not that of the row."""
+
+    async def answer(self, turn: Turn) -> Answer:
+        """Answer a turn."""
+
+    async def reward(self) -> float | None:
+        """Of the episode; None: no opinion."""
+
+    async def close(self) -> None:
+        """The end, whatever came of it."""
+
+
+class Runner:
+    """Runs the user's functions, within a time limit.
+
+    Args:
+        threads: For those that are no coroutines.
+        timeout_s: Longest time of a call.
+    """
+
+    def __init__(self, threads: Executor, timeout_s: float):
+        self._threads, self.timeout_s = threads, timeout_s
+
+    async def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What a function returns.
+
+        Raises:
+            Hangs: it does not return in time.
+            Exception: whatever it raises.
+        """
+        is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+        if is_async:
+            return await self._within(function(*args, **kwargs), False)
+        loop = asyncio.get_running_loop()
+        found = await self._within(loop.run_in_executor(self._threads, partial(function, *args, **kwargs)), True)
+        return await self._within(found, False) if inspect.isawaitable(found) else found
+
+    async def _within(self, work: Awaitable[Any], in_thread: bool) -> Any:
+        task = asyncio.ensure_future(work)
+        done, _ = await asyncio.wait({task}, timeout=self.timeout_s)
+        if not done:
+            task.cancel()
+            raise Hangs(f"no answer within {self.timeout_s:g} s (rollout.tool_timeout_s)", in_thread)
+        return task.result()
+
+
+class Hangs(Exception):
+    """A call that does not return. in_thread: nothing can end it but the end of its process."""
+
+    def __init__(self, message: str, in_thread: bool):
+        super().__init__(message)
+        self.in_thread = in_thread
+
+
+def told(error: BaseException) -> str:
+    """What was raised, and where in the user's code."""
+    where = traceback.extract_tb(error.__traceback__)
+    at = f" ({Path(where[-1].filename).name}:{where[-1].lineno})" if where else ""
+    return f"{type(error).__name__}: {cut(str(error), _MOST_PROBLEM_CHARS)}{at}"
+
+
+def cut(text: str, most: int) -> str:
+    """A text that can be tokenised: of one that is too long the ends, and without halves of surrogate pairs."""
+    if len(text) > most:
+        half = most // 2
+        text = f"{text[:half]} [{len(text) - 2 * half} characters left out] {text[len(text) - half :]}"
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+class ToolSession:
+    """Tools and a TRL environment; see `contract`.
+
+    Args:
+        run: Runs their functions.
+        tools: By name.
+        environment: An instance of its own; None: tools alone.
+        max_chars: Longest answer.
+    """
+
+    def __init__(self, run: Runner, tools: Mapping[str, Tool], environment: Any, max_chars: int):
+        self._run, self._environment, self._max_chars = run, environment, max_chars
+        own = methods_of(environment) if environment is not None else {}
+        self._tools: Mapping[str, Tool] = {**tools, **own}
+        self._own = frozenset(own)
+
+    async def reset(self, start: Start) -> Sequence[Message] | None:
+        """See Session: a text that `reset` returns goes behind the last message of the user."""
+        if self._environment is None:
+            return None
+        row = {**start.columns, "prompt": list(start.messages), "seed": start.columns.get("seed", start.seed)}
+        observation = await self._run(self._environment.reset, **_taken(self._environment.reset, row))
+        if observation is None:
+            return None
+        if not isinstance(observation, str):
+            raise TypeError(f"reset returned {type(observation).__name__}, wanted a text or None")
+        return with_observation(start.messages, cut(observation, self._max_chars))
+
+    async def answer(self, turn: Turn) -> Answer:
+        """See Session. One call after the other, as they may build on each other."""
+        calls = () if turn.finish == "length" else turn.said.calls
+        # Nobody reads what tools answer to the last turn; an environment it may still change.
+        if turn.last and not any(call.name in self._own for call in calls):
+            calls = ()
+        messages, num_failed, problem, hangs = [], 0, "", False
+        for call in calls:
+            try:
+                content = as_text(await self._called(call))
+            except Hangs as error:
+                hangs |= error.in_thread
+                if call.name in self._own:
+                    problem = f"{call.name}: {error}"
+                content, num_failed = _failed(str(error)), num_failed + 1
+            except (Exception, SystemExit) as error:
+                content, num_failed = _failed(str(error) or type(error).__name__), num_failed + 1
+            messages.append({"role": "tool", "name": call.name or "unknown", "content": cut(content, self._max_chars)})
+            if problem:
+                break
+        done = not calls or getattr(self._environment, "done", False) is True
+        return Answer(tuple(messages), None, 0, done, len(calls), num_failed, problem, hangs)
+
+    async def _called(self, call: Call) -> Any:
+        if call.arguments is None:
+            raise ValueError(call.problem)
+        if call.name not in self._tools:
+            raise ValueError(f"there is no tool {call.name}; there are {', '.join(self._tools)}")
+        return await self._run(self._tools[call.name], **call.arguments)
+
+    async def reward(self) -> float | None:
+        """See Session."""
+        function = getattr(self._environment, "get_reward", None)
+        return None if function is None else as_reward(await self._run(function))
+
+    async def close(self) -> None:
+        """See Session."""
+        function = getattr(self._environment, "close", None)
+        if callable(function):
+            await self._run(function)
+
+
+def as_text(value: Any) -> str:
+    """What a tool returned as its answer: a text as it is, all else as Python writes it, as TRL does."""
+    return value if isinstance(value, str) else str(value)
+
+
+def _failed(reason: str) -> str:
+    return str({"error": reason})
+
+
+def as_reward(value: Any) -> float | None:
+    """A reward that an environment gave.
+
+    Raises:
+        TypeError: it is no finite number.
+    """
+    if value is None:
+        return None
+    number = math.nan if isinstance(value, str | bytes) else float(value)
+    if not math.isfinite(number):
+        raise TypeError(f"the reward is {str(value)[:80]!r}, wanted a number")
+    return number
+
+
+def with_observation(messages: Sequence[Message], observation: str) -> list[Message]:
+    """A conversation with a text behind its last message of the user, or as one where it has none."""
+    places = [place for place, message in enumerate(messages) if message["role"] == "user"]
+    if not places:
+        return [*messages, {"role": "user", "content": observation}]
+    last = messages[places[-1]]
+    changed = last | {"content": f"{last['content']}{observation}"}
+    return [*messages[: places[-1]], changed, *messages[places[-1] + 1 :]]
+
+
+def _taken(function: Callable[..., Any], values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What of some arguments a function takes."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return values
+    return {name: value for name, value in values.items() if name in {each.name for each in parameters}}
+
+
+def failed_calls(turn: Turn, reason: str) -> Answer:
+    """What calls are answered whose process is gone."""
+    messages = tuple(
+        {"role": "tool", "name": call.name or "unknown", "content": _failed(reason)} for call in turn.said.calls
+    )
+    return Answer(messages, calls=len(messages), failed_calls=len(messages))

@@ -1,0 +1,190 @@
+"""Tools and environments on the real stack: they answer, and whatever is killed changes nothing of what is trained."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from rayswift.run import checkpoint
+from rayswift.run.accounting import read_accounting
+from rayswift.run.folder import COMPLETIONS
+from tests.ray.conftest import assert_same_curve, curve, start, train
+
+STEPS, SAVED_AT = 4, 2
+GAME = """
+from swift.rollout.gym_env import Env, envs
+
+
+class Echo(Env):
+    async def reset(self, config):
+        self.left = len(config.data_dict["answer"]) + 1
+        return "start " + config.data_dict["answer"], {}, "be brief"
+
+    async def step(self, messages):
+        self.left -= 1
+        said = messages[-1]["content"]
+        return f"{self.left} more, not {len(said)}", sum(map(str.isdigit, said)) / 10, self.left <= 0, {}
+
+    async def close(self):
+        pass
+
+
+envs["echo"] = Echo
+"""
+TOOLS = '''
+import os
+import time
+
+
+def add(first: int, second: int) -> int:
+    """Add.
+
+    Args:
+        first: A number.
+        second: Another one.
+    """
+    if first % 7 == 3:
+        raise ValueError("not this one")
+    if first % 7 == 4:
+        time.sleep(1000)
+    if first % 7 == 5:
+        os._exit(1)
+    if first % 7 == 6:
+        return "9" * 1_000_000
+    return first + second
+
+
+def digits(completions, **columns):
+    return [sum(map(str.isdigit, str(each[-1]["content"]))) / 10 for each in completions]
+'''
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """A few rounds of a tiny model that plays with an environment written for ms-swift."""
+    plugin = tmp_path_factory.mktemp("plugin") / "game.py"
+    plugin.write_text(GAME)
+    return (
+        "--rlhf_type", "grpo", "--model", "examples/tiny", "--random_init",
+        "--data.dataset", "examples/sums/train.jsonl", "--external_plugins", str(plugin), "--gym_env", "echo",
+        "--completion_length_limit_scope", "per_round", "--max_length", "256", "--max_turns", "3",
+        "--max_prompt_length", "64", "--max_completion_length", "24", "--num_generations", "4",
+        "--global_batch_size", "32", "--max_steps", str(STEPS), "--save_steps", str(SAVED_AT), "--stop", "e",
+        "--learning_rate", "1e-3", "--logging_steps", "1", "--gradient_checkpointing", "false", "--report_to", "none",
+        "--timeout_s", "120", "--threads_per_worker", "1", "--canary_steps", "2", "--num_workers", "1",
+        "--engine_kwargs", '{"enforce_eager": true, "kv_cache_memory_bytes": 67108864}',
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(flags: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole run, in which nothing is killed."""
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    train("rlhf", run_dir, *flags)
+    return run_dir
+
+
+def completions(run_dir: Path) -> list[tuple[int, str]]:
+    parts = sorted((run_dir / COMPLETIONS).glob("part-*.parquet"))
+    rows = [row for part in parts for row in pq.read_table(part).to_pylist()]
+    return sorted((row["ordinal"], row["completion"]) for row in rows)
+
+
+def assert_same_run(run_dir: Path, undisturbed: Path) -> None:
+    assert_same_curve(run_dir, undisturbed, 1e-3, keys=("loss", "grad_norm", "reward", "num_turns"))
+    assert read_accounting(run_dir) == {"trained": 8 * STEPS}
+    assert completions(run_dir) == completions(undisturbed)
+
+
+def test_episodes_are_trained_as_they_were_sampled(undisturbed: Path) -> None:
+    assert max(curve(undisturbed, "num_turns").values()) > 1.5
+    assert max(curve(undisturbed, "sampling_logp_difference").values()) < 1e-4
+    assert read_accounting(undisturbed) == {"trained": 8 * STEPS}
+    assert "[user] 1 more, not " in dict(completions(undisturbed))[0] + completions(undisturbed)[1][1]
+
+
+def test_a_killed_driver_and_a_killed_engine_change_nothing(
+    flags: tuple[str, ...], run_dir: Path, undisturbed: Path
+) -> None:
+    run = start("rlhf", run_dir, *flags)
+    run.wait_for(lambda: checkpoint.newest(run_dir) is not None, "a checkpoint", timeout_s=200)
+    run.kill_driver()
+    resumed = start("rlhf", run_dir, *flags, "--resume", "auto")
+    before = max(curve(run_dir))
+    resumed.wait_for(lambda: max(curve(run_dir)) > before or resumed.process.poll() is not None, "a step", 200)
+    if resumed.process.poll() is None:
+        resumed.kill("ray::VllmEngine")
+    code, out = resumed.wait()
+    assert code == 0, out
+    assert_same_run(run_dir, undisturbed)
+
+
+def test_a_killed_process_of_environments_changes_nothing(
+    flags: tuple[str, ...], run_dir: Path, undisturbed: Path
+) -> None:
+    run = start("rlhf", run_dir, *flags)
+    run.wait_for(lambda: 1 in curve(run_dir), "a step", timeout_s=200)
+    run.kill("ray::EnvironmentProcess")
+    code, out = run.wait()
+    assert code == 0, out
+    assert "another one takes its place" in out
+    assert_same_run(run_dir, undisturbed)
+
+
+def rows(folder: Path) -> Path:
+    """Sums with the call that works them out."""
+    schema = {
+        "type": "function",
+        "function": {"name": "add", "parameters": {"properties": {"first": {}, "second": {}}}},
+    }
+    made = []
+    for first in range(10, 90):
+        call = {"type": "function", "function": {"name": "add", "arguments": {"first": first, "second": 5}}}
+        messages = [
+            {"role": "user", "content": f"{first}+5"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "name": "add", "content": str(first + 5)},
+            {"role": "assistant", "content": str(first + 5)},
+        ]
+        made.append(json.dumps({"messages": messages, "tools": [schema]}))
+    (folder / "rows.jsonl").write_text("\n".join(made) + "\n")
+    return folder / "rows.jsonl"
+
+
+def test_whatever_a_tool_does_is_an_answer(tmp_path: Path) -> None:
+    """It raises, hangs, ends its process and answers too much; a model that was taught the call for some steps asks."""
+    (tmp_path / "tools.py").write_text(TOOLS)
+    (tmp_path / "tokens.txt").write_text(
+        '<tool_call>{"name": "add", "arguments": {"first":\n"second":\n}}</tool_call>\n'
+    )
+    data = rows(tmp_path)
+    tiny = ("--model", "examples/tiny", "--chat_template", "examples/tools/chat_template.jinja", "--report_to", "none")
+    train(
+        "sft", tmp_path / "sft", *tiny, "--random_init", "--new_special_tokens", str(tmp_path / "tokens.txt"),
+        "--data.dataset", str(data), "--max_steps", "60", "--save_steps", "60", "--learning_rate", "3e-3",
+        "--max_length", "64", "--per_device_train_batch_size", "8", "--num_train_epochs", "100", "--num_workers", "0",
+    )  # fmt: skip
+    run_dir = tmp_path / "run"
+    train(
+        "rlhf", run_dir, "--rlhf_type", "grpo", "--model", str(tmp_path / "sft" / "checkpoint-60"),
+        "--data.dataset", str(data), "--tools", f"{tmp_path}/tools.py:add",
+        "--reward_funcs", f"{tmp_path}/tools.py:digits",
+        "--tool_timeout_s", "2", "--max_tool_response_chars", "20", "--max_prompt_length", "48",
+        "--max_completion_length", "96", "--max_turns", "3", "--num_generations", "4", "--global_batch_size", "32",
+        "--max_steps", "2", "--save_steps", "2", "--report_to", "none", "--num_workers", "1",
+        "--threads_per_worker", "1", "--timeout_s", "240", "--gradient_checkpointing", "false",
+        "--engine_kwargs", '{"enforce_eager": true, "kv_cache_memory_bytes": 67108864}',
+    )  # fmt: skip
+    assert read_accounting(run_dir) == {"trained": 16}
+    assert max(curve(run_dir, "tools/call_frequency").values()) > 0.5
+    assert max(curve(run_dir, "sampling_logp_difference").values()) < 1e-4
+    said = Counter(
+        kind
+        for _, text in completions(run_dir)
+        for kind in ("not this one", "no answer within 2 s", "its process ended", "characters left out")
+        if kind in text
+    )
+    assert said["not this one"]
+    assert said["characters left out"]
