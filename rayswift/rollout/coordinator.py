@@ -65,10 +65,9 @@ class Coordinator:
         scorer: Scorer | None = None,
         sampler: Sampler | None = None,
     ):
-        self._sampler: Sampler = sampler or pool
         self._plan, self._prompts, self._pool = plan, prompts, pool
         self._rewards, self._weights, self._completions = rewards, weights, completions
-        self._scorer = scorer or rewards
+        self._scorer, self._sampler = scorer or rewards, sampler or pool
         self._named_attempt = 0
         self._life: Attempt | None = None
         self._begins = asyncio.Lock()
@@ -79,11 +78,10 @@ class Coordinator:
         self._moved_at = self._clock()
         # What is made once for all ranks, by its name, and when the first of them asked.
         self._once: dict[str, tuple[asyncio.Task[Any], float]] = {}
-        self._kept, self._told = -1, dict[str, float]()
+        self._kept, self._told, self._shown = -1, dict[str, float](), (0, 0.0)
         self._writer = ThreadPoolExecutor(1, "completions")
         self._tokens_at = (self._clock(), 0)
         self._waiting_ranks: set[int] = set()
-        self._shown = (0, 0.0)
         self._scaler = Scaler(engines, pool, plan.max_outstanding)
         pool.scale_to(engines.least)
         self._scaling = asyncio.create_task(self._scaler.run())

@@ -105,6 +105,8 @@ class CoordinatorActor(Coordinator):
     async def close(self) -> None:
         """See Coordinator."""
         await super().close()
+        if self._hosts is not None:
+            await self._hosts.close()
         if self._teacher is not None:
             await self._teacher.close()
 
@@ -129,12 +131,6 @@ class CoordinatorActor(Coordinator):
         super().__init__(spec.plan, prompts, pool, rewards, self._store, completions, engines, scorer, sampler)
         heap.freeze()
         await self.begin(DRIVERS_ATTEMPT, spec.start)
-
-    async def close(self) -> None:
-        """See Coordinator."""
-        await super().close()
-        if self._hosts is not None:
-            await self._hosts.close()
 
 
 class _Store:

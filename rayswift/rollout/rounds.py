@@ -147,17 +147,24 @@ def _checksum(prompt: Prompt, completion: Completion) -> int:
 
 def _of_trajectories(completions: Sequence[Completion]) -> dict[str, NDArray[np.int64]]:
     """Columns of the table that completions of several turns have."""
-    played = [each.trajectory for each in completions if each.trajectory is not None]
-    if not played:
+    played = [each.trajectory for each in completions]
+    if not any(played):
         return {}
-    if len(played) < len(completions):
-        raise ValueError("some completions of a round are of several turns, others are not")
     return {
-        "written": np.array([each.written.sum() for each in played], np.int64),
-        "turns": np.array([each.num_turns for each in played], np.int64),
-        "calls": np.array([each.num_calls for each in played], np.int64),
-        "failed_calls": np.array([each.num_failed_calls for each in played], np.int64),
+        "written": np.array([each.num_written for each in completions], np.int64),
+        "turns": np.array([each.num_turns if each else 1 for each in played], np.int64),
+        "calls": np.array([each.num_calls if each else 0 for each in played], np.int64),
+        "failed_calls": np.array([each.num_failed_calls if each else 0 for each in played], np.int64),
     }
+
+
+def _written(completions: Sequence[Completion]) -> NDArray[np.bool_] | None:
+    """Which of their tokens the model wrote, end to end; None: all."""
+    if not any(each.trajectory for each in completions):
+        return None
+    return np.concatenate(
+        [each.trajectory.written if each.trajectory else np.ones(len(each.token_ids), np.bool_) for each in completions]
+    )
 
 
 def _staleness(spans: Sequence[Any], length: int, version: PolicyVersion) -> float:
@@ -182,7 +189,6 @@ def lines_of(groups: Sequence[Group]) -> Lines:
 def make_tokens(lines: Lines, rows: Indices) -> Tokens:
     """The tokens of the completions in some lines of a table."""
     picked = [lines[row] for row in rows]
-    written = [completion.trajectory.written for _, completion in picked if completion.trajectory is not None]
     empty = [np.empty(0, np.int32)]
     for_teacher: dict[str, Any] = {}
     if any(prompt.teacher_ids is not None for prompt, _ in lines):
@@ -196,7 +202,7 @@ def make_tokens(lines: Lines, rows: Indices) -> Tokens:
         logprobs=np.concatenate([completion.logprobs for _, completion in picked] or empty).astype(np.float32),
         scores=TeacherScores.of([completion for _, completion in picked]),
         **for_teacher,
-        written=np.concatenate(written) if written else None,
+        written=_written([completion for _, completion in picked]),
     )
 
 

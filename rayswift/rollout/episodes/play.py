@@ -150,7 +150,7 @@ def _whole(
         tape.logprobs,
         tape.spans,
         "length" if end == "length" else "stop",
-        Trajectory(
+        trajectory=Trajectory(
             prompt_ids=tape.prompt_ids,
             asked=None if opened is None else tuple(opened),
             written=tape.written,

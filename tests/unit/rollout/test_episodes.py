@@ -124,7 +124,7 @@ def prompts(number: int, turns: Turns) -> list[Prompt]:
 class Constant:
     """A scorer."""
 
-    async def score(self, prompt: Prompt, completions: Any) -> list[Scored]:
+    async def score(self, prompt: Prompt, completions: Any, rewarded: bool = True) -> list[Scored]:
         return [Scored(each, (float(n),), float(n)) for n, each in enumerate(completions)]
 
 
