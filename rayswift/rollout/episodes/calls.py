@@ -2,8 +2,8 @@
 
 Found are: JSON between `<tool_call>` and `</tool_call>` (Hermes, Qwen), the XML of Qwen3-Coder between the same tags, a
 JSON object that is the whole answer, with its arguments under `parameters` (Llama 3), and `[TOOL_CALLS]` before a JSON
-list or before names with `[ARGS]` or arguments (Mistral). What opens a call and cannot be read is a call too: its answer is what is
-wrong with it, as for any call that fails.
+list or before names with their arguments (Mistral). What opens a call and cannot be read is a call too: its answer is
+what is wrong with it, as for any call that fails.
 """
 
 import json
