@@ -45,7 +45,9 @@ def _value(node: ast.expr) -> float:
         if isinstance(node.op, ast.Pow):
             if abs(right) > _MOST_POWER or abs(left) > 10**6:
                 raise ValueError("the power is too large")
-            power: float = left**right
+            power: float | complex = left**right
+            if isinstance(power, complex):
+                raise ValueError(f"{ast.unparse(node)} is no real number")
             return power
         if type(node.op) in _BINARY:
             return _BINARY[type(node.op)](left, right)
