@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -46,10 +47,12 @@ def url(teacher: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
-    command = ["vllm", "serve", str(teacher), "--port", str(port), "--max-logprobs", str(TOP), "--enforce-eager"]
+    # `vllm serve` as its module: the command looks for a package of that name, which is vllm-cpu here.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(teacher), "--port", str(port)]
+    command += ["--max-logprobs", str(TOP), "--enforce-eager"]
     command += ["--dtype", "float32", "--max-model-len", "64", "--kv-cache-memory-bytes", str(64 << 20)]
     server = subprocess.Popen(
-        [str(ROOT / ".venv" / "bin" / command[0]), *command[1:]],
+        command,
         env=environment,
         start_new_session=True,
         stdout=subprocess.PIPE,
@@ -68,7 +71,8 @@ def url(teacher: Path) -> Iterator[str]:
                 time.sleep(1)
         yield f"http://127.0.0.1:{port}"
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGTERM)
         server.communicate(timeout=60)
 
 
