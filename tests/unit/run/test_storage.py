@@ -190,7 +190,7 @@ def test_a_relative_folder_in_a_job_is_warned_of(
         assert not caplog.records
     with working_copy("runs/a", "never", None) as run_dir:
         assert run_dir == folder / "runs" / "a"
-    assert "train.output_dir = 'runs/a' lies in this job's working folder" in caplog.text
+    assert "train.output_dir = 'runs/a' is in this job's working folder" in caplog.text
 
 
 # ---- what cannot be used ----
