@@ -1,4 +1,4 @@
-"""Where a run runs: versions, machine, command line, the commit it was started from."""
+"""Command line, commit, machine and versions of a run."""
 
 import os
 import platform
@@ -20,11 +20,13 @@ _COMMAND_TIMEOUT_S = 5
 
 
 def environment() -> dict[str, str]:
-    """Facts of this process and its machine, by name."""
+    """Name -> fact, for this process and its machine."""
+    commit = _output_of("git", "rev-parse", "HEAD")
+    changed = commit and _output_of("git", "status", "--porcelain", "--untracked-files=no")
     facts = {
         "command": shlex.join(["rayswift", *sys.argv[1:]]),
         "folder": str(Path.cwd()),
-        "commit": _commit(),
+        "commit": commit + (" with changes" if changed else ""),
         "host": socket.gethostname(),
         "system": f"{platform.platform()}, Python {platform.python_version()}",
         "processor": f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.1f} GiB of memory",
@@ -37,12 +39,6 @@ def environment() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return {name: fact for name, fact in facts.items() if fact}
-
-
-def _commit() -> str:
-    head = _output_of("git", "rev-parse", "HEAD")
-    changed = " with changes" if head and _output_of("git", "status", "--porcelain", "--untracked-files=no") else ""
-    return head + changed
 
 
 def _gpus() -> str:

@@ -1,4 +1,4 @@
-"""All that is known of a run -> one HTML page that needs nothing outside itself; pure."""
+"""The state of a run -> one HTML page without external resources; pure."""
 
 import html
 import re
@@ -12,7 +12,7 @@ from typing import Any
 from rayswift.config.load import to_yaml
 from rayswift.config.schema import TrainingConfig
 from rayswift.data.sources import parse_source
-from rayswift.report.advice import Advice, advise, verdict
+from rayswift.report.advice import advise, verdict
 from rayswift.report.charts import Chart, draw, show
 from rayswift.report.curves import Curve
 from rayswift.run.events import Event, State, starts
@@ -44,7 +44,7 @@ CHARTS = (
     Chart("Workers", {"training": "workers"}, from_zero=True, varying=True),
     Chart("Memory of the largest worker", {"host": "host_memory_gib", "GPU": "gpu_memory_gib"}, "GiB", from_zero=True),
 )
-# Summaries that HF logs at the end, and what the charts above are drawn over.
+# Metrics without a chart: the x axis, and summaries that HF logs at the end.
 _NOT_DRAWN = {"epoch", "total_flos", "train_loss"} | {
     f"{prefix}_{name}" for prefix in ("train", "eval") for name in ("runtime", "samples_per_second", "steps_per_second")
 }
@@ -55,9 +55,8 @@ _SECRET = r"hub_token|password|secret|api_key|access_key"
 
 @dataclass(frozen=True)
 class View:
-    """What the page shows.
+    """What the page shows. updated_s: now, since the epoch; step: the last logged one; counts: raw rows by outcome;
 
-    state: how the launch stands; updated_s: now, since the epoch; step: the last logged; counts: raw rows by outcome;
     local: Ray was started for this run; error: why it failed; samples: rows of `rollout.completions`.
     """
 
@@ -77,22 +76,23 @@ class View:
 
 
 def render(view: View) -> str:
-    """The page."""
     restarts = [start.step for start in starts(view.events)[1:] if start.workers is not None]
     charts = "".join(draw(chart, view.curves, restarts) for chart in (*CHARTS, *_more_charts(view.curves)))
+    advice = advise(view.config, view.curves, view.counts, view.events, view.local)
+    lines = [f'<li class="{"bad" if each.bad else "slow"}">{_escape(each.text)}</li>' for each in advice]
+    config = _escape(without_secrets(to_yaml(view.config)))
     body = [
         _header(view),
         _section("Error", f"<pre>{_escape(view.error)}</pre>", "error") if view.error else "",
-        _advice(
-            advise(view.config, view.curves, view.counts, view.events, view.local), verdict(view.config, view.curves)
-        ),
+        '<section><ul class="advice">'
+        f"{''.join(lines) or f'<li>{verdict(view.config, view.curves)}</li>'}</ul></section>",
         f'<section class="charts">{charts}</section>' if charts else "",
         _section("Completions", _samples(view.samples)),
         _section("Rows", _rows(view.counts, "over all epochs")),
         _section("Evaluation rows", _rows(view.eval_counts, "once")) if view.eval_counts else "",
         _section("Starts", _starts(view.events)),
         _section("Environment", _facts(view.environment)),
-        f"<section><details><summary>Resolved config</summary><pre>{_config(view.config)}</pre></details></section>",
+        f"<section><details><summary>Resolved config</summary><pre>{config}</pre></details></section>",
     ]
     return (
         f'<!doctype html>\n<html lang="en" data-state="{view.state}" data-updated="{view.updated_s:.0f}">\n<head>'
@@ -113,11 +113,10 @@ def _escape(text: object) -> str:
 
 
 def _more_charts(curves: Mapping[str, Curve]) -> list[Chart]:
-    """A chart for each metric that has none above; an evaluation metric beside its training twin."""
+    """A chart for each metric without one in `CHARTS`; training and evaluation share a chart."""
     known = {key for chart in CHARTS for key in chart.lines.values()}
-    names = [name for name in curves if name not in known | _NOT_DRAWN]
     pairs: dict[str, dict[str, str]] = {}
-    for name in names:
+    for name in [name for name in curves if name not in known | _NOT_DRAWN]:
         side = "evaluation" if name.startswith("eval_") else "training"
         pairs.setdefault(name.removeprefix("eval_"), {})[side] = name
     return [
@@ -127,7 +126,6 @@ def _more_charts(curves: Mapping[str, Curve]) -> list[Chart]:
 
 
 def _samples(samples: list[dict[str, Any]]) -> str:
-    """Completions of the newest round."""
     if not samples:
         return ""
     lines = []
@@ -139,15 +137,17 @@ def _samples(samples: list[dict[str, Any]]) -> str:
             f'<tr><td class="n"><b>{show(row["reward"])}</b>{parts}</td><td><pre>{_excerpt(row["prompt"])}</pre></td>'
             f"<td><pre>{_excerpt(row['completion'])}</pre>{row['num_tokens']:,} tokens{cut}</td></tr>"
         )
+    what = f"Round {samples[0]['round']:,}, from the highest to the lowest reward; all are in completions/."
     head = '<tr><th class="n">reward</th><th>prompt</th><th>completion</th></tr>'
-    return (
-        f'<p class="what">Of round {samples[0]["round"]:,}, from the best to the worst; all are in completions/.</p>'
-        f'<div class="wide"><table>{head}{"".join(lines)}</table></div>'
-    )
+    return f'<p class="what">{what}</p>{_table(head, lines)}'
+
+
+def _table(head: str, lines: Iterable[str]) -> str:
+    return f'<div class="wide"><table>{head}{"".join(lines)}</table></div>'
 
 
 def _excerpt(text: str) -> str:
-    """The ends of a long text."""
+    """A text, or the beginning and end of a long one."""
     half = _SAMPLE_CHARS // 2
     return _escape(text if len(text) <= _SAMPLE_CHARS else f"{text[:half]} [...] {text[-half:]}")
 
@@ -190,15 +190,10 @@ def _of(curves: Mapping[str, Curve], name: str) -> str:
     return "" if last is None else show(last)
 
 
-def _advice(found: Iterable[Advice], otherwise: str) -> str:
-    lines = [f'<li class="{"bad" if advice.bad else "slow"}">{_escape(advice.text)}</li>' for advice in found]
-    return f'<section><ul class="advice">{"".join(lines) or f"<li>{otherwise}</li>"}</ul></section>'
-
-
 def _rows(counts: Mapping[str, int], seen_when: str) -> str:
     seen = sum(counts.values())
     if not seen:
-        return '<p class="none">None is accounted for yet.</p>'
+        return '<p class="none">None is counted yet.</p>'
     lines = []
     for outcome, count in sorted(counts.items(), key=lambda item: -item[1]):
         kind = outcome.split(":")[0].split(",")[0]
@@ -209,7 +204,7 @@ def _rows(counts: Mapping[str, int], seen_when: str) -> str:
         )
     total = f'<tr class="total"><td>rows seen, {seen_when}</td><td class="n">{seen:,}</td><td></td><td></td></tr>'
     head = '<tr><th>outcome</th><th class="n">rows</th><th class="n">share</th><th></th></tr>'
-    return f'<div class="wide"><table>{head}{"".join(lines)}{total}</table></div>'
+    return _table(head, [*lines, total])
 
 
 def _starts(events: list[Event]) -> str:
@@ -219,20 +214,15 @@ def _starts(events: list[Event]) -> str:
         f"<td>{_escape(start.ended)}</td></tr>"
         for start in starts(events)
     ]
-    if not lines:
-        return ""
     head = '<tr><th>when</th><th class="n">at step</th><th class="n">workers</th><th>why</th><th>how it ended</th></tr>'
-    return f'<div class="wide"><table>{head}{"".join(lines)}</table></div>'
+    return _table(head, lines) if lines else ""
 
 
 def _facts(facts: Mapping[str, str]) -> str:
-    shown = {name: without_secrets(fact) for name, fact in facts.items()}
-    lines = "".join(f"<tr><th>{_escape(name)}</th><td>{_escape(fact)}</td></tr>" for name, fact in shown.items())
+    lines = "".join(
+        f"<tr><th>{_escape(name)}</th><td>{_escape(without_secrets(fact))}</td></tr>" for name, fact in facts.items()
+    )
     return f'<table class="facts">{lines}</table>' if lines else ""
-
-
-def _config(config: TrainingConfig) -> str:
-    return _escape(without_secrets(to_yaml(config)))
 
 
 def _moment(time_s: float) -> str:
@@ -241,7 +231,7 @@ def _moment(time_s: float) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """Values of `hub_token`, passwords and keys, on a command line or in YAML, replaced by stars."""
+    """Replace the values of `hub_token`, passwords and keys, of a command line or YAML, by stars."""
     return re.sub(rf"(?i)([\w.-]*(?:{_SECRET})\w*['\"]?(?:\s*[:=]\s*|\s+))(?!null\b)\S+", r"\1***", text)
 
 
