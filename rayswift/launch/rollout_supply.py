@@ -46,7 +46,7 @@ def rollout_plan(config: RlhfConfig) -> RolloutPlan:
 
 
 class RolloutSupply:
-    """See `supply.Supply`.
+    """The rollout service, see `supply.DataService`.
 
     Args:
         spec: The run.

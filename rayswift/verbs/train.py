@@ -22,10 +22,9 @@ from rayswift.data.filesystem import is_url
 from rayswift.data.sequence.global_batches import FeedPlan, table
 from rayswift.data.sequence.windows import Windows
 from rayswift.data.tokenizer.training_copy import model_files, prepare_tokenizer
-from rayswift.launch import model_remarks, user_code
 from rayswift.launch import plan as planning
-from rayswift.launch.feed_supply import FeedSupply
-from rayswift.launch.supply import Supply
+from rayswift.launch import user_code
+from rayswift.launch.supply import DataService, RowService
 from rayswift.launch.watch import announced
 from rayswift.launch.workers import fit
 from rayswift.log import logger, raise_together
@@ -150,7 +149,7 @@ def _prepare(config: TrainingConfig, run_dir: Path) -> _Prepared:
     run_folder.write_record(run_dir, config, found)
     known = fingerprint.read_sources(resume.saved.path.parent if resume else run_dir)
     fingerprint.record_sources(config.data, run_dir, known)
-    remarks = model_remarks.remarks(config, tokenizer_dir)
+    remarks = planning.remarks(config, tokenizer_dir)
     logger.info("%s", planning.describe(plan, windows.num_rows, [], remarks, source))
     return _Prepared(plan, layout, resume, tokenizer_dir, windows, eval_windows)
 
@@ -194,14 +193,16 @@ def _finish(run_dir: Path, config: TrainingConfig, clock: Clock) -> None:
     logger.info("done in %.0f s; model: %s/%s; report: %s/%s", clock.total(), home, model.name, home, REPORT)
 
 
-def _supply(spec: RunSpec, windows: Windows, eval_windows: Windows | None, resume: run_folder.Resume | None) -> Supply:
+def _supply(
+    spec: RunSpec, windows: Windows, eval_windows: Windows | None, resume: run_folder.Resume | None
+) -> DataService:
     """The feed of rows, or the rollout plane."""
     start = supply_start(spec.config, resume)
     if isinstance(start, LedgerSnapshot):
         from rayswift.launch.rollout_supply import RolloutSupply
 
         return RolloutSupply(spec, windows, eval_windows, start)
-    return FeedSupply(spec, windows, eval_windows, start)
+    return RowService(spec, windows, eval_windows, start)
 
 
 def _feed_plan(plan: planning.Plan[TrainingConfig], windows: Windows) -> FeedPlan:
