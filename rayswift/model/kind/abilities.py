@@ -1,4 +1,4 @@
-"""What can be done with which kind of model: one table of kind and task, and what is said where it cannot; pure."""
+"""Which tasks each kind of model can be used for, and the errors for the others; pure."""
 
 from importlib.util import find_spec
 
@@ -9,9 +9,9 @@ from rayswift.log import UserError
 from rayswift.model.kind.kinds import Kind, Model, look
 
 WRITING = frozenset((*(name for name, task in TASKS.items() if task.head == "causal_lm"), "infer"))
-"""Tasks that take a model which writes, one token after the other."""
+"""Tasks of models that generate text."""
 JUDGING = frozenset(name for name, task in TASKS.items() if task.head in ("reward", "classes"))
-"""Tasks that put a head of outputs on a model's states."""
+"""Tasks with a head of outputs on a model's hidden states."""
 EMBEDDING = frozenset(name for name, task in TASKS.items() if task.head == "none")
 ALL = WRITING | JUDGING | EMBEDDING
 NOTHING: frozenset[str] = frozenset()
@@ -28,15 +28,14 @@ TABLE: dict[Kind, frozenset[str]] = {
     "GGUF": NOTHING,
     "no model": NOTHING,
 }
-"""What each kind is taken for."""
 TEXT_OF_SEVERAL: dict[str, frozenset[str]] = {
     "gemma3": ALL,
     "gemma3n": WRITING,
     "gemma4": WRITING | EMBEDDING,
 }
-"""Families of images and text that `transformers` loads whole for text alone."""
+"""Families of images and text of which `transformers` loads the text model."""
 READY_PACKED = ("bitsandbytes",)
-"""Quantised weights that an adapter is trained on as they are."""
+"""Quantised weights on which an adapter can be trained."""
 
 _SCORES = ("rm", "reranker")
 _INSTEAD = {
@@ -65,16 +64,9 @@ def problems(
     random_init: bool = False,
     quantization: str | None = None,
 ) -> list[str]:
-    """Why a task cannot take a model; empty: it can, or nothing is known of it here.
+    """Why a model cannot be used for a task (one of `ALL`); empty: it can, or the model is not on this machine.
 
-    Args:
-        field: That names the model.
-        path: The model, as written.
-        task: One of `ALL`.
-        tuner: How it is trained; full: all weights.
-        revision: Of a hub id.
-        random_init: Whether only its `config.json` is taken.
-        quantization: How the weights are to be packed when they are loaded.
+    field: that names the model; random_init: only the `config.json` is used; quantization: of the loaded weights.
     """
     model = look(path, revision)
     if model is None:
@@ -95,9 +87,9 @@ def problems(
 
 
 def taken_for(model: Model, random_init: bool = False) -> frozenset[str]:
-    """The tasks that take a model."""
+    """The tasks that a model can be used for."""
     if random_init and model.kind in ("headless decoder", "sequence classifier", "other head"):
-        return TABLE["encoder"] if "bert" in model.model_type else TABLE["decoder"]  # its head is made anew
+        return TABLE["encoder"] if "bert" in model.model_type else TABLE["decoder"]  # with a new head
     if model.kind == "vision-language":
         return TEXT_OF_SEVERAL.get(model.model_type, NOTHING)
     return TABLE[model.kind]
@@ -120,7 +112,7 @@ def _packing_problems(what: str, model: Model, task: str, tuner: str, quantizati
 
 
 def score_problems(field: str, path: str) -> list[str]:
-    """Why a model cannot score completions; empty: it can, or nothing is known of it here."""
+    """Why a model cannot score completions; empty: it can, or the model is not on this machine."""
     model = look(path)
     if model is None or model.kind == "adapter":
         return []
@@ -135,7 +127,7 @@ def score_problems(field: str, path: str) -> list[str]:
 
 
 def label_problem(field: str, model: ModelConfig, num_labels: int | None) -> str:
-    """Why a classifier cannot take these labels; empty: it can, or begins with a head of its own."""
+    """Why a classifier cannot have this number of labels; empty: it can, or gets a new head."""
     found = None if model.random_init else look(model.path, model.revision)
     if found is None or found.kind != "sequence classifier" or num_labels in (None, found.num_outputs):
         return ""
@@ -146,7 +138,7 @@ def label_problem(field: str, model: ModelConfig, num_labels: int | None) -> str
 
 
 def training_problems(config: TrainingConfig) -> list[str]:
-    """Why a run cannot train its model, or cannot use its reference model, as far as is known here."""
+    """Why a run cannot train its model or use its reference model, as far as they are on this machine."""
     model, task = config.model, config.train.task
     found = problems(
         "model.path",
@@ -163,21 +155,15 @@ def training_problems(config: TrainingConfig) -> list[str]:
 
 
 def check(config: TrainingConfig) -> None:
-    """Stop before anything starts if a model is none for the task.
-
-    Raises:
-        UserError: one line for each.
-    """
+    """Raise UserError with a line for each model that cannot be used for the task."""
     found = training_problems(config)
     if found:
         raise UserError("\n".join(found))
 
 
 def remarks(field: str, path: str, task: str, revision: str | None = None) -> list[str]:
-    """What of a model that is taken plays no part, to be said."""
+    """Parts of a model that are not used, for the plan."""
     model = look(path, revision)
-    if model is None:
-        return []
-    if task == "embedding" and model.kind in ("sequence classifier", "other head"):
+    if model and task == "embedding" and model.kind in ("sequence classifier", "other head"):
         return [f"{field} = {path!r} is {model.what}: its head is left out, of training and of what is saved"]
     return []
