@@ -1,4 +1,4 @@
-"""One rule applied to one flag."""
+"""Apply one rule to one flag."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from rayswift.config.swift.rules import ByValue, Into, NoEffect, Refused, Rule, 
 
 
 def apply(rule: Rule | None, name: str, words: list[str], result: Translation, entries: dict[str, Any]) -> None:
-    """What one rule makes of one flag: `result` takes it, `entries` what belongs into a dict."""
+    """Apply a rule to a flag: to `result`, or to `entries` for entries of a dict field."""
     match rule:
         case ByValue(cases, otherwise):
             apply(cases.get(words[0].lower(), otherwise), name, words, result, entries)
@@ -14,7 +14,7 @@ def apply(rule: Rule | None, name: str, words: list[str], result: Translation, e
             by_lower = {word.lower(): ours for word, ours in values.items()}
             result.rename(name, path, [by_lower.get(word.lower(), word) for word in words])
         case Into(path) if path.startswith("rollout.") and not result.samples:
-            result.rename(name, path, words)  # which says that it has no effect
+            result.rename(name, path, words)  # notes that it has no effect
         case Into(path, keys, values, is_list):
             inner = entries.setdefault(path, {})
             for key in keys[:-1]:

@@ -1,4 +1,4 @@
-"""Flags of ms-swift that are read together, or whose value says more than one thing."""
+"""Flags of ms-swift that are read together, or whose value sets several fields."""
 
 import json
 import re
@@ -100,7 +100,7 @@ def _rope(given: Given, result: Translation) -> None:
 def _freeze(names: str, pattern: str, path: str) -> Callable[[Given, Translation], None]:
     def read(given: Given, result: Translation) -> None:
         parts = [re.escape(name) for name in given.get(names, [])]
-        parts += [f".*?(?:{word})" for word in given.get(pattern, [])]  # theirs is found anywhere in the name
+        parts += [f".*?(?:{word})" for word in given.get(pattern, [])]  # ms-swift searches the whole name
         result.rename(" --".join(given), path, ["|".join(parts)])
 
     return read
@@ -129,7 +129,7 @@ def _max_length(given: Given, result: Translation) -> None:
         if given.get("max_length", given["packing_length"]) != given["packing_length"]:
             return result.refuse("packing_length", "rows are packed to data.max_length; give one length for both")
         return result.rename("packing_length", "data.max_length", given["packing_length"])
-    if result.task in ONLINE_TASKS:  # where it is the length of a prompt
+    if result.task in ONLINE_TASKS:  # there it is the length of a prompt
         result.rename("max_length", "rollout.max_prompt_length", given["max_length"])
     else:
         result.flags.append(("data.max_length", given["max_length"]))
@@ -202,7 +202,7 @@ def _rewards(given: Given, result: Translation) -> None:
         result.rename("external_plugins", "train.plugins", plugins)
     if "reward_funcs" not in given:
         return
-    # A name that a plugin registers is a function of that file here.
+    # A name that a plugin registers in ms-swift is a function of the plugin's file here.
     functions = [
         f"{plugins[0]}:{name}" if len(plugins) == 1 and ":" not in name and name not in _BUILT_IN_REWARDS else name
         for name in given["reward_funcs"]
@@ -232,7 +232,7 @@ def _metrics(given: Given, result: Translation) -> None:
 
 
 def _loss(given: Given, result: Translation) -> None:
-    """Loss types; in DPO the RPO term is the loss `sft` with a weight of its own."""
+    """Loss types; in DPO the RPO term is the loss `sft` with a weight."""
     losses = given.get("loss_type", [])
     alpha = given.get("rpo_alpha", ["none"])[0]
     if result.task == "grpo" and losses and losses[0] in ("real", "fipo"):

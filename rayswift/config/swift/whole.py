@@ -1,7 +1,4 @@
-"""What a whole command in ms-swift's spelling says: read once all its files and flags are together.
-
-Files and flags are translated one after the other; what depends on several of them, or on what nobody wrote, is here.
-"""
+"""Translations that depend on several files and flags of a command, or on flags that are missing."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,33 +12,20 @@ from rayswift.config.tasks import ONLINE_TASKS
 Tree = dict[str, Any]
 
 _PROMPT = "rollout.max_prompt_length"
-# Tokens of a prompt where neither --max_length nor an engine's window says so: ms-swift takes what the model holds.
+# Length of prompts without --max_length and vllm_max_model_len; ms-swift's limit is the model's.
 _PROMPT_TOKENS = 2048
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# Organisations that ModelScope alone has.
+# Organisations that only ModelScope has.
 _OF_MODELSCOPE = (
-    "AI-ModelScope",
-    "LLM-Research",
-    "modelscope",
-    "swift",
-    "iic",
-    "damo",
-    "Xorbits",
-    "DAMO_NLP",
-    "Shanghai_AI_Laboratory",
-    "ZhipuAI",
-    "openai-mirror",
-)
+    "AI-ModelScope", "LLM-Research", "modelscope", "swift", "iic", "damo", "Xorbits", "DAMO_NLP",
+    "Shanghai_AI_Laboratory", "ZhipuAI", "openai-mirror",
+)  # fmt: skip
 
 
 def complete(tree: Tree, written: Sequence[Flag], environ: Mapping[str, str], result: Translation) -> list[Flag]:
-    """Further flags of ours that the command stands for; `result` takes what is said about it.
+    """More flags that follow from the whole command; notes go to `result`.
 
-    Args:
-        tree: Sections as files and flags made them, values as they are written.
-        written: Flags and entries of flat files, as they are written.
-        environ: Of the process.
-        result: What was translated so far.
+    tree: the sections so far; written: the flags and the entries of flat files, before translation.
     """
     verb, task, words = result.verb, result.task, dict(written)
     given = {f"{section}.{name}" for section, fields in tree.items() if isinstance(fields, dict) for name in fields}
@@ -59,7 +43,7 @@ def complete(tree: Tree, written: Sequence[Flag], environ: Mapping[str, str], re
 
 
 def _prompt_room(tree: Tree, given: set[str], result: Translation) -> list[Flag]:
-    """ms-swift's `max_length` is a prompt's, and a completion ends at the window; so a prompt leaves it a token."""
+    """ms-swift's `max_length` is the length of a prompt, which must leave at least one token of the window."""
     section = tree.get("rollout")
     rollout = section if isinstance(section, dict) else {}
     window = _count(rollout.get("max_model_len"))
@@ -78,7 +62,7 @@ def _prompt_room(tree: Tree, given: set[str], result: Translation) -> list[Flag]
 
 
 def _round(tree: Tree, words: Mapping[str, list[str]], result: Translation) -> list[Flag]:
-    """Their steps of a round are micro-batches, ours optimizer steps."""
+    """ms-swift counts the steps of a round in micro-batches, we in optimizer steps."""
     section = tree.get("train")
     train = section if isinstance(section, dict) else {}
     batches = _count(train.get("steps_per_generation"))
@@ -92,7 +76,7 @@ def _round(tree: Tree, words: Mapping[str, list[str]], result: Translation) -> l
 
 
 def _say_defaults(tree: Tree, verb: str, task: str, given: set[str], result: Translation) -> None:
-    """One line with the defaults of ms-swift that differ from ours, as the flags that bring them back."""
+    """A note with the flags for ms-swift's defaults, if they differ from ours and are not given."""
     section = tree.get("model")
     lora = isinstance(section, dict) and section.get("tuner", "full") != "full"
     if "model.tuner" not in given:
@@ -133,7 +117,7 @@ def _say_defaults(tree: Tree, verb: str, task: str, given: set[str], result: Tra
 
 
 def _say_hub(tree: Tree, result: Translation) -> None:
-    """ms-swift asks ModelScope's hub unless it is told otherwise; here ids are Hugging Face's."""
+    """Notes on hub ids: ms-swift's default hub is ModelScope's, ours is Hugging Face's."""
     ids: list[str] = []
     foreign: list[str] = []
     for section, names in (("model", ("path", "reference", "teacher")), ("data", ("dataset", "eval"))):

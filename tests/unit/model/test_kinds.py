@@ -317,5 +317,5 @@ def test_what_does_not_write_is_not_asked(kind: str, folders: dict[str, Path]) -
 def test_an_adapter_that_judges_is_not_asked(folders: dict[str, Path], tmp_path: Path) -> None:
     judge = adapter(tmp_path / "judge", str(folders["decoder"]), "SEQ_CLS")
     section = load("infer", ["--model", str(judge), "--prompt", "hi"]).config.infer
-    with pytest.raises(UserError, match="is an adapter of SEQ_CLS, which does not write; it judges or embeds texts"):
+    with pytest.raises(UserError, match="is an adapter of SEQ_CLS, which does not write; it scores or embeds texts"):
         infer._found(section)
