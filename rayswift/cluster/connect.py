@@ -15,11 +15,7 @@ _OF_RAY = ("CPU", "GPU")
 
 
 def join(cluster: ClusterConfig) -> dict[str, float] | None:
-    """Join the cluster that the config names, and return its total resources; None if there is no such cluster.
-
-    Raises:
-        UserError: the cluster cannot be reached.
-    """
+    """Join the cluster that the config names, and return its total resources; None if it names no cluster."""
     if is_local(cluster):
         return None
     address = cluster.address or os.environ["RAY_ADDRESS"]
@@ -44,9 +40,6 @@ def connect(
     """Start Ray for this run, or check that the joined cluster has the resources and files that the run needs.
 
     for_workers: files that nodes with workers or engines must have, by field and value; for_all: that all must have.
-
-    Raises:
-        UserError: the cluster is too small, its nodes do not reach each other, or files are missing.
     """
     import ray
 
@@ -87,11 +80,7 @@ def connect(
 
 
 def _init(problem: str, tries: int, **how: Any) -> None:
-    """`ray.init` with retries: on a busy machine Ray's own limit of half a minute may be too short.
-
-    Raises:
-        UserError: the last try failed, or a retry cannot help.
-    """
+    """`ray.init` with retries: on a busy machine Ray's own limit of half a minute may be too short."""
     import ray
 
     for number in range(1, tries + 1):

@@ -68,10 +68,7 @@ def lay_out(
 ) -> Layout:
     """Decide workers, device, threads, engines and reward processes.
 
-    joined: resources of the cluster (`connect.join`); None: those of this machine. rollout: for tasks that sample.
-
-    Raises:
-        UserError: without a cluster, this machine has too few GPUs or cores.
+    joined: resources of the cluster (`connect.join`); None: those of this machine, and UserError if it is too small.
     """
     local = is_local(cluster)
     num_gpus, num_cores = int(joined.get("GPU", 0)) if joined else count_gpus(), os.cpu_count() or 1

@@ -40,6 +40,9 @@ class Needed:
     path: Path
     resources: tuple[Mapping[str, float], ...]
 
+    def concerns(self, node: Mapping[str, float]) -> bool:
+        return any(all(node.get(name, 0) >= amount for name, amount in each.items()) for each in self.resources)
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -72,10 +75,9 @@ def silent(nodes: Sequence[Mapping[str, Any]], timeout_s: float = _CONNECT_S) ->
 
 
 def check(run_dir: Path, needed: Sequence[Needed], timeout_s: float) -> None:
-    """Check all nodes that take part in the run. timeout_s: longest wait for a process on each, and for its answer.
+    """Raise UserError if a node does not answer, is not reached by another, or does not see the run folder or a file.
 
-    Raises:
-        UserError: a node does not answer, is not reached by another, or does not see the run folder or a file.
+    timeout_s: longest wait for a process on each node, and for its answer.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -100,7 +102,7 @@ def check(run_dir: Path, needed: Sequence[Needed], timeout_s: float) -> None:
             {
                 node_id: probe.look.remote(
                     str(mark),
-                    {each.what: str(each.path) for each in needed if _concerns(each, nodes[node_id])},
+                    {each.what: str(each.path) for each in needed if each.concerns(nodes[node_id]["Resources"])},
                     {other: (addresses[other], port) for other, port in ports.items() if other != node_id},
                 )
                 for node_id, probe in probes.items()
@@ -204,8 +206,3 @@ def _ask(addresses: Mapping[str, str], asked: Mapping[str, Any], timeout_s: floa
         if waiting:
             logger.info("waiting for node(s) %s of the Ray cluster to run a first process", late)
     return {node_id: ray.get(ref) for node_id, ref in asked.items()}
-
-
-def _concerns(needed: Needed, node: Mapping[str, Any]) -> bool:
-    has = node["Resources"]
-    return any(all(has.get(name, 0) >= amount for name, amount in each.items()) for each in needed.resources)

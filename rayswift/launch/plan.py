@@ -53,8 +53,7 @@ class Plan(Generic[ConfigT]):
 def resolve(config: ConfigT, layout: Layout, resume: Resume | None) -> Plan[ConfigT]:
     """Fill in every default that depends on other fields, the layout, or the run that is continued.
 
-    Raises:
-        UserError: one line for each contradiction.
+    Raise UserError with a line for each contradiction.
     """
     wrong_kind = abilities.training_problems(config)
     folder = Path(config.model.path)
@@ -65,7 +64,7 @@ def resolve(config: ConfigT, layout: Layout, resume: Resume | None) -> Plan[Conf
     available = memory_per_worker_bytes(layout)
     stage = config.cluster.zero_stage
     if stage is None and resume:
-        stage = resume.zero_stage
+        stage = resume.saved.zero_stage
     if stage is None:
         lowest = {"none": 0, "optimizer": 1, "all": 3}[config.cluster.offload]
         known = estimates if isinstance(estimates, list) else []
@@ -140,8 +139,7 @@ def with_data(plan: Plan[ConfigT], data: DataConfig) -> Plan[ConfigT]:
 def with_labels(plan: Plan[ConfigT], windows: Windows) -> Plan[ConfigT]:
     """The plan with the labels of the rows, if the config leaves them open.
 
-    Raises:
-        UserError: the rows are a cache, which has no label names, or the model's head has another number of outputs.
+    Raise UserError for a cache, which has no label names, or if the model's head has another number of outputs.
     """
     model = plan.config.model
     if TASKS[plan.config.train.task].head != "classes":

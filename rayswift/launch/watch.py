@@ -144,11 +144,7 @@ class Cluster:
         return time.monotonic() - self._answered_s < 3 * _HEAD_EVERY_S
 
     def wait_for_room(self) -> bool:
-        """If the remaining nodes have no room for the group, wait for new ones; return whether it waited.
-
-        Raises:
-            UserError: no nodes can come, or none came in time.
-        """
+        """If the remaining nodes have no room for the group, wait for new ones; return whether it waited."""
         if not self.has_head or preflight.could_fit(self._ask):
             return False
         say("nodes of the Ray cluster were lost: what is left cannot hold the workers")

@@ -52,10 +52,7 @@ def find_model(name: str, setting: str, fetch: bool = True, base: str | None = N
     """Find a model, and the base model of an adapter.
 
     setting: the field with the name; fetch: download hub models, otherwise their id stands for the folder; base: the
-    base model, if the adapter's config does not name the right one.
-
-    Raises:
-        UserError: there is no such model, or its weights or its base model are missing.
+    base model, if the adapter's config does not name the right one. Raise UserError if a model or weights are missing.
     """
     what = f"{setting} = {name!r}"
     folder = _of_hub(name, what, fetch) if _is_hub_id(name) else model_folder(Path(name))

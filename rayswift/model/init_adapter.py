@@ -33,9 +33,6 @@ def write(
     """Save the initialised adapter to the folder `adapter`, and return the model with the remaining base weights.
 
     base: the folder where these weights will be saved; rows: for an initialisation from rows.
-
-    Raises:
-        UserError: the target modules do not exist, or the rows give no adapter.
     """
     tuners.check_targets(network, model)
     if looks_at_rows(model):
@@ -55,7 +52,10 @@ def _from_rows(network: PreTrainedModel, model: ModelConfig, head: Head, rows: S
     kind = model.tuner_kwargs["init_lora_weights"]
     logger.info("initialising the adapter by %s from %d rows", kind, len(rows))
     network = network.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    batches = [_batch(row, network.device) for row in rows]
+    # Batches of one row have no padding: CorDA counts every token.
+    made = [collate([row], 0, "rows") for row in rows]
+    names = ("input_ids", "labels", "position_ids")
+    batches = [{name: batch[name].to(network.device) for name in names} for batch in made]
     config: Any = tuners.new_adapter(model, head)
     if not isinstance(config.target_modules, set):  # all-linear: PEFT names the layers when it adds an adapter
         plain = get_peft_model(network, LoraConfig(target_modules=config.target_modules, task_type=config.task_type))
@@ -90,12 +90,6 @@ def _from_rows(network: PreTrainedModel, model: ModelConfig, head: Head, rows: S
             exit_code=1,
         ) from error
     return tuned
-
-
-def _batch(row: PackedRow, device: torch.device) -> dict[str, torch.Tensor]:
-    """A batch of one row: without padding, because CorDA counts every token."""
-    made = collate([row], 0, "rows")
-    return {name: made[name].to(device) for name in ("input_ids", "labels", "position_ids")}
 
 
 class _Passes:

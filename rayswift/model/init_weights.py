@@ -40,9 +40,6 @@ def write(
 
     rows: for an adapter that is initialised from rows; recipe: a hash by which a later launch knows that it would
     write the same weights.
-
-    Raises:
-        UserError: the rotary scaling does not fit the model, or an adapter does not.
     """
     torch.manual_seed(seed)
     architecture = AutoConfig.from_pretrained(

@@ -59,9 +59,6 @@ def load_with_drawn(
     Frozen parameters are frozen, and an adapter that is trained further is loaded; a new one is not added yet. There is
     no key-value cache, which would break packed attention under SDPA. torch's random state must be the same on all
     ranks, for a head that is drawn.
-
-    Raises:
-        UserError: nothing is left to train, or an adapter does not fit the model.
     """
     kwargs: dict[str, Any] = {"dtype": getattr(torch, dtype), "trust_remote_code": config.trust_remote_code}
     if config.attn_implementation:

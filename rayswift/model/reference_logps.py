@@ -29,11 +29,7 @@ from rayswift.log import logger
 def computed(
     config: TrainingConfig, layout: Layout, run_dir: Path, windows: Windows, eval_windows: Windows | None
 ) -> tuple[WindowPlan, WindowPlan | None]:
-    """The windows with the reference's log-probabilities of their rows.
-
-    Raises:
-        UserError: the columns in the run folder have another origin, or the reference does not load.
-    """
+    """The windows with the reference's log-probabilities of their rows."""
     num_actors = layout.world_size
     if layout.device == "cpu":  # leave a CPU for the tasks that feed the actors
         num_actors = max(1, min(num_actors, config.cluster.num_data_cpus - 1))

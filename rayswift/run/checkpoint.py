@@ -220,11 +220,7 @@ def _holds_weights(path: Path) -> bool:
 
 
 def set_aside(path: Path, why: str) -> Path | None:
-    """Move a file or folder that may hold weights to `set_aside/`, log that, and return the new path; delete others.
-
-    Raises:
-        UserError: it cannot be moved.
-    """
+    """Move a file or folder that may hold weights to `set_aside/`, log that, and return the new path; delete others."""
     if not os.path.lexists(path):
         return None
     if not _holds_weights(path):
@@ -265,11 +261,7 @@ def retain(run_dir: Path, limit: int | None, best_step: int | None) -> None:
 
 
 def model_folder(path: Path) -> Path:
-    """The model folder that a path names: the path itself, or the result of a run folder.
-
-    Raises:
-        UserError: there is no model, or no complete checkpoint.
-    """
+    """The path itself if it is a model folder, or the result of a run folder; raise UserError if there is no model."""
     if not path.is_dir():
         raise UserError(f"no folder {path}; give a run folder, a checkpoint or a model folder")
     if any((path / name).exists() for name in ("config.json", "adapter_config.json")):

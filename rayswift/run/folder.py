@@ -73,21 +73,11 @@ class Resume:
             return self.saved.step >= train.max_steps
         return self.epochs >= train.num_train_epochs - 1e-9
 
-    @property
-    def window_rows(self) -> int:
-        """Rows of a window, which the first launch decided."""
-        return int(self.config["data"]["window_rows"])
-
-    @property
-    def zero_stage(self) -> int:
-        return self.saved.zero_stage
-
 
 def open_run(config: TrainingConfig, run_dir: Path) -> Resume | None:
     """Prepare the run folder (`train.output_dir`, or its scratch folder), and return what to continue.
 
-    Raises:
-        UserError: it cannot be written, it holds a run that must not be continued, or the checkpoint is not complete.
+    Raise UserError if it cannot be written, or holds a run that must not or cannot be continued.
     """
     resume = config.train.resume
     try:
@@ -118,11 +108,7 @@ def open_run(config: TrainingConfig, run_dir: Path) -> Resume | None:
 
 
 def _find(run_dir: Path, train: TrainConfig) -> tuple[Resume | None, dict[Path, Damaged]]:
-    """The newest checkpoint that can be continued, and the damaged ones that are newer.
-
-    Raises:
-        UserError: all checkpoints that were ever complete are damaged.
-    """
+    """The newest checkpoint that can be continued, and the damaged ones that are newer; raises as `refuse_damaged`."""
     damaged: dict[Path, Damaged] = {}
     for folder in reversed(checkpoint.folders(run_dir)):
         try:
@@ -177,12 +163,7 @@ def _named(path: Path, found: Resume | None) -> Resume:
 
 
 def load_resume(saved: checkpoint.Saved) -> Resume:
-    """Read the state of the run from a checkpoint.
-
-    Raises:
-        UserError: it has no optimizer state.
-        Damaged: a file is missing or cut off.
-    """
+    """The state of the run in a checkpoint; raise UserError without optimizer state, Damaged if a file is cut off."""
     if not list(saved.path.glob("global_step*")) and not (saved.path / "optimizer.pt").exists():
         raise UserError(f"{saved.path} was saved with train.save_only_model and cannot be continued")
     try:
@@ -235,11 +216,7 @@ def say_what_is_left_behind(run_dir: Path, train: TrainConfig, history: list[dic
 
 
 def write_result(run_dir: Path, config: TrainingConfig) -> tuple[Path, dict[str, int]]:
-    """Write `result.json` and the row accounting; return the best (or last) checkpoint and the row counts.
-
-    Raises:
-        UserError: there is no complete checkpoint.
-    """
+    """Write `result.json` and the row accounting; return the best (or last) checkpoint and the row counts."""
     saved = checkpoint.newest(run_dir)
     if saved is None:
         raise UserError(f"{run_dir} holds no complete checkpoint", exit_code=1)

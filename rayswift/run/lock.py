@@ -127,11 +127,7 @@ Place = Folder | Url
 
 
 def held(output_dir: str) -> contextlib.AbstractContextManager[None]:
-    """Hold the lock of `train.output_dir` while the block runs.
-
-    Raises:
-        UserError: another launch holds it, or took it while the block ran.
-    """
+    """Hold the lock of `train.output_dir` while the block runs; raise UserError if another launch has or takes it."""
     place = Url(Remote(output_dir)) if is_url(output_dir) else Folder(Path(output_dir).resolve())
     return hold(place, this_process())
 

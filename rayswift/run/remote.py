@@ -46,18 +46,11 @@ def checkpoints(remote: Remote, sizes: dict[str, int]) -> tuple[dict[int, str], 
     return dict(sorted(found.items())), damaged
 
 
-def complete_checkpoints(remote: Remote, sizes: dict[str, int]) -> dict[int, str]:
-    return checkpoints(remote, sizes)[0]
-
-
 @contextmanager
 def working_copy(output_dir: str, resume: str, scratch_dir: str | None, recipe: str | None = None) -> Iterator[Path]:
     """The folder that a run works in: `output_dir` itself, or a scratch folder below `scratch_dir` if it is a URL.
 
-    resume, recipe: as for `pull`.
-
-    Raises:
-        UserError: the URL cannot be read or written (exit code 2), or the results could not be uploaded (1).
+    Raise UserError if the URL cannot be read or written (exit code 2), or if results could not be uploaded (1).
     """
     if not is_url(output_dir):
         if in_a_jobs_folder(Path.cwd()) and not Path(output_dir).is_absolute():
@@ -128,10 +121,8 @@ def _unit(name: str) -> str:
 def pull(remote: Remote, run_dir: Path, resume: str, recipe: str | None = None) -> None:
     """Download a run's record and its newest and best checkpoints, or the initial weights of a new run.
 
-    resume: `train.resume`; recipe: of the initial weights, which are downloaded only if theirs is the same.
-
-    Raises:
-        UserError: the URL holds other files, or a run that must not or cannot be continued.
+    resume: `train.resume`; recipe: only initial weights with the same recipe are downloaded. Raise UserError if the URL
+    holds other files, or a run that must not or cannot be continued.
     """
     sizes = remote.sizes()
     check_ownership({name.partition("/")[0] for name in sizes}, FINGERPRINT in sizes, remote.url)
@@ -208,7 +199,7 @@ def push(remote: Remote, run_dir: Path, limit: int | None = None, best_step: int
     for names in (changed[:1], changed[1:]):
         remote.put(run_dir, names)
     _write_copies(run_dir, copied | stamps)
-    complete = complete_checkpoints(remote, there)
+    complete, _ = checkpoints(remote, there)
     for saved in checkpoint.find_all(run_dir):
         name, manifest = saved.path.name, (saved.path / checkpoint.MANIFEST).read_bytes()
         if name in complete.values() and remote.read(f"{name}/{checkpoint.MANIFEST}") == manifest:

@@ -162,7 +162,7 @@ def _with_tokenizer(
     before = resume.config["data"] if resume else None
     plan = planning.with_data(plan, prepare.with_template_date(plan.config.data, prepared, before))
     if resume and plan.config.data.window_rows is None:
-        plan = planning.with_window_rows(plan, resume.window_rows)
+        plan = planning.with_window_rows(plan, int(resume.config["data"]["window_rows"]))
     return plan, prepared
 
 

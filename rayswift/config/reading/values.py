@@ -52,11 +52,7 @@ def untyped(written: Any) -> Any:
 
 
 def read(annotation: Any, written: Any) -> Any:
-    """The value for a field of this type, not validated. written: text, number, boolean, null, list or dict.
-
-    Raises:
-        json.JSONDecodeError: the text begins like JSON and is not.
-    """
+    """The value for a field of this type, not validated; raise json.JSONDecodeError for invalid JSON in a text."""
     kinds = members(annotation)
     match written:
         case Plain():

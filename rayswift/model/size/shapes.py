@@ -43,9 +43,7 @@ class Found:
 def find(model: ModelConfig, head: Head) -> Found:
     """Config and shapes of a model in a folder or on the hub, with the head of the task.
 
-    Raises:
-        OSError: the model is missing or cannot be built; the text says why.
-        UserError: a weights file is not complete.
+    Raise OSError with the reason if the model is missing or cannot be built.
     """
     folder, fetch = Path(model.path), None
     if not folder.is_dir():

@@ -115,11 +115,7 @@ def pooling_modes(settings: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def read(folder: Path) -> SentenceFiles | None:
-    """The settings in `folder`; None if it is no folder of sentence-transformers.
-
-    Raises:
-        UserError: a file is no JSON, or the first module is not a model in the folder itself.
-    """
+    """The settings in `folder`; None if it is no folder of sentence-transformers; raise UserError if it is invalid."""
     if not (folder / MODULES).exists():
         return None
     listed: Sequence[Mapping[str, Any]] = _json(folder / MODULES) or []

@@ -128,7 +128,7 @@ def test_auto_continues_the_newest_complete_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     resume = open_run(config_of(tmp_path, "--resume", "auto"), tmp_path)
     assert resume is not None
-    assert (resume.saved.step, resume.epochs, resume.zero_stage) == (20, 1.5, 0)
+    assert (resume.saved.step, resume.epochs, resume.saved.zero_stage) == (20, 1.5, 0)
     assert resume.position == POSITION
     assert resume.config["data"]["dataset"] == ["d.jsonl"]
     kept = ["checkpoint-10", "checkpoint-20", "fingerprint.json", "metrics.jsonl", "set_aside"]
