@@ -9,7 +9,7 @@ from rayswift import signals
 from rayswift.cluster import nodes, preflight
 from rayswift.cluster.layout import TRAINER, Layout, is_local, worker_resources
 from rayswift.config.schema import ClusterConfig
-from rayswift.log import UserError, logger
+from rayswift.log import UserError, first_line, logger
 
 _OF_RAY = ("CPU", "GPU")
 
@@ -89,7 +89,7 @@ def _init(problem: str, tries: int, **how: Any) -> None:
                 ray.init(log_to_driver=False, logging_level="ERROR", **how)
             return
         except Exception as error:  # Ray raises plain `Exception` for a node that starts too slowly
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             ray.shutdown()
             if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
                 # Paths of Ray's sockets, below the temporary folder, may have at most 107 bytes.

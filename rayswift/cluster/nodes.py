@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rayswift.log import UserError, logger
+from rayswift.log import UserError, first_line, logger, refuse
 
 _CONNECT_S = 3.0
 _LOST_S = 20.0
@@ -110,15 +110,14 @@ def check(run_dir: Path, needed: Sequence[Needed], timeout_s: float) -> None:
             timeout_s,
         )
     except ray.exceptions.RayError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"a node of the Ray cluster was lost while the run was prepared: {reason}") from error
+        raise UserError(
+            f"a node of the Ray cluster was lost while the run was prepared: {first_line(error)}"
+        ) from error
     finally:
         mark.unlink(missing_ok=True)
         for probe in probes.values():
             ray.kill(probe)
-    problems = complaints(run_dir, addresses, found)
-    if problems:
-        raise UserError("\n".join(problems))
+    refuse(complaints(run_dir, addresses, found))
 
 
 def complaints(run_dir: Path, addresses: Mapping[str, str], found: Mapping[str, Seen]) -> list[str]:

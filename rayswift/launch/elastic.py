@@ -30,9 +30,8 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from rayswift.cluster.layout import Layout, worker_resources
 from rayswift.cluster.nodes import silent
 from rayswift.cluster.preflight import Ask, num_workers_that_fit
-from rayswift.launch.failures import first_line
 from rayswift.launch.supply import beside_the_driver
-from rayswift.log import UserError
+from rayswift.log import UserError, first_line
 from rayswift.run import checkpoint, events
 
 _LOOK_EVERY_S = 1.0

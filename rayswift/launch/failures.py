@@ -88,11 +88,6 @@ def main_cause(failed: Mapping[int, Exception]) -> tuple[int, Exception]:
     return min(failed.items(), key=lambda item: (only_lost_a_peer(item[1]), item[0]))
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of its text, or its type."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
 def _may_pass(error: BaseException) -> bool:
     """Whether the system, Ray, CUDA or a collective raised it, not the code."""
     package = type(error).__module__.partition(".")[0]

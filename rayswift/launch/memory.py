@@ -100,7 +100,8 @@ def estimate(
         activations += size.num_largest_matrix * bytes_each
     if zero_stage == 0:
         optimizer = trained * 2 * trained_bytes
-        moments = _without_zero(size, sharing, activations, autocasts=half and is_full)
+        # DistributedDataParallel's buckets are the gradients; autocast keeps a 16-bit copy of each weight.
+        moments = [_Moment(trained * trained_bytes, 2.0 * trained if half and is_full else 0.0, activations)]
         if world_size > 1:
             moments.append(_Moment(buffers=min(_BROADCAST_BYTES, weights), has_optimizer=False))
     else:  # with float32 masters, also of float32 weights
@@ -125,12 +126,6 @@ def _activations(size: ModelSize, bytes_each: int, num_tokens: int, gradient_che
     per_layer = _ACTIVATION_BYTES_PER_TOKEN_LAYER[gradient_checkpointing] * size.hidden_size * bytes_each / 2
     layers = size.num_layers + (25 if gradient_checkpointing else 0)  # one layer at a time is recomputed in full
     return num_tokens * (per_layer * layers + size.vocab_size * _LOGIT_BYTES)
-
-
-def _without_zero(size: ModelSize, sharing: _Sharing, activations: float, autocasts: bool) -> list[_Moment]:
-    """DistributedDataParallel's buckets are the gradients; autocast keeps a 16-bit copy of each weight."""
-    gradients = size.num_trainable * sharing.bytes_each
-    return [_Moment(gradients, 2.0 * size.num_trainable if autocasts else 0.0, activations)]
 
 
 def _zero_1_2(size: ModelSize, sharing: _Sharing, activations: float, is_1: bool) -> list[_Moment]:

@@ -22,7 +22,7 @@ from rayswift.data.tokenizer.default_system import default_system
 from rayswift.data.tokenizer.folder import read_chat_template
 from rayswift.launch import memory
 from rayswift.launch.problems import config_problems, worker_problems
-from rayswift.log import UserError
+from rayswift.log import UserError, refuse
 from rayswift.model.kind import abilities
 from rayswift.model.size import parameters as model_size
 from rayswift.model.size import shapes
@@ -90,9 +90,7 @@ def resolve(config: ConfigT, layout: Layout, resume: Resume | None) -> Plan[Conf
     resolved = config.model_copy(update={"train": train, "cluster": cluster, "data": data})
     resolved = _with_rounds_in_steps(resolved)
     problems = [*wrong_kind, *config_problems(resolved, has_eval), *worker_problems(resolved, layout)]
-    problems += text_settings.problems(resolved, folder) if is_here else []
-    if problems:
-        raise UserError("\n".join(problems))
+    refuse([*problems, *(text_settings.problems(resolved, folder) if is_here else ())])
     return Plan(resolved, layout, estimates, available)
 
 
@@ -126,9 +124,7 @@ def with_window_rows(plan: Plan[ConfigT], window_rows: int) -> Plan[ConfigT]:
 def with_texts(plan: Plan[ConfigT], source: Path) -> Plan[ConfigT]:
     """The plan with text settings from the model's folder; raise UserError if the config contradicts the folder."""
     config = text_settings.settled(plan.config, source)
-    problems = text_settings.problems(config, source)
-    if problems:
-        raise UserError("\n".join(problems))
+    refuse(text_settings.problems(config, source))
     return replace(plan, config=config)
 
 

@@ -10,7 +10,7 @@ from rayswift.data.sequence.mixing import weights_of
 from rayswift.data.sources import parse_source
 from rayswift.log import UserError
 from rayswift.model.kind import abilities
-from rayswift.model.texts.encoders import stretched_positions
+from rayswift.model.kind.kinds import stretched_positions
 from rayswift.run import checkpoint
 from rayswift.train import evaluation
 

@@ -17,7 +17,7 @@ from typing import Any
 from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.config.user_code import Named, file_of, load, split, takes
 from rayswift.data import raw_rows
-from rayswift.log import UserError
+from rayswift.log import UserError, refuse
 from rayswift.rollout.rewards import functions as rewards
 
 _CHECK_TIMEOUT_S = 300
@@ -61,8 +61,7 @@ def check(config: TrainingConfig) -> None:
     named = named_in(config)
     if named:
         problems += _problems_of(named, _own_rewards(config))
-    if problems:
-        raise UserError("\n".join(problems))
+    refuse(problems)
 
 
 def _problems_of(named: list[Named], own_rewards: list[rewards.RewardSpec]) -> list[str]:

@@ -18,9 +18,9 @@ from rayswift.cluster.layout import worker_resources
 from rayswift.cluster.machine import interfaces, network_environment
 from rayswift.data.feed.pipeline import user_error_in
 from rayswift.launch import watch
-from rayswift.launch.failures import Failures, explain, first_line, main_cause
+from rayswift.launch.failures import Failures, explain, main_cause
 from rayswift.launch.supply import DataService
-from rayswift.log import UserError, logger, setup_worker
+from rayswift.log import UserError, first_line, logger, setup_worker
 from rayswift.report.console import Console
 from rayswift.run import checkpoint, events, waiting
 from rayswift.train.parallel.process_group import free_port, rank_environment

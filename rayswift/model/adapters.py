@@ -20,13 +20,6 @@ def adapter_folder(name: str) -> Path:
     return folder if (folder / _CONFIG).exists() else model_folder(folder)
 
 
-def check(model: ModelConfig) -> None:
-    """Raise UserError with the problems of `model.adapters`."""
-    problems = adapter_problems(model)
-    if problems:
-        raise UserError("\n".join(problems))
-
-
 def adapter_problems(model: ModelConfig) -> list[str]:
     """One line for each of `model.adapters` that cannot be used."""
     found = []

@@ -32,7 +32,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from rayswift.config.fields.tuners import is_initialised_before
 from rayswift.config.model import ModelConfig
 from rayswift.config.tasks import Head
-from rayswift.log import UserError
+from rayswift.log import UserError, first_line
 from rayswift.model.adapters import adapter_folder
 from rayswift.model.heads import PEFT_TASK_TYPES
 
@@ -161,8 +161,8 @@ def continue_adapter(network: PreTrainedModel, folder: Path) -> PeftModel:
             network, folder, is_trainable=True, autocast_adapter_dtype=not is_deepspeed_zero3_enabled()
         )
     except (ValueError, RuntimeError, KeyError) as error:
-        first_line = (str(error).splitlines() or [""])[0]
-        raise UserError(f"the adapter {folder} does not fit the model {base}: {first_line}", exit_code=1) from error
+        reason = first_line(error)
+        raise UserError(f"the adapter {folder} does not fit the model {base}: {reason}", exit_code=1) from error
     tuned.peft_config["default"].base_model_name_or_path = base
     return tuned
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from pyarrow import ArrowException, fs
 
 from rayswift.data.filesystem import open_filesystem
-from rayswift.log import UserError, logger
+from rayswift.log import UserError, first_line, logger
 from rayswift.run import checkpoint
 
 _THREADS = 8
@@ -121,7 +121,5 @@ class Remote:
         try:
             yield
         except (OSError, ValueError, ImportError, ArrowException) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f"train.output_dir = {self.url!r} {what}: {reason}; check URL, credentials and permissions"
-            ) from error
+            problem = f"train.output_dir = {self.url!r} {what}: {first_line(error)}"
+            raise UserError(f"{problem}; check URL, credentials and permissions") from error

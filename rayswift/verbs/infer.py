@@ -23,7 +23,7 @@ from rayswift.config.schema import InferSection
 from rayswift.engines.engine import SamplingSettings
 from rayswift.engines.samples import PolicyVersion, SampleRequest
 from rayswift.engines.vllm.setup import INSTALL_VLLM, EngineSetup, adapter_obstacles
-from rayswift.log import UserError, logger
+from rayswift.log import UserError, logger, refuse
 from rayswift.model.find import FoundModel, find_model, load_tokenizer, prompt_ids, stop_token_ids
 from rayswift.model.kind import abilities
 from rayswift.model.kind.kinds import NOTHING_KNOWN, look
@@ -64,18 +64,14 @@ def _found(section: InferSection, fetch: bool) -> FoundModel:
     """The model; raise UserError if it does not exist or does not generate text."""
     given = look(section.model)
     is_judged = given is not None and given.kind != "adapter" and given.what != NOTHING_KNOWN
-    wrong = abilities.problems("infer.model", section.model, "infer") if is_judged else []
-    if wrong:
-        raise UserError("\n".join(wrong))
+    refuse(abilities.problems("infer.model", section.model, "infer") if is_judged else [])
     model = find_model(section.model, "infer.model", fetch, section.base)
-    wrong = abilities.problems("infer.model", str(model.weights), "infer")
     head = model.adapter.get("task_type", "CAUSAL_LM")
     if head != "CAUSAL_LM" and model.adapter:
-        wrong = [
+        raise UserError(
             f"infer.model = {section.model!r} is an adapter of {head}, which does not write; it scores or embeds texts"
-        ]
-    if wrong:
-        raise UserError("\n".join(wrong))
+        )
+    refuse(abilities.problems("infer.model", str(model.weights), "infer"))
     return model
 
 

@@ -27,7 +27,7 @@ from rayswift.launch import user_code
 from rayswift.launch.supply import DataService, RowService
 from rayswift.launch.watch import announced
 from rayswift.launch.workers import fit
-from rayswift.log import logger, raise_together
+from rayswift.log import logger, raise_together, refuse
 from rayswift.model import adapters, reference_logps
 from rayswift.model.kind import abilities
 from rayswift.model.texts import sentence_files
@@ -63,8 +63,8 @@ def run(invocation: Invocation) -> None:
     clock = Clock(psutil.Process().create_time())
     raise_together(
         lambda: refuse_unbuilt(asked),
-        lambda: abilities.check(asked),
-        lambda: adapters.check(asked.model),
+        lambda: refuse(abilities.training_problems(asked)),
+        lambda: refuse(adapters.adapter_problems(asked.model)),
         lambda: user_code.check(asked),
         lambda: checks.check(asked),
     )
@@ -78,9 +78,9 @@ def run(invocation: Invocation) -> None:
             config = paths.absolute(config, Path.cwd())  # for processes with other working folders
             windows, eval_windows = made.windows, made.eval_windows
             if _needs_ray(config, layout, windows, eval_windows):
-                for_workers, for_all = (find(config, Path.cwd()) for find in (paths.needed, paths.needed_by_rewards))
+                needed = [paths.needed(config, Path.cwd(), names) for names in (paths.FOR_WORKERS, paths.FOR_REWARDS)]
                 with announced("preparing Ray"):
-                    connect(config.cluster, layout, run_dir, for_workers, for_all)
+                    connect(config.cluster, layout, run_dir, *needed)
             clock.lap("Ray")
             if config.train.trl_extra.get("precompute_ref_log_probs"):
                 with announced("computing the reference's log-probabilities"):

@@ -4,14 +4,13 @@ Not in a submitted job: each of its processes starts in its node's copy of the w
 path, so relative paths are right.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rayswift.config.schema import TrainingConfig
 
 # Fields with files that train workers and engines load.
-_FOR_WORKERS = (
+FOR_WORKERS = (
     "model.path",
     "model.adapters",
     "model.reference",
@@ -26,7 +25,7 @@ _FOR_WORKERS = (
     "train.loss",
 )
 # Fields with files that the coordinator of rollouts, its helpers and data tasks load.
-_FOR_REWARDS = ("rollout.reward_funcs", "rollout.reward_models", "data.map")
+FOR_REWARDS = ("rollout.reward_funcs", "rollout.reward_models", "data.map")
 _PACKAGES = "working_dir_files"
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
@@ -46,7 +45,7 @@ def absolute(config: ConfigT, folder: Path) -> ConfigT:
         return str(folder / found) + written[len(found) :] if (folder / found).exists() else written
 
     changed: dict[str, dict[str, Any]] = {}
-    for name in (*_FOR_WORKERS, *_FOR_REWARDS):
+    for name in (*FOR_WORKERS, *FOR_REWARDS):
         section, _, field = name.partition(".")
         value = _value(config, name)
         if value:
@@ -58,23 +57,16 @@ def absolute(config: ConfigT, folder: Path) -> ConfigT:
     return config.model_copy(update=sections)
 
 
-def needed(config: TrainingConfig, folder: Path) -> dict[str, Path]:
-    """`field = 'value'` -> file or folder, for those that train workers and engines open."""
-    return dict(_found(config, folder, _FOR_WORKERS))
-
-
-def needed_by_rewards(config: TrainingConfig, folder: Path) -> dict[str, Path]:
-    """The same for the files of rewards and data tasks."""
-    return dict(_found(config, folder, _FOR_REWARDS))
-
-
-def _found(config: TrainingConfig, folder: Path, names: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
+def needed(config: TrainingConfig, folder: Path, names: tuple[str, ...]) -> dict[str, Path]:
+    """`field = 'value'` -> file or folder, for those of these fields that exist; in a job, paths are relative."""
+    found = {}
     for name in names:
         value = _value(config, name)
         for written in [value] if isinstance(value, str) else value or ():
             place = _place(written)
             if (folder / place).exists():
-                yield f"{name} = {written!r}", Path(place)
+                found[f"{name} = {written!r}"] = Path(place)
+    return found
 
 
 def _place(written: str) -> str:

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rayswift.config.swift.apply import apply
-from rayswift.config.swift.rules import ByValue, Flag, NoEffect, Refused, Rule, To, Translation, for_all
+from rayswift.config.swift.rules import ByValue, Flag, NoEffect, Refused, Rule, To, Translation, apply, for_all
 
 _CACHE = Refused("`rayswift data encode` writes encoded rows, for runs with data.cache")
 _CONFIG_JSON = NoEffect("the model's config.json says what it is")

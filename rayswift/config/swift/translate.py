@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rayswift.config.rollout import RolloutConfig
-from rayswift.config.swift.apply import apply
-from rayswift.config.swift.rules import Flag, Rule, Translation
+from rayswift.config.swift.rules import Flag, Rule, Translation, apply
 from rayswift.config.swift.table_data import DATA
 from rayswift.config.swift.table_model import MODEL
 from rayswift.config.swift.table_rollout import ROLLOUT

@@ -5,7 +5,6 @@ from importlib.util import find_spec
 from rayswift.config.model import ModelConfig
 from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.config.tasks import TASKS
-from rayswift.log import UserError
 from rayswift.model.kind.kinds import Kind, Model, look
 
 WRITING = frozenset((*(name for name, task in TASKS.items() if task.head == "causal_lm"), "infer"))
@@ -152,13 +151,6 @@ def training_problems(config: TrainingConfig) -> list[str]:
     if isinstance(config, RlhfConfig) and config.model.reference:
         found += problems("model.reference", config.model.reference, task)
     return found
-
-
-def check(config: TrainingConfig) -> None:
-    """Raise UserError with a line for each model that cannot be used for the task."""
-    found = training_problems(config)
-    if found:
-        raise UserError("\n".join(found))
 
 
 def remarks(field: str, path: str, task: str, revision: str | None = None) -> list[str]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rayswift.config.model import ModelConfig
+
 Kind = Literal[
     "decoder",
     "headless decoder",
@@ -33,6 +35,11 @@ _OTHER_SENSES = ("vision_config", "audio_config", "image_size", "num_mel_bins", 
 _TIED = {"bloom", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neo", "opt"}
 _WHOLE_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _ANY_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt")
+# Families whose first token has position pad_token_id + 1.
+_OFFSET = (
+    *("camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "roberta-prelayernorm"),
+    *("xlm-roberta", "xlm-roberta-xl", "xmod"),
+)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
 NOTHING_KNOWN = "a folder without config.json"
 """Description of a folder without model files; it may be a run that has saved nothing."""
@@ -152,3 +159,38 @@ def _read(file: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return read if isinstance(read, dict) else {}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return config
+
+
+def is_encoder(config: Mapping[str, Any]) -> bool:
+    """Whether attention is bidirectional."""
+    if config.get("use_bidirectional_attention"):
+        return True
+    if config.get("model_type") in ENCODERS:
+        return not config.get("is_decoder", False)
+    # For a model with code in its own folder.
+    return any(name.endswith("ForMaskedLM") for name in config.get("architectures") or ())
+
+
+def num_positions(config: Mapping[str, Any]) -> int | None:
+    """Length of the longest text; None: unknown or unlimited."""
+    positions = config.get("max_position_embeddings")
+    if not isinstance(positions, int) or positions < 1:
+        return None
+    if config.get("model_type") not in _OFFSET:
+        return positions
+    padding = config.get("pad_token_id")
+    return positions - (1 if padding is None else int(padding)) - 1
+
+
+def stretched_positions(model: ModelConfig) -> int | None:
+    """Positions of a model in a folder, with the config's rotary scaling; None: unknown."""
+    config = read_config(Path(model.path))
+    positions = num_positions(config.get("text_config", config))
+    scaling = model.rope_scaling or {}
+    return model.max_position_embeddings or (positions and int(positions * scaling.get("factor", 1)))

@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
     SafetensorsParsingError,
 )
 
-from rayswift.log import logger
+from rayswift.log import first_line, logger
 
 # The hub's client has its own limits of about ten seconds a request.
 _UNREACHABLE = (httpx.HTTPError, HfHubHTTPError, ConnectionError)
@@ -51,5 +51,4 @@ def folder_and_headers(name: str, revision: str | None) -> tuple[Path, Callable[
 def _why(name: str, error: Exception) -> str:
     if constants.HF_HUB_OFFLINE:
         return f"{name} is no folder here, the hub's cache does not have it, and HF_HUB_OFFLINE is set"
-    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"the hub does not give {name}: {first_line}"
+    return f"the hub does not give {name}: {first_line(error)}"

@@ -12,7 +12,7 @@ from rayswift.config.schema import SftConfig, TrainingConfig
 from rayswift.data.encode.config import RowKind
 from rayswift.data.tokenizer.folder import read_chat_template
 from rayswift.data.tokenizer.folder import read_config as read_tokenizer_config
-from rayswift.model.texts.encoders import is_encoder, num_positions, read_config
+from rayswift.model.kind.kinds import is_encoder, num_positions, read_config
 from rayswift.model.texts.sentence_files import Kind, SentenceFiles, pooling_modes, read, read_for
 
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
