@@ -31,7 +31,7 @@ def fit(spec: RunSpec, train_loop: TrainLoop, supply: DataService) -> None:
     """Run `train_loop` on every worker; raise UserError (exit code 1) if the run fails."""
     if spec.layout.num_workers == 0:
         with _worker_here(spec, supply) as worker:
-            return train_loop(spec.as_seen_by(1), worker)
+            return train_loop(spec.for_world_size(1), worker)
     import ray
     from ray.train import FailureConfig, RunConfig
 
@@ -117,7 +117,7 @@ def _worker_main(spec: RunSpec, train_loop: TrainLoop, connect: Connect) -> None
         os.environ.update(rank_environment(rank, size, local_rank, local_size, *address))
         os.environ.update(network_environment(here, interfaces(), os.environ))
     try:
-        train_loop(spec.as_seen_by(size), Worker(rank, size, connect(rank, size), notes))
+        train_loop(spec.for_world_size(size), Worker(rank, size, connect(rank, size), notes))
     except (Exception, SystemExit) as error:
         raise explain(error, spec.config, spec.run_dir, rank) from None
     finally:

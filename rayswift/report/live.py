@@ -17,7 +17,7 @@ from rayswift.report.page import View, render
 from rayswift.rollout.completions import newest
 from rayswift.run import events
 from rayswift.run.accounting import read_accounting, read_evaluation, write_accounting
-from rayswift.run.checkpoint import Saved
+from rayswift.run.checkpoint import Checkpoint
 from rayswift.run.folder import METRICS, REPORT
 
 _EVERY_S = (4.0, 30.0)
@@ -32,7 +32,7 @@ class LiveReport:
     launch continues.
     """
 
-    def __init__(self, run_dir: Path, config: TrainingConfig, local: bool, continued: Saved | None):
+    def __init__(self, run_dir: Path, config: TrainingConfig, local: bool, continued: Checkpoint | None):
         self._run_dir, self._config, self._local = run_dir, config, local
         self._continued = continued
         self._metrics = MetricsFile(run_dir / METRICS)

@@ -34,7 +34,7 @@ _NUM_THREADS = 4
 
 
 @dataclass(frozen=True)
-class Saved:
+class Checkpoint:
     """A complete checkpoint."""
 
     path: Path
@@ -44,14 +44,16 @@ class Saved:
 
 
 class Damaged(Exception):
-    """A checkpoint that is not complete, with the reason. `sealed`: it has a manifest, so it was complete once."""
+    """A checkpoint that is not complete, with the reason. was_complete: it has a manifest."""
 
-    def __init__(self, reason: str, sealed: bool):
+    def __init__(self, reason: str, was_complete: bool):
         super().__init__(reason)
-        self.sealed = sealed
+        self.was_complete = was_complete
 
 
-def seal(folder: Path, step: int, world_size: int, zero_stage: int, known: Mapping[str, str] | None = None) -> None:
+def write_manifest(
+    folder: Path, step: int, world_size: int, zero_stage: int, known: Mapping[str, str] | None = None
+) -> None:
     """Write the manifest of a checkpoint whose other files are all in place.
 
     known: checksums that other ranks computed; the missing ones are computed here.
@@ -114,17 +116,17 @@ def _rank_in(name: str) -> int | None:
     return int(numbers[1] or numbers[2]) if numbers else None
 
 
-def read(folder: Path) -> Saved:
+def read(folder: Path) -> Checkpoint:
     """The checkpoint in a folder; raise Damaged if a file of its manifest is missing or has another size."""
     manifest = read_manifest(folder)
     for name, size in manifest["files"].items():
         try:
             found = (folder / name).stat().st_size
         except OSError as error:
-            raise Damaged(f"{name} is missing", sealed=True) from error
+            raise Damaged(f"{name} is missing", was_complete=True) from error
         if found != size or not (folder / name).is_file():
-            raise Damaged(f"{name} has {found} bytes, it was saved with {size}", sealed=True)
-    return Saved(folder, int(manifest["step"]), int(manifest["world_size"]), int(manifest["zero_stage"]))
+            raise Damaged(f"{name} has {found} bytes, it was saved with {size}", was_complete=True)
+    return Checkpoint(folder, int(manifest["step"]), int(manifest["world_size"]), int(manifest["zero_stage"]))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -132,9 +134,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         return parse_manifest((folder / MANIFEST).read_bytes())
     except FileNotFoundError as error:
-        raise Damaged(f"it has no {MANIFEST}: its save did not come to an end", sealed=False) from error
+        raise Damaged(f"it has no {MANIFEST}: its save did not come to an end", was_complete=False) from error
     except OSError as error:
-        raise Damaged(f"its {MANIFEST} cannot be read: {error.strerror}", sealed=True) from error
+        raise Damaged(f"its {MANIFEST} cannot be read: {error.strerror}", was_complete=True) from error
 
 
 def parse_manifest(content: bytes) -> dict[str, Any]:
@@ -147,11 +149,11 @@ def parse_manifest(content: bytes) -> dict[str, Any]:
             raise ValueError("sizes")
         dict(manifest.get("checksums", {}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"its {MANIFEST} is cut off or is not one", sealed=True) from error
+        raise Damaged(f"its {MANIFEST} is cut off or is not one", was_complete=True) from error
     return manifest
 
 
-def read_complete(folder: Path) -> Saved | None:
+def read_complete(folder: Path) -> Checkpoint | None:
     """The checkpoint in a folder; None if it is not complete."""
     try:
         return read(folder)
@@ -170,10 +172,10 @@ def verify(folder: Path, share: tuple[int, int] = (0, 1), most_bytes: int | None
     try:
         found = checksums(folder, share_of(names, *share))
     except OSError as error:
-        raise Damaged(f"{error.filename} cannot be read: {error.strerror}", sealed=True) from error
+        raise Damaged(f"{error.filename} cannot be read: {error.strerror}", was_complete=True) from error
     for name, checksum in found.items():
         if checksum != sums[name]:
-            raise Damaged(f"the content of {name} has changed since it was saved", sealed=True)
+            raise Damaged(f"the content of {name} has changed since it was saved", was_complete=True)
 
 
 def folders(run_dir: Path) -> list[Path]:
@@ -186,13 +188,13 @@ def step_of(folder: Path) -> int:
     return int(folder.name.rpartition("-")[2])
 
 
-def find_all(run_dir: Path) -> list[Saved]:
+def find_all(run_dir: Path) -> list[Checkpoint]:
     """The complete checkpoints of a run, oldest first."""
     found = (read_complete(path) for path in folders(run_dir))
     return sorted((saved for saved in found if saved), key=lambda saved: saved.step)
 
 
-def newest(run_dir: Path) -> Saved | None:
+def newest(run_dir: Path) -> Checkpoint | None:
     found = find_all(run_dir)
     return found[-1] if found else None
 

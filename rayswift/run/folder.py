@@ -56,7 +56,7 @@ _OWN = (
 class Resume:
     """The checkpoint that a launch continues, its log history, and the ledger of prompts as it was written."""
 
-    saved: checkpoint.Saved
+    saved: checkpoint.Checkpoint
     position: Position
     epochs: float
     config: dict[str, Any]
@@ -125,7 +125,7 @@ def _find(run_dir: Path, train: TrainConfig) -> tuple[Resume | None, dict[Path, 
 
 def refuse_damaged(damaged: Mapping[str, Damaged], where: str) -> None:
     """Raise UserError if a checkpoint was complete once and is now damaged: its weights may still be useful."""
-    lines = [f"  {name}: {damage}" for name, damage in damaged.items() if damage.sealed]
+    lines = [f"  {name}: {damage}" for name, damage in damaged.items() if damage.was_complete]
     if lines:
         raise UserError(
             f"train.output_dir = {where!r} holds checkpoints of an earlier run, none of which can be continued:\n"
@@ -162,7 +162,7 @@ def _named(path: Path, found: Resume | None) -> Resume:
     return resume
 
 
-def load_resume(saved: checkpoint.Saved) -> Resume:
+def load_resume(saved: checkpoint.Checkpoint) -> Resume:
     """The state of the run in a checkpoint; raise UserError without optimizer state, Damaged if a file is cut off."""
     if not list(saved.path.glob("global_step*")) and not (saved.path / "optimizer.pt").exists():
         raise UserError(f"{saved.path} was saved with train.save_only_model and cannot be continued")
@@ -180,7 +180,7 @@ def load_resume(saved: checkpoint.Saved) -> Resume:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         names = f"{checkpoint.DATA_STATE}, {CONFIG} or {TRAINER_STATE}"
-        raise Damaged(f"{names} is missing or cut off ({type(error).__name__})", sealed=True) from error
+        raise Damaged(f"{names} is missing or cut off ({type(error).__name__})", was_complete=True) from error
 
 
 def _clear(run_dir: Path, config: TrainingConfig) -> None:

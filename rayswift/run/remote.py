@@ -35,11 +35,11 @@ def checkpoints(remote: Remote, sizes: dict[str, int]) -> tuple[dict[int, str], 
     for name in {file.partition("/")[0] for file in sizes if checkpoint.is_name(file.partition("/")[0])}:
         try:
             if f"{name}/{checkpoint.MANIFEST}" not in sizes:
-                raise Damaged("its upload was interrupted", sealed=False)
+                raise Damaged("its upload was interrupted", was_complete=False)
             manifest = checkpoint.parse_manifest(remote.read(f"{name}/{checkpoint.MANIFEST}"))
             for part, size in manifest["files"].items():
                 if sizes.get(f"{name}/{part}") != size:
-                    raise Damaged(f"{part} is missing or has another size than it was saved with", sealed=True)
+                    raise Damaged(f"{part} is missing or has another size than it was saved with", was_complete=True)
             found[int(manifest["step"])] = name
         except Damaged as damage:
             damaged[name] = damage
@@ -168,7 +168,7 @@ def _fetch(remote: Remote, sizes: dict[str, int], name: str, run_dir: Path) -> N
     try:
         json.loads((run_dir / name / TRAINER_STATE).read_text(encoding="utf-8")).keys()
     except (OSError, ValueError, AttributeError) as error:
-        raise Damaged(f"{TRAINER_STATE} is missing or cut off", sealed=True) from error
+        raise Damaged(f"{TRAINER_STATE} is missing or cut off", was_complete=True) from error
 
 
 def _fetch_initial_weights(remote: Remote, sizes: dict[str, int], run_dir: Path, recipe: str | None) -> None:

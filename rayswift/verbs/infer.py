@@ -60,7 +60,7 @@ def run(invocation: Invocation) -> None:
         print(f"> {prompt}\n{tokenizer.decode(answer, skip_special_tokens=True)}")  # noqa: T201
 
 
-def _found(section: InferSection, fetch: bool) -> FoundModel:
+def _found(section: InferSection, fetch: bool = True) -> FoundModel:
     """The model; raise UserError if it does not exist or does not generate text."""
     given = look(section.model)
     is_judged = given is not None and given.kind != "adapter" and given.what != NOTHING_KNOWN

@@ -27,7 +27,7 @@ from rayswift.report.live import LiveReport
 from rayswift.report.page import CHARTS, View, duration, render, without_secrets
 from rayswift.run import events
 from rayswift.run.accounting import read_accounting
-from rayswift.run.checkpoint import Saved
+from rayswift.run.checkpoint import Checkpoint
 from rayswift.run.events import Event, Start, starts
 from tests.html_page import Page
 
@@ -425,7 +425,7 @@ def test_evaluation_rows_have_a_table_of_their_own() -> None:
 
 def test_the_page_follows_the_run_and_says_how_it_ended(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
-    with LiveReport(tmp_path, config_of(), True, Saved(tmp_path / "checkpoint-3", 3, 1, 0)):
+    with LiveReport(tmp_path, config_of(), True, Checkpoint(tmp_path / "checkpoint-3", 3, 1, 0)):
         deadline = time.monotonic() + 20
         while not page.exists():
             assert time.monotonic() < deadline

@@ -50,7 +50,7 @@ def save(
     (folder / "data_state.json").write_text(json.dumps(data_state))
     (folder / "trainer_state.json").write_text(json.dumps({"best_global_step": None, "best_metric": None} | state))
     if sealed:
-        checkpoint.seal(folder, step, 1, zero_stage)
+        checkpoint.write_manifest(folder, step, 1, zero_stage)
     return folder
 
 
@@ -453,7 +453,7 @@ def run_on_rows(tmp_path: Path) -> tuple[SftConfig, Resume, Path]:
     config = config.model_copy(update={"data": config.data.model_copy(update={"dataset": [*map(str, rows)]})})
     folder = save(run_dir)
     (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    checkpoint.seal(folder, 20, 1, 0)
+    checkpoint.write_manifest(folder, 20, 1, 0)
     thread = fingerprint.record_sources(config.data, run_dir, ())
     assert thread is not None
     thread.join()

@@ -39,7 +39,7 @@ def save(run_dir: Path, step: int, sealed: bool = True, best: int | None = None)
     state = json.dumps({"best_global_step": best})
     write(folder, {"model.safetensors": "w" * step, "optim/rank-0.pt": "o", "trainer_state.json": state})
     if sealed:
-        checkpoint.seal(folder, step, 1, 0)
+        checkpoint.write_manifest(folder, step, 1, 0)
 
 
 RECORD = {"fingerprint.json": "{}", "config.yaml": "a: 1", "logs/rank-0.log": "x", "data/quarantine.jsonl": "q"}
