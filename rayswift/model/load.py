@@ -61,14 +61,9 @@ def load_with_drawn(
     ranks, for a head that is drawn.
     """
     kwargs: dict[str, Any] = {"dtype": getattr(torch, dtype), "trust_remote_code": config.trust_remote_code}
-    if config.attn_implementation:
-        kwargs["attn_implementation"] = config.attn_implementation
-    if config.use_kernels:
-        kwargs["use_kernels"] = True
-    if config.experts_implementation:
-        kwargs["experts_implementation"] = config.experts_implementation
-    if config.revision:
-        kwargs["revision"] = config.revision
+    for name in ("attn_implementation", "experts_implementation", "use_kernels", "revision"):
+        if value := dict(config)[name]:
+            kwargs[name] = value
     if config.quantization:
         kwargs |= _quantized(config, kwargs["dtype"])
     model: PreTrainedModel

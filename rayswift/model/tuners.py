@@ -11,20 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import (
-    AdaLoraConfig,
-    BOFTConfig,
-    FourierFTConfig,
-    IA3Config,
-    LoHaConfig,
-    LoKrConfig,
-    LoraConfig,
-    MissConfig,
-    PeftConfig,
-    PeftModel,
-    VeraConfig,
-    get_peft_model,
-)
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -36,17 +23,6 @@ from rayswift.log import UserError, first_line
 from rayswift.model.adapters import adapter_folder
 from rayswift.model.heads import PEFT_TASK_TYPES
 
-_CONFIGS: dict[str, type[PeftConfig]] = {
-    "lora": LoraConfig,
-    "adalora": AdaLoraConfig,
-    "vera": VeraConfig,
-    "boft": BOFTConfig,
-    "ia3": IA3Config,
-    "fourierft": FourierFTConfig,
-    "loha": LoHaConfig,
-    "lokr": LoKrConfig,
-    "miss": MissConfig,
-}
 # Folder of the adapter of such an initialisation, below that of the initial weights.
 INITIAL = "adapter"
 
@@ -95,7 +71,8 @@ def new_adapter(
     if model.tuner == "ia3":
         values["feedforward_modules"] = []  # every module's output is scaled; tuner_kwargs names those whose input is
     try:
-        return _CONFIGS[model.tuner](task_type=PEFT_TASK_TYPES[head], **values | model.tuner_kwargs)
+        make = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(model.tuner.upper())]
+        return make(task_type=PEFT_TASK_TYPES[head], **values | model.tuner_kwargs)
     except (ValueError, TypeError) as error:
         raise UserError(f"model.tuner = {model.tuner} is refused by PEFT: {error}", exit_code=1) from error
 
