@@ -3,7 +3,6 @@
 import os
 import platform
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
@@ -13,16 +12,16 @@ from pathlib import Path
 import psutil
 
 from rayswift import __version__
-from rayswift.cluster.machine import count_gpus
+from rayswift.cluster.machine import count_gpus, nvidia_smi
 
 _PACKAGES = ("torch", "ray", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets", "tokenizers")
-_COMMAND_TIMEOUT_S = 5
+_GIT_TIMEOUT_S = 5
 
 
 def environment() -> dict[str, str]:
     """Name -> fact, for this process and its machine."""
-    commit = _output_of("git", "rev-parse", "HEAD")
-    changed = commit and _output_of("git", "status", "--porcelain", "--untracked-files=no")
+    commit = _git("rev-parse", "HEAD")
+    changed = commit and _git("status", "--porcelain", "--untracked-files=no")
     facts = {
         "command": shlex.join(["rayswift", *sys.argv[1:]]),
         "folder": str(Path.cwd()),
@@ -44,15 +43,14 @@ def environment() -> dict[str, str]:
 def _gpus() -> str:
     if not count_gpus():
         return "none"
-    names = _output_of("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader").splitlines()
+    names = nvidia_smi("--query-gpu=name,memory.total", "--format=csv,noheader")
     return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)) or str(count_gpus())
 
 
-def _output_of(*command: str) -> str:
-    if not shutil.which(command[0]):
-        return ""
+def _git(*arguments: str) -> str:
+    """The output of a git command; empty if it fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=True)
+    except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return done.stdout.strip()

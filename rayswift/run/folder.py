@@ -90,10 +90,7 @@ def open_run(config: TrainingConfig, run_dir: Path) -> Resume | None:
     check_ownership({p.name for p in run_dir.iterdir()}, (run_dir / FINGERPRINT).exists(), str(run_dir))
     saved = checkpoint.newest(run_dir)
     if resume == "never" and saved:
-        raise UserError(
-            f"train.output_dir = {str(run_dir)!r} holds {saved.path.name} of an earlier run; continue it with "
-            "--resume auto, or choose another --train.output_dir"
-        )
+        raise earlier_run(str(run_dir), saved.path.name)
     found, damaged = _find(run_dir, config.train)
     if resume not in ("never", "auto"):
         found = _named(Path(resume), found)
@@ -121,6 +118,13 @@ def _find(run_dir: Path, train: TrainConfig) -> tuple[Resume | None, dict[Path, 
             damaged[folder] = damage
     refuse_damaged({folder.name: damage for folder, damage in damaged.items()}, str(run_dir))
     return None, damaged
+
+
+def earlier_run(where: str, newest: str) -> UserError:
+    return UserError(
+        f"train.output_dir = {where!r} holds {newest} of an earlier run; continue it with --resume auto, or choose "
+        "another --train.output_dir"
+    )
 
 
 def refuse_damaged(damaged: Mapping[str, Damaged], where: str) -> None:

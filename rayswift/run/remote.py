@@ -20,7 +20,15 @@ from rayswift.data.filesystem import is_url
 from rayswift.log import UserError, logger
 from rayswift.run import checkpoint
 from rayswift.run.checkpoint import Damaged
-from rayswift.run.folder import FINGERPRINT, INITIAL, RECIPE, TRAINER_STATE, check_ownership, refuse_damaged
+from rayswift.run.folder import (
+    FINGERPRINT,
+    INITIAL,
+    RECIPE,
+    TRAINER_STATE,
+    check_ownership,
+    earlier_run,
+    refuse_damaged,
+)
 from rayswift.run.url_files import Remote
 
 # Not uploaded: Ray Train's own folder, and copies and indices of the rows.
@@ -128,10 +136,7 @@ def pull(remote: Remote, run_dir: Path, resume: str, recipe: str | None = None) 
     check_ownership({name.partition("/")[0] for name in sizes}, FINGERPRINT in sizes, remote.url)
     complete, damaged = checkpoints(remote, sizes)
     if resume == "never" and complete:
-        raise UserError(
-            f"train.output_dir = {remote.url!r} holds {complete[max(complete)]} of an earlier run; continue it with "
-            "--resume auto, or choose another --train.output_dir"
-        )
+        raise earlier_run(remote.url, complete[max(complete)])
     newest: int | None = None
     for step, name in reversed(complete.items()):
         try:

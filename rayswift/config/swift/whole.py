@@ -44,8 +44,7 @@ def complete(tree: Tree, written: Sequence[Flag], environ: Mapping[str, str], re
 
 def _prompt_room(tree: Tree, given: set[str], result: Translation) -> list[Flag]:
     """ms-swift's `max_length` is the length of a prompt, which must leave at least one token of the window."""
-    section = tree.get("rollout")
-    rollout = section if isinstance(section, dict) else {}
+    rollout = _section(tree, "rollout")
     window = _count(rollout.get("max_model_len"))
     if _PROMPT in given:
         length = _count(rollout["max_prompt_length"])
@@ -63,8 +62,7 @@ def _prompt_room(tree: Tree, given: set[str], result: Translation) -> list[Flag]
 
 def _round(tree: Tree, words: Mapping[str, list[str]], result: Translation) -> list[Flag]:
     """ms-swift counts the steps of a round in micro-batches, we in optimizer steps."""
-    section = tree.get("train")
-    train = section if isinstance(section, dict) else {}
+    train = _section(tree, "train")
     batches = _count(train.get("steps_per_generation"))
     if "steps_per_generation" not in words or batches is None:
         return []
@@ -77,8 +75,7 @@ def _round(tree: Tree, words: Mapping[str, list[str]], result: Translation) -> l
 
 def _say_defaults(tree: Tree, verb: str, task: str, given: set[str], result: Translation) -> None:
     """A note with the flags for ms-swift's defaults, if they differ from ours and are not given."""
-    section = tree.get("model")
-    lora = isinstance(section, dict) and section.get("tuner", "full") != "full"
+    lora = _section(tree, "model").get("tuner", "full") != "full"
     if "model.tuner" not in given:
         result.notes.append("model.tuner is not set: all weights are trained, where ms-swift would train a LoRA")
     theirs = {
@@ -121,9 +118,8 @@ def _say_hub(tree: Tree, result: Translation) -> None:
     ids: list[str] = []
     foreign: list[str] = []
     for section, names in (("model", ("path", "reference", "teacher")), ("data", ("dataset", "eval"))):
-        fields = tree.get(section)
         for name in names:
-            written = fields.get(name) if isinstance(fields, dict) else None
+            written = _section(tree, section).get(name)
             for word in written if isinstance(written, list) else [written]:
                 if not isinstance(word, str):
                     continue
@@ -140,6 +136,11 @@ def _say_hub(tree: Tree, result: Translation) -> None:
             f"{', '.join(dict.fromkeys(ids))}: taken from Hugging Face's hub, where ms-swift asks ModelScope's "
             "(--use_hf true says that it is meant)"
         )
+
+
+def _section(tree: Tree, name: str) -> Tree:
+    section = tree.get(name)
+    return section if isinstance(section, dict) else {}
 
 
 def _count(written: Any) -> int | None:
