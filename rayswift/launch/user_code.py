@@ -123,9 +123,8 @@ def content_hash(config: TrainingConfig) -> str:
 
 def _check_kind(field: str, name: str, value: Any) -> None:
     """Raise UserError for code that is seen to be wrong without a call."""
-    if field == "train.callbacks":
-        if inspect.isclass(value) or not callable(value):
-            _check_callback(name, value)
+    if field == "train.callbacks" and (inspect.isclass(value) or not callable(value)):
+        _check_callback(name, value)
     elif field in _CALLS:
         positional, keywords = _CALLS[field]
         call = ", ".join([*positional, *(f"{key}=..." for key in keywords)])

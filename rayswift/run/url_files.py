@@ -25,12 +25,8 @@ class Remote:
             self._root = root.rstrip("/")
 
     def check_writable(self) -> None:
-        probe = f"{self._root}/.writable"
-        with self._explained("cannot be written"):
-            self._fs.create_dir(self._root, recursive=True)
-            with self._fs.open_output_stream(probe) as file:
-                file.write(b"rayswift")
-            self._fs.delete_file(probe)
+        self.write(".writable", b"rayswift")
+        self.remove(".writable")
 
     def sizes(self) -> dict[str, int]:
         """Size in bytes of every file."""
