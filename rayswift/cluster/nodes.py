@@ -180,7 +180,7 @@ def _wait_until_reached(here: str) -> None:
         if time.monotonic() > deadline:
             names = ", ".join(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}" for node in lost)
             raise UserError(
-                f"node(s) of the Ray cluster cannot be reached from here: {names} (the raylet) takes no connection, "
+                f"node(s) of the Ray cluster cannot be reached from here: {names} (the raylet) accepts no connection, "
                 f"though Ray lists them; {_REMEDY}"
             )
         time.sleep(1)

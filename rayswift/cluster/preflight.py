@@ -99,8 +99,8 @@ def check_head_answers(address: str) -> None:
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdigit():
         raise UserError(
-            f"cluster.address (or RAY_ADDRESS) = {address!r} is no head node's host:port, such as 10.0.0.1:6379; to "
-            "train through a dashboard (http://...), use `ray job submit`"
+            f"cluster.address (or RAY_ADDRESS) = {address!r} is not the host:port of a head node, such as "
+            "10.0.0.1:6379; to train through a dashboard (http://...), use `ray job submit`"
         )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()

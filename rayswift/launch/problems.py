@@ -44,8 +44,8 @@ def config_problems(config: TrainingConfig, has_eval: bool) -> list[str]:
     metric = train.metric_for_best_model.removeprefix("eval_")
     if train.task == "causal_lm" and not train.metrics and metric not in evaluation.BUILT_IN:
         found.append(
-            f"train.metric_for_best_model = {metric!r} is no metric of an evaluation; there are "
-            f"{', '.join(evaluation.BUILT_IN)}, and those of train.metrics"
+            f"train.metric_for_best_model = {metric!r} is not a metric of an evaluation; choose one of "
+            f"{', '.join(evaluation.BUILT_IN)}, or one of train.metrics"
         )
     if train.metrics and train.eval_strategy == "no":
         found.append("train.metrics needs evaluations; set data.eval or data.eval_fraction")
@@ -70,7 +70,7 @@ def config_problems(config: TrainingConfig, has_eval: bool) -> list[str]:
     has_weights = any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")) or config.model.random_init
     if folder.is_dir() and not has_weights and not abilities.training_problems(config):
         result = checkpoint.model_folder(folder) if checkpoint.newest(folder) else folder
-        remedy = f"name its checkpoint {result}" if result != folder else "set model.random_init to begin anew"
+        remedy = f"name its checkpoint {result}" if result != folder else "set model.random_init for random weights"
         found.append(f"model.path = {str(folder)!r} holds no weights (*.safetensors); {remedy}")
     positions = stretched_positions(config.model)
     online = isinstance(config, RlhfConfig) and rollout_of(config) is not None

@@ -143,4 +143,6 @@ def _check_callback(name: str, value: Any) -> None:
     elif not issubclass(value, TrainerCallback):
         raise UserError(f"train.callbacks = {name!r} is a class, but no subclass of transformers.TrainerCallback")
     elif not takes(value, (), ()):
-        raise UserError(f"train.callbacks = {name!r} wants arguments; name a function without any that makes it")
+        raise UserError(
+            f"train.callbacks = {name!r} needs arguments; name a function without arguments that returns it"
+        )

@@ -16,7 +16,7 @@ def adapter_folder(name: str) -> Path:
     """The adapter's folder: as named, or the result of a run folder; raise UserError if there is none."""
     folder = Path(name)
     if not folder.is_dir():
-        raise UserError(f"model.adapters: {name!r} is no folder here; give an adapter's folder or a run folder")
+        raise UserError(f"model.adapters: {name!r} is not a folder here; give an adapter's folder or a run folder")
     return folder if (folder / _CONFIG).exists() else model_folder(folder)
 
 
@@ -30,7 +30,7 @@ def adapter_problems(model: ModelConfig) -> list[str]:
             found.append(str(error))
             continue
         if not (folder / _CONFIG).exists():
-            found.append(f"model.adapters: {folder} holds no {_CONFIG}, so it is no adapter")
+            found.append(f"model.adapters: {folder} holds no {_CONFIG}, so it is not an adapter")
         elif not any(folder.glob("adapter_model.*")):
             found.append(f"model.adapters: {folder} holds no weights (adapter_model.safetensors)")
     for name in model.adapters if not found else ():

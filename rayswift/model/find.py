@@ -62,7 +62,7 @@ def find_model(name: str, setting: str, fetch: bool = True, base: str | None = N
         return FoundModel(folder, _base_model(folder, recorded, setting, fetch, base), adapter)
     if base:
         raise UserError(
-            f"{_base_field(setting)} = {base!r}: {what} is no adapter, it has no model below it; leave it out"
+            f"{_base_field(setting)} = {base!r}: {what} is not an adapter, so it has no base model; leave it out"
         )
     if folder.exists():
         _check_weights(folder, what)
@@ -83,7 +83,7 @@ def _base_model(folder: Path, recorded: str, setting: str, fetch: bool, given: s
     if _is_hub_id(name):
         return _of_hub(name, what, fetch)
     if not (Path(name) / "config.json").exists():
-        raise UserError(f"{what} is no model folder here; name the folder or hub id of that model with --base")
+        raise UserError(f"{what} is not a model folder here; name the folder or hub id of that model with --base")
     _check_weights(Path(name), what)
     return Path(name)
 

@@ -144,7 +144,7 @@ def check_ownership(names: set[str], owned: bool, where: str) -> None:
     foreign = sorted(name for name in names if name in _OWN or name.startswith("checkpoint-"))
     if foreign and not owned:
         raise UserError(
-            f"train.output_dir = {where!r} holds {', '.join(foreign)} that no run of ours wrote; choose another "
+            f"train.output_dir = {where!r} holds {', '.join(foreign)} that RaySwift did not write; choose another "
             "--train.output_dir"
         )
 
@@ -155,9 +155,7 @@ def _named(path: Path, found: Resume | None) -> Resume:
         resume = load_resume(checkpoint.read(path))
         checkpoint.verify(path, most_bytes=_MOST_BYTES_CHECKED)
     except Damaged as damage:
-        raise UserError(
-            f"train.resume = {str(path)!r} is no complete checkpoint (its manifest must verify): {damage}"
-        ) from damage
+        raise UserError(f"train.resume = {str(path)!r} is not a complete checkpoint: {damage}") from damage
     if found and found.saved.path.resolve() != path.resolve():
         raise UserError(
             f"train.resume = {str(path)!r}, but the run folder holds {found.saved.path}; continue that with --resume "

@@ -4,7 +4,7 @@ _TRL = {
     "model.path": "model_name_or_path sft_model_path",
     "model.tuner": "use_peft",
     "model.lora_rank": "lora_r",
-    "nothing: train.task says it": "lora_task_type",
+    "nothing: train.task decides it": "lora_task_type",
     "model.tuner_kwargs (target_parameters)": "lora_target_parameters",
     "model.modules_to_save": "lora_modules_to_save",
     "model.quantization": "load_in_4bit load_in_8bit",

@@ -46,7 +46,7 @@ def split(argv: list[str], problems: Problems) -> tuple[list[str], list[swift.Fl
             switch = [plain(word) for word in words] or [True]
             if len(switch) > 1 or not isinstance(switch[0], bool):
                 problems.add(
-                    f"--dry_run is a switch, got {' '.join(words)}", "write --dry_run, or true or false behind"
+                    f"--dry_run is a switch, got {' '.join(words)}", "write --dry_run, or --dry_run true or false"
                 )
             dry_run = switch[0] is True
         else:
@@ -95,7 +95,7 @@ def read_yaml(path: Path, problems: Problems) -> Tree:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        problems.add(f"--config {path} holds {type(tree).__name__}", "it wants sections: model, data, train, cluster")
+        problems.add(f"--config {path} holds {type(tree).__name__}", "it needs sections: model, data, train, cluster")
         return {}
     return tree
 

@@ -48,7 +48,7 @@ def _workers(environ: Mapping[str, str], given: set[str], result: Translation) -
         return []
     words = f"NNODES={nodes} {_WORKERS}={each}" if nodes != "1" else f"{_WORKERS}={each}"
     if each is None or not (each.isdigit() and nodes.isdigit()) or not int(each) * int(nodes):
-        result.notes.append(f"{words} says no number of workers; set cluster.num_workers")
+        result.notes.append(f"{words} gives no number of workers; set cluster.num_workers")
         return []
     number = str(int(each) * int(nodes))
     result.renamed.append(f"{words} -> cluster.num_workers {number}")

@@ -6,7 +6,7 @@ from typing import Any
 from rayswift.config.swift.rules import ByValue, Flag, NoEffect, Refused, Rule, To, Translation, apply, for_all
 
 _CACHE = Refused("`rayswift data encode` writes encoded rows, for runs with data.cache")
-_CONFIG_JSON = NoEffect("the model's config.json says what it is")
+_CONFIG_JSON = NoEffect("the model's config.json names its type")
 
 INFER: dict[str, Rule] = {
     **for_all("adapters ckpt_dir model_id_or_path", To("infer.model")),
@@ -14,7 +14,7 @@ INFER: dict[str, Rule] = {
         {name: Refused("answers come from vLLM or transformers") for name in ("sglang", "lmdeploy")},
         To("infer.backend", {"pt": "transformers"}),
     ),
-    "stream": NoEffect("an answer is printed when it is whole"),
+    "stream": NoEffect("an answer is printed when it is complete"),
     **for_all(
         "val_dataset val_dataset_sample result_path write_batch_size",
         Refused("questions are given with --prompt; rows are judged by evaluations while training (data.eval)"),

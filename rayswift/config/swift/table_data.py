@@ -33,7 +33,7 @@ DATA: dict[str, Rule] = {
     "is_binary_loss_scale": NoEffect("weights of 0 and 1 need no tensor of their own"),
     **for_all(
         "dataset_num_proc packing_num_proc lazy_tokenize streaming",
-        NoEffect("rows are always streamed through Ray Data; cluster.num_data_cpus says on how many CPUs"),
+        NoEffect("rows are always streamed through Ray Data; cluster.num_data_cpus sets the number of CPUs"),
     ),
     **for_all(
         "padding_free padding_side group_by_length", NoEffect("rows are never padded to each other: data.packing")

@@ -14,7 +14,7 @@ TRAIN: dict[str, Rule] = {
     "evaluation_strategy": To("train.eval_strategy"),
     "early_stop_interval": To("train.early_stopping_patience"),
     "enable_dft_loss": ByValue(
-        {"true": To("train.loss_type", {"true": "dft"})}, NoEffect("train.loss_type says the loss")
+        {"true": To("train.loss_type", {"true": "dft"})}, NoEffect("train.loss_type sets the loss")
     ),
     "enable_channel_loss": NoEffect("the loss is logged over all rows, not by channel"),
     "mrl_dims": To("train.matryoshka_dims"),
@@ -34,9 +34,9 @@ TRAIN: dict[str, Rule] = {
     "metric_for_best_model": ByValue(
         dict.fromkeys(("rouge-1", "rouge-2", "rouge-l", "bleu-4"), _NOT_GENERATED), To("train.metric_for_best_model")
     ),
-    "do_train": NoEffect("the verb says what is done"),
-    "do_eval": NoEffect("train.eval_strategy says when to evaluate"),
-    "logging_strategy": NoEffect("train.logging_steps says when to log"),
+    "do_train": NoEffect("the verb decides what is done"),
+    "do_eval": NoEffect("train.eval_strategy sets when to evaluate"),
+    "logging_strategy": NoEffect("train.logging_steps sets when to log"),
     "logging_nan_inf_filter": NoEffect("a loss that is not finite ends the run"),
     "disable_tqdm": NoEffect("the driver draws the progress bar"),
     **for_all(
@@ -46,7 +46,7 @@ TRAIN: dict[str, Rule] = {
     "tf32": NoEffect("matrix products keep PyTorch's default precision"),
     **for_all(
         "no_cuda use_cpu",
-        ByValue({"true": To("cluster.device", {"true": "cpu"})}, NoEffect("cluster.device says where workers compute")),
+        ByValue({"true": To("cluster.device", {"true": "cpu"})}, NoEffect("cluster.device sets where workers compute")),
     ),
     "infer_backend": NoEffect("completions come from vLLM"),
     # the run folder
@@ -83,7 +83,7 @@ TRAIN: dict[str, Rule] = {
     "ray_exp_name": NoEffect("train.output_dir names the run"),
     "ENV": Refused("set environment variables in the shell that starts the run"),
     "device_groups": Refused("use cluster.num_workers and rollout.num_engines"),
-    "dataloader_*": NoEffect("Ray Data feeds the workers; cluster.num_data_cpus says on how many CPUs"),
+    "dataloader_*": NoEffect("Ray Data feeds the workers; cluster.num_data_cpus sets the number of CPUs"),
     **for_all(
         "eval_use_evalscope eval_dataset eval_dataset_args eval_limit eval_generation_config",
         NoEffect("no benchmark runs while training; ask the model with `rayswift infer` afterwards"),

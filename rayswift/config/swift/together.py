@@ -137,7 +137,7 @@ def _max_length(given: Given, result: Translation) -> None:
 
 def _task_type(given: Given, result: Translation) -> None:
     if result.verb == "rlhf":
-        result.no_effect("task_type", "--rlhf_type says what is trained")
+        result.no_effect("task_type", "--rlhf_type sets the task")
     else:
         result.rename("task_type", "train.task", given["task_type"])
 

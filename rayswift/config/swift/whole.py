@@ -134,7 +134,7 @@ def _say_hub(tree: Tree, result: Translation) -> None:
     if ids:
         result.notes.append(
             f"{', '.join(dict.fromkeys(ids))}: taken from Hugging Face's hub, where ms-swift asks ModelScope's "
-            "(--use_hf true says that it is meant)"
+            "(--use_hf true hides this note)"
         )
 
 

@@ -44,9 +44,9 @@ _INSTEAD = {
     "encoder-decoder": "no task here trains one; name a decoder (...ForCausalLM), or an encoder for embedding, seq_cls "
     "and reranker",
     "vision-language": "only text is trained here; name a text model",
-    "sequence classifier": "it has no head that writes, and a new one would begin at random; name the language model "
-    "(...ForCausalLM), or give this one to seq_cls, rm or reranker",
-    "other head": "it would begin with a head of random numbers; name the model that it was made from",
+    "sequence classifier": "it has no language-model head, and a new one would have random weights; name the language "
+    "model (...ForCausalLM), or give this one to seq_cls, rm or reranker",
+    "other head": "its new head would have random weights; name the model that it was made from",
     "GGUF": "those are weights for llama.cpp; name the model that they were made from, a folder or a hub id with "
     "safetensors",
     "no model": "name a folder with config.json and weights, or a hub id",
@@ -81,7 +81,7 @@ def problems(
     if random_init:
         return []
     if model.kind == "sequence classifier" and task in _SCORES and model.num_outputs != 1:
-        return [f"{what} of {model.num_outputs} outputs, and task {task} trains one score; name the model below it"]
+        return [f"{what} of {model.num_outputs} outputs, and task {task} trains one score; name its base model"]
     return _packing_problems(what, model, task, tuner, quantization)
 
 
@@ -102,11 +102,11 @@ def _packing_problems(what: str, model: Model, task: str, tuner: str, quantizati
     if packed in READY_PACKED and find_spec(packed) is None:
         return [f"{what}, which needs the package {packed}; pip install {packed}"]
     if packed not in READY_PACKED:
-        return [f"{what}, which nothing is trained on; {name}, with --quantization nf4 if it must be small"]
+        return [f"{what}, which cannot be trained; {name}, with --quantization nf4 if it must be small"]
     if tuner == "full":
         return [f"{what}, which are frozen; set --tuner lora, or {name}"]
     if TASKS[task].is_online:
-        return [f"{what}, which engines take no updates of; {name}"]
+        return [f"{what}, which engines cannot update; {name}"]
     return [f"{what} already; leave model.quantization out, or {name}"] if quantization else []
 
 
@@ -131,8 +131,8 @@ def label_problem(field: str, model: ModelConfig, num_labels: int | None) -> str
     if found is None or found.kind != "sequence classifier" or num_labels in (None, found.num_outputs):
         return ""
     return (
-        f"{field} = {model.path!r} is {found.what} of {found.num_outputs} outputs, and the rows want {num_labels}; "
-        "name the model below it, for a new head"
+        f"{field} = {model.path!r} is {found.what} of {found.num_outputs} outputs, and the rows need {num_labels}; "
+        "name its base model, for a new head"
     )
 
 

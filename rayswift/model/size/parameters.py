@@ -134,5 +134,5 @@ def read_header(path: Path) -> dict[str, Any]:
         if end > size:
             raise ValueError(f"{size} bytes of {end}")
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no whole safetensors file ({error}); copy or download it again") from error
+        raise UserError(f"{path} is not a complete safetensors file ({error}); copy or download it again") from error
     return header

@@ -50,5 +50,5 @@ def folder_and_headers(name: str, revision: str | None) -> tuple[Path, Callable[
 
 def _why(name: str, error: Exception) -> str:
     if constants.HF_HUB_OFFLINE:
-        return f"{name} is no folder here, the hub's cache does not have it, and HF_HUB_OFFLINE is set"
+        return f"{name} is not a folder here, the hub's cache does not have it, and HF_HUB_OFFLINE is set"
     return f"the hub does not give {name}: {first_line(error)}"

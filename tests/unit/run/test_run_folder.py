@@ -106,7 +106,7 @@ def test_a_folder_of_the_users_own_is_refused_and_left_alone(tmp_path: Path, nam
     file.write_text("{}\n")
     if resume == "path":
         resume = str(save(tmp_path / "old"))
-    message = f"holds {name} that no run of ours wrote; choose another --train.output_dir"
+    message = f"holds {name} that RaySwift did not write; choose another --train.output_dir"
     for _ in range(2):  # the first try leaves no mark that would let the second one in
         with pytest.raises(UserError, match=message):
             open_run(config_of(project, "--resume", resume), project)
@@ -150,7 +150,7 @@ def test_a_path_must_be_a_complete_checkpoint(tmp_path: Path, harm: str) -> None
     folder = tmp_path / "old" / "checkpoint-20"
     if harm == "incomplete":
         save(tmp_path / "old", sealed=False)
-    with pytest.raises(UserError, match=r"is no complete checkpoint"):
+    with pytest.raises(UserError, match=r"is not a complete checkpoint"):
         open_run(config_of(tmp_path / "new", "--resume", str(folder)), tmp_path / "new")
     assert folder.exists() == (harm == "incomplete")
 

@@ -136,7 +136,7 @@ def test_an_earlier_run_is_not_overwritten(url: str, tmp_path: Path) -> None:
 def test_files_of_the_users_own_are_refused(url: str, tmp_path: Path) -> None:
     write(tmp_path / "mine", {"data/train.jsonl": "{}", "notes.md": "-"})
     Remote(url).put(tmp_path / "mine", ["data/train.jsonl", "notes.md"])
-    with pytest.raises(UserError, match=r"holds data that no run of ours wrote; choose another --train.output_dir"):
+    with pytest.raises(UserError, match=r"holds data that RaySwift did not write; choose another --train.output_dir"):
         pull(Remote(url), tmp_path / "there", "auto")
 
 
