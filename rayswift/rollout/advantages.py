@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Estimator = Literal["grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "online_dpo"]
+Estimator = Literal["grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "online_dpo", "real"]
 Floats = NDArray[np.float64]
 
 _EPSILON = 1e-4  # TRL's, added to standard deviations
@@ -23,10 +23,10 @@ class AdvantageSettings:
 
     estimator: grpo (Shao et al. 2024, arXiv 2402.03300), rloo (Ahmadian et al. 2024, arXiv 2402.14740) or REINFORCE++
     without or with the group's mean as baseline (Hu et al. 2025, arXiv 2501.03262), or online_dpo, see
-    `train.policy.pairs`; weights: of each reward;
+    `train.policy.pairs`, or real, see `classified`; weights: of each reward;
     scale_rewards: divide by the standard deviation of the group, of the whole round, or not, grpo only; aggregation:
     normalize_then_sum scales each reward by itself before they are summed (GDPO, arXiv 2601.05242), grpo only; beta: of
-    online_dpo.
+    online_dpo; tau: of real.
     """
 
     weights: tuple[float, ...]
@@ -34,6 +34,7 @@ class AdvantageSettings:
     scale_rewards: Literal["group", "batch", "none"] = "group"
     aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
     beta: float = 0.0
+    tau: float = 0.5
 
     @property
     def is_per_token(self) -> bool:
@@ -66,6 +67,8 @@ def advantages(
         return np.nan_to_num(_standardised(total if penalties is None else total - penalties, whole))
     total = weighted(rewards, settings.weights)
     total = total if penalties is None else total - penalties
+    if settings.estimator == "real":
+        return classified(total, groups, settings.tau)
     means, spreads, counts = _statistics(total, groups)
     if settings.estimator == "rloo":
         # The mean of a group's other completions is (count x mean - own) / (count - 1).
@@ -75,6 +78,26 @@ def advantages(
     if settings.scale_rewards == "batch":
         spreads = _statistics(total, np.zeros(len(total), np.int64))[1]
     return np.nan_to_num((total - means) / (spreads + _EPSILON))
+
+
+def classified(rewards: Floats, groups: NDArray[np.int64], tau: float) -> Floats:
+    """What stands for advantages [N] in REAL, rewards as labels (arXiv 2602.05630).
+
+    With s the mean of log(policy / sampler) over a completion's tokens, the loss of a group is
+    log(1 + sum over the good of e^(-s / tau)) + log(1 + sum over the bad of e^(s / tau)). Good is a reward above the
+    group's mean; a group of one kind has no loss. Where the policy is the sampler, s is 0, and the gradient of a good
+    one's s is -1 / (tau (1 + number of the good)), of a bad one's 1 / (tau (1 + number of the bad)). The loss is a mean
+    over groups; here it is scaled to a mean over completions.
+    """
+    means, _, _ = _statistics(rewards, groups)
+    good, bad = rewards > means, rewards <= means
+    found, names = np.zeros(len(rewards)), np.unique(groups)
+    for name in names:
+        own = groups == name
+        num_good, num_bad = int((good & own).sum()), int((bad & own).sum())
+        if num_good and num_bad:
+            found[good & own], found[bad & own] = 1 / (tau * (1 + num_good)), -1 / (tau * (1 + num_bad))
+    return found * len(rewards) / max(1, len(names))
 
 
 def baselined(rewards: Floats, groups: NDArray[np.int64], settings: AdvantageSettings) -> Floats:

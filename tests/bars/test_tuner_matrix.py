@@ -111,7 +111,8 @@ def test_full_training_is_the_same_on_every_layout(
 
 def test_adalora_over_epochs_goes_on_exactly(tmp_path: Path, tiny: tuple[str, ...]) -> None:
     """The number of its steps is known at the end only; the budget of ranks is met all the same."""
-    run = (*tiny, *tuner("adalora"), "--num_train_epochs", "1", "--save_steps", "0.5", *layout(0, 0))
+    save = ("--save_strategy", "steps", "--save_steps", "0.5")
+    run = (*tiny, *tuner("adalora"), "--num_train_epochs", "2", *save, "--lora_dropout", "0", *layout(0, 0))
     whole, rest = tmp_path / "whole", tmp_path / "rest"
     sft(whole, *run)
     first, *_, last = sorted(int(folder.name.partition("-")[2]) for folder in whole.glob("checkpoint-*"))

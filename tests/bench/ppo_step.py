@@ -40,7 +40,16 @@ def seconds(kind: str, passes: int, rounds: int) -> float:
             flags = ["--train.task", "ppo", "--train.critic", kind, "--num_ppo_epochs", str(passes)]
         if kind == "separate":
             flags += ["--model.critic_path", str(tiny_critic(Path(folder) / "critic", **SIZES))]
-        flags += ["--num_generations", "4", "--max_steps", str(passes * rounds), "--micro_batch_tokens", "2048"]
+        flags += [
+            "--learning_rate",
+            "1e-5",
+            "--num_generations",
+            "4",
+            "--max_steps",
+            str(passes * rounds),
+            "--micro_batch_tokens",
+            "2048",
+        ]
         spec = make_spec(Path(folder) / "run", *flags)
         client = Rounds([make_groups(16, 4, longest=96, seed=1, prompt_length=24)] * rounds)
         clock = _Clock()

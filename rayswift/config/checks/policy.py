@@ -5,7 +5,9 @@ from typing import Any
 from rayswift.config.derived import round_shape
 from rayswift.config.schema import RlhfConfig
 
-GRPO_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo", "fipo", "online_dpo", "rloo")
+GRPO_LOSSES = (
+    "grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo", "fipo", "real", "online_dpo", "rloo",
+)  # fmt: skip
 """Values of `train.loss_type` of task grpo."""
 
 
@@ -77,6 +79,13 @@ def _loss_problems(config: RlhfConfig) -> list[str]:
     if not given.get("fipo_decay_rate", 1.0) > 0:
         found.append(f"train.fipo_decay_rate = {given['fipo_decay_rate']} is a number of tokens: set it above 0")
     found += _online_dpo_problems(config, loss)
+    if loss == "real" and (steps_per_round(config) > 1 or config.rollout.max_staleness):
+        found.append(
+            "train.loss_type = real compares all completions of a prompt under the weights that sampled them; set "
+            "train.steps_per_generation and train.num_iterations to 1, and rollout.max_staleness to 0"
+        )
+    if loss == "real" and given.get("advantage_estimator", "grpo") != "grpo":
+        found.append(f"train.advantage_estimator = {given['advantage_estimator']}: loss real has labels; unset it")
     if not 0 < given.get("top_entropy_quantile", 1.0) <= 1:
         found.append(
             f"train.top_entropy_quantile = {given['top_entropy_quantile']} is the share of tokens to train: above 0, "

@@ -105,6 +105,9 @@ class GrpoFields:
             "help": "Loss fipo: a token of a bad completion whose ratio is above this is not weighed up; null: any is."
         },
     )
+    real_tau: float = field(
+        default=0.5, metadata={"help": "Loss real: temperature; smaller: completions near the border count more."}
+    )
     teacher_kl_coef: float = field(
         default=1.0, metadata={"help": "Weight of the KL to model.teacher in the advantage; without a teacher: none."}
     )

@@ -106,7 +106,6 @@ ROLLOUT: dict[str, Rule] = {
     "router_replay*": _NOT_OFFERED,
     "chord_*": Refused("a step trains completions or rows, not both: train with `rayswift sft` first"),
     "fipo_detach_weight": NoEffect("weights of advantages have no gradient"),
-    "real_tau": Refused("loss real is not offered"),
     "rlsd_*": _NOT_OFFERED,
     "sdar_*": _NOT_OFFERED,
     "advantage_reweight": _NOT_OFFERED,

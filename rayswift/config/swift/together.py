@@ -277,9 +277,6 @@ def _loss(given: Given, result: Translation) -> None:
     """Loss types; in DPO the RPO term is the loss `sft` with a weight."""
     losses = given.get("loss_type", [])
     alpha = given.get("rpo_alpha", ["none"])[0]
-    if result.task == "grpo" and losses and losses[0] == "real":
-        why = "real compares all completions of a prompt in one term, and steps are cut into micro-batches by tokens"
-        return result.refuse("loss_type", why)
     if result.verb != "rlhf" and losses:
         result.flags.append(("train.loss_type", [_SFT_LOSSES.get(word, word) for word in losses]))
     elif result.task == "dpo" and alpha.lower() not in ("none", "null", "0", "0.0"):

@@ -36,7 +36,7 @@ def calculator(expression: str) -> str:
 
 
 def _value(node: ast.expr) -> float:
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
         return node.value
     if isinstance(node, ast.UnaryOp) and type(node.op) in _UNARY:
         return _UNARY[type(node.op)](_value(node.operand))
@@ -45,7 +45,10 @@ def _value(node: ast.expr) -> float:
         if isinstance(node.op, ast.Pow):
             if abs(right) > _MOST_POWER or abs(left) > 10**6:
                 raise ValueError("the power is too large")
-            return left**right  # type: ignore[no-any-return]
+            power: float | complex = left**right
+            if isinstance(power, complex):
+                raise ValueError(f"{ast.unparse(node)} is no real number")
+            return power
         if type(node.op) in _BINARY:
             return _BINARY[type(node.op)](left, right)
     raise ValueError(f"{ast.unparse(node)} is no arithmetic")

@@ -2,8 +2,8 @@
 
 Found are: JSON between `<tool_call>` and `</tool_call>` (Hermes, Qwen), the XML of Qwen3-Coder between the same tags, a
 JSON object that is the whole answer, with its arguments under `parameters` (Llama 3), and `[TOOL_CALLS]` before a JSON
-list or before names with `[ARGS]` (Mistral). What opens a call and cannot be read is a call too: its answer is what is
-wrong with it, as for any call that fails.
+list or before names with their arguments (Mistral). What opens a call and cannot be read is a call too: its answer is
+what is wrong with it, as for any call that fails.
 """
 
 import json
@@ -22,7 +22,7 @@ _HERMES = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 _FUNCTION = re.compile(r"<function=([^>\s]+)>(.*?)(?:</function>|\Z)", re.DOTALL)
 _PARAMETER = re.compile(r"<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
 _MISTRAL = "[TOOL_CALLS]"
-_MISTRAL_NAMED = re.compile(r"\s*([^\s\[\]{}]+)\s*(?:\[CALL_ID\][^\[]*)?\[ARGS\]")
+_MISTRAL_NAMED = re.compile(r"\s*([^\s\[\]{}]+)\s*(?:\[CALL_ID\][^\[]*)?(?:\[ARGS\]|(?=\{))")
 _PYTHON_TAG = "<|python_tag|>"
 _PROBE = "probe_tool"
 

@@ -51,9 +51,10 @@ class Tape:
 
     def cut(self, number: int) -> None:
         """Of what the model wrote last, leave the first tokens alone."""
-        for column in (self._ids, self._logprobs, self._written):
-            self._length -= (len(column[-1]) - number) if column is self._ids else 0
-            column[-1] = column[-1][:number]
+        self._length -= len(self._ids[-1]) - number
+        self._ids[-1] = self._ids[-1][:number]
+        self._logprobs[-1] = self._logprobs[-1][:number]
+        self._written[-1] = self._written[-1][:number]
         self._spans = [span for span in self._spans if span.begin < self._length] or self._spans[:1]
 
     def hear(self, ids: NDArray[np.int32]) -> None:

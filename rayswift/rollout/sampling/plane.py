@@ -20,7 +20,8 @@ from rayswift.engines.samples import Group, PolicyVersion
 from rayswift.engines.vllm.engine import VllmEngine
 from rayswift.engines.vllm.setup import engine_options
 from rayswift.log import UserError, logger, setup_worker
-from rayswift.rollout.groups import requests_for, scored_group
+from rayswift.rollout.episodes.supply import episodes_of, hosts_of
+from rayswift.rollout.groups import Sampler, requests_for, scored_group
 from rayswift.rollout.plane import PlaneSpec, setup_of
 from rayswift.rollout.prompts import Drawn, PromptFeed, draw_in_thread, prompt_plan
 from rayswift.rollout.rewards.runner import RewardRunner
@@ -65,15 +66,19 @@ class SampleActor:
         engines = RayEngines(VllmEngine, (setup,), engine_options(spec.layout.engine))
         pool = Pool(engines, limits_of(config.rollout, spec.plan.max_outstanding), salvage=setup.sampling.can_resume)
         pool.scale_to(spec.layout.min_engines)
+        hosts = hosts_of(config, spec.layout.tool_workers, spec.work_dir, spec.run_dir / "logs")
+        sampler = episodes_of(config, spec.plan, pool, hosts, spec.tokenizer_dir) if hosts else pool
         try:
-            await rewards.start()
+            await asyncio.gather(rewards.start(), *([hosts.start()] if hosts else []))
             await pool.set_weights(_OWN_WEIGHTS, None)
             await asyncio.to_thread(prompts.begin, written.position)
-            await self._all(prompts, pool, rewards, written)
+            await self._all(prompts, sampler, rewards, written)
         finally:
             written.close()
             await pool.close()
             await rewards.close()
+            if hosts:
+                await hosts.close()
             await asyncio.to_thread(prompts.close)
         rows = {what: count for what, count in written.position.counts.items() if what != TRAINED}
         return {**written.outcomes, **rows}
@@ -82,7 +87,7 @@ class SampleActor:
         """Prompts that are written, and rows."""
         return self._standing
 
-    async def _all(self, prompts: PromptFeed, pool: Pool, rewards: RewardRunner, written: SampledFile) -> None:
+    async def _all(self, prompts: PromptFeed, sampler: Sampler, rewards: RewardRunner, written: SampledFile) -> None:
         config, plan = self._spec.config, self._spec.plan
         assert isinstance(config, SampleConfig)
         section = config.sample
@@ -98,7 +103,7 @@ class SampleActor:
                 drawn, ended = await draw_in_thread(prompts, at_once - len(under_way))
                 for one in drawn:
                     requests = requests_for(one.prompt, "sample", each, most, window, plan.seed)
-                    futures = pool.sample(requests, 0)
+                    futures = sampler.sample(requests, 0)
                     work = scored_group(rewards, one.prompt, futures, _unnoted)
                     under_way.append((one, asyncio.create_task(work)))
                 if not drawn:

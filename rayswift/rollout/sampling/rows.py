@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ def rows_of(group: Group, settings: RowSettings, reward_names: Sequence[str]) ->
 
     A row has the columns of the prompt's row, `messages` that end with the completion, an `id` of these, `reward`,
     `rewards` by name, and `rejected_response`, the completion with the lowest reward, where that is lower: a row of
-    supervised fine-tuning, and of dpo.
+    supervised fine-tuning, and of dpo. Of an episode the turns stand in `messages` and `rejected_messages`.
     """
     scored = group.scored
     if settings.easy_query_threshold is not None:
@@ -43,7 +43,7 @@ def rows_of(group: Group, settings: RowSettings, reward_names: Sequence[str]) ->
 
 
 def _row(group: Group, chosen: Scored, worst: Scored, reward_names: Sequence[str]) -> dict[str, Any]:
-    messages = [*group.prompt.messages, {"role": "assistant", "content": chosen.text}]
+    messages = _messages(group, chosen)
     written = json.dumps(messages, ensure_ascii=False, sort_keys=True)
     row = {
         **group.prompt.columns,
@@ -55,4 +55,16 @@ def _row(group: Group, chosen: Scored, worst: Scored, reward_names: Sequence[str
             name: value if value == value else None for name, value in zip(reward_names, chosen.rewards, strict=True)
         },
     }
-    return row | ({"rejected_response": worst.text} if worst.reward < chosen.reward else {})
+    if worst.reward >= chosen.reward:
+        return row
+    if worst.completion.trajectory is None:
+        return row | {"rejected_response": worst.text}
+    return row | {"rejected_messages": _messages(group, worst)}
+
+
+def _messages(group: Group, scored: Scored) -> list[Mapping[str, Any]]:
+    """The conversation: of an episode its turns, behind what the environment asked."""
+    played = scored.completion.trajectory
+    if played is None:
+        return [*group.prompt.messages, {"role": "assistant", "content": scored.text}]
+    return [*(group.prompt.messages if played.asked is None else played.asked), *played.messages]

@@ -38,10 +38,11 @@ def advantage_settings(config: RlhfConfig, args: PolicyArguments) -> AdvantageSe
     """How rewards become advantages."""
     return AdvantageSettings(
         weights=reward_weights(config),
-        estimator=args.advantage_estimator,
+        estimator="real" if args.loss_type == "real" else args.advantage_estimator,
         scale_rewards=args.scale,
         aggregation=args.multi_objective_aggregation,
         beta=args.beta,
+        tau=args.real_tau,
     )
 
 

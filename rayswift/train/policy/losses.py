@@ -214,6 +214,7 @@ LOSS_TYPES: dict[str, LossType] = {
     "sapo": LossType(_sapo, _per_sequence_mean),
     "vespo": LossType(_vespo, _per_round_token),
     "fipo": LossType(_fipo, _per_round_token),
+    "real": LossType(_policy_gradient, _per_sequence_mean),
     "online_dpo": LossType(_policy_gradient, _per_sequence_sum),
     # Each completion is one action: its term stands at each of its tokens.
     "rloo": LossType(_clipped, _per_sequence_mean),

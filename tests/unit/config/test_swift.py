@@ -278,7 +278,7 @@ def test_what_ray_owns_is_accepted_with_a_line(verb: str, argv: list[str], said:
             ["--rlhf_type", "grpo", "--reward_funcs", "format", "--multi_turn_scheduler", "thinking_tips_scheduler"],
             "a history of its own",
         ),
-        ("rlhf", ["--rlhf_type", "grpo", "--reward_funcs", "format", "--loss_type", "real"], "micro-batches"),
+        ("rlhf", ["--rlhf_type", "grpo", "--reward_funcs", "format", "--chord_mu_peak", "0.9"], "not both"),
     ],
 )
 def test_a_refusal_names_flag_and_reason(verb: str, argv: list[str], said: str) -> None:

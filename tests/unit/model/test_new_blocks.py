@@ -7,6 +7,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rayswift.config.checks.model import model_problems
+from rayswift.config.fields.tuners import tuner_problems
 from rayswift.config.load import load
 from rayswift.config.model import ModelConfig
 from rayswift.log import UserError
@@ -115,7 +117,7 @@ def test_the_run_begins_with_it_and_its_size_is_known(tmp_path: Path) -> None:
     [
         (["--new_blocks", "2", "--freeze", "model"], "model.new_blocks and model.freeze say each which weights"),
         (["--new_blocks", "2", "--lisa_layers", "2"], "model.new_blocks and model.lisa_layers say each"),
-        (["--lisa_layers", "2", "--unfreeze", "lm_head"], "LISA".lower() + "_layers freezes and unfreezes layers"),
+        (["--lisa_layers", "2", "--unfreeze", "lm_head"], "lisa_layers freezes and unfreezes layers"),
         (["--lisa_layers", "2", "--tuner", "lora"], "model.lisa_layers is of full training"),
         (["--lisa_layers", "2", "--zero_stage", "1"], "ZeRO steps all weights, those that LISA freezes too"),
         (["--optim", "muon", "--zero_stage", "2"], "makes steps of whole matrices, and ZeRO cuts them"),
@@ -123,7 +125,6 @@ def test_the_run_begins_with_it_and_its_size_is_known(tmp_path: Path) -> None:
     ],
 )
 def test_what_does_not_go_together(flags: list[str], message: str) -> None:
-    from rayswift.config.checks.built import config_problems
-
     config = load("sft", ["--model", "m", "--dataset", "d.jsonl", *flags]).config
-    assert any(message in line for line in config_problems(config)), config_problems(config)
+    found = tuner_problems(config.model) + model_problems(config)
+    assert any(message in line for line in found), found

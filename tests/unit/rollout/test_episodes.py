@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from rayswift.rollout.groups import requests_for, scored_group
 from rayswift.rollout.rounds import lines_of, make_table, make_tokens
 from rayswift.train.policy.cuts import PolicyLayout
 from rayswift.train.policy.micro_batches import Sequences
-from tests.support.pools import V0, Engines, in_pool
+from tests.support.pools import LIMITS as LIMITS_OF_POOL
+from tests.support.pools import SPEED, V0, Engines, in_pool
 
 ROOT = Path(__file__).parents[3]
 LIMITS = Limits(max_turns=None, max_completion_length=400, per_round=False, window=460)
@@ -290,3 +291,41 @@ def test_a_prompt_without_room_is_an_outcome(tokenizer_dir: Path) -> None:
     _, _, reasons, _ = in_pool(lambda pool, _: play_all(pool, turns, 2, limits), Engines())
     assert len(reasons) == 4
     assert all("leaves the model no room" in each for each in reasons)
+
+
+class EightTurns(World):
+    """Answers after a tenth of a second, one to eight times."""
+
+    async def ask(self, method: str, *arguments: Any, timeout_s: float) -> Any:
+        await asyncio.sleep(0.1)
+        if method != "answer":
+            return Opening() if method == "open" else Closing(1.0)
+        last = random.Random(arguments[0]).randint(1, 8)
+        return Answer(({"role": "tool", "name": "t", "content": "12"},), done=arguments[1].number + 1 >= last, calls=1)
+
+
+def test_engines_are_as_busy_with_episodes_as_with_single_turns(tokenizer_dir: Path) -> None:
+    """Tokens per second of both, for as many tokens in all; virtual time."""
+    turns = Watched(tokenizer_dir)
+
+    def tokens_per_s(mean_turn: float, hosts: Hosts | None) -> float:
+        async def story(pool: Pool, _: Engines) -> float:
+            sampler: Any = pool
+            if hosts is not None:
+                await hosts.start()
+                sampler = Episodes(pool, hosts, turns, Limits(8, 2000, False, 2060))
+            requests = [one for each in prompts(64, turns) for one in requests_for(each, "train", 8, 2000, 2060, 0)]
+            began = asyncio.get_running_loop().time()
+            made = await asyncio.gather(*sampler.sample(requests, 0))
+            seconds = asyncio.get_running_loop().time() - began
+            if hosts is not None:
+                await hosts.close()
+            return sum(each.num_written for each in made) / seconds
+
+        speed = replace(SPEED, median_length=round(mean_turn), max_num_seqs=64)
+        limits = replace(LIMITS_OF_POOL, max_outstanding=80)
+        rate: float = in_pool(story, Engines(speed), size=2, limits=limits)
+        return rate
+
+    episodes = tokens_per_s(40, Hosts(lambda _: EightTurns(), 2, 60.0, True, (ConnectionError,)))
+    assert episodes > 0.8 * tokens_per_s(4.5 * 40, None)

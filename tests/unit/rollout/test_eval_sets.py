@@ -132,8 +132,8 @@ def test_what_cannot_be_evaluated(flags: list[str], said: str) -> None:
 
 
 def test_a_wrong_field_is_named() -> None:
-    with pytest.raises(UserError, match=r"rollout\.eval\.a\.temprature = 0"):
-        load("rlhf", [*FLAGS, "--rollout.eval", '{"a": {"temprature": 0}}'])
+    with pytest.raises(UserError, match=r"rollout\.eval\.a\.heat = 0"):
+        load("rlhf", [*FLAGS, "--rollout.eval", '{"a": {"heat": 0}}'])
 
 
 def test_sampling_of_its_own_travels_with_a_request() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from rayswift.config.load import load
 from rayswift.data.sequence.global_batches import Position
-from rayswift.engines.samples import Completion, Group, Prompt, Scored
+from rayswift.engines.samples import Completion, Group, Prompt, Scored, Trajectory
 from rayswift.log import UserError
 from rayswift.rollout.sampling.file import SampledFile
 from rayswift.rollout.sampling.rows import BAD, EASY, KEPT, RowSettings, rows_of
@@ -43,6 +43,33 @@ def test_the_best_different_completions_are_rows_of_sft_and_dpo() -> None:
 
 def test_nothing_is_rejected_where_nothing_is_worse() -> None:
     (row,), _ = rows_of(group_of(("5", 1.0), ("5", 1.0)), RowSettings(3), ("right", "judge"))
+    assert "rejected_response" not in row
+
+
+def test_the_turns_of_an_episode_stand_in_the_row() -> None:
+    def played(reward: float, *turns: tuple[str, str], asked: str | None = None) -> Scored:
+        ids = np.arange(2, dtype=np.int32)
+        trajectory = Trajectory(
+            prompt_ids=ids,
+            asked=None if asked is None else ({"role": "user", "content": asked},),
+            written=np.ones(2, np.bool_),
+            messages=tuple({"role": role, "content": content} for role, content in turns),
+            num_turns=len(turns),
+            num_calls=0,
+            num_failed_calls=0,
+            reward=None,
+            end="stop",
+            infos={},
+            checksum=0,
+        )
+        done = Completion("k", ids, ids.astype(np.float32), (), "stop", trajectory=trajectory)
+        return Scored(done, (reward, reward), reward, turns[-1][1])
+
+    good = played(1.0, ("assistant", "4?"), ("user", "more"), ("assistant", "5"), asked="a number")
+    bad = played(0.0, ("assistant", "4"))
+    (row,), _ = rows_of(Group(GROUP.prompt, (good, bad)), RowSettings(1), ("right", "judge"))
+    assert [message["content"] for message in row["messages"]] == ["a number", "4?", "more", "5"]
+    assert [message["content"] for message in row["rejected_messages"]] == ["2 + 3?", "4"]
     assert "rejected_response" not in row
 
 

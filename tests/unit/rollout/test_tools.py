@@ -75,7 +75,7 @@ SCHEMA = {
             Said("So:", (Call("add", {"a": 1}),)),
         ),
         (
-            '[TOOL_CALLS]add[ARGS]{"a": 1}[TOOL_CALLS]b[ARGS]{}',
+            '[TOOL_CALLS]add[ARGS]{"a": 1}[TOOL_CALLS]b{}',
             "mistral",
             Said("", (Call("add", {"a": 1}), Call("b", {}))),
         ),

@@ -4,11 +4,13 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from rayswift.config.checks.policy import GRPO_LOSSES
 from rayswift.config.rollout import RolloutConfig
+from rayswift.rollout import advantages
 from rayswift.train.policy import fipo
 from rayswift.train.policy.losses import (
     LOSS_TYPES,
@@ -80,6 +82,7 @@ def test_on_policy_the_gradient_is_reinforces(loss_type: str) -> None:
     divisors = {
         "grpo": 4 * own,
         "sapo": 4 * own,
+        "real": 4 * own,
         "bnpo": TOKENS,
         "dr_grpo": 4 * 8,
         "luspo": 4,
@@ -158,6 +161,36 @@ def test_what_is_left_out_in_sampling_needs_no_weight() -> None:
     torch.testing.assert_close((pi / drawn_from)[kept], left.expand(3), rtol=1e-12, atol=0)
     (shrunk,) = torch.autograd.grad(left * (drawn_from * advantages * logits.log_softmax(0))[kept].sum(), logits)
     torch.testing.assert_close(shrunk, left * wanted, rtol=0, atol=1e-12)
+
+
+def test_real_is_a_classification_of_each_group() -> None:
+    """The gradient beside that of the paper's loss, written out on the log-ratios of whole completions."""
+    lengths, tau = torch.tensor([3, 1, 4, 2, 2, 5, 1, 3]), 0.7
+    groups = np.array([0, 0, 0, 0, 1, 1, 2, 2])
+    rewards = np.array([1.0, 0.0, 0.0, 1.0, 0.5, 0.5, 0.0, 2.0])
+    begins = torch.tensor(lengths.tolist()).cumsum(0) - lengths
+    logprobs = torch.linspace(-2, -0.1, int(lengths.sum()), dtype=torch.float64).requires_grad_()
+    scores = torch.stack(
+        [
+            (logprobs[b : b + n] - logprobs[b : b + n].detach()).mean()
+            for b, n in zip(begins.tolist(), lengths.tolist(), strict=True)
+        ]
+    )
+    total = torch.zeros((), dtype=torch.float64)
+    for group in (0, 2):  # all of group 1 are alike
+        own = torch.from_numpy(groups == group)
+        good = own & torch.from_numpy(rewards > rewards[groups == group].mean())
+        total = total + torch.log1p(torch.exp(-scores[good] / tau).sum())
+        total = total + torch.log1p(torch.exp(scores[own & ~good] / tau).sum())
+    (wanted,) = torch.autograd.grad(total / 3, logprobs)
+
+    labels = torch.from_numpy(advantages.classified(rewards, groups, tau))
+    at = logprobs.detach().clone().requires_grad_()
+    completions = Completions(lengths, labels.repeat_interleave(lengths), None, at.detach())
+    tokens = int(lengths.sum())
+    counts = StepCounts(len(lengths), tokens, tokens, tokens)
+    policy_loss(at, torch.zeros(tokens), completions, counts, PolicySettings(loss_type="real")).total.backward()
+    torch.testing.assert_close(at.grad, wanted, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("clip_range", [None, 0.3])
