@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 logger = logging.getLogger("rayswift")
@@ -29,6 +29,17 @@ class UserError(Exception):
         return UserError, (str(self), self.exit_code)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise UserError with a line for each problem, if there is one."""
+    if problems:
+        raise UserError("\n".join(problems))
+
+
 def raise_together(*checks: Callable[[], None]) -> None:
     """Make every check, so that one problem hides no other.
 
@@ -41,8 +52,7 @@ def raise_together(*checks: Callable[[], None]) -> None:
             check()
         except UserError as error:
             lines += [line for line in str(error).splitlines() if line not in lines]
-    if lines:
-        raise UserError("\n".join(lines))
+    refuse(lines)
 
 
 def setup_driver() -> None:

@@ -1,4 +1,4 @@
-"""The Ray cluster of a run: joined, or started on this machine, and looked at before the run begins."""
+"""The Ray cluster of a run: joined, or started on this machine, and checked before the run begins."""
 
 import os
 from collections.abc import Mapping
@@ -9,20 +9,13 @@ from rayswift import signals
 from rayswift.cluster import nodes, preflight
 from rayswift.cluster.layout import TRAINER, Layout, is_local, worker_resources
 from rayswift.config.schema import ClusterConfig
-from rayswift.log import UserError, logger
+from rayswift.log import UserError, first_line, logger
 
 _OF_RAY = ("CPU", "GPU")
 
 
 def join(cluster: ClusterConfig) -> dict[str, float] | None:
-    """Join the cluster that the run goes to, if there is one.
-
-    Returns:
-        Its resources in all; None: Ray will be started here, by `connect`.
-
-    Raises:
-        UserError: the cluster cannot be reached.
-    """
+    """Join the cluster that the config names, and return its total resources; None if it names no cluster."""
     if is_local(cluster):
         return None
     address = cluster.address or os.environ["RAY_ADDRESS"]
@@ -44,17 +37,9 @@ def connect(
     for_workers: Mapping[str, Path] | None = None,
     for_all: Mapping[str, Path] | None = None,
 ) -> None:
-    """Start Ray for this run, or make sure that the cluster that was joined has what workers and data tasks need.
+    """Start Ray for this run, or check that the joined cluster has the resources and files that the run needs.
 
-    Args:
-        cluster: As loaded.
-        layout: Workers and engines.
-        run_dir: The run folder.
-        for_workers: Files that nodes with workers or engines must have, by what names them.
-        for_all: Files that every node must have.
-
-    Raises:
-        UserError: the cluster has too little, its nodes do not reach each other, or lack files.
+    for_workers: files that nodes with workers or engines must have, by field and value; for_all: that all must have.
     """
     import ray
 
@@ -75,19 +60,19 @@ def connect(
     if ray.is_initialized():
         return
     _set_up_ray_train(cluster)
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine's only node
-    os.environ.setdefault("RAY_WARN_BLOCKING_GET_INSIDE_ASYNC", "0")  # Ray Train's controller does so
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # the only node is never preempted
+    os.environ.setdefault("RAY_WARN_BLOCKING_GET_INSIDE_ASYNC", "0")  # Ray Train's controller blocks in `get`
     num_gpus, most_engines = layout.num_reward_gpus, layout.max_engines + layout.teacher_engines
     if layout.device == "cuda":
         num_gpus += layout.world_size + int(most_engines * layout.engine.get("GPU", 0.0))
     _init(
         "Ray cannot start on this machine",
         tries=4,
-        address="local",  # not a cluster begun here with `ray start`: that one is joined by its address
+        address="local",  # never a cluster of `ray start` on this machine
         num_cpus=cluster.num_data_cpus,
         num_gpus=num_gpus,
         resources={
-            # What users name for nodes of their own is all here.
+            # This node has all custom resources of the user.
             **{name: most_engines * each for name, each in layout.engine.items() if name not in _OF_RAY},
             TRAINER: float(layout.world_size),
         },
@@ -96,11 +81,7 @@ def connect(
 
 
 def _init(problem: str, tries: int, **how: Any) -> None:
-    """`ray.init`, again where it fails: a busy machine starts too late for Ray, which waits for half a minute.
-
-    Raises:
-        UserError: at the last of the tries, or for a reason that stays.
-    """
+    """`ray.init` with retries: on a busy machine Ray's own limit of half a minute may be too short."""
     import ray
 
     for number in range(1, tries + 1):
@@ -108,11 +89,11 @@ def _init(problem: str, tries: int, **how: Any) -> None:
             with signals.kept():
                 ray.init(log_to_driver=False, logging_level="ERROR", **how)
             return
-        except Exception as error:  # of a node that starts too slowly Ray raises just this class
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+        except Exception as error:  # Ray raises plain `Exception` for a node that starts too slowly
+            reason = first_line(error)
             ray.shutdown()
             if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
-                # Its sockets lie below the temporary folder, and their paths may have 107 bytes.
+                # Paths of Ray's sockets, below the temporary folder, may have at most 107 bytes.
                 raise UserError(f"{problem}: {reason}; set RAY_TMPDIR to a short path on a local disk") from error
             if isinstance(error, ValueError):
                 raise UserError(f"{problem}: {reason}") from error
@@ -123,9 +104,9 @@ def _init(problem: str, tries: int, **how: Any) -> None:
 
 
 def _set_up_ray_train(cluster: ClusterConfig) -> None:
-    # A slow poll would leave a finished or dead worker unseen for seconds.
+    # Notice a finished or dead worker sooner.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(cluster.timeout_s))
     if isinstance(cluster.num_workers, list):
-        # A group planned just before a node died waits in vain for its place; then it is planned anew.
+        # If a node dies while workers start, the group is planned again after this time.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")

@@ -1,4 +1,4 @@
-"""Where a run goes: workers, engines and reward processes on the GPUs and cores that are there."""
+"""The layout of a run: its workers, engines and reward processes on the available GPUs and cores."""
 
 import math
 import os
@@ -12,7 +12,7 @@ from rayswift.config.schema import ClusterConfig
 from rayswift.log import UserError
 
 TRAINER = "rayswift_trainer"
-"""Custom resource of a Ray started here: train workers hold it, so that all CPUs stay with the data tasks."""
+"""Custom resource that train workers hold in a local Ray, so that all its CPUs are for data tasks."""
 ENGINE = "rayswift_engine"
 """The same for engines."""
 _WORKERS_PER_CORE = 2
@@ -22,13 +22,13 @@ _MOST_REWARD_WORKERS = 64
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the training runs: workers, device of each, CPU threads of each; `local`: Ray is started for this run.
+    """Processes of a run. local: Ray is started for this run.
 
-    num_workers: the most there can be. min_workers: the fewest; None where their number is fixed. min_engines,
-    max_engines: vLLM engines of a run that samples; teacher_engines: those of a teacher; engine: what each of them all
-    holds; engine_threads: CPU threads that each computes with where it has no GPU. reward_workers, tool_workers:
-    processes for reward functions, and for tools and environments, which hold nothing; reward_models: processes of
-    reward models that hold GPUs, reward_model_gpus each.
+    num_workers: the largest number of train workers; min_workers: the smallest, None if the number is fixed.
+    min_engines, max_engines: vLLM engines that sample; teacher_engines: those of a teacher; engine: Ray resources of
+    each of them; engine_threads: CPU threads of an engine without a GPU. reward_workers, tool_workers: processes for
+    reward functions, and for tools and environments, without resources; reward_models: processes with
+    reward_model_gpus each.
     """
 
     num_workers: int
@@ -48,17 +48,17 @@ class Layout:
 
     @property
     def num_reward_gpus(self) -> int:
-        """Whole GPUs that the reward models need: those with a part of one share it as far as parts fit."""
+        """Whole GPUs for all reward models."""
         return gpus_for(self.reward_models, self.reward_model_gpus)
 
     @property
     def world_size(self) -> int:
-        """Data-parallel size, the largest; the in-process worker counts as one."""
+        """Largest data-parallel size; the in-process worker counts as one."""
         return max(1, self.num_workers)
 
     @property
     def min_world_size(self) -> int:
-        """Data-parallel size, the smallest."""
+        """Smallest data-parallel size."""
         return self.min_workers or self.world_size
 
 
@@ -74,17 +74,11 @@ def lay_out(
     samples: bool = True,
     trains: bool = True,
 ) -> Layout:
-    """Resolve workers, device, threads and engines.
+    """Decide workers, device, threads, engines and reward processes.
 
-    Args:
-        cluster: As loaded.
-        joined: What the cluster has, see `join`; None: judge by this machine.
-        rollout: Of a run that has engines; GPUs are shared between its trainers and its engines.
-        samples: Whether any of them samples, and does not only hold a teacher.
-        trains: Whether there are trainers.
-
-    Raises:
-        UserError: this machine, if it is the whole cluster, lacks the GPUs or cores asked for.
+    joined: resources of the cluster (`connect.join`); None: those of this machine, and UserError if it is too small.
+    rollout: of a run that has engines; samples: whether any of them samples, and does not only hold a teacher; trains:
+    whether there are trainers.
     """
     local = is_local(cluster)
     num_gpus, num_cores = int(joined.get("GPU", 0)) if joined else count_gpus(), os.cpu_count() or 1
@@ -94,7 +88,7 @@ def lay_out(
     num_workers, min_workers = cluster.num_workers, None
     if isinstance(num_workers, list):
         min_workers, num_workers = num_workers
-        if local:  # this machine does not grow
+        if local:  # one machine has a fixed size
             num_workers = max(min_workers, min(num_workers, num_gpus if device == "cuda" else num_cores))
     for_rewards = gpus_for(len(rollout.reward_models), rollout.reward_model_gpus) if rollout else 0
     if local and for_rewards > num_gpus:
@@ -132,7 +126,7 @@ def _refuse_too_much(
             f"cluster.num_workers = {num_workers} on cuda needs as many GPUs{engines}{rewards}; this machine shows "
             f"{num_gpus}; lower it, set cluster.device cpu, or join a cluster with cluster.address"
         )
-    # A few workers more than cores are slow, but right: a run may have to go on with its count.
+    # A few more workers than cores are slow but allowed: a resumed run may need the number.
     if device == "cpu" and num_workers > _WORKERS_PER_CORE * num_cores:
         raise UserError(
             f"cluster.num_workers = {num_workers} is more than the {num_cores} CPU cores of this machine can serve "
@@ -141,7 +135,7 @@ def _refuse_too_much(
 
 
 def _gpus_for_engines(rollout: RolloutConfig | None, num_gpus: int, num_workers: int | None) -> int:
-    """GPUs of the fewest engines; half of all where neither they nor the trainers are counted."""
+    """GPUs for the smallest number of engines; half of all GPUs if neither engines nor workers are given."""
     if rollout is None:
         return 0
     each = rollout.tensor_parallel_size
@@ -152,13 +146,11 @@ def _gpus_for_engines(rollout: RolloutConfig | None, num_gpus: int, num_workers:
 
 
 def _with_engines(layout: Layout, rollout: RolloutConfig, num_gpus: int, samples: bool) -> Layout:
-    """The layout with the number of engines, and what each holds."""
     num_engines = rollout.num_engines
     if num_engines is None:
         num_engines = num_gpus // rollout.tensor_parallel_size if layout.device == "cuda" else 1
     fewest, most = num_engines if isinstance(num_engines, list) else (num_engines, num_engines)
     fewest, most = (fewest, most) if samples else (0, 0)
-    # All CPUs of a Ray started here stay with the data tasks.
     threads = rollout.engine_threads or 1
     place = {ENGINE: 1.0} if layout.local else {"CPU": float(threads)}
     gpus = {"GPU": float(rollout.tensor_parallel_size)} if layout.device == "cuda" else {}
@@ -168,7 +160,7 @@ def _with_engines(layout: Layout, rollout: RolloutConfig, num_gpus: int, samples
 
 
 def _share_cores(layout: Layout, cluster: ClusterConfig, rollout: RolloutConfig, num_cores: int) -> Layout:
-    """The layout on this machine, its cores with whoever computes: on-policy, workers and engines do so by turns."""
+    """The layout on this machine, with its cores shared: on-policy, workers and engines compute in turns."""
     workers = layout.world_size if layout.device == "cpu" else 0
     by_turns = rollout.max_staleness == 0
     engines = max(1, layout.min_engines + layout.teacher_engines)
@@ -182,10 +174,10 @@ def _share_cores(layout: Layout, cluster: ClusterConfig, rollout: RolloutConfig,
 
 
 def _with_rewards(layout: Layout, rollout: RolloutConfig, num_cpus: float) -> Layout:
-    """The layout with the processes that score: for functions as many as CPUs are left."""
+    """The layout with reward processes: for functions, as many as there are free CPUs."""
     engine_cpus = layout.engine.get("CPU", float(layout.engine_threads if layout.device == "cpu" else 1))
     trainer_cpus = layout.threads_per_worker if layout.local and layout.device == "cpu" else 1
-    # On-policy, workers and engines of this machine compute by turns, and rewards beside the engines.
+    # On-policy, workers and engines of this machine compute in turns, and rewards during sampling.
     by_turns = layout.local and rollout.max_staleness == 0
     taken = (layout.max_engines + layout.teacher_engines) * engine_cpus + (
         0 if by_turns else layout.world_size * trainer_cpus
@@ -203,7 +195,7 @@ def _with_rewards(layout: Layout, rollout: RolloutConfig, num_cpus: float) -> La
 
 
 def gpus_for(num_processes: int, gpus_each: float) -> int:
-    """Whole GPUs for processes that hold so many each: Ray cuts a GPU into parts, but no process gets parts of two."""
+    """Whole GPUs for processes with so many each; Ray gives no process fractions of two GPUs."""
     if not gpus_each:
         return 0
     if gpus_each >= 1:
@@ -212,17 +204,17 @@ def gpus_for(num_processes: int, gpus_each: float) -> int:
 
 
 def memory_per_worker_bytes(layout: Layout) -> int:
-    """Memory that a worker's training may take: its GPU's, or its share of this machine's."""
+    """Memory of a worker: its GPU's, or its share of this machine's."""
     if layout.device == "cuda":
         mebibytes = nvidia_smi("--query-gpu=memory.total", "--format=csv,noheader,nounits")
-        # A GPU that shares the host's memory answers [N/A].
+        # A GPU that shares the host's memory reports [N/A].
         if mebibytes and mebibytes[0].strip().isdigit():
             return int(mebibytes[0]) << 20
     return int(psutil.virtual_memory().total * 0.8) // layout.world_size
 
 
 def worker_resources(layout: Layout) -> dict[str, float]:
-    """What a train worker holds while it lives."""
+    """Ray resources of a train worker."""
     held = {"GPU": 1.0} if layout.device == "cuda" else {}
     if layout.local:
         return {TRAINER: 1.0, "CPU": 0.0, **held}

@@ -1,6 +1,6 @@
-"""The nodes of a cluster before a run: does each reach all others, see the run folder, and have what the run names?
+"""Checks of all nodes before a run: each must reach the others, see the run folder, and have the files of the run.
 
-What is wrong here shows much later otherwise, as a group of workers that waits in silence for one of its own.
+Without these checks, workers would later wait in silence for a worker that cannot reach them.
 """
 
 import concurrent.futures
@@ -12,30 +12,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rayswift.log import UserError, logger
+from rayswift.log import UserError, first_line, logger, refuse
 
 _CONNECT_S = 3.0
 _LOST_S = 20.0
-"""Ray lists a node that is lost for some fifteen seconds more."""
+"""Ray still lists a lost node for about fifteen seconds."""
 _REMIND_S = 20.0
 _AT_ONCE = 64
-# A node's kernel answers so many at once that nobody has to accept.
+# The kernel accepts this many connections without a call of `accept`.
 _BACKLOG = 4096
+
+
+_REMEDY = (
+    "let the nodes' firewalls pass TCP between them, or start Ray on each with the --node-ip-address of the network "
+    "that they share"
+)
 
 
 @dataclass(frozen=True)
 class Needed:
-    """A file or folder that processes of a run open. what: the field and its value; path: absolute, or in a job's
-    working folder; resources: a node must have it that can hold one of these."""
+    """A file or folder that processes of a run open.
+
+    what: field and value; resources: a node that has room for one of these must have the file.
+    """
 
     what: str
     path: Path
     resources: tuple[Mapping[str, float], ...]
 
+    def concerns(self, node: Mapping[str, float]) -> bool:
+        return any(all(node.get(name, 0) >= amount for name, amount in each.items()) for each in self.resources)
+
 
 @dataclass(frozen=True)
 class Seen:
-    """What a node saw: whether the run folder, what of the needed files not, which nodes it does not reach."""
+    """What a node sees: the run folder or not, the missing files, and the nodes that it does not reach."""
 
     run_folder: bool
     missing: tuple[str, ...]
@@ -43,7 +54,7 @@ class Seen:
 
 
 def answers(address: str, port: int, timeout_s: float = _CONNECT_S, tries: int = 1) -> bool:
-    """Whether a connection can be opened there."""
+    """Whether a TCP connection can be opened."""
     for _ in range(tries):
         try:
             socket.create_connection((address, port), timeout=timeout_s).close()
@@ -54,7 +65,7 @@ def answers(address: str, port: int, timeout_s: float = _CONNECT_S, tries: int =
 
 
 def silent(nodes: Sequence[Mapping[str, Any]], timeout_s: float = _CONNECT_S) -> list[Mapping[str, Any]]:
-    """Those of Ray's nodes (`ray.nodes()`) on which no connection to the raylet can be opened from here."""
+    """The entries of `ray.nodes()` whose raylet accepts no connection from here."""
 
     def lives(node: Mapping[str, Any]) -> bool:
         return answers(node["NodeManagerAddress"], node["NodeManagerPort"], timeout_s)
@@ -64,17 +75,12 @@ def silent(nodes: Sequence[Mapping[str, Any]], timeout_s: float = _CONNECT_S) ->
 
 
 def check(run_dir: Path, needed: Sequence[Needed], timeout_s: float) -> None:
-    """Look from every node.
+    """Raise UserError if a node does not answer, is not reached by another, or does not see the run folder or a file.
 
-    Args:
-        run_dir: The run folder, as this process sees it: workers write checkpoints there, data tasks read from it.
-        needed: What else must be there.
-        timeout_s: Longest wait for a first process on each, and for what it sees.
-
-    Raises:
-        UserError: a node does not answer, is not reached by another, or does not see what it must.
+    timeout_s: longest wait for a process on each node, and for its answer.
     """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = ray.get_runtime_context().get_node_id()
     _wait_until_reached(here)
@@ -85,7 +91,10 @@ def check(run_dir: Path, needed: Sequence[Needed], timeout_s: float) -> None:
     mark.touch()
     probes: dict[str, Any] = {}
     try:
-        probes = {node_id: _start_probe(node_id) for node_id in nodes}
+        for node_id in nodes:
+            there = NodeAffinitySchedulingStrategy(node_id, soft=False)
+            probe = ray.remote(_Probe).options(num_cpus=0, max_restarts=0, scheduling_strategy=there)
+            probes[node_id] = probe.remote()
         addresses = {node_id: node["NodeManagerAddress"] for node_id, node in nodes.items()}
         ports = _ask(addresses, {node_id: probe.port.remote() for node_id, probe in probes.items()}, timeout_s)
         found = _ask(
@@ -93,7 +102,7 @@ def check(run_dir: Path, needed: Sequence[Needed], timeout_s: float) -> None:
             {
                 node_id: probe.look.remote(
                     str(mark),
-                    {each.what: str(each.path) for each in needed if _concerns(each, nodes[node_id])},
+                    {each.what: str(each.path) for each in needed if each.concerns(nodes[node_id]["Resources"])},
                     {other: (addresses[other], port) for other, port in ports.items() if other != node_id},
                 )
                 for node_id, probe in probes.items()
@@ -101,36 +110,28 @@ def check(run_dir: Path, needed: Sequence[Needed], timeout_s: float) -> None:
             timeout_s,
         )
     except ray.exceptions.RayError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"a node of the Ray cluster was lost while the run was prepared: {reason}") from error
+        raise UserError(
+            f"a node of the Ray cluster was lost while the run was prepared: {first_line(error)}"
+        ) from error
     finally:
         mark.unlink(missing_ok=True)
         for probe in probes.values():
             ray.kill(probe)
-    problems = complaints(run_dir, addresses, found)
-    if problems:
-        raise UserError("\n".join(problems))
+    refuse(complaints(run_dir, addresses, found))
 
 
 def complaints(run_dir: Path, addresses: Mapping[str, str], found: Mapping[str, Seen]) -> list[str]:
-    """What is wrong, a line each.
-
-    Args:
-        run_dir: The run folder.
-        addresses: Of each node, by its id.
-        found: What each saw.
-    """
+    """One line for each problem. addresses, found: by node id."""
     lines = []
     cut = {(by, to) for by, seen in found.items() for to in seen.unreached}
     if cut:
-        # Whoever nobody reaches is to blame, not all who do not reach it.
+        # A node that no other node reaches is named alone.
         alone = {to for _, to in cut if sum(each == to for _, each in cut) == len(found) - 1}
         pairs = sorted(f"{addresses[to]} from {addresses[by]}" for by, to in cut if to not in alone)
         names = ", ".join([*sorted(f"{addresses[to]} from any other" for to in alone), *pairs])
         lines.append(
             f"nodes of the Ray cluster cannot be reached: {names}; processes of a run connect to each other on ports "
-            "that the system chooses: let the nodes' firewalls pass TCP between them, or start Ray on each with the "
-            "--node-ip-address of the network that they share"
+            f"that the system chooses: {_REMEDY}"
         )
     blind = sorted(addresses[node] for node, seen in found.items() if not seen.run_folder)
     if blind:
@@ -149,30 +150,20 @@ def complaints(run_dir: Path, addresses: Mapping[str, str], found: Mapping[str, 
 
 
 class _Probe:
-    """An actor on a node: others connect to it, and it looks around."""
+    """An actor on a node: the others connect to it, and it checks what the node sees."""
 
     def __init__(self) -> None:
         self._socket = socket.create_server(("", 0), backlog=_BACKLOG)
 
     def port(self) -> int:
-        """Where it listens."""
         return int(self._socket.getsockname()[1])
 
     def look(self, mark: str, needed: Mapping[str, str], others: Mapping[str, tuple[str, int]]) -> Seen:
-        """See `Seen`; paths are as this process sees them."""
         with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
             reached = pool.map(lambda each: answers(each[0], each[1], tries=2), others.values())
             unreached = tuple(node for node, reaches in zip(others, reached, strict=True) if not reaches)
         missing = tuple(what for what, path in needed.items() if not Path(path).exists())
         return Seen(Path(mark).exists(), missing, unreached)
-
-
-def _start_probe(node_id: str) -> Any:
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    there = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    return ray.remote(_Probe).options(num_cpus=0, max_restarts=0, scheduling_strategy=there).remote()
 
 
 def _taking_part(here: str) -> list[Any]:
@@ -183,21 +174,20 @@ def _taking_part(here: str) -> list[Any]:
 
 
 def _wait_until_reached(here: str) -> None:
-    """Return once every node that Ray lists can be reached from here; one that was just lost leaves the list."""
+    """Return once every node that Ray lists can be reached from here; Ray drops lost nodes from its list."""
     deadline = time.monotonic() + _LOST_S
     while lost := silent([node for node in _taking_part(here) if node["NodeID"] != here]):
         if time.monotonic() > deadline:
             names = ", ".join(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}" for node in lost)
             raise UserError(
-                f"node(s) of the Ray cluster cannot be reached from here: {names} (the raylet) takes no connection, "
-                "though Ray lists them; let the nodes' firewalls pass TCP between them, or start Ray on each with the "
-                "--node-ip-address of the network that they share"
+                f"node(s) of the Ray cluster cannot be reached from here: {names} (the raylet) accepts no connection, "
+                f"though Ray lists them; {_REMEDY}"
             )
         time.sleep(1)
 
 
 def _ask(addresses: Mapping[str, str], asked: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-    """The answers, by node."""
+    """Wait for the answers of all nodes; raise UserError if one is late."""
     import ray
 
     names = {ref: addresses[node_id] for node_id, ref in asked.items()}
@@ -215,8 +205,3 @@ def _ask(addresses: Mapping[str, str], asked: Mapping[str, Any], timeout_s: floa
         if waiting:
             logger.info("waiting for node(s) %s of the Ray cluster to run a first process", late)
     return {node_id: ray.get(ref) for node_id, ref in asked.items()}
-
-
-def _concerns(needed: Needed, node: Mapping[str, Any]) -> bool:
-    has = node["Resources"]
-    return any(all(has.get(name, 0) >= amount for name, amount in each.items()) for each in needed.resources)

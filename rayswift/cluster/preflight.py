@@ -1,7 +1,6 @@
-"""Before a run on a cluster that is there: does the head answer, does the run fit?
+"""Checks of a joined cluster before a run: does the head answer, and is there room for the run?
 
-Each answer takes seconds. The one wait is for nodes that the autoscaler can add or that other work holds: it is
-announced, and `cluster.wait_for_nodes_s` bounds it.
+The run waits up to `cluster.wait_for_nodes_s` for nodes that the autoscaler adds or that other work uses.
 """
 
 import json
@@ -17,13 +16,13 @@ Resources = dict[str, float]
 _CONNECT_S = 5
 _POLL_S = 0.5
 _REMIND_S = 30
-# Some updates of the autoscaler, which makes one every 5 s.
+# Several updates of the autoscaler, which come every 5 s.
 _VERDICT_S = 30
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What a run needs at once: workers, vLLM engines and reward models if it samples, and one CPU for Ray Data."""
+    """What a run needs: workers, vLLM engines, reward models, and one CPU for Ray Data."""
 
     num_workers: int
     worker: Resources
@@ -33,11 +32,11 @@ class Ask:
     reward_model: Resources = field(default_factory=dict)
 
     def beside_workers(self) -> list[Resources]:
-        """What each process holds that is no worker."""
+        """The resources of each engine and reward model."""
         return [*([self.engine] * self.num_engines), *([self.reward_model] * self.num_reward_models)]
 
     def bundles(self) -> list[Resources]:
-        """One entry a process, as the autoscaler takes them."""
+        """The resources of each process, for the autoscaler."""
         return [*([self.worker] * self.num_workers), *self.beside_workers(), {"CPU": 1.0}]
 
     def __str__(self) -> str:
@@ -48,14 +47,14 @@ class Ask:
 
 
 def describe(resources: Resources) -> str:
-    """`2 CPU + 1 GPU`; what Ray adds of its own (node names, memory) is left out."""
+    """`2 CPU + 1 GPU`, without Ray's own entries (node names, memory)."""
     shown = {k: v for k, v in resources.items() if v and not k.startswith(("node:", "memory", "object_store_memory"))}
     return " + ".join(f"{amount:g} {name}" for name, amount in sorted(shown.items())) or "nothing"
 
 
 def num_workers_that_fit(ask: Ask, nodes: Sequence[Resources]) -> int:
-    """Workers that the nodes hold at once (at most those asked for), beside the engines and with a CPU left for Ray
-    Data; -1: not even these."""
+    """Number of workers, at most those asked for, that fit beside the engines and a CPU for Ray Data; -1: no room for
+    the engines."""
     left = _beside_engines(ask, nodes)
     if left is None:
         return -1
@@ -64,7 +63,7 @@ def num_workers_that_fit(ask: Ask, nodes: Sequence[Resources]) -> int:
         here = _slots(ask.worker, node)
         slots += here
         spare_cpus = max(spare_cpus, node.get("CPU", 0) - here * ask.worker.get("CPU", 0))
-    if spare_cpus < 1:  # a worker's place goes to Ray Data
+    if spare_cpus < 1:  # Ray Data takes the place of a worker
         slots -= 1
     return min(slots, ask.num_workers)
 
@@ -74,8 +73,7 @@ def _slots(each: Resources, node: Resources) -> int:
 
 
 def _beside_engines(ask: Ask, nodes: Sequence[Resources]) -> list[Resources] | None:
-    """What the nodes have besides engines and reward models, each put where it takes the least room from workers; None:
-    no room."""
+    """Resources left by engines and reward models, each placed where it costs the fewest workers; None: no room."""
     left = [dict(node) for node in nodes]
     for held in ask.beside_workers():
         best: tuple[int, int] | None = None
@@ -95,18 +93,14 @@ def _less(node: Resources, taken: Resources) -> Resources:
 
 
 def check_head_answers(address: str) -> None:
-    """Open a connection to the head, so that a wrong address is named at once: Ray itself tries for a long time.
-
-    Raises:
-        UserError: the address is none, or nothing listens there.
-    """
+    """Raise UserError for a wrong address or a head that does not answer, since Ray itself tries for a long time."""
     if address in ("auto", "local"):
         return
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdigit():
         raise UserError(
-            f"cluster.address (or RAY_ADDRESS) = {address!r} is no head node's host:port, such as 10.0.0.1:6379; to "
-            "train through a dashboard (http://...), use `ray job submit`"
+            f"cluster.address (or RAY_ADDRESS) = {address!r} is not the host:port of a head node, such as "
+            "10.0.0.1:6379; to train through a dashboard (http://...), use `ray job submit`"
         )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
@@ -118,19 +112,14 @@ def check_head_answers(address: str) -> None:
 
 
 def could_fit(ask: Ask) -> bool:
-    """Whether the nodes that are there could hold it, if nothing else ran on them."""
+    """Whether the current nodes have room, if nothing else runs on them."""
     return num_workers_that_fit(ask, _nodes()[0]) >= ask.num_workers
 
 
 def wait_until_it_fits(ask: Ask, timeout_s: float) -> None:
-    """Return once the cluster has room for the run.
+    """Wait until the cluster has room for the run, at most `timeout_s` if the autoscaler adds nodes or others use them.
 
-    Args:
-        ask: What the run needs.
-        timeout_s: Longest wait for nodes that the autoscaler can add, or that other work holds.
-
-    Raises:
-        UserError: it never can have (exit code 2), or had none in time (exit code 1).
+    Raise UserError if it can never have room (exit code 2), or had none in time (1).
     """
     from ray.autoscaler.sdk import request_resources
 
@@ -155,10 +144,7 @@ def wait_until_it_fits(ask: Ask, timeout_s: float) -> None:
 
 
 def _autoscaler_agrees() -> bool:
-    """Whether the autoscaler sets out to have what it was just asked for.
-
-    Ray runs one on every cluster; without a configuration it knows of no node but those that are there.
-    """
+    """Whether the autoscaler can provide what it was just asked for; one without a configuration can add no nodes."""
     from ray.autoscaler.v2.utils import is_autoscaler_v2
 
     verdict = _verdict_of_v2() if is_autoscaler_v2(fetch_from_server=True) else _verdict_of_v1()
@@ -172,7 +158,7 @@ def _autoscaler_agrees() -> bool:
 
 
 def _verdict_of_v2() -> Iterator[bool | None]:
-    """None while it has not seen a state of the cluster with the request in it."""
+    """None until it has seen the request."""
     import ray
     import ray._raylet
     from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
@@ -187,7 +173,7 @@ def _verdict_of_v2() -> Iterator[bool | None]:
 
 
 def _verdict_of_v1() -> Iterator[bool | None]:
-    """It starts nodes in the update that sees the request, and tells of them; None before its second from then on."""
+    """True once it starts nodes, False after two updates without; None before that."""
     from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
     from ray.experimental.internal_kv import _internal_kv_get
 

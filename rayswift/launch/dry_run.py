@@ -1,4 +1,4 @@
-"""`--dry_run`: what a command line resolves to and what would run where, without touching Ray or the run folder."""
+"""`--dry_run`: print the resolved config and the plan, without Ray and without writing to the run folder."""
 
 from pathlib import Path
 
@@ -8,26 +8,21 @@ from rayswift.config.checks.distillation import engines_of, is_sampling
 from rayswift.config.load import to_yaml
 from rayswift.config.schema import TrainingConfig
 from rayswift.data.sources import parse_source
-from rayswift.launch.model_remarks import remarks
-from rayswift.launch.plan import describe, resolve
+from rayswift.launch.plan import describe, remarks, resolve
 
 
 def dry_run(config: TrainingConfig) -> None:
-    """Print the resolved config and the placement plan.
-
-    Raises:
-        UserError: fields that do not go together.
-    """
+    """Print the resolved config and the plan; raise UserError if fields contradict each other."""
     plan = resolve(config, lay_out(config.cluster, rollout=engines_of(config), samples=is_sampling(config)), None)
     unchecked = []
     if not plan.layout.local:
-        unchecked.append("the cluster: what it has, and what of it is free, is looked at when the run starts")
+        unchecked.append("the cluster: its resources are checked when the run starts")
     for source in [*config.data.dataset, *config.data.eval]:
         named = parse_source(source)
         if not Path(named.path).expanduser().exists():
             unchecked.append(f"the rows of {named.written}: not a file here")
     if config.data.cache:
-        unchecked.append(f"whether the cache in {config.data.cache} was made from this")
+        unchecked.append(f"whether the cache in {config.data.cache} was made from this config")
     print(to_yaml(plan.config))  # noqa: T201
     print(describe(plan, None, unchecked, remarks(config, Path(config.model.path))))  # noqa: T201
     for what in not_built(config):

@@ -1,7 +1,7 @@
-"""The worker group: how many workers, on what, and how their number follows the cluster.
+"""The worker group: how Ray Train starts it, and how its size follows the cluster.
 
-Ray Train restarts the group from the newest checkpoint whenever the number of workers changes. Growing restarts the
-group, so it saves first and repeats no step.
+Ray Train restarts the group from the newest checkpoint when the number of workers changes. Before it grows, the group
+saves a checkpoint, so that no step is repeated.
 """
 
 import itertools
@@ -30,19 +30,17 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from rayswift.cluster.layout import Layout, worker_resources
 from rayswift.cluster.nodes import silent
 from rayswift.cluster.preflight import Ask, num_workers_that_fit
-from rayswift.launch.failures import first_line
 from rayswift.launch.supply import beside_the_driver
-from rayswift.log import UserError
+from rayswift.log import UserError, first_line
 from rayswift.run import checkpoint, events
 
 _LOOK_EVERY_S = 1.0
 _CHECK_EVERY_S = 1.0
-_QUIET = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}  # Ray Train's controller does so
+_QUIET = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}  # Ray Train's controller blocks in `get`
 _ANSWER_WITHIN_S = 2.0
 
 
 def scaling(layout: Layout) -> ScalingConfig:
-    """What Ray Train is asked for."""
     fixed = layout.min_workers is None
     return ScalingConfig(
         num_workers=layout.num_workers if fixed else (layout.min_workers, layout.num_workers),
@@ -54,13 +52,11 @@ def scaling(layout: Layout) -> ScalingConfig:
 def trainer_class(
     layout: Layout, run_dir: Path, feed_name: str, patience_s: float, check: Callable[[], None]
 ) -> type[DataParallelTrainer]:
-    """Ray Train's trainer with our policy of changing the group, and without helper actors that a run has no use for.
+    """Ray Train's trainer with our scaling and failure policies. `check` is called every second and may end the run.
 
-    `check` is called every second; what it raises ends the run.
-
-    Each helper takes seconds of CPU to start and wakes a hundred times a second: with two cores, training feels it.
+    Unused helper actors are left out: each takes seconds of CPU to start and wakes a hundred times a second.
     """
-    # The feed hands out the rows, and a Ray started for one run ends with its driver, placement groups and all.
+    # Rows come from the data service, and a local Ray ends with its driver, placement groups included.
     unused = (DatasetsCallback, PlacementGroupCleanerCallback) if layout.local else (DatasetsCallback,)
 
     class LeanTrainer(DataParallelTrainer):
@@ -76,8 +72,7 @@ def trainer_class(
             options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": beside_the_driver()}
             if not layout.local:
                 options["runtime_env"] = {"env_vars": {**_QUIET, **get_env_vars_to_propagate()}}
-            # A Ray of our own needs no runtime environment: the actor then starts in a process that is already there,
-            # two seconds sooner.
+            # Without a runtime environment the actor of a local Ray starts in an idle process, two seconds sooner.
             actor = ray.remote(**options)(TrainController).remote(**controller)
             running = actor.run.remote()
             while not ray.wait([running], timeout=_CHECK_EVERY_S)[0]:
@@ -86,18 +81,16 @@ def trainer_class(
             return ray.get(actor.get_result.remote())
 
         def _register_sigint_handler(self, controller: Any) -> None:
-            """Ctrl-C stays Python's: the driver ends, and with it the feed and the group, which it owns."""
+            """Leave SIGINT to Python: the driver ends, and with it all actors."""
 
     return LeanTrainer
 
 
 class BoundedStarts(DefaultFailurePolicy):
-    """Ray's own policy, which tries to start workers for ever and says nothing; lives in Ray Train's controller.
+    """Ray's failure policy with bounds on failed starts, which Ray repeats for ever in silence.
 
-    Args:
-        failure_config: How often workers that ran are restarted; also how often those that die while they start.
-        run_dir: Where failures are recorded, and where a start shows.
-        patience_s: Longest wait for a place.
+    Lives in Ray Train's controller. `failure_config.max_failures` bounds the starts that fail one after the other;
+    patience_s bounds the wait for room.
     """
 
     def __init__(self, failure_config: FailureConfig, run_dir: Path, patience_s: float):
@@ -106,7 +99,7 @@ class BoundedStarts(DefaultFailurePolicy):
         self._num_starts, self._num_failed, self._since = -1, 0, 0.0
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
-        """Try again, or end the run with what a user can read."""
+        """Try again, or end the run with a readable error."""
         failure = (
             training_failed_error.controller_failure if isinstance(training_failed_error, ControllerError) else None
         )
@@ -114,7 +107,7 @@ class BoundedStarts(DefaultFailurePolicy):
             decision: FailureDecision = super().make_decision(training_failed_error)
             return decision
         num_starts = sum(event.kind == "start" for event in events.read(self._run_dir))
-        if num_starts != self._num_starts:  # a group began to train since the last of these failures
+        if num_starts != self._num_starts:  # a group has started since the last failed start
             self._num_starts, self._num_failed, self._since = num_starts, 0, time.monotonic()
         if isinstance(failure, WorkerGroupStartupTimeoutError):
             reason = f"no place for all {failure.num_workers} worker(s)"
@@ -129,7 +122,7 @@ class BoundedStarts(DefaultFailurePolicy):
             events.record(self._run_dir, "failure", text=reason)
             return FailureDecision.RETRY
         training_failed_error.controller_failure = UserError(
-            f"the train workers did not start, {limit} later: {reason}\n  the logs of its processes lie in Ray's "
+            f"the train workers did not start, {limit} later: {reason}\n  the logs of its processes are in Ray's "
             "session folder on that node (/tmp/ray/session_latest/logs); continue with --resume auto",
             exit_code=1,
         )
@@ -137,27 +130,17 @@ class BoundedStarts(DefaultFailurePolicy):
 
 
 class _Room:
-    """How long there has been none for the fewest workers.
-
-    Args:
-        fewest: Workers.
-        patience_s: Longest wait for it.
-    """
+    """How long the cluster has had no room for the smallest group; patience_s: the longest allowed wait."""
 
     def __init__(self, fewest: int, patience_s: float):
         self._fewest, self._patience_s = fewest, patience_s
         self._since: float | None = None
 
     def found(self) -> None:
-        """There is room."""
         self._since = None
 
     def wait(self) -> None:
-        """There is none; Ray's loop asks again at once, so that this takes a while.
-
-        Raises:
-            UserError: there was none for too long.
-        """
+        """Sleep a moment, since Ray asks again at once; raise UserError after `patience_s`."""
         now = time.monotonic()
         self._since = self._since or now
         if now - self._since > self._patience_s:
@@ -171,13 +154,9 @@ class _Room:
 
 
 class WholeGroup(FixedScalingPolicy):
-    """All workers, where they leave a CPU to Ray Data; lives in Ray Train's controller.
+    """A fixed number of workers, started only if a CPU is left for Ray Data; lives in Ray Train's controller.
 
-    Ray's own policy would give workers the last CPU of a cluster that has lost a node: then no batch ever comes.
-
-    Args:
-        scaling_config: How many workers, what each holds.
-        patience_s: Longest wait for room for them.
+    Ray's own policy would use the last CPU of a cluster that has lost a node, and no batch would ever come.
     """
 
     def __init__(self, scaling_config: ScalingConfig, patience_s: float):
@@ -186,13 +165,9 @@ class WholeGroup(FixedScalingPolicy):
         self._room = _Room(scaling_config.min_workers, patience_s)
 
     def make_decision_for_non_running_worker_group(self) -> Any:
-        """Start, once there is room.
-
-        Raises:
-            UserError: there was none for too long.
-        """
+        """Start once there is room; raise UserError after `patience_s`."""
         alive = [node for node in ray.nodes() if node["Alive"]]
-        lost = {node["NodeID"] for node in silent(alive, timeout_s=1.0)}  # that Ray lists for a while
+        lost = {node["NodeID"] for node in silent(alive, timeout_s=1.0)}  # Ray still lists them for a while
         there = [node["Resources"] for node in alive if node["NodeID"] not in lost]
         if num_workers_that_fit(self._ask, there) < self._ask.num_workers:
             self._room.wait()
@@ -204,11 +179,8 @@ class WholeGroup(FixedScalingPolicy):
 class FollowCluster(ElasticScalingPolicy):
     """As many workers as the cluster has room for; lives in Ray Train's controller.
 
-    Args:
-        scaling_config: Fewest and most workers, what each holds.
-        run_dir: Where checkpoints appear.
-        feed_name: The feed's actor, which passes the wish for a checkpoint on to all ranks alike.
-        patience_s: Longest wait for room for the fewest.
+    feed_name: actor of the data service, which passes the request for a checkpoint to all ranks; patience_s: longest
+    wait for room for the smallest group.
     """
 
     def __init__(self, scaling_config: ScalingConfig, run_dir: Path, feed_name: str, patience_s: float):
@@ -216,20 +188,16 @@ class FollowCluster(ElasticScalingPolicy):
         self._run_dir, self._feed_name = run_dir, feed_name
         self._room = _Room(scaling_config.min_workers, patience_s)
         self._requests = itertools.count(1)
-        self._growth: tuple[int, int] | None = None  # request, and the newest checkpoint's step when it was made
+        self._growth: tuple[int, int] | None = None  # number of the request, and the newest step at its time
         self._looked_at = float("-inf")
         self._reserved: dict[str, dict[str, float]] | None = None
         self._running = False
-        self._silent: set[str] = set()  # nodes that Ray still lists and that do not answer
+        self._silent: set[str] = set()  # nodes that Ray lists and that do not answer
         self._num_cpus = 0.0
 
     def make_decision_for_non_running_worker_group(self) -> Any:
-        """Start with what is there.
-
-        Raises:
-            UserError: there was no room for the fewest workers for too long.
-        """
-        if self._running:  # what was seen a moment ago may be what just died
+        """Start with the nodes that are there; raise UserError after `patience_s` without room."""
+        if self._running:  # the nodes of the last look may have died
             self._running, self._looked_at = False, float("-inf")
         decision = super().make_decision_for_non_running_worker_group()
         if isinstance(decision, NoopDecision):
@@ -239,7 +207,7 @@ class FollowCluster(ElasticScalingPolicy):
         return decision
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
-        """Shrink at once; grow once a checkpoint is there that was saved for it."""
+        """Shrink at once; grow only after a checkpoint was saved for it."""
         self._running = True
         self._maybe_send_resource_request()
         reserved = self._get_reserved_resources()
@@ -247,7 +215,7 @@ class FollowCluster(ElasticScalingPolicy):
             return NoopDecision()
         now, possible = worker_group_state.num_workers, self._count_possible_workers(reserved)
         if possible == now or possible < self.scaling_config.min_workers:
-            self._growth = None  # room that was there is gone again
+            self._growth = None  # the new room is gone
             return NoopDecision()
         if possible > now and not self._is_saved_for_growth():
             return NoopDecision()
@@ -262,18 +230,18 @@ class FollowCluster(ElasticScalingPolicy):
         request, before = self._growth
         if step > before:
             return True
-        ray.get_actor(self._feed_name).ask_for_save.remote(request)  # again and again: a feed may die with the wish
+        ray.get_actor(self._feed_name).ask_for_save.remote(request)  # repeated: the actor may die with the request
         return False
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
-        """Ray's count, less what would leave Ray Data no CPU: then no batch would ever come."""
+        """Ray's count, with one CPU left for Ray Data."""
         there = {node: held for node, held in reserved_resources.items() if node not in self._silent}
         possible: int = super()._count_possible_workers(there)
         cpus_each = self.scaling_config._resources_per_worker_not_none.get("CPU", 0)
         return min(possible, int((self._num_cpus - 1) // cpus_each)) if cpus_each else possible
 
     def _get_reserved_resources(self) -> Any:
-        """As the cluster is now: Ray's own policy sees a node that came or went 20 seconds late."""
+        """Resources by node, looked up every second; Ray's own policy would do so every 20 seconds."""
         if time.monotonic() - self._looked_at < _LOOK_EVERY_S:
             return self._reserved
         self._looked_at = time.monotonic()
@@ -282,11 +250,10 @@ class FollowCluster(ElasticScalingPolicy):
         try:
             self._reserved = ray.get(answer, timeout=_ANSWER_WITHIN_S)
         except ray.exceptions.RayError:
-            # It lives on the node of whoever asked it first, and dies with that node. A group that runs goes on as it
-            # is; one that starts takes what the nodes have.
+            # The coordinator may have died with its node. A running group continues; a new one takes all nodes.
             self._reserved = None if self._running else {node["NodeID"]: node["Resources"] for node in nodes}
-        # Ray lists a node that lost its power for some fifteen seconds more. A group that starts then would be
-        # planned too large, so each node is asked; while a group runs, only those that did not answer.
+        # Ray lists a dead node for about fifteen seconds. To plan a new group, ask every node whether it lives; while
+        # a group runs, ask only those that did not answer before.
         asked = [node for node in nodes if not self._running or node["NodeID"] in self._silent]
         self._silent = {node["NodeID"] for node in silent(asked, timeout_s=1.0)}
         self._num_cpus = sum(node["Resources"].get("CPU", 0) for node in nodes if node["NodeID"] not in self._silent)

@@ -1,9 +1,8 @@
 """Which failure of a training process ends a run, and which one restarts its workers.
 
-The user's own errors (bad rows, a callback that raises, a NaN or infinite loss) come again after a restart, so they
-end the run. All else, whatever it is called, may be a passing fault of the machines below and is restarted, up to
-`cluster.max_failures` times. A plain bug would be restarted in vain: an error that speaks of no machine and comes
-again, word by word and without a checkpoint in between, ends the run at its second time.
+The user's own errors (bad rows, a callback that raises, a NaN or infinite loss) end the run. All others may be passing
+faults of the machines and restart the workers, up to `cluster.max_failures` times. An error of the code itself ends the
+run at its second time, if the message is the same and there is no new checkpoint.
 """
 
 import traceback
@@ -17,16 +16,14 @@ from rayswift.data.feed.pipeline import user_error_in
 from rayswift.launch import user_code
 from rayswift.log import UserError, logger
 
-# What these packages call an error of their own speaks of processes, connections and devices.
+# Errors defined in these packages are about processes, connections and devices.
 _OF_MACHINES = ("ray", "torch", "grpc", "pyarrow", "fsspec", "botocore")
 
 
 class WorkerFailure(Exception):
-    """What stopped a rank and is not the user's own error; plain, because not every library's error can be pickled.
+    """An error of a rank that is not the user's own, as text: not every library's error can be pickled.
 
-    Args:
-        text: Type and message.
-        may_pass: Whether it can be gone after a restart although it comes twice.
+    may_pass: a restart may help, even if the error came twice.
     """
 
     def __init__(self, text: str, may_pass: bool):
@@ -38,7 +35,7 @@ class WorkerFailure(Exception):
 
 
 def explain(error: BaseException, config: TrainingConfig, run_dir: Path, rank: int) -> UserError | WorkerFailure:
-    """What a rank's error means for the run: a `UserError` ends it. Its traceback goes to the rank's log."""
+    """A rank's error as a `UserError`, which ends the run, or a `WorkerFailure`; log its traceback."""
     logger.error("rank %d stopped", rank, exc_info=error)
     user_error = user_error_in(error)
     if user_error:
@@ -52,21 +49,16 @@ def explain(error: BaseException, config: TrainingConfig, run_dir: Path, rank: i
 
 
 class Failures:
-    """Compares the failures of one worker group with those of the group before; lives in Ray Train's controller."""
+    """Compares the failures of a worker group with those of the group before; lives in Ray Train's controller."""
 
     def __init__(self) -> None:
         self._before: dict[int, str] = {}
         self._newest_before: int | None = None
 
     def check(self, failed: Mapping[int, Exception], newest_step: int) -> None:
-        """Return if the group is worth a restart.
+        """Raise UserError if a restart cannot help: an error of the user, or twice the same one at a checkpoint.
 
-        Args:
-            failed: The error of each rank that has one.
-            newest_step: Of the newest checkpoint, 0 without one.
-
-        Raises:
-            UserError: a rank met the user's own error, or twice the same one from the same checkpoint.
+        failed: error by rank; newest_step: of the newest checkpoint, or 0.
         """
         for error in failed.values():
             found = user_error_in(error)
@@ -81,15 +73,14 @@ class Failures:
             if newest_step == self._newest_before and failure == self._before.get(rank):
                 what, _, where = failure.partition("\n")
                 raise UserError(
-                    f"{what} on rank {rank}, again after a restart and word by word the same: no passing fault, so it "
-                    f"is not tried again\n{where}",
+                    f"{what} on rank {rank}, the same error again after a restart; it is not tried again\n{where}",
                     exit_code=1,
                 )
         self._before, self._newest_before = lasting, newest_step
 
 
 def main_cause(failed: Mapping[int, Exception]) -> tuple[int, Exception]:
-    """The rank that failed of itself, if one can be told from those that only lost their peer."""
+    """The rank that failed first, as opposed to those that only lost their peer, as far as that can be told."""
 
     def only_lost_a_peer(error: Exception) -> bool:
         return isinstance(error, WorkerFailure) and error.may_pass
@@ -97,13 +88,8 @@ def main_cause(failed: Mapping[int, Exception]) -> tuple[int, Exception]:
     return min(failed.items(), key=lambda item: (only_lost_a_peer(item[1]), item[0]))
 
 
-def first_line(error: BaseException) -> str:
-    """Of its text, or its type where it has none."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
 def _may_pass(error: BaseException) -> bool:
-    """Whether it speaks of the machine, not of the code: what the system, Ray, CUDA or a collective raised."""
+    """Whether the system, Ray, CUDA or a collective raised it, not the code."""
     package = type(error).__module__.partition(".")[0]
     if isinstance(error, (OSError, EOFError, MemoryError, StaleAttempt)) or package in _OF_MACHINES:
         return True

@@ -1,4 +1,4 @@
-"""From what the user set to what will run: derived values, memory, and the plan as text."""
+"""The plan of a run: the config with derived values, the memory estimates, and both as text."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,23 +19,26 @@ from rayswift.config.derived import (
 from rayswift.config.model import ModelConfig, RlhfModelConfig, is_own_teacher
 from rayswift.config.schema import DataConfig, RlhfConfig, SftConfig, TrainingConfig
 from rayswift.config.tasks import TASKS
+from rayswift.data.encode.template import default_system
 from rayswift.data.sequence.global_batches import micro_batches
 from rayswift.data.sequence.windows import WindowPlan, Windows
+from rayswift.data.tokenizer.folder import read_chat_template
 from rayswift.launch import memory
 from rayswift.launch.problems import config_problems, worker_problems
-from rayswift.log import UserError
+from rayswift.log import UserError, refuse
 from rayswift.model.kind import abilities
 from rayswift.model.size import parameters as model_size
 from rayswift.model.size import shapes
 from rayswift.model.texts import settings as text_settings
 from rayswift.run.folder import Resume
 
+_MOST_CHARS = 200
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
 
 @dataclass(frozen=True)
 class Plan(Generic[ConfigT]):
-    """A resolved config, where it runs, and the memory each ZeRO stage would take, or why it is unknown."""
+    """A resolved config, its layout, and the memory estimate of each ZeRO stage, or why there is none."""
 
     config: ConfigT
     layout: Layout
@@ -51,15 +54,9 @@ class Plan(Generic[ConfigT]):
 
 
 def resolve(config: ConfigT, layout: Layout, resume: Resume | None) -> Plan[ConfigT]:
-    """Fill in every default that depends on something else.
+    """Fill in every default that depends on other fields, the layout, or the run that is continued.
 
-    Args:
-        config: As loaded.
-        layout: Workers and device.
-        resume: What is continued: it keeps its ZeRO stage and its global batch.
-
-    Raises:
-        UserError: fields that do not go together, one line each.
+    Raise UserError with a line for each contradiction.
     """
     wrong_kind = abilities.training_problems(config)
     folder = Path(config.model.path)
@@ -70,14 +67,14 @@ def resolve(config: ConfigT, layout: Layout, resume: Resume | None) -> Plan[Conf
     available = memory_per_worker_bytes(layout)
     stage = config.cluster.zero_stage
     if stage is None and resume:
-        stage = resume.zero_stage
+        stage = resume.saved.zero_stage
     if stage is None:
         lowest = {"none": 0, "optimizer": 1, "all": 3}[config.cluster.offload]
         known = estimates if isinstance(estimates, list) else []
         stage = max(lowest, memory.smallest_stage(available, layout.min_world_size, known) if known else 0)
     has_eval = bool(config.data.eval or config.data.eval_fraction)
     metric, greater = config.train.metric_for_best_model, config.train.greater_is_better
-    if rollout_of(config) and metric == "loss":  # an evaluation that samples has none
+    if rollout_of(config) and metric == "loss":  # an evaluation that samples has no loss
         metric = "reward"
     train = config.train.model_copy(
         update={
@@ -91,12 +88,12 @@ def resolve(config: ConfigT, layout: Layout, resume: Resume | None) -> Plan[Conf
     )
     num_workers = config.cluster.num_workers if layout.min_workers else layout.num_workers
     cluster = config.cluster.model_copy(update={"num_workers": num_workers, "zero_stage": stage})
-    resolved = config.model_copy(update={"train": train, "cluster": cluster, "data": _packed(config)})
+    packs = TASKS[config.train.task].packs
+    data = config.data if packs else config.data.model_copy(update={"packing": False})
+    resolved = config.model_copy(update={"train": train, "cluster": cluster, "data": data})
     resolved = _with_rounds_in_steps(resolved)
     problems = [*wrong_kind, *config_problems(resolved, has_eval), *worker_problems(resolved, layout)]
-    problems += text_settings.problems(resolved, folder) if is_here else []
-    if problems:
-        raise UserError("\n".join(problems))
+    refuse([*problems, *(text_settings.problems(resolved, folder) if is_here else ())])
     return Plan(resolved, layout, estimates, available)
 
 
@@ -108,12 +105,12 @@ def _global_batch(config: TrainingConfig, layout: Layout, resume: Resume | None)
     if resume:
         was = resume.config["train"]
         if was["per_device_train_batch_size"] * was["gradient_accumulation_steps"] == per_worker:
-            return int(was["global_batch_size"])  # whatever the number of workers
+            return int(was["global_batch_size"])  # also with another number of workers
     return per_worker * layout.world_size
 
 
 def _with_rounds_in_steps(config: ConfigT) -> ConfigT:
-    """TRL's two ways to give the size of a round as one: completions, where they fill whole steps, in steps."""
+    """TRL's `generation_batch_size` (completions) as `steps_per_generation`, if it is a number of whole steps."""
     given, batch = config.train.trl_extra, config.train.global_batch_size or 1
     completions = given.get("generation_batch_size")
     if completions is None or completions % batch or given.get("steps_per_generation"):
@@ -123,41 +120,32 @@ def _with_rounds_in_steps(config: ConfigT) -> ConfigT:
 
 
 def with_window_rows(plan: Plan[ConfigT], window_rows: int) -> Plan[ConfigT]:
-    """The plan with the window's size, which the first rows decide, frozen in its config."""
+    """The plan with the window size, which the first rows decide."""
     return with_data(plan, plan.config.data.model_copy(update={"window_rows": window_rows}))
 
 
 def with_texts(plan: Plan[ConfigT], source: Path) -> Plan[ConfigT]:
-    """The plan with what its texts leave open taken from the model's folder, or what the hub has of it.
-
-    Raises:
-        UserError: the folder is none that is trained, or settings do not go with it.
-    """
+    """The plan with text settings from the model's folder; raise UserError if the config contradicts the folder."""
     config = text_settings.settled(plan.config, source)
-    problems = text_settings.problems(config, source)
-    if problems:
-        raise UserError("\n".join(problems))
+    refuse(text_settings.problems(config, source))
     return replace(plan, config=config)
 
 
 def with_data(plan: Plan[ConfigT], data: DataConfig) -> Plan[ConfigT]:
-    """The plan with another section `data`."""
     return replace(plan, config=plan.config.model_copy(update={"data": data}))
 
 
 def with_labels(plan: Plan[ConfigT], windows: Windows) -> Plan[ConfigT]:
-    """The plan with what the rows say of their labels in its config, where that leaves it open.
+    """The plan with the labels of the rows, if the config leaves them open.
 
-    Raises:
-        UserError: a cache is trained on, which holds tokens and no labels' names; or the model's own head has another
-            number of outputs.
+    Raise UserError for a cache, which has no label names, or if the model's head has another number of outputs.
     """
     model = plan.config.model
     if TASKS[plan.config.train.task].head != "classes":
         return plan
     if not isinstance(windows, WindowPlan):
         if model.num_labels is None:
-            raise UserError("model.num_labels: a cache does not say it; set it as it was when the rows were encoded")
+            raise UserError("model.num_labels: a cache does not have it; set it as it was when the rows were encoded")
         return plan
     found = windows.encode
     known: dict[str, Any] = {"num_labels": found.num_labels, "label_names": list(found.label_names)}
@@ -170,7 +158,7 @@ def with_labels(plan: Plan[ConfigT], windows: Windows) -> Plan[ConfigT]:
 
 
 def _task_defaults(config: TrainingConfig) -> dict[str, Any]:
-    """Values that depend on task and tuner, for the fields of `train` that were left open."""
+    """Defaults of section `train` that depend on task and tuner."""
     full = config.model.tuner == "full"
     if isinstance(config, RlhfConfig):
         defaults = TASKS[config.train.task].defaults
@@ -182,14 +170,9 @@ def _task_defaults(config: TrainingConfig) -> dict[str, Any]:
     return own
 
 
-def _packed(config: TrainingConfig) -> DataConfig:
-    """Section `data`, without packing for a task that judges whole rows."""
-    return config.data if TASKS[config.train.task].packs else config.data.model_copy(update={"packing": False})
-
-
 def _estimates(config: TrainingConfig, layout: Layout) -> list[memory.MemoryEstimate] | str:
-    """For each ZeRO stage; or why there are none."""
-    model = config.model
+    """The estimate of each ZeRO stage, or why there is none."""
+    model, train, batch = config.model, config.train, config.train.global_batch_size
     outside = isinstance(config, RlhfConfig) and has_teacher_outside(config)
     try:
         size = _size(model, config)
@@ -208,6 +191,12 @@ def _estimates(config: TrainingConfig, layout: Layout) -> list[memory.MemoryEsti
     except OSError as error:
         return str(error)
     half = model.dtype in ("bfloat16", "float16") or (model.dtype == "auto" and layout.device == "cuda")
+    accumulation = train.gradient_accumulation_steps
+    if batch is not None:
+        accumulation = micro_batches(batch, train.per_device_train_batch_size, layout.min_world_size)[1]
+    tokens = train.per_device_train_batch_size * config.data.max_length
+    if isinstance(config, RlhfConfig) and rollout_of(config):
+        tokens = micro_batch_tokens(config)
     return [
         memory.estimate(
             size,
@@ -217,17 +206,17 @@ def _estimates(config: TrainingConfig, layout: Layout) -> list[memory.MemoryEsti
             half=half,
             quantization=model.quantization,
             double_quantization=model.double_quantization,
-            accumulates=_accumulates(config, layout),
+            accumulates=accumulation > 1,
             device=layout.device,
-            tokens_per_micro_batch=_tokens_per_micro_batch(config),
-            gradient_checkpointing=config.train.gradient_checkpointing,
+            tokens_per_micro_batch=tokens,
+            gradient_checkpointing=train.gradient_checkpointing,
         )
         for stage in range(4)
     ]
 
 
 def _critic_size(config: RlhfConfig) -> model_size.ModelSize | None:
-    """Of a critic's own model; None: it is a head on the policy's states."""
+    """The size of a critic with a model of its own; None: it is a head on the policy's states."""
     if config.train.trl_extra.get("critic", "shared") == "shared":
         return None
     path = critic_start(config)[0]
@@ -237,23 +226,27 @@ def _critic_size(config: RlhfConfig) -> model_size.ModelSize | None:
     return model_size.model_size(found.config, found.shapes, model, found.num_trainable, found.num_quantizable)
 
 
-def _tokens_per_micro_batch(config: TrainingConfig) -> int:
-    if isinstance(config, RlhfConfig) and rollout_of(config):
-        return micro_batch_tokens(config)
-    return config.train.per_device_train_batch_size * config.data.max_length
-
-
-def _accumulates(config: TrainingConfig, layout: Layout) -> bool:
-    """Whether the fewest workers take several micro-batches for a step."""
-    train, batch = config.train, config.train.global_batch_size
-    if batch is None:
-        return train.gradient_accumulation_steps > 1
-    return micro_batches(batch, train.per_device_train_batch_size, layout.min_world_size)[1] > 1
-
-
 def _size(model: ModelConfig, config: TrainingConfig) -> model_size.ModelSize:
     found = shapes.find(model, TASKS[config.train.task].head)
     return model_size.model_size(found.config, found.shapes, model, found.num_trainable, found.num_quantizable)
+
+
+def remarks(config: TrainingConfig, tokenizer: Path) -> list[str]:
+    """What a user may not expect of the model: a head that is left out, a default system message of the template.
+
+    tokenizer: folder of the run's tokenizer or of the model.
+    """
+    found = abilities.remarks("model.path", config.model.path, config.train.task, config.model.revision)
+    if config.data.use_chat_template and not config.data.system:
+        source, special_tokens = read_chat_template(tokenizer)
+        system = default_system(source, special_tokens) if source else ""
+        if system:
+            shown = system if len(system) <= _MOST_CHARS else f"{system[:_MOST_CHARS]} [...]"
+            found.append(
+                f"the chat template adds the system message {shown!r} to conversations without one; data.system gives "
+                "another"
+            )
+    return found
 
 
 def describe(
@@ -263,10 +256,7 @@ def describe(
     remarks: Sequence[str] = (),
     source: Path | None = None,
 ) -> str:
-    """The placement plan and what is to be said of the model, for `--dry_run` and the log.
-
-    source: where the model's files beside its weights are, if not in `model.path`.
-    """
+    """The plan as text, for `--dry_run` and the log. source: folder of the model's small files (`model.path`)."""
     config, layout = plan.config, plan.layout
     where = "in this process" if layout.num_workers == 0 else f"{layout.num_workers} worker(s)"
     unit = "packed rows" if config.data.packing else "rows"
@@ -318,28 +308,23 @@ def _batch_lines(plan: Plan[Any], sizes: list[int], unit: str) -> list[str]:
             f"  rollouts      none: rounds of {round_size} rows with their answers",
         ]
     gpus = f", reward models hold {layout.num_reward_gpus} GPU(s)" if layout.num_reward_gpus else ""
+    dropout, model = [], plan.config.model
+    is_off = plan.config.train.trl_extra.get("disable_dropout", True) is not False
+    if is_off and model.tuner != "full" and model.lora_dropout:
+        rate = f"model.lora_dropout = {model.lora_dropout:g}"
+        dropout = [f"  dropout       off, as in the engines: {rate} has no effect (train.disable_dropout)"]
     return [
         f"  global batch  {plan.global_batch} completions of up to {longest} tokens with their prompts",
         f"  rollouts      {engines} vLLM engine(s), rounds of {round_size // each} prompts x {each} completions, "
         f"staleness {rollout.max_staleness}",
         f"  rewards       {layout.reward_workers} process(es) for functions, {len(rollout.reward_models)} for models"
         f"{gpus}",
-        *_dropout_lines(plan.config),
-    ]
-
-
-def _dropout_lines(config: TrainingConfig) -> list[str]:
-    model = config.model
-    if config.train.trl_extra.get("disable_dropout", True) is False or model.tuner == "full" or not model.lora_dropout:
-        return []
-    return [
-        f"  dropout       none, as engines have none: model.lora_dropout = {model.lora_dropout:g} plays no part "
-        "(train.disable_dropout)"
+        *dropout,
     ]
 
 
 def _cut(plan: Plan[Any], size: int) -> str:
-    """How `size` workers share the global batch: rows x micro-batches x workers."""
+    """The global batch of `size` workers: rows x micro-batches x workers."""
     rows, accumulation = micro_batches(plan.global_batch, plan.config.train.per_device_train_batch_size, size)
     up_to = "" if rows * accumulation * size == plan.global_batch else "up to "
     return f"{up_to}{rows} x {accumulation} x {size}"

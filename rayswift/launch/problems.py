@@ -1,4 +1,4 @@
-"""What does not go together in a resolved config, or with where it is to run: one line each."""
+"""Contradictions in a resolved config, or between config and layout: one line each."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from rayswift.data.sequence.mixing import weights_of
 from rayswift.data.sources import parse_source
 from rayswift.log import UserError
 from rayswift.model.kind import abilities
-from rayswift.model.texts.encoders import stretched_positions
+from rayswift.model.kind.kinds import stretched_positions
 from rayswift.run import checkpoint
 from rayswift.train import evaluation
 
@@ -18,7 +18,6 @@ _NOT_STRETCHABLE = ("reduce_lr_on_plateau", "greedy", "warmup_stable_decay")
 
 
 def worker_problems(config: TrainingConfig, layout: Layout) -> list[str]:
-    """Of the config and the workers that there are to be."""
     found = []
     batch = config.train.global_batch_size or 0
     if layout.world_size > batch:
@@ -32,7 +31,7 @@ def worker_problems(config: TrainingConfig, layout: Layout) -> list[str]:
 
 
 def config_problems(config: TrainingConfig, has_eval: bool) -> list[str]:
-    """Of the config alone; has_eval: there are rows to evaluate on."""
+    """Problems of the config alone; has_eval: there are evaluation rows."""
     train, cluster, data = config.train, config.cluster, config.data
     found = problems(config)
     if train.eval_strategy != "no" and not has_eval:
@@ -45,8 +44,8 @@ def config_problems(config: TrainingConfig, has_eval: bool) -> list[str]:
     metric = train.metric_for_best_model.removeprefix("eval_")
     if train.task == "causal_lm" and not train.metrics and metric not in evaluation.BUILT_IN:
         found.append(
-            f"train.metric_for_best_model = {metric!r} is no metric of an evaluation; there are "
-            f"{', '.join(evaluation.BUILT_IN)}, and those of train.metrics"
+            f"train.metric_for_best_model = {metric!r} is not a metric of an evaluation; choose one of "
+            f"{', '.join(evaluation.BUILT_IN)}, or one of train.metrics"
         )
     if train.metrics and train.eval_strategy == "no":
         found.append("train.metrics needs evaluations; set data.eval or data.eval_fraction")
@@ -68,14 +67,10 @@ def config_problems(config: TrainingConfig, has_eval: bool) -> list[str]:
     if train.max_steps <= 0 and train.lr_scheduler_type in _NOT_STRETCHABLE:
         found.append(f"train.lr_scheduler_type = {train.lr_scheduler_type} counts steps; set train.max_steps")
     folder = Path(config.model.path)
-    if (
-        folder.is_dir()
-        and not abilities.training_problems(config)
-        and not config.model.random_init
-        and not _has_weights(folder)
-    ):
-        result = checkpoint.model_folder(folder) if checkpoint.newest(folder) else folder  # of a run folder
-        remedy = f"name its checkpoint {result}" if result != folder else "set model.random_init to begin anew"
+    has_weights = any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")) or config.model.random_init
+    if folder.is_dir() and not has_weights and not abilities.training_problems(config):
+        result = checkpoint.model_folder(folder) if checkpoint.newest(folder) else folder
+        remedy = f"name its checkpoint {result}" if result != folder else "set model.random_init for random weights"
         found.append(f"model.path = {str(folder)!r} holds no weights (*.safetensors); {remedy}")
     positions = stretched_positions(config.model)
     online = isinstance(config, RlhfConfig) and rollout_of(config) is not None
@@ -85,7 +80,3 @@ def config_problems(config: TrainingConfig, has_eval: bool) -> list[str]:
         which = "data.max_length, or rollout.max_prompt_length and rollout.max_completion_length" if online else "it"
         found.append(f"{what}, but the model has {positions} positions; lower {which}")
     return found
-
-
-def _has_weights(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))

@@ -1,4 +1,4 @@
-"""The rollout plane as a run's supply."""
+"""The rollout service: starts the coordinator and its engines for a run."""
 
 import uuid
 from functools import partial
@@ -54,14 +54,7 @@ def rollout_plan(config: RlhfConfig) -> RolloutPlan:
 
 
 class RolloutSupply:
-    """See `supply.Supply`.
-
-    Args:
-        spec: The run.
-        windows: How to make a window of prompts.
-        eval_windows: The same for evaluation prompts, or None.
-        start: What the checkpoint's ledger says.
-    """
+    """The rollout service, see `supply.DataService`. start: the ledger of the checkpoint."""
 
     def __init__(self, spec: RunSpec, windows: Windows, eval_windows: Windows | None, start: LedgerSnapshot):
         config = spec.config
@@ -81,24 +74,19 @@ class RolloutSupply:
         self._plane: Plane | None = None
 
     def start(self, name: str) -> Connect:
-        """See Supply; engines start beside the workers."""
         self._plane = Plane(self._plane_spec, name, beside_the_driver())
         return partial(_connect, name, self._timeout_s)
 
     def start_here(self) -> SupplyClient:
-        """See Supply; coordinator and engines are actors all the same."""
         return self.start(f"rayswift-{uuid.uuid4().hex[:8]}")(0, 1)
 
     def progress(self) -> tuple[int, float]:
-        """See Supply."""
         return self._plane.progress() if self._plane else (0, 0.0)
 
     def standing(self) -> tuple[object, str]:
-        """See Supply."""
         return self._plane.standing() if self._plane else (None, "")
 
     def close(self) -> None:
-        """See Supply."""
         if self._plane:
             self._plane.close()
 

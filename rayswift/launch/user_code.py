@@ -1,6 +1,6 @@
-"""The user's own code that a run uses: checked before anything starts, and whose fault an error is.
+"""The user's own code (plugins, callbacks, losses, rewards): checks before a run, and which of it raised an error.
 
-How it is named and imported is in `config/user_code.py`; README.md in this folder says what each kind is called with.
+`config/user_code.py` imports it.
 """
 
 import hashlib
@@ -18,14 +18,14 @@ from rayswift.config.rollout import RolloutConfig
 from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.config.user_code import Named, file_of, load, split, takes
 from rayswift.data import raw_rows
-from rayswift.log import UserError
+from rayswift.log import UserError, refuse
 from rayswift.rollout.adapters import named
 from rayswift.rollout.episodes import contract
 from rayswift.rollout.rewards import functions as rewards
 
 _CHECK_TIMEOUT_S = 300
 _PLUGINS = "rollout.reward_model_plugins"
-# How each kind is called, as positional and keyword names; plugins are only imported.
+# Positional and keyword arguments of each kind; plugins are only imported.
 _CALLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "train.metrics": (("batch",), ()),
     "train.loss": (("outputs", "labels"), ("num_items_in_batch",)),
@@ -33,20 +33,12 @@ _CALLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     _PLUGINS: (("model", "tokenizer"), ()),
 }
 
-# Trackers of `transformers`, and the package that each needs.
-_TRACKERS = {
-    "clearml": "clearml",
-    "comet_ml": "comet_ml",
-    "mlflow": "mlflow",
-    "swanlab": "swanlab",
-    "tensorboard": "tensorboard",
-    "trackio": "trackio",
-    "wandb": "wandb",
-}
+# Trackers of `transformers` that are packages of the same name.
+_TRACKERS = ("clearml", "comet_ml", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 
 
 def named_in(config: TrainingConfig) -> list[Named]:
-    """All code of the user's own that a run uses, plugins first."""
+    """All user code of a run, plugins first."""
     train = config.train
     lists = {"train.plugins": train.plugins, "train.callbacks": train.callbacks, "train.metrics": train.metrics}
     found = [(field, name) for field, names in lists.items() for name in names]
@@ -66,28 +58,25 @@ def _episode_code(rollout: RolloutConfig) -> list[Named]:
 
 
 def _own_rewards(config: TrainingConfig) -> list[rewards.RewardSpec]:
-    """Reward functions of the user's own."""
     specs = rewards.specs_of(config.rollout) if isinstance(config, RlhfConfig) else []
     return [spec for spec in specs if ":" in spec.written]
 
 
 def check(config: TrainingConfig) -> None:
-    """Import everything that is named, in a process of its own: the driver stays without torch.
+    """Raise UserError with a line for each name that cannot be used, and each tracker that is not installed.
 
-    Raises:
-        UserError: a line for each name that cannot be used, and each tracker that is not installed.
+    The code is imported in a process of its own, so that the driver does not import torch.
     """
     problems = [
-        f"train.report_to = {name}: the package {_TRACKERS[name]} is not installed; install it, or leave {name} out"
+        f"train.report_to = {name}: the package {name} is not installed; install it, or leave {name} out"
         for name in config.train.report_to
-        if name in _TRACKERS and importlib.util.find_spec(_TRACKERS[name]) is None
+        if name in _TRACKERS and importlib.util.find_spec(name) is None
     ]
     problems += rewards.problems(config.rollout) if isinstance(config, RlhfConfig) else []
     named = named_in(config)
     if named:
         problems += _problems_of(named, _own_rewards(config))
-    if problems:
-        raise UserError("\n".join(problems))
+    refuse(problems)
 
 
 def _problems_of(named: list[Named], own_rewards: list[rewards.RewardSpec]) -> list[str]:
@@ -113,7 +102,7 @@ def _problems_of(named: list[Named], own_rewards: list[rewards.RewardSpec]) -> l
 
 
 def print_problems() -> None:
-    """The child's half of `check`: names from stdin, the problems as the last line of stdout."""
+    """The child process of `check`: names from stdin, problems as the last line of stdout."""
     problems = []
     named, own_rewards = json.loads(sys.stdin.read())
     for field, name in named:
@@ -130,7 +119,7 @@ def print_problems() -> None:
 
 
 def blame(error: BaseException, config: TrainingConfig) -> str | None:
-    """Which of the user's names an error came out of, with file and line; None: of none of them."""
+    """The user's name that raised an error, with file and line; None if it was not user code."""
     files = {file_of(field, name): f"{field} = {name!r}" for field, name in reversed(named_in(config))}
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         file = Path(frame.filename).resolve()
@@ -140,8 +129,7 @@ def blame(error: BaseException, config: TrainingConfig) -> str | None:
 
 
 def content_hash(config: TrainingConfig) -> str:
-    """Hash of the files whose code changes a step, loss, plugins, rows, rewards, tools; "" without. Modules are their
-    package's."""
+    """Hash of the user's files that can change a step: loss, plugins, row map, rewards, tools; "" if there are none."""
     of_rollouts = (rewards.FIELD, _PLUGINS, contract.TOOLS, contract.ENVIRONMENT)
     changing = ("train.loss", "train.plugins", raw_rows.FIELD, *of_rollouts)
     places = [split(field, name)[0] for field, name in named_in(config) if field in changing]
@@ -150,10 +138,9 @@ def content_hash(config: TrainingConfig) -> str:
 
 
 def _check_kind(field: str, name: str, value: Any) -> None:
-    """Refuse what can be seen to be wrong without calling it."""
-    if field == "train.callbacks":
-        if inspect.isclass(value) or not callable(value):
-            _check_callback(name, value)
+    """Raise UserError for code that is seen to be wrong without a call."""
+    if field == "train.callbacks" and (inspect.isclass(value) or not callable(value)):
+        _check_callback(name, value)
     elif field in _CALLS:
         positional, keywords = _CALLS[field]
         call = ", ".join([*positional, *(f"{key}=..." for key in keywords)])
@@ -172,4 +159,6 @@ def _check_callback(name: str, value: Any) -> None:
     elif not issubclass(value, TrainerCallback):
         raise UserError(f"train.callbacks = {name!r} is a class, but no subclass of transformers.TrainerCallback")
     elif not takes(value, (), ()):
-        raise UserError(f"train.callbacks = {name!r} wants arguments; name a function without any that makes it")
+        raise UserError(
+            f"train.callbacks = {name!r} needs arguments; name a function without arguments that returns it"
+        )

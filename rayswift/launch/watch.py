@@ -1,4 +1,4 @@
-"""The driver's look-out while a run goes on: it shows who waits for whom, and knows when to give up."""
+"""The driver watches a run: it reports ranks that wait, and ends a run that cannot go on."""
 
 import threading
 import time
@@ -16,13 +16,13 @@ _LOOK_S = 1.0
 _CLOSE_S = 5.0
 _HEAD_EVERY_S = 2.0
 _TELL_HEAD_S = 10.0
-# Ray ends a driver whose head has been silent for 60 s (RAY_gcs_rpc_server_reconnect_timeout_s), from inside.
+# Ray kills a driver whose head is silent for 60 s (RAY_gcs_rpc_server_reconnect_timeout_s).
 _HEAD_S = 50.0
 
 
 @contextmanager
 def announced(what: str, every_s: float = SAY_S) -> Iterator[None]:
-    """Say that a step of the driver's own goes on, where it takes long."""
+    """Report every `every_s` that a long step of the driver goes on."""
     begun, done = time.monotonic(), threading.Event()
 
     def run() -> None:
@@ -39,14 +39,10 @@ def announced(what: str, every_s: float = SAY_S) -> Iterator[None]:
 
 
 class Watch:
-    """Looks for the driver, in a thread, while its block runs: shows what must be said, and knows when to give up.
+    """A thread that shows warnings and reports lack of progress while its block runs; `check` ends a stuck run.
 
-    Args:
-        run_dir: The run folder.
-        size: Ranks that the group is to have, at least.
-        supply: What supplies the batches says of itself: how far it is, and whom it waits for.
-        cluster: The cluster, if it is not this machine's own.
-        timeout_s: Longest wait for a worker group, `cluster.timeout_s`.
+    size: smallest number of ranks; supply: `DataService.standing`; cluster: None for a local Ray; timeout_s: longest
+    wait for a sign of any rank.
     """
 
     def __init__(
@@ -75,11 +71,7 @@ class Watch:
         self._thread.join(timeout=_CLOSE_S)
 
     def check(self) -> None:
-        """Called by whoever waits for the run's end.
-
-        Raises:
-            UserError: there is nothing more to wait for.
-        """
+        """Raise UserError if the run cannot go on; called every second."""
         if self._cluster is not None:
             self._cluster.check_head()
             if self._waiting.without_ranks_s > NO_SIGN_S and self._cluster.wait_for_room():
@@ -95,13 +87,16 @@ class Watch:
         while not self._done.wait(_LOOK_S):
             try:
                 self._look()
-            except Exception as error:  # a cluster in trouble answers in many ways; the look-out goes on
-                logger.debug("the look-out failed: %s", error)
+            except Exception as error:  # a failing cluster raises many errors; keep watching
+                logger.debug("the watch failed: %s", error)
         self._show_news()
 
     def _look(self) -> None:
         self._show_news()
-        moved, supply = self._ask_supply()
+        try:
+            moved, supply = self._supply()
+        except Exception as error:  # a failing service must not end the watch
+            moved, supply = None, f"the data service does not answer ({type(error).__name__})"
         shown = [size_of(self._log_dir / "rank-0.log"), size_of(self._run_dir / events.EVENTS)]
         self._waiting.look(time.monotonic(), read(self._log_dir), moved, shown)
         if self._waiting.due():
@@ -109,25 +104,13 @@ class Watch:
             self._said = self._waiting.describe(supply, lost)
             say(self._said)
 
-    def _ask_supply(self) -> tuple[object, str]:
-        try:
-            return self._supply()
-        except Exception as error:  # whatever it is going through, the look-out goes on
-            return None, f"what supplies the batches does not answer ({type(error).__name__})"
-
     def _show_news(self) -> None:
         for text in warnings(self._rollouts.new()):
             say(text)
 
 
 class Cluster:
-    """The cluster that a run joined, as its driver sees it.
-
-    Args:
-        head: Address and port of its head.
-        ask: What the worker group needs, at least.
-        patience_s: Longest wait for nodes.
-    """
+    """The joined cluster. head: address and port; ask: what the smallest worker group needs; patience_s: for nodes."""
 
     def __init__(self, head: tuple[str, int], ask: preflight.Ask, patience_s: float):
         self._head, self._ask, self._patience_s = head, ask, patience_s
@@ -135,11 +118,7 @@ class Cluster:
         self._looked_s = 0.0
 
     def check_head(self) -> None:
-        """Say that the head is silent, and give up shortly before Ray would end this process without a word.
-
-        Raises:
-            UserError: it was silent for too long.
-        """
+        """Report a silent head; raise UserError shortly before Ray would kill this process without a message."""
         now = time.monotonic()
         if now - self._looked_s < _HEAD_EVERY_S:
             return
@@ -161,18 +140,11 @@ class Cluster:
 
     @property
     def has_head(self) -> bool:
-        """Whether it answered just now."""
+        """Whether the head answered just now."""
         return time.monotonic() - self._answered_s < 3 * _HEAD_EVERY_S
 
     def wait_for_room(self) -> bool:
-        """Where the nodes that are left cannot hold the group: ask the autoscaler, and wait.
-
-        Returns:
-            Whether it was waited.
-
-        Raises:
-            UserError: no nodes can come, or none came.
-        """
+        """If the remaining nodes have no room for the group, wait for new ones; return whether it waited."""
         if not self.has_head or preflight.could_fit(self._ask):
             return False
         say("nodes of the Ray cluster were lost: what is left cannot hold the workers")
@@ -183,9 +155,9 @@ class Cluster:
         return True
 
     def lost_nodes(self) -> list[str]:
-        """Addresses of nodes that Ray lists, and that take no connection from here."""
+        """Addresses of nodes that Ray lists and that accept no connection from here."""
         import ray
 
-        if not self.has_head:  # whom Ray would ask
+        if not self.has_head:  # Ray would ask the head
             return [f"{self._head[0]} (the head)"]
         return [node["NodeManagerAddress"] for node in nodes.silent([each for each in ray.nodes() if each["Alive"]])]

@@ -1,7 +1,7 @@
-"""Start what supplies the batches, and the workers, and see them to the end.
+"""Start the data service and the workers, and wait for their end.
 
-The driver owns the supply (the feed of rows, or the rollout plane); Ray Train's controller owns the workers and
-restarts them after a death. With `num_workers` 0 the worker runs in this process, with the same code below it.
+The driver owns the data service; Ray Train's controller owns the workers and restarts them after a failure. With
+`num_workers` 0 the worker runs in this process.
 """
 
 import os
@@ -18,24 +18,20 @@ from rayswift.cluster.layout import worker_resources
 from rayswift.cluster.machine import interfaces, network_environment
 from rayswift.data.feed.pipeline import user_error_in
 from rayswift.launch import watch
-from rayswift.launch.failures import Failures, explain, first_line, main_cause
-from rayswift.launch.supply import Supply
-from rayswift.log import UserError, logger, setup_worker
+from rayswift.launch.failures import Failures, explain, main_cause
+from rayswift.launch.supply import DataService
+from rayswift.log import UserError, first_line, logger, setup_worker
 from rayswift.report.console import Console
 from rayswift.run import checkpoint, events, waiting
 from rayswift.train.parallel.process_group import free_port, rank_environment
 from rayswift.train.spec import Connect, RunSpec, TrainLoop, Worker
 
 
-def fit(spec: RunSpec, train_loop: TrainLoop, supply: Supply) -> None:
-    """Run `train_loop` on every worker until the data ends.
-
-    Raises:
-        UserError: what stopped the run; exit code 1.
-    """
+def fit(spec: RunSpec, train_loop: TrainLoop, supply: DataService) -> None:
+    """Run `train_loop` on every worker; raise UserError (exit code 1) if the run fails."""
     if spec.layout.num_workers == 0:
         with _worker_here(spec, supply) as worker:
-            return train_loop(spec.as_seen_by(1), worker)
+            return train_loop(spec.for_world_size(1), worker)
     import ray
     from ray.train import FailureConfig, RunConfig
 
@@ -43,10 +39,16 @@ def fit(spec: RunSpec, train_loop: TrainLoop, supply: Supply) -> None:
 
     name = f"rayswift-{uuid.uuid4().hex[:8]}"
     connect = supply.start(name)
-    look_out = watch.Watch(
-        spec.run_dir, spec.layout.min_world_size, supply.standing, _cluster(spec), spec.config.cluster.timeout_s
+    cluster = None
+    if not spec.layout.local:
+        address, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        ask = preflight.Ask(spec.layout.min_world_size, worker_resources(spec.layout))
+        head = (address.strip("[]"), int(port))
+        cluster = watch.Cluster(head, ask, spec.config.cluster.wait_for_nodes_s)
+    watcher = watch.Watch(
+        spec.run_dir, spec.layout.min_world_size, supply.standing, cluster, spec.config.cluster.timeout_s
     )
-    trainer = trainer_class(spec.layout, spec.run_dir, name, spec.config.cluster.wait_for_nodes_s, look_out.check)(
+    trainer = trainer_class(spec.layout, spec.run_dir, name, spec.config.cluster.wait_for_nodes_s, watcher.check)(
         partial(_worker_main, spec, train_loop, connect),
         scaling_config=scaling(spec.layout),
         run_config=RunConfig(
@@ -57,7 +59,7 @@ def fit(spec: RunSpec, train_loop: TrainLoop, supply: Supply) -> None:
         ),
     )
     try:
-        with Console(spec.run_dir, supply.progress, spec.feed_plan), look_out:
+        with Console(spec.run_dir, supply.progress, spec.feed_plan), watcher:
             trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _explain(error, spec) from error
@@ -66,34 +68,24 @@ def fit(spec: RunSpec, train_loop: TrainLoop, supply: Supply) -> None:
             f"Ray Train's controller died: {_death(error)}; continue with --resume auto", exit_code=1
         ) from error
     finally:
-        if not signals.asked_to_end():  # else all of it ends with this process
+        if not signals.asked_to_end():  # otherwise all actors end with this process
             supply.close()
 
 
-def _cluster(spec: RunSpec) -> watch.Cluster | None:
-    if spec.layout.local:
-        return None
-    import ray
-
-    address, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-    ask = preflight.Ask(spec.layout.min_world_size, worker_resources(spec.layout))
-    return watch.Cluster((address.strip("[]"), int(port)), ask, spec.config.cluster.wait_for_nodes_s)
-
-
 @contextmanager
-def _worker_here(spec: RunSpec, supply: Supply) -> Iterator[Worker]:
-    """The driver as its only worker, watched and explained like any other."""
+def _worker_here(spec: RunSpec, supply: DataService) -> Iterator[Worker]:
+    """The driver as the only worker, with the same watch and the same errors."""
     client = supply.start_here()
     if spec.config.cluster.uses_deepspeed:
         os.environ.update(rank_environment(0, 1, 0, 1, "127.0.0.1", free_port()))
         os.environ.update(network_environment("127.0.0.1", interfaces(), os.environ))
     driver_handlers = logger.handlers
     setup_worker(spec.run_dir / "logs", "rank-0")
-    look_out = watch.Watch(spec.run_dir, 1, supply.standing, None, spec.config.cluster.timeout_s)
+    watcher = watch.Watch(spec.run_dir, 1, supply.standing, None, spec.config.cluster.timeout_s)
     try:
         with (
             Console(spec.run_dir, supply.progress, spec.feed_plan),
-            look_out,
+            watcher,
             waiting.Notes(spec.run_dir / "logs", 0, 1, "this machine") as notes,
         ):
             yield Worker(0, 1, client, notes)
@@ -107,7 +99,7 @@ def _worker_here(spec: RunSpec, supply: Supply) -> Iterator[Worker]:
 
 
 def _worker_main(spec: RunSpec, train_loop: TrainLoop, connect: Connect) -> None:
-    """A train worker's process: join the group, then train."""
+    """The process of a train worker: join the group, then train."""
     import ray.train
     import ray.train.collective
 
@@ -125,7 +117,7 @@ def _worker_main(spec: RunSpec, train_loop: TrainLoop, connect: Connect) -> None
         os.environ.update(rank_environment(rank, size, local_rank, local_size, *address))
         os.environ.update(network_environment(here, interfaces(), os.environ))
     try:
-        train_loop(spec.as_seen_by(size), Worker(rank, size, connect(rank, size), notes))
+        train_loop(spec.for_world_size(size), Worker(rank, size, connect(rank, size), notes))
     except (Exception, SystemExit) as error:
         raise explain(error, spec.config, spec.run_dir, rank) from None
     finally:
@@ -136,7 +128,7 @@ def _on_failure(run_dir: Path) -> Any:
     from ray.train import UserCallback
 
     class OnFailure(UserCallback):
-        """Ends the run at once where a restart would not help; any other failure is recorded."""
+        """Ends the run if a restart cannot help; records all other failures."""
 
         def __init__(self) -> None:
             self._failures = Failures()
@@ -151,13 +143,20 @@ def _on_failure(run_dir: Path) -> Any:
 
 
 def _explain(error: Exception, spec: RunSpec) -> UserError:
-    causes = _causes(error)
+    from ray.train import ControllerError, WorkerGroupError
+
+    causes: dict[str, Exception] = {"": error}
+    if isinstance(error, ControllerError):
+        causes = {"": error.controller_failure}
+    elif isinstance(error, WorkerGroupError):
+        rank, first = main_cause(error.worker_failures)
+        causes = {f"worker {rank}: ": first, **{f"worker {n}: ": each for n, each in error.worker_failures.items()}}
     for cause in causes.values():
         found = user_error_in(cause)
         if found:
             found.exit_code = 1
             return found
-    who, first = next(iter(causes.items()), ("", error))
+    who, first = next(iter(causes.items()))
     return UserError(
         f"training failed after cluster.max_failures = {spec.config.cluster.max_failures} restarts: "
         f"{who}{first_line(first)}\n  see {spec.run_dir / 'logs'}; continue with --resume auto",
@@ -165,19 +164,7 @@ def _explain(error: Exception, spec: RunSpec) -> UserError:
     )
 
 
-def _causes(error: Exception) -> dict[str, Exception]:
-    """What failed, by whom, worker by worker where it was they."""
-    from ray.train import ControllerError, WorkerGroupError
-
-    if isinstance(error, ControllerError):
-        return {"": error.controller_failure}
-    if isinstance(error, WorkerGroupError):
-        rank, first = main_cause(error.worker_failures)
-        return {f"worker {rank}: ": first, **{f"worker {n}: ": each for n, each in error.worker_failures.items()}}
-    return {"": error}
-
-
 def _death(error: Exception) -> str:
-    """Ray's first line on a dead actor; behind a traceback of its constructor, what that ended in."""
+    """The first line of Ray's error about a dead actor, or the last line of the traceback in it."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip() if "Traceback" in str(error) else first_line(error)

@@ -1,1 +1,1 @@
-"""What lies in a model's folder: what kind of model it is, what can be done with it, and what it says of itself."""
+"""Models: find, load, adapt and measure them."""

@@ -1,4 +1,4 @@
-"""Adapter folders that a run starts from, judged by their files alone; pure, without torch."""
+"""Checks of the adapter folders that a run starts from; pure, without torch."""
 
 import json
 from pathlib import Path
@@ -13,30 +13,15 @@ _PLAIN = ("F32", "F16", "BF16")
 
 
 def adapter_folder(name: str) -> Path:
-    """The adapter's folder: as named, or the newest checkpoint of a run folder.
-
-    Raises:
-        UserError: nothing is there.
-    """
+    """The adapter's folder: as named, or the result of a run folder; raise UserError if there is none."""
     folder = Path(name)
     if not folder.is_dir():
-        raise UserError(f"model.adapters: {name!r} is no folder here; give an adapter's folder or a run folder")
+        raise UserError(f"model.adapters: {name!r} is not a folder here; give an adapter's folder or a run folder")
     return folder if (folder / _CONFIG).exists() else model_folder(folder)
 
 
-def check(model: ModelConfig) -> None:
-    """Look at the files of `model.adapters`.
-
-    Raises:
-        UserError: one line for each that cannot be started from.
-    """
-    problems = adapter_problems(model)
-    if problems:
-        raise UserError("\n".join(problems))
-
-
 def adapter_problems(model: ModelConfig) -> list[str]:
-    """One line for each of `model.adapters` that cannot be started from."""
+    """One line for each of `model.adapters` that cannot be used."""
     found = []
     for name in model.adapters:
         try:
@@ -45,7 +30,7 @@ def adapter_problems(model: ModelConfig) -> list[str]:
             found.append(str(error))
             continue
         if not (folder / _CONFIG).exists():
-            found.append(f"model.adapters: {folder} holds no {_CONFIG}, so it is no adapter")
+            found.append(f"model.adapters: {folder} holds no {_CONFIG}, so it is not an adapter")
         elif not any(folder.glob("adapter_model.*")):
             found.append(f"model.adapters: {folder} holds no weights (adapter_model.safetensors)")
     for name in model.adapters if not found else ():
@@ -59,7 +44,7 @@ def adapter_problems(model: ModelConfig) -> list[str]:
 
 
 def _misfits(adapter: Path, weights: Path) -> list[str]:
-    """The first LoRA matrix that is too long or too short for its weights, where both lie here."""
+    """A line on the first LoRA matrix whose shape does not fit its base weights, if both are local."""
     shapes: dict[str, list[int]] = {}
     for file in weights.glob("*.safetensors"):
         shapes |= {name: tensor["shape"] for name, tensor in read_header(file).items() if tensor["dtype"] in _PLAIN}
@@ -67,7 +52,7 @@ def _misfits(adapter: Path, weights: Path) -> list[str]:
         for name, tensor in read_header(file).items():
             module, _, matrix = name.removeprefix("base_model.model.").rpartition(".lora_")
             own, below = tensor["shape"], shapes.get(f"{module}.weight")
-            # A is [rank, in] and B is [out, rank]; layers of GPT-2 hold their weights the other way round.
+            # A is [rank, in] and B is [out, rank]; GPT-2 stores weights transposed.
             side = {"A.weight": own[-1], "B.weight": own[0]}.get(matrix)
             if below and side is not None and side not in below:
                 return [

@@ -1,6 +1,6 @@
-"""What a `--model` names: a run's result, a checkpoint, a model folder or a hub id -> the files to load.
+"""`--model` (a run, a checkpoint, a model folder or a hub id) -> the files to load.
 
-An adapter's checkpoint holds the adapter only; its weights lie in the base model that `adapter_config.json` names.
+The checkpoint of an adapter has no base weights; they are in the model that `adapter_config.json` names.
 """
 
 import json
@@ -26,11 +26,7 @@ _MARK = "rayswift"
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A model whose files are here.
-
-    folder: what was named. weights: the folder of the full weights, another one if there is an adapter.
-    adapter: the adapter's config; empty: `folder` is a full model.
-    """
+    """A local model. weights: folder of the full or base weights; adapter: config of the adapter, or empty."""
 
     folder: Path
     weights: Path
@@ -38,7 +34,7 @@ class FoundModel:
 
     @property
     def tokenizer(self) -> Path:
-        """Folder of the tokenizer that was trained with."""
+        """Folder of the tokenizer that the model was trained with."""
         return self.folder if (self.folder / "tokenizer_config.json").exists() else self.weights
 
     def __str__(self) -> str:
@@ -53,16 +49,10 @@ def _is_hub_id(name: str) -> bool:
 
 
 def find_model(name: str, setting: str, fetch: bool = True, base: str | None = None) -> FoundModel:
-    """Find a model and what lies under it.
+    """Find a model, and the base model of an adapter.
 
-    Args:
-        name: What the user wrote.
-        setting: The field it was written in.
-        fetch: Download what is on the hub; else its id stands for the folder, unchecked.
-        base: The model below an adapter, where its own config does not name the right one.
-
-    Raises:
-        UserError: nothing is there, or its weights or its base model are missing.
+    setting: the field with the name; fetch: download hub models, otherwise their id stands for the folder; base: the
+    base model, if the adapter's config does not name the right one. Raise UserError if a model or weights are missing.
     """
     what = f"{setting} = {name!r}"
     folder = _of_hub(name, what, fetch) if _is_hub_id(name) else model_folder(Path(name))
@@ -72,7 +62,7 @@ def find_model(name: str, setting: str, fetch: bool = True, base: str | None = N
         return FoundModel(folder, _base_model(folder, recorded, setting, fetch, base), adapter)
     if base:
         raise UserError(
-            f"{_base_field(setting)} = {base!r}: {what} is no adapter, it has no model below it; leave it out"
+            f"{_base_field(setting)} = {base!r}: {what} is not an adapter, so it has no base model; leave it out"
         )
     if folder.exists():
         _check_weights(folder, what)
@@ -80,7 +70,7 @@ def find_model(name: str, setting: str, fetch: bool = True, base: str | None = N
 
 
 def _base_model(folder: Path, recorded: str, setting: str, fetch: bool, given: str | None) -> Path:
-    # The weights of `model.random_init` lie in the run folder and move with it, whatever path was recorded.
+    # Initial weights are in the run folder, which may have moved since the path was recorded.
     beside = folder.resolve().parent / "init"
     field = _base_field(setting)
     if Path(recorded).name == "init" and (beside / "config.json").exists():
@@ -93,7 +83,7 @@ def _base_model(folder: Path, recorded: str, setting: str, fetch: bool, given: s
     if _is_hub_id(name):
         return _of_hub(name, what, fetch)
     if not (Path(name) / "config.json").exists():
-        raise UserError(f"{what} is no model folder here; name the folder or hub id of that model with --base")
+        raise UserError(f"{what} is not a model folder here; name the folder or hub id of that model with --base")
     _check_weights(Path(name), what)
     return Path(name)
 
@@ -112,21 +102,13 @@ def _of_hub(name: str, what: str, fetch: bool) -> Path:
 
 
 def load_tokenizer(model: FoundModel) -> PreTrainedTokenizerBase:
-    """The model's tokenizer.
-
-    Raises:
-        UserError: it has none that loads.
-    """
+    """The model's tokenizer; raise UserError if there is none."""
     tokenizer: PreTrainedTokenizerBase = load(model.tokenizer, False, str(model.tokenizer))
     return tokenizer
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, system: str | None) -> list[int]:
-    """A question as a chat in the model's own template, or as it is if there is no template.
-
-    Raises:
-        UserError: there is no place for the system prompt.
-    """
+    """Token ids of a prompt, rendered by the chat template if there is one; `system` needs a template."""
     if tokenizer.chat_template:
         turns = [{"role": "system", "content": system}] if system else []
         text = _render(tokenizer, [*turns, {"role": "user", "content": prompt}], generate=True)
@@ -137,9 +119,9 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, system: str | No
 
 
 def stop_token_ids(model: FoundModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that end an answer: the tokenizer's, the generation config's, the end of a template's turn.
+    """Tokens that end an answer: of the tokenizer, of the generation config, and the end of a turn in the template.
 
-    A base model that was taught a chat template often names the last one nowhere else.
+    A base model that was trained with a chat template often names the last one nowhere else.
     """
     found: set[int] = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
     for folder in {model.folder, model.weights}:
@@ -150,13 +132,9 @@ def stop_token_ids(model: FoundModel, tokenizer: PreTrainedTokenizerBase) -> lis
         turns = [{"role": "user", "content": "-"}, {"role": "assistant", "content": _MARK}]
         behind = _render(tokenizer, turns, generate=False).rpartition(_MARK)[2]
         first = tokenizer(behind, add_special_tokens=False)["input_ids"][:1]
-        found.update(token for token in first if _is_special(tokenizer, token))
+        added = tokenizer.added_tokens_decoder
+        found.update(token for token in first if token in added and added[token].special)
     return sorted(found)
-
-
-def _is_special(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
-    added = tokenizer.added_tokens_decoder
-    return token in added and bool(added[token].special)
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], generate: bool) -> str:

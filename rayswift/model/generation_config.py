@@ -1,10 +1,10 @@
-"""A base's `generation_config.json` that `transformers` reads but refuses to write, mended before training."""
+"""Repair of a `generation_config.json` that `transformers` reads but refuses to save."""
 
 from transformers import GenerationConfig, PreTrainedModel
 
 from rayswift.log import logger
 
-# Values that a sampling config may have, and what each is where nothing is sampled.
+# Values of sampling, with their defaults.
 _SAMPLING = {
     "temperature": 1.0,
     "top_p": 1.0,
@@ -19,10 +19,10 @@ _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_
 
 
 def mend(network: PreTrainedModel) -> None:
-    """Make the model's generation config one that can be saved, and say what is changed.
+    """Change the model's generation config so that it can be saved, and log what was changed.
 
-    Sampling values without a word on sampling mean it; beside `do_sample: false` they mean nothing and go. Where more
-    is wrong only the special tokens are kept.
+    Sampling values without `do_sample` get `do_sample: true`; beside `do_sample: false` they are dropped. If the config
+    is still wrong, only the special tokens are kept.
     """
     config = network.generation_config if network.can_generate() else None
     if config is None or _problem(config) is None:
@@ -47,7 +47,7 @@ def _is_token(value: object) -> bool:
 
 
 def _problem(config: GenerationConfig) -> str | None:
-    """Why it cannot be saved, in one line."""
+    """Why it cannot be saved, in one line; None: it can."""
     try:
         config.validate(strict=True)
     except ValueError as error:

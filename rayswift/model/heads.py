@@ -1,4 +1,4 @@
-"""What a model ends in: the class that loads it, what its config says of it, and what PEFT calls it."""
+"""The heads of models: the class that loads each, its fields in the config, and PEFT's name for it."""
 
 import json
 from collections.abc import Mapping
@@ -12,9 +12,9 @@ from rayswift.config.model import ModelConfig
 from rayswift.config.tasks import Head
 from rayswift.model.size.parameters import read_header
 
-# Beside an adapter with a classification head: what its outputs mean.
+# File beside an adapter with a classification head: the meaning of its outputs.
 _SETTINGS = "head_config.json"
-# What families call the layer that a classification head ends in.
+# Names of the last layer of a classification head.
 _LAST_LAYERS = ("score.weight", "classifier.weight", "out_proj.weight")
 
 CLASSES: dict[Head, Any] = {
@@ -43,19 +43,14 @@ def settings(model: ModelConfig, head: Head) -> dict[str, Any]:
 
 
 def write_settings(folder: Path, config: PreTrainedConfig) -> None:
-    """Write beside an adapter what a classification head's `config.json` would say of its outputs."""
+    """Write the labels of a classification head beside an adapter."""
     labels = {str(number): name for number, name in config.id2label.items()}
     said = {"problem_type": config.problem_type, "id2label": labels, "label2id": config.label2id}
     (folder / _SETTINGS).write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def class_of_adapter(adapter: Mapping[str, Any], folder: Path) -> tuple[Any, dict[str, Any]]:
-    """What an adapter goes around: the class, and the fields that its head needs beyond the base's `config.json`.
-
-    Args:
-        adapter: Its `adapter_config.json`.
-        folder: Where its weights are, with those of a head.
-    """
+    """The class of an adapter's base model, and the fields of its head that the base's `config.json` lacks."""
     found: list[Head] = [head for head, kind in PEFT_TASK_TYPES.items() if kind == adapter.get("task_type")]
     head = found[0] if found else "causal_lm"
     if PEFT_TASK_TYPES[head] != "SEQ_CLS":

@@ -1,9 +1,9 @@
-"""LoRAs that are initialised once, before the training: from the weights, or from the first rows of the training.
+"""LoRA initialisations that are computed once, before the training, from the weights or from the first rows.
 
-From the weights: PiSSA (Meng et al., 2024) and OLoRA (Buyukakyuz, 2024). From rows: EVA (Paischer et al., 2024: the
-directions in which a layer's inputs vary most), CorDA (Yang et al., 2024: a decomposition of the weights seen through
-the covariance of their inputs) and LoRA-GA (Wang et al., 2024: the directions of the first gradient). All but EVA take
-what they put into the adapter out of the weights below it, and PEFT has them all.
+From the weights: PiSSA (Meng et al., 2024) and OLoRA (Buyukakyuz, 2024). From rows: EVA (Paischer et al., 2024: main
+directions of a layer's inputs), CorDA (Yang et al., 2024: weights decomposed by the covariance of their inputs) and
+LoRA-GA (Wang et al., 2024: directions of the first gradient). All but EVA subtract the adapter from the base weights.
+PEFT implements them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,21 +30,9 @@ _MOST_PASSES = 50
 def write(
     network: PreTrainedModel, model: ModelConfig, head: Head, adapter: Path, base: Path, rows: Sequence[PackedRow]
 ) -> PreTrainedModel:
-    """Save the initialised adapter as a plain one.
+    """Save the initialised adapter to the folder `adapter`, and return the model with the remaining base weights.
 
-    Args:
-        network: The model.
-        model: Its tuner is a LoRA with such an initialisation.
-        head: What the model ends in.
-        adapter: Folder for the adapter.
-        base: Where the weights below it will be.
-        rows: What an initialisation from rows looks at.
-
-    Returns:
-        The weights that are left below the adapter.
-
-    Raises:
-        UserError: the modules are not there, or the rows do not make an adapter.
+    base: the folder where these weights will be saved; rows: for an initialisation from rows.
     """
     tuners.check_targets(network, model)
     if looks_at_rows(model):
@@ -52,7 +40,7 @@ def write(
     else:
         tuned = get_peft_model(network, tuners.new_adapter(model, head))
     config: Any = tuned.peft_config["default"]
-    config.init_lora_weights = True  # whoever loads the adapter must not do it a second time
+    config.init_lora_weights = True  # so that loading the adapter does not initialise it again
     config.eva_config = config.corda_config = config.lora_ga_config = None
     config.base_model_name_or_path = str(base)
     tuned.save_pretrained(adapter)
@@ -64,9 +52,12 @@ def _from_rows(network: PreTrainedModel, model: ModelConfig, head: Head, rows: S
     kind = model.tuner_kwargs["init_lora_weights"]
     logger.info("initialising the adapter by %s from %d rows", kind, len(rows))
     network = network.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    batches = [_batch(row, network.device) for row in rows]
+    # Batches of one row have no padding: CorDA counts every token.
+    made = [collate([row], 0, "rows") for row in rows]
+    names = ("input_ids", "labels", "position_ids")
+    batches = [{name: batch[name].to(network.device) for name in names} for batch in made]
     config: Any = tuners.new_adapter(model, head)
-    if not isinstance(config.target_modules, set):  # all-linear: PEFT names the layers when it puts an adapter on them
+    if not isinstance(config.target_modules, set):  # all-linear: PEFT names the layers when it adds an adapter
         plain = get_peft_model(network, LoraConfig(target_modules=config.target_modules, task_type=config.task_type))
         config.target_modules = plain.peft_config["default"].target_modules
         network = plain.unload()
@@ -95,21 +86,14 @@ def _from_rows(network: PreTrainedModel, model: ModelConfig, head: Head, rows: S
             )
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"model.tuner_kwargs.init_lora_weights = {kind}: {error}; it looks at model.init_rows = {model.init_rows} "
-            "rows",
+            f"model.tuner_kwargs.init_lora_weights = {kind}: {error}; it uses model.init_rows = {model.init_rows} rows",
             exit_code=1,
         ) from error
     return tuned
 
 
-def _batch(row: PackedRow, device: torch.device) -> dict[str, torch.Tensor]:
-    """One row, so nothing is padded: CorDA counts every token."""
-    made = collate([row], 0, "rows")
-    return {name: made[name].to(device) for name in ("input_ids", "labels", "position_ids")}
-
-
 class _Passes:
-    """The batches for EVA, which takes them again and again until the directions it finds are settled."""
+    """The batches for EVA, which repeats them until its directions converge."""
 
     def __init__(self, batches: Sequence[dict[str, torch.Tensor]]):
         self._batches = batches
@@ -120,4 +104,4 @@ class _Passes:
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         for _ in range(_MOST_PASSES):
             yield from self._batches
-        raise ValueError(f"its directions are not settled after {_MOST_PASSES} passes over {len(self)} rows")
+        raise ValueError(f"its directions have not converged after {_MOST_PASSES} passes over {len(self)} rows")

@@ -1,8 +1,8 @@
-"""Weights to begin with where `model.path` is not trained as it is, written once into the run folder.
+"""Initial weights that differ from those of `model.path`, written once into the run folder.
 
-Random weights, an embedding with rows for new tokens, a stretched context, adapters merged in, an adapter whose
-initialisation changes the weights below it: rank 0 makes all of them before the training, so that every rank, every
-ZeRO stage, a resumed run and whoever loads the result later find the same files.
+Random weights, an embedding with rows for new tokens, a longer context, merged adapters, or an adapter whose
+initialisation changes the base weights. Rank 0 writes them before the training, so that every rank, ZeRO stage, resumed
+run and later user loads the same files.
 """
 
 import math
@@ -36,19 +36,10 @@ def write(
     rows: Sequence[PackedRow] = (),
     recipe: str | None = None,
 ) -> None:
-    """Write the weights to `folder`, which appears when it is whole.
+    """Write the weights to `folder`, atomically.
 
-    Args:
-        model: What is trained.
-        tokenizer_dir: The run's tokenizer.
-        folder: Where the weights go.
-        seed: Of what is drawn.
-        head: What the model ends in.
-        rows: What an adapter initialised from rows looks at.
-        recipe: What tells a later launch that it would write the same.
-
-    Raises:
-        UserError: the model's positions cannot be stretched as asked, or an adapter does not fit.
+    rows: for an adapter that is initialised from rows; recipe: a hash by which a later launch knows that it would
+    write the same weights.
     """
     torch.manual_seed(seed)
     architecture = AutoConfig.from_pretrained(
@@ -58,7 +49,17 @@ def write(
         **heads.settings(model, head),
     )
     _stretch(architecture.get_text_config(), model)
-    network = _load(model, architecture, head)
+    network: PreTrainedModel
+    if model.random_init:
+        network = heads.CLASSES[head].from_config(architecture, dtype=torch.float32)
+    else:
+        network = heads.CLASSES[head].from_pretrained(
+            model.path,
+            config=architecture,
+            dtype="auto",
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+        )
     generation_config.mend(network)
     if model.new_special_tokens:
         _add_rows(network, tokenizer_dir)
@@ -80,20 +81,8 @@ def write(
     partial.replace(folder)
 
 
-def _load(model: ModelConfig, architecture: Any, head: Head) -> PreTrainedModel:
-    if model.random_init:
-        return heads.CLASSES[head].from_config(architecture, dtype=torch.float32)
-    return heads.CLASSES[head].from_pretrained(
-        model.path,
-        config=architecture,
-        dtype="auto",
-        revision=model.revision,
-        trust_remote_code=model.trust_remote_code,
-    )
-
-
 def _stretch(text: Any, model: ModelConfig) -> None:
-    """Rotary scaling and positions; each gives the other where one is left out."""
+    """Set rotary scaling and positions; if only one is given, derive the other."""
     if not model.rope_scaling and not model.max_position_embeddings:
         return
     positions, scaling = text.max_position_embeddings, dict(model.rope_scaling or {})
@@ -114,7 +103,7 @@ def _stretch(text: Any, model: ModelConfig) -> None:
 
 
 def _add_rows(network: PreTrainedModel, tokenizer_dir: Path) -> None:
-    """Rows for the new tokens, around the mean of the others; a vocabulary with room for them stays as it is."""
+    """Add embedding rows for the new tokens, drawn around the mean of the others, if there are too few rows."""
     num_tokens = len(AutoTokenizer.from_pretrained(tokenizer_dir))
     num_rows = network.get_input_embeddings().num_embeddings
     if num_tokens > num_rows:

@@ -1,4 +1,4 @@
-"""The model of a worker."""
+"""Load the model of a worker."""
 
 import itertools
 import re
@@ -7,10 +7,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import (
-    BitsAndBytesConfig,
-    PreTrainedModel,
-)
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from rayswift.config.checks.distillation import has_teacher_outside
 from rayswift.config.model import ModelConfig, is_own_teacher
@@ -20,31 +17,31 @@ from rayswift.data.collate.packed import Layout
 from rayswift.model import generation_config, heads, tuners
 from rayswift.model.adapters import adapter_folder
 
-# As `transformers` names rates: attention_dropout, attn_pdrop, hidden_dropout_prob.
+# Matches attention_dropout, attn_pdrop, hidden_dropout_prob, ...
 _DROPOUT = re.compile("dropout|pdrop")
 _FLASH = ("flash_attention", "kernels-community/flash")
 
 
 def resolve_dtype(dtype: str, device: str) -> str:
-    """`model.dtype` with auto decided: bfloat16 where the GPU has it, else float32."""
+    """`model.dtype`; auto is bfloat16 on a GPU that supports it, else float32."""
     if dtype != "auto":
         return dtype
     return "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported() else "float32"
 
 
 def weights_dtype(model: ModelConfig, uses_deepspeed: bool, dtype: str) -> str:
-    """Number format that weights are loaded in.
+    """The dtype in which weights are loaded.
 
-    DeepSpeed keeps float32 masters of weights in `model.dtype` itself. Without it, all weights that are trained stay
-    float32, and autocast computes in `model.dtype`; below an adapter they are frozen, and need no masters.
+    DeepSpeed keeps float32 masters of weights in `model.dtype`. Without it, trained weights are float32 and autocast
+    computes in `model.dtype`; frozen base weights of an adapter need no masters.
     """
     return dtype if uses_deepspeed or model.tuner != "full" else "float32"
 
 
 def hold_masters(network: PreTrainedModel | PeftModel, dtype: str) -> None:
-    """Without DeepSpeed: what is trained goes to float32; what full training freezes, and was loaded so, to `dtype`."""
+    """Without DeepSpeed: cast trained weights to float32, and frozen weights of full training to `dtype`."""
     kept = network._keep_in_fp32_modules_strict or ()  # small parts that `transformers` computes in float32
-    below_adapter = isinstance(network, PeftModel)  # loaded in `dtype`
+    below_adapter = isinstance(network, PeftModel)  # base weights are loaded in `dtype`
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)
@@ -53,33 +50,22 @@ def hold_masters(network: PreTrainedModel | PeftModel, dtype: str) -> None:
 
 
 def load_model(config: ModelConfig, path: str, dtype: str, head: Head = "causal_lm") -> PreTrainedModel | PeftModel:
-    """As `load_with_drawn`, the model alone."""
     return load_with_drawn(config, path, dtype, head)[0]
 
 
 def load_with_drawn(
     config: ModelConfig, path: str, dtype: str, head: Head = "causal_lm"
 ) -> tuple[PreTrainedModel | PeftModel, list[str]]:
-    """The model at `path`, without a key-value cache (it would break packed attention under SDPA).
+    """The model at `path`, and the names of parameters that are in no file and were drawn.
 
-    A head that the weights do not hold is drawn from torch's random state, so that must be the same on all ranks.
-    Its frozen parameters are frozen; an adapter that training continues is around it, a fresh one is not yet.
-
-    Returns:
-        The model, and the names of parameters that were drawn.
-
-    Raises:
-        UserError: nothing is left to train, or an adapter that does not fit the model.
+    Frozen parameters are frozen, and an adapter that is trained further is loaded; a new one is not added yet. There is
+    no key-value cache, which would break packed attention under SDPA. torch's random state must be the same on all
+    ranks, for a head that is drawn.
     """
     kwargs: dict[str, Any] = {"dtype": getattr(torch, dtype), "trust_remote_code": config.trust_remote_code}
-    if config.attn_implementation:
-        kwargs["attn_implementation"] = config.attn_implementation
-    if config.use_kernels:
-        kwargs["use_kernels"] = True
-    if config.experts_implementation:
-        kwargs["experts_implementation"] = config.experts_implementation
-    if config.revision:
-        kwargs["revision"] = config.revision
+    for name in ("attn_implementation", "experts_implementation", "use_kernels", "revision"):
+        if value := dict(config)[name]:
+            kwargs[name] = value
     if config.quantization:
         kwargs |= _quantized(config, kwargs["dtype"])
     model: PreTrainedModel
@@ -100,7 +86,7 @@ def load_with_drawn(
 
 
 def _quantized(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """How bitsandbytes loads the weights, on this worker's device."""
+    """Arguments with which bitsandbytes loads the weights on this worker's device."""
     if config.quantization == "int8":
         bits = BitsAndBytesConfig(load_in_8bit=True)
     else:
@@ -115,7 +101,7 @@ def _quantized(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def switch_off_dropout(*networks: torch.nn.Module) -> None:
-    """Every dropout of the models, also the rates that attention and others hold as numbers, which TRL leaves on."""
+    """Set every dropout to 0, also rates that modules hold as numbers, which TRL does not change."""
     for module in itertools.chain(*(network.modules() for network in networks)):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -125,23 +111,16 @@ def switch_off_dropout(*networks: torch.nn.Module) -> None:
 
 
 def share_tied(network: PreTrainedModel, state: dict[str, torch.Tensor]) -> None:
-    """Make weights that the model ties one tensor again in a copy of its state."""
+    """In a copy of the model's state, make tied weights one tensor again."""
     for name, source in network.all_tied_weights_keys.items():
         if name in state and source in state:
             state[name] = state[source]
 
 
 def reference(config: TrainingConfig, is_wanted: bool, initial: str, dtype: str) -> dict[str, Any]:
-    """The reference model of a task, as its trainer's `ref_model`.
+    """The trainer's argument `ref_model`; empty if the task has none, or if the base of an adapter is the reference.
 
-    Args:
-        config: The run's.
-        is_wanted: Whether the task has one.
-        initial: Path or hub id of the weights that training begins with: the reference unless another is named.
-        dtype: Of its weights.
-
-    Returns:
-        Nothing where an adapter is trained: without it, the model is the reference.
+    initial: path or hub id of the initial weights, which are the reference unless `model.reference` names another.
     """
     named = config.model.reference if isinstance(config, RlhfConfig) else None
     if not is_wanted or (named is None and config.model.tuner != "full"):
@@ -175,6 +154,6 @@ def teacher(config: TrainingConfig, dtype: str) -> dict[str, Any]:
 
 
 def layout_of(model: PreTrainedModel | PeftModel) -> Layout:
-    """How batches must be laid out for the model's attention kernel."""
+    """The layout of batches that the model's attention kernel needs."""
     kernel = str(model.config._attn_implementation)
     return "flat" if any(mark in kernel for mark in _FLASH) else "rows"

@@ -1,4 +1,4 @@
-"""How many parameters a model has and how many of them are trained, by kind, as a table."""
+"""A table of the parameters of a model: all and trained ones, by kind."""
 
 from collections import Counter
 
@@ -6,7 +6,7 @@ import torch
 
 from rayswift.model.tuners import num_elements
 
-# Parts of a parameter's name -> its kind; the first that is found counts.
+# Parts of a parameter's name, and its kind; the first match counts.
 _KINDS = (
     (("lm_head", "embed_out", "score"), "head"),
     (("embed", "wte", "wpe"), "embedding"),
@@ -14,7 +14,7 @@ _KINDS = (
     (("attn", "attention"), "attention"),
     (("mlp", "expert", "feed_forward", "ffn"), "mlp"),
 )
-# What PEFT calls its own parameters.
+# Parts of the names of PEFT's own parameters.
 _ADAPTER = (
     *("lora_", "ranknum", "vera_", "boft_", "ia3_", "fourierft_", "hada_", "lokr_", "miss_"),
     *("modules_to_save", "trainable_"),
@@ -22,14 +22,13 @@ _ADAPTER = (
 
 
 def kind_of(name: str) -> str:
-    """What a parameter belongs to, by its full name."""
     if any(part in name for part in _ADAPTER):
         return "adapter"
     return next((kind for parts, kind in _KINDS if any(part in name for part in parts)), "other")
 
 
 def table(model: torch.nn.Module) -> list[str]:
-    """Lines of kind, elements, elements that are trained; their sum, and the trained share, at the end."""
+    """Lines of kind, parameters, trained parameters; the last line has the sums and the trained share."""
     total: Counter[str] = Counter()
     trained: Counter[str] = Counter()
     for name, parameter in model.named_parameters():

@@ -1,8 +1,7 @@
-"""The reference's log-probabilities of all answers, before training: then no step keeps or asks a reference model.
+"""The reference model's log-probabilities of all answers, computed before the training, which then needs no reference.
 
-A stage of the data plane: actors that load the reference once compute them for every raw row, part by part, into
-`data/reference-*` of the run folder, where an interrupted stage and a resumed run find them again; windows bring them
-to their rows (`WindowPlan.columns`).
+Actors of Ray Data compute them for every raw row, in parts, into `data/reference-*` of the run folder; an interrupted
+or resumed run uses the finished parts. Windows attach them to their rows (`WindowPlan.columns`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,13 +29,9 @@ from rayswift.log import logger
 def computed(
     config: TrainingConfig, layout: Layout, run_dir: Path, windows: Windows, eval_windows: Windows | None
 ) -> tuple[WindowPlan, WindowPlan | None]:
-    """The windows with the reference's log-probabilities of their rows, computed or found in the run folder.
-
-    Raises:
-        UserError: what is in the folder was computed from something else, or the reference does not load.
-    """
+    """The windows with the reference's log-probabilities of their rows."""
     num_actors = layout.world_size
-    if layout.device == "cpu":  # where the actors hold all CPUs, nothing tells them what to do
+    if layout.device == "cpu":  # leave a CPU for the tasks that feed the actors
         num_actors = max(1, min(num_actors, config.cluster.num_data_cpus - 1))
     in_actors = partial(make_in_order, num_actors=num_actors, num_gpus_per_actor=float(layout.device == "cuda"))
 
@@ -61,7 +56,7 @@ def _function(config: TrainingConfig, layout: Layout, encode: EncodeConfig) -> "
     named = model.reference if isinstance(model, RlhfModelConfig) else None
     extra = config.train.trl_extra
     whole: dict[str, Any] = {"freeze": None, "freeze_ratio": 0.0, "unfreeze": None}
-    if named:  # else the model as training begins with it: with the adapter that is continued
+    if named:  # otherwise it is the initial model, with the adapter that is continued
         whole |= {"tuner": "full", "adapters": [], "path": named, "revision": None}
     alone = model.model_copy(update=whole)
     return ReferenceLogps(
@@ -77,10 +72,10 @@ def _function(config: TrainingConfig, layout: Layout, encode: EncodeConfig) -> "
 
 @dataclass(frozen=True)
 class ReferenceLogps:
-    """Raw preference rows -> for each of its pairs the log-probability of either answer; None for a bad row.
+    """Raw preference rows -> log-probabilities of both answers of each pair; None for a bad row.
 
-    ld_alpha: weight of the tokens of the longer answer beyond the length of the shorter (Liu et al., "Length
-    Desensitization in Direct Preference Optimization", 2024), None: 1.
+    ld_alpha: weight of the tokens of the longer answer beyond the length of the shorter one (Liu et al., "Length
+    Desensitization in Direct Preference Optimization", 2024); None means 1.
     """
 
     encode: EncodeConfig
@@ -92,7 +87,6 @@ class ReferenceLogps:
     ld_alpha: float | None
 
     def __call__(self, raw: Sequence[RawRow]) -> Mapping[str, Sequence[list[float] | None]]:
-        """See `computed.RowFunction`."""
         encoded = [_documents([result for _, result in made]) for made in encode_raw(self.encode, raw)]
         pairs: list[PackedRow] = []
         places: list[int] = []
@@ -112,7 +106,7 @@ class ReferenceLogps:
         return found
 
     def _logps(self, pairs: Sequence[PackedRow]) -> list[tuple[float, float]]:
-        """Chosen and rejected of each pair; batches are of one length, nearly, in the order of lengths."""
+        """(chosen, rejected) of each pair; pairs are sorted by length, so that batches have little padding."""
         import torch
 
         from rayswift.data.collate.members import preference_batch
@@ -121,7 +115,7 @@ class ReferenceLogps:
         model, pad_token_id = _loaded(
             self.model_json, self.uses_deepspeed, self.encode.tokenizer_dir, self.device, self.threads
         )
-        # As the policy is scored at every step, so that at the first one they are equal.
+        # The same precision as the policy's, so that both are equal at the first step.
         dtype = getattr(torch, resolve_dtype(ModelConfig.model_validate_json(self.model_json).dtype, self.device))
         computing = torch.autocast(self.device, dtype, enabled=dtype != torch.float32 and not self.uses_deepspeed)
         order = sorted(range(len(pairs)), key=lambda i: len(pairs[i].input_ids))
@@ -141,7 +135,7 @@ class ReferenceLogps:
 
 
 def answer_logps(logps_BT: Any, mask_BT: Any, ld_alpha: float | None) -> Any:
-    """Log-probabilities [B] of answers from those of their tokens (1 in the mask); all chosen, then all rejected."""
+    """Log-probabilities [B] of answers from those of their tokens [B, T]; first all chosen, then all rejected."""
     import torch
 
     place = mask_BT.cumsum(dim=1)
@@ -151,7 +145,7 @@ def answer_logps(logps_BT: Any, mask_BT: Any, ld_alpha: float | None) -> Any:
 
 
 def _documents(results: Sequence[Result]) -> list[EncodedRow] | None:
-    """All members of what a raw row makes; None for one that cannot be used."""
+    """All answers that a raw row gives; None for a bad row."""
     return [document for result in results if isinstance(result, list) for document in result] or None
 
 
@@ -163,7 +157,7 @@ def _pair(chosen: EncodedRow, rejected: EncodedRow) -> PackedRow:
 
 @cache
 def _loaded(model_json: str, uses_deepspeed: bool, tokenizer_dir: str, device: str, threads: int) -> tuple[Any, int]:
-    """This process's reference model, and the token that fills batches."""
+    """The reference model of this process, and the padding token."""
     import torch
 
     from rayswift.model.load import load_model, resolve_dtype, weights_dtype
@@ -172,7 +166,7 @@ def _loaded(model_json: str, uses_deepspeed: bool, tokenizer_dir: str, device: s
     torch.set_num_threads(threads)
     dtype = weights_dtype(config, uses_deepspeed, resolve_dtype(config.dtype, device))
     model = load_model(config, config.path, dtype)
-    if not config.quantization:  # bitsandbytes has put its weights there
+    if not config.quantization:  # bitsandbytes loads to the device itself
         model = model.to(device)
     model.eval()
     pad_token_id = load_with_padding(tokenizer_dir, config.trust_remote_code).pad_token_id

@@ -1,7 +1,6 @@
-"""`model.tuner` -> what PEFT trains: the adapter's config, the adapter to start from, what full training freezes.
+"""`model.tuner` -> PEFT's config of the adapter, the adapter to start from, and the frozen weights of full training.
 
-Each kind of adapter is one row of `_CONFIGS`. What an initialisation does to the weights below the adapter (PiSSA,
-OLoRA) is done once, before the training: see `initial_weights`.
+Initialisations that change the base weights (PiSSA, OLoRA) are done once, before the training, by `init_weights`.
 """
 
 import re
@@ -12,20 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import (
-    AdaLoraConfig,
-    BOFTConfig,
-    FourierFTConfig,
-    IA3Config,
-    LoHaConfig,
-    LoKrConfig,
-    LoraConfig,
-    MissConfig,
-    PeftConfig,
-    PeftModel,
-    VeraConfig,
-    get_peft_model,
-)
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -33,23 +19,12 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from rayswift.config.fields.tuners import is_initialised_before
 from rayswift.config.model import ModelConfig
 from rayswift.config.tasks import Head
-from rayswift.log import UserError
+from rayswift.log import UserError, first_line
 from rayswift.model import layers
 from rayswift.model.adapters import adapter_folder
 from rayswift.model.heads import PEFT_TASK_TYPES
 
-_CONFIGS: dict[str, type[PeftConfig]] = {
-    "lora": LoraConfig,
-    "adalora": AdaLoraConfig,
-    "vera": VeraConfig,
-    "boft": BOFTConfig,
-    "ia3": IA3Config,
-    "fourierft": FourierFTConfig,
-    "loha": LoHaConfig,
-    "lokr": LoKrConfig,
-    "miss": MissConfig,
-}
-# Where an initialisation that changes the weights left its adapter, below the folder of these weights.
+# Folder of the adapter of such an initialisation, below that of the initial weights.
 INITIAL = "adapter"
 
 
@@ -60,18 +35,7 @@ def peft_config(
     network: torch.nn.Module | None = None,
     drawn: Sequence[str] = (),
 ) -> PeftConfig | None:
-    """The config of a fresh adapter; None: there is none, or `load_model` has put one around the model.
-
-    Args:
-        model: What is trained.
-        head: What the model ends in.
-        num_steps: Steps of the training, for adalora; -1: it ends by epochs.
-        network: What it goes around, where its modules decide.
-        drawn: Parameters that are in no file, as those of a new head.
-
-    Raises:
-        UserError: PEFT refuses a value.
-    """
+    """The config of a new adapter; None if there is none, or if `load_model` has loaded one. Fields: `new_adapter`."""
     if model.tuner == "full" or model.adapters or is_initialised_before(model):
         return None
     return new_adapter(model, head, num_steps, network, drawn)
@@ -84,21 +48,21 @@ def new_adapter(
     network: torch.nn.Module | None = None,
     drawn: Sequence[str] = (),
 ) -> PeftConfig:
-    """PEFT's config of the tuner; see `peft_config`.
+    """PEFT's config of the tuner; raise UserError if PEFT refuses a value.
 
-    Raises:
-        UserError: PEFT refuses a value.
+    num_steps: of the training, for adalora, or -1 if it ends by epochs; network: the model, if its modules decide;
+    drawn: parameters that are in no weights file, such as those of a new head.
     """
     targets: Any = model.target_modules
     if model.target_regex:
         targets = model.target_regex  # PEFT takes a string for a pattern
     elif targets == ["all-linear"]:
         targets = "all-linear"
-    # What is drawn is in no file that the adapter could be put on again, so it is trained and saved whole.
+    # Drawn weights are in no file, so they are trained and saved with the adapter.
     whole = [*model.modules_to_save, *(drawn_modules(drawn) if PEFT_TASK_TYPES[head] == "SEQ_CLS" else ())]
     values: dict[str, Any] = {"target_modules": targets, "modules_to_save": whole or None}
     if head == "none" and network is not None and hasattr(network, "pooler") and targets == "all-linear":
-        values["exclude_modules"] = r"pooler\..*"  # an encoder's own, which no embedding comes through
+        values["exclude_modules"] = r"pooler\..*"  # embeddings do not use an encoder's pooler
     if model.tuner == "lora":
         values |= {"r": model.lora_rank, "lora_alpha": model.lora_alpha, "lora_dropout": model.lora_dropout}
         if model.tuner_kwargs.get("init_lora_weights") == "lora_ga":
@@ -110,24 +74,21 @@ def new_adapter(
     if model.tuner == "ia3":
         values["feedforward_modules"] = []  # every module's output is scaled; tuner_kwargs names those whose input is
     try:
-        return _CONFIGS[model.tuner](task_type=PEFT_TASK_TYPES[head], **values | model.tuner_kwargs)
+        make = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(model.tuner.upper())]
+        return make(task_type=PEFT_TASK_TYPES[head], **values | model.tuner_kwargs)
     except (ValueError, TypeError) as error:
         raise UserError(f"model.tuner = {model.tuner} is refused by PEFT: {error}", exit_code=1) from error
 
 
 def drawn_modules(drawn: Sequence[str]) -> list[str]:
-    """The modules that hold these parameters, but for heads that PEFT saves by itself."""
+    """The modules of these parameters, without heads that PEFT saves itself."""
     modules = dict.fromkeys(name.rpartition(".")[0] for name in drawn)
     return [name for name in modules if name.split(".")[0] not in SEQ_CLS_HEAD_NAMES]
 
 
 @contextmanager
 def named_refusals(model: ModelConfig) -> Iterator[None]:
-    """What PEFT refuses while it puts the adapter around the model, with the field that it is about.
-
-    Raises:
-        UserError: dropout around experts that lie in one stack.
-    """
+    """Name the field in PEFT's error about dropout on stacked experts, as UserError."""
     try:
         yield
     except ValueError as error:
@@ -141,11 +102,7 @@ def named_refusals(model: ModelConfig) -> Iterator[None]:
 
 
 def check_targets(network: torch.nn.Module, model: ModelConfig) -> None:
-    """Each name in `model.target_modules` and `model.modules_to_save`, and the pattern, must find a module.
-
-    Raises:
-        UserError: with the names that would.
-    """
+    """Raise UserError if a name in `target_modules` or `modules_to_save`, or the pattern, matches no module."""
     names = [name for name, _ in network.named_modules()]
     if model.target_regex and not any(re.fullmatch(model.target_regex, name) for name in names):
         raise UserError(
@@ -169,36 +126,31 @@ def check_targets(network: torch.nn.Module, model: ModelConfig) -> None:
 
 
 def starting_adapter(model: ModelConfig, weights: Path) -> Path | None:
-    """Folder of the adapter that training continues: the user's last one, or what an initialisation wrote."""
+    """Folder of the adapter that is trained further: the user's last one, or that of an initialisation."""
     if model.adapters:
         return adapter_folder(model.adapters[-1])
     return weights / INITIAL if is_initialised_before(model) else None
 
 
 def continue_adapter(network: PreTrainedModel, folder: Path) -> PeftModel:
-    """The model with the adapter in `folder` around it, to be trained on.
-
-    Raises:
-        UserError: the adapter does not fit the model.
-    """
+    """The model with the adapter in `folder`, trainable; raise UserError if the adapter does not fit."""
     base = network.name_or_path
     try:
-        # Under ZeRO-3 all parameters that stay whole must have one number format (DeepSpeed issue 8072).
+        # Under ZeRO-3 all parameters that are not partitioned must have one dtype (DeepSpeed issue 8072).
         tuned = PeftModel.from_pretrained(
             network, folder, is_trainable=True, autocast_adapter_dtype=not is_deepspeed_zero3_enabled()
         )
     except (ValueError, RuntimeError, KeyError) as error:
-        first_line = (str(error).splitlines() or [""])[0]
-        raise UserError(f"the adapter {folder} does not fit the model {base}: {first_line}", exit_code=1) from error
+        reason = first_line(error)
+        raise UserError(f"the adapter {folder} does not fit the model {base}: {reason}", exit_code=1) from error
     tuned.peft_config["default"].base_model_name_or_path = base
     return tuned
 
 
 def freeze(network: PreTrainedModel, model: ModelConfig) -> None:
-    """Freeze what `model.freeze`, `freeze_ratio` and `unfreeze` say, in ms-swift's order; or all but `new_blocks`.
+    """Apply `model.freeze`, `freeze_ratio` and `unfreeze` in ms-swift's order, or freeze all but `new_blocks`.
 
-    Raises:
-        UserError: nothing is left to train.
+    Raise UserError if all is frozen.
     """
     named = list(network.named_parameters())
     if model.new_blocks:
@@ -224,7 +176,7 @@ def freeze(network: PreTrainedModel, model: ModelConfig) -> None:
 
 
 def lora_plus_groups(groups: list[dict[str, Any]], network: torch.nn.Module, ratio: float) -> list[dict[str, Any]]:
-    """LoRA+ (Hayou et al., 2024): each optimizer group cut in two, its B matrices with `ratio` times the rate."""
+    """LoRA+ (Hayou et al., 2024): split each optimizer group; B matrices get `ratio` times the learning rate."""
     fast = {id(parameter) for name, parameter in network.named_parameters() if ".lora_B." in name}
     result = []
     for group in groups:
@@ -235,7 +187,7 @@ def lora_plus_groups(groups: list[dict[str, Any]], network: torch.nn.Module, rat
 
 
 def num_elements(parameter: torch.nn.Parameter) -> int:
-    """Elements of a parameter, also where ZeRO-3 has cut it into parts or bitsandbytes packed two into a byte."""
+    """Elements of a parameter, also if ZeRO-3 has partitioned it or bitsandbytes has packed two into a byte."""
     if hasattr(parameter, "ds_numel"):
         return int(parameter.ds_numel)
     packed = 2 * parameter.element_size() if type(parameter).__name__ == "Params4bit" else 1
@@ -243,9 +195,9 @@ def num_elements(parameter: torch.nn.Parameter) -> int:
 
 
 def with_new_adapter(model: PreTrainedModel, config: PeftConfig, args: TrainingArguments) -> PeftModel:
-    """The model with an adapter of a config around it, drawn by the run's seed, as TRL's trainers make theirs."""
+    """The model with a new adapter, initialised with the run's seed, as in TRL's trainers."""
     set_seed(args.seed)
-    # ZeRO-3 gathers small parameters together, so they must be of one type.
+    # ZeRO-3 gathers small parameters together, so they must have one dtype.
     zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
     tuned: PeftModel = get_peft_model(model, config, autocast_adapter_dtype=not zero3)
     if args.gradient_checkpointing:

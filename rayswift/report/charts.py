@@ -1,4 +1,4 @@
-"""Curves -> a figure in HTML: the lines in an SVG that stretches, the labels around it as text that does not."""
+"""Curves -> figures in HTML: lines in an SVG that scales with the page, labels as HTML text of fixed size."""
 
 import html
 import json
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rayswift.report.curves import Bucket, Curve
 
-_SIZE = 1000  # the SVG's own coordinates, both ways
+_SIZE = 1000  # width and height of the SVG in its own coordinates
 _DOTTED_BELOW = 40
 _LOG_FROM_RATIO = 200.0
 _STEPS_OF_TICKS = (1.0, 2.0, 2.5, 5.0, 10.0)
@@ -16,10 +16,9 @@ _STEPS_OF_TICKS = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure: its title, a line by name for each metric, and how values are written.
+    """A figure. lines: name of each line -> metric; from_zero: the axis begins at 0; cap: largest possible value.
 
-    from_zero: whether the axis begins at 0; log: whether it may be logarithmic where values spread widely; cap: the
-    highest value there is, or None; varying: not shown while all values are the same.
+    log: the axis is logarithmic if the values spread widely; varying: hidden while all values are equal.
     """
 
     title: str
@@ -38,12 +37,12 @@ class _Axis:
     log: bool
 
     def place(self, value: float) -> float:
-        """Where a value stands, from 0 (low end) to 1."""
+        """The position of a value, from 0 (low end) to 1."""
         low, high, value = (math.log10(v) if self.log else v for v in (self.low, self.high, value))
         return (value - low) / (high - low)
 
     def ticks(self) -> list[float]:
-        """Round values within it."""
+        """Round values of the axis."""
         if self.log:
             exponents = range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)
             stride = max(1, -(-len(exponents) // 6))
@@ -56,13 +55,7 @@ class _Axis:
 
 
 def draw(chart: Chart, curves: dict[str, Curve], restarts: Sequence[int]) -> str:
-    """The figure, or nothing if none of its metrics is there.
-
-    Args:
-        chart: What to show.
-        curves: All metrics.
-        restarts: Steps at which workers started again.
-    """
+    """The figure; empty if no metric of it exists. restarts: steps at which workers started again."""
     shown = {name: curves[key] for name, key in chart.lines.items() if key in curves}
     drawn = {name: curve.buckets for name, curve in shown.items() if curve.buckets}
     if not shown or (chart.varying and len({limit for b in _all(drawn) for limit in (b.low, b.high)}) < 2):
@@ -76,8 +69,11 @@ def draw(chart: Chart, curves: dict[str, Curve], restarts: Sequence[int]) -> str
         return f'<figure>{head}<p class="none">no finite value</p></figure>'
     buckets = _all(drawn)
     y = _value_axis(chart, buckets)
-    x = _step_axis(buckets)
-    parts = [_grid(x, y)]
+    first, last = min(bucket.step for bucket in buckets), max(bucket.step for bucket in buckets)
+    first = 0 if first < 0.2 * last else first
+    x = _Axis(first, last if last > first else first + 1, False)
+    grid = [f"M0 {_py(y.place(tick))}H{_SIZE}" for tick in y.ticks()]
+    parts = [f'<path class="grid" d="{"".join(grid)}"/>']
     for index, (name, line) in enumerate(drawn.items()):
         colour = list(shown).index(name)
         dotted = len(line) == 1 or (index > 0 and len(line) < _DOTTED_BELOW)
@@ -94,7 +90,7 @@ def draw(chart: Chart, curves: dict[str, Curve], restarts: Sequence[int]) -> str
 
 
 def show(value: float | None, unit: str = "") -> str:
-    """A number as people read it: 12.3k, 0.00021, 98.4 %."""
+    """A number in short: 12.3k, 0.00021, 98.4 %."""
     if value is None:
         return "none"
     if not math.isfinite(value):
@@ -140,17 +136,6 @@ def _value_axis(chart: Chart, buckets: list[Bucket]) -> _Axis:
     return _Axis(low, high, False)
 
 
-def _step_axis(buckets: list[Bucket]) -> _Axis:
-    low, high = min(bucket.step for bucket in buckets), max(bucket.step for bucket in buckets)
-    low = 0 if low < 0.2 * high else low
-    return _Axis(low, high if high > low else low + 1, False)
-
-
-def _grid(x: _Axis, y: _Axis) -> str:
-    lines = [f"M0 {_py(y.place(tick))}H{_SIZE}" for tick in y.ticks()]
-    return f'<path class="grid" d="{"".join(lines)}"/>'
-
-
 def _line(line: list[Bucket], x: _Axis, y: _Axis, colour: int, dotted: bool) -> str:
     def path(points: Sequence[Bucket], value: Callable[[Bucket], float]) -> str:
         return "L".join(f"{_px(x.place(bucket.step))} {_py(y.place(value(bucket)))}" for bucket in points)
@@ -182,7 +167,7 @@ def _labels(x: _Axis, y: _Axis, unit: str) -> str:
 
 
 def _points(drawn: dict[str, list[Bucket]], shown: dict[str, Curve], x: _Axis, y: _Axis, unit: str) -> str:
-    """What the page's script shows under the pointer: for each line, place, step and value of each bucket."""
+    """JSON for the page's script, which shows step and value of the bucket under the pointer."""
     lines = [
         {
             "name": name,

@@ -1,11 +1,10 @@
-"""What a person sees while a run goes on: rank 0's log lines, what failed and is tried again, the best and the worst
-completion of a round now and then, and on a terminal a progress bar below them."""
+"""What the screen shows during a run: rank 0's log, failures, sample completions, and on a terminal a progress bar."""
 
 import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,8 +12,8 @@ from typing import Any
 from tqdm import tqdm
 
 from rayswift.data.sequence.global_batches import FeedPlan
-from rayswift.report.curves import MetricsFile
-from rayswift.report.live_line import completions_line, live_line
+from rayswift.report.charts import show
+from rayswift.report.curves import Curve, MetricsFile
 from rayswift.rollout.completions import newest
 from rayswift.run import events
 from rayswift.run.folder import METRICS
@@ -22,15 +21,24 @@ from rayswift.run.waiting import Lines, size_of
 
 _POLL_S = 0.3
 _COMPLETIONS_EVERY_S = 30.0
+# Metric, text and unit of each part of the progress bar.
+_PARTS = (
+    ("loss", "loss {}", ""),
+    ("reward", "reward {}", ""),
+    ("teacher_kl", "KL to the teacher {}", ""),
+    ("completions/mean_length", "{} tokens each", ""),
+    ("rollout_tokens_per_s", "{} tokens/s", ""),
+    ("engines", "{} engine(s)", ""),
+    ("staleness", "{} version(s) behind", ""),
+)
+_SHOWN_WAIT = 0.1
+_EXCERPT_CHARS = 160
 
 
 class Console:
-    """Follows `<run>/logs/rank-0.log` from its current end, and `metrics.jsonl`, in a thread, while its block runs.
+    """A thread that shows the progress of a run while its block runs.
 
-    Args:
-        run_dir: The run folder.
-        progress: The step that is being trained and the passes over the data before it.
-        plan: When the run ends.
+    progress: returns the current step and the epochs done before it.
     """
 
     def __init__(self, run_dir: Path, progress: Callable[[], tuple[int, float]], plan: FeedPlan):
@@ -59,7 +67,7 @@ class Console:
         bar.disable = bar.disable or not sys.stderr.isatty()
         with bar:
             while not self._done.wait(_POLL_S):
-                with contextlib.suppress(OSError):  # a closed terminal, a network folder that is away for a moment
+                with contextlib.suppress(OSError):  # a closed terminal, or a network folder that is briefly unreachable
                     self._copy_lines()
                     self._tell_failures()
                     self._tell_completions()
@@ -69,7 +77,6 @@ class Console:
                 self._copy_lines()
 
     def _tell_failures(self) -> None:
-        """What was recorded since the last look."""
         size = size_of(self._run_dir / events.EVENTS)
         if size == self._events_size:
             return
@@ -84,7 +91,7 @@ class Console:
         return int(rows[0]["round"]) if rows else None
 
     def _tell_completions(self) -> None:
-        """Of a round that was not told yet; not of every one."""
+        """Show completions of a new round, at most once in `_COMPLETIONS_EVERY_S`."""
         if time.monotonic() < self._tells_completions_s:
             return
         rows = newest(self._run_dir, 2)
@@ -93,7 +100,7 @@ class Console:
             say(completions_line(rows))
 
     def _draw(self, bar: Any) -> None:
-        with contextlib.suppress(Exception):  # a display must not end a run, whatever the feed is going through
+        with contextlib.suppress(Exception):  # an error of the display must not end the run
             step, epochs = self._progress()
             share = step / self._plan.max_steps if self._plan.ends_by_steps else epochs / self._plan.num_epochs
             bar.n = min(100.0, 100 * share)
@@ -108,5 +115,34 @@ class Console:
 
 
 def say(line: str) -> None:
-    """Show a line, above the progress bar where there is one."""
+    """Print a line to stderr, above the progress bar."""
     tqdm.write(line, file=sys.stderr)
+
+
+def live_line(curves: dict[str, Curve]) -> str:
+    """Text beside the progress bar: loss or reward, throughput, engines, staleness, and waits."""
+    told = [text.format(show(last, unit)) for name, text, unit in _PARTS if (last := _last(curves, name)) is not None]
+    if "reward" in curves:
+        waits = [("trainer waits", _last(curves, "data_wait")), ("engines wait", _last(curves, "engines_idle"))]
+        told += [f"{who} {show(share, '%')}" for who, share in waits if share and share > _SHOWN_WAIT]
+    return "  ".join(told)
+
+
+def completions_line(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The completions with the highest and the lowest reward of a round. rows: of that round, the best first."""
+    best, worst = rows[0], rows[-1]
+    if not any(name.startswith("reward_") for name in best):
+        return f"round {best['round']:,}: {_excerpt(best['completion'])}"
+    told = [f"reward {show(row['reward'])} for {_excerpt(row['completion'])}" for row in (best, worst)]
+    if best["reward"] == worst["reward"]:
+        return f"round {best['round']:,}: every {told[0].replace(' for ', ', as for ', 1)}"
+    return f"round {best['round']:,}: {told[0]}, {told[1]}"
+
+
+def _excerpt(text: str) -> str:
+    half = _EXCERPT_CHARS // 2
+    return repr(text if len(text) <= _EXCERPT_CHARS else f"{text[:half]} [...] {text[-half:]}")
+
+
+def _last(curves: dict[str, Curve], name: str) -> float | None:
+    return curves[name].last if name in curves else None

@@ -1,4 +1,4 @@
-"""`metrics.jsonl` -> curves of bounded size, read as it grows; a million lines give no larger page than a thousand."""
+"""`metrics.jsonl` -> curves of bounded size, read as the file grows."""
 
 import json
 import math
@@ -14,7 +14,7 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(slots=True)
 class Bucket:
-    """Neighbouring values: the step of the last, their extremes and sum."""
+    """Neighbouring values: step of the last one, minimum, maximum, sum."""
 
     step: int
     low: float
@@ -24,15 +24,14 @@ class Bucket:
 
     @property
     def mean(self) -> float:
-        """Their mean."""
         return self.total / self.count
 
 
 @dataclass
 class Curve:
-    """A metric over the steps, in at most `MAX_BUCKETS` buckets that keep minimum and maximum.
+    """A metric over the steps, in at most `MAX_BUCKETS` buckets.
 
-    broken: values that were not finite; first_broken: the step of the first; recent: the newest finite values.
+    broken: number of values that were not finite; first_broken: step of the first; recent: the newest finite values.
     """
 
     buckets: list[Bucket] = field(default_factory=list)
@@ -42,7 +41,6 @@ class Curve:
     _width: int = 1
 
     def add(self, step: int, value: float) -> None:
-        """Take in the next value."""
         if not math.isfinite(value):
             self.first_broken = step if self.first_broken is None else self.first_broken
             self.broken += 1
@@ -61,12 +59,10 @@ class Curve:
 
     @property
     def last(self) -> float | None:
-        """The newest finite value."""
         return self.recent[-1] if self.recent else None
 
     @property
     def recent_mean(self) -> float | None:
-        """Mean of the newest finite values."""
         return sum(self.recent) / len(self.recent) if self.recent else None
 
 
@@ -78,11 +74,7 @@ def _merge(into: Bucket, other: Bucket) -> None:
 
 
 class MetricsFile:
-    """Follows a `metrics.jsonl`.
-
-    Args:
-        path: The file; it need not exist yet.
-    """
+    """Follows a `metrics.jsonl`, which need not exist yet."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -90,23 +82,21 @@ class MetricsFile:
         self.curves: dict[str, Curve] = {}
         self.step = 0
 
-    def read(self) -> bool:
-        """Take in what was appended since; from the start if the file was replaced. Whether there was anything."""
+    def read(self) -> None:
+        """Read new lines; all lines if the file was replaced."""
         if not self._path.exists():
-            return False
+            return
         with open(self._path, "rb") as file:
             stat = os.fstat(file.fileno())
             if stat.st_ino != self._inode or stat.st_size < self._offset:
                 self._inode, self._offset, self.curves, self.step = stat.st_ino, 0, {}, 0
             file.seek(self._offset)
-            before = self._offset
             while chunk := file.readlines(_CHUNK_BYTES):
                 for line in chunk:
                     if not line.endswith(b"\n"):
-                        return self._offset > before  # still being written
+                        return  # still being written
                     self._offset += len(line)
                     self._add(line)
-        return self._offset > before
 
     def _add(self, line: bytes) -> None:
         try:
@@ -116,7 +106,4 @@ class MetricsFile:
             return  # cut off by a kill
         for name, value in entry.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
-                curve = self.curves.get(name)
-                if curve is None:
-                    curve = self.curves[name] = Curve()
-                curve.add(step, float(value))
+                self.curves.setdefault(name, Curve()).add(step, float(value))

@@ -1,9 +1,8 @@
-"""Where a run runs: versions, machine, command line, the commit it was started from."""
+"""Command line, commit, machine and versions of a run."""
 
 import os
 import platform
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
@@ -13,18 +12,20 @@ from pathlib import Path
 import psutil
 
 from rayswift import __version__
-from rayswift.cluster.machine import count_gpus
+from rayswift.cluster.machine import count_gpus, nvidia_smi
 
 _PACKAGES = ("torch", "ray", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets", "tokenizers")
-_COMMAND_TIMEOUT_S = 5
+_GIT_TIMEOUT_S = 5
 
 
 def environment() -> dict[str, str]:
-    """Facts of this process and its machine, by name."""
+    """Name -> fact, for this process and its machine."""
+    commit = _git("rev-parse", "HEAD")
+    changed = commit and _git("status", "--porcelain", "--untracked-files=no")
     facts = {
         "command": shlex.join(["rayswift", *sys.argv[1:]]),
         "folder": str(Path.cwd()),
-        "commit": _commit(),
+        "commit": commit + (" with changes" if changed else ""),
         "host": socket.gethostname(),
         "system": f"{platform.platform()}, Python {platform.python_version()}",
         "processor": f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.1f} GiB of memory",
@@ -39,24 +40,17 @@ def environment() -> dict[str, str]:
     return {name: fact for name, fact in facts.items() if fact}
 
 
-def _commit() -> str:
-    head = _output_of("git", "rev-parse", "HEAD")
-    changed = " with changes" if head and _output_of("git", "status", "--porcelain", "--untracked-files=no") else ""
-    return head + changed
-
-
 def _gpus() -> str:
     if not count_gpus():
         return "none"
-    names = _output_of("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader").splitlines()
+    names = nvidia_smi("--query-gpu=name,memory.total", "--format=csv,noheader")
     return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)) or str(count_gpus())
 
 
-def _output_of(*command: str) -> str:
-    if not shutil.which(command[0]):
-        return ""
+def _git(*arguments: str) -> str:
+    """The output of a git command; empty if it fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=True)
+    except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return done.stdout.strip()

@@ -1,4 +1,4 @@
-"""Keeps `report.html` and the run's events current while the driver works."""
+"""Keeps `report.html` and `events.jsonl` up to date during a run."""
 
 import contextlib
 import threading
@@ -17,27 +17,22 @@ from rayswift.report.page import View, render
 from rayswift.rollout.completions import newest, newest_evaluated
 from rayswift.run import events
 from rayswift.run.accounting import read_accounting, read_evaluation, write_accounting
-from rayswift.run.checkpoint import Saved
+from rayswift.run.checkpoint import Checkpoint
 from rayswift.run.folder import METRICS, REPORT
 
 _EVERY_S = (4.0, 30.0)
 _NUM_SAMPLES = 8
-_SHARE_OF_TIME = 0.005  # of a core; where a page costs more, it is written less often, within the limits above
+_SHARE_OF_TIME = 0.005  # of a core: an expensive page is written less often, within the limits above
 
 
 class LiveReport:
-    """While its block runs, `report.html` follows the run, in a thread; when the block ends it says how.
+    """A thread that writes `report.html` while its block runs, and records how the block ended.
 
-    Each version replaces the one before whole, so that a page is there whenever the driver is killed.
-
-    Args:
-        run_dir: The run folder.
-        config: As resolved.
-        local: Whether Ray is started for this run.
-        continued: The checkpoint that the launch continues.
+    Each page replaces the last one atomically. local: Ray is started for this run; continued: the checkpoint that the
+    launch continues.
     """
 
-    def __init__(self, run_dir: Path, config: TrainingConfig, local: bool, continued: Saved | None):
+    def __init__(self, run_dir: Path, config: TrainingConfig, local: bool, continued: Checkpoint | None):
         self._run_dir, self._config, self._local = run_dir, config, local
         self._continued = continued
         self._metrics = MetricsFile(run_dir / METRICS)
@@ -66,7 +61,7 @@ class LiveReport:
         self._stack.close()
 
     def _end(self, state: events.State, text: str) -> None:
-        """Record how the run ended; whoever comes first says it."""
+        """Record how the run ended; only the first call counts."""
         if not self._ending.acquire(timeout=1):
             return
         try:
@@ -77,13 +72,13 @@ class LiveReport:
             self._metrics.read()
             events.record(self._run_dir, "end", state=state, text=text, step=self._metrics.step)
             self.write(state, text)
-        except Exception as problem:  # a full disk, say, must not hide how the run ended
+        except Exception as problem:  # e.g. a full disk must not hide how the run ended
             logger.warning("report.html could not be written: %s: %s", type(problem).__name__, problem)
         finally:
             self._ending.release()
 
     def write(self, state: events.State, error: str = "") -> None:
-        """Write the page as things stand now."""
+        """Write the page of the current state."""
         self._metrics.read()
         view = View(
             name=self._config.train.output_dir,
@@ -118,7 +113,7 @@ class LiveReport:
                 with contextlib.suppress(OSError):
                     self.write("running")
                 wait_s = min(max(_EVERY_S[0], (time.thread_time() - began) / _SHARE_OF_TIME), _EVERY_S[1])
-        except Exception:  # a page must not end a run
+        except Exception:  # an error of the page must not end the run
             logger.warning("report.html is no longer updated:\n%s", traceback.format_exc())
 
 

@@ -1,18 +1,19 @@
-"""All that is known of a run -> one HTML page that needs nothing outside itself; pure."""
+"""The state of a run -> one HTML page without external resources, from the template `page.html`; pure."""
 
-import html
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from rayswift.config.load import to_yaml
 from rayswift.config.schema import TrainingConfig
 from rayswift.data.sources import parse_source
-from rayswift.report.advice import Advice, advise, verdict
+from rayswift.report.advice import advise, verdict
 from rayswift.report.charts import Chart, draw, show
 from rayswift.report.curves import Curve
 from rayswift.run.events import Event, State, starts
@@ -54,7 +55,7 @@ CHARTS = (
     Chart("Workers", {"training": "workers"}, from_zero=True, varying=True),
     Chart("Memory of the largest worker", {"host": "host_memory_gib", "GPU": "gpu_memory_gib"}, "GiB", from_zero=True),
 )
-# Summaries that HF logs at the end, and what the charts above are drawn over.
+# Metrics without a chart: the x axis, and summaries that HF logs at the end.
 _NOT_DRAWN = {"epoch", "total_flos", "train_loss"} | {
     f"{prefix}_{name}" for prefix in ("train", "eval") for name in ("runtime", "samples_per_second", "steps_per_second")
 }
@@ -65,9 +66,8 @@ _SECRET = r"hub_token|password|secret|api_key|access_key"
 
 @dataclass(frozen=True)
 class View:
-    """What the page shows.
+    """What the page shows. updated_s: now, since the epoch; step: the last logged one; counts: raw rows by outcome;
 
-    state: how the launch stands; updated_s: now, since the epoch; step: the last logged; counts: raw rows by outcome;
     local: Ray was started for this run; error: why it failed; samples, eval_samples: rows of `rollout.completions`.
     """
 
@@ -88,48 +88,52 @@ class View:
 
 
 def render(view: View) -> str:
-    """The page."""
+    config, curves = view.config, view.curves
     restarts = [start.step for start in starts(view.events)[1:] if start.workers is not None]
-    charts = "".join(draw(chart, view.curves, restarts) for chart in (*CHARTS, *_more_charts(view.curves)))
-    body = [
-        _header(view),
-        _section("Error", f"<pre>{_escape(view.error)}</pre>", "error") if view.error else "",
-        _advice(
-            advise(view.config, view.curves, view.counts, view.events, view.local), verdict(view.config, view.curves)
-        ),
-        f'<section class="charts">{charts}</section>' if charts else "",
-        _section("Completions", _samples(view.samples)),
-        _section("Evaluated completions", _samples(view.eval_samples, is_evaluation=True)),
-        _section("Rows", _rows(view.counts, "over all epochs")),
-        _section("Evaluation rows", _rows(view.eval_counts, "once")) if view.eval_counts else "",
-        _section("Starts", _starts(view.events)),
-        _section("Environment", _facts(view.environment)),
-        f"<section><details><summary>Resolved config</summary><pre>{_config(view.config)}</pre></details></section>",
-    ]
-    return (
-        f'<!doctype html>\n<html lang="en" data-state="{view.state}" data-updated="{view.updated_s:.0f}">\n<head>'
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><title>{_escape(view.name)} · {view.state}</title>'
-        f"<style>{_asset('page.css')}</style></head>\n<body><main>{''.join(body)}</main>\n"
-        f"<script>{_asset('page.js')}</script></body>\n</html>\n"
+    epoch = curves["epoch"].last if "epoch" in curves else None
+    by_steps = config.train.max_steps > 0
+    wanted = config.train.max_steps if by_steps else config.train.num_train_epochs
+    launched = [event.time_s for event in view.events if event.kind == "launch"]
+    last = {name: show(curve.last) for name, curve in curves.items() if curve.last is not None}
+    sources = ", ".join(parse_source(each).written for each in config.data.dataset)
+    return _template().render(
+        view=view,
+        what=f"{config.model.path}, {config.model.tuner}, {sources}",
+        done=min(1.0, (view.step if by_steps else epoch or 0.0) / wanted),
+        tiles=[
+            ("step", f"{view.step:,}" + (f" of {wanted:,}" if by_steps else "")),
+            ("epoch", show(epoch) + ("" if by_steps else f" of {wanted:g}") if epoch is not None else ""),
+            ("reward", last.get("reward")),
+            ("loss", last.get("loss")),
+            ("evaluation loss", last.get("eval_loss")),
+            ("tokens / s", last.get("tokens_per_s")),
+            ("time of this launch", duration(view.updated_s - launched[-1]) if launched else ""),
+        ],
+        advice=advise(config, curves, view.counts, view.events, view.local),
+        verdict=verdict(config, curves),
+        charts="".join(draw(chart, curves, restarts) for chart in (*CHARTS, *_more_charts(curves))),
+        starts=starts(view.events),
+        config=to_yaml(config),
     )
 
 
 @cache
-def _asset(name: str) -> str:
-    return Path(__file__).with_name(name).read_text(encoding="utf-8")
-
-
-def _escape(text: object) -> str:
-    return html.escape(str(text))
+def _template() -> jinja2.Template:
+    here = Path(__file__).parent
+    page = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(here), autoescape=True, trim_blocks=True, keep_trailing_newline=True
+    )
+    page.filters |= {"show": show, "excerpt": _excerpt, "rewards": _rewards, "without_secrets": without_secrets}
+    page.filters["utc"] = lambda time_s, form: time.strftime(form, time.gmtime(time_s))
+    assets = {name: (here / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
+    return page.get_template("page.html", globals=assets)
 
 
 def _more_charts(curves: Mapping[str, Curve]) -> list[Chart]:
-    """A chart for each metric that has none above; an evaluation metric beside its training twin."""
+    """A chart for each metric without one in `CHARTS`; training and evaluation share a chart."""
     known = {key for chart in CHARTS for key in chart.lines.values()}
-    names = [name for name in curves if name not in known | _NOT_DRAWN]
     pairs: dict[str, dict[str, str]] = {}
-    for name in names:
+    for name in [name for name in curves if name not in known | _NOT_DRAWN]:
         side = "evaluation" if name.startswith("eval_") else "training"
         pairs.setdefault(name.removeprefix("eval_"), {})[side] = name
     return [
@@ -138,126 +142,20 @@ def _more_charts(curves: Mapping[str, Curve]) -> list[Chart]:
     ]
 
 
-def _samples(samples: list[dict[str, Any]], is_evaluation: bool = False) -> str:
-    """Completions of the newest round, or of the newest evaluation."""
-    if not samples:
-        return ""
-    what = f"{'Evaluated behind' if is_evaluation else 'Of'} round {samples[0]['round']:,}"
-    lines = []
-    for row in samples:
-        rewards = [(name.removeprefix("reward_"), value) for name, value in row.items() if name.startswith("reward_")]
-        parts = "".join(f"<br>{_escape(name)} {show(value)}" for name, value in rewards if len(rewards) > 1)
-        cut = ", cut off" if row["finish"] == "length" else ""
-        if row.get("num_turns"):
-            cut = f" in {row['num_turns']} turns, {row['num_calls']} calls{cut}"
-        cut += f", {_escape(row['outcome'])}" if is_evaluation else ""
-        lines.append(
-            f'<tr><td class="n"><b>{show(row["reward"])}</b>{parts}</td><td><pre>{_excerpt(row["prompt"])}</pre></td>'
-            f"<td><pre>{_excerpt(row['completion'])}</pre>{row['num_tokens']:,} tokens{cut}</td></tr>"
-        )
-    head = '<tr><th class="n">reward</th><th>prompt</th><th>completion</th></tr>'
-    return (
-        f'<p class="what">{what}, from the best to the worst; all are in completions/.</p>'
-        f'<div class="wide"><table>{head}{"".join(lines)}</table></div>'
-    )
+def _rewards(row: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """The single rewards of a completion, if there are several."""
+    found = [(name.removeprefix("reward_"), value) for name, value in row.items() if name.startswith("reward_")]
+    return found if len(found) > 1 else []
 
 
 def _excerpt(text: str) -> str:
-    """The ends of a long text."""
+    """A text, or the beginning and end of a long one."""
     half = _SAMPLE_CHARS // 2
-    return _escape(text if len(text) <= _SAMPLE_CHARS else f"{text[:half]} [...] {text[-half:]}")
-
-
-def _section(title: str, content: str, kind: str = "") -> str:
-    return f'<section class="{kind}"><h2>{title}</h2>{content}</section>' if content else ""
-
-
-def _header(view: View) -> str:
-    config, curves = view.config, view.curves
-    epoch = curves["epoch"].last if "epoch" in curves else None
-    by_steps = config.train.max_steps > 0
-    wanted = config.train.max_steps if by_steps else config.train.num_train_epochs
-    done = min(1.0, (view.step if by_steps else epoch or 0.0) / wanted)
-    launched = [event.time_s for event in view.events if event.kind == "launch"]
-    tiles = [
-        ("step", f"{view.step:,}" + (f" of {wanted:,}" if by_steps else "")),
-        ("epoch", show(epoch) + ("" if by_steps else f" of {wanted:g}") if epoch is not None else ""),
-        ("reward", _of(curves, "reward")),
-        ("loss", _of(curves, "loss")),
-        ("evaluation loss", _of(curves, "eval_loss")),
-        ("tokens / s", _of(curves, "tokens_per_s")),
-        ("time of this launch", duration(view.updated_s - launched[-1]) if launched else ""),
-    ]
-    shown = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in tiles if value)
-    sources = ", ".join(parse_source(each).written for each in config.data.dataset)
-    what = f"{_escape(config.model.path)}, {config.model.tuner}, {_escape(sources)}"
-    return (
-        f'<header><div class="title"><h1>{_escape(view.name)}</h1><span class="state">{view.state}</span></div>'
-        f'<p class="what">{what}</p>'
-        f'<div class="progress" role="progressbar" aria-valuenow="{100 * done:.0f}" aria-label="progress">'
-        f'<i style="width:{100 * done:.1f}%"></i></div>'
-        f'<dl class="tiles">{shown}</dl>'
-        f'<p class="updated">Written {_moment(view.updated_s)}<span id="silent"></span></p></header>'
-    )
-
-
-def _of(curves: Mapping[str, Curve], name: str) -> str:
-    last = curves[name].last if name in curves else None
-    return "" if last is None else show(last)
-
-
-def _advice(found: Iterable[Advice], otherwise: str) -> str:
-    lines = [f'<li class="{"bad" if advice.bad else "slow"}">{_escape(advice.text)}</li>' for advice in found]
-    return f'<section><ul class="advice">{"".join(lines) or f"<li>{otherwise}</li>"}</ul></section>'
-
-
-def _rows(counts: Mapping[str, int], seen_when: str) -> str:
-    seen = sum(counts.values())
-    if not seen:
-        return '<p class="none">None is accounted for yet.</p>'
-    lines = []
-    for outcome, count in sorted(counts.items(), key=lambda item: -item[1]):
-        kind = outcome.split(":")[0].split(",")[0]
-        share = f'<i class="{_escape(kind)}" style="width:{100 * count / seen:.2f}%"></i>'
-        lines.append(
-            f'<tr><td>{_escape(outcome)}</td><td class="n">{count:,}</td><td class="n">{show(count / seen, "%")}</td>'
-            f'<td class="share">{share}</td></tr>'
-        )
-    total = f'<tr class="total"><td>rows seen, {seen_when}</td><td class="n">{seen:,}</td><td></td><td></td></tr>'
-    head = '<tr><th>outcome</th><th class="n">rows</th><th class="n">share</th><th></th></tr>'
-    return f'<div class="wide"><table>{head}{"".join(lines)}{total}</table></div>'
-
-
-def _starts(events: list[Event]) -> str:
-    lines = [
-        f'<tr><td class="t">{_moment(start.time_s)}</td><td class="n">{start.step:,}</td>'
-        f'<td class="n">{"none" if start.workers is None else start.workers}</td><td>{_escape(start.why)}</td>'
-        f"<td>{_escape(start.ended)}</td></tr>"
-        for start in starts(events)
-    ]
-    if not lines:
-        return ""
-    head = '<tr><th>when</th><th class="n">at step</th><th class="n">workers</th><th>why</th><th>how it ended</th></tr>'
-    return f'<div class="wide"><table>{head}{"".join(lines)}</table></div>'
-
-
-def _facts(facts: Mapping[str, str]) -> str:
-    shown = {name: without_secrets(fact) for name, fact in facts.items()}
-    lines = "".join(f"<tr><th>{_escape(name)}</th><td>{_escape(fact)}</td></tr>" for name, fact in shown.items())
-    return f'<table class="facts">{lines}</table>' if lines else ""
-
-
-def _config(config: TrainingConfig) -> str:
-    return _escape(without_secrets(to_yaml(config)))
-
-
-def _moment(time_s: float) -> str:
-    iso = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time_s))
-    return f'<time datetime="{iso}">{time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(time_s))}</time>'
+    return text if len(text) <= _SAMPLE_CHARS else f"{text[:half]} [...] {text[-half:]}"
 
 
 def without_secrets(text: str) -> str:
-    """Values of `hub_token`, passwords and keys, on a command line or in YAML, replaced by stars."""
+    """Replace the values of `hub_token`, passwords and keys, of a command line or YAML, by stars."""
     return re.sub(rf"(?i)([\w.-]*(?:{_SECRET})\w*['\"]?(?:\s*[:=]\s*|\s+))(?!null\b)\S+", r"\1***", text)
 
 

@@ -1,6 +1,6 @@
-"""Which evaluation was the best and how long ago, from the log history that every checkpoint carries; pure.
+"""The best evaluation of a run, computed from the log history in each checkpoint; pure.
 
-Derived from the history anew each time, so early stopping and the best model survive a resume, with other settings too.
+So early stopping and the best model are correct after a resume, also with another metric.
 """
 
 import math
@@ -9,13 +9,13 @@ from typing import Any
 
 
 def evaluations(history: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[int, float]]:
-    """(step, value) of every evaluation that has the metric, `eval_` before its name or not."""
+    """(step, value) of every evaluation with the metric, named with or without `eval_`."""
     key = metric if metric.startswith("eval_") else f"eval_{metric}"
     return [(int(entry["step"]), float(entry[key])) for entry in history if key in entry]
 
 
 def best_of(values: Sequence[tuple[int, float]], greater_is_better: bool) -> tuple[int, float] | None:
-    """The first of the best; what is not a number is never best."""
+    """The first of the best values; NaN is never best."""
     numbers = [(step, value) for step, value in values if not math.isnan(value)]
     sign = -1 if greater_is_better else 1
     return min(numbers, key=lambda pair: sign * pair[1], default=None)

@@ -1,12 +1,12 @@
-"""Checkpoint folders: complete means that the manifest, written last, verifies; pure file work.
+"""Checkpoint folders. A checkpoint is complete if its manifest, which is written last, verifies.
 
-checkpoint-20/  model.safetensors, tokenizer, ...   loads in transformers and vLLM as it is
-                global_step20/, scheduler.pt, ...   optimizer, schedule, random states, of every rank
-                trainer_state.json, data_state.json what HF's Trainer and the data feed continue from
-                manifest.json                       every file above, its size and its checksum (XXH3)
-set_aside/      what held weights and was in the way of a run: halves of killed saves, damaged checkpoints
+checkpoint-20/  model.safetensors, tokenizer, ...   load in transformers and vLLM
+                global_step20/, scheduler.pt, ...   optimizer, schedule and random states of every rank
+                trainer_state.json, data_state.json state of HF's Trainer and of the data feed
+                manifest.json                       every file above with its size and checksum (XXH3)
+set_aside/      files with weights that a run could not use: halves of killed saves, damaged checkpoints
 
-Whole checkpoints are deleted by `retain` alone, for `train.save_total_limit`. All else that holds weights is set aside.
+Only `retain` deletes complete checkpoints, for `train.save_total_limit`. All other files with weights are set aside.
 """
 
 import json
@@ -34,7 +34,7 @@ _NUM_THREADS = 4
 
 
 @dataclass(frozen=True)
-class Saved:
+class Checkpoint:
     """A complete checkpoint."""
 
     path: Path
@@ -44,22 +44,19 @@ class Saved:
 
 
 class Damaged(Exception):
-    """A checkpoint that is not as it was saved, and in what; `sealed`: whether it was ever whole, by its manifest."""
+    """A checkpoint that is not complete, with the reason. was_complete: it has a manifest."""
 
-    def __init__(self, reason: str, sealed: bool):
+    def __init__(self, reason: str, was_complete: bool):
         super().__init__(reason)
-        self.sealed = sealed
+        self.was_complete = was_complete
 
 
-def seal(folder: Path, step: int, world_size: int, zero_stage: int, known: Mapping[str, str] | None = None) -> None:
-    """Write the manifest of a folder whose other files are all in place.
+def write_manifest(
+    folder: Path, step: int, world_size: int, zero_stage: int, known: Mapping[str, str] | None = None
+) -> None:
+    """Write the manifest of a checkpoint whose other files are all in place.
 
-    Args:
-        folder: The checkpoint.
-        step: Its step.
-        world_size: Ranks that saved it.
-        zero_stage: As they trained.
-        known: Checksums of files, as the ranks that wrote them took them; those of the others are taken here.
+    known: checksums that other ranks computed; the missing ones are computed here.
     """
     files = {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
     sums = dict(known or {})
@@ -71,14 +68,6 @@ def seal(folder: Path, step: int, world_size: int, zero_stage: int, known: Mappi
         file.flush()
         os.fsync(file.fileno())
     partial.replace(folder / MANIFEST)
-    _sync_folder(folder)
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST]
-
-
-def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -86,16 +75,14 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST]
+
+
 def checksums(folder: Path, names: Iterable[str], write_through: bool = False) -> dict[str, str]:
-    """XXH3 of files, several at a time.
+    """XXH3 of files, in parallel; raise OSError if one cannot be read.
 
-    Args:
-        folder: Where they lie.
-        names: Of the files.
-        write_through: Whether they must be on the disk, not in the system's memory alone, when this returns.
-
-    Raises:
-        OSError: one cannot be read.
+    write_through: first make sure that the files are on the disk (fsync).
     """
 
     def checksum(name: str) -> str:
@@ -114,60 +101,46 @@ def checksums(folder: Path, names: Iterable[str], write_through: bool = False) -
 
 
 def share_of(names: Iterable[str], rank: int, size: int) -> list[str]:
-    """The files that one of `size` ranks reads for all: those that bear its number, and its part of the others."""
-    found = []
-    for index, name in enumerate(sorted(names)):
-        numbers = _OF_RANK.search(name)
-        owner = int(numbers[1] or numbers[2]) if numbers else index
-        if owner % size == rank:
-            found.append(name)
-    return found
+    """The files that one of `size` ranks checks for all: those with its rank in their name, and a part of the rest."""
+    owners = ((name, _rank_in(name), index) for index, name in enumerate(sorted(names)))
+    return [name for name, owner, index in owners if (index if owner is None else owner) % size == rank]
 
 
 def written_by(folder: Path, rank: int) -> list[str]:
-    """The files of a checkpoint that this rank has just written: those that bear its number."""
-    names = (str(path.relative_to(folder)) for path in _files(folder))
-    found = ((name, _OF_RANK.search(name)) for name in names)
-    return [name for name, numbers in found if numbers and int(numbers[1] or numbers[2]) == rank]
+    """The files of a checkpoint with this rank in their name."""
+    return [name for path in _files(folder) if _rank_in(name := str(path.relative_to(folder))) == rank]
 
 
-def read(folder: Path) -> Saved:
-    """The checkpoint in a folder, every file of its manifest there with its size.
+def _rank_in(name: str) -> int | None:
+    numbers = _OF_RANK.search(name)
+    return int(numbers[1] or numbers[2]) if numbers else None
 
-    Raises:
-        Damaged: it is not.
-    """
+
+def read(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder; raise Damaged if a file of its manifest is missing or has another size."""
     manifest = read_manifest(folder)
     for name, size in manifest["files"].items():
         try:
             found = (folder / name).stat().st_size
         except OSError as error:
-            raise Damaged(f"{name} is missing", sealed=True) from error
+            raise Damaged(f"{name} is missing", was_complete=True) from error
         if found != size or not (folder / name).is_file():
-            raise Damaged(f"{name} has {found} bytes, it was saved with {size}", sealed=True)
-    return Saved(folder, int(manifest["step"]), int(manifest["world_size"]), int(manifest["zero_stage"]))
+            raise Damaged(f"{name} has {found} bytes, it was saved with {size}", was_complete=True)
+    return Checkpoint(folder, int(manifest["step"]), int(manifest["world_size"]), int(manifest["zero_stage"]))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, its shape checked.
-
-    Raises:
-        Damaged: there is none, or it is not one.
-    """
+    """The manifest of a checkpoint; raise Damaged if it is missing or invalid."""
     try:
         return parse_manifest((folder / MANIFEST).read_bytes())
     except FileNotFoundError as error:
-        raise Damaged(f"it has no {MANIFEST}: its save did not come to an end", sealed=False) from error
+        raise Damaged(f"it has no {MANIFEST}: its save did not come to an end", was_complete=False) from error
     except OSError as error:
-        raise Damaged(f"its {MANIFEST} cannot be read: {error.strerror}", sealed=True) from error
+        raise Damaged(f"its {MANIFEST} cannot be read: {error.strerror}", was_complete=True) from error
 
 
 def parse_manifest(content: bytes) -> dict[str, Any]:
-    """The manifest, its shape checked.
-
-    Raises:
-        Damaged: it is not one.
-    """
+    """The manifest; raise Damaged if it is invalid."""
     try:
         manifest: dict[str, Any] = json.loads(content)
         for key in ("step", "world_size", "zero_stage"):
@@ -176,12 +149,12 @@ def parse_manifest(content: bytes) -> dict[str, Any]:
             raise ValueError("sizes")
         dict(manifest.get("checksums", {}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"its {MANIFEST} is cut off or is not one", sealed=True) from error
+        raise Damaged(f"its {MANIFEST} is cut off or is not one", was_complete=True) from error
     return manifest
 
 
-def read_complete(folder: Path) -> Saved | None:
-    """The checkpoint in a folder, if every file of its manifest is there with its size."""
+def read_complete(folder: Path) -> Checkpoint | None:
+    """The checkpoint in a folder; None if it is not complete."""
     try:
         return read(folder)
     except Damaged:
@@ -189,15 +162,9 @@ def read_complete(folder: Path) -> Saved | None:
 
 
 def verify(folder: Path, share: tuple[int, int] = (0, 1), most_bytes: int | None = None) -> None:
-    """Compare files with their checksums; a manifest of before there were any holds none, and passes.
+    """Compare files with the checksums of the manifest (older ones have none); raise Damaged if one differs.
 
-    Args:
-        folder: A checkpoint.
-        share: (rank, size): the files of one of several ranks that read it together.
-        most_bytes: Larger files are left out.
-
-    Raises:
-        Damaged: one is not as it was saved.
+    share: (rank, size), for ranks that check a checkpoint together; most_bytes: skip larger files.
     """
     manifest = read_manifest(folder)
     sizes, sums = manifest["files"], manifest.get("checksums", {})
@@ -205,70 +172,60 @@ def verify(folder: Path, share: tuple[int, int] = (0, 1), most_bytes: int | None
     try:
         found = checksums(folder, share_of(names, *share))
     except OSError as error:
-        raise Damaged(f"{error.filename} cannot be read: {error.strerror}", sealed=True) from error
+        raise Damaged(f"{error.filename} cannot be read: {error.strerror}", was_complete=True) from error
     for name, checksum in found.items():
         if checksum != sums[name]:
-            raise Damaged(f"the content of {name} has changed since it was saved", sealed=True)
+            raise Damaged(f"the content of {name} has changed since it was saved", was_complete=True)
 
 
 def folders(run_dir: Path) -> list[Path]:
-    """Every `checkpoint-N`, complete or not, by its step; other names are not ours."""
+    """Every `checkpoint-N` folder, complete or not, in the order of steps."""
     found = (path for path in run_dir.glob("checkpoint-*") if is_name(path.name) and path.is_dir())
     return sorted(found, key=step_of)
 
 
 def step_of(folder: Path) -> int:
-    """The step in the name of a `checkpoint-N`."""
     return int(folder.name.rpartition("-")[2])
 
 
-def find_all(run_dir: Path) -> list[Saved]:
-    """Complete checkpoints of a run, oldest first."""
+def find_all(run_dir: Path) -> list[Checkpoint]:
+    """The complete checkpoints of a run, oldest first."""
     found = (read_complete(path) for path in folders(run_dir))
     return sorted((saved for saved in found if saved), key=lambda saved: saved.step)
 
 
-def newest(run_dir: Path) -> Saved | None:
-    """The newest complete checkpoint of a run."""
+def newest(run_dir: Path) -> Checkpoint | None:
     found = find_all(run_dir)
     return found[-1] if found else None
 
 
 def discard(folder: Path) -> None:
-    """Remove a checkpoint; its manifest goes first, so that no half of it ever counts as complete."""
+    """Delete a checkpoint; the manifest goes first, so that a partly deleted one is not complete."""
     (folder / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_name(name: str) -> bool:
-    """Whether a folder of this name is a run's checkpoint."""
     return _NAME.fullmatch(name) is not None
 
 
 def is_weights(name: str) -> bool:
-    """Whether a file of this name may be weights, or states of an optimizer."""
+    """Whether the file may hold weights or optimizer states, by its name."""
     return Path(name).suffix in _WEIGHTS
 
 
-def holds_weights(path: Path) -> bool:
-    """Whether a file, or any file in a folder, may be weights; a link to a folder may."""
+def _holds_weights(path: Path) -> bool:
+    """Whether a file, or a file in a folder, may hold weights; a link to a folder counts as weights."""
     if path.is_dir():
         return path.is_symlink() or any(is_weights(each.name) for each in path.rglob("*"))
     return is_weights(path.name)
 
 
 def set_aside(path: Path, why: str) -> Path | None:
-    """Take a file or a folder out of a run's way: moved to `set_aside/` and named if it holds weights, else deleted.
-
-    Returns:
-        Where it is now, or None.
-
-    Raises:
-        UserError: it cannot be moved.
-    """
+    """Move a file or folder that may hold weights to `set_aside/`, log that, and return the new path; delete others."""
     if not os.path.lexists(path):
         return None
-    if not holds_weights(path):
+    if not _holds_weights(path):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -287,20 +244,17 @@ def set_aside(path: Path, why: str) -> Path | None:
 
 
 def clear_way(run_dir: Path, step: int | None, damaged: Mapping[Path, Damaged]) -> None:
-    """Set aside every checkpoint behind `step`, the one that is continued, for the run is going to save there.
+    """Set aside every checkpoint after `step`, which the run continues: it will save new ones there.
 
-    Args:
-        run_dir: The run folder.
-        step: None: nothing of this folder is continued.
-        damaged: What is known of them.
+    step: None sets all aside.
     """
     for folder in folders(run_dir):
         if step is None or step_of(folder) > step:
-            set_aside(folder, str(damaged.get(folder, "it is behind the one that is continued")))
+            set_aside(folder, str(damaged.get(folder, "it is newer than the one that is continued")))
 
 
 def retain(run_dir: Path, limit: int | None, best_step: int | None) -> None:
-    """Keep the newest `limit` checkpoints, and the best beside them."""
+    """Delete all checkpoints but the newest `limit` and the best."""
     if limit is None:
         return
     for saved in find_all(run_dir)[:-limit]:
@@ -309,19 +263,14 @@ def retain(run_dir: Path, limit: int | None, best_step: int | None) -> None:
 
 
 def model_folder(path: Path) -> Path:
-    """The model that a path names: a run folder's result, or the folder itself.
-
-    Raises:
-        UserError: a run folder without a complete checkpoint, or no model at all.
-    """
+    """The path itself if it is a model folder, or the result of a run folder; raise UserError if there is no model."""
     if not path.is_dir():
         raise UserError(f"no folder {path}; give a run folder, a checkpoint or a model folder")
     if any((path / name).exists() for name in ("config.json", "adapter_config.json")):
         return path
     result = path / "result.json"
     if result.exists():
-        chosen = Path(json.loads(result.read_text(encoding="utf-8"))["model"])
-        chosen = path / chosen.name
+        chosen = path / Path(json.loads(result.read_text(encoding="utf-8"))["model"]).name
         if read_complete(chosen):
             return chosen
     saved = newest(path)

@@ -1,4 +1,4 @@
-"""Whether a run may be continued: nothing that changes its steps may differ from what it began with."""
+"""Whether a run may be continued with a config: a field that changes its steps must not differ."""
 
 import ast
 import contextlib
@@ -15,90 +15,36 @@ from rayswift.log import UserError, logger
 from rayswift.run.fingerprint import read_sources
 from rayswift.run.folder import FINGERPRINT, Resume
 
-# What may differ when a run is continued, because it changes no step; all else, new fields too, must be as it was.
-# Callbacks are the user's own affair.
-_FREE = frozenset(
-    (
-        "cluster.address",
-        "cluster.device",
-        "cluster.max_failures",
-        "cluster.num_data_cpus",
-        "cluster.num_workers",
-        "cluster.scratch_dir",
-        "cluster.storage_timeout_s",
-        "cluster.threads_per_worker",
-        "cluster.timeout_s",
-        "cluster.wait_for_nodes_s",
-        "data.eval",
-        "data.max_bad_fraction",
-        "rollout.canary_steps",
-        "rollout.engine_resources",
-        "rollout.engine_threads",
-        "rollout.gpu_memory_utilization",
-        "rollout.max_failed_fraction",
-        "rollout.max_logprob_drift",
-        "rollout.max_num_seqs",
-        "rollout.num_engines",
-        "rollout.eval",
-        "rollout.num_generations_eval",
-        "rollout.reward_timeout_s",
-        "rollout.reward_workers",
-        "rollout.teacher_server",
-        "rollout.tool_threads",
-        "rollout.tool_timeout_s",
-        "rollout.tool_workers",
-        "train.early_stopping_patience",
-        "train.eval_on_start",
-        "train.eval_steps",
-        "train.eval_strategy",
-        "train.gradient_accumulation_steps",
-        "train.greater_is_better",
-        "train.load_best_model_at_end",
-        "train.logging_steps",
-        "train.metric_for_best_model",
-        "train.output_dir",
-        "train.per_device_eval_batch_size",
-        "train.per_device_train_batch_size",
-        "train.callbacks",
-        "train.debug",
-        "train.eval_delay",
-        "train.eval_do_concat_batches",
-        "train.eval_use_gather_object",
-        "train.hub_always_push",
-        "train.hub_model_id",
-        "train.hub_private_repo",
-        "train.hub_revision",
-        "train.hub_strategy",
-        "train.hub_token",
-        "train.include_num_input_tokens_seen",
-        "train.log_level",
-        "train.log_level_replica",
-        "train.log_on_each_node",
-        "train.logging_first_step",
-        "train.metrics",
-        "train.project",
-        "train.push_to_hub",
-        "train.report_to",
-        "train.resume",
-        "train.run_name",
-        "train.save_only_model",
-        "train.save_steps",
-        "train.save_strategy",
-        "train.save_total_limit",
-        "train.skip_memory_metrics",
-        "train.torch_empty_cache_steps",
-        "train.trackio_bucket_id",
-        "train.trackio_space_id",
-        "train.trackio_static_space_id",
-    )
-)
+# Fields that may differ when a run is continued, because they change no step. All others must be equal, also new ones.
+# Callbacks are the user's own responsibility.
+_FREE_NAMES = {
+    "cluster": """
+        address device max_failures num_data_cpus num_workers scratch_dir storage_timeout_s threads_per_worker
+        timeout_s wait_for_nodes_s
+    """,
+    "data": "eval max_bad_fraction",
+    "rollout": """
+        canary_steps engine_resources engine_threads gpu_memory_utilization max_failed_fraction max_logprob_drift
+        max_num_seqs num_engines eval num_generations_eval reward_timeout_s reward_workers
+        teacher_server tool_threads tool_timeout_s tool_workers
+    """,
+    "train": """
+        callbacks debug early_stopping_patience eval_delay eval_do_concat_batches eval_on_start eval_steps
+        eval_strategy eval_use_gather_object gradient_accumulation_steps greater_is_better hub_always_push
+        hub_model_id hub_private_repo hub_revision hub_strategy hub_token include_num_input_tokens_seen
+        load_best_model_at_end log_level log_level_replica log_on_each_node logging_first_step logging_steps
+        metric_for_best_model metrics output_dir per_device_eval_batch_size per_device_train_batch_size project
+        push_to_hub report_to resume run_name save_only_model save_steps save_strategy save_total_limit
+        skip_memory_metrics torch_empty_cache_steps trackio_bucket_id trackio_space_id trackio_static_space_id
+    """,
+}
+_FREE = frozenset(f"{section}.{name}" for section, names in _FREE_NAMES.items() for name in names.split())
 
 
 def check_unchanged(resume: Resume, config: TrainingConfig, found: dict[str, Any]) -> None:
-    """Refuse to continue with anything that would change a step; other differences are logged.
+    """Raise UserError with a line (field, saved value, new value) for each difference that changes a step.
 
-    Raises:
-        UserError: a line for each difference: field, saved value, value now.
+    Other differences are logged.
     """
     lines = []
     changed = differences(config, resume.config)
@@ -116,23 +62,22 @@ def check_unchanged(resume: Resume, config: TrainingConfig, found: dict[str, Any
     lines += _changed_rows(resume, config)
     if lines:
         raise UserError(
-            f"{resume.saved.path} cannot be continued with what changes its steps:\n"
+            f"{resume.saved.path} cannot be continued with other values of fields that change its steps:\n"
             + "\n".join(lines)
-            + "\n  set these back, or begin a new run with another --train.output_dir"
+            + "\n  set them back, or begin a new run with another --train.output_dir"
             + (_HOW_TO_GO_ON.format(resume.saved.path) if changed.keys() & _LENGTH and not goes_on else "")
         )
 
 
-# What a run's length is given by.
 _LENGTH = frozenset(("train.num_train_epochs", "train.max_steps"))
 _HOW_TO_GO_ON = (
-    " and --model {}, which trains the weights further under a schedule of its own (a constant one has no end, and "
-    "could be gone on with)"
+    " and --model {}, which trains the weights further under a new schedule (only a run with a constant schedule can "
+    "become longer)"
 )
 
 
 def _may_go_on(config: TrainingConfig, saved: dict[str, Any]) -> bool:
-    """Whether no step depends on how many follow, so that a run may become longer or shorter."""
+    """Whether the schedule does not depend on the run's length, so that the run may become longer or shorter."""
     train, was = config.train, saved.get("train", {})
     has_share = train.lr_scheduler_type == "constant_with_warmup" and 0 < train.warmup_steps < 1
     is_constant = train.lr_scheduler_type in ("constant", "constant_with_warmup") and not has_share
@@ -141,16 +86,16 @@ def _may_go_on(config: TrainingConfig, saved: dict[str, Any]) -> bool:
 
 
 def _changed_rows(resume: Resume, config: TrainingConfig) -> list[str]:
-    """A line for each file of rows that is another one than at the first launch; only files touched since are read."""
+    """A line for each source file whose content changed since the first launch; only files with a new time are read."""
     was = read_sources(resume.saved.path.parent)
     if config.data.cache or not was or len(was) != len(config.data.dataset):
-        return []  # nothing was noted, or the sources are others by their names: said above
+        return []  # no hashes, or other sources, which is a difference of the field data.dataset
     now = contents(config.data.dataset, by_stamp(was))
     return [f"  data.dataset: {line}" for pair in zip(was, now, strict=True) for line in source_differences(*pair)]
 
 
 def differences(config: TrainingConfig, saved: dict[str, Any]) -> dict[str, str]:
-    """Every field that differs from a saved config, with both values; what a config leaves out has its default."""
+    """Each field that differs from a saved config -> a line with both values; missing fields have their defaults."""
     now, found = config.model_dump(mode="json"), {}
     for section, fields in now.items():
         was_fields = saved.get(section, {})
@@ -163,7 +108,7 @@ def differences(config: TrainingConfig, saved: dict[str, Any]) -> dict[str, str]
 
 
 def _defaults(section: type[Section], task: str) -> dict[str, Any]:
-    """Defaults of a section's fields, TRL's included where they are plain values."""
+    """Defaults of a section's fields, with those of TRL that are literals."""
     found: dict[str, Any] = {}
     for name, trl_field in trl_fields.read_fields(task).items() if issubclass(section, TrainConfig) else ():
         with contextlib.suppress(ValueError, SyntaxError):

@@ -1,7 +1,7 @@
-"""`events.jsonl`: when a run was launched, when its workers started and died, how it ended.
+"""`events.jsonl`: each launch, start of the workers, failure and end of a run.
 
-A launch without an `end` line behind it was killed. Lines come from the driver (`launch`, `end`), from rank 0 (`start`)
-and from Ray Train's controller (`failure`), each in one small append.
+A launch without an `end` was killed. The driver writes `launch` and `end`, rank 0 `start`, and Ray Train's controller
+`failure`, each as one small append.
 """
 
 import json
@@ -17,10 +17,9 @@ State = Literal["running", "finished", "failed", "interrupted", "killed"]
 
 @dataclass(frozen=True)
 class Event:
-    """One line. time_s: since the epoch; step: steps done before it; workers: data-parallel size; text: see `kind`.
+    """One line. time_s: since the epoch; step: steps done before it; workers: data-parallel size.
 
-    kind: launch (text: the checkpoint it continues), start (of a worker group), failure (text: the error), end (text:
-    the error, if there was one).
+    text: for a launch the checkpoint that it continues, for a failure or an end the error.
     """
 
     kind: Literal["launch", "start", "failure", "end"]
@@ -43,7 +42,7 @@ class Start:
 
 
 def record(run_dir: Path, kind: str, **facts: Any) -> None:
-    """Append an event that happens now; `facts` are the fields of `Event`."""
+    """Append an event with the current time; `facts` are fields of `Event`."""
     line = json.dumps({"kind": kind, "time_s": time.time(), **facts}, ensure_ascii=False)
     path = run_dir / EVENTS
     whole = not path.exists() or path.stat().st_size == 0 or path.read_bytes()[-1:] == b"\n"
@@ -52,7 +51,7 @@ def record(run_dir: Path, kind: str, **facts: Any) -> None:
 
 
 def read(run_dir: Path) -> list[Event]:
-    """All events, oldest first; a line that a kill cut off is left out."""
+    """All events, oldest first, without lines that a kill cut off."""
     path = run_dir / EVENTS
     events = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
@@ -64,7 +63,7 @@ def read(run_dir: Path) -> list[Event]:
 
 
 def starts(events: list[Event]) -> list[Start]:
-    """Every start of the workers, and every launch that got to none."""
+    """Every start of the workers, and every launch that ended before one."""
     found: list[Start] = []
     launch: Event | None = None
     before: Event | None = None  # the start before, in the same launch
@@ -86,7 +85,7 @@ def starts(events: list[Event]) -> list[Start]:
 
 
 def state(events: list[Event]) -> State:
-    """How the run's last launch stands, as far as it could say."""
+    """The recorded state of the last launch; a killed one stays `running`."""
     last = events[-1] if events else None
     return last.state or "running" if last and last.kind == "end" else "running"
 

@@ -1,4 +1,4 @@
-"""What a run is made from beside its config: the content of model, tokenizer, rows and the user's own code."""
+"""Hashes of what a run is made from besides its config: model, tokenizer, rows and the user's own code."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from rayswift.log import UserError, logger
 
 
 def fingerprint(config: TrainingConfig, tokenizer_hash: str, num_rows: int, own_code: str) -> dict[str, Any]:
-    """What a continued run must find unchanged beside its config: model, tokenizer, data, the user's own code."""
+    """What must be unchanged when a run is continued, besides its config."""
     found = {"model": _model_hash(config), "tokenizer": tokenizer_hash, "rows": num_rows}
     if sample := _weights_sample(config):
         found["weights"] = sample
@@ -32,7 +32,7 @@ def _model_hash(config: TrainingConfig) -> str:
 
 
 def initial_recipe(config: TrainingConfig) -> str | None:
-    """What the initial weights are made from, where that is known before the rows are; None: they depend on rows."""
+    """A hash of what the initial weights are made from; None if they also depend on rows."""
     if looks_at_rows(config.model):
         return None
     parts = [config.model.model_dump(mode="json"), _model_hash(config), config.train.seed, config.train.task]
@@ -43,11 +43,12 @@ _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
 
 
 def _weights_sample(config: TrainingConfig) -> str:
-    """A hash over samples of all weights in local folders: whole, they would take as long to read as to load."""
+    """A hash over samples of all weights in local folders; reading all bytes would take as long as loading them."""
     model = config.model
     reference = [config.model.reference] if isinstance(config, RlhfConfig) and config.model.reference else []
+    folders = [Path(name) for name in (model.path, *model.adapters, *reference)]
+    files = [f for folder in folders for f in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])]
     digest = hashlib.sha256()
-    files = [file for name in (model.path, *model.adapters, *reference) for file in _weights_of(Path(name))]
     for file in files:
         size = file.stat().st_size
         digest.update(f"{file.name} {size}\n".encode())
@@ -58,22 +59,13 @@ def _weights_sample(config: TrainingConfig) -> str:
     return digest.hexdigest()[:16] if files else ""
 
 
-def _weights_of(folder: Path) -> list[Path]:
-    return sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]) if folder.is_dir() else []
-
-
-# ---- the rows ----
-
 SOURCES = "sources.json"
 
 
 def record_sources(data: DataConfig, run_dir: Path, known: tuple[SourceContent, ...]) -> threading.Thread | None:
-    """Note what the sources hold, in a thread: reading terabytes must not keep a run from starting.
+    """Write the hashes of all source files to `sources.json`, in a thread: a run does not wait for terabytes.
 
-    Args:
-        data: Which sources; with `data.cache` the cache says what it was made from.
-        run_dir: Where `sources.json` is written once all is read.
-        known: What was read before.
+    known: hashes of an earlier launch, reused for files that have not changed. With `data.cache` it does nothing.
     """
     if data.cache:
         return None
@@ -93,7 +85,7 @@ def record_sources(data: DataConfig, run_dir: Path, known: tuple[SourceContent, 
 
 
 def read_sources(run_dir: Path) -> tuple[SourceContent, ...]:
-    """What `record_sources` noted; empty: nothing yet, or by a version that did not."""
+    """The content of `sources.json`; empty if it is missing or unreadable."""
     try:
         noted = json.loads((run_dir / SOURCES).read_text(encoding="utf-8"))
         return tuple(

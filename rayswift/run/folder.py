@@ -1,4 +1,4 @@
-"""The run folder: what is in it before a launch, whether it may be continued, and its record of a run."""
+"""The run folder: names of its files, what a launch continues or clears, and the record that it writes."""
 
 import json
 from collections.abc import Mapping
@@ -29,9 +29,9 @@ FINGERPRINT = "fingerprint.json"
 RESULT = "result.json"
 TRAINER_STATE = "trainer_state.json"
 INITIAL = "init"
-RECIPE = "recipe.txt"  # beside initial weights: what they were made from
+RECIPE = "recipe.txt"  # in the folder of initial weights: a hash of what they were made from
 _MOST_BYTES_CHECKED = 16 << 20
-# What a launch writes beside checkpoints; a new run clears it where the fingerprint says that a run wrote it.
+# Files of a launch besides checkpoints; a new run clears them in a folder that has a fingerprint.
 _OWN = (
     CONFIG,
     METRICS,
@@ -54,9 +54,9 @@ _OWN = (
 
 @dataclass(frozen=True)
 class Resume:
-    """The checkpoint a launch continues; `history`: the log entries up to it; `ledger`: as it was written."""
+    """The checkpoint that a launch continues, its log history, and the ledger of prompts as it was written."""
 
-    saved: checkpoint.Saved
+    saved: checkpoint.Checkpoint
     position: Position
     epochs: float
     config: dict[str, Any]
@@ -64,7 +64,7 @@ class Resume:
     ledger: dict[str, Any] | None = None
 
     def is_end_of(self, train: TrainConfig) -> bool:
-        """Whether nothing is left to train, early stopping included."""
+        """Whether nothing is left to train, also by early stopping."""
         if train.early_stopping_patience:
             values = evaluations(self.history, train.metric_for_best_model)
             if num_without_improvement(values, bool(train.greater_is_better)) >= train.early_stopping_patience:
@@ -73,26 +73,11 @@ class Resume:
             return self.saved.step >= train.max_steps
         return self.epochs >= train.num_train_epochs - 1e-9
 
-    @property
-    def window_rows(self) -> int:
-        """The rows of a window that its first launch decided on."""
-        return int(self.config["data"]["window_rows"])
-
-    @property
-    def zero_stage(self) -> int:
-        """The stage its optimizer states were cut for."""
-        return self.saved.zero_stage
-
 
 def open_run(config: TrainingConfig, run_dir: Path) -> Resume | None:
-    """Make the run folder usable, and find what to continue.
+    """Prepare the run folder (`train.output_dir`, or its scratch folder), and return what to continue.
 
-    Args:
-        config: As loaded.
-        run_dir: `train.output_dir`, or the scratch folder if that is a URL.
-
-    Raises:
-        UserError: it cannot be written, holds a run that was not to be continued, or the checkpoint is not complete.
+    Raise UserError if it cannot be written, or holds a run that must not or cannot be continued.
     """
     resume = config.train.resume
     try:
@@ -105,10 +90,7 @@ def open_run(config: TrainingConfig, run_dir: Path) -> Resume | None:
     check_ownership({p.name for p in run_dir.iterdir()}, (run_dir / FINGERPRINT).exists(), str(run_dir))
     saved = checkpoint.newest(run_dir)
     if resume == "never" and saved:
-        raise UserError(
-            f"train.output_dir = {str(run_dir)!r} holds {saved.path.name} of an earlier run; continue it with "
-            "--resume auto, or choose another --train.output_dir"
-        )
+        raise earlier_run(str(run_dir), saved.path.name)
     found, damaged = _find(run_dir, config.train)
     if resume not in ("never", "auto"):
         found = _named(Path(resume), found)
@@ -123,28 +105,31 @@ def open_run(config: TrainingConfig, run_dir: Path) -> Resume | None:
 
 
 def _find(run_dir: Path, train: TrainConfig) -> tuple[Resume | None, dict[Path, Damaged]]:
-    """The newest checkpoint of the folder that can be continued, and the damaged ones that are passed over for it.
-
-    Raises:
-        UserError: all that were ever whole are damaged.
-    """
+    """The newest checkpoint that can be continued, and the damaged ones that are newer; raises as `refuse_damaged`."""
     damaged: dict[Path, Damaged] = {}
     for folder in reversed(checkpoint.folders(run_dir)):
         try:
-            return _read_resume(folder, train), damaged
+            resume = load_resume(checkpoint.read(folder))
+            # Workers check the large files, but there are none if the run has ended.
+            ended = resume.is_end_of(train)
+            checkpoint.verify(folder, most_bytes=None if ended else _MOST_BYTES_CHECKED)
+            return resume, damaged
         except Damaged as damage:
             damaged[folder] = damage
     refuse_damaged({folder.name: damage for folder, damage in damaged.items()}, str(run_dir))
     return None, damaged
 
 
-def refuse_damaged(damaged: Mapping[str, Damaged], where: str) -> None:
-    """Refuse a folder whose checkpoints were whole once, and are not any more: their weights may still be of use.
+def earlier_run(where: str, newest: str) -> UserError:
+    return UserError(
+        f"train.output_dir = {where!r} holds {newest} of an earlier run; continue it with --resume auto, or choose "
+        "another --train.output_dir"
+    )
 
-    Raises:
-        UserError: there are such.
-    """
-    lines = [f"  {name}: {damage}" for name, damage in damaged.items() if damage.sealed]
+
+def refuse_damaged(damaged: Mapping[str, Damaged], where: str) -> None:
+    """Raise UserError if a checkpoint was complete once and is now damaged: its weights may still be useful."""
+    lines = [f"  {name}: {damage}" for name, damage in damaged.items() if damage.was_complete]
     if lines:
         raise UserError(
             f"train.output_dir = {where!r} holds checkpoints of an earlier run, none of which can be continued:\n"
@@ -155,27 +140,22 @@ def refuse_damaged(damaged: Mapping[str, Damaged], where: str) -> None:
 
 
 def check_ownership(names: set[str], owned: bool, where: str) -> None:
-    """Refuse a folder in which another's files have names of ours.
-
-    Raises:
-        UserError: with those names.
-    """
+    """Raise UserError if a folder that no run wrote has files with names of a run folder."""
     foreign = sorted(name for name in names if name in _OWN or name.startswith("checkpoint-"))
     if foreign and not owned:
         raise UserError(
-            f"train.output_dir = {where!r} holds {', '.join(foreign)} that no run of ours wrote; choose another "
+            f"train.output_dir = {where!r} holds {', '.join(foreign)} that RaySwift did not write; choose another "
             "--train.output_dir"
         )
 
 
 def _named(path: Path, found: Resume | None) -> Resume:
+    """The checkpoint that `train.resume` names; `found` is the one of the run folder."""
     try:
         resume = load_resume(checkpoint.read(path))
         checkpoint.verify(path, most_bytes=_MOST_BYTES_CHECKED)
     except Damaged as damage:
-        raise UserError(
-            f"train.resume = {str(path)!r} is no complete checkpoint (its manifest must verify): {damage}"
-        ) from damage
+        raise UserError(f"train.resume = {str(path)!r} is not a complete checkpoint: {damage}") from damage
     if found and found.saved.path.resolve() != path.resolve():
         raise UserError(
             f"train.resume = {str(path)!r}, but the run folder holds {found.saved.path}; continue that with --resume "
@@ -184,25 +164,8 @@ def _named(path: Path, found: Resume | None) -> Resume:
     return resume
 
 
-def _read_resume(folder: Path, train: TrainConfig) -> Resume:
-    """A checkpoint whose small files are as they were saved; the workers, which read the others, check those.
-
-    Raises:
-        Damaged: it is not whole.
-    """
-    resume = load_resume(checkpoint.read(folder))
-    ended = resume.is_end_of(train)  # then no worker will look at it
-    checkpoint.verify(folder, most_bytes=None if ended else _MOST_BYTES_CHECKED)
-    return resume
-
-
-def load_resume(saved: checkpoint.Saved) -> Resume:
-    """Read what a checkpoint says of its run.
-
-    Raises:
-        UserError: it was saved without what continuing needs.
-        Damaged: a file of it is not as it was saved.
-    """
+def load_resume(saved: checkpoint.Checkpoint) -> Resume:
+    """The state of the run in a checkpoint; raise UserError without optimizer state, Damaged if a file is cut off."""
     if not list(saved.path.glob("global_step*")) and not (saved.path / "optimizer.pt").exists():
         raise UserError(f"{saved.path} was saved with train.save_only_model and cannot be continued")
     try:
@@ -219,33 +182,26 @@ def load_resume(saved: checkpoint.Saved) -> Resume:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         names = f"{checkpoint.DATA_STATE}, {CONFIG} or {TRAINER_STATE}"
-        raise Damaged(f"{names} is missing or cut off ({type(error).__name__})", sealed=True) from error
+        raise Damaged(f"{names} is missing or cut off ({type(error).__name__})", was_complete=True) from error
 
 
 def _clear(run_dir: Path, config: TrainingConfig) -> None:
-    """Remove what a run without a checkpoint left, but for initial weights that would be written alike again."""
+    """Clear the files of an earlier run, except initial weights that the new run would write again."""
+    recipe = run_dir / INITIAL / RECIPE
+    keeps_initial = recipe.is_file() and recipe.read_text(encoding="utf-8") == initial_recipe(config)
     for name in _OWN:
-        if name == FINGERPRINT:
-            continue  # it marks the folder as a run's own, whenever this is killed
-        if name == INITIAL and read_recipe(run_dir / name) == initial_recipe(config):
-            continue
-        checkpoint.set_aside(run_dir / name, "a new run begins")
-
-
-def read_recipe(folder: Path) -> str:
-    """The recipe of initial weights that are there; empty: not known."""
-    path = folder / RECIPE
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+        # The fingerprint stays, so that the folder is a run folder even if this is killed.
+        if name != FINGERPRINT and not (name == INITIAL and keeps_initial):
+            checkpoint.set_aside(run_dir / name, "a new run begins")
 
 
 def write_record(run_dir: Path, config: TrainingConfig, found: dict[str, Any]) -> None:
-    """Write the resolved config and the fingerprint."""
     (run_dir / CONFIG).write_text(to_yaml(config), encoding="utf-8")
     (run_dir / FINGERPRINT).write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
 def say_what_is_left_behind(run_dir: Path, train: TrainConfig, history: list[dict[str, Any]]) -> None:
-    """Where the best model of a run's history is wanted and lies in another folder, or nowhere, say so."""
+    """Warn if `load_best_model_at_end` is set and the best checkpoint of the history is not in this folder."""
     best = best_of(evaluations(history, train.metric_for_best_model), bool(train.greater_is_better))
     if not train.load_best_model_at_end or best is None:
         return
@@ -262,11 +218,7 @@ def say_what_is_left_behind(run_dir: Path, train: TrainConfig, history: list[dic
 
 
 def write_result(run_dir: Path, config: TrainingConfig) -> tuple[Path, dict[str, int]]:
-    """Name the run's model (the best checkpoint or the last), write the row accounting, and return both.
-
-    Raises:
-        UserError: no checkpoint is there.
-    """
+    """Write `result.json` and the row accounting; return the best (or last) checkpoint and the row counts."""
     saved = checkpoint.newest(run_dir)
     if saved is None:
         raise UserError(f"{run_dir} holds no complete checkpoint", exit_code=1)

@@ -1,4 +1,4 @@
-"""`train.push_to_hub`: the model's files of a checkpoint go to a repository on the hub, and nothing else."""
+"""`train.push_to_hub`: upload the model files of checkpoints to a repository on the hub."""
 
 import json
 from concurrent.futures import Future
@@ -32,9 +32,9 @@ _MODEL_FILES = (
 
 
 def model_files(folder: Path) -> list[str]:
-    """The files of a checkpoint that make the model, as names relative to it."""
+    """Names of the model files of a checkpoint, relative to it."""
     found = {path.name for pattern in _MODEL_FILES for path in folder.glob(pattern) if path.is_file()}
-    if "modules.json" in found:  # of sentence-transformers, which keeps some modules in folders of their own
+    if "modules.json" in found:  # sentence-transformers saves some modules in subfolders
         for module in json.loads((folder / "modules.json").read_text(encoding="utf-8")):
             parts = (folder / module["path"]).rglob("*") if module["path"] else ()
             found |= {str(path.relative_to(folder)) for path in parts if path.is_file()}
@@ -42,12 +42,9 @@ def model_files(folder: Path) -> list[str]:
 
 
 class HubPushes:
-    """Pushes checkpoints while the training goes on, one at a time; what goes wrong is shown, and ends the run last.
+    """Pushes checkpoints during training, one at a time; without `train.push_to_hub` it does nothing.
 
-    Args:
-        train: Its `push_to_hub` and `hub_*`; without the first nothing happens.
-        name: The repository's, if `hub_model_id` is not set.
-        api: The hub's client.
+    A failed push is logged; only `finish` raises. name: of the repository, if `hub_model_id` is not set.
     """
 
     def __init__(self, train: TrainConfig, name: str, api: HfApi | None = None):
@@ -63,11 +60,7 @@ class HubPushes:
         self._failure = ""
 
     def open(self) -> None:
-        """Make the repository, unless it is there.
-
-        Raises:
-            UserError: the hub refuses or does not answer.
-        """
+        """Create the repository if it does not exist; raise UserError if the hub fails."""
         if not self._enabled:
             return
         try:
@@ -77,7 +70,7 @@ class HubPushes:
         self._repository = made.repo_id
 
     def start(self, folder: Path) -> None:
-        """Push a checkpoint, unless one is on its way that need not wait for."""
+        """Push a checkpoint; skip it if another push is in progress (unless `hub_always_push`)."""
         if not self._enabled or self._strategy == "end":
             return
         if self._under_way and not self._under_way.done() and not self._always:
@@ -86,11 +79,7 @@ class HubPushes:
         self._push(folder)
 
     def finish(self, folder: Path) -> None:
-        """Have the last checkpoint there.
-
-        Raises:
-            UserError: it could not be pushed.
-        """
+        """Push the last checkpoint, if that is not done; raise UserError if it fails."""
         if not self._enabled:
             return
         self._finish()
@@ -100,7 +89,7 @@ class HubPushes:
         if self._pushed != folder:
             raise UserError(
                 f"train.push_to_hub: {folder.name} could not be pushed to {self._repository}: {self._failure}; the "
-                f"model is whole in {folder}",
+                f"model is complete in {folder}",
                 exit_code=1,
             )
         logger.info("pushed %s to %s", folder.name, self._repository)

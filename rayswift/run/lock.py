@@ -1,9 +1,8 @@
-"""One launch at a time per run folder: a record of who holds it, kept alive by a heartbeat.
+"""The lock of a run folder: one launch at a time.
 
-The record tells a second launch whom it would disturb. A holder on this machine is looked up among its processes. One
-elsewhere is given time to show a sign of life: its heartbeat changes the record. Clocks are not compared, and a holder
-that was killed holds nothing for longer than that. It works wherever files can be read and written: on a shared folder
-and behind a URL.
+The lock is a file that names its holder; the holder's heartbeat rewrites it. A second launch on the same machine looks
+for the holder's process. On another machine it waits for a heartbeat: a lock whose file does not change is free. No
+clocks are compared, and the lock works on every storage that can read and write files.
 """
 
 import contextlib
@@ -18,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import psutil
 
@@ -32,7 +31,7 @@ _TRIES = 50
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a run folder; `machine`: of which boot and pid namespace; `started_s`: the process, since the epoch."""
+    """The process that holds a run folder. machine: its boot and pid namespace; started_s: since the epoch."""
 
     host: str
     pid: int
@@ -47,7 +46,6 @@ class Holder:
 
 
 def this_process() -> Holder:
-    """This process as a holder."""
     machine = ""
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -56,28 +54,11 @@ def this_process() -> Holder:
     return Holder(socket.gethostname(), process.pid, process.create_time(), machine, uuid.uuid4().hex)
 
 
-class Place(Protocol):
-    """Where the record lies. beat_s: between heartbeats; settle_s: until what another has written is seen."""
-
-    where: str
-    beat_s: float
-    settle_s: float
-
-    def read(self) -> bytes | None:
-        """The record, or None."""
-
-    def write(self, content: bytes) -> None:
-        """Replace the record."""
-
-    def remove(self) -> None:
-        """Remove it."""
-
-    def alone(self) -> contextlib.AbstractContextManager[None]:
-        """Keep others from looking and writing meanwhile, where the storage can do that."""
-
-
 class Folder:
-    """A folder of a file system, local or shared."""
+    """The lock file in a folder, local or shared.
+
+    beat_s: time between heartbeats; settle_s: time until a write is visible to all.
+    """
 
     def __init__(self, folder: Path, beat_s: float = 4.0, settle_s: float = 0.1):
         self.where, self.beat_s, self.settle_s = str(folder), beat_s, settle_s
@@ -88,14 +69,12 @@ class Folder:
             raise UserError(f"train.output_dir = {self.where!r} cannot be written: {error.strerror}") from error
 
     def read(self) -> bytes | None:
-        """See Place."""
         try:
             return (self._folder / NAME).read_bytes()
         except FileNotFoundError:
             return None
 
     def write(self, content: bytes) -> None:
-        """See Place."""
         partial = self._folder / f"{NAME}.{os.getpid()}"
         try:
             partial.write_bytes(content)
@@ -104,21 +83,20 @@ class Folder:
             raise UserError(f"train.output_dir = {self.where!r} cannot be written: {error.strerror}") from error
 
     def remove(self) -> None:
-        """See Place."""
         (self._folder / NAME).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """See Place."""
+        """Keep other launches of this machine from reading and writing the lock file."""
         descriptor = os.open(self._folder, os.O_RDONLY)
         try:
-            for _ in range(_TRIES):  # another launch looks for a moment; one that is stopped is not waited for
+            for _ in range(_TRIES):  # bounded: a launch that is stopped (SIGSTOP) may hold it for ever
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
                     time.sleep(0.1)
-                except OSError:  # not every file system can: then `settle_s` must do
+                except OSError:  # some file systems have no flock; `settle_s` is then the only protection
                     break
             yield
         finally:
@@ -126,43 +104,36 @@ class Folder:
 
 
 class Url:
-    """What lies behind a URL."""
+    """The lock file behind a URL; fields as in `Folder`."""
 
     def __init__(self, remote: Remote):
         self.where, self.beat_s, self.settle_s = remote.url, 15.0, 1.0
         self._remote = remote
 
     def read(self) -> bytes | None:
-        """See Place."""
         return self._remote.read(NAME) if self._remote.has(NAME) else None
 
     def write(self, content: bytes) -> None:
-        """See Place."""
         self._remote.write(NAME, content)
 
     def remove(self) -> None:
-        """See Place."""
         self._remote.remove(NAME)
 
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """See Place."""
-        yield
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+Place = Folder | Url
 
 
 def held(output_dir: str) -> contextlib.AbstractContextManager[None]:
-    """Hold `train.output_dir` while the block runs.
-
-    Raises:
-        UserError: another launch holds it; or, at the block's end, one has taken it over meanwhile.
-    """
+    """Hold the lock of `train.output_dir` while the block runs; raise UserError if another launch has or takes it."""
     place = Url(Remote(output_dir)) if is_url(output_dir) else Folder(Path(output_dir).resolve())
     return hold(place, this_process())
 
 
 @contextlib.contextmanager
 def hold(place: Place, mine: Holder, sleep: Callable[[float], None] = time.sleep) -> Iterator[None]:
-    """Hold a place as `mine` while the block runs; see `held`."""
     acquire(place, mine, sleep)
     heart = _Heart(place, mine)
     try:
@@ -179,11 +150,7 @@ _BEATS_WATCHED = 5
 
 
 def acquire(place: Place, mine: Holder, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Become the holder.
-
-    Raises:
-        UserError: another one is, and lives.
-    """
+    """Take the lock; raise UserError if a living process holds it."""
     with place.alone():
         theirs = _read(place)
         if theirs:
@@ -199,7 +166,7 @@ def acquire(place: Place, mine: Holder, sleep: Callable[[float], None] = time.sl
 
 
 def examine(mine: Holder, theirs: Holder) -> Literal["alive", "dead", "unknown"]:
-    """What can be said of another holder at once."""
+    """Whether another holder lives, as far as this machine's process table tells."""
     if not mine.machine or mine.machine != theirs.machine:
         return "unknown"
     try:
@@ -216,7 +183,7 @@ def _shows_life(place: Place, theirs: Holder, sleep: Callable[[float], None]) ->
         sleep(place.beat_s / 2)
         now = _read(place)
         if now is None:
-            return False  # it has ended
+            return False  # the holder ended and removed its lock
         if now != theirs:
             return True
     return False
@@ -234,7 +201,7 @@ def _record(holder: Holder) -> bytes:
 
 
 def _read(place: Place) -> Holder | None:
-    """The holder; a record that is cut off has none."""
+    """The holder; None also for a record that was cut off."""
     content = place.read()
     try:
         return Holder(**json.loads(content)) if content else None
@@ -243,7 +210,7 @@ def _read(place: Place) -> Holder | None:
 
 
 class _Heart:
-    """Beats in a thread; ends the run when another launch has taken the folder over."""
+    """A thread that writes heartbeats, and interrupts this process if another launch takes the lock."""
 
     def __init__(self, place: Place, mine: Holder):
         self.lost = ""
@@ -253,7 +220,7 @@ class _Heart:
         self._thread.start()
 
     def stop(self) -> None:
-        """Beat no more, and give the place back if it is still held."""
+        """End the heartbeat, and remove the lock if it is still ours."""
         self._stopped.set()
         self._thread.join(timeout=30)
         with contextlib.suppress(UserError, OSError):
@@ -268,9 +235,9 @@ class _Heart:
                 if now and now.token != self._mine.token:
                     self.lost = f"this launch lost {self._place.where!r} to another one ({now}) and ends"
                     logger.error("%s", self.lost)
-                    os.kill(os.getpid(), signal.SIGINT)  # wakes what waits, too
+                    os.kill(os.getpid(), signal.SIGINT)  # also interrupts a main thread that waits
                     return
                 self._mine = replace(self._mine, beat=self._mine.beat + 1)
                 self._place.write(_record(self._mine))
-            except (UserError, OSError) as error:  # a storage that is away for a while
+            except (UserError, OSError) as error:  # storage that is unreachable for a moment
                 logger.debug("no heartbeat: %s", error)

@@ -1,11 +1,8 @@
-"""A run folder behind a URL: the run works in a scratch folder, and what must last is copied up, manifests last.
+"""A run folder behind a URL (`s3://bucket/run`, or any scheme of pyarrow and fsspec).
 
-`s3://bucket/run`, and every other scheme of pyarrow and fsspec. Credentials, region and endpoint are found where their
-clients look for them (`AWS_ENDPOINT_URL`, ...).
-
-What lies behind the URL is the truth: a launch begins with an empty scratch folder, takes the run's record and its
-newest checkpoint from there, and removes the folder when it ends and all its weights are there. What is not there stays
-in the scratch folder, and is named.
+The run works in an empty scratch folder. A launch downloads the run's record and its newest checkpoint, and uploads
+what changes, manifests last. At the end the scratch folder is deleted if all weights are uploaded; otherwise it is
+kept, and an error names it. Credentials and endpoints come from the clients' own variables (`AWS_ENDPOINT_URL`, ...).
 """
 
 import json
@@ -23,55 +20,51 @@ from rayswift.data.filesystem import is_url
 from rayswift.log import UserError, logger
 from rayswift.run import checkpoint
 from rayswift.run.checkpoint import Damaged
-from rayswift.run.folder import FINGERPRINT, INITIAL, RECIPE, TRAINER_STATE, check_ownership, refuse_damaged
+from rayswift.run.folder import (
+    FINGERPRINT,
+    INITIAL,
+    RECIPE,
+    TRAINER_STATE,
+    check_ownership,
+    earlier_run,
+    refuse_damaged,
+)
 from rayswift.run.url_files import Remote
 
-# Of use to this launch only: Ray Train's own folder, and copies and indices of the rows.
+# Not uploaded: Ray Train's own folder, and copies and indices of the rows.
 _NOT_KEPT = re.compile(rf"ray/.*|data/[^/]+/.*|.*\.partial([./].*)?|\.[^/]*|checkpoint-.*|{checkpoint.SET_ASIDE}/.*")
-# Made from a checkpoint that lies beside it.
+# Converted from the checkpoint beside it.
 _DERIVED = re.compile(r"global_step\d+_universal/")
 
 
 def checkpoints(remote: Remote, sizes: dict[str, int]) -> tuple[dict[int, str], dict[str, Damaged]]:
-    """Step -> name of every checkpoint whose manifest verifies, oldest first; and what the others lack."""
+    """Step -> name of every complete checkpoint, oldest first; and the others with what they lack."""
     found, damaged = {}, {}
     for name in {file.partition("/")[0] for file in sizes if checkpoint.is_name(file.partition("/")[0])}:
         try:
             if f"{name}/{checkpoint.MANIFEST}" not in sizes:
-                raise Damaged("its upload did not come to an end", sealed=False)
+                raise Damaged("its upload was interrupted", was_complete=False)
             manifest = checkpoint.parse_manifest(remote.read(f"{name}/{checkpoint.MANIFEST}"))
             for part, size in manifest["files"].items():
                 if sizes.get(f"{name}/{part}") != size:
-                    raise Damaged(f"{part} is missing or has another size than it was saved with", sealed=True)
+                    raise Damaged(f"{part} is missing or has another size than it was saved with", was_complete=True)
             found[int(manifest["step"])] = name
         except Damaged as damage:
             damaged[name] = damage
     return dict(sorted(found.items())), damaged
 
 
-def complete_checkpoints(remote: Remote, sizes: dict[str, int]) -> dict[int, str]:
-    """Step -> name of every checkpoint whose manifest verifies, oldest first."""
-    return checkpoints(remote, sizes)[0]
-
-
 @contextmanager
 def working_copy(output_dir: str, resume: str, scratch_dir: str | None, recipe: str | None = None) -> Iterator[Path]:
-    """The folder that a run works in: `output_dir` itself, or a scratch folder for what lies behind its URL.
+    """The folder that a run works in: `output_dir` itself, or a scratch folder below `scratch_dir` if it is a URL.
 
-    Args:
-        output_dir: A folder or a URL.
-        resume: `train.resume`: unless it is never, the newest checkpoint is fetched.
-        scratch_dir: Where the scratch folder is made; None: the system's temporary folder.
-        recipe: See `pull`.
-
-    Raises:
-        UserError: the URL cannot be read or written (exit code 2), or what the run leaves could not be copied up (1).
+    Raise UserError if the URL cannot be read or written (exit code 2), or if results could not be uploaded (1).
     """
     if not is_url(output_dir):
         if in_a_jobs_folder(Path.cwd()) and not Path(output_dir).is_absolute():
             logger.warning(
-                "train.output_dir = %r lies in this job's working folder, which Ray deletes when it needs the room; "
-                "give an absolute path, or a URL, to keep the run",
+                "train.output_dir = %r is in this job's working folder, which Ray may delete; give an absolute path, "
+                "or a URL, to keep the run",
                 output_dir,
             )
         yield Path(output_dir).resolve()
@@ -89,12 +82,12 @@ def working_copy(output_dir: str, resume: str, scratch_dir: str | None, recipe: 
     try:
         pull(remote, run_dir, resume, recipe)
     except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)  # copies of what is there
+        shutil.rmtree(scratch, ignore_errors=True)  # it holds downloaded copies only
         raise
     try:
         yield run_dir
     except BaseException as failure:
-        # Nothing to keep before the run has made the folder its own.
+        # Without a fingerprint the run has written nothing.
         kept = _push_all(remote, run_dir) if (run_dir / FINGERPRINT).exists() else ""
         if not kept:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -111,7 +104,7 @@ def working_copy(output_dir: str, resume: str, scratch_dir: str | None, recipe: 
 
 
 def _push_all(remote: Remote, run_dir: Path) -> str:
-    """Copy up what is not there yet; what must still be copied, for the user, or nothing."""
+    """Upload what is missing; return a message about files that could not be uploaded, or ""."""
     problem = ""
     try:
         push(remote, run_dir)
@@ -128,31 +121,22 @@ def _push_all(remote: Remote, run_dir: Path) -> str:
 
 
 def _unit(name: str) -> str:
-    """What a file belongs to: a checkpoint, a folder."""
+    """The checkpoint or folder that a file belongs to."""
     parts = name.split("/")
     return "/".join(parts[:2]) if parts[0] == checkpoint.SET_ASIDE else parts[0]
 
 
 def pull(remote: Remote, run_dir: Path, resume: str, recipe: str | None = None) -> None:
-    """Fetch a run's record, and its newest and its best checkpoint if the run is to be continued.
+    """Download a run's record and its newest and best checkpoints, or the initial weights of a new run.
 
-    Args:
-        remote: Where from.
-        run_dir: Where to.
-        resume: `train.resume`.
-        recipe: Of the initial weights that a new run would write: if it finds them there, it takes them.
-
-    Raises:
-        UserError: the URL holds another's files, a run that was not to be continued, or one that cannot be.
+    resume: `train.resume`; recipe: only initial weights with the same recipe are downloaded. Raise UserError if the URL
+    holds other files, or a run that must not or cannot be continued.
     """
     sizes = remote.sizes()
     check_ownership({name.partition("/")[0] for name in sizes}, FINGERPRINT in sizes, remote.url)
     complete, damaged = checkpoints(remote, sizes)
     if resume == "never" and complete:
-        raise UserError(
-            f"train.output_dir = {remote.url!r} holds {complete[max(complete)]} of an earlier run; continue it with "
-            "--resume auto, or choose another --train.output_dir"
-        )
+        raise earlier_run(remote.url, complete[max(complete)])
     newest: int | None = None
     for step, name in reversed(complete.items()):
         try:
@@ -161,7 +145,7 @@ def pull(remote: Remote, run_dir: Path, resume: str, recipe: str | None = None) 
             break
         except Damaged as damage:
             damaged[name] = damage
-            shutil.rmtree(run_dir / name)  # a copy
+            shutil.rmtree(run_dir / name)  # the downloaded copy
     if newest is None:
         refuse_damaged(damaged, remote.url)
     for name, why in damaged.items():
@@ -179,7 +163,7 @@ def pull(remote: Remote, run_dir: Path, resume: str, recipe: str | None = None) 
             _fetch(remote, sizes, best, run_dir)
         except Damaged as damage:
             logger.warning("the best checkpoint, %s/%s, is damaged: %s", remote.url, best, damage)
-            shutil.rmtree(run_dir / best)  # a copy
+            shutil.rmtree(run_dir / best)  # the downloaded copy
 
 
 def _fetch(remote: Remote, sizes: dict[str, int], name: str, run_dir: Path) -> None:
@@ -189,11 +173,11 @@ def _fetch(remote: Remote, sizes: dict[str, int], name: str, run_dir: Path) -> N
     try:
         json.loads((run_dir / name / TRAINER_STATE).read_text(encoding="utf-8")).keys()
     except (OSError, ValueError, AttributeError) as error:
-        raise Damaged(f"{TRAINER_STATE} is missing or cut off", sealed=True) from error
+        raise Damaged(f"{TRAINER_STATE} is missing or cut off", was_complete=True) from error
 
 
 def _fetch_initial_weights(remote: Remote, sizes: dict[str, int], run_dir: Path, recipe: str | None) -> None:
-    """A new run's: those that are there if it would write the same, else they are set aside there."""
+    """Download the initial weights if the new run would write the same ones; otherwise set them aside."""
     names = [name for name in sizes if name.startswith(f"{INITIAL}/")]
     if not names:
         return
@@ -206,28 +190,21 @@ def _fetch_initial_weights(remote: Remote, sizes: dict[str, int], run_dir: Path,
 
 
 def push(remote: Remote, run_dir: Path, limit: int | None = None, best_step: int | None = None) -> None:
-    """Copy up what changed: the record, then each complete checkpoint with its manifest last; then retain.
+    """Upload what changed: the record, then each complete checkpoint with its manifest last.
 
-    Args:
-        remote: Where to.
-        run_dir: Where from.
-        limit: Checkpoints kept there besides the best; None: all.
-        best_step: The best checkpoint.
-
-    Raises:
-        UserError: the service refuses or does not answer.
+    Then delete all checkpoints behind the URL but the newest `limit` (None: all) and the one of `best_step`.
     """
     there = remote.sizes()
     files = (str(path.relative_to(run_dir)) for path in run_dir.rglob("*") if path.is_file())
-    # The fingerprint first: it marks the folder as a run's own.
+    # The fingerprint goes first: it marks the folder as a run folder.
     record = sorted((name for name in files if not _NOT_KEPT.fullmatch(name)), key=lambda name: name != FINGERPRINT)
     copied = _read_copies(run_dir)
     changed = [name for name in record if name not in there or copied.get(name) != _stamp(run_dir / name)]
-    stamps = {name: _stamp(run_dir / name) for name in changed}  # before the copy: what grows meanwhile goes up again
+    stamps = {name: _stamp(run_dir / name) for name in changed}  # before the copy, so that later changes are uploaded
     for names in (changed[:1], changed[1:]):
         remote.put(run_dir, names)
     _write_copies(run_dir, copied | stamps)
-    complete = complete_checkpoints(remote, there)
+    complete, _ = checkpoints(remote, there)
     for saved in checkpoint.find_all(run_dir):
         name, manifest = saved.path.name, (saved.path / checkpoint.MANIFEST).read_bytes()
         if name in complete.values() and remote.read(f"{name}/{checkpoint.MANIFEST}") == manifest:
@@ -245,7 +222,7 @@ def push(remote: Remote, run_dir: Path, limit: int | None = None, best_step: int
 
 
 def _is_begun(there: dict[str, int], name: str, files: dict[str, int]) -> bool:
-    """Whether all weights that are there may be those of an upload of this checkpoint that was broken off."""
+    """Whether all weights behind the URL can be from an interrupted upload of this checkpoint."""
     parts = [each for each in there if each.startswith(f"{name}/") and checkpoint.is_weights(each)]
     return all(files.get(each[len(name) + 1 :]) == there[each] for each in parts)
 
@@ -261,11 +238,11 @@ def _stamp(path: Path) -> Stamp:
 
 
 def _read_copies(run_dir: Path) -> dict[str, Stamp]:
-    """The local files that are there as they are here, as driver and rank 0 noted them."""
+    """The local files whose current content is uploaded; driver and rank 0 write this."""
     try:
         return dict(json.loads((run_dir / _COPIES).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        return {}  # then all is copied
+        return {}  # every file is then uploaded
 
 
 def _write_copies(run_dir: Path, copies: dict[str, Stamp]) -> None:
@@ -279,14 +256,7 @@ def _note_copies(run_dir: Path, names: Iterable[str]) -> None:
 
 
 class Uploads:
-    """Copies checkpoints up while training goes on, one at a time; what goes wrong is raised at the next call.
-
-    Args:
-        output_dir: The run's URL; a plain folder needs no upload, and nothing happens.
-        run_dir: The scratch folder.
-        limit: See `push`.
-        timeout_s: Longest wait for one upload.
-    """
+    """Uploads checkpoints during training, one at a time. For an `output_dir` that is no URL it does nothing."""
 
     def __init__(self, output_dir: str, run_dir: Path, limit: int | None, timeout_s: float):
         self._remote = Remote(output_dir) if is_url(output_dir) else None
@@ -295,16 +265,12 @@ class Uploads:
         self._under_way: Future[None] | None = None
 
     def start(self, best_step: int | None) -> None:
-        """Copy up what is complete."""
+        """Begin to upload all complete checkpoints."""
         if self._remote:
             self._under_way = self._pool.submit(push, self._remote, self._run_dir, self._limit, best_step)
 
     def wait(self) -> None:
-        """Return once nothing is under way.
-
-        Raises:
-            UserError: the upload failed or took too long.
-        """
+        """Wait for the upload in progress; raise UserError if it failed or took longer than `timeout_s`."""
         if self._under_way is None:
             return
         try:

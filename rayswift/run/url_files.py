@@ -1,4 +1,4 @@
-"""The files behind a URL, by pyarrow, or by fsspec where pyarrow knows no such scheme."""
+"""Files behind a URL, through pyarrow or fsspec."""
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +8,7 @@ from pathlib import Path
 from pyarrow import ArrowException, fs
 
 from rayswift.data.filesystem import open_filesystem
-from rayswift.log import UserError, logger
+from rayswift.log import UserError, first_line, logger
 from rayswift.run import checkpoint
 
 _THREADS = 8
@@ -16,11 +16,7 @@ _CHUNK_BYTES = 1 << 24
 
 
 class Remote:
-    """The files below a URL, by their names relative to it.
-
-    Raises:
-        UserError: from every method: the service refuses or does not answer.
-    """
+    """The files below a URL, named relative to it. Every method raises UserError if the service fails."""
 
     def __init__(self, url: str):
         self.url = url.rstrip("/")
@@ -29,13 +25,8 @@ class Remote:
             self._root = root.rstrip("/")
 
     def check_writable(self) -> None:
-        """Write a file and delete it."""
-        probe = f"{self._root}/.writable"
-        with self._explained("cannot be written"):
-            self._fs.create_dir(self._root, recursive=True)
-            with self._fs.open_output_stream(probe) as file:
-                file.write(b"rayswift")
-            self._fs.delete_file(probe)
+        self.write(".writable", b"rayswift")
+        self.remove(".writable")
 
     def sizes(self) -> dict[str, int]:
         """Size in bytes of every file."""
@@ -45,12 +36,10 @@ class Remote:
         return {info.path[begin:]: info.size for info in found if info.type == fs.FileType.File}
 
     def read(self, name: str) -> bytes:
-        """The content of a file."""
         with self._explained("cannot be read"), self._fs.open_input_stream(f"{self._root}/{name}") as file:
             return bytes(file.read())
 
     def has(self, name: str) -> bool:
-        """Whether a file is there."""
         with self._explained("cannot be read"):
             found = self._fs.get_file_info(f"{self._root}/{name}")
         return bool(found.type == fs.FileType.File)
@@ -63,12 +52,11 @@ class Remote:
                 file.write(content)
 
     def remove(self, name: str) -> None:
-        """Remove a file."""
         with self._explained("cannot be written"):
             self._fs.delete_file(f"{self._root}/{name}")
 
     def put(self, folder: Path, names: Iterable[str]) -> None:
-        """Copy files of a folder up, several at a time."""
+        """Upload files of a folder, in parallel."""
 
         def copy(name: str) -> None:
             source, target = str(folder / name), f"{self._root}/{name}"
@@ -81,7 +69,7 @@ class Remote:
             list(pool.map(copy, names))
 
     def get(self, names: Iterable[str], folder: Path) -> None:
-        """Copy files down into a folder, several at a time."""
+        """Download files into a folder, in parallel."""
 
         def copy(name: str) -> None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -91,14 +79,14 @@ class Remote:
             list(pool.map(copy, names))
 
     def discard(self, name: str) -> None:
-        """Remove a checkpoint; its manifest goes first, so that no half of it ever counts as complete."""
+        """As `checkpoint.discard`."""
         with self._explained("cannot be cleared"):
             if f"{name}/{checkpoint.MANIFEST}" in self.sizes():
                 self._fs.delete_file(f"{self._root}/{name}/{checkpoint.MANIFEST}")
             self._fs.delete_dir(f"{self._root}/{name}")
 
     def set_aside(self, name: str, why: str) -> None:
-        """Take a folder out of a run's way, as `checkpoint.set_aside` does with a local one."""
+        """As `checkpoint.set_aside`, for a folder."""
         sizes = self.sizes()
         parts = [each for each in sizes if each.startswith(f"{name}/")]
         if not any(checkpoint.is_weights(each) for each in parts):
@@ -118,7 +106,7 @@ class Remote:
         source, target = f"{self._root}/{name}", f"{self._root}/{target}"
         try:
             self._fs.move(source, target)
-        except (OSError, NotImplementedError):  # S3 copies no more than 5 GB by itself
+        except (OSError, NotImplementedError):  # S3 cannot copy objects of more than 5 GB
             with self._fs.open_input_stream(source) as reader, self._fs.open_output_stream(target) as writer:
                 while chunk := reader.read(_CHUNK_BYTES):
                     writer.write(chunk)
@@ -129,7 +117,5 @@ class Remote:
         try:
             yield
         except (OSError, ValueError, ImportError, ArrowException) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f"train.output_dir = {self.url!r} {what}: {reason}; check URL, credentials and permissions"
-            ) from error
+            problem = f"train.output_dir = {self.url!r} {what}: {first_line(error)}"
+            raise UserError(f"{problem}; check URL, credentials and permissions") from error

@@ -1,7 +1,7 @@
-"""Who waits for whom: each rank notes what it does, and the driver says so when nothing has moved for a while.
+"""What each rank does, in notes; the driver reports them when there is no progress for a while.
 
-Notes are small files beside the logs, `logs/rank-0.note`, refreshed for as long as the rank's process lives. They need
-no clock that machines share: the driver only sees that they change.
+A note is a small file, `logs/rank-0.note`, which the rank rewrites every few seconds while its process lives. The
+driver only looks for changes, so clocks of different machines are not compared.
 """
 
 import contextlib
@@ -14,19 +14,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 _SIGN_S = 5.0
-"""A living rank gives a sign as often."""
+"""Longest time between two writes of a note."""
 _WRITE_S = 1.0
 NO_SIGN_S = 20.0
-"""Behind so long without a sign a rank is spoken of as lost."""
+"""A rank whose note does not change for this long counts as lost."""
 SAY_S = 30.0
-"""What lasts so long without any movement is said, and again as often."""
+"""After this long without progress the driver reports, and again after each such period."""
 _STEP = re.compile(r"\bstep \d")
 _RECORD = re.compile(r"\d\d:\d\d:\d\d \S+ (?P<level>[A-Z]+) (?P<message>.*)")
 
 
 @dataclass(frozen=True)
 class Note:
-    """What a rank was doing last. address: of its node; number: higher with every sign."""
+    """What a rank does. size: number of ranks; address: of its node; number: increases with every write."""
 
     rank: int
     size: int
@@ -41,19 +41,13 @@ class Note:
 
 
 class Notes:
-    """A rank's notes; a thread writes them, so that a rank that hangs still gives signs, and no step waits.
-
-    Args:
-        log_dir: `logs` of the run folder.
-        rank, size: Whose.
-        address: Of its node.
-    """
+    """Writes a rank's note in a thread: a rank that hangs still gives signs, and no step waits for a write."""
 
     def __init__(self, log_dir: Path, rank: int, size: int, address: str):
         self._file = log_dir / f"rank-{rank}.note"
         self._note = Note(rank, size, address, "starts", time.time_ns())
         self._changed, self._ended = threading.Event(), threading.Event()
-        if rank == 0:  # of a group before that had more ranks
+        if rank == 0:  # remove notes of an earlier, larger group
             for number, file in _files(log_dir).items():
                 if number >= size:
                     file.unlink(missing_ok=True)
@@ -73,7 +67,7 @@ class Notes:
         self.close()
 
     def close(self) -> None:
-        """Give no more signs, and take back the last."""
+        """End the thread and remove the note."""
         self._ended.set()
         self._changed.set()
         self._thread.join(timeout=_SIGN_S)
@@ -88,26 +82,26 @@ class Notes:
     def _write(self) -> None:
         self._note = Note(**{**asdict(self._note), "number": self._note.number + 1})
         partial = self._file.with_suffix(".note-partial")
-        with contextlib.suppress(OSError):  # a full disk ends the run elsewhere
+        with contextlib.suppress(OSError):  # a full disk fails the run elsewhere
             partial.write_text(json.dumps(asdict(self._note)), encoding="utf-8")
             partial.replace(self._file)
 
 
 def unnoted(what: str) -> None:
-    """For ranks whose waiting nobody watches."""
+    """Instead of `Notes`, for ranks that nobody watches."""
 
 
 def clear(log_dir: Path) -> None:
-    """Remove the notes of launches before."""
+    """Remove the notes of earlier launches."""
     for file in _files(log_dir).values():
         file.unlink(missing_ok=True)
 
 
 def read(log_dir: Path) -> dict[int, Note]:
-    """The last note of each rank."""
+    """The note of each rank."""
     found = {}
     for rank, file in _files(log_dir).items():
-        with contextlib.suppress(OSError, ValueError, TypeError):  # it may be replaced while it is read
+        with contextlib.suppress(OSError, ValueError, TypeError):  # a note may be replaced during the read
             found[rank] = Note(**json.loads(file.read_text(encoding="utf-8")))
     return found
 
@@ -118,9 +112,9 @@ def _files(log_dir: Path) -> dict[int, Path]:
 
 @dataclass
 class Waiting:
-    """What the driver has seen; pure.
+    """What the driver knows about the progress of a run; pure.
 
-    now_s: when it begins to look, by any clock; size: ranks that the group is to have, at least.
+    size: smallest number of ranks of the group; now_s: the time of any clock.
     """
 
     size: int
@@ -139,16 +133,12 @@ class Waiting:
         self._moved_s = self._said_s = self._alive_s = self.now_s
 
     def look(self, now_s: float, notes: Mapping[int, Note], moved: object, shown: object = None) -> None:
-        """Take in how things stand.
+        """Update the state.
 
-        While ranks are at a step, work that goes on is no reason for a line: steps are shown as often as the user
-        asked. Before, and between two groups of workers, only what is shown is a sign to whoever looks on.
+        During steps, any progress delays the next report, because the user chose how often steps are shown. At other
+        times only a line on the screen does.
 
-        Args:
-            now_s: By the same clock.
-            notes: Of the ranks.
-            moved: Anything that differs when something has moved.
-            shown: Anything that differs when the screen has shown something.
+        moved: any value that changes when the data service makes progress; shown: one that changes with the screen.
         """
         for rank, note in notes.items():
             before = self._notes.get(rank)
@@ -168,39 +158,39 @@ class Waiting:
 
     @property
     def without_ranks_s(self) -> float:
-        """Seconds since any rank gave a sign, or since the look-out began."""
+        """Seconds since any rank gave a sign, or since the start."""
         return self.now_s - self._alive_s
 
     def begin_anew(self, now_s: float) -> None:
-        """Count from now on: what was waited for has come."""
+        """Count `without_ranks_s` from now on."""
         self._alive_s = self.now_s = now_s
 
     def due(self) -> bool:
-        """Whether something must be said: a rank was lost, or all was silent for so long, or again."""
+        """Whether a report is due: a rank was lost, or there was no progress for `SAY_S`."""
         if self.now_s - self._said_s < SAY_S and not self._has_lost:
             return False
         self._said_s, self._has_lost = self.now_s, False
         return True
 
     def describe(self, supply: str, lost_nodes: Sequence[str] = ()) -> str:
-        """Who waits for whom, in a line.
+        """One line: what each rank does, and which ranks are missing or lost.
 
-        Args:
-            supply: What supplies the batches says of itself.
-            lost_nodes: Addresses of nodes that take no connection.
+        supply: the state of the data service; lost_nodes: addresses of nodes that accept no connection.
         """
         quiet = [note for rank, note in sorted(self._notes.items()) if self._is_quiet(rank)]
         living = [note for rank, note in sorted(self._notes.items()) if not self._is_quiet(rank)]
         size = max([self.size, *(note.size for note in living)])
         missing = sorted(set(range(size)) - self._notes.keys())
-        waited_for = [f"{note.who}, which has given no sign for {self._quiet_s(note):.0f} s" for note in quiet]
+        waited_for = [
+            f"{note.who}, which has given no sign for {self.now_s - self._signs_s[note.rank]:.0f} s" for note in quiet
+        ]
         if missing:
             waited_for.append(f"{_ranks(missing)} to start")
         parts = []
         if not living:
             parts.append(f"waiting for {'; '.join(waited_for) or 'workers'}")
-        for what, ranks in _by_what(living).items():
-            parts.append(f"{_ranks(ranks)}: {what}")
+        for what in dict.fromkeys(note.what for note in living):
+            parts.append(f"{_ranks([note.rank for note in living if note.what == what])}: {what}")
         if living and waited_for:
             parts[-1] += f", waiting for {'; '.join(waited_for)}"
         if lost_nodes:
@@ -212,16 +202,6 @@ class Waiting:
     def _is_quiet(self, rank: int) -> bool:
         return self.now_s - self._signs_s[rank] > NO_SIGN_S
 
-    def _quiet_s(self, note: Note) -> float:
-        return self.now_s - self._signs_s[note.rank]
-
-
-def _by_what(notes: Sequence[Note]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    for note in notes:
-        found.setdefault(note.what, []).append(note.rank)
-    return found
-
 
 def _ranks(ranks: Sequence[int], most: int = 8) -> str:
     if len(ranks) == 1:
@@ -231,31 +211,31 @@ def _ranks(ranks: Sequence[int], most: int = 8) -> str:
 
 
 def size_of(file: Path) -> int:
-    """Bytes of a file; 0 if it is not there."""
+    """Bytes of a file; 0 if it does not exist."""
     return file.stat().st_size if file.exists() else 0
 
 
 class Lines:
-    """The complete lines that are new in a file, from its end on."""
+    """Follows a growing file from its current end."""
 
     def __init__(self, file: Path):
         self._file = file
         self._offset = size_of(file)
 
     def new(self) -> list[str]:
-        """Those since the last call."""
+        """The complete lines that were appended since the last call."""
         if not self._file.exists():
             return []
         with open(self._file, "rb") as file:
             file.seek(self._offset)
             complete, newline, _ = file.read().rpartition(b"\n")
         self._offset += len(complete + newline)
-        # Bytes until here: a letter may be half written, and what user code prints into the file need be no text.
+        # Decoded only now: a character may be half written, and user code may print bytes that are no text.
         return complete.decode(errors="replace").split("\n") if newline else []
 
 
 def warnings(lines: Sequence[str], most: int = 3, most_below: int = 16) -> list[str]:
-    """Warnings and errors of a log's new lines, each with what stands below it; of many the first."""
+    """The first `most` warnings and errors in lines of a log, each with up to `most_below` lines below it."""
     found: list[list[str]] = []
     belongs = False
     for line in lines:

@@ -196,7 +196,7 @@ class Checkpoints(TrainerCallback):
             self._stream.before_save()
             (folder / checkpoint.DATA_STATE).write_text(json.dumps(self._stream.state()), encoding="utf-8")
             shutil.copyfile(self._run_dir / CONFIG, folder / CONFIG)
-            checkpoint.seal(folder, state.global_step, args.world_size, self._zero_stage, known)
+            checkpoint.write_manifest(folder, state.global_step, args.world_size, self._zero_stage, known)
             universal.discard(self._run_dir)
             checkpoint.retain(self._run_dir, self._limit, state.best_global_step)
             logger.info("saved %s", folder)

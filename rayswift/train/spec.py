@@ -47,7 +47,7 @@ class RunSpec:
     resume_from: Path | None
     work_dir: Path
 
-    def as_seen_by(self, size: int) -> "RunSpec":
+    def for_world_size(self, size: int) -> "RunSpec":
         """The run for a group of `size` workers: micro-batches that share the global batch."""
         train = self.config.train
         rows, accumulation = micro_batches(self.feed_plan.global_batch, train.per_device_train_batch_size, size)

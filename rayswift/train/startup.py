@@ -54,7 +54,7 @@ def agree_on_checkpoint(spec: RunSpec, worker: Worker) -> tuple[Resume | None, i
         if not damage:
             _refuse_unseen(path, answers)
             break
-        damaged[path] = Damaged(damage, sealed=True)
+        damaged[path] = Damaged(damage, was_complete=True)
         logger.info("%s is damaged: %s; looking for the one before it", path, damage)
     if worker.rank == 0:
         step = checkpoint.step_of(path) if path and path.parent == spec.run_dir else None

@@ -3,9 +3,9 @@
     rayswift data encode --config run.yaml --to caches/mine
     rayswift sft --config run.yaml --data.cache caches/mine
 
-The word behind it is the verb that trains: pt, sft (unless the config names a task of rlhf) or rlhf.
-The same windows in the same order as training would make them, through the same Ray Data tasks. Started again after an
-interruption it goes on behind the parts that are complete.
+A word after `encode` is the verb that trains: pt, sft (the default, unless the config names a task of rlhf) or rlhf.
+The windows and their order are those of a training, from the same Ray Data tasks. After an interruption it continues
+after the complete parts.
 """
 
 import os
@@ -37,11 +37,7 @@ _SAY_EVERY_S = 10
 
 
 def run(invocation: Invocation) -> None:
-    """Encode all rows of a config.
-
-    Raises:
-        UserError: bad input, a folder that holds something else (exit code 2), or too many bad rows (exit code 1).
-    """
+    """Encode all rows; raise UserError for bad input, a folder of other rows, or too many bad rows (exit code 1)."""
     config: DataEncodeConfig | PtEncodeConfig | RlhfEncodeConfig = invocation.config
     if invocation.dry_run:
         print(to_yaml(config))  # noqa: T201
@@ -53,7 +49,7 @@ def run(invocation: Invocation) -> None:
     packed = {} if TASKS[config.train.task].packs else {"packing": False}
     data = config.data.model_copy(update={"cache": None, **packed})
 
-    # 1. What would be encoded, and what the folder holds of it.
+    # 1. What to encode, and which parts the folder has.
     with tempfile.TemporaryDirectory() as temporary:
         found = prepare_tokenizer(config.model, Path(temporary), kind)
         sentence_files.copy(source, found)
@@ -68,7 +64,7 @@ def run(invocation: Invocation) -> None:
     train, evaluation = prepare.plan_encoding(data, tokenizer_dir, seed, folder / "work", kind)
     plans = {"train": train} | ({"eval": evaluation} if evaluation else {})
 
-    # 2. Ray, and the parts. Nothing trains meanwhile, so every core encodes.
+    # 2. Ray, and the parts, on all cores.
     num_cpus = max(config.cluster.num_data_cpus, os.cpu_count() or 1)
     cluster = config.cluster.model_copy(update={"num_workers": 0, "device": "cpu", "num_data_cpus": num_cpus})
     connect(cluster, lay_out(cluster, join(cluster)), folder)
@@ -87,7 +83,7 @@ def run(invocation: Invocation) -> None:
 
 
 def _write_parts(writer: PartWriter, parts: range) -> Iterator[PartSummary]:
-    """Through Ray Data, saying now and then how far it is."""
+    """Write the parts with Ray Data, and log the progress."""
     from rayswift.data.feed.pipeline import make_in_order
 
     said = time.monotonic()

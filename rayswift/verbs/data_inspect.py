@@ -3,8 +3,8 @@
     rayswift data inspect --dataset rows.jsonl --model Qwen/Qwen3-0.6B --html rows.html
     rayswift data inspect rlhf --config dpo.yaml
 
-The word behind it is the verb that would train: pt, sft (unless the config names a task of rlhf) or rlhf. Needs
-neither Ray nor a GPU: a sample is encoded in this process.
+The last word is the verb that would train: pt, sft (the default, unless the config names a task of rlhf) or rlhf. A
+sample is encoded in this process, without Ray or a GPU.
 """
 
 import sys
@@ -25,11 +25,7 @@ from rayswift.model.texts.row_kind import row_kind
 
 
 def run(invocation: Invocation) -> None:
-    """Print the findings to stdout, and write the page if one is wanted.
-
-    Raises:
-        UserError: bad input, or a page that cannot be written.
-    """
+    """Print the statistics to stdout, and write the HTML page if one is named; raise UserError for bad input."""
     config: DataInspectConfig | PtInspectConfig | RlhfInspectConfig = invocation.config
     if invocation.dry_run:
         print(to_yaml(config))  # noqa: T201

@@ -1,12 +1,11 @@
-"""`rayswift export`: a checkpoint with an adapter -> a model folder that transformers and vLLM load as it is.
+"""`rayswift export`: a checkpoint with an adapter -> a model folder that transformers and vLLM can load.
 
     rayswift export --model runs/lora --merge_lora
 
-Merging is done on the CPU, in the base model's own number format, and needs memory for its weights once.
-The folder appears under its name only when it is whole.
+It merges on the CPU, in the dtype of the base model, and needs memory for its weights once. The folder is written
+atomically.
 """
 
-import json
 import shutil
 from pathlib import Path
 
@@ -17,17 +16,14 @@ from rayswift.config.schema import ExportSection
 from rayswift.log import UserError, logger
 from rayswift.model.find import FoundModel, find_model, load_tokenizer, stop_token_ids
 from rayswift.model.kind.kinds import look
+from rayswift.model.texts import sentence_files
 from rayswift.run.checkpoint import model_folder
 
 _CRITIC = "critic"  # beside the policy of task ppo
 
 
 def run(invocation: Invocation) -> None:
-    """Write the model folder.
-
-    Raises:
-        UserError: nothing to do, no adapter, no base model, or the output folder is taken.
-    """
+    """Write the model folder; raise UserError for bad input or a folder that is not empty."""
     section: ExportSection = invocation.config.export
     if not section.merge_lora:
         raise UserError("export.merge_lora = False: nothing to do; give --merge_lora")
@@ -42,8 +38,8 @@ def run(invocation: Invocation) -> None:
     packed = look(str(model.weights))
     if packed and packed.quantization:
         raise UserError(
-            f"the base model of {folder}, {str(model.weights)!r}, has weights quantised by {packed.quantization}, into "
-            "which nothing is merged; name the model that they were made from with --base"
+            f"the base model of {folder}, {str(model.weights)!r}, has weights quantised by {packed.quantization}, and "
+            "adapters cannot be merged into those; name the model that they were made from with --base"
         )
     if invocation.dry_run:
         print(to_yaml(invocation.config))  # noqa: T201
@@ -64,8 +60,8 @@ def run(invocation: Invocation) -> None:
 
 
 def merge(model: FoundModel, folder: Path) -> None:
-    """Add an adapter to its base weights; save weights, tokenizer, chat template, generation config, and the files by
-    which sentence-transformers loads an embedding or a reranker; and the critic beside it, as it is."""
+    """Add an adapter to its base weights, and save a complete model: also tokenizer, generation config, the files of
+    sentence-transformers, and a critic."""
     from peft import PeftModel
 
     from rayswift.model import generation_config
@@ -80,17 +76,6 @@ def merge(model: FoundModel, folder: Path) -> None:
         merged.generation_config.eos_token_id = stop_token_ids(model, tokenizer) or None
     merged.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    _copy_modules(model.folder, folder)
+    sentence_files.copy(model.folder, folder)
     if (model.folder / _CRITIC).is_dir():
         shutil.copytree(model.folder / _CRITIC, folder / _CRITIC)
-
-
-def _copy_modules(source: Path, folder: Path) -> None:
-    listed = source / "modules.json"
-    if not listed.exists():
-        return
-    for name in ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"):
-        shutil.copyfile(source / name, folder / name)
-    for module in json.loads(listed.read_text(encoding="utf-8")):
-        if module["path"]:
-            shutil.copytree(source / module["path"], folder / module["path"])

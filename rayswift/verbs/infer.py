@@ -2,7 +2,7 @@
 
     rayswift infer --model runs/demo --prompt "23+58=" "1+1="
 
-Both backends take the same token ids and stop at the same tokens, so their greedy answers are the same.
+Both backends get the same token ids and stop tokens, so their greedy answers are equal.
 """
 
 import os
@@ -23,7 +23,7 @@ from rayswift.config.schema import InferSection
 from rayswift.engines.engine import SamplingSettings
 from rayswift.engines.samples import PolicyVersion, SampleRequest
 from rayswift.engines.vllm.setup import INSTALL_VLLM, EngineSetup, adapter_obstacles
-from rayswift.log import UserError, logger
+from rayswift.log import UserError, logger, refuse
 from rayswift.model.find import FoundModel, find_model, load_tokenizer, prompt_ids, stop_token_ids
 from rayswift.model.kind import abilities
 from rayswift.model.kind.kinds import NOTHING_KNOWN, look
@@ -34,7 +34,7 @@ _INSTALL = {"vllm": INSTALL_VLLM, "transformers": "pip install transformers"}
 
 @dataclass(frozen=True)
 class Request:
-    """What a backend is asked: token ids of each prompt, room for each answer, how to choose tokens."""
+    """The input of a backend; prompts and stop tokens are token ids."""
 
     prompts: list[list[int]]
     max_new_tokens: list[int]
@@ -44,17 +44,15 @@ class Request:
 
 
 def run(invocation: Invocation) -> None:
-    """Answer each prompt on stdout; all else goes to stderr.
-
-    Raises:
-        UserError: no such model, backend not installed, prompt too long.
-    """
+    """Print the answer to each prompt on stdout; raise UserError for a wrong model, backend or prompt."""
     section: InferSection = invocation.config.infer
-    if invocation.dry_run:
-        return _dry_run(invocation)
     transformers_logging.disable_progress_bar()
-    model = _found(section)
+    model = _found(section, fetch=not invocation.dry_run)
     backend = choose_backend(section.backend, model.adapter)
+    if invocation.dry_run:
+        print(to_yaml(invocation.config))  # noqa: T201
+        print(f"{model} would answer {len(section.prompt)} prompt(s) with {backend}")  # noqa: T201
+        return
     tokenizer = load_tokenizer(model)
     request = encode(section, model, tokenizer)
     logger.info("%s answers with %s", model, backend)
@@ -63,40 +61,28 @@ def run(invocation: Invocation) -> None:
 
 
 def _found(section: InferSection, fetch: bool = True) -> FoundModel:
-    """The model, if it is one that answers.
-
-    Raises:
-        UserError: it is not there, or does not write.
-    """
+    """The model; raise UserError if it does not exist or does not generate text."""
     given = look(section.model)
     is_judged = given is not None and given.kind != "adapter" and given.what != NOTHING_KNOWN
-    wrong = abilities.problems("infer.model", section.model, "infer") if is_judged else []
-    if wrong:
-        raise UserError("\n".join(wrong))
+    refuse(abilities.problems("infer.model", section.model, "infer") if is_judged else [])
     model = find_model(section.model, "infer.model", fetch, section.base)
-    wrong = abilities.problems("infer.model", str(model.weights), "infer")
     head = model.adapter.get("task_type", "CAUSAL_LM")
     if head != "CAUSAL_LM" and model.adapter:
-        wrong = [
-            f"infer.model = {section.model!r} is an adapter of {head}, which does not write; it judges or embeds texts"
-        ]
-    if wrong:
-        raise UserError("\n".join(wrong))
+        raise UserError(
+            f"infer.model = {section.model!r} is an adapter of {head}, which does not write; it scores or embeds texts"
+        )
+    refuse(abilities.problems("infer.model", str(model.weights), "infer"))
     return model
 
 
 def ask(backend: str, model: FoundModel, request: Request) -> list[list[int]]:
-    """Each prompt's answer as token ids, the token that ended it included."""
+    """The answer to each prompt as token ids, with the stop token."""
     with _contained():
         return BACKENDS[backend](model, request)
 
 
 def choose_backend(wanted: str, adapter: dict[str, Any]) -> str:
-    """The engine to use for a model with this adapter config (empty: none).
-
-    Raises:
-        UserError: it is not installed, or cannot load the adapter.
-    """
+    """The backend for a model; raise UserError if it is not installed or cannot load the adapter (empty: none)."""
     obstacles = adapter_obstacles(adapter) if adapter else []
     if wanted == "auto":
         if obstacles and find_spec("vllm"):
@@ -113,11 +99,7 @@ def choose_backend(wanted: str, adapter: dict[str, Any]) -> str:
 
 
 def encode(section: InferSection, model: FoundModel, tokenizer: PreTrainedTokenizerBase) -> Request:
-    """Each prompt as a chat in the model's own template, or as it is if there is no template.
-
-    Raises:
-        UserError: a prompt fills the model's context, or there is no place for the system prompt.
-    """
+    """Token ids of the prompts, rendered by the chat template if there is one; raise UserError if one is too long."""
     prompts = [prompt_ids(tokenizer, prompt, section.system) for prompt in section.prompt]
     config: dict[str, Any] = AutoConfig.from_pretrained(model.weights).get_text_config().to_dict()
     context = config.get("max_position_embeddings") or sys.maxsize
@@ -130,7 +112,6 @@ def encode(section: InferSection, model: FoundModel, tokenizer: PreTrainedTokeni
 
 
 def answer_with_transformers(model: FoundModel, request: Request) -> list[list[int]]:
-    """One prompt after the other."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, resolve_dtype("auto", device))
     network = AutoModelForCausalLM.from_pretrained(model.weights, dtype=dtype)
@@ -139,9 +120,9 @@ def answer_with_transformers(model: FoundModel, request: Request) -> list[list[i
 
         network = PeftModel.from_pretrained(network, model.folder)
     network = network.to(device).eval()
-    # What a model's own generation config adds (top_p, penalties, ...) the other backend would not know of.
+    # Ignore the model's generation config (top_p, penalties, ...), as the other backend does.
     network.generation_config = GenerationConfig()
-    # Zero is no temperature for `transformers`, and its default `top_k` is 50.
+    # `transformers` does not accept a temperature of 0, and its default `top_k` is 50.
     sampling: dict[str, Any] = {"do_sample": False}
     if request.temperature:
         sampling = {"do_sample": True, "temperature": request.temperature, "top_k": 0}
@@ -153,7 +134,7 @@ def answer_with_transformers(model: FoundModel, request: Request) -> list[list[i
             attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=device),
             max_new_tokens=room,
             eos_token_id=request.stop_token_ids or None,
-            pad_token_id=0,  # one prompt at a time: never used, but without it there is a warning
+            pad_token_id=0,  # unused with one prompt, but without it there is a warning
             use_cache=True,
             **sampling,
         )
@@ -162,7 +143,6 @@ def answer_with_transformers(model: FoundModel, request: Request) -> list[list[i
 
 
 def answer_with_vllm(model: FoundModel, request: Request) -> list[list[int]]:
-    """All prompts in one batch; the engine runs in this process."""
     from rayswift.engines.vllm.core import VllmCore
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -203,8 +183,8 @@ BACKENDS: dict[str, Callable[[FoundModel, Request], list[list[int]]]] = {
 
 @contextmanager
 def _contained() -> Iterator[None]:
-    """Keep stdout clean, and undo what engines leave behind."""
-    # C++ code and child processes write to descriptor 1; vLLM on CPU puts a stub for `torch.set_num_threads`.
+    """Send all output of engines to stderr, and undo their changes of the process."""
+    # C++ code and child processes write to descriptor 1; vLLM on CPU replaces `torch.set_num_threads` by a stub.
     environment, set_num_threads, stdout = dict(os.environ), torch.set_num_threads, os.dup(1)
     sys.stdout.flush()
     os.dup2(2, 1)
@@ -218,12 +198,3 @@ def _contained() -> Iterator[None]:
         for name in os.environ.keys() - environment.keys():
             del os.environ[name]
         os.environ |= environment
-
-
-def _dry_run(invocation: Invocation) -> None:
-    """Print the resolved config and what would run; load and fetch nothing."""
-    section: InferSection = invocation.config.infer
-    model = _found(section, fetch=False)
-    backend = choose_backend(section.backend, model.adapter)
-    print(to_yaml(invocation.config))  # noqa: T201
-    print(f"{model} would answer {len(section.prompt)} prompt(s) with {backend}")  # noqa: T201

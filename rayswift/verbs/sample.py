@@ -22,7 +22,7 @@ from rayswift.launch import user_code
 from rayswift.launch.rollout_supply import rollout_plan
 from rayswift.launch.supply import beside_the_driver
 from rayswift.launch.watch import announced
-from rayswift.log import UserError, logger, raise_together
+from rayswift.log import UserError, logger, raise_together, refuse
 from rayswift.model.kind import abilities
 from rayswift.model.texts import settings as text_settings
 from rayswift.model.texts.row_kind import row_kind
@@ -46,7 +46,7 @@ def run(invocation: Invocation) -> None:
         return
     raise_together(
         lambda: refuse_unbuilt(config),
-        lambda: abilities.check(config),
+        lambda: refuse(abilities.training_problems(config)),
         lambda: user_code.check(config),
         lambda: checks.check(config),
     )
@@ -70,9 +70,9 @@ def _plane(config: SampleConfig, run_dir: Path) -> PlaneSpec:
         data = prepare.with_template_date(config.data, tokenizer_dir)
         windows, _ = prepare.plan_windows(data, tokenizer_dir, config.train.seed, run_dir / "data", kind)
     config = paths.absolute(config.model_copy(update={"data": data}), Path.cwd())
-    for_engines, for_all = (find(config, Path.cwd()) for find in (paths.needed, paths.needed_by_rewards))
+    needed = [paths.needed(config, Path.cwd(), names) for names in (paths.FOR_WORKERS, paths.FOR_REWARDS)]
     with announced("preparing Ray"):
-        connect(config.cluster, layout, run_dir, for_engines, for_all)
+        connect(config.cluster, layout, run_dir, *needed)
     return PlaneSpec(
         config=config,
         plan=rollout_plan(config),

@@ -1,13 +1,10 @@
-"""`rayswift tasks`: the tasks that this version trains, and what each can do.
-
-What a task can do is asked of the checks that every command line passes: the table cannot promise what they refuse.
-"""
+"""`rayswift tasks`: the tasks of this version, and what each can do, according to the checks of the config."""
 
 from rayswift.config.checks.built import not_built, problems
 from rayswift.config.load import Invocation, load
 from rayswift.config.tasks import TASKS, Task
 
-# What a user would set for it.
+# Ability -> flags that a user sets for it.
 _ABILITIES = {
     "LoRA": ["--model.tuner", "lora"],
     "other adapters": ["--model.tuner", "vera"],
@@ -17,17 +14,16 @@ _ABILITIES = {
 
 
 def run(invocation: Invocation) -> None:
-    """Print the table, in Markdown."""
     print(table())  # noqa: T201
 
 
 def table() -> str:
-    """A line per task of the trainer factory."""
+    """A Markdown table with a line for each task."""
     columns = ["task", "asked for with", "trainer", "packing", "padding-free", *_ABILITIES, "resume", "Liger"]
     lines = [f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
     for name, task in TASKS.items():
         trainer = task.trainer.rpartition(":")[2].removeprefix("Streamed")
-        # Packed documents are what padding-free batches are made of. All tasks save and continue by the same code.
+        # Padding-free batches are made of packed rows. All tasks save and resume with the same code.
         abilities = [task.packs, task.packs, *(can(task, flags) for flags in _ABILITIES.values()), True]
         cells = [name, f"`{task.verb}`", trainer, *("yes" if able else "no" for able in abilities), "untried"]
         lines.append(f"| {' | '.join(cells)} |")
@@ -35,7 +31,7 @@ def table() -> str:
 
 
 def can(task: Task, flags: list[str]) -> bool:
-    """Whether nothing more is refused with these flags than without them."""
+    """Whether the checks accept these flags for the task."""
     return set(_refusals(task, flags)) <= set(_refusals(task, []))
 
 

@@ -1,4 +1,4 @@
-"""`rayswift pt`, `sft` and `rlhf`: a training run of any task as the driver sees it; for a worker: `train/loop.py`."""
+"""`rayswift pt`, `sft` and `rlhf`: the driver of a training run; the worker is in `train/loop.py`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,13 +23,12 @@ from rayswift.data.filesystem import is_url
 from rayswift.data.sequence.global_batches import FeedPlan, table
 from rayswift.data.sequence.windows import Windows
 from rayswift.data.tokenizer.training_copy import model_files, prepare_tokenizer
-from rayswift.launch import model_remarks, user_code
 from rayswift.launch import plan as planning
-from rayswift.launch.feed_supply import FeedSupply
-from rayswift.launch.supply import Supply
+from rayswift.launch import user_code
+from rayswift.launch.supply import DataService, RowService
 from rayswift.launch.watch import announced
 from rayswift.launch.workers import fit
-from rayswift.log import logger, raise_together
+from rayswift.log import logger, raise_together, refuse
 from rayswift.model import adapters, reference_logps
 from rayswift.model.kind import abilities
 from rayswift.model.texts import sentence_files
@@ -50,7 +49,7 @@ from rayswift.train.spec import RunSpec
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What is known before a process is started: the plan, and the rows as they will be read."""
+    """The state of a run before any process is started."""
 
     plan: planning.Plan[TrainingConfig]
     layout: Layout
@@ -61,17 +60,13 @@ class _Prepared:
 
 
 def run(invocation: Invocation) -> None:
-    """Train a model: from a command line to a checkpoint.
-
-    Raises:
-        UserError: bad input (exit code 2) or a run that failed (exit code 1).
-    """
+    """Train a model; raise UserError for bad input (exit code 2) or a run that failed (exit code 1)."""
     asked: TrainingConfig = invocation.config
     clock = Clock(psutil.Process().create_time())
     raise_together(
         lambda: refuse_unbuilt(asked),
-        lambda: abilities.check(asked),
-        lambda: adapters.check(asked.model),
+        lambda: refuse(abilities.training_problems(asked)),
+        lambda: refuse(adapters.adapter_problems(asked.model)),
         lambda: user_code.check(asked),
         lambda: checks.check(asked),
     )
@@ -83,10 +78,12 @@ def run(invocation: Invocation) -> None:
             if resume and resume.is_end_of(config.train):
                 return _finish(run_dir, config, clock)
             clock.lap("data")
-            config = paths.absolute(config, Path.cwd())  # other processes read it from here on, in other folders
+            config = paths.absolute(config, Path.cwd())  # for processes with other working folders
             windows, eval_windows = made.windows, made.eval_windows
             if _needs_ray(config, layout, windows, eval_windows):
-                _prepare_ray(config, layout, run_dir)
+                needed = [paths.needed(config, Path.cwd(), names) for names in (paths.FOR_WORKERS, paths.FOR_REWARDS)]
+                with announced("preparing Ray"):
+                    connect(config.cluster, layout, run_dir, *needed)
             clock.lap("Ray")
             if config.train.trl_extra.get("precompute_ref_log_probs"):
                 with announced("computing the reference's log-probabilities"):
@@ -108,7 +105,7 @@ def run(invocation: Invocation) -> None:
 
 @contextmanager
 def _run_dir(config: TrainingConfig) -> Iterator[Path]:
-    """The run folder, held against other launches; behind a URL: a working copy of it, uploaded to the end."""
+    """The locked run folder; for a URL: a working copy, which is uploaded also when the run ends early."""
     train = config.train
     recipe = fingerprint.initial_recipe(config)
     with (
@@ -128,14 +125,14 @@ def _run_dir(config: TrainingConfig) -> Iterator[Path]:
 
 
 def _prepare(config: TrainingConfig, run_dir: Path) -> _Prepared:
-    # 1. What runs where, and what an earlier launch of this run left.
+    # 1. The layout, the checkpoint of an earlier launch, the plan.
     with announced("joining the Ray cluster"):
         joined = join(config.cluster)
     layout = lay_out(config.cluster, joined, engines_of(config), is_sampling(config))
     resume = run_folder.open_run(config, run_dir)
     plan = planning.resolve(config, layout, resume)
 
-    # 2. Rows: tokenizer, sources, a look at the first of them.
+    # 2. Rows: tokenizer, sources, the first rows.
     with announced("fetching the tokenizer"):
         source = model_files(plan.config.model)
         plan, tokenizer_dir = _with_tokenizer(plan, source, run_dir / "tokenizer", resume)
@@ -154,7 +151,7 @@ def _prepare(config: TrainingConfig, run_dir: Path) -> _Prepared:
     run_folder.write_record(run_dir, config, found)
     known = fingerprint.read_sources(resume.saved.path.parent if resume else run_dir)
     fingerprint.record_sources(config.data, run_dir, known)
-    remarks = model_remarks.remarks(config, tokenizer_dir)
+    remarks = planning.remarks(config, tokenizer_dir)
     logger.info("%s", planning.describe(plan, windows.num_rows, [], remarks, source))
     return _Prepared(plan, layout, resume, tokenizer_dir, windows, eval_windows)
 
@@ -162,21 +159,15 @@ def _prepare(config: TrainingConfig, run_dir: Path) -> _Prepared:
 def _with_tokenizer(
     plan: planning.Plan[TrainingConfig], source: Path, folder: Path, resume: run_folder.Resume | None
 ) -> tuple[planning.Plan[TrainingConfig], Path]:
-    """The plan with what the model's folder decides, and the tokenizer's folder, with how its texts are read."""
+    """The plan with the settings of the model's folder, and the run's tokenizer folder."""
     plan = planning.with_texts(plan, source)
     prepared = prepare_tokenizer(plan.config.model, folder, row_kind(plan.config, source))
     sentence_files.copy(source, prepared)
     before = resume.config["data"] if resume else None
     plan = planning.with_data(plan, prepare.with_template_date(plan.config.data, prepared, before))
     if resume and plan.config.data.window_rows is None:
-        plan = planning.with_window_rows(plan, resume.window_rows)
+        plan = planning.with_window_rows(plan, int(resume.config["data"]["window_rows"]))
     return plan, prepared
-
-
-def _prepare_ray(config: TrainingConfig, layout: Layout, run_dir: Path) -> None:
-    for_workers, for_all = (find(config, Path.cwd()) for find in (paths.needed, paths.needed_by_rewards))
-    with announced("preparing Ray"):
-        connect(config.cluster, layout, run_dir, for_workers, for_all)
 
 
 def _needs_ray(config: TrainingConfig, layout: Layout, windows: Windows, eval_windows: Windows | None) -> bool:
@@ -188,7 +179,7 @@ def _needs_ray(config: TrainingConfig, layout: Layout, windows: Windows, eval_wi
 
 
 def _finish(run_dir: Path, config: TrainingConfig, clock: Clock) -> None:
-    """Say what came of the run."""
+    """Write and log the results."""
     model, counts = run_folder.write_result(run_dir, config)
     logger.info("rows\n%s", table(counts))
     evaluation = read_evaluation(run_dir)
@@ -198,14 +189,16 @@ def _finish(run_dir: Path, config: TrainingConfig, clock: Clock) -> None:
     logger.info("done in %.0f s; model: %s/%s; report: %s/%s", clock.total(), home, model.name, home, REPORT)
 
 
-def _supply(spec: RunSpec, windows: Windows, eval_windows: Windows | None, resume: run_folder.Resume | None) -> Supply:
-    """The feed of rows, or the rollout plane."""
+def _supply(
+    spec: RunSpec, windows: Windows, eval_windows: Windows | None, resume: run_folder.Resume | None
+) -> DataService:
+    """The service that supplies batches: rows or rollouts."""
     start = supply_start(spec.config, resume)
     if isinstance(start, LedgerSnapshot):
         from rayswift.launch.rollout_supply import RolloutSupply
 
         return RolloutSupply(spec, windows, eval_windows, start)
-    return FeedSupply(spec, windows, eval_windows, start)
+    return RowService(spec, windows, eval_windows, start)
 
 
 def _feed_plan(plan: planning.Plan[TrainingConfig], windows: Windows) -> FeedPlan:

@@ -71,7 +71,7 @@ def run_dir(tmp_path_factory) -> Path:
     """A LoRA run with `model.random_init`, moved since: its base weights are in its own `init`."""
     was = tmp_path_factory.mktemp("run") / "was"
     save_adapter(save_base(was / "init", seed=2), was / "checkpoint-3")
-    checkpoint.seal(was / "checkpoint-3", step=3, world_size=1, zero_stage=0)
+    checkpoint.write_manifest(was / "checkpoint-3", step=3, world_size=1, zero_stage=0)
     return was.rename(was.with_name("moved"))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from moto.server import ThreadedMotoServer
 
-from rayswift.run.remote import Remote, complete_checkpoints
+from rayswift.run.remote import Remote, checkpoints
 from tests.ray.conftest import ROOT, sft, start
 
 RUN = (
@@ -43,13 +43,13 @@ def test_a_killed_run_continues_from_its_bucket(bucket: str, tmp_path: Path, tin
     # Its log, not the server: asked all the time, that would have no time for the run.
     run.wait_for(lambda: any("uploaded" in log.read_text() for log in scratch.rglob("rank-0.log")), "the first upload")
     run.kill_driver()
-    before = max(complete_checkpoints(remote, remote.sizes()))
+    before = max(checkpoints(remote, remote.sizes())[0])
     assert before % 4 == 0
     out = sft(url, *flags, "--resume", "auto", "--num_workers", "0")
     assert f"fetching {url}/checkpoint-" in out
     assert "continuing" in out
     assert f"model: {url}/checkpoint-40; report: {url}/" in out
-    assert list(complete_checkpoints(remote, remote.sizes())) == [36, 40]
+    assert list(checkpoints(remote, remote.sizes())[0]) == [36, 40]
     steps = [json.loads(line)["step"] for line in remote.read("metrics.jsonl").splitlines()]
     assert sorted(set(steps)) == list(range(1, 41))
     assert json.loads(remote.read("data/accounting.json"))["trained"] > 0

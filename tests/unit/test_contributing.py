@@ -41,7 +41,7 @@ def test_a_behaviour_is_in_the_file_that_is_named() -> None:
 
 
 def test_names_in_the_steps_are_in_the_files_of_the_steps() -> None:
-    """Tables such as `_FREE` and `_ROLLOUT`."""
+    """Tables such as `_FREE_NAMES` and `_ROLLOUT`."""
     for step in re.findall(r"^\| \d+ \| .*$", TEXT, re.MULTILINE):
         files = [ROOT / path for path in re.findall(r"`(rayswift/[\w/]+\.py)`", step)]
         names = re.findall(r"`(_?[A-Z][A-Z_]+)`", step)

@@ -56,7 +56,7 @@ PURE = [
     "rayswift.report.advice",
     "rayswift.report.charts",
     "rayswift.report.curves",
-    "rayswift.report.live_line",
+    "rayswift.report.console",
     "rayswift.report.page",
     "rayswift.rollout.admission",
     "rayswift.rollout.advantages",

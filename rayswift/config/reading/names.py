@@ -1,4 +1,4 @@
-"""The names of fields: which a verb has, what each takes, and which one a person may have meant."""
+"""The names of a verb's fields, their types, and suggestions for wrong names."""
 
 import difflib
 from functools import cache
@@ -10,14 +10,13 @@ from rayswift.config.train import TrainConfig
 
 
 def section_of(schema: type[Section], name: str) -> type[Section]:
-    """The class of a verb's section."""
     section = schema.model_fields[name].annotation
     assert isinstance(section, type) and issubclass(section, Section)
     return section
 
 
 def tasks_of(schema: type[Section]) -> list[str]:
-    """The tasks a verb trains, its default first; empty for a verb that trains nothing."""
+    """The tasks of a verb, its default first; empty for a verb that trains nothing."""
     if "train" not in schema.model_fields:
         return []
     task = section_of(schema, "train").model_fields["task"]
@@ -26,7 +25,7 @@ def tasks_of(schema: type[Section]) -> list[str]:
 
 @cache
 def paths_of(schema: type[Section]) -> list[str]:
-    """The dotted path of every field, TRL's for every task of the verb included."""
+    """The dotted path of every field, with TRL's fields of all tasks of the verb."""
     paths = []
     for name in schema.model_fields:
         section = section_of(schema, name)
@@ -39,7 +38,7 @@ def paths_of(schema: type[Section]) -> list[str]:
 
 @cache
 def trl_names(section: type[Section]) -> dict[str, trl_fields.TrlField]:
-    """The fields that `train` takes from the TRL configs of its tasks, besides those it names itself."""
+    """The fields of section `train` that come from the TRL configs of its tasks."""
     fields: dict[str, trl_fields.TrlField] = {}
     for task in literal_values(section.model_fields["task"].annotation):
         for name, field_ in trl_fields.read_fields(task).items():
@@ -49,13 +48,13 @@ def trl_names(section: type[Section]) -> dict[str, trl_fields.TrlField]:
 
 
 def owner_in(schema: type[Section], name: str) -> str | None:
-    """What replaces a TRL field in this verb; None for a field that moves to a section the verb has not."""
+    """What replaces a TRL field in this verb; None if its new section is not in the verb."""
     owner = trl_fields.owner_of(name)
     return None if name in trl_fields.MOVED and owner and owner not in paths_of(schema) else owner
 
 
 def suggest(name: str, known: list[str], prefix: str = "") -> str:
-    """A question that names the field most like `name`; empty if none is."""
+    """A question with the most similar field name, or empty."""
     bare = {p.split(".")[1]: p for p in known} | {p.split(".")[0]: p for p in known if p.endswith(".path")}
     close = difflib.get_close_matches(name, known, 1, 0.75) or [
         bare[b] for b in difflib.get_close_matches(name.split(".")[-1], list(bare), 1, 0.75)
@@ -64,7 +63,7 @@ def suggest(name: str, known: list[str], prefix: str = "") -> str:
 
 
 def annotation_of(schema: type[Section], task: str, path: str) -> Any:
-    """A field's type; Any for a TRL field whose type only its libraries can name."""
+    """A field's type; Any for a TRL field with a type of another library."""
     section_name, name = path.split(".")
     section = section_of(schema, section_name)
     if name in section.model_fields:
@@ -74,5 +73,4 @@ def annotation_of(schema: type[Section], task: str, path: str) -> Any:
 
 
 def literal_values(annotation: Any) -> list[str]:
-    """The values of a `Literal`, for help texts."""
     return [str(v) for v in get_args(annotation)] if get_origin(annotation) is Literal else []

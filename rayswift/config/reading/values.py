@@ -1,8 +1,7 @@
-"""What a written value means: the one reading for YAML, for dicts in YAML, for flags and for JSON inside a flag.
+"""The meaning of a written value, the same in YAML, in flags, and in JSON inside a flag.
 
 A scalar without quotes is text until the type of its field is known: `no` is a word for `save_strategy` and false for
-`packing`. Where a field takes anything, in dicts such as `engine_kwargs`, it is what YAML 1.2 says: `1e-4` is a number,
-`no` is a word.
+`packing`. For a field of any type, as in `engine_kwargs`, YAML 1.2 decides: `1e-4` is a number, `no` is a word.
 """
 
 import json
@@ -21,12 +20,12 @@ _CONSTANTS = {
     **dict.fromkeys(("false", "False", "FALSE"), False),
     **dict.fromkeys(("null", "Null", "NULL", "~"), None),
 }
-# Words for null where a field takes null and the word is not one of its values.
+# Words for null, if the field may be null and the word is not one of its values.
 _NULLS = ("null", "none", "~")
 
 
 class Plain(str):
-    """A scalar that was written without quotes: a word of a flag, or of a YAML file."""
+    """A scalar without quotes, from a flag or YAML."""
 
 
 def plain(word: str) -> Any:
@@ -41,7 +40,7 @@ def plain(word: str) -> Any:
 
 
 def untyped(written: Any) -> Any:
-    """What is written where anything may stand, with `plain` for each scalar without quotes."""
+    """The value for a field of any type, with `plain` for each scalar without quotes."""
     match written:
         case Plain():
             return plain(written)
@@ -53,15 +52,7 @@ def untyped(written: Any) -> Any:
 
 
 def read(annotation: Any, written: Any) -> Any:
-    """What is written, as a field of this type means it; whether it is right is left to the validation.
-
-    Args:
-        annotation: The field's type.
-        written: `Plain` or quoted text, number, boolean, null, or a list or dict of such.
-
-    Raises:
-        json.JSONDecodeError: JSON in a word that holds none.
-    """
+    """The value for a field of this type, not validated; raise json.JSONDecodeError for invalid JSON in a text."""
     kinds = members(annotation)
     match written:
         case Plain():
@@ -77,7 +68,7 @@ def read(annotation: Any, written: Any) -> Any:
 
 
 def members(annotation: Any) -> list[Any]:
-    """The types that a type is one of, without what is annotated to them."""
+    """The types of a union, without annotations."""
     if get_origin(annotation) is Annotated:
         return members(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
@@ -86,12 +77,12 @@ def members(annotation: Any) -> list[Any]:
 
 
 def takes(annotation: Any, kind: type) -> bool:
-    """Whether a field of a type takes lists, dicts, integers, ..."""
+    """Whether a field of this type may have values of `kind`."""
     return any(_origin(member) is kind for member in members(annotation))
 
 
 def home(written: str) -> str:
-    """A path with `~` or `~user` as its first folder replaced by that home; anything else as it is."""
+    """The path with `~` or `~user` as first folder replaced by that home folder."""
     return os.path.expanduser(written) if written.startswith("~") and "/" in written else written
 
 
@@ -104,7 +95,8 @@ def _scalar(kinds: list[Any], word: Plain) -> Any:
     if Any in kinds:
         return plain(word)
     items = [get_args(kind) for kind in kinds if _origin(kind) is list]
-    if items and not _scalars(kinds):  # a list written as its only item
+    takes_scalars = any(kind in (str, int, float, bool) or get_origin(kind) is Literal for kind in kinds)
+    if items and not takes_scalars:  # a list with one item, written as this item
         return read(items[0][0] if items[0] else Any, word)
     value = plain(word)
     if values or str in kinds:
@@ -116,7 +108,7 @@ def _scalar(kinds: list[Any], word: Plain) -> Any:
 
 
 def _is_json(kinds: list[Any], quoted: str) -> bool:
-    """Whether a text in quotes is JSON for a field that takes dicts or lists; `str` beside `dict` means JSON in TRL."""
+    """Whether a text in quotes is JSON, by the field's type; `str` together with `dict` means JSON in TRL."""
     return (quoted.startswith("{") or (quoted.startswith("[") and str not in kinds)) and _opens(kinds, quoted)
 
 
@@ -137,10 +129,6 @@ def _dict(kinds: list[Any], written: dict[Any, Any]) -> dict[str, Any]:
         if _origin(kind) is dict and get_args(kind):
             return {str(key): read(get_args(kind)[1], value) for key, value in written.items()}
     return {str(key): untyped(value) for key, value in written.items()}
-
-
-def _scalars(kinds: list[Any]) -> bool:
-    return any(kind in (str, int, float, bool) or get_origin(kind) is Literal for kind in kinds)
 
 
 def _is_model(kind: Any) -> bool:

@@ -1,4 +1,4 @@
-"""A command line and the files it names as they are written: flags with their words, trees of sections."""
+"""A command line and its config files, parsed but not interpreted: flags with their words, trees of sections."""
 
 import json
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ class Problems:
 
 
 def split(argv: list[str], problems: Problems) -> tuple[list[str], list[swift.Flag], bool]:
-    """Config files (`--config a.yaml`, or `a.yaml` as the first word), the other flags, and whether to run dry."""
+    """Config files (`--config a.yaml`, or `a.yaml` as the first word), the other flags, and `--dry_run`."""
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
         argv = ["--config", *argv]
     files: list[str] = []
@@ -46,7 +46,7 @@ def split(argv: list[str], problems: Problems) -> tuple[list[str], list[swift.Fl
             switch = [plain(word) for word in words] or [True]
             if len(switch) > 1 or not isinstance(switch[0], bool):
                 problems.add(
-                    f"--dry_run is a switch, got {' '.join(words)}", "write --dry_run, or true or false behind"
+                    f"--dry_run is a switch, got {' '.join(words)}", "write --dry_run, or --dry_run true or false"
                 )
             dry_run = switch[0] is True
         else:
@@ -72,7 +72,7 @@ def _flags(argv: list[str], problems: Problems) -> Iterator[tuple[str, list[str]
 
 
 def words_for(annotation: Any, path: str, words: list[str], problems: Problems) -> Any:
-    """What a flag's words are: a scalar, or a list where the field takes one; their meaning comes later."""
+    """A flag's words as a scalar or a list, by the field's type."""
     one_number = len(words) == 1 and words[0][:1] != "[" and takes(annotation, int)
     if takes(annotation, list) and not one_number:
         return Plain(words[0]) if len(words) == 1 and words[0].startswith("[") else [Plain(word) for word in words]
@@ -95,13 +95,13 @@ def read_yaml(path: Path, problems: Problems) -> Tree:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        problems.add(f"--config {path} holds {type(tree).__name__}", "it wants sections: model, data, train, cluster")
+        problems.add(f"--config {path} holds {type(tree).__name__}", "it needs sections: model, data, train, cluster")
         return {}
     return tree
 
 
 def flat_of(schema: type[Section], tree: Tree) -> tuple[Tree, list[swift.Flag]]:
-    """Sections, and the flags of a file that is written flat as ms-swift's are (`model: org/name`)."""
+    """The sections of a file, and its flat entries (`model: org/name`, as in ms-swift) as flags."""
     sections: Tree = {}
     flags: list[swift.Flag] = []
     bare = {path.split(".")[1] for path in paths_of(schema)}

@@ -1,4 +1,4 @@
-"""YAML in and out: scalars without quotes stay text, for `values.read` to read once their field is known."""
+"""Read and write YAML; scalars without quotes stay text, which `values.read` interprets by their field."""
 
 import re
 from typing import Any
@@ -11,26 +11,26 @@ _STR, _NULL, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null", "tag:ya
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's own resolvers are those of YAML 1.1, where `1e-4` is a word and `no` is false."""
+    """Without PyYAML's resolvers, which follow YAML 1.1, where `1e-4` is a word and `no` is false."""
 
     yaml_implicit_resolvers: dict[str, list[Any]] = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As PyYAML, where the last of two equal keys would win without a word."""
+        """As PyYAML, but refuse a key that is there twice; PyYAML would silently take the last."""
         seen = set()
         for key_node, _ in node.value:
             if key_node.tag == _MERGE or not isinstance(key_node, yaml.ScalarNode):
                 continue
             if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"`{key_node.value}` stands there twice", key_node.start_mark
+                    None, None, f"`{key_node.value}` is there twice", key_node.start_mark
                 )
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every text that would be read as something else without quotes."""
+    """Puts a text in quotes if it would have another meaning without them."""
 
 
 def _text(loader: _Loader, node: yaml.ScalarNode) -> str:
@@ -50,14 +50,10 @@ _Dumper.add_representer(str, _quoted)
 
 
 def load(text: str) -> Any:
-    """What a YAML text holds; scalars without quotes as `Plain`, null as None.
-
-    Raises:
-        yaml.YAMLError: it is not YAML, or a key stands twice in a mapping.
-    """
+    """Parse YAML, with scalars without quotes as `Plain`; raise yaml.YAMLError if it is invalid or a key is doubled."""
     return yaml.load(text, _Loader)
 
 
 def dump(tree: Any) -> str:
-    """YAML that `load` reads back as it was, for YAML 1.1 as well as 1.2."""
+    """YAML that `load` reads back unchanged, valid in YAML 1.1 and 1.2."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=False)

@@ -1,10 +1,10 @@
-"""ms-swift's spelling, understood at the edge: flags of `swift pt|sft|rlhf` become ours, or are answered for.
+"""Translation of the flags of `swift pt|sft|rlhf` into ours.
 
     translate([("tuner_type", ["lora"]), ("torch_dtype", ["bfloat16"])], "sft", "causal_lm", has_eval_rows=False)
 
-`table_*.py` hold one rule for each flag that means something by itself; `together.py` those that are read together;
-`whole.py` what the whole command says, with `environment.py` for the variables that `swift` reads.
-Flags that are ours already (`--learning_rate`) are not in the tables and pass as they are.
+`table_*.py` have a rule for each single flag, `together.py` for flags that are read together, `whole.py` for the whole
+command, and `environment.py` for environment variables. Flags with the same name here (`--learning_rate`) are in no
+table.
 """
 
 from rayswift.config.swift.other_verbs import VERBS, translate_other

@@ -1,17 +1,17 @@
-"""The variables that `swift` reads from its environment; only beside its other spelling do they mean anything here."""
+"""Environment variables of `swift`; they are used only in commands with ms-swift's flags."""
 
 from collections.abc import Mapping
 
 from rayswift.config.swift.rules import Flag, Translation
 
 _WORKERS = "NPROC_PER_NODE"
-# Fields that variables stand for, by task.
+# Variable -> task and field.
 _FIELDS = {
     "INFONCE_TEMPERATURE": ("embedding", "train.infonce_temperature"),
     "GENERATIVE_RERANKER_POSITIVE_TOKEN": ("generative_reranker", "train.positive_token"),
     "GENERATIVE_RERANKER_NEGATIVE_TOKEN": ("generative_reranker", "train.negative_token"),
 }
-# Variables that change what a task learns, and have no field here.
+# Variables without a field here.
 _WITHOUT_FIELD = {
     "INFONCE_USE_BATCH": ("embedding", "the texts of a batch are always each other's negatives"),
     "INFONCE_HARD_NEGATIVES": ("embedding", "every negative that a row names is used"),
@@ -25,14 +25,7 @@ _WITHOUT_FIELD = {
 
 
 def read(environ: Mapping[str, str], task: str, given: set[str], result: Translation) -> list[Flag]:
-    """The variables as flags of ours.
-
-    Args:
-        environ: Of the process.
-        task: As `train.task` names it.
-        given: Paths that files and flags name already; they win.
-        result: Takes the notes and problems.
-    """
+    """The variables as our flags, except for the fields in `given`; notes and problems go to `result`."""
     flags = _workers(environ, given, result)
     for name, (of, path) in _FIELDS.items():
         if name in environ and task == of and path not in given:
@@ -55,7 +48,7 @@ def _workers(environ: Mapping[str, str], given: set[str], result: Translation) -
         return []
     words = f"NNODES={nodes} {_WORKERS}={each}" if nodes != "1" else f"{_WORKERS}={each}"
     if each is None or not (each.isdigit() and nodes.isdigit()) or not int(each) * int(nodes):
-        result.notes.append(f"{words} says no number of workers; set cluster.num_workers")
+        result.notes.append(f"{words} gives no number of workers; set cluster.num_workers")
         return []
     number = str(int(each) * int(nodes))
     result.renamed.append(f"{words} -> cluster.num_workers {number}")

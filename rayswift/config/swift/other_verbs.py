@@ -1,54 +1,39 @@
-"""Verbs of `swift` beside those that train: flags of `infer` and `export`, and what is said to the others."""
+"""Verbs of `swift` that do not train: flags of `infer` and `export`, and answers to the others."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from rayswift.config.swift.apply import apply
-from rayswift.config.swift.rules import ByValue, Flag, NoEffect, Refused, Rule, To, Translation
+from rayswift.config.swift.rules import ByValue, Flag, NoEffect, Refused, Rule, To, Translation, apply, for_all
 
-_ENGINE = NoEffect("the answers are sampled by one engine with its own settings")
-_ROWS = Refused("questions are given with --prompt; rows are judged by evaluations while training (data.eval)")
-_NOT_QUANTIZED = Refused("models are not quantized on disk; model.quantization loads them in 8 or 4 bits")
 _CACHE = Refused("`rayswift data encode` writes encoded rows, for runs with data.cache")
-_CONFIG_JSON = NoEffect("the model's config.json says what it is")
+_CONFIG_JSON = NoEffect("the model's config.json names its type")
 
 INFER: dict[str, Rule] = {
-    "adapters": To("infer.model"),
-    "ckpt_dir": To("infer.model"),
-    "model_id_or_path": To("infer.model"),
+    **for_all("adapters ckpt_dir model_id_or_path", To("infer.model")),
     "infer_backend": ByValue(
         {name: Refused("answers come from vLLM or transformers") for name in ("sglang", "lmdeploy")},
         To("infer.backend", {"pt": "transformers"}),
     ),
-    "stream": NoEffect("an answer is printed when it is whole"),
-    "val_dataset": _ROWS,
-    "val_dataset_sample": _ROWS,
-    "result_path": _ROWS,
-    "write_batch_size": _ROWS,
+    "stream": NoEffect("an answer is printed when it is complete"),
+    **for_all(
+        "val_dataset val_dataset_sample result_path write_batch_size",
+        Refused("questions are given with --prompt; rows are judged by evaluations while training (data.eval)"),
+    ),
     "load_data_args": NoEffect("questions are given with --prompt"),
     "load_args": NoEffect("a run's config.yaml names its base model and its template"),
     "merge_lora": NoEffect("an adapter is used as it is; `rayswift export --merge_lora` merges it"),
     "model_type": _CONFIG_JSON,
     "template": NoEffect("the tokenizer's chat template renders everything"),
-    "max_length": _ENGINE,
-    "max_batch_size": _ENGINE,
-    "max_model_len": _ENGINE,
-    "attn_impl": _ENGINE,
-    "torch_dtype": _ENGINE,
-    "gpu_memory_utilization": _ENGINE,
-    "tensor_parallel_size": _ENGINE,
-    "vllm_*": _ENGINE,
+    **for_all(
+        "max_length max_batch_size max_model_len attn_impl torch_dtype gpu_memory_utilization tensor_parallel_size "
+        "vllm_*",
+        NoEffect("the answers are sampled by one engine with its own settings"),
+    ),
 }
 EXPORT: dict[str, Rule] = {
-    "adapters": To("export.model"),
-    "ckpt_dir": To("export.model"),
-    "model_id_or_path": To("export.model"),
-    "to_cached_dataset": _CACHE,
-    "dataset": _CACHE,
-    "cached_dataset": _CACHE,
-    "quant_bits": _NOT_QUANTIZED,
-    "quant_method": _NOT_QUANTIZED,
-    "quant_*": _NOT_QUANTIZED,
+    **for_all("adapters ckpt_dir model_id_or_path", To("export.model")),
+    **for_all("to_cached_dataset dataset cached_dataset", _CACHE),
+    "quant_*": Refused("models are not quantized on disk; model.quantization loads them in 8 or 4 bits"),
     "to_ollama": Refused("merge the adapter, and give its folder to `ollama create`"),
     "push_to_hub": Refused("train.push_to_hub uploads while training; `hf upload` takes the merged folder"),
     "hub_model_id": Refused("`hf upload` takes the merged folder"),
@@ -59,7 +44,7 @@ EXPORT: dict[str, Rule] = {
 }
 _TABLES = {"infer": INFER, "export": EXPORT}
 
-# What a person who types one of `swift`'s other verbs is told.
+# Other verbs of `swift` -> what to use here.
 VERBS = {
     "rollout": "`rayswift rlhf` starts its engines itself; leave this command out",
     "deploy": "serve a run's model with `vllm serve FOLDER`; an adapter is merged by `rayswift export --merge_lora`",
@@ -72,10 +57,10 @@ VERBS = {
 
 
 def translate_other(flags: Sequence[Flag], verb: str) -> Translation:
-    """Flags of a verb that trains nothing, in ms-swift's spelling or ours, in ours."""
+    """Translate the flags of a verb that trains nothing; our own flags stay as they are."""
     result, table = Translation(verb, ""), _TABLES.get(verb, {})
     names = {name for name, _ in flags}
-    if "to_cached_dataset" in names and verb == "export":  # one word on the whole command
+    if "to_cached_dataset" in names and verb == "export":  # one error for the whole command
         apply(_CACHE, "to_cached_dataset", ["true"], result, {})
         result.flags += [(name, words) for name, words in flags if name in ("model", "output_dir")]
         return result

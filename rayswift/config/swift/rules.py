@@ -1,4 +1,4 @@
-"""What one of ms-swift's flags can mean here, and what is found out about a whole command line."""
+"""The rules for ms-swift's flags, and the result of a translation."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ Flag = tuple[str, list[str]]
 
 @dataclass(frozen=True)
 class To:
-    """Our field under another name; words found in `values` are translated, others pass as they are."""
+    """Our field under another name; words in `values` are translated, others stay as they are."""
 
     path: str
     values: Mapping[str, str] = field(default_factory=dict)
@@ -22,7 +22,7 @@ class To:
 
 @dataclass(frozen=True)
 class Into:
-    """One entry of a field that holds a dict: `path[key] = word`, keys from the outside inwards, values as in `To`."""
+    """An entry of a dict field: `path[key][...] = word`; values as in `To`."""
 
     path: str
     keys: tuple[str, ...]
@@ -32,27 +32,32 @@ class Into:
 
 @dataclass(frozen=True)
 class NoEffect:
-    """Accepted, and one line says why it changes nothing."""
+    """Accepted, with a line why it changes nothing."""
 
     why: str
 
 
 @dataclass(frozen=True)
 class Refused:
-    """An error with the reason, and what to do instead."""
+    """An error that says what to do instead."""
 
     why: str
 
 
 @dataclass(frozen=True)
 class ByValue:
-    """A rule for each of some values (in lower case); `otherwise` for all others."""
+    """A rule for each value (in lower case), and one for all others."""
 
     cases: Mapping[str, "Rule"]
     otherwise: "Rule"
 
 
 Rule = To | Into | NoEffect | Refused | ByValue
+
+
+def for_all(names: str, rule: Rule) -> dict[str, Rule]:
+    """One rule for several flags, separated by spaces."""
+    return dict.fromkeys(names.split(), rule)
 
 
 def off_only(why_off: str, why_refused: str) -> ByValue:
@@ -63,7 +68,7 @@ def off_only(why_off: str, why_refused: str) -> ByValue:
 
 @dataclass
 class Translation:
-    """What became of the flags: ours, what to say about the others, and problems."""
+    """The translated flags, with notes and problems."""
 
     verb: str
     task: str
@@ -72,22 +77,21 @@ class Translation:
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     problems_of_a_start: list[str] = field(default_factory=list)
-    """Why the run is not to be started here; what it resolves to can be looked at all the same."""
+    """Problems of a start that do not concern a dry run."""
 
     @property
     def samples(self) -> bool:
-        """Whether the run samples completions, so that section `rollout` has a meaning."""
+        """Whether the run samples completions, so that section `rollout` is used."""
         return self.verb in ("rlhf", "sample") and self.task in ONLINE_TASKS
 
     def add(self, other: "Translation") -> list[Flag]:
-        """Take over what was said of further flags; their own flags come back."""
+        """Take over the notes and problems of another translation, and return its flags."""
         self.renamed += other.renamed
         self.notes += other.notes
         self.problems += other.problems
         return other.flags
 
     def rename(self, name: str, path: str, words: Sequence[str]) -> None:
-        """`--name` stands for `path`."""
         if path.startswith("rollout.") and not self.samples:
             self.no_effect(name, f"{self.task} samples no completions")
             return
@@ -96,17 +100,38 @@ class Translation:
             self.renamed.append(f"--{name} -> {path} {' '.join(words)}".rstrip())
 
     def no_effect(self, name: str, why: str) -> None:
-        """`--name` changes nothing."""
         self.notes.append(f"--{name} has no effect: {why}")
 
     def refuse(self, name: str, why: str) -> None:
-        """`--name` is an error."""
         self.problems.append(f"--{name} is refused: {why}")
 
 
 def plain(word: str) -> Any:
-    """A word as the number, boolean, null or JSON it spells, else as it is."""
+    """The number, boolean, null or JSON value of a word, else the word."""
     try:
         return json.loads(word)
     except json.JSONDecodeError:
         return values.plain(word)
+
+
+def apply(rule: Rule | None, name: str, words: list[str], result: Translation, entries: dict[str, Any]) -> None:
+    """Apply a rule to a flag: to `result`, or to `entries` for entries of a dict field."""
+    match rule:
+        case ByValue(cases, otherwise):
+            apply(cases.get(words[0].lower(), otherwise), name, words, result, entries)
+        case To(path, values):
+            by_lower = {word.lower(): ours for word, ours in values.items()}
+            result.rename(name, path, [by_lower.get(word.lower(), word) for word in words])
+        case Into(path) if path.startswith("rollout.") and not result.samples:
+            result.rename(name, path, words)  # notes that it has no effect
+        case Into(path, keys, values, is_list):
+            inner = entries.setdefault(path, {})
+            for key in keys[:-1]:
+                inner = inner.setdefault(key, {})
+            ours = [plain(values.get(word, word)) for word in words]
+            inner[keys[-1]] = ours if is_list else ours[0]
+            result.renamed.append(f"--{name} -> {path}.{'.'.join(keys)} {' '.join(words)}")
+        case NoEffect(why):
+            result.no_effect(name, why)
+        case Refused(why):
+            result.refuse(name, why)

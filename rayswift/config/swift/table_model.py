@@ -1,30 +1,34 @@
 """ms-swift's model, tuner and quantization flags."""
 
-from rayswift.config.swift.rules import ByValue, Into, NoEffect, Refused, Rule, To
+from rayswift.config.swift.rules import ByValue, Into, NoEffect, Refused, Rule, To, for_all
 
 _TEXT_ONLY = NoEffect("models are text only: there is no vision or audio part")
-_CONFIG_JSON = NoEffect("the model's config.json says what it is")
-_NO_TUNER = Refused("its tuner is not one of PEFT's; see the values of model.tuner")
-_BNB_DTYPE = NoEffect("4-bit weights are computed in model.dtype")
-_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-
+# Flags of one tuner that become entries of `model.tuner_kwargs`: prefix -> names behind it.
+_TUNER_KWARGS = {
+    "": "use_dora use_rslora boft_block_size boft_block_num boft_dropout vera_dropout",
+    "lora_": "bias",
+    "fourier_": "n_frequency scaling",
+    "vera_": "projection_prng_key d_initial",
+    "adalora_": "target_r init_r tinit tfinal deltaT beta1 beta2 orth_reg_weight",
+}
 
 MODEL: dict[str, Rule] = {
     "model_id_or_path": To("model.path"),
     "model_revision": To("model.revision"),
-    "model_type": _CONFIG_JSON,
-    "ref_model_type": _CONFIG_JSON,
-    "reward_model_type": _CONFIG_JSON,
-    "teacher_model_type": _CONFIG_JSON,
-    "torch_dtype": To("model.dtype", _DTYPES),
-    "dtype": To("model.dtype", _DTYPES),
-    "bf16": ByValue({"true": To("model.dtype", {"true": "bfloat16"})}, NoEffect("model.dtype says the number format")),
-    "fp16": ByValue({"true": To("model.dtype", {"true": "float16"})}, NoEffect("model.dtype says the number format")),
+    **for_all(
+        "model_type ref_model_type reward_model_type teacher_model_type",
+        NoEffect("the model's config.json names its type"),
+    ),
+    **for_all("torch_dtype dtype", To("model.dtype", {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"})),
+    "bf16": ByValue({"true": To("model.dtype", {"true": "bfloat16"})}, NoEffect("model.dtype sets the number format")),
+    "fp16": ByValue({"true": To("model.dtype", {"true": "float16"})}, NoEffect("model.dtype sets the number format")),
     "attn_impl": To("model.attn_implementation", {"flash_attn": "flash_attention_2", "flex": "flex_attention"}),
     "experts_impl": To("model.experts_implementation"),
     "max_model_len": To("model.max_position_embeddings"),
-    "device_map": NoEffect("each worker has a device of its own; cluster.zero_stage 3 spreads a model over them"),
-    "max_memory": NoEffect("each worker has a device of its own; cluster.zero_stage 3 spreads a model over them"),
+    **for_all(
+        "device_map max_memory",
+        NoEffect("each worker has a device of its own; cluster.zero_stage 3 spreads a model over them"),
+    ),
     "local_repo_path": Refused("model code comes with the checkpoint; set model.trust_remote_code"),
     "init_strategy": Refused("weights that a checkpoint lacks are initialised as transformers does"),
     "model_kwargs": Refused("it holds settings of vision and audio models, and models are text only"),
@@ -35,17 +39,23 @@ MODEL: dict[str, Rule] = {
     "merge_lora": NoEffect("`rayswift export --merge_lora` merges an adapter once it is trained"),
     # tuners
     "tuner_backend": NoEffect("tuners are PEFT's"),
-    "lora_target_modules": To("model.target_modules", {"ALL": "all-linear"}),
+    **{
+        f"{prefix}{name}": Into("model.tuner_kwargs", (name,))
+        for prefix, names in _TUNER_KWARGS.items()
+        for name in names.split()
+    },
+    "vera_rank": Into("model.tuner_kwargs", ("r",)),
     "target_parameters": Into("model.tuner_kwargs", ("target_parameters",), is_list=True),
-    "lora_bias": Into("model.tuner_kwargs", ("bias",)),
-    "use_dora": Into("model.tuner_kwargs", ("use_dora",)),
-    "use_rslora": Into("model.tuner_kwargs", ("use_rslora",)),
-    "init_weights": Into("model.tuner_kwargs", ("init_lora_weights",), {"lora-ga": "lora_ga"}),
-    "init_lora_weights": Into("model.tuner_kwargs", ("init_lora_weights",), {"lora-ga": "lora_ga"}),
+    **for_all(
+        "init_weights init_lora_weights", Into("model.tuner_kwargs", ("init_lora_weights",), {"lora-ga": "lora_ga"})
+    ),
+    "lora_target_modules": To("model.target_modules", {"ALL": "all-linear"}),
     "lora_dtype": NoEffect("adapter weights are float32, or under DeepSpeed model.dtype"),
     "lorap_lr_ratio": To("model.lora_plus_ratio"),
-    "lora_ga_batch_size": NoEffect("LoRA-GA takes its gradients from model.init_rows packed rows, one by one"),
-    "lora_ga_iters": NoEffect("LoRA-GA takes its gradients from model.init_rows packed rows, one by one"),
+    **for_all(
+        "lora_ga_batch_size lora_ga_iters",
+        NoEffect("LoRA-GA takes its gradients from model.init_rows packed rows, one by one"),
+    ),
     "lora_ga_max_length": NoEffect("the gradients of LoRA-GA come from rows of up to data.max_length tokens"),
     "lora_ga_direction": Into("model.tuner_kwargs", ("lora_ga_config", "direction")),
     "lora_ga_scale": Into(
@@ -53,40 +63,18 @@ MODEL: dict[str, Rule] = {
     ),
     "lora_ga_stable_gamma": Into("model.tuner_kwargs", ("lora_ga_config", "stable_gamma")),
     "freeze_parameters_ratio": To("model.freeze_ratio"),
-    "fourier_n_frequency": Into("model.tuner_kwargs", ("n_frequency",)),
-    "fourier_scaling": Into("model.tuner_kwargs", ("scaling",)),
-    "boft_block_size": Into("model.tuner_kwargs", ("boft_block_size",)),
-    "boft_block_num": Into("model.tuner_kwargs", ("boft_block_num",)),
-    "boft_dropout": Into("model.tuner_kwargs", ("boft_dropout",)),
-    "vera_rank": Into("model.tuner_kwargs", ("r",)),
-    "vera_projection_prng_key": Into("model.tuner_kwargs", ("projection_prng_key",)),
-    "vera_dropout": Into("model.tuner_kwargs", ("vera_dropout",)),
-    "vera_d_initial": Into("model.tuner_kwargs", ("d_initial",)),
-    "adalora_target_r": Into("model.tuner_kwargs", ("target_r",)),
-    "adalora_init_r": Into("model.tuner_kwargs", ("init_r",)),
-    "adalora_tinit": Into("model.tuner_kwargs", ("tinit",)),
-    "adalora_tfinal": Into("model.tuner_kwargs", ("tfinal",)),
-    "adalora_deltaT": Into("model.tuner_kwargs", ("deltaT",)),
-    "adalora_beta1": Into("model.tuner_kwargs", ("beta1",)),
-    "adalora_beta2": Into("model.tuner_kwargs", ("beta2",)),
-    "adalora_orth_reg_weight": Into("model.tuner_kwargs", ("orth_reg_weight",)),
     "lisa_activated_layers": To("model.lisa_layers"),
     "lisa_step_interval": To("model.lisa_interval"),
-    "reft_*": _NO_TUNER,
-    # quantization; method, bits and 4-bit type are read together (translate.py)
-    "bnb_4bit_compute_dtype": _BNB_DTYPE,
-    "bnb_4bit_quant_storage": _BNB_DTYPE,
+    "reft_*": Refused("its tuner is not one of PEFT's; see the values of model.tuner"),
+    # quantization; method, bits and 4-bit type are read together (together.py)
+    **for_all("bnb_4bit_compute_dtype bnb_4bit_quant_storage", NoEffect("4-bit weights are computed in model.dtype")),
     "bnb_4bit_use_double_quant": To("model.double_quantization"),
     "hqq_axis": Refused("weights are quantized by bitsandbytes only"),
     # parts of models that are not text
-    "freeze_vit": _TEXT_ONLY,
-    "freeze_aligner": _TEXT_ONLY,
+    **for_all(
+        "freeze_vit freeze_aligner vit_gradient_checkpointing vit_lr aligner_lr max_pixels norm_bbox", _TEXT_ONLY
+    ),
     "freeze_llm": ByValue({"false": _TEXT_ONLY}, Refused("models are text only: nothing would be left to train")),
-    "vit_gradient_checkpointing": _TEXT_ONLY,
-    "vit_lr": _TEXT_ONLY,
-    "aligner_lr": _TEXT_ONLY,
-    "max_pixels": _TEXT_ONLY,
-    "norm_bbox": _TEXT_ONLY,
     # other models of a run
     "ref_model": To("model.reference"),
     "ref_adapters": To("model.reference_adapters"),

@@ -1,4 +1,4 @@
-"""Flags of ms-swift that are read together, or whose value says more than one thing."""
+"""Flags of ms-swift that are read together, or whose value sets several fields."""
 
 import json
 import re
@@ -122,7 +122,7 @@ def _rope(given: Given, result: Translation) -> None:
 def _freeze(names: str, pattern: str, path: str) -> Callable[[Given, Translation], None]:
     def read(given: Given, result: Translation) -> None:
         parts = [re.escape(name) for name in given.get(names, [])]
-        parts += [f".*?(?:{word})" for word in given.get(pattern, [])]  # theirs is found anywhere in the name
+        parts += [f".*?(?:{word})" for word in given.get(pattern, [])]  # ms-swift searches the whole name
         result.rename(" --".join(given), path, ["|".join(parts)])
 
     return read
@@ -151,7 +151,7 @@ def _max_length(given: Given, result: Translation) -> None:
         if given.get("max_length", given["packing_length"]) != given["packing_length"]:
             return result.refuse("packing_length", "rows are packed to data.max_length; give one length for both")
         return result.rename("packing_length", "data.max_length", given["packing_length"])
-    if result.task in ONLINE_TASKS:  # where it is the length of a prompt
+    if result.task in ONLINE_TASKS:  # there it is the length of a prompt
         result.rename("max_length", "rollout.max_prompt_length", given["max_length"])
     else:
         result.flags.append(("data.max_length", given["max_length"]))
@@ -159,7 +159,7 @@ def _max_length(given: Given, result: Translation) -> None:
 
 def _task_type(given: Given, result: Translation) -> None:
     if result.verb == "rlhf":
-        result.no_effect("task_type", "--rlhf_type says what is trained")
+        result.no_effect("task_type", "--rlhf_type sets the task")
     else:
         result.rename("task_type", "train.task", given["task_type"])
 
@@ -274,7 +274,7 @@ def _metrics(given: Given, result: Translation) -> None:
 
 
 def _loss(given: Given, result: Translation) -> None:
-    """Loss types; in DPO the RPO term is the loss `sft` with a weight of its own."""
+    """Loss types; in DPO the RPO term is the loss `sft` with a weight."""
     losses = given.get("loss_type", [])
     alpha = given.get("rpo_alpha", ["none"])[0]
     if result.verb != "rlhf" and losses:

@@ -1,4 +1,4 @@
-"""The pass over a command line: flags read together first, then the table, flag by flag."""
+"""Translate a command line: first the flags that are read together, then each other flag by its rule."""
 
 import json
 from collections.abc import Sequence
@@ -6,8 +6,7 @@ from typing import Any
 
 from rayswift.config.rollout import RolloutConfig
 from rayswift.config.schema import DataConfig
-from rayswift.config.swift.apply import apply
-from rayswift.config.swift.rules import Flag, Rule, Translation
+from rayswift.config.swift.rules import Flag, Rule, Translation, apply
 from rayswift.config.swift.table_data import DATA
 from rayswift.config.swift.table_model import MODEL
 from rayswift.config.swift.table_rollout import ROLLOUT
@@ -19,13 +18,9 @@ _PATTERNS = {name[:-1]: rule for name, rule in TABLE.items() if name.endswith("*
 
 
 def translate(flags: Sequence[Flag], verb: str, task: str, has_eval_rows: bool) -> Translation:
-    """Flags in ms-swift's spelling, or ours, in ours.
+    """Translate ms-swift's flags into ours; a name with a dot is ours already.
 
-    Args:
-        flags: Names without dashes, each with its words; a name with a dot passes.
-        verb: pt, sft or rlhf.
-        task: The task that is trained, as `train.task` names it.
-        has_eval_rows: Whether the whole command line, files included, names rows to evaluate on.
+    has_eval_rows: whether the command line or its files name evaluation rows.
     """
     result = Translation(verb, task)
     bare: dict[str, list[str]] = {}
@@ -47,14 +42,14 @@ def translate(flags: Sequence[Flag], verb: str, task: str, has_eval_rows: bool) 
         apply(rule_of(name), name, words, result, entries)
     for path, value in entries.items():
         result.flags.append((path, [json.dumps(value)]))
-    result.flags += [(name, words) for name, words in flags if "." in name]  # ours, which win
+    result.flags += [(name, words) for name, words in flags if "." in name]  # ours come last, so they win
     if result.renamed and not has_eval_rows:
         _leave_out_evaluation(result)
     return result
 
 
 def _leave_out_evaluation(result: Translation) -> None:
-    """ms-swift ignores when to evaluate if there is nothing to evaluate on; in our own spelling it is an error."""
+    """Drop `eval_strategy` without evaluation rows: ms-swift ignores it then, for us it is an error."""
     for name, words in list(result.flags):
         if name in ("eval_strategy", "train.eval_strategy") and words != ["no"]:
             result.flags.remove((name, words))
@@ -62,12 +57,11 @@ def _leave_out_evaluation(result: Translation) -> None:
 
 
 def knows(name: str) -> bool:
-    """Whether a flag has a meaning of its own in ms-swift's spelling."""
+    """Whether a flag is translated."""
     return rule_of(name) is not None or any(name in names for names in TOGETHER)
 
 
 def rule_of(name: str) -> Rule | None:
-    """The table's word on a flag."""
     if name in TABLE:
         return TABLE[name]
     return next((rule for prefix, rule in _PATTERNS.items() if name.startswith(prefix)), None)

@@ -1,7 +1,4 @@
-"""What a whole command in ms-swift's spelling says: read once all its files and flags are together.
-
-Files and flags are translated one after the other; what depends on several of them, or on what nobody wrote, is here.
-"""
+"""Translations that depend on several files and flags of a command, or on flags that are missing."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,33 +12,20 @@ from rayswift.config.tasks import ONLINE_TASKS
 Tree = dict[str, Any]
 
 _PROMPT = "rollout.max_prompt_length"
-# Tokens of a prompt where neither --max_length nor an engine's window says so: ms-swift takes what the model holds.
+# Length of prompts without --max_length and vllm_max_model_len; ms-swift's limit is the model's.
 _PROMPT_TOKENS = 2048
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# Organisations that ModelScope alone has.
+# Organisations that only ModelScope has.
 _OF_MODELSCOPE = (
-    "AI-ModelScope",
-    "LLM-Research",
-    "modelscope",
-    "swift",
-    "iic",
-    "damo",
-    "Xorbits",
-    "DAMO_NLP",
-    "Shanghai_AI_Laboratory",
-    "ZhipuAI",
-    "openai-mirror",
-)
+    "AI-ModelScope", "LLM-Research", "modelscope", "swift", "iic", "damo", "Xorbits", "DAMO_NLP",
+    "Shanghai_AI_Laboratory", "ZhipuAI", "openai-mirror",
+)  # fmt: skip
 
 
 def complete(tree: Tree, written: Sequence[Flag], environ: Mapping[str, str], result: Translation) -> list[Flag]:
-    """Further flags of ours that the command stands for; `result` takes what is said about it.
+    """More flags that follow from the whole command; notes go to `result`.
 
-    Args:
-        tree: Sections as files and flags made them, values as they are written.
-        written: Flags and entries of flat files, as they are written.
-        environ: Of the process.
-        result: What was translated so far.
+    tree: the sections so far; written: the flags and the entries of flat files, before translation.
     """
     verb, task, words = result.verb, result.task, dict(written)
     given = {f"{section}.{name}" for section, fields in tree.items() if isinstance(fields, dict) for name in fields}
@@ -60,9 +44,8 @@ def complete(tree: Tree, written: Sequence[Flag], environ: Mapping[str, str], re
 
 
 def _prompt_room(tree: Tree, given: set[str], result: Translation) -> list[Flag]:
-    """ms-swift's `max_length` is a prompt's, and a completion ends at the window; so a prompt leaves it a token."""
-    section = tree.get("rollout")
-    rollout = section if isinstance(section, dict) else {}
+    """ms-swift's `max_length` is the length of a prompt, which must leave at least one token of the window."""
+    rollout = _section(tree, "rollout")
     window = _count(rollout.get("max_model_len"))
     if _PROMPT in given:
         length = _count(rollout["max_prompt_length"])
@@ -79,9 +62,8 @@ def _prompt_room(tree: Tree, given: set[str], result: Translation) -> list[Flag]
 
 
 def _round(tree: Tree, words: Mapping[str, list[str]], result: Translation) -> list[Flag]:
-    """Their steps of a round are micro-batches, ours optimizer steps."""
-    section = tree.get("train")
-    train = section if isinstance(section, dict) else {}
+    """ms-swift counts the steps of a round in micro-batches, we in optimizer steps."""
+    train = _section(tree, "train")
     batches = _count(train.get("steps_per_generation"))
     if "steps_per_generation" not in words or batches is None:
         return []
@@ -93,9 +75,8 @@ def _round(tree: Tree, words: Mapping[str, list[str]], result: Translation) -> l
 
 
 def _say_defaults(tree: Tree, verb: str, task: str, given: set[str], result: Translation) -> None:
-    """One line with the defaults of ms-swift that differ from ours, as the flags that bring them back."""
-    section = tree.get("model")
-    lora = isinstance(section, dict) and section.get("tuner", "full") != "full"
+    """A note with the flags for ms-swift's defaults, if they differ from ours and are not given."""
+    lora = _section(tree, "model").get("tuner", "full") != "full"
     if "model.tuner" not in given:
         result.notes.append("model.tuner is not set: all weights are trained, where ms-swift would train a LoRA")
     theirs = {
@@ -136,13 +117,12 @@ def _say_defaults(tree: Tree, verb: str, task: str, given: set[str], result: Tra
 
 
 def _say_hub(tree: Tree, result: Translation) -> None:
-    """ms-swift asks ModelScope's hub unless it is told otherwise; here ids are Hugging Face's."""
+    """Notes on hub ids: ms-swift's default hub is ModelScope's, ours is Hugging Face's."""
     ids: list[str] = []
     foreign: list[str] = []
     for section, names in (("model", ("path", "reference", "teacher")), ("data", ("dataset", "eval"))):
-        fields = tree.get(section)
         for name in names:
-            written = fields.get(name) if isinstance(fields, dict) else None
+            written = _section(tree, section).get(name)
             for word in written if isinstance(written, list) else [written]:
                 if not isinstance(word, str):
                     continue
@@ -157,8 +137,13 @@ def _say_hub(tree: Tree, result: Translation) -> None:
     if ids:
         result.notes.append(
             f"{', '.join(dict.fromkeys(ids))}: taken from Hugging Face's hub, where ms-swift asks ModelScope's "
-            "(--use_hf true says that it is meant)"
+            "(--use_hf true hides this note)"
         )
+
+
+def _section(tree: Tree, name: str) -> Tree:
+    section = tree.get(name)
+    return section if isinstance(section, dict) else {}
 
 
 def _count(written: Any) -> int | None:

@@ -1,4 +1,4 @@
-"""What can be done with which kind of model: one table of kind and task, and what is said where it cannot; pure."""
+"""Which tasks each kind of model can be used for, and the errors for the others; pure."""
 
 from importlib.util import find_spec
 
@@ -6,13 +6,12 @@ from rayswift.config.derived import critic_start
 from rayswift.config.model import ModelConfig
 from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.config.tasks import TASKS
-from rayswift.log import UserError
 from rayswift.model.kind.kinds import Kind, Model, look, of_encoder, vocabulary
 
 WRITING = frozenset((*(name for name, task in TASKS.items() if task.head == "causal_lm"), "infer"))
-"""Tasks that take a model which writes, one token after the other."""
+"""Tasks of models that generate text."""
 JUDGING = frozenset(name for name, task in TASKS.items() if task.head in ("reward", "classes"))
-"""Tasks that put a head of outputs on a model's states."""
+"""Tasks with a head of outputs on a model's hidden states."""
 EMBEDDING = frozenset(name for name, task in TASKS.items() if task.head == "none")
 ALL = WRITING | JUDGING | EMBEDDING
 NOTHING: frozenset[str] = frozenset()
@@ -29,18 +28,17 @@ TABLE: dict[Kind, frozenset[str]] = {
     "GGUF": NOTHING,
     "no model": NOTHING,
 }
-"""What each kind is taken for."""
 TEXT_OF_SEVERAL: dict[str, frozenset[str]] = {
     "gemma3": ALL,
     "gemma3n": WRITING,
     "gemma4": WRITING | EMBEDDING,
 }
-"""Families of images and text that `transformers` loads whole for text alone."""
+"""Families of images and text of which `transformers` loads the text model."""
 READY_PACKED = ("bitsandbytes",)
-"""Quantised weights that an adapter is trained on as they are."""
+"""Quantised weights on which an adapter can be trained."""
 
 CRITICS = ("decoder", "headless decoder", "sequence classifier")
-"""Kinds that the critic of task ppo may begin as."""
+"""Kinds that the critic of task ppo can start from."""
 _SCORES = ("rm", "reranker")
 _INSTEAD = {
     "headless decoder": "name the model with its head (...ForCausalLM)",
@@ -49,9 +47,9 @@ _INSTEAD = {
     "encoder-decoder": "no task here trains one; name a decoder (...ForCausalLM), or an encoder for embedding, seq_cls "
     "and reranker",
     "vision-language": "only text is trained here; name a text model",
-    "sequence classifier": "it has no head that writes, and a new one would begin at random; name the language model "
-    "(...ForCausalLM), or give this one to seq_cls, rm or reranker",
-    "other head": "it would begin with a head of random numbers; name the model that it was made from",
+    "sequence classifier": "it has no language-model head, and a new one would have random weights; name the language "
+    "model (...ForCausalLM), or give this one to seq_cls, rm or reranker",
+    "other head": "its new head would have random weights; name the model that it was made from",
     "GGUF": "those are weights for llama.cpp; name the model that they were made from, a folder or a hub id with "
     "safetensors",
     "no model": "name a folder with config.json and weights, or a hub id",
@@ -68,16 +66,9 @@ def problems(
     random_init: bool = False,
     quantization: str | None = None,
 ) -> list[str]:
-    """Why a task cannot take a model; empty: it can, or nothing is known of it here.
+    """Why a model cannot be used for a task (one of `ALL`); empty: it can, or the model is not on this machine.
 
-    Args:
-        field: That names the model.
-        path: The model, as written.
-        task: One of `ALL`.
-        tuner: How it is trained; full: all weights.
-        revision: Of a hub id.
-        random_init: Whether only its `config.json` is taken.
-        quantization: How the weights are to be packed when they are loaded.
+    field: that names the model; random_init: only the `config.json` is used; quantization: of the loaded weights.
     """
     model = look(path, revision)
     if model is None:
@@ -93,14 +84,14 @@ def problems(
     if random_init:
         return []
     if model.kind == "sequence classifier" and task in _SCORES and model.num_outputs != 1:
-        return [f"{what} of {model.num_outputs} outputs, and task {task} trains one score; name the model below it"]
+        return [f"{what} of {model.num_outputs} outputs, and task {task} trains one score; name its base model"]
     return _packing_problems(what, model, task, tuner, quantization)
 
 
 def taken_for(model: Model, random_init: bool = False) -> frozenset[str]:
-    """The tasks that take a model."""
+    """The tasks that a model can be used for."""
     if random_init and model.kind in ("headless decoder", "sequence classifier", "other head"):
-        return TABLE["encoder"] if "bert" in model.model_type else TABLE["decoder"]  # its head is made anew
+        return TABLE["encoder"] if "bert" in model.model_type else TABLE["decoder"]  # with a new head
     if model.kind == "vision-language":
         return TEXT_OF_SEVERAL.get(model.model_type, NOTHING)
     return TABLE[model.kind]
@@ -114,16 +105,16 @@ def _packing_problems(what: str, model: Model, task: str, tuner: str, quantizati
     if packed in READY_PACKED and find_spec(packed) is None:
         return [f"{what}, which needs the package {packed}; pip install {packed}"]
     if packed not in READY_PACKED:
-        return [f"{what}, which nothing is trained on; {name}, with --quantization nf4 if it must be small"]
+        return [f"{what}, which cannot be trained; {name}, with --quantization nf4 if it must be small"]
     if tuner == "full":
         return [f"{what}, which are frozen; set --tuner lora, or {name}"]
     if TASKS[task].is_online:
-        return [f"{what}, which engines take no updates of; {name}"]
+        return [f"{what}, which engines cannot update; {name}"]
     return [f"{what} already; leave model.quantization out, or {name}"] if quantization else []
 
 
 def score_problems(field: str, path: str) -> list[str]:
-    """Why a model cannot score completions; empty: it can, or nothing is known of it here."""
+    """Why a model cannot score completions; empty: it can, or the model is not on this machine."""
     model = look(path)
     if model is None or model.kind == "adapter":
         return []
@@ -138,18 +129,18 @@ def score_problems(field: str, path: str) -> list[str]:
 
 
 def label_problem(field: str, model: ModelConfig, num_labels: int | None) -> str:
-    """Why a classifier cannot take these labels; empty: it can, or begins with a head of its own."""
+    """Why a classifier cannot have this number of labels; empty: it can, or gets a new head."""
     found = None if model.random_init else look(model.path, model.revision)
     if found is None or found.kind != "sequence classifier" or num_labels in (None, found.num_outputs):
         return ""
     return (
-        f"{field} = {model.path!r} is {found.what} of {found.num_outputs} outputs, and the rows want {num_labels}; "
-        "name the model below it, for a new head"
+        f"{field} = {model.path!r} is {found.what} of {found.num_outputs} outputs, and the rows need {num_labels}; "
+        "name its base model, for a new head"
     )
 
 
 def training_problems(config: TrainingConfig) -> list[str]:
-    """Why a run cannot train its model, or cannot use its reference model, as far as is known here."""
+    """Why a run cannot train its model or use its reference model, as far as they are on this machine."""
     model, task = config.model, config.train.task
     found = problems(
         "model.path",
@@ -168,7 +159,7 @@ def training_problems(config: TrainingConfig) -> list[str]:
 
 
 def _critic_problems(config: RlhfConfig) -> list[str]:
-    """Why a separate critic cannot begin as the model it is to."""
+    """Why a separate critic cannot start from its model."""
     path, field = critic_start(config)
     if path is None or config.train.trl_extra.get("critic", "shared") == "shared":
         return []
@@ -197,22 +188,9 @@ def _critic_problems(config: RlhfConfig) -> list[str]:
     return _packing_problems(what, critic, "ppo", "full", None)
 
 
-def check(config: TrainingConfig) -> None:
-    """Stop before anything starts if a model is none for the task.
-
-    Raises:
-        UserError: one line for each.
-    """
-    found = training_problems(config)
-    if found:
-        raise UserError("\n".join(found))
-
-
 def remarks(field: str, path: str, task: str, revision: str | None = None) -> list[str]:
-    """What of a model that is taken plays no part, to be said."""
+    """Parts of a model that are not used, for the plan."""
     model = look(path, revision)
-    if model is None:
-        return []
-    if task == "embedding" and model.kind in ("sequence classifier", "other head"):
+    if model and task == "embedding" and model.kind in ("sequence classifier", "other head"):
         return [f"{field} = {path!r} is {model.what}: its head is left out, of training and of what is saved"]
     return []

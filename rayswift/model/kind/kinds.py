@@ -1,10 +1,12 @@
-"""What a model is, by its `config.json` and the names of its files alone; pure."""
+"""The kind of a model, from its `config.json` and file names; pure."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from rayswift.config.model import ModelConfig
 
 Kind = Literal[
     "decoder",
@@ -26,18 +28,23 @@ ENCODERS = {
     "nezha", "nomic_bert", "nystromformer", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer",
     "splinter", "squeezebert", "xlm", "xlm-roberta", "xlm-roberta-xl", "xmod", "yoso",
 }  # fmt: skip
-"""`model_type`s whose attention looks both ways, unless `is_decoder` says otherwise."""
-# What tells a model of pictures or sounds, in its `config.json`.
+"""`model_type`s with bidirectional attention, unless `is_decoder` is set."""
+# Keys of `config.json` that only models of images or sound have.
 _OTHER_SENSES = ("vision_config", "audio_config", "image_size", "num_mel_bins", "num_channels")
-# Families whose output matrix is the embedding where their config does not say.
+# Families that tie output matrix and embedding by default.
 _TIED = {"bloom", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neo", "opt"}
 _WHOLE_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _ANY_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt")
+# Families whose first token has position pad_token_id + 1.
+_OFFSET = (
+    *("camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "roberta-prelayernorm"),
+    *("xlm-roberta", "xlm-roberta-xl", "xmod"),
+)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
 NOTHING_KNOWN = "a folder without config.json"
-"""What a folder is in which nothing is known: it may be that of a run which has saved nothing."""
+"""Description of a folder without model files; it may be a run that has saved nothing."""
 _ADAPTER = "adapter_config.json"
-# Names of heads that write: of decoders, of what fills gaps, of what has been pre-trained so.
+# Endings of architectures with a language-model head.
 _LANGUAGE_HEADS = (
     "ForCausalLM",
     "LMHeadModel",
@@ -50,11 +57,8 @@ _LANGUAGE_HEADS = (
 
 @dataclass(frozen=True)
 class Model:
-    """A model as it lies in its folder.
-
-    what: it in words, to follow "is". config: its `config.json`; empty: it has none. base: of an adapter, the model
-    that its config names. quantization: how the weights are packed ("gptq"); empty: they are not.
-    """
+    """A model. what: its description, to follow "is"; config: its `config.json`, or empty; base: of an adapter, the
+    model in its config; quantization: of the saved weights ("gptq"), or empty."""
 
     kind: Kind
     what: str
@@ -64,7 +68,7 @@ class Model:
 
     @property
     def num_outputs(self) -> int:
-        """Of a sequence classifier; two where its config does not say, as `transformers` has it."""
+        """Outputs of a sequence classifier; the default of `transformers` is two."""
         labels = self.config.get("id2label")
         return len(labels) if labels else int(self.config.get("num_labels", 2))
 
@@ -76,20 +80,14 @@ class Model:
 
     @property
     def model_type(self) -> str:
-        """The family; empty: not said."""
         return str(self.config.get("model_type", ""))
 
 
 def look(path: str, revision: str | None = None) -> Model | None:
-    """What is there; None: a hub id of which the cache has nothing, a run folder, or nothing at all.
-
-    Args:
-        path: A folder, a file, or a hub id.
-        revision: Of the hub id.
-    """
+    """The model in a folder, a file or the hub's cache; None: not in the cache, a run folder, or nothing."""
     here = Path(path)
     if here.is_file():
-        return _file(here)
+        return Model("GGUF", "a GGUF file", {}) if here.suffix == ".gguf" else Model("no model", "a file", {})
     if here.is_dir():
         return _folder(here)
     from huggingface_hub import try_to_load_from_cache
@@ -108,7 +106,7 @@ def vocabulary(path: str) -> Any:
 
 
 def of_config(config: Mapping[str, Any]) -> Model:
-    """What a `config.json` is that of."""
+    """The model that a `config.json` describes."""
     if "_class_name" in config:
         return Model("no model", f"a part of a diffusion pipeline ({config['_class_name']})", config)
     architecture, family = str((config.get("architectures") or [""])[0]), str(config.get("model_type", ""))
@@ -148,14 +146,8 @@ def _looks_both_ways(config: Mapping[str, Any], family: str) -> bool:
 
 
 def of_encoder(model: Model) -> bool:
-    """Whether its attention looks both ways, whatever head it has."""
+    """Whether attention is bidirectional, with any head."""
     return _looks_both_ways(model.config, model.model_type)
-
-
-def _file(file: Path) -> Model:
-    if file.suffix == ".gguf":
-        return Model("GGUF", "a GGUF file", {})
-    return Model("no model", "a file", {})
 
 
 def _folder(folder: Path) -> Model | None:
@@ -163,30 +155,22 @@ def _folder(folder: Path) -> Model | None:
     if (folder / _ADAPTER).exists() and not has_weights:
         adapter = _read(folder / _ADAPTER)
         base = str(adapter.get("base_model_name_or_path") or "")
-        return Model(
-            "adapter",
-            f"an adapter ({adapter.get('peft_type', 'LORA')} on {base or 'a base it does not name'})",
-            {},
-            base,
-        )
+        what = f"an adapter ({adapter.get('peft_type', 'LORA')} on {base or 'a base it does not name'})"
+        return Model("adapter", what, {}, base)
     if (folder / "config.json").exists():
         return of_config(_read(folder / "config.json"))
     if any(folder.glob("*.gguf")):
         return Model("GGUF", "a folder of GGUF files", {})
     if any(folder.glob("checkpoint-*")):
-        return None  # of a run
-    return Model("no model", _what_else(folder), {})
-
-
-def _what_else(folder: Path) -> str:
-    """A folder without config.json, in words."""
+        return None  # a run folder
+    what = NOTHING_KNOWN
     if (folder / "model_index.json").exists():
-        return "a diffusion pipeline"
-    if any(any(folder.glob(pattern)) for pattern in _ANY_WEIGHTS):
-        return "a folder with weights and without config.json"
-    if any((folder / name).exists() for name in _TOKENIZER_FILES):
-        return "the folder of a tokenizer alone"
-    return NOTHING_KNOWN
+        what = "a diffusion pipeline"
+    elif any(any(folder.glob(pattern)) for pattern in _ANY_WEIGHTS):
+        what = "a folder with weights and without config.json"
+    elif any((folder / name).exists() for name in _TOKENIZER_FILES):
+        what = "the folder of a tokenizer alone"
+    return Model("no model", what, {})
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -195,3 +179,38 @@ def _read(file: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return read if isinstance(read, dict) else {}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return config
+
+
+def is_encoder(config: Mapping[str, Any]) -> bool:
+    """Whether attention is bidirectional."""
+    if config.get("use_bidirectional_attention"):
+        return True
+    if config.get("model_type") in ENCODERS:
+        return not config.get("is_decoder", False)
+    # For a model with code in its own folder.
+    return any(name.endswith("ForMaskedLM") for name in config.get("architectures") or ())
+
+
+def num_positions(config: Mapping[str, Any]) -> int | None:
+    """Length of the longest text; None: unknown or unlimited."""
+    positions = config.get("max_position_embeddings")
+    if not isinstance(positions, int) or positions < 1:
+        return None
+    if config.get("model_type") not in _OFFSET:
+        return positions
+    padding = config.get("pad_token_id")
+    return positions - (1 if padding is None else int(padding)) - 1
+
+
+def stretched_positions(model: ModelConfig) -> int | None:
+    """Positions of a model in a folder, with the config's rotary scaling; None: unknown."""
+    config = read_config(Path(model.path))
+    positions = num_positions(config.get("text_config", config))
+    scaling = model.rope_scaling or {}
+    return model.max_position_embeddings or (positions and int(positions * scaling.get("factor", 1)))

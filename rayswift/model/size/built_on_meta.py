@@ -1,4 +1,4 @@
-"""The process behind `shapes.built`: builds a model of `config.json` without storage, and the adapter around it."""
+"""The process of `shapes.built`: builds a model and its adapter on torch's meta device, without storage."""
 
 import json
 import sys
@@ -19,12 +19,9 @@ from rayswift.model.size.parameters import SIZES
 
 
 def build(folder: str, head: Head, model: ModelConfig) -> dict[str, Any]:
-    """What `shapes.Found` holds of a built model: `shapes` (name -> shape of each parameter, a shared one once),
-    `num_trainable` parameters (None in full training), `num_quantizable`, and of its config the sizes that activations
-    scale with.
+    """The fields of `shapes.Found`: `shapes`, `num_trainable` (None in full training), `num_quantizable`, `config`.
 
-    Raises:
-        ValueError: of the kinds that transformers and PEFT raise where they refuse the model or the adapter.
+    transformers and PEFT raise their own errors for a model or adapter that they cannot build.
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code, **settings(model, head))
     with torch.device("meta"):
@@ -33,20 +30,20 @@ def build(folder: str, head: Head, model: ModelConfig) -> dict[str, Any]:
         num_quantizable = _num_quantizable(network) if model.quantization else None
         num_trainable = None
         if model.tuner != "full":
-            # How an adapter is initialised, and its dropout, change no shape; some of them look at values.
+            # Initialisation and dropout change no shape, and some initialisations need the values of weights.
             kwargs = {name: value for name, value in model.tuner_kwargs.items() if name != "init_lora_weights"}
             plain = model.model_copy(update={"tuner_kwargs": kwargs, "lora_dropout": 0.0})
             adapter = tuners.new_adapter(plain, head, num_steps=1000, network=network)
             tuned = get_peft_model(network, adapter)
             num_trainable = sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
     text = network.config.get_text_config()
-    # By the names that `transformers` gives to what families call n_embd, n_layer, d_model.
+    # Attributes map names of families (n_embd, n_layer, d_model) to those of `SIZES`.
     known = {name: getattr(text, name) for name in SIZES if isinstance(getattr(text, name, None), int)}
     return {"shapes": shapes, "num_trainable": num_trainable, "num_quantizable": num_quantizable, "config": known}
 
 
 def _num_quantizable(network: PreTrainedModel) -> int:
-    """Parameters in the matrices that `transformers` gives to bitsandbytes."""
+    """Parameters in the matrices that `transformers` quantizes with bitsandbytes."""
     kept = get_keys_to_not_convert(network)
     return sum(
         module.weight.numel()

@@ -1,4 +1,4 @@
-"""How many parameters a model has, from the names and shapes of its weights alone; pure, without torch."""
+"""Numbers of parameters of a model, from the names and shapes of its weights; pure, without torch."""
 
 import json
 import re
@@ -15,20 +15,18 @@ from rayswift.config.model import ModelConfig
 from rayswift.log import UserError
 from rayswift.model import layers
 
-# Parts of the names of matrices that PEFT's all-linear and bitsandbytes pass over, and what ends those of heads.
+# Parts of names of matrices that PEFT's all-linear and bitsandbytes skip, and endings of the names of heads.
 _NOT_LINEAR = ("embed", "wte", "wpe", "norm", ".experts.")
 _HEADS = ("lm_head", "embed_out", "score", "classifier")
 
-# What activations scale with, by the names that `transformers` has for it in every config that has one.
+# The sizes that activations depend on, under the common names of `transformers`.
 SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Sizes of a model: its parameters, those trained (an adapter's are beside the model's), those kept as they are,
-    those in matrices that can be quantized; what activations scale with; those of a frozen reference beside; those of
-    the largest tensor that is trained, and of the largest matrix of a linear layer.
-    """
+    """Numbers of parameters: of the model (without an adapter), trained (with the adapter's), frozen, quantizable; of a
+    frozen reference model, the largest trained tensor and the largest matrix of a linear layer."""
 
     num_parameters: int
     num_trainable: int
@@ -42,16 +40,13 @@ class ModelSize:
     num_largest_matrix: int = 0
 
     def beside(self, reference: "ModelSize") -> "ModelSize":
-        """The sizes with a frozen reference model or teacher beside, and those that are there already."""
+        """The sizes with one more frozen model: a reference or a teacher."""
         return replace(self, num_reference=self.num_reference + reference.num_parameters)
 
     def with_critic(self, network: "ModelSize | None") -> "ModelSize":
-        """The sizes with a critic that is trained whole: a head on the model's states, or a second model.
-
-        An adapter's parameters are beside the model's, and so are those of a critic then.
-        """
+        """The sizes with a critic without an adapter: a head on the model's states (None), or a second model."""
         added = self.hidden_size if network is None else network.num_parameters
-        is_adapter = self.num_frozen == self.num_parameters
+        is_adapter = self.num_frozen == self.num_parameters  # then num_parameters excludes what is trained
         return replace(
             self,
             num_parameters=self.num_parameters + (0 if is_adapter else added),
@@ -68,21 +63,16 @@ def model_size(
     num_trainable: int | None = None,
     num_quantizable: int | None = None,
 ) -> ModelSize:
-    """Sizes of the model and of what is trained of it.
+    """Sizes of a model with the tuner of `model`; raise OSError if the config has no sizes for activations.
 
-    Args:
-        config: Its `config.json`.
-        shapes: Of its parameters, as `shapes.find` gives them.
-        model: Which of them are trained, or get an adapter.
-        num_trainable: Parameters of the adapter, where the shapes do not tell.
-        num_quantizable: Those in matrices that can be quantized, where the shapes do not tell.
-
-    Raises:
-        OSError: the config does not say what activations scale with.
-        UserError: `model.new_blocks` cannot be spread over its layers.
+    config: its `config.json`; num_trainable, num_quantizable: of the adapter and of the linear matrices, if the shapes
+    do not show them. UserError: `model.new_blocks` cannot be spread over the layers.
     """
     text = config.get("text_config", config)
-    hidden_size, num_layers, vocab_size = sizes_of(text)
+    missing = [name for name in SIZES if not isinstance(text.get(name), int)]
+    if missing:
+        raise OSError(f"cannot be estimated: its config has no {', '.join(missing)}")
+    hidden_size, num_layers, vocab_size = (text[name] for name in SIZES)
     if model.new_blocks:
         layers.check(num_layers, model.new_blocks)
         shapes = layers.grown(shapes, num_layers, model.new_blocks)
@@ -94,7 +84,7 @@ def model_size(
         trained = _trained_of_full(sizes, model, num_layers)
         frozen = total - trained
     else:
-        # A rank-r adapter around a matrix [out, in] has r * (in + out) weights; other kinds have fewer.
+        # A LoRA of rank r on a matrix [out, in] has r * (in + out) weights; other kinds have fewer.
         adapted = sum(sum(shape) for name, shape in linear.items() if _is_target(name, model))
         copied = sum(sizes[name] for name in sizes if _is_named(name, model.modules_to_save))
         trained, frozen = model.lora_rank * adapted + copied if num_trainable is None else num_trainable, total
@@ -113,20 +103,8 @@ def model_size(
     )
 
 
-def sizes_of(text_config: Mapping[str, Any]) -> tuple[int, ...]:
-    """Hidden size, number of layers and size of the vocabulary.
-
-    Raises:
-        OSError: the config does not say one of them.
-    """
-    missing = [name for name in SIZES if not isinstance(text_config.get(name), int)]
-    if missing:
-        raise OSError(f"cannot be estimated: its config has no {', '.join(missing)}")
-    return tuple(text_config[name] for name in SIZES)
-
-
 def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether it is the matrix of a linear layer below the head; experts are stacked, so they are none."""
+    """Whether it is the matrix of a linear layer other than the head; stacked experts are not."""
     module = name.removesuffix(".weight")
     return (
         len(shape) == 2
@@ -149,8 +127,8 @@ def _is_target(name: str, model: ModelConfig) -> bool:
 
 
 def _trained_of_full(sizes: Mapping[str, int], model: ModelConfig, num_layers: int) -> int:
-    """Parameters that `model.freeze`, `freeze_ratio`, `unfreeze` and `new_blocks` leave trained, as `tuners.freeze`
-    does it."""
+    """Number of trained parameters with `model.freeze`, `freeze_ratio`, `unfreeze` and `new_blocks`, as in
+    `tuners.freeze`."""
     freezes, unfreezes = (re.compile(each) if each else None for each in (model.freeze, model.unfreeze))
     ends = list(accumulate(sizes.values()))
     num_frozen = bisect_right(ends, int(ends[-1] * model.freeze_ratio)) if model.freeze_ratio else 0
@@ -166,11 +144,7 @@ def _trained_of_full(sizes: Mapping[str, int], model: ModelConfig, num_layers: i
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """Name -> dtype and shape of each tensor in a safetensors file.
-
-    Raises:
-        UserError: it is none, or a part of one.
-    """
+    """Name -> dtype and shape of each tensor in a safetensors file; raise UserError if the file is not complete."""
     size = path.stat().st_size
     try:
         with open(path, "rb") as file:
@@ -183,5 +157,5 @@ def read_header(path: Path) -> dict[str, Any]:
         if end > size:
             raise ValueError(f"{size} bytes of {end}")
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no whole safetensors file ({error}); copy or download it again") from error
+        raise UserError(f"{path} is not a complete safetensors file ({error}); copy or download it again") from error
     return header

@@ -1,9 +1,8 @@
-"""Names and shapes of a model's parameters, without its weights; the driver imports no torch for it.
+"""Names and shapes of a model's parameters, without its weights and without torch in the driver.
 
-Of the families in `_BY_NAME`, from the headers of safetensors files, here or on the hub; or from `config.json`, written
-out for the plainest of them. Of every other family, and for adapters on experts, from a model built on torch's meta
-device by another process, which alone knows what of the files is loaded, what is shared, and what is a linear layer.
-That takes 7.6 s on two cores, nearly all of it imports, so the known ones do without.
+For families in `_BY_NAME` they come from the headers of safetensors files, local or on the hub, or (`_PLAIN`) from
+`config.json`. For all other families another process builds the model on torch's meta device, which takes 7.6 s on two
+cores, nearly all of it imports.
 """
 
 import json
@@ -25,7 +24,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PLAIN = ("llama", "mistral", "qwen2", "qwen3")
-# Of these, files hold what is trained, and names tell the linear layers: tests/unit/launch/test_memory.py compares.
+# For these, files contain what is trained, and names show linear layers; tests/unit/launch/test_memory.py checks it.
 _BY_NAME = (*_PLAIN, "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "phi3", "starcoder2")
 _BUILD_S = 600
 _EXCEPTION = re.compile(r"[\w.]+(Error|Exception|Exit|Interrupt): ")
@@ -33,8 +32,7 @@ _EXCEPTION = re.compile(r"[\w.]+(Error|Exception|Exit|Interrupt): ")
 
 @dataclass(frozen=True)
 class Found:
-    """A model's `config.json`, the shapes of its parameters, and where they do not say so (None: they do), how many
-    parameters an adapter on it has, and how many can be quantized."""
+    """A model's `config.json` and shapes. num_trainable (of its adapter), num_quantizable: None if shapes show them."""
 
     config: dict[str, Any]
     shapes: Shapes
@@ -43,15 +41,9 @@ class Found:
 
 
 def find(model: ModelConfig, head: Head) -> Found:
-    """What is known of the model without its weights.
+    """Config and shapes of a model in a folder or on the hub, with the head of the task.
 
-    Args:
-        model: As configured: a folder, or a hub id whose files are in the cache or can be fetched.
-        head: What the model ends in: without a language model's head it has no `lm_head`.
-
-    Raises:
-        OSError: it cannot be had, or not be counted; the text says why.
-        UserError: a part of a weights file.
+    Raise OSError with the reason if the model is missing or cannot be built.
     """
     folder, fetch = Path(model.path), None
     if not folder.is_dir():
@@ -61,7 +53,7 @@ def find(model: ModelConfig, head: Head) -> Found:
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     shapes = None
     if config.get("model_type") in _BY_NAME and all(name in config for name in SIZES):
-        # Files are sorted by name, and `freeze_ratio` goes by the model's order.
+        # Tensors in files are sorted by name, but `freeze_ratio` needs the model's order.
         if not model.random_init and "quantization_config" not in config and not model.freeze_ratio:
             shapes = stored(folder) or (fetch() if fetch else None)
         shapes = shapes or written_out(config)
@@ -75,11 +67,7 @@ def find(model: ModelConfig, head: Head) -> Found:
 
 
 def stored(folder: Path) -> Shapes | None:
-    """From the headers of the files that `transformers` loads; None: there are none.
-
-    Raises:
-        UserError: a file is missing, or is a part of one.
-    """
+    """Shapes from the headers of safetensors files; None if there are none; raise UserError if one is not complete."""
     if (folder / _WHOLE).exists():
         files: Iterable[str] = [_WHOLE]
     elif (folder / _INDEX).exists():
@@ -95,14 +83,14 @@ def stored(folder: Path) -> Shapes | None:
 
 
 def written_out(config: dict[str, Any]) -> Shapes | None:
-    """From the `config.json` of a plain decoder, in the model's order; None: of another family."""
+    """Shapes from the `config.json` of a plain decoder, in the model's order; None for another family."""
     if config.get("model_type") not in _PLAIN:
         return None
     try:
         hidden, inner = config["hidden_size"], config["intermediate_size"]
         layers, heads, vocab = config["num_hidden_layers"], config["num_attention_heads"], config["vocab_size"]
     except KeyError:
-        return None  # `transformers` knows the defaults of the family
+        return None  # only `transformers` knows the defaults
     family = config["model_type"]
     has_biases = bool(config.get("attention_bias")) and family in ("llama", "qwen3")
     head_dim = config.get("head_dim") or (128 if family == "qwen3" else hidden // heads)
@@ -130,14 +118,10 @@ def written_out(config: dict[str, Any]) -> Shapes | None:
 
 
 def built(folder: Path, head: Head, model: ModelConfig) -> Found:
-    """From `config.json` of any family, by building the model without storage in another process.
-
-    Raises:
-        OSError: it cannot be built, or not within ten minutes.
-    """
+    """Shapes of any family, from another process; raise OSError if the model cannot be built within ten minutes."""
     given = model.model_dump_json(include=set(ModelConfig.model_fields))
     command = [sys.executable, "-m", "rayswift.model.size.built_on_meta", str(folder), head, given]
-    logger.info("counting the parameters of %s, built without weights by another process", model.path)
+    logger.info("counting the parameters of %s in another process, without weights", model.path)
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_S, check=True)
     except subprocess.TimeoutExpired as error:

@@ -1,4 +1,4 @@
-"""What the hub says of a model before its weights are fetched: `config.json`, and the headers of its weights."""
+"""`config.json` and the headers of the weights of a hub model, without its weights."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,19 +13,17 @@ from huggingface_hub.errors import (
     SafetensorsParsingError,
 )
 
-from rayswift.log import logger
+from rayswift.log import first_line, logger
 
-# Everything else is left to the hub's own limits of about ten seconds a request.
+# The hub's client has its own limits of about ten seconds a request.
 _UNREACHABLE = (httpx.HTTPError, HfHubHTTPError, ConnectionError)
 
 
 def folder_and_headers(name: str, revision: str | None) -> tuple[Path, Callable[[], dict[str, tuple[int, ...]] | None]]:
-    """A hub model's folder in the cache, with its `config.json`, and what fetches the shapes of its weights.
+    """A hub model's folder in the cache, with its `config.json`; and a function that fetches the shapes of its weights.
 
-    What is fetched are the headers of its safetensors files; None: it has none.
-
-    Raises:
-        OSError: the hub is offline or does not know the model, and the cache has nothing; so does the function.
+    The function returns None for a model without safetensors files. Both raise OSError if the hub does not have the
+    model or does not answer.
     """
     try:
         cached = try_to_load_from_cache(name, "config.json", revision=revision)
@@ -52,6 +50,5 @@ def folder_and_headers(name: str, revision: str | None) -> tuple[Path, Callable[
 
 def _why(name: str, error: Exception) -> str:
     if constants.HF_HUB_OFFLINE:
-        return f"{name} is no folder here, the hub's cache does not have it, and HF_HUB_OFFLINE is set"
-    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"the hub does not give {name}: {first_line}"
+        return f"{name} is not a folder here, the hub's cache does not have it, and HF_HUB_OFFLINE is set"
+    return f"the hub does not give {name}: {first_line(error)}"

@@ -1,4 +1,4 @@
-"""What a run reads its rows as."""
+"""How the rows of a run are read, by its task."""
 
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,7 @@ from rayswift.model.texts import settings as text_settings
 
 
 def row_kind(config: TrainingConfig, source: Path) -> RowKind:
-    """What a run reads its rows as.
-
-    Args:
-        config: The run's.
-        source: The model's folder, or what the hub has of it beside weights.
-    """
+    """How the rows of a run are read. source: folder of the model's small files."""
     task = TASKS[config.train.task]
     if task.family == "prompt":
         assert isinstance(config, RlhfConfig)

@@ -1,8 +1,8 @@
-"""What a folder of sentence-transformers says of itself, read from its JSON files alone; pure.
+"""The settings of a folder of sentence-transformers, from its JSON files; pure.
 
-`modules.json` lists the modules that a text passes through: first the model (`Transformer`), then what makes one vector
-or score of its states. `sentence_bert_config.json` has the first module's settings, `config_sentence_transformers.json`
-those of the whole: which class it is for, prompts, similarity.
+`modules.json` lists the modules of the pipeline: first the model (`Transformer`), then those that turn its states into
+a vector or score. `sentence_bert_config.json` has the settings of the model, `config_sentence_transformers.json` those
+of the pipeline: its class, prompts, similarity.
 """
 
 import json
@@ -17,7 +17,7 @@ from rayswift.log import UserError
 MODULES = "modules.json"
 SETTINGS = "config_sentence_transformers.json"
 TRANSFORMER = "sentence_bert_config.json"
-# What the first module's settings were called before.
+# Current and old file names of the model's settings.
 _TRANSFORMER_FILES = (
     TRANSFORMER,
     *(f"sentence_{name}_config.json" for name in ("roberta", "distilbert", "camembert", "albert")),
@@ -39,7 +39,7 @@ Kind = Literal["SentenceTransformer", "CrossEncoder"]
 
 @dataclass(frozen=True)
 class ModuleFiles:
-    """A module behind the model: its class, its folder within the model's, and its `config.json`."""
+    """A module after the model: its class, its folder within the model's, and its `config.json`."""
 
     kind: str
     path: str
@@ -48,7 +48,7 @@ class ModuleFiles:
 
 @dataclass(frozen=True)
 class SentenceFiles:
-    """A folder's modules behind the model, in order; the model's settings, and those of the whole."""
+    """A folder's modules after the model, in order; the settings of the model, and of the pipeline."""
 
     modules: tuple[ModuleFiles, ...]
     transformer: Mapping[str, Any]
@@ -56,51 +56,47 @@ class SentenceFiles:
 
     @property
     def kind(self) -> str:
-        """The class that the folder is for."""
         return str(self.settings.get("model_type", "SentenceTransformer"))
 
     @property
     def takes_messages(self) -> bool:
-        """Whether texts are rendered by the chat template; else each is what the tokenizer makes of it."""
+        """Whether texts are rendered with the chat template."""
         return "message" in self.transformer.get("modality_config", {})
 
     @property
     def max_seq_length(self) -> int | None:
-        """Tokens to which a text is cut; None: as the tokenizer says."""
+        """The length to which texts are cut; None: that of the tokenizer."""
         length = self.transformer.get("max_seq_length")
         return int(length) if length else None
 
     @property
     def lowers(self) -> bool:
-        """Whether texts are lower-cased whatever the tokenizer does."""
+        """Whether texts are lower-cased before the tokenizer."""
         return bool(self.transformer.get("do_lower_case", False))
 
     @property
     def prompts(self) -> tuple[str, str]:
-        """What stands before a query, and before a document, as `encode_query` and `encode_document` have it."""
-        named = self.settings.get("prompts") or {}
-        default = named.get(self.settings.get("default_prompt_name") or "") or ""
+        """The prompts of `encode_query` and `encode_document`."""
+        named, default = self.settings.get("prompts") or {}, self.default_prompt
         query = named.get("query", default)
         document = next((named[name] for name in _DOCUMENT_PROMPTS if name in named), default)
         return query or "", document or ""
 
     @property
     def default_prompt(self) -> str:
-        """What stands before a query where the folder makes no difference of kinds."""
+        """The prompt before every text, for classes without kinds of texts."""
         return (self.settings.get("prompts") or {}).get(self.settings.get("default_prompt_name") or "") or ""
 
     @property
     def pooling(self) -> ModuleFiles | None:
-        """The pooling module."""
         return next((module for module in self.modules if module.kind == "Pooling"), None)
 
     @property
     def normalizes(self) -> bool:
-        """Whether embeddings are scaled to length 1."""
         return any(module.kind == "Normalize" for module in self.modules)
 
     def width(self, hidden_size: int) -> int:
-        """Numbers of an embedding of a model with states of `hidden_size`."""
+        """The size of an embedding."""
         width = hidden_size
         for module in self.modules:
             if module.kind == "Pooling":
@@ -111,7 +107,7 @@ class SentenceFiles:
 
 
 def pooling_modes(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """The modes of a pooling module, of which several are put side by side, under sentence-transformers' names."""
+    """The modes of a pooling module, under sentence-transformers' names; several are concatenated."""
     modes = settings.get("pooling_mode")
     if modes is None:
         modes = [mode for key, mode in _LEGACY_MODES.items() if settings.get(key)] or ["mean"]
@@ -119,11 +115,7 @@ def pooling_modes(settings: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def read(folder: Path) -> SentenceFiles | None:
-    """What is said in `folder`; None: it is no folder of sentence-transformers.
-
-    Raises:
-        UserError: a file in it is no JSON, or its modules do not begin with a model in the folder itself.
-    """
+    """The settings in `folder`; None if it is no folder of sentence-transformers; raise UserError if it is invalid."""
     if not (folder / MODULES).exists():
         return None
     listed: Sequence[Mapping[str, Any]] = _json(folder / MODULES) or []
@@ -143,11 +135,7 @@ def read(folder: Path) -> SentenceFiles | None:
 
 
 def read_for(folder: Path, kind: Kind) -> SentenceFiles | None:
-    """What is said in a folder of this class; None: it is of another one, or of none.
-
-    Raises:
-        UserError: as `read`, or it has a module that is not trained here.
-    """
+    """The settings in a folder of this class, else None; raise UserError as `read`, or for a module of another kind."""
     files = read(folder)
     if files is None or files.kind != kind:
         return None
@@ -155,13 +143,13 @@ def read_for(folder: Path, kind: Kind) -> SentenceFiles | None:
         if module.kind not in _TRAINABLE[kind]:
             raise UserError(
                 f"model.path = {str(folder)!r}: its module {module.path} is a {module.kind}, which is not trained; "
-                f"behind the model of a {kind} there are {', '.join(_TRAINABLE[kind]) or 'none'}"
+                f"after the model, a {kind} may have these modules: {', '.join(_TRAINABLE[kind]) or 'none'}"
             )
     return files
 
 
 def copy(source: Path, folder: Path) -> None:
-    """Copy what sentence-transformers has in `source` beside the model itself."""
+    """Copy the files of sentence-transformers, if `source` has them."""
     if not (source / MODULES).exists():
         return
     for name in (MODULES, SETTINGS, *_TRANSFORMER_FILES):
@@ -173,7 +161,7 @@ def copy(source: Path, folder: Path) -> None:
 
 
 def activation_of(config: Mapping[str, Any]) -> str | None:
-    """What a reranker's `config.json` says to do with its score, where there is no file of sentence-transformers."""
+    """The activation of a reranker's score that its `config.json` names, if any."""
     named = (config.get("sentence_transformers") or {}).get("activation_fn")
     found = named or config.get("sbert_ce_default_activation_function")
     return str(found) if found else None

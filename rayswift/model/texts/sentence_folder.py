@@ -1,4 +1,4 @@
-"""The modules that sentence-transformers puts behind a model, and the files by which it loads what was trained."""
+"""The modules that sentence-transformers applies after a model, and the files with which it loads the trained model."""
 
 import json
 from collections.abc import Sequence
@@ -28,20 +28,14 @@ _SIGMOID = "torch.nn.modules.activation.Sigmoid"
 
 @dataclass(frozen=True)
 class Placed:
-    """A module behind the model, and its folder within the model's."""
+    """A module after the model, and its folder within the model's."""
 
     module: torch.nn.Module
     path: str
 
 
 def modules_of(config: TrainingConfig, folder: Path, hidden_size: int) -> list[Placed]:
-    """What makes an embedding of the states of a text's tokens: the folder's modules, changed as the config asks.
-
-    Args:
-        config: The run's.
-        folder: Where the model's files beside its weights are.
-        hidden_size: Of the states.
-    """
+    """The modules that turn hidden states into an embedding: those of the folder, with the changes of the config."""
     files, model = read_for(folder, "SentenceTransformer"), config.model
     mode = MODES.get(model.pooling, model.pooling)
     if files is None:
@@ -61,14 +55,14 @@ def modules_of(config: TrainingConfig, folder: Path, hidden_size: int) -> list[P
 
 
 def prompts_of(config: TrainingConfig, folder: Path) -> tuple[str, str]:
-    """What stands before a query and before a document, of rows that bring nothing of their own."""
+    """The prompts before a query and before a document, for rows without their own."""
     files = read_for(folder, "SentenceTransformer")
     query, document = files.prompts if files else ("", "")
     return (query if config.data.system is None else config.data.system), document
 
 
 def prompt_length(tokenizer: Any, prompt: str) -> int:
-    """Tokens of a text's beginning that are its prompt: those around it, but not behind it, count."""
+    """Number of a text's first tokens that belong to the prompt, special tokens before it included."""
     if not prompt:
         return 0
     ids = tokenizer(prompt)["input_ids"]
@@ -76,7 +70,7 @@ def prompt_length(tokenizer: Any, prompt: str) -> int:
 
 
 def load_weights(modules: Sequence[Placed], folder: Path) -> None:
-    """Give the modules the weights that a checkpoint has of them."""
+    """Load the modules' weights from a checkpoint."""
     for each in modules:
         if any(True for _ in each.module.parameters()):
             saved = _CLASSES[type(each.module).__name__].load(str(folder), subfolder=each.path, local_files_only=True)
@@ -84,14 +78,9 @@ def load_weights(modules: Sequence[Placed], folder: Path) -> None:
 
 
 def write_embedding(folder: Path, config: TrainingConfig, source: Path, modules: Sequence[Placed]) -> None:
-    """Files of a `SentenceTransformer` that embeds a text as it was trained: `encode_document(text)`, and
-    `encode_query(text)` with `data.system`, or the folder's own prompt, before it.
+    """Write the files of a `SentenceTransformer` into a checkpoint, so that it embeds texts as in training.
 
-    Args:
-        folder: The checkpoint, with weights and tokenizer.
-        config: The run's.
-        source: Where the files are of the folder that the run began with, if it was one of sentence-transformers.
-        modules: Behind the model.
+    `encode_query` puts `data.system`, or the folder's own prompt, before the text. source: folder of the initial model.
     """
     files = read_for(source, "SentenceTransformer")
     settings: dict[str, Any] = {
@@ -108,14 +97,10 @@ def write_embedding(folder: Path, config: TrainingConfig, source: Path, modules:
 
 
 def write_reranker(folder: Path, config: TrainingConfig, source: Path, answers: tuple[int, int] | None) -> None:
-    """Files of a `CrossEncoder` that scores (query, document) as it was trained.
+    """Write the files of a `CrossEncoder` into a checkpoint, so that it scores (query, document) as in training.
 
-    Args:
-        folder: The checkpoint, with weights and tokenizer.
-        config: The run's.
-        source: See `write_embedding`.
-        answers: Token ids of a generative reranker's answers, to a document that fits and to one that does not; None:
-            the model has a head of one output.
+    source: folder of the initial model; answers: token ids of a generative reranker's positive and negative answers,
+    None for a model with a head of one output.
     """
     files = read_for(source, "CrossEncoder") if answers is None else None
     file = folder / "config.json"  # an adapter has none
@@ -144,7 +129,7 @@ def _write_transformer(
     *,
     asks: bool = False,
 ) -> None:
-    """The settings of the module that is the model itself: with modality `message` every text is rendered."""
+    """Write the settings of the model itself; modality `message` renders every text with the chat template."""
     chat = config.data.use_chat_template
     modalities: dict[str, Any] = {"text": output} | ({"message": {**output, "format": "flat"}} if chat else {})
     settings: dict[str, Any] = dict(files.transformer) if files else {}

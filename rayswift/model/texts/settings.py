@@ -1,7 +1,7 @@
-"""Tasks that read whole texts: what their settings are where the config leaves them to the model's folder; pure.
+"""Settings of texts (embedding, seq_cls, reranker) that the config leaves to the model's folder; pure.
 
-A folder of sentence-transformers says how its texts are read: pooling, prompts, length, with a chat template or
-without. An encoder without one is read as sentence-transformers reads it. What the user sets wins, and is said.
+A folder of sentence-transformers has pooling, prompts, length and the use of a chat template. An encoder without such
+files has the defaults of sentence-transformers. Values that the user sets win, and the plan shows the difference.
 """
 
 from dataclasses import replace
@@ -12,38 +12,26 @@ from rayswift.config.schema import SftConfig, TrainingConfig
 from rayswift.data.encode.config import RowKind
 from rayswift.data.tokenizer.folder import read_chat_template
 from rayswift.data.tokenizer.folder import read_config as read_tokenizer_config
-from rayswift.model.texts.encoders import is_encoder, num_positions, read_config
+from rayswift.model.kind.kinds import is_encoder, num_positions, read_config
 from rayswift.model.texts.sentence_files import Kind, SentenceFiles, pooling_modes, read, read_for
 
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
 KINDS: dict[str, Kind] = {"embedding": "SentenceTransformer", "seq_cls": "CrossEncoder", "reranker": "CrossEncoder"}
-"""Tasks that read whole texts, and the class whose folders say how."""
+"""Task -> class of sentence-transformers."""
 MODES = {"last_token": "lasttoken"}
-"""Values of `model.pooling` that sentence-transformers names otherwise."""
+"""Values of `model.pooling` with another name in sentence-transformers."""
 _HAS_NO_LIMIT = 1 << 24
 
 
 def files_of(config: TrainingConfig, source: Path) -> SentenceFiles | None:
-    """What a folder of sentence-transformers says of the task's texts; None: it says nothing.
-
-    Raises:
-        UserError: its modules are none that are trained.
-    """
+    """The settings of a folder of sentence-transformers for the task; None: there are none. Raises as `read_for`."""
     kind = KINDS.get(config.train.task)
     return read_for(source, kind) if kind else None
 
 
 def settled(config: ConfigT, source: Path) -> ConfigT:
-    """The config with what its task's texts leave open taken from the model's folder.
-
-    Args:
-        config: As loaded.
-        source: The folder of the model, or of what the hub has of it beside weights.
-
-    Raises:
-        UserError: as `files_of`.
-    """
+    """The config with open text settings filled in. source: folder of the model's small files."""
     if config.train.task not in KINDS:
         return config
     files, given = files_of(config, source), config.data.model_fields_set
@@ -66,7 +54,7 @@ def settled(config: ConfigT, source: Path) -> ConfigT:
 
 
 def default_length(config: TrainingConfig, source: Path) -> int:
-    """`data.max_length` where it is not given: its default, or what the folder or an encoder has at most."""
+    """`data.max_length` if it is not given: its default, or the limit of the folder or encoder."""
     files = files_of(config, source)
     default = int(type(config.data).model_fields["max_length"].default)
     if files is None and not is_encoder(read_config(source)):
@@ -75,7 +63,7 @@ def default_length(config: TrainingConfig, source: Path) -> int:
 
 
 def own_length(files: SentenceFiles | None, source: Path) -> int | None:
-    """Tokens to which sentence-transformers cuts a text: as the folder says, else the tokenizer, else the positions."""
+    """The length to which sentence-transformers cuts texts: of the folder, the tokenizer or the positions."""
     if files is not None and files.max_seq_length:
         return files.max_seq_length
     own = read_tokenizer_config(source).get("model_max_length")
@@ -85,7 +73,7 @@ def own_length(files: SentenceFiles | None, source: Path) -> int | None:
 
 
 def row_texts(kind: RowKind, config: TrainingConfig, source: Path) -> RowKind:
-    """What rows are read as, with the prompts of the folder and whether pairs are rendered."""
+    """The row kind with the folder's prompts and the use of the chat template."""
     kind = replace(kind, renders=config.data.use_chat_template)
     files = files_of(config, source)
     if files is None:
@@ -96,7 +84,7 @@ def row_texts(kind: RowKind, config: TrainingConfig, source: Path) -> RowKind:
 
 
 def problems(config: TrainingConfig, source: Path) -> list[str]:
-    """One line for each setting that does not go with the folder's modules."""
+    """One line for each setting that contradicts the folder's modules."""
     if not isinstance(config, SftConfig) or config.train.task != "embedding":
         return []
     files, hidden = files_of(config, source), read_config(source).get("hidden_size")
@@ -118,7 +106,7 @@ def problems(config: TrainingConfig, source: Path) -> list[str]:
 
 
 def remarks(config: TrainingConfig, source: Path) -> list[str]:
-    """What the plan says of the texts, and of the folder whose word they are or are not."""
+    """Lines of the plan about texts, and differences from the folder's settings."""
     if config.train.task not in KINDS:
         return []
     data, files = config.data, files_of(config, source)
@@ -143,7 +131,7 @@ def remarks(config: TrainingConfig, source: Path) -> list[str]:
 
 
 def against(config: TrainingConfig, files: SentenceFiles, source: Path) -> list[str]:
-    """Settings of the user's that differ from the folder's."""
+    """User settings that differ from the folder's."""
     model, data, found = config.model, config.data, []
     if files.pooling and model.pooling != "auto":
         modes = pooling_modes(files.pooling.settings)

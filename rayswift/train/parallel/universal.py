@@ -15,18 +15,18 @@ from typing import Any
 import torch
 
 from rayswift.log import logger
-from rayswift.run.checkpoint import Saved, read_complete
+from rayswift.run.checkpoint import Checkpoint, read_complete
 
 _LATEST = "latest_universal"
 _SUFFIX = "_universal"
 
 
-def is_needed(saved: Saved, size: int) -> bool:
+def is_needed(saved: Checkpoint, size: int) -> bool:
     """Whether a checkpoint is cut for another number of ranks; without ZeRO nothing is cut."""
     return saved.world_size != size and any(saved.path.glob("global_step*/*zero_pp_rank_*_optim_states.pt"))
 
 
-def convert(saved: Saved) -> None:
+def convert(saved: Checkpoint) -> None:
     """Write the universal form into the checkpoint's folder, unless it is there; one process at a time."""
     if (saved.path / _LATEST).exists():
         return

@@ -64,7 +64,7 @@ def test_resources_in_words() -> None:
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://10.0.0.1:10001", "head", "10.0.0.1", ":6379"])
 def test_an_address_that_is_none(address: str) -> None:
-    with pytest.raises(UserError, match="is no head node's host:port") as caught:
+    with pytest.raises(UserError, match="is not the host:port of a head node") as caught:
         check_head_answers(address)
     assert repr(address) in str(caught.value)
 

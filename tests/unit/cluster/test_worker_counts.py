@@ -16,7 +16,7 @@ from rayswift.config.schema import RlhfConfig, SftConfig
 from rayswift.data.sequence.global_batches import FeedPlan, Position, micro_batches, share
 from rayswift.launch import plan as planning
 from rayswift.log import UserError
-from rayswift.run.checkpoint import Saved
+from rayswift.run.checkpoint import Checkpoint
 from rayswift.run.folder import Resume
 from rayswift.train.clock import Clock
 from rayswift.train.spec import RunSpec
@@ -64,7 +64,7 @@ def test_a_group_sees_its_own_micro_batches() -> None:
     spec = RunSpec(plan.config, plan.layout, here, here, feed_plan, Clock(0), None, here)
     cuts = {}
     for size in (1, 2, 3, 4):
-        seen = spec.as_seen_by(size)
+        seen = spec.for_world_size(size)
         train = seen.config.train
         cuts[size] = train.per_device_train_batch_size, train.gradient_accumulation_steps
         assert (seen.layout.num_workers, seen.layout.min_workers) == (size, None)
@@ -75,7 +75,7 @@ def test_a_group_sees_its_own_micro_batches() -> None:
 
 
 def resume_of(config: SftConfig, workers: int) -> Resume:
-    saved = Saved(Path("checkpoint-4"), 4, workers, 1)
+    saved = Checkpoint(Path("checkpoint-4"), 4, workers, 1)
     return Resume(saved, Position(step=4), 0.5, planning.resolve(config, cluster_of(workers), None).config.model_dump())
 
 

@@ -28,14 +28,14 @@ def test_an_answer_names_a_field_that_is_there(name: str) -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--model_name_or_path", "m"], "TRL and LLaMA-Factory say so; here it is model.path"),
-        (["--finetuning_type", "lora"], "LLaMA-Factory says so; here it is model.tuner"),
-        (["--cutoff_len", "1024"], "LLaMA-Factory says so; here it is data.max_length"),
-        (["--micro_batch_size", "2"], "axolotl says so; here it is train.per_device_train_batch_size"),
-        (["--train.micro_batch_size", "2"], "axolotl says so; here it is train.per_device_train_batch_size"),
-        (["--sequence_len", "2048"], "axolotl says so; here it is data.max_length"),
-        (["--use_peft"], "TRL says so; here it is model.tuner"),
-        (["--val_size", "0.1"], "LLaMA-Factory says so; here it is data.eval_fraction"),
+        (["--model_name_or_path", "m"], "it is a name of TRL and LLaMA-Factory; here it is model.path"),
+        (["--finetuning_type", "lora"], "it is a name of LLaMA-Factory; here it is model.tuner"),
+        (["--cutoff_len", "1024"], "it is a name of LLaMA-Factory; here it is data.max_length"),
+        (["--micro_batch_size", "2"], "it is a name of axolotl; here it is train.per_device_train_batch_size"),
+        (["--train.micro_batch_size", "2"], "it is a name of axolotl; here it is train.per_device_train_batch_size"),
+        (["--sequence_len", "2048"], "it is a name of axolotl; here it is data.max_length"),
+        (["--use_peft"], "it is a name of TRL; here it is model.tuner"),
+        (["--val_size", "0.1"], "it is a name of LLaMA-Factory; here it is data.eval_fraction"),
     ],
 )
 def test_a_flag_of_theirs_is_answered_with_ours(argv: list[str], said: str) -> None:
@@ -61,7 +61,7 @@ def test_a_file_of_theirs_is_answered_field_by_field(tmp_path: Path) -> None:
         "sequence_len": "data.max_length",
     }.items():
         assert any(f"--{name} is not a field here" in line and f"here it is {ours}" in line for line in lines), lines
-    assert any("`special_tokens` is not a section; axolotl says so" in line for line in lines)
+    assert any("`special_tokens` is not a section; it is a name of axolotl" in line for line in lines)
     assert not any("learning_rate" in line for line in lines)
 
 

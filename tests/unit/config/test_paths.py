@@ -38,21 +38,21 @@ def test_a_job_keeps_paths_that_each_node_unpacks_for_itself(tmp_path: Path) -> 
     folder = project(tmp_path / "working_dir_files" / "_ray_pkg_0")
     config = load("rlhf", FLAGS).config
     assert paths.absolute(config, folder) == config
-    assert paths.needed(config, folder)["model.path = 'models/tiny'"] == Path("models/tiny")
+    assert paths.needed(config, folder, paths.FOR_WORKERS)["model.path = 'models/tiny'"] == Path("models/tiny")
 
 
 def test_what_nodes_must_have(tmp_path: Path) -> None:
     folder = project(tmp_path)
     config = paths.absolute(load("rlhf", FLAGS).config, folder)
-    assert set(paths.needed(config, folder).values()) == {
+    assert set(paths.needed(config, folder, paths.FOR_WORKERS).values()) == {
         folder / "models/tiny", folder / "chat.jinja", folder / "plugin.py",
     }  # fmt: skip
-    rewards = paths.needed_by_rewards(config, folder)
+    rewards = paths.needed(config, folder, paths.FOR_REWARDS)
     assert set(rewards.values()) == {folder / "rewards.py", folder / "models/reward"}
 
 
 def test_every_name_is_a_field() -> None:
     config = load("rlhf", FLAGS).config
-    for name in (*paths._FOR_WORKERS, *paths._FOR_REWARDS):
+    for name in (*paths.FOR_WORKERS, *paths.FOR_REWARDS):
         section, _, field = name.partition(".")
         assert field in type(dict(config)[section]).model_fields, name

@@ -63,7 +63,7 @@ def test_a_missing_package_hides_no_missing_plugin(
     logger.handlers = []
     assert "lomo-optim, which is not installed" in err
     assert "train.plugins = 'nowhere.py': no file nowhere.py" in err
-    assert "model.adapters: 'nothing' is no folder here" in err
+    assert "model.adapters: 'nothing' is not a folder here" in err
 
 
 def test_problems_of_several_checks_are_raised_together() -> None:

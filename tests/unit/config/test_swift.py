@@ -247,7 +247,7 @@ def test_a_system_prompt_may_be_a_text_file(tmp_path: Path) -> None:
         ("sft", ["--template", "qwen2_5"], "chat template"),
         ("rlhf", ["--rlhf_type", "grpo", "--vllm_server_port", "8001"], "no server to start"),
         ("rlhf", ["--rlhf_type", "ppo", "--beta", "0.1"], "kl_coef"),
-        ("rlhf", ["--rlhf_type", "rm", "--task_type", "seq_cls"], "--rlhf_type says"),
+        ("rlhf", ["--rlhf_type", "rm", "--task_type", "seq_cls"], "--rlhf_type sets"),
         ("rlhf", ["--rlhf_type", "grpo", "--sleep_level", "1"], "sleep while the trainer computes"),
     ],
 )

@@ -142,7 +142,7 @@ def test_the_resolved_config_is_read_back_as_it_is(text: str, tmp_path: Path) ->
 
 
 def test_a_key_that_stands_twice_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="`max_length` stands there twice"):
+    with pytest.raises(UserError, match="`max_length` is there twice"):
         from_yaml(tmp_path, "train:\n  seed: 1\ncluster: {}\nextra: {max_length: 1, max_length: 2}\n")
 
 

@@ -97,7 +97,7 @@ def test_a_bug_is_restarted_once(error: BaseException, config: TrainingConfig, t
     failures, bug = Failures(), explain(raised(error), config, tmp_path, 1)
     lost_a_peer = WorkerFailure("RuntimeError: connection closed by 10.0.0.1:4711", True)
     failures.check({0: lost_a_peer, 1: bug}, 4)
-    with pytest.raises(UserError, match=r"rank 1, again after a restart") as ended:
+    with pytest.raises(UserError, match=r"rank 1, the same error again after a restart") as ended:
         failures.check({0: lost_a_peer, 1: bug}, 4)
     assert ended.value.exit_code == 1
     assert type(error).__name__ in str(ended.value)

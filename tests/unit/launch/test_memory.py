@@ -38,14 +38,14 @@ def parameters(model: Any) -> int:
 def test_a_part_of_a_weights_file_is_refused(kept: int, tiny_model_dir: Path, tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes((tiny_model_dir / "model.safetensors").read_bytes()[:kept])
-    with pytest.raises(UserError, match=r"model\.safetensors is no whole safetensors file"):
+    with pytest.raises(UserError, match=r"model\.safetensors is not a complete safetensors file"):
         read_header(file)
 
 
 def test_a_page_of_text_is_no_weights_file(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
-    with pytest.raises(UserError, match="is no whole safetensors file"):
+    with pytest.raises(UserError, match="is not a complete safetensors file"):
         read_header(file)
 
 

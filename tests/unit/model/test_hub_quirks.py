@@ -224,14 +224,14 @@ def test_an_adapter_whose_base_has_moved_names_it_and_takes_another(tmp_path: Pa
     with pytest.raises(UserError) as refused:
         find_model(str(folder), "infer.model")
     assert str(refused.value) == (
-        f"the base model of {folder}, {gone!r} by its adapter_config.json, is no model folder here; name the folder or "
-        "hub id of that model with --base"
+        f"the base model of {folder}, {gone!r} by its adapter_config.json, is not a model folder here; name the folder "
+        "or hub id of that model with --base"
     )
     found = find_model(str(folder), "infer.model", base=str(base))
     assert (found.folder, found.weights) == (folder, base)
-    with pytest.raises(UserError, match=r"infer\.base = 'x/y/z' is no model folder here"):
+    with pytest.raises(UserError, match=r"infer\.base = 'x/y/z' is not a model folder here"):
         find_model(str(folder), "infer.model", base="x/y/z")
-    with pytest.raises(UserError, match=r"infer\.base = .* is no adapter, it has no model below it; leave it out"):
+    with pytest.raises(UserError, match=r"infer\.base = .* is not an adapter, so it has no base model; leave it out"):
         find_model(str(base), "infer.model", base=str(base))
 
 

@@ -77,11 +77,13 @@ WHAT = {
     "nothing": "a folder without config.json",
 }
 DOES_NOT_WRITE = "its attention looks both ways, so it does not write; name a decoder (...ForCausalLM)"
-NO_HEAD = "it has no head that writes, and a new one would begin at random; name the language model (...ForCausalLM)"
-AT_RANDOM = "it would begin with a head of random numbers; name the model that it was made from"
+NO_HEAD = (
+    "it has no language-model head, and a new one would have random weights; name the language model (...ForCausalLM)"
+)
+AT_RANDOM = "its new head would have random weights; name the model that it was made from"
 FOR_LLAMA_CPP = "those are weights for llama.cpp; name the model that they were made from"
 NO_MODEL = "name a folder with config.json and weights, or a hub id"
-MADE_FROM = "which nothing is trained on; name the model that they were made from, with --quantization nf4"
+MADE_FROM = "which cannot be trained; name the model that they were made from, with --quantization nf4"
 REFUSED: dict[str, dict[str, str]] = {
     "decoder": {},
     "headless": dict.fromkeys(WRITES, "name the model with its head (...ForCausalLM)"),
@@ -92,7 +94,7 @@ REFUSED: dict[str, dict[str, str]] = {
     "one output": dict.fromkeys(WRITES, NO_HEAD),
     "encoder, one output": dict.fromkeys(WRITES, NO_HEAD),
     "three outputs": dict.fromkeys(WRITES, NO_HEAD)
-    | dict.fromkeys(("rm", "reranker"), "of 3 outputs, and task {} trains one score; name the model below it"),
+    | dict.fromkeys(("rm", "reranker"), "of 3 outputs, and task {} trains one score; name its base model"),
     "token labels": dict.fromkeys((*WRITES, *JUDGES), AT_RANDOM),
     **{method: dict.fromkeys(TASKS, MADE_FROM) for method in ("gptq", "awq", "compressed-tensors", "fp8")},
     "adapter": dict.fromkeys(TASKS, "or merge it with rayswift export --merge_lora"),
@@ -143,8 +145,8 @@ def test_a_head_of_another_number_of_outputs_is_refused(kind: str, folders: dict
     with pytest.raises(UserError) as refused:
         one_loss("seq_cls", folders[kind], tmp_path / "run")
     assert str(refused.value) == (
-        f"model.path = {str(folders[kind])!r} is {WHAT[kind]} of 1 outputs, and the rows want 3; name the model "
-        "below it, for a new head"
+        f"model.path = {str(folders[kind])!r} is {WHAT[kind]} of 1 outputs, and the rows need 3; name its base "
+        "model, for a new head"
     )
 
 
@@ -271,7 +273,7 @@ def test_ready_packed_weights_are_trained_below_an_adapter(
         "causal_lm", "full"
     )
     assert "already; leave model.quantization out" in found("causal_lm", "lora", "nf4")
-    assert "which engines take no updates of" in found("grpo", "lora")
+    assert "which engines cannot update" in found("grpo", "lora")
 
 
 @pytest.mark.parametrize("kind", ["headless", "one output", "token labels"])
@@ -358,5 +360,5 @@ def test_what_does_not_write_is_not_asked(kind: str, folders: dict[str, Path]) -
 def test_an_adapter_that_judges_is_not_asked(folders: dict[str, Path], tmp_path: Path) -> None:
     judge = adapter(tmp_path / "judge", str(folders["decoder"]), "SEQ_CLS")
     section = load("infer", ["--model", str(judge), "--prompt", "hi"]).config.infer
-    with pytest.raises(UserError, match="is an adapter of SEQ_CLS, which does not write; it judges or embeds texts"):
+    with pytest.raises(UserError, match="is an adapter of SEQ_CLS, which does not write; it scores or embeds texts"):
         infer._found(section)

@@ -118,7 +118,7 @@ def test_a_hub_models_sizes_are_known_before_its_weights_are_fetched(
 def test_why_a_hub_model_is_unknown_is_said(hub: Hub, tmp_path: Path) -> None:
     assert ask("org/other", tmp_path, hub.server_port)["error"].startswith("the hub does not give org/other: ")
     offline = ask(NAME, tmp_path, hub.server_port, offline="1")["error"]
-    assert offline == f"{NAME} is no folder here, the hub's cache does not have it, and HF_HUB_OFFLINE is set"
+    assert offline == f"{NAME} is not a folder here, the hub's cache does not have it, and HF_HUB_OFFLINE is set"
     assert "neither a folder here nor a hub id" in ask("no/such/folder", tmp_path, hub.server_port)["error"]
 
 
@@ -126,4 +126,4 @@ def test_a_plan_without_sizes_says_that_its_stage_is_not_checked() -> None:
     config = load("sft", ["--model", NAME, "--dataset", "rows.jsonl", "--num_workers", "2", "--device", "cpu"]).config
     assert isinstance(config, SftConfig)
     text = describe(resolve(config, lay_out(config.cluster), None), 10, [])
-    assert f"memory        not estimated, so whether ZeRO 0 fits is not checked: {NAME} is no folder here" in text
+    assert f"memory        not estimated, so whether ZeRO 0 fits is not checked: {NAME} is not a folder here" in text

@@ -10,8 +10,7 @@ from rayswift.config.load import load
 from rayswift.config.schema import SftConfig
 from rayswift.launch import plan
 from rayswift.log import UserError
-from rayswift.model.kind.kinds import ENCODERS
-from rayswift.model.texts.encoders import is_encoder, num_positions
+from rayswift.model.kind.kinds import ENCODERS, is_encoder, num_positions
 from rayswift.model.texts.row_kind import row_kind
 from rayswift.model.texts.sentence_files import copy, pooling_modes, read, read_for
 from rayswift.model.texts.settings import problems, remarks, row_texts, settled

@@ -177,7 +177,7 @@ def test_an_adapter_that_does_not_fit(base: Path, tmp_path: Path) -> None:
     config = ModelConfig(path=str(base), tuner="vera", adapters=[str(tmp_path / "adapter")])
     assert "is of kind lora; set model.tuner lora" in adapter_problems(config)[0]
     config = ModelConfig(path=str(base), tuner="lora", adapters=["gone"])
-    assert "'gone' is no folder here" in adapter_problems(config)[0]
+    assert "'gone' is not a folder here" in adapter_problems(config)[0]
     config = ModelConfig(path=str(base), tuner="lora", adapters=[str(tmp_path)])
     assert "holds no complete checkpoint" in adapter_problems(config)[0]
     wide = AutoConfig.from_pretrained(base)

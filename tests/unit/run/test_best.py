@@ -71,5 +71,5 @@ def test_an_unknown_metric_is_refused_unless_it_may_be_the_users_own() -> None:
         if not refused:
             resolve(config, lay_out(config.cluster), None)
             continue
-        with pytest.raises(UserError, match=r"train.metric_for_best_model = .mine. is no metric of an evaluation"):
+        with pytest.raises(UserError, match=r"train.metric_for_best_model = .mine. is not a metric of an evaluation"):
             resolve(config, lay_out(config.cluster), None)

@@ -11,7 +11,7 @@ from rayswift.config.load import load
 from rayswift.launch.plan import resolve
 from rayswift.log import UserError
 from rayswift.run import checkpoint
-from rayswift.run.checkpoint import Saved
+from rayswift.run.checkpoint import Checkpoint
 
 
 def save(run_dir: Path, step: int, sealed: bool = True) -> Path:
@@ -21,7 +21,7 @@ def save(run_dir: Path, step: int, sealed: bool = True) -> Path:
     (folder / "config.json").write_text("{}")
     (folder / f"global_step{step}" / "optim.pt").write_bytes(b"states")
     if sealed:
-        checkpoint.seal(folder, step, world_size=2, zero_stage=1)
+        checkpoint.write_manifest(folder, step, world_size=2, zero_stage=1)
     return folder
 
 
@@ -31,7 +31,7 @@ def steps(run_dir: Path) -> list[int]:
 
 def test_seal_and_read(tmp_path: Path) -> None:
     folder = save(tmp_path, 20)
-    assert checkpoint.read_complete(folder) == Saved(folder, 20, 2, 1)
+    assert checkpoint.read_complete(folder) == Checkpoint(folder, 20, 2, 1)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["files"] == {"model.safetensors": 140, "config.json": 2, "global_step20/optim.pt": 6}
     assert not list(folder.glob("*.partial"))
@@ -40,7 +40,7 @@ def test_seal_and_read(tmp_path: Path) -> None:
 def test_sealing_again_takes_in_what_is_new(tmp_path: Path) -> None:
     folder = save(tmp_path, 1)
     (folder / "late.bin").write_bytes(b"x")
-    checkpoint.seal(folder, 1, 2, 1)
+    checkpoint.write_manifest(folder, 1, 2, 1)
     (folder / "late.bin").unlink()
     assert checkpoint.read_complete(folder) is None
 
@@ -131,7 +131,7 @@ def test_checksums_find_a_flipped_bit(tmp_path: Path) -> None:
     assert checkpoint.read_complete(folder), "sizes say nothing"
     with pytest.raises(checkpoint.Damaged, match=r"the content of model\.safetensors has changed") as caught:
         checkpoint.verify(folder)
-    assert caught.value.sealed
+    assert caught.value.was_complete
     checkpoint.verify(folder, most_bytes=100)
 
 
@@ -165,7 +165,7 @@ def test_a_rank_takes_the_checksums_of_what_it_wrote(tmp_path: Path) -> None:
         (folder / name).write_bytes(name.encode())
     assert sorted(checkpoint.written_by(folder, 1)) == own
     known = checkpoint.checksums(folder, own, write_through=True)
-    checkpoint.seal(folder, 20, 2, 1, known)
+    checkpoint.write_manifest(folder, 20, 2, 1, known)
     checkpoint.verify(folder)
     sums = json.loads((folder / "manifest.json").read_text())["checksums"]
     assert len(sums) == 7 and sums[own[0]] == known[own[0]]

@@ -27,7 +27,7 @@ def run_of(folder: Path) -> Path:
         made = save(folder, step, sealed=False)
         (made / "model.safetensors").write_text(f"weights of {step}")
         (made / "optimizer.pt").write_text(f"states of {step}")
-        checkpoint.seal(made, step, 1, 0)
+        checkpoint.write_manifest(made, step, 1, 0)
     (folder / "init").mkdir()
     (folder / "init" / "model.safetensors").write_text("initial weights")
     (folder / "logs").mkdir()

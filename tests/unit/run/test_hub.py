@@ -102,7 +102,7 @@ def saved(run_dir: Path, step: int) -> Path:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(f"{name} of {step}")
     (folder / "modules.json").write_text('[{"path": ""}, {"path": "1_Pooling"}]')
-    checkpoint.seal(folder, step, 1, 0)
+    checkpoint.write_manifest(folder, step, 1, 0)
     return folder
 
 

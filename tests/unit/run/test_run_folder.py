@@ -50,7 +50,7 @@ def save(
     (folder / "data_state.json").write_text(json.dumps(data_state))
     (folder / "trainer_state.json").write_text(json.dumps({"best_global_step": None, "best_metric": None} | state))
     if sealed:
-        checkpoint.seal(folder, step, 1, zero_stage)
+        checkpoint.write_manifest(folder, step, 1, zero_stage)
     return folder
 
 
@@ -106,7 +106,7 @@ def test_a_folder_of_the_users_own_is_refused_and_left_alone(tmp_path: Path, nam
     file.write_text("{}\n")
     if resume == "path":
         resume = str(save(tmp_path / "old"))
-    message = f"holds {name} that no run of ours wrote; choose another --train.output_dir"
+    message = f"holds {name} that RaySwift did not write; choose another --train.output_dir"
     for _ in range(2):  # the first try leaves no mark that would let the second one in
         with pytest.raises(UserError, match=message):
             open_run(config_of(project, "--resume", resume), project)
@@ -128,7 +128,7 @@ def test_auto_continues_the_newest_complete_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     resume = open_run(config_of(tmp_path, "--resume", "auto"), tmp_path)
     assert resume is not None
-    assert (resume.saved.step, resume.epochs, resume.zero_stage) == (20, 1.5, 0)
+    assert (resume.saved.step, resume.epochs, resume.saved.zero_stage) == (20, 1.5, 0)
     assert resume.position == POSITION
     assert resume.config["data"]["dataset"] == ["d.jsonl"]
     kept = ["checkpoint-10", "checkpoint-20", "fingerprint.json", "metrics.jsonl", "set_aside"]
@@ -150,7 +150,7 @@ def test_a_path_must_be_a_complete_checkpoint(tmp_path: Path, harm: str) -> None
     folder = tmp_path / "old" / "checkpoint-20"
     if harm == "incomplete":
         save(tmp_path / "old", sealed=False)
-    with pytest.raises(UserError, match=r"is no complete checkpoint"):
+    with pytest.raises(UserError, match=r"is not a complete checkpoint"):
         open_run(config_of(tmp_path / "new", "--resume", str(folder)), tmp_path / "new")
     assert folder.exists() == (harm == "incomplete")
 
@@ -292,7 +292,7 @@ STEERING = {"data.eval_fraction"}  # it takes rows from the training
 def test_fields_that_only_watch_are_free() -> None:
     fields = [path for path in paths_of(SftConfig) if path.split(".")[1].startswith(WATCHING)]
     assert {"train.save_steps", "train.callbacks", "cluster.timeout_s", "train.hub_token"} <= set(fields)
-    assert set(fields) - STEERING <= continuation._FREE, "give it a line in _FREE, or in STEERING here"
+    assert set(fields) - STEERING <= continuation._FREE, "give it a line in _FREE_NAMES, or in STEERING here"
 
 
 @pytest.mark.parametrize(("patience", "ended"), [(None, False), (3, False), (2, True), (1, True)])
@@ -453,7 +453,7 @@ def run_on_rows(tmp_path: Path) -> tuple[SftConfig, Resume, Path]:
     config = config.model_copy(update={"data": config.data.model_copy(update={"dataset": [*map(str, rows)]})})
     folder = save(run_dir)
     (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    checkpoint.seal(folder, 20, 1, 0)
+    checkpoint.write_manifest(folder, 20, 1, 0)
     thread = fingerprint.record_sources(config.data, run_dir, ())
     assert thread is not None
     thread.join()

@@ -12,7 +12,7 @@ import pytest
 from rayswift.log import UserError, logger
 from rayswift.run import checkpoint
 from rayswift.run import remote as storage
-from rayswift.run.remote import Remote, Uploads, complete_checkpoints, pull, push, working_copy
+from rayswift.run.remote import Remote, Uploads, checkpoints, pull, push, working_copy
 
 
 @pytest.fixture(params=["pyarrow", "fsspec"])
@@ -39,7 +39,7 @@ def save(run_dir: Path, step: int, sealed: bool = True, best: int | None = None)
     state = json.dumps({"best_global_step": best})
     write(folder, {"model.safetensors": "w" * step, "optim/rank-0.pt": "o", "trainer_state.json": state})
     if sealed:
-        checkpoint.seal(folder, step, 1, 0)
+        checkpoint.write_manifest(folder, step, 1, 0)
 
 
 RECORD = {"fingerprint.json": "{}", "config.yaml": "a: 1", "logs/rank-0.log": "x", "data/quarantine.jsonl": "q"}
@@ -88,7 +88,7 @@ def test_retention(url: str, tmp_path: Path) -> None:
         save(tmp_path / "here", step)
     remote = Remote(url)
     push(remote, tmp_path / "here", limit=2, best_step=1)
-    assert list(complete_checkpoints(remote, remote.sizes())) == [1, 3, 4]
+    assert list(checkpoints(remote, remote.sizes())[0]) == [1, 3, 4]
     assert not [name for name in names_of(remote) if name.startswith("checkpoint-2/")]
 
 
@@ -117,12 +117,12 @@ def test_an_upload_that_was_killed_does_not_count(url: str, tmp_path: Path) -> N
     push(remote, here)
     cut = f"checkpoint-6/{checkpoint.MANIFEST}"
     remote._fs.delete_file(f"{remote._root}/{cut}")
-    assert list(complete_checkpoints(remote, remote.sizes())) == [5]
+    assert list(checkpoints(remote, remote.sizes())[0]) == [5]
     pull(remote, tmp_path / "there", "auto")
     assert [saved.step for saved in checkpoint.find_all(tmp_path / "there")] == [5]
     assert not [name for name in names_of(remote) if name.startswith("checkpoint-6/")]
     push(remote, here)
-    assert list(complete_checkpoints(remote, remote.sizes())) == [5, 6]
+    assert list(checkpoints(remote, remote.sizes())[0]) == [5, 6]
 
 
 def test_an_earlier_run_is_not_overwritten(url: str, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_an_earlier_run_is_not_overwritten(url: str, tmp_path: Path) -> None:
 def test_files_of_the_users_own_are_refused(url: str, tmp_path: Path) -> None:
     write(tmp_path / "mine", {"data/train.jsonl": "{}", "notes.md": "-"})
     Remote(url).put(tmp_path / "mine", ["data/train.jsonl", "notes.md"])
-    with pytest.raises(UserError, match=r"holds data that no run of ours wrote; choose another --train.output_dir"):
+    with pytest.raises(UserError, match=r"holds data that RaySwift did not write; choose another --train.output_dir"):
         pull(Remote(url), tmp_path / "there", "auto")
 
 
@@ -149,7 +149,7 @@ def test_the_scratch_folder_lives_as_long_as_the_run(url: str, tmp_path: Path) -
         write(run_dir, RECORD)
         save(run_dir, 3)
     assert not list((tmp_path / "scratch").iterdir())
-    assert list(complete_checkpoints(Remote(url), Remote(url).sizes())) == [3]
+    assert list(checkpoints(Remote(url), Remote(url).sizes())[0]) == [3]
     with working_copy(url, "auto", str(tmp_path / "scratch")) as run_dir:
         assert checkpoint.newest(run_dir)
 
@@ -190,7 +190,7 @@ def test_a_relative_folder_in_a_job_is_warned_of(
         assert not caplog.records
     with working_copy("runs/a", "never", None) as run_dir:
         assert run_dir == folder / "runs" / "a"
-    assert "train.output_dir = 'runs/a' lies in this job's working folder" in caplog.text
+    assert "train.output_dir = 'runs/a' is in this job's working folder" in caplog.text
 
 
 # ---- what cannot be used ----
@@ -264,7 +264,7 @@ def test_uploads_raise_at_the_next_call(url: str, tmp_path: Path, monkeypatch: p
     save(tmp_path / "here", 2)
     uploads.start(best_step=None)
     uploads.wait()
-    assert list(complete_checkpoints(Remote(url), Remote(url).sizes())) == [2]
+    assert list(checkpoints(Remote(url), Remote(url).sizes())[0]) == [2]
 
     def refuse(*_: object) -> None:
         raise UserError("denied")
@@ -345,7 +345,7 @@ def test_a_half_written_manifest_behind_a_url(url: str, content: bytes, tmp_path
     push(remote, here)
     with remote._fs.open_output_stream(f"{remote._root}/checkpoint-6/manifest.json") as file:
         file.write(content)
-    assert list(complete_checkpoints(remote, remote.sizes())) == [5]
+    assert list(checkpoints(remote, remote.sizes())[0]) == [5]
     pull(remote, tmp_path / "there", "auto")
     assert [saved.step for saved in checkpoint.find_all(tmp_path / "there")] == [5]
     assert "set_aside/checkpoint-6/model.safetensors" in names_of(remote)

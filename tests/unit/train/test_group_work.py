@@ -102,7 +102,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[str]
             made = save(folder / name, step, sealed=False)
             for rank in (0, 1):
                 (made / f"rng_state_{rank}.pth").write_text(f"{step} {rank}")
-            checkpoint.seal(made, step, 2, 0)
+            checkpoint.write_manifest(made, step, 2, 0)
     (folder / "flipped" / "checkpoint-20" / "rng_state_1.pth").write_text("20 9")
     command = [sys.executable, "-m", "tests.unit.train.test_group_work"]
     ranks = [subprocess.Popen([*command, str(rank), str(folder)]) for rank in (0, 1)]
