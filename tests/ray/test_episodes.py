@@ -45,13 +45,13 @@ def add(first: int, second: int) -> int:
         first: A number.
         second: Another one.
     """
-    if first % 7 == 3:
-        raise ValueError("not this one")
-    if first % 7 == 4:
+    if first == 11:
         time.sleep(1000)
-    if first % 7 == 5:
+    if first == 12:
         os._exit(1)
-    if first % 7 == 6:
+    if first % 3 == 0:
+        raise ValueError("not this one")
+    if first % 3 == 1:
         return "9" * 1_000_000
     return first + second
 
@@ -140,7 +140,7 @@ def rows(folder: Path) -> Path:
         "function": {"name": "add", "parameters": {"properties": {"first": {}, "second": {}}}},
     }
     made = []
-    for first in range(10, 90):
+    for first in range(10, 26):
         call = {"type": "function", "function": {"name": "add", "arguments": {"first": first, "second": 5}}}
         messages = [
             {"role": "user", "content": f"{first}+5"},
@@ -163,16 +163,16 @@ def test_whatever_a_tool_does_is_an_answer(tmp_path: Path) -> None:
     tiny = ("--model", "examples/tiny", "--chat_template", "examples/tools/chat_template.jinja", "--report_to", "none")
     train(
         "sft", tmp_path / "sft", *tiny, "--random_init", "--new_special_tokens", str(tmp_path / "tokens.txt"),
-        "--data.dataset", str(data), "--max_steps", "60", "--save_steps", "60", "--learning_rate", "3e-3",
+        "--data.dataset", str(data), "--max_steps", "150", "--save_steps", "150", "--learning_rate", "3e-3",
         "--max_length", "64", "--per_device_train_batch_size", "8", "--num_train_epochs", "100", "--num_workers", "0",
     )  # fmt: skip
     run_dir = tmp_path / "run"
     train(
-        "rlhf", run_dir, "--rlhf_type", "grpo", "--model", str(tmp_path / "sft" / "checkpoint-60"),
+        "rlhf", run_dir, "--rlhf_type", "grpo", "--model", str(tmp_path / "sft" / "checkpoint-150"),
         "--data.dataset", str(data), "--tools", f"{tmp_path}/tools.py:add",
         "--reward_funcs", f"{tmp_path}/tools.py:digits",
         "--tool_timeout_s", "2", "--max_tool_response_chars", "20", "--max_prompt_length", "48",
-        "--max_completion_length", "96", "--max_turns", "3", "--num_generations", "4", "--global_batch_size", "32",
+        "--max_completion_length", "96", "--max_turns", "3", "--temperature", "0.5", "--num_generations", "4", "--global_batch_size", "32",
         "--max_steps", "2", "--save_steps", "2", "--report_to", "none", "--num_workers", "1",
         "--threads_per_worker", "1", "--timeout_s", "240", "--gradient_checkpointing", "false",
         "--engine_kwargs", '{"enforce_eager": true, "kv_cache_memory_bytes": 67108864}',
