@@ -125,7 +125,8 @@ def test_a_killed_process_of_environments_changes_nothing(
     flags: tuple[str, ...], run_dir: Path, undisturbed: Path
 ) -> None:
     run = start("rlhf", run_dir, *flags)
-    run.wait_for(lambda: 1 in curve(run_dir), "a step", timeout_s=200)
+    metrics = run_dir / "metrics.jsonl"
+    run.wait_for(lambda: metrics.exists() and 1 in curve(run_dir), "a step", timeout_s=200)
     run.kill("ray::EnvironmentProcess")
     code, out = run.wait()
     assert code == 0, out
@@ -172,7 +173,8 @@ def test_whatever_a_tool_does_is_an_answer(tmp_path: Path) -> None:
         "--data.dataset", str(data), "--tools", f"{tmp_path}/tools.py:add",
         "--reward_funcs", f"{tmp_path}/tools.py:digits",
         "--tool_timeout_s", "2", "--max_tool_response_chars", "20", "--max_prompt_length", "48",
-        "--max_completion_length", "96", "--max_turns", "3", "--temperature", "0.5", "--num_generations", "4", "--global_batch_size", "32",
+        "--max_completion_length", "96", "--max_turns", "3",
+        "--temperature", "0.5", "--num_generations", "4", "--global_batch_size", "32",
         "--max_steps", "2", "--save_steps", "2", "--report_to", "none", "--num_workers", "1",
         "--threads_per_worker", "1", "--timeout_s", "240", "--gradient_checkpointing", "false",
         "--engine_kwargs", '{"enforce_eager": true, "kv_cache_memory_bytes": 67108864}',
