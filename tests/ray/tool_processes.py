@@ -120,7 +120,7 @@ async def reason(hosts: Hosts, columns: dict[str, Any], *calls: Call) -> str:
 
 async def tell(folder: Path) -> dict[str, Any]:
     def hosts(*flags: str) -> Hosts:
-        config: Any = load("rlhf", [*BASE, *flags, "--tool_timeout_s", "2", "--max_tool_response_chars", "50"]).config
+        config: Any = load("rlhf", [*BASE, *flags, "--tool_timeout_s", "2", "--max_tool_response_chars", "100"]).config
         made = hosts_of(config, 1, HERE.parents[2], folder)
         assert made is not None
         return made
