@@ -6,7 +6,7 @@ from rayswift.config.checks.distillation import engines_of
 from rayswift.config.derived import rollout_of
 from rayswift.config.model import is_own_teacher
 from rayswift.config.rollout import RolloutConfig
-from rayswift.config.schema import RlhfConfig, TrainingConfig
+from rayswift.config.schema import RlhfConfig, SampleConfig, TrainingConfig
 from rayswift.data.tokenizer import vocabulary
 from rayswift.engines.vllm import setup as engine_setup
 from rayswift.log import UserError
@@ -25,6 +25,7 @@ def check(config: TrainingConfig) -> None:
     assert isinstance(config, RlhfConfig)
     problems = [
         *_teacher_problems(config),
+        *_episode_problems(config, rollout),
         *_reward_model_problems(rollout),
         *engine_setup.engine_kwargs_problems(rollout),
         *engine_setup.policy_problems(config.model, rollout),
@@ -57,6 +58,12 @@ def _teacher_problems(config: RlhfConfig) -> list[str]:
             "that it must read them as the model does: name one of the same family"
         ]
     return abilities.problems("model.teacher", path, "infer")
+
+
+def _episode_problems(config: TrainingConfig, rollout: RolloutConfig) -> list[str]:
+    if not isinstance(config, SampleConfig) or not rollout.has_episodes:
+        return []
+    return ["rollout.tools and rollout.environment: `rayswift sample` writes single turns; leave them out"]
 
 
 def _reward_model_problems(rollout: RolloutConfig) -> list[str]:

@@ -1,7 +1,6 @@
 """Tools and environments on the real stack: they answer, and whatever is killed changes nothing of what is trained."""
 
 import json
-from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,7 +9,7 @@ import pytest
 from rayswift.run import checkpoint
 from rayswift.run.accounting import read_accounting
 from rayswift.run.folder import COMPLETIONS
-from tests.ray.conftest import assert_same_curve, curve, start, train
+from tests.ray.conftest import assert_same_curve, curve, reference, start, train
 
 STEPS, SAVED_AT = 4, 2
 GAME = """
@@ -33,32 +32,6 @@ class Echo(Env):
 
 envs["echo"] = Echo
 """
-TOOLS = '''
-import os
-import time
-
-
-def add(first: int, second: int) -> int:
-    """Add.
-
-    Args:
-        first: A number.
-        second: Another one.
-    """
-    if first % 7 == 3:
-        raise ValueError("not this one")
-    if first % 7 == 4:
-        time.sleep(1000)
-    if first % 7 == 5:
-        os._exit(1)
-    if first % 7 == 6:
-        return "9" * 1_000_000
-    return first + second
-
-
-def digits(completions, **columns):
-    return [sum(map(str.isdigit, str(each[-1]["content"]))) / 10 for each in completions]
-'''
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +98,8 @@ def test_a_killed_process_of_environments_changes_nothing(
     flags: tuple[str, ...], run_dir: Path, undisturbed: Path
 ) -> None:
     run = start("rlhf", run_dir, *flags)
-    run.wait_for(lambda: 1 in curve(run_dir), "a step", timeout_s=200)
+    metrics = run_dir / "metrics.jsonl"
+    run.wait_for(lambda: metrics.exists() and 1 in curve(run_dir), "a step", timeout_s=200)
     run.kill("ray::EnvironmentProcess")
     code, out = run.wait()
     assert code == 0, out
@@ -133,58 +107,15 @@ def test_a_killed_process_of_environments_changes_nothing(
     assert_same_run(run_dir, undisturbed)
 
 
-def rows(folder: Path) -> Path:
-    """Sums with the call that works them out."""
-    schema = {
-        "type": "function",
-        "function": {"name": "add", "parameters": {"properties": {"first": {}, "second": {}}}},
-    }
-    made = []
-    for first in range(10, 90):
-        call = {"type": "function", "function": {"name": "add", "arguments": {"first": first, "second": 5}}}
-        messages = [
-            {"role": "user", "content": f"{first}+5"},
-            {"role": "assistant", "content": "", "tool_calls": [call]},
-            {"role": "tool", "name": "add", "content": str(first + 5)},
-            {"role": "assistant", "content": str(first + 5)},
-        ]
-        made.append(json.dumps({"messages": messages, "tools": [schema]}))
-    (folder / "rows.jsonl").write_text("\n".join(made) + "\n")
-    return folder / "rows.jsonl"
-
-
-def test_whatever_a_tool_does_is_an_answer(tmp_path: Path) -> None:
-    """It raises, hangs, ends its process and answers too much; a model that was taught the call for some steps asks."""
-    (tmp_path / "tools.py").write_text(TOOLS)
-    (tmp_path / "tokens.txt").write_text(
-        '<tool_call>{"name": "add", "arguments": {"first":\n"second":\n}}</tool_call>\n'
-    )
-    data = rows(tmp_path)
-    tiny = ("--model", "examples/tiny", "--chat_template", "examples/tools/chat_template.jinja", "--report_to", "none")
-    train(
-        "sft", tmp_path / "sft", *tiny, "--random_init", "--new_special_tokens", str(tmp_path / "tokens.txt"),
-        "--data.dataset", str(data), "--max_steps", "60", "--save_steps", "60", "--learning_rate", "3e-3",
-        "--max_length", "64", "--per_device_train_batch_size", "8", "--num_train_epochs", "100", "--num_workers", "0",
-    )  # fmt: skip
-    run_dir = tmp_path / "run"
-    train(
-        "rlhf", run_dir, "--rlhf_type", "grpo", "--model", str(tmp_path / "sft" / "checkpoint-60"),
-        "--data.dataset", str(data), "--tools", f"{tmp_path}/tools.py:add",
-        "--reward_funcs", f"{tmp_path}/tools.py:digits",
-        "--tool_timeout_s", "2", "--max_tool_response_chars", "20", "--max_prompt_length", "48",
-        "--max_completion_length", "96", "--max_turns", "3", "--num_generations", "4", "--global_batch_size", "32",
-        "--max_steps", "2", "--save_steps", "2", "--report_to", "none", "--num_workers", "1",
-        "--threads_per_worker", "1", "--timeout_s", "240", "--gradient_checkpointing", "false",
-        "--engine_kwargs", '{"enforce_eager": true, "kv_cache_memory_bytes": 67108864}',
-    )  # fmt: skip
-    assert read_accounting(run_dir) == {"trained": 16}
-    assert max(curve(run_dir, "tools/call_frequency").values()) > 0.5
-    assert max(curve(run_dir, "sampling_logp_difference").values()) < 1e-4
-    said = Counter(
-        kind
-        for _, text in completions(run_dir)
-        for kind in ("not this one", "no answer within 2 s", "its process ended", "characters left out")
-        if kind in text
-    )
-    assert said["not this one"]
-    assert said["characters left out"]
+def test_whatever_tools_and_environments_do_is_an_answer_or_a_reason(tmp_path: Path) -> None:
+    """In processes of a Ray of its own, without a model."""
+    folder = reference("tests.ray.tool_processes", tmp_path / "told", tmp_path / "told")
+    told = json.loads((folder / "told.json").read_text())
+    assert told["tools"][:2] == ["12", "{'error': 'not this one'}"]
+    assert told["tools"][2].startswith("999") and "characters left out" in told["tools"][2]
+    assert told["tools"][3] == "{'error': 'no answer within 2 s (rollout.tool_timeout_s)'}"
+    assert told["tools"][4:] == ["{'error': 'its process ended'}", "13"]
+    # What was killed and what was frozen beside them plays on elsewhere.
+    assert told["games"] == [["higher", "higher", 0.0], ["higher", "right", 1.0], ["higher", "right", 1.0]]
+    assert told["hangs"].startswith("wait: no answer within 2 s")
+    assert told["raises"].startswith("reset raised KeyError: 'number'")
