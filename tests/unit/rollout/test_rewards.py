@@ -72,6 +72,7 @@ def test_answers_that_were_judged_before_cost_nothing(monkeypatch: pytest.Monkey
         return parse(text, **options)
 
     monkeypatch.setattr(math_verify, "parse", counted)
+    monkeypatch.setattr(builtin, "_SLOW_S", float("inf"))  # of a busy machine every judgement is slow
     gold, right, wrong = r"\frac{\sqrt{17}}{19}", r"so $\frac{2\sqrt{17}}{38}$", r"so $\frac{\sqrt{17}}{18}$"
     assert builtin.accuracy([right, wrong, right], [gold] * 3) == [1.0, 0.0, 1.0]
     assert parsed == [f"${gold}$", right, wrong]
