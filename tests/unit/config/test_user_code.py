@@ -1,7 +1,6 @@
 """The user's own code: found, checked before anything starts, and blamed for what it raises."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +45,6 @@ def run(**train: Any) -> SftConfig:
 def rollout(**fields: Any) -> RlhfConfig:
     tree = {"model": {"path": "m"}, "data": {"dataset": ["d"]}, "train": {"task": "grpo"}, "rollout": fields}
     return RlhfConfig.model_validate(tree)
-
-
-@pytest.fixture(autouse=True)
-def as_it_was() -> Iterator[None]:
-    """Nothing that was imported, nor its folder, stays for the next test."""
-    path, modules = list(sys.path), set(sys.modules)
-    yield
-    sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        if name.startswith(("mine", "broken", "other")):
-            del sys.modules[name]
 
 
 @pytest.fixture
