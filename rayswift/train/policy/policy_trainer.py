@@ -210,8 +210,10 @@ class StreamedPolicyTrainer(Streamed):
         with self.compute_loss_context_manager():
             scored = {place: self._forward(model, batch) for place, batch in batches.items()}
         model.train(was_training)
-        width = len(next(iter(scored.values()), "12"))
-        return [{place: found[i].float().cpu() for place, found in scored.items()} for i in range(width)]
+        if not scored:
+            return {}, {}, {}
+        columns = zip(*scored.values(), strict=True)
+        return [dict(zip(scored, (each.float().cpu() for each in column), strict=True)) for column in columns]
 
     @torch.no_grad()
     def text_logprobs(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32]:
