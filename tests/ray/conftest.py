@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from rayswift.config.schema import TRAINING_VERBS
+from rayswift.run import checkpoint
 from tests.ray.forked import Forked
 
 ROOT = Path(__file__).parents[2]
@@ -126,6 +127,21 @@ def train(verb: str, run_dir: Path | str, *flags: str, code: int = 0) -> str:
 def sft(run_dir: Path | str, *flags: str, code: int = 0) -> str:
     """`train` with `rayswift sft`."""
     return train("sft", run_dir, *flags, code=code)
+
+
+def train_through_kills(run_dir: Path, *flags: str) -> str:
+    """A run of `rlhf` whose driver is killed behind its first checkpoint, and an engine once it is continued."""
+    run = start("rlhf", run_dir, *flags)
+    run.wait_for(lambda: checkpoint.newest(run_dir) is not None, "a checkpoint", timeout_s=200)
+    run.kill_driver()
+    resumed = start("rlhf", run_dir, *flags, "--resume", "auto")
+    before = max(curve(run_dir))
+    resumed.wait_for(lambda: max(curve(run_dir)) > before or resumed.process.poll() is not None, "a step", 200)
+    if resumed.process.poll() is None:
+        resumed.kill("ray::VllmEngine")
+    code, out = resumed.wait()
+    assert code == 0, out
+    return out
 
 
 def curve(run_dir: Path, key: str = "loss") -> dict[int, float]:

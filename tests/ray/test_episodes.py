@@ -6,10 +6,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from rayswift.run import checkpoint
 from rayswift.run.accounting import read_accounting
 from rayswift.run.folder import COMPLETIONS
-from tests.ray.conftest import assert_same_curve, curve, reference, start, train
+from tests.ray.conftest import assert_same_curve, curve, reference, start, train, train_through_kills
 
 STEPS, SAVED_AT = 4, 2
 GAME = """
@@ -81,16 +80,7 @@ def test_episodes_are_trained_as_they_were_sampled(undisturbed: Path) -> None:
 def test_a_killed_driver_and_a_killed_engine_change_nothing(
     flags: tuple[str, ...], run_dir: Path, undisturbed: Path
 ) -> None:
-    run = start("rlhf", run_dir, *flags)
-    run.wait_for(lambda: checkpoint.newest(run_dir) is not None, "a checkpoint", timeout_s=200)
-    run.kill_driver()
-    resumed = start("rlhf", run_dir, *flags, "--resume", "auto")
-    before = max(curve(run_dir))
-    resumed.wait_for(lambda: max(curve(run_dir)) > before or resumed.process.poll() is not None, "a step", 200)
-    if resumed.process.poll() is None:
-        resumed.kill("ray::VllmEngine")
-    code, out = resumed.wait()
-    assert code == 0, out
+    train_through_kills(run_dir, *flags)
     assert_same_run(run_dir, undisturbed)
 
 

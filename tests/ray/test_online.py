@@ -10,7 +10,7 @@ from rayswift.rollout.completions import newest
 from rayswift.run import checkpoint, events
 from rayswift.run.accounting import read_accounting
 from rayswift.run.folder import COMPLETIONS
-from tests.ray.conftest import assert_same_curve, curve, start, train
+from tests.ray.conftest import assert_same_curve, curve, start, train, train_through_kills
 
 STEPS, SAVED_AT = 6, 2
 REWARDS = """
@@ -73,16 +73,7 @@ def test_every_prompt_is_trained_and_kept(undisturbed: Path) -> None:
 def test_a_killed_driver_and_a_killed_engine_change_nothing(
     flags: tuple[str, ...], run_dir: Path, undisturbed: Path
 ) -> None:
-    run = start("rlhf", run_dir, *flags)
-    run.wait_for(lambda: checkpoint.newest(run_dir) is not None, "a checkpoint", timeout_s=200)
-    run.kill_driver()
-    resumed = start("rlhf", run_dir, *flags, "--resume", "auto")
-    before = max(curve(run_dir))
-    resumed.wait_for(lambda: max(curve(run_dir)) > before or resumed.process.poll() is not None, "a step", 200)
-    if resumed.process.poll() is None:
-        resumed.kill("ray::VllmEngine")
-    code, out = resumed.wait()
-    assert code == 0, out
+    out = train_through_kills(run_dir, *flags)
     assert "continuing" in out
     assert_same_run(run_dir, undisturbed)
 
