@@ -16,7 +16,7 @@ from rayswift.log import UserError, logger
 from rayswift.rollout import ledger as books
 from rayswift.rollout.admission import Admission, RolloutPlan
 from rayswift.rollout.groups import Sampler, Scorer, answer_of, is_sampled, requests_for, scored_group
-from rayswift.rollout.ledger import ALL_EQUAL, CUT, FAILED, TAIL, Ledger, LedgerSnapshot
+from rayswift.rollout.ledger import ALL_EQUAL, CUT, FAILED, REMAINDER, Ledger, LedgerSnapshot
 from rayswift.rollout.prompts import Prompts, draw_in_thread
 from rayswift.rollout.rounds import Finished
 
@@ -238,7 +238,7 @@ class Attempt:
         ledger = self._ledger.close(outcomes)
         self._trained_epochs = ledger.epochs
         if last and self._plan.rounds.num_rounds is None:  # else what is ready was only read ahead
-            ledger = self._ledger.close({prompt.ordinal: TAIL for prompt in self._ready}, trains=False)
+            ledger = self._ledger.close({prompt.ordinal: REMAINDER for prompt in self._ready}, trains=False)
         self._finish(number, groups, ledger, last, outcomes.values())
         return True
 

@@ -18,7 +18,7 @@ CUT = f"{TRAINED}, prompt cut to rollout.max_prompt_length"
 FAILED = "failed: "
 FILTERED = "filtered: "
 ALL_EQUAL = f"{FILTERED}all rewards equal"
-TAIL = "tail: fewer prompts than a round at the end"
+REMAINDER = "dropped remainder: fewer prompts than a round"
 _JUDGED_FROM_PROMPTS = 100
 
 

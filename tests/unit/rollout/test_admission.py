@@ -12,7 +12,7 @@ from rayswift.data.sequence.global_batches import Position
 from rayswift.data.sequence.windows import TRAINED
 from rayswift.log import UserError
 from rayswift.rollout.admission import Admission, RoundPlan
-from rayswift.rollout.ledger import ALL_EQUAL, FAILED, TAIL, Ledger, LedgerSnapshot
+from rayswift.rollout.ledger import ALL_EQUAL, FAILED, REMAINDER, Ledger, LedgerSnapshot
 
 FAILURE = f"{FAILED}engines"
 
@@ -73,7 +73,7 @@ class Simulated:
             self.trained.append(tuple(ordinal for ordinal, why in outcomes.items() if why == TRAINED))
             ledger.close(outcomes)
             if last:
-                ledger.close(dict.fromkeys(ready, TAIL), trains=False)
+                ledger.close(dict.fromkeys(ready, REMAINDER), trains=False)
             self.snapshots.append(ledger.snapshot)
             number += 1
             admission.publish(number)

@@ -21,7 +21,7 @@ from rayswift.log import UserError
 from rayswift.rollout.admission import RolloutPlan, RoundPlan
 from rayswift.rollout.coordinator import Coordinator
 from rayswift.rollout.groups import is_sampled, requests_for
-from rayswift.rollout.ledger import ALL_EQUAL, CUT, TAIL, LedgerSnapshot
+from rayswift.rollout.ledger import ALL_EQUAL, CUT, REMAINDER, LedgerSnapshot
 from rayswift.rollout.prompts import Drawn
 from rayswift.rollout.rounds import Round, Waiting
 from tests import virtual_time
@@ -193,7 +193,7 @@ def test_rounds_hold_the_prompts_in_order_until_these_end() -> None:
     rounds = told(lambda coordinator: trained(coordinator, 5, LedgerSnapshot()), num_prompts=8)
     assert [each.table.ordinals.tolist() for each in rounds] == [[0, 0, 1, 1, 2, 2], [3, 3, 4, 4, 5, 5]]
     assert rounds[-1].last
-    assert rounds[-1].position.counts == {TRAINED: 6, TAIL: 2}
+    assert rounds[-1].position.counts == {TRAINED: 6, REMAINDER: 2}
     assert rounds[-1].epochs == 1.0
     assert [set(each.table.staleness.tolist()) for each in rounds] == [{0.0}, {0.0}]
     assert all(np.isfinite(each.tokens.logprobs).all() for each in rounds)
@@ -388,7 +388,7 @@ def test_a_stretch_of_solved_prompts_is_passed_over() -> None:
     received = told(lambda each: trained(each, 1, LedgerSnapshot()), 33, EQUAL, Lengths(flat=range(3, 29)))
     assert [each.table.ordinals[::2].tolist() for each in received] == [[0, 1, 2], [29, 30, 31]]
     assert received[1].metrics["filtered"] == 26
-    assert received[-1].position.counts == {TRAINED: 6, ALL_EQUAL: 26, TAIL: 1}
+    assert received[-1].position.counts == {TRAINED: 6, ALL_EQUAL: 26, REMAINDER: 1}
 
 
 def test_a_run_that_never_had_anything_to_learn_is_an_error() -> None:
