@@ -74,7 +74,7 @@ def test_episodes_are_trained_as_they_were_sampled(undisturbed: Path) -> None:
     assert max(curve(undisturbed, "num_turns").values()) > 1.5
     assert max(curve(undisturbed, "sampling_logp_difference").values()) < 1e-4
     assert read_accounting(undisturbed) == {"trained": 8 * STEPS}
-    assert all("[user] " in text for _, text in completions(undisturbed)[:1])
+    assert any("[user] " in text for _, text in completions(undisturbed))
 
 
 def test_a_killed_driver_and_a_killed_engine_change_nothing(
