@@ -34,7 +34,8 @@ WANTED_ACCURACY, WANTED_GAIN = 0.95, 0.2
 # Training is chaotic: at which step the model answers now and then depends on the CPU's arithmetic. GRPO goes on from
 # the first checkpoint whose sampled accuracy is in this band: often enough right to be rewarded, with room to learn.
 START_BAND = (0.4, 0.6)
-SAVE_STEPS, GRPO_STEPS = 25, 160
+# How fast GRPO learns differs from start to start: it goes on in stretches until it has gained what is wanted.
+SAVE_STEPS, GRPO_STEPS, MOST_GRPO_STEPS = 25, 160, 640
 SAMPLES_PER_SUM = 4
 NUM_SHOWN = 6
 
@@ -101,10 +102,11 @@ def sampled_accuracy(checkpoint: Path, sums: list[tuple[str, str]]) -> float:
 
 
 def train(verb: str, config: str, run: Path, *more: str) -> None:
-    """Run the command line as a user would, its output passed through."""
+    """Run the command line as a user would, its output passed through; without `--resume` the run begins anew."""
     command = ["-m", "rayswift", verb, "--config", config, "--train.output_dir", str(run), *more]
     print(f"\n$ python {' '.join(command)}\n", flush=True)
-    shutil.rmtree(run, ignore_errors=True)
+    if "--resume" not in more:
+        shutil.rmtree(run, ignore_errors=True)
     done = subprocess.run([sys.executable, *command], cwd=ROOT, check=False)
     if done.returncode:
         raise DemoFailed(
@@ -148,16 +150,19 @@ def choose_start(run: Path, sums: list[tuple[str, str]]) -> tuple[Path, float]:
 
 
 def by_reward(start: Path, before: float, run: Path, sums: list[tuple[str, str]], more: list[str]) -> float:
-    """Go on from an early checkpoint by reward, and return the gain in sampled accuracy."""
+    """Go on from an early checkpoint by reward until enough is gained, and return the gain in sampled accuracy."""
     greedy_before = accuracy(greedy_answers(start, sums), sums)
     print(f"\n{start}, earlier: {before:.1%} right when sampled. GRPO goes on from there.")
-    steps = ("--max_steps", str(GRPO_STEPS), "--eval_strategy", "no", "--save_steps", str(GRPO_STEPS))
-    steps += ("--learning_rate", "3e-4")
-    model = ("--model", str(start), "--random_init", "false")
-    train("rlhf", "examples/sums_grpo.yaml", run, *model, *steps, *more)
-    last = checkpoints(run)[-1]
-    after = sampled_accuracy(last, sums)
-    print(f"\nGRPO, answers sampled at temperature 1: {before:.1%} -> {after:.1%}")
+    flags = ("--model", str(start), "--random_init", "false", "--eval_strategy", "no", "--learning_rate", "3e-4")
+    flags += ("--save_steps", str(GRPO_STEPS))
+    for num_steps in range(GRPO_STEPS, MOST_GRPO_STEPS + 1, GRPO_STEPS):
+        resumed = ("--resume", "auto") if num_steps > GRPO_STEPS else ()
+        train("rlhf", "examples/sums_grpo.yaml", run, *flags, "--max_steps", str(num_steps), *resumed, *more)
+        last = checkpoints(run)[-1]
+        after = sampled_accuracy(last, sums)
+        print(f"\nGRPO, answers sampled at temperature 1: {before:.1%} -> {after:.1%} after {last.name}")
+        if after - before >= WANTED_GAIN or "--max_steps" in more:
+            break
     print(f"GRPO, the likeliest answers: {greedy_before:.1%} -> {accuracy(greedy_answers(last, sums), sums):.1%}")
     return after - before
 
@@ -179,8 +184,9 @@ def demo(runs: Path, sums: list[tuple[str, str]], more: list[str], measured: boo
     gain = by_reward(start, before, grpo, sums, more)
     if measured and gain < WANTED_GAIN:
         raise DemoFailed(
-            f"wanted GRPO to gain {100 * WANTED_GAIN:.0f} points of sampled accuracy, got {100 * gain:.1f} from "
-            f"{before:.1%} at {start}; curves in {grpo / 'report.html'}, logs in {grpo / 'logs'}"
+            f"wanted GRPO to gain {100 * WANTED_GAIN:.0f} points of sampled accuracy in {MOST_GRPO_STEPS} steps, "
+            f"got {100 * gain:.1f} from {before:.1%} at {start}; curves in {grpo / 'report.html'}, "
+            f"logs in {grpo / 'logs'}"
         )
     print(f"Reports: {sft}/report.html, {grpo}/report.html")
     print(f'Try next: .venv/bin/rayswift infer --model {sft} --prompt "23+58="')
