@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -66,16 +67,20 @@ def checkpoints(run: Path) -> list[Path]:
 
 @torch.inference_mode()
 def answer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: list[str], num_samples: int = 0
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: list[str],
+    num_samples: int = 0,
+    tools: list[dict[str, Any]] | None = None,
+    max_new_tokens: int = 4,  # three digits and the end of the turn
 ) -> list[str]:
     """The likeliest answer to each question; with `num_samples`, so many to each, sampled at temperature 1."""
     chats = [[{"role": "user", "content": question}] for question in questions]
     inputs = tokenizer.apply_chat_template(
-        chats, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
+        chats, tools=tools, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
     )
     how = {"do_sample": True, "top_k": 0, "num_return_sequences": num_samples} if num_samples else {"do_sample": False}
-    # Three digits and the end of the turn.
-    tokens = model.eval().generate(**inputs, max_new_tokens=4, **how)
+    tokens = model.eval().generate(**inputs, max_new_tokens=max_new_tokens, **how)
     return tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
