@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-HIGHEST, GUESSES = 31, 5
+HIGHEST, GUESSES = 7, 3
 Row = dict[str, Any]
 
 
@@ -46,11 +46,14 @@ def product(first: int, second: int) -> Row:
 
 
 def game(rng: random.Random) -> Row:
-    """A game that is played by chance: the form of a guess, and no way to win."""
-    number, messages = rng.randint(1, HIGHEST), [user("1-31")]
+    """A game that is played badly: half of the guesses forget what was told, the others are any that it leaves."""
+    number, messages = rng.randint(1, HIGHEST), [user(f"1-{HIGHEST}")]
+    lowest, highest = 1, HIGHEST
     for _ in range(GUESSES):
-        guess = rng.randint(1, HIGHEST)
+        guess = rng.randint(1, HIGHEST) if rng.random() < 0.5 else rng.randint(lowest, highest)
         told = "right" if guess == number else "higher" if number > guess else "lower"
+        lowest = guess + 1 if told == "higher" and guess >= lowest else lowest
+        highest = guess - 1 if told == "lower" and guess <= highest else highest
         messages += [called("guess", number=guess), {"role": "tool", "name": "guess", "content": told}]
         if guess == number:
             break
@@ -58,6 +61,11 @@ def game(rng: random.Random) -> Row:
         "messages": [*messages, {"role": "assistant", "content": "done"}],
         "tools": [schema("guess", "number", "integer")],
     }
+
+
+def hidden(number: int) -> Row:
+    """A prompt of the game, with the columns that its environment takes."""
+    return {"messages": [user(f"1-{HIGHEST}")], "number": number, "highest": HIGHEST, "guesses": GUESSES}
 
 
 def products(rng: random.Random, number: int) -> Iterator[tuple[int, int]]:
@@ -84,9 +92,9 @@ def main() -> None:
     rows = [{"messages": [user(f"{a}*{b}=")], "solution": str(a * b)} for a, b in asked]
     write("products_train.jsonl", rows[:1000])
     write("products_test.jsonl", rows[1000:1200])
-    write("games.jsonl", [game(rng) for _ in range(400)])
-    write("numbers_train.jsonl", [{"messages": [user("1-31")], "number": rng.randint(1, HIGHEST)} for _ in range(400)])
-    write("numbers_test.jsonl", [{"messages": [user("1-31")], "number": number} for number in range(1, HIGHEST + 1)])
+    write("games.jsonl", [game(rng) for _ in range(1000)])
+    write("numbers_train.jsonl", [hidden(rng.randint(1, HIGHEST)) for _ in range(400)])
+    write("numbers_test.jsonl", [hidden(number) for number in range(1, HIGHEST + 1)])
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
 from examples.demo import TEST_SUMS, load_sums, sampled_accuracy
 from tests.ray.conftest import ROOT, train
 
+LIMIT_S = 1200
 SFT = ("--config", "examples/sums_sft.yaml", "--report_to", "none", "--eval_strategy", "no")
 MORE = ("--report_to", "none", "--eval_strategy", "no", "--eval_on_start", "false", "--data.eval", "[]")
 WAYS = {
@@ -27,10 +28,10 @@ WAYS = {
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A teacher, and a student that adds unreliably."""
     folder = tmp_path_factory.mktemp("models")
-    train("sft", folder / "teacher", *SFT)
+    train("sft", folder / "teacher", *SFT, timeout_s=LIMIT_S)
     subprocess.run([sys.executable, "examples/tiny/make.py", str(folder / "width"), "64"], cwd=ROOT, check=True)
     few = ("--max_steps", "300", "--save_steps", "300")
-    train("sft", folder / "student", *SFT, "--model", str(folder / "width"), *few)
+    train("sft", folder / "student", *SFT, "--model", str(folder / "width"), *few, timeout_s=LIMIT_S)
     return folder / "teacher" / "checkpoint-950", folder / "student" / "checkpoint-300"
 
 
@@ -39,7 +40,7 @@ def test_half_of_the_gap_is_closed(way: str, models: tuple[Path, Path], run_dir:
     """Of the share of right answers, sampled at temperature 1, to sums that nobody was trained on."""
     teacher, student = models
     flags = ("--model", str(student), "--random_init", "false", "--model.teacher", str(teacher))
-    train("rlhf", run_dir, *WAYS[way], *MORE, *flags)
+    train("rlhf", run_dir, *WAYS[way], *MORE, *flags, timeout_s=LIMIT_S)
     sums = load_sums(TEST_SUMS)
     before, after, best = (sampled_accuracy(each, sums) for each in (student, run_dir / "checkpoint-200", teacher))
     assert after - before >= (best - before) / 2, (before, after, best)

@@ -7,24 +7,28 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray.conftest import curve, start
+from tests.ray.conftest import curve, train
 
 START, LIMIT_S = 250, 1200
 WITHIN, EXPLAINED = 0.03, 0.5
 LAST = 20  # rounds that the explained variance is a mean over
 
 
-def finish(verb: str, run_dir: Path, *flags: str) -> None:
-    """Run a training verb to its end."""
-    code, out = start(verb, run_dir, *flags).wait(LIMIT_S)
-    assert code == 0, out
-
-
 @pytest.fixture(scope="module")
 def beginner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that is right in a third of its sampled answers."""
     run_dir = tmp_path_factory.mktemp("sums") / "run"
-    finish("sft", run_dir, "--config", "examples/sums_sft.yaml", "--save_steps", "50", "--save_total_limit", "30")
+    train(
+        "sft",
+        run_dir,
+        "--config",
+        "examples/sums_sft.yaml",
+        "--save_steps",
+        "50",
+        "--save_total_limit",
+        "30",
+        timeout_s=LIMIT_S,
+    )
     return run_dir / f"checkpoint-{START}"
 
 
@@ -33,7 +37,7 @@ def test_ppo_is_right_as_often_as_grpo(beginner: Path, tmp_path: Path) -> None:
     for task in ("grpo", "ppo"):
         run_dir = tmp_path / task
         flags = ("--model", str(beginner), "--random_init", "false", "--seed", "1")
-        finish("rlhf", run_dir, "--config", f"examples/sums_{task}.yaml", *flags)
+        train("rlhf", run_dir, "--config", f"examples/sums_{task}.yaml", *flags, timeout_s=LIMIT_S)
         rewards = curve(run_dir, "eval_reward")
         found[task] = rewards[max(rewards)]
     explained = list(curve(tmp_path / "ppo", "critic/vf_explained_var").values())[-LAST:]

@@ -15,7 +15,8 @@ from examples.tools.make import schema
 from tests.ray.conftest import ROOT, curve, train
 
 SFT = ("--config", "examples/tools_sft.yaml", "--report_to", "none")
-GAME = ("--data.dataset", "examples/tools/games.jsonl", "--max_length", "224", "--max_steps", "100")
+GAME = ("--data.dataset", "examples/tools/games.jsonl", "--max_length", "160", "--max_steps", "100")
+LIMIT_S = 1800
 SEEDS = (1, 2, 3)
 # Sampled calls that are right: below what the success before training may be, which is measured on other samples.
 FEW = 0.12
@@ -39,7 +40,8 @@ def careless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     When a model begins to copy differs from CPU to CPU: the checkpoint is the last before one that does it often.
     """
     run_dir = tmp_path_factory.mktemp("tools") / "run"
-    train("sft", run_dir, *SFT, "--save_steps", "5", "--save_total_limit", "60", "--max_steps", "300")
+    often = ("--save_steps", "5", "--save_total_limit", "60", "--max_steps", "300")
+    train("sft", run_dir, *SFT, *often, timeout_s=LIMIT_S)
     return next(before for before, after in pairwise(checkpoints(run_dir)) if share_of_right_calls(after) > FEW)
 
 
@@ -47,13 +49,14 @@ def careless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def guesser(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that guesses by chance."""
     run_dir = tmp_path_factory.mktemp("game") / "run"
-    train("sft", run_dir, *SFT, *GAME)
+    train("sft", run_dir, *SFT, *GAME, timeout_s=LIMIT_S)
     return checkpoints(run_dir)[-1]
 
 
 def learnt(run_dir: Path, config: str, model: Path, seed: int) -> tuple[float, float, dict[str, Any]]:
     """Success on rows that are not trained on, before and after, and the metrics of the last step."""
-    train("rlhf", run_dir, "--config", config, "--model", str(model), "--random_init", "false", "--seed", str(seed))
+    flags = ("--config", config, "--model", str(model), "--random_init", "false", "--seed", str(seed))
+    train("rlhf", run_dir, *flags, timeout_s=LIMIT_S)
     success = curve(run_dir, "eval_reward")
     last = {key: list(curve(run_dir, f"tools/{key}_frequency").values())[-1] for key in ("call", "failure")}
     print(f"\n{config}, seed {seed}, from {model.name}: {success}, {last}")  # noqa: T201

@@ -117,9 +117,9 @@ def reference(module: str, out_dir: Path, *argv: object) -> Path:
     return out_dir
 
 
-def train(verb: str, run_dir: Path | str, *flags: str, code: int = 0) -> str:
+def train(verb: str, run_dir: Path | str, *flags: str, code: int = 0, timeout_s: float = TIMEOUT_S) -> str:
     """Run a training verb to its end and check the exit code; returns what it printed."""
-    exit_code, out = start(verb, run_dir, *flags).wait()
+    exit_code, out = start(verb, run_dir, *flags).wait(timeout_s)
     assert exit_code == code, out
     return out
 
