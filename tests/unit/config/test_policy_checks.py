@@ -67,6 +67,21 @@ def test_what_ppo_cannot_use_is_refused(flags: tuple[str, ...], message: str) ->
     assert message in found
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--train.task", "ppo", "--kl_coef", "null"), "train.kl_coef = 'null'"),
+        (("--train.task", "ppo", "--num_mini_batches", "few"), "train.num_mini_batches = 'few'"),
+        (("--train.task", "gkd", "--model.teacher", "t", "--lmbda", "null"), "train.lmbda = 'null'"),
+        (("--train.task", "grpo", "--num_iterations", "twice"), "train.num_iterations = 'twice'"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_an_error_not_a_crash_of_the_checks(flags: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError) as raised:
+        load("rlhf", ["--model", "m", "--data.dataset", "d.jsonl", "--reward_funcs", "accuracy", *flags, "--lam", "2"])
+    assert message in str(raised.value)
+
+
 def test_a_round_of_ppo_is_trained_in_epochs_and_mini_batches() -> None:
     config = load("rlhf", [*PPO, "--num_mini_batches", "3", "--num_generations", "1"]).config
     assert isinstance(config, RlhfConfig)
