@@ -54,6 +54,12 @@ PPO = ("--model", "m", "--data.dataset", "d.jsonl", "--train.task", "ppo", "--ro
         (("--cliprange_value", "0"), "train.cliprange_value = 0.0: set it above 0"),
         (("--model.critic_path", "c"), "train.critic is shared; set that to separate"),
         (("--kl_control", "adaptive", "--kl_coef", "0"), "has nothing to adapt"),
+        (
+            ("--kl_control", "adaptive", "--kl_horizon", "100", "--global_batch_size", "500"),
+            "train.kl_horizon = 100: a round of 500 completions changes train.kl_coef",
+        ),
+        (("--model.teacher", "t"), "task ppo learns from rewards alone"),
+        (("--teacher_server", "http://a"), "task ppo learns from rewards alone"),
         (("--dynamic_sampling", "true"), "of which a critic learns; unset it"),
         (("--num_ppo_epochs", "0"), "train.num_ppo_epochs = 0: set 1 or more"),
         (("--num_mini_batches", "2", "--max_steps", "9"), "(train.num_mini_batches x train.num_ppo_epochs)"),
