@@ -64,7 +64,9 @@ def _critic_problems(config: RlhfConfig) -> list[str]:
         return []
     if not Path(path).is_dir():
         return _nowhere("model.critic_path", path)
-    return [] if (Path(path) / "config.json").exists() else [f"model.critic_path = {path!r} holds no model (config.json)"]
+    if not (Path(path) / "config.json").exists():
+        return [f"model.critic_path = {path!r} holds no model (config.json)"]
+    return []
 
 
 def _nowhere(field: str, path: str) -> list[str]:

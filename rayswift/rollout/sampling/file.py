@@ -10,7 +10,6 @@ from typing import Any
 from rayswift.data.sequence.global_batches import Position
 from rayswift.log import UserError
 
-
 FAILED = "failed"
 """Outcome of a prompt without a scored completion."""
 _FIRST_JUDGED = 100
