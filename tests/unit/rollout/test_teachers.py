@@ -153,6 +153,19 @@ def test_a_row_is_scored_by_the_teacher_of_its_tag(key: str, row: dict[str, Any]
     assert found.logprobs.tolist() == [wanted, wanted]
 
 
+@pytest.mark.parametrize(
+    ("entry", "wanted"),
+    [("rows", 1.0), ("data/rows/", 1.0), ("data/rows/*.jsonl", 1.0), ("data/rows/b.jsonl#9", 1.0), ("data/other", 2.0)],
+)
+def test_a_row_without_a_tag_is_of_the_entry_that_it_came_from(entry: str, wanted: float) -> None:
+    """A folder, a glob, a part of a file; of two that fit, the one that says more."""
+    teachers = [((entry,), Says(1.0)), (("data",), Says(2.0))]
+    row = replace(prompt(), id="data/rows/b.jsonl:7")
+    (found,) = asyncio.run(TaggedTeachers(teachers, "dataset").score(row, [completion(5)]))
+    assert isinstance(found, Completion)
+    assert found.logprobs.tolist() == [wanted]
+
+
 def test_a_row_that_no_teacher_takes_fails_by_name() -> None:
     teacher = TaggedTeachers([(("math",), Says(1.0))], "domain")
     found = asyncio.run(Taught(Rewarded(), teacher).score(prompt(domain="law"), [completion(5)]))
