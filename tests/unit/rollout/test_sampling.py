@@ -10,6 +10,8 @@ from rayswift.config.load import load
 from rayswift.data.sequence.global_batches import Position
 from rayswift.engines.samples import Completion, Group, Prompt, Scored, Trajectory
 from rayswift.log import UserError
+from rayswift.rollout import checks
+from rayswift.rollout.episodes import schemas
 from rayswift.rollout.sampling.file import FAILED, SampledFile
 from rayswift.rollout.sampling.rows import BAD, EASY, KEPT, RowSettings, rows_of
 
@@ -140,6 +142,15 @@ def test_prompts_that_fail_end_the_command_with_an_error(tmp_path: Path) -> None
     with pytest.raises(UserError, match="100 of 100 prompts failed"):
         file.judge(0.5)
     file.judge(1.0, ended=True)
+
+
+def test_episodes_are_sampled_too() -> None:
+    """Their tools are shown in the prompts, as in training."""
+    config = load(
+        "sample", ["--model", "m", "--dataset", "d", "--reward_funcs", "format", "--tools", "calculator"]
+    ).config
+    checks.check(config)
+    assert [each["function"]["name"] for each in schemas.settled(config).rollout.tool_schemas] == ["calculator"]
 
 
 def test_flags_of_swift_sample() -> None:
