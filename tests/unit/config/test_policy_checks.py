@@ -88,6 +88,13 @@ def test_a_value_of_the_wrong_type_is_an_error_not_a_crash_of_the_checks(flags: 
     assert message in str(raised.value)
 
 
+def test_ppo_samples_one_completion_of_a_prompt_unless_told_otherwise() -> None:
+    for flags, wanted in (((), 1), (("--num_generations", "4"), 4)):
+        config = load("rlhf", [*PPO, *flags]).config
+        assert isinstance(config, RlhfConfig)
+        assert config.rollout.num_generations == wanted
+
+
 def test_a_round_of_ppo_is_trained_in_epochs_and_mini_batches() -> None:
     config = load("rlhf", [*PPO, "--num_mini_batches", "3", "--num_generations", "1"]).config
     assert isinstance(config, RlhfConfig)
