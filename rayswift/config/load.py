@@ -278,6 +278,7 @@ def _validate(schema: type[Section], task: str, tree: Tree, problems: Problems) 
                 train[name] = trl_fields.type_of(trl_field.annotation).validate_python(train[name])
             except ValidationError as error:
                 _explain(error, f"train.{name}", problems)
+                del train[name]  # the checks go on with what is left
     try:
         return schema.model_validate({section: {} for section in schema.model_fields} | tree)
     except ValidationError as error:

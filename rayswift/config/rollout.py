@@ -58,7 +58,7 @@ class RolloutConfig(Section):
     max_completion_length: int = Field(512, ge=1)
     """Most tokens of a completion."""
     num_generations: int = Field(8, ge=1)
-    """Completions of each prompt; task grpo compares them with each other, for ppo 1 is enough."""
+    """Completions of each prompt; task grpo compares them with each other, for task ppo the default is 1."""
     num_generations_eval: int | None = Field(None, ge=1)
     """Completions of each prompt in evaluations; null: as in training."""
     eval: dict[str, EvalSet] = {}

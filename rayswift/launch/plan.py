@@ -6,29 +6,24 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from rayswift.cluster.layout import Layout, memory_per_worker_bytes
-from rayswift.config.checks.distillation import completions_per_prompt, has_teacher_outside
+from rayswift.config.checks.distillation import completions_per_prompt
 from rayswift.config.derived import (
-    critic_start,
-    keeps_reference,
     max_sequence_length,
     micro_batch_tokens,
     problem_type,
     rollout_of,
     round_shape,
 )
-from rayswift.config.model import ModelConfig, RlhfModelConfig, is_own_teacher
 from rayswift.config.schema import DataConfig, RlhfConfig, SftConfig, TrainingConfig
 from rayswift.config.tasks import TASKS
 from rayswift.data.encode.template import default_system
 from rayswift.data.sequence.global_batches import micro_batches
 from rayswift.data.sequence.windows import WindowPlan, Windows
 from rayswift.data.tokenizer.folder import read_chat_template
-from rayswift.launch import memory
+from rayswift.launch import memory, models
 from rayswift.launch.problems import config_problems, worker_problems
 from rayswift.log import UserError, refuse
 from rayswift.model.kind import abilities
-from rayswift.model.size import parameters as model_size
-from rayswift.model.size import shapes
 from rayswift.model.texts import settings as text_settings
 from rayswift.run.folder import Resume
 
@@ -173,24 +168,10 @@ def _task_defaults(config: TrainingConfig) -> dict[str, Any]:
 def _estimates(config: TrainingConfig, layout: Layout) -> list[memory.MemoryEstimate] | str:
     """The estimate of each ZeRO stage, or why there is none."""
     model, train, batch = config.model, config.train, config.train.global_batch_size
-    outside = isinstance(config, RlhfConfig) and has_teacher_outside(config)
     try:
-        size = _size(model, config)
-        if keeps_reference(config):
-            named = model.reference if isinstance(model, RlhfModelConfig) else None
-            if named:
-                whole = {"path": named, "revision": None, "random_init": False, "tuner": "full"}
-                size = size.beside(_size(model.model_copy(update=whole), config))
-            elif model.tuner == "full":
-                size = size.beside(size)
-        if isinstance(config, RlhfConfig) and config.train.task == "ppo":
-            size = size.with_critic(_critic_size(config))
-        if isinstance(model, RlhfModelConfig) and model.teacher and not is_own_teacher(model) and not outside:
-            whole = {"path": model.teacher, "revision": None, "random_init": False, "tuner": "full"}
-            size = size.beside(_size(model.model_copy(update=whole), config))
+        size = models.size_in_worker(config)
     except OSError as error:
         return str(error)
-    half = model.dtype in ("bfloat16", "float16") or (model.dtype == "auto" and layout.device == "cuda")
     accumulation = train.gradient_accumulation_steps
     if batch is not None:
         accumulation = micro_batches(batch, train.per_device_train_batch_size, layout.min_world_size)[1]
@@ -203,7 +184,7 @@ def _estimates(config: TrainingConfig, layout: Layout) -> list[memory.MemoryEsti
             zero_stage=stage,
             offload=config.cluster.offload,
             world_size=layout.min_world_size,
-            half=half,
+            half=models.is_half(config, layout),
             quantization=model.quantization,
             double_quantization=model.double_quantization,
             accumulates=accumulation > 1,
@@ -213,22 +194,6 @@ def _estimates(config: TrainingConfig, layout: Layout) -> list[memory.MemoryEsti
         )
         for stage in range(4)
     ]
-
-
-def _critic_size(config: RlhfConfig) -> model_size.ModelSize | None:
-    """The size of a critic with a model of its own; None: it is a head on the policy's states."""
-    if config.train.trl_extra.get("critic", "shared") == "shared":
-        return None
-    path = critic_start(config)[0]
-    named = {"path": path, "revision": None, "random_init": False} if path else {}
-    model = config.model.model_copy(update={**named, "tuner": "full", "freeze": None, "freeze_ratio": 0.0})
-    found = shapes.find(model, "reward")
-    return model_size.model_size(found.config, found.shapes, model, found.num_trainable, found.num_quantizable)
-
-
-def _size(model: ModelConfig, config: TrainingConfig) -> model_size.ModelSize:
-    found = shapes.find(model, TASKS[config.train.task].head)
-    return model_size.model_size(found.config, found.shapes, model, found.num_trainable, found.num_quantizable)
 
 
 def remarks(config: TrainingConfig, tokenizer: Path) -> list[str]:
@@ -275,6 +240,7 @@ def describe(
     ]
     if num_rows is not None:
         lines.append(f"  rows          {num_rows:,} to train")
+    lines += models.describe(config, layout)
     source = source or Path(config.model.path)
     lines += text_settings.remarks(config, source) if source.is_dir() else []
     if isinstance(plan.estimates, str):

@@ -4,7 +4,7 @@ import uuid
 from functools import partial
 
 from rayswift.config.checks.distillation import completions_per_prompt, has_engines, sampled_share
-from rayswift.config.derived import max_sequence_length, round_shape
+from rayswift.config.derived import max_sequence_length, num_rewards, round_shape
 from rayswift.config.schema import RlhfConfig
 from rayswift.data.sequence.windows import Windows
 from rayswift.launch.supply import beside_the_driver
@@ -20,11 +20,10 @@ def rollout_plan(config: RlhfConfig) -> RolloutPlan:
     train, rollout = config.train, config.rollout
     num_steps, num_iterations = round_shape(train)
     assert train.global_batch_size is not None, "the plan sets it"
-    num_rewards = len(rollout.reward_funcs) + len(rollout.reward_models)
     steps_per_round = num_steps * num_iterations
     # Estimators that compare the completions of a prompt need two of them.
     estimator = train.trl_extra.get("advantage_estimator", "grpo")
-    compares = train.task != "ppo" and estimator != "reinforce_plus_plus" and num_rewards > 0
+    compares = train.task != "ppo" and estimator != "reinforce_plus_plus" and num_rewards(config) > 0
     each = completions_per_prompt(config)
     return RolloutPlan(
         rounds=RoundPlan(

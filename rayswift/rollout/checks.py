@@ -6,7 +6,7 @@ from rayswift.config.checks.distillation import engines_of
 from rayswift.config.derived import rollout_of
 from rayswift.config.model import is_own_teacher
 from rayswift.config.rollout import RolloutConfig
-from rayswift.config.schema import RlhfConfig, SampleConfig, TrainingConfig
+from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.data.tokenizer import vocabulary
 from rayswift.engines.vllm import setup as engine_setup
 from rayswift.log import UserError
@@ -25,7 +25,7 @@ def check(config: TrainingConfig) -> None:
     assert isinstance(config, RlhfConfig)
     problems = [
         *_teacher_problems(config),
-        *_episode_problems(config, rollout),
+        *_critic_problems(config),
         *_reward_model_problems(rollout),
         *engine_setup.engine_kwargs_problems(rollout),
         *engine_setup.policy_problems(config.model, rollout),
@@ -46,9 +46,7 @@ def _teacher_problems(config: RlhfConfig) -> list[str]:
         return []
     folder = Path(path)
     if not folder.is_dir():
-        if path.startswith((".", "/", "~")) or path.count("/") > 1:
-            return [f"model.teacher = {path!r} is no folder here, and no hub id"]
-        return []
+        return _nowhere("model.teacher", path)
     if not (folder / "config.json").exists():
         return [f"model.teacher = {path!r} holds no model (config.json)"]
     found = vocabulary.difference(Path(model.path), folder) if Path(model.path).is_dir() else ""
@@ -60,10 +58,22 @@ def _teacher_problems(config: RlhfConfig) -> list[str]:
     return abilities.problems("model.teacher", path, "infer")
 
 
-def _episode_problems(config: TrainingConfig, rollout: RolloutConfig) -> list[str]:
-    if not isinstance(config, SampleConfig) or not rollout.has_episodes:
+def _critic_problems(config: RlhfConfig) -> list[str]:
+    path = config.model.critic_path
+    if not path:
         return []
-    return ["rollout.tools and rollout.environment: `rayswift sample` writes single turns; leave them out"]
+    if not Path(path).is_dir():
+        return _nowhere("model.critic_path", path)
+    if not (Path(path) / "config.json").exists():
+        return [f"model.critic_path = {path!r} holds no model (config.json)"]
+    return []
+
+
+def _nowhere(field: str, path: str) -> list[str]:
+    """Of a path that is no folder: whether it cannot be a hub id either."""
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        return [f"{field} = {path!r} is no folder here, and no hub id"]
+    return []
 
 
 def _reward_model_problems(rollout: RolloutConfig) -> list[str]:
@@ -72,8 +82,7 @@ def _reward_model_problems(rollout: RolloutConfig) -> list[str]:
     for path, plugin in zip(rollout.reward_models, plugins, strict=True):
         folder = Path(path)
         if not folder.is_dir():
-            if path.startswith((".", "/", "~")) or path.count("/") > 1:
-                found.append(f"rollout.reward_models = {path!r} is no folder here, and no hub id")
+            found += _nowhere("rollout.reward_models", path)
         elif not any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
             found.append(
                 f"rollout.reward_models = {path!r} holds no model (config.json or adapter_config.json); give a "

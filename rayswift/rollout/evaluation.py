@@ -11,7 +11,7 @@ from rayswift.config.rollout import RolloutConfig
 from rayswift.engines.samples import Group, Prompt, RequestSampling
 from rayswift.log import UserError
 from rayswift.rollout.admission import EvalPlan, RolloutPlan
-from rayswift.rollout.groups import Sampler, Scorer, Stage, requests_for, scored_group
+from rayswift.rollout.groups import Sampler, Scorer, Stage, is_of, requests_for, scored_group
 
 
 class NamedScorer(Scorer, Protocol):
@@ -31,8 +31,7 @@ def eval_plans(rollout: RolloutConfig) -> tuple[EvalPlan, ...]:
             rollout.top_p if each.top_p is None else each.top_p,
             rollout.top_k if each.top_k is None else each.top_k,
         )
-        sources = tuple(source.partition("#")[0].rstrip("/") for source in each.sources)
-        found.append(EvalPlan(name, each.num_generations, sources, sampling, each.right_from))
+        found.append(EvalPlan(name, each.num_generations, tuple(each.sources), sampling, each.right_from))
     return tuple(found)
 
 
@@ -78,7 +77,7 @@ async def _one(
     stage: Stage,
 ) -> tuple[dict[str, float], list[Group]]:
     each, use = own.num_generations, f"eval.{own.name}" if own.name else "eval"
-    prompts = [prompt for prompt in prompts if _is_of(prompt, own.sources)]
+    prompts = [prompt for prompt in prompts if not own.sources or any(is_of(prompt, source) for source in own.sources)]
     most, window = plan.max_completion_length, plan.max_sequence_length
     requests = [
         one for prompt in prompts for one in requests_for(prompt, use, each, most, window, plan.seed, own.sampling)
@@ -104,12 +103,6 @@ async def _one(
         "unscored": float(sum(len(found) for _, found in results)),
     }
     return metrics | (_of_prompts(groups, own) if own.name else {}), groups
-
-
-def _is_of(prompt: Prompt, sources: Sequence[str]) -> bool:
-    """Whether a prompt is of one of these files, folders or data sets; () are all."""
-    place = prompt.id.rpartition(":")[0]
-    return not sources or any(f"/{source}/" in f"/{place}/" for source in sources)
 
 
 def _of_prompts(groups: Sequence[Group], own: EvalPlan) -> dict[str, float]:

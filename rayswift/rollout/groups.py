@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from hashlib import blake2b
 from typing import Protocol
 
@@ -109,6 +110,12 @@ async def scored_group(
         stage("rewards", -1)
     reasons += [each for each in answers if isinstance(each, str)]
     return Group(prompt, tuple(each for each in answers if isinstance(each, Scored))), reasons
+
+
+def is_of(prompt: Prompt, source: str) -> bool:
+    """Whether a prompt's row is of an entry of `data.dataset` or `data.eval`: a file, folder, glob or data set."""
+    written, place = source.partition("#")[0].rstrip("/"), prompt.id.rpartition(":")[0]
+    return f"/{written}/" in f"/{place}/" or fnmatchcase(place, written)
 
 
 def is_sampled(run_seed: int, number: int, share: float) -> bool:

@@ -10,15 +10,16 @@ import time
 from pathlib import Path
 
 from rayswift.cluster.connect import connect, join
-from rayswift.cluster.layout import lay_out
+from rayswift.cluster.layout import Layout, lay_out
 from rayswift.config.checks.built import refuse_unbuilt
+from rayswift.config.derived import max_sequence_length
 from rayswift.config.load import Invocation, to_yaml
 from rayswift.config.reading import paths
 from rayswift.config.schema import SampleConfig
 from rayswift.data import prepare
 from rayswift.data.sequence.global_batches import table
 from rayswift.data.tokenizer.training_copy import model_files, prepare_tokenizer
-from rayswift.launch import user_code
+from rayswift.launch import models, user_code
 from rayswift.launch.rollout_supply import rollout_plan
 from rayswift.launch.supply import beside_the_driver
 from rayswift.launch.watch import announced
@@ -27,6 +28,7 @@ from rayswift.model.kind import abilities
 from rayswift.model.texts import settings as text_settings
 from rayswift.model.texts.row_kind import row_kind
 from rayswift.rollout import checks
+from rayswift.rollout.episodes import schemas
 from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.rollout.plane import PlaneSpec
 
@@ -42,7 +44,8 @@ def run(invocation: Invocation) -> None:
     config = _settled(invocation.config)
     output = Path(config.sample.output_file)
     if invocation.dry_run:
-        print(to_yaml(config))  # noqa: T201
+        layout = lay_out(config.cluster, rollout=config.rollout, trains=False)
+        print("\n".join([to_yaml(config), "plan", *_plan(config, layout)]))  # noqa: T201
         return
     raise_together(
         lambda: refuse_unbuilt(config),
@@ -52,11 +55,24 @@ def run(invocation: Invocation) -> None:
     )
     if output.exists() and config.train.resume == "never":
         raise UserError(f"sample.output_file = {str(output)!r} is there already; continue it with --resume auto")
+    config = schemas.settled(config)
     began, run_dir = time.monotonic(), Path(config.train.output_dir).absolute()
     run_dir.mkdir(parents=True, exist_ok=True)
     outcomes = _sampled(_plane(config, run_dir))
     logger.info("prompts\n%s", table(outcomes))
     logger.info("done in %.0f s; rows: %s", time.monotonic() - began, output)
+
+
+def _plan(config: SampleConfig, layout: Layout) -> list[str]:
+    """The lines of `--dry_run`."""
+    rollout = config.rollout
+    return [
+        f"  rollouts      {layout.min_engines} vLLM engine(s) on {layout.device}, {rollout.num_generations} "
+        f"completions of each prompt, of up to {max_sequence_length(config)} tokens with it",
+        f"  rewards       {layout.reward_workers} process(es) for functions, {len(rollout.reward_models)} for models",
+        *models.describe(config, layout),
+        f"  rows          {config.sample.output_file}",
+    ]
 
 
 def _plane(config: SampleConfig, run_dir: Path) -> PlaneSpec:
@@ -67,6 +83,7 @@ def _plane(config: SampleConfig, run_dir: Path) -> PlaneSpec:
         config = text_settings.settled(config, source)
         kind = row_kind(config, source)
         tokenizer_dir = prepare_tokenizer(config.model, run_dir / "tokenizer", kind)
+        schemas.check_template(config, tokenizer_dir)
         data = prepare.with_template_date(config.data, tokenizer_dir)
         windows, _ = prepare.plan_windows(data, tokenizer_dir, config.train.seed, run_dir / "data", kind)
     config = paths.absolute(config.model_copy(update={"data": data}), Path.cwd())

@@ -1,6 +1,6 @@
 """What distilling from a teacher needs, and what goes with it; before anything starts."""
 
-from rayswift.config.derived import rollout_of
+from rayswift.config.derived import num_rewards, rollout_of
 from rayswift.config.model import SELF
 from rayswift.config.rollout import RolloutConfig
 from rayswift.config.schema import RlhfConfig, TrainingConfig
@@ -100,8 +100,8 @@ def distillation_problems(config: RlhfConfig) -> list[str]:
             "model.teacher_adapters cannot be merged into a model that ZeRO-3 spreads; merge them (`rayswift export "
             "--merge_lora`) and give the folder as model.teacher, or set cluster.zero_stage 2"
         )
-    num_rewards = len(config.rollout.reward_funcs) + len(config.rollout.reward_models)
-    if config.rollout.dynamic_sampling and (not num_rewards or config.train.task == "gkd"):
+    compares = num_rewards(config) and config.train.task != "gkd" and config.rollout.num_generations > 1
+    if config.rollout.dynamic_sampling and config.train.task != "ppo" and not compares:
         found.append(
             "rollout.dynamic_sampling has no rewards to compare, so that it would replace every group; unset it"
         )

@@ -102,10 +102,11 @@ def _reward_problems(config: RlhfConfig) -> list[str]:
     task, rollout, found = config.train.task, config.rollout, []
     number = num_rewards(config)
     named = number - (rollout.environment is not None)
-    distils = has_teacher(config)  # a teacher is a signal too
+    # A teacher is a signal too.
+    distils = has_teacher(config) and (task != "grpo" or config.train.trl_extra.get("teacher_kl_coef", 1.0) != 0)
     if task in ("grpo", "ppo") and not number and not distils:
         found.append(f"train.task = {task} has no reward; set rollout.reward_funcs or rollout.reward_models")
-    if task == "gkd" and not distils:
+    if task == "gkd" and not has_teacher(config):
         found.append(
             "train.task = gkd has no teacher; set model.teacher: a model, or self, where the model teaches itself, "
             "told `teacher_prompt` of each row"

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from rayswift.config.derived import round_shape
+from rayswift.config.checks.distillation import has_teacher
+from rayswift.config.derived import round_shape, round_size
+from rayswift.config.fields.tasks import PpoFields
 from rayswift.config.schema import RlhfConfig
 
 GRPO_LOSSES = (
@@ -55,6 +57,17 @@ def ppo_problems(config: RlhfConfig) -> list[str]:
         )
     if given.get("kl_control") == "adaptive" and given.get("kl_coef") == 0:
         found.append("train.kl_control = adaptive has nothing to adapt at train.kl_coef = 0; set that above 0")
+    size, horizon = round_size(config), given.get("kl_horizon", PpoFields.kl_horizon)
+    if given.get("kl_control") == "adaptive" and size and 0 < horizon <= size / 5:
+        found.append(
+            f"train.kl_horizon = {horizon}: a round of {size} completions changes train.kl_coef by a fifth of round / "
+            f"horizon, which makes it 0 or negative; set it to {size} or more"
+        )
+    if has_teacher(config):
+        found.append(
+            "model.teacher, rollout.teacher_server: task ppo learns from rewards alone; unset them, or set train.task "
+            "grpo, which takes a teacher too"
+        )
     if rollout.dynamic_sampling:
         found.append("rollout.dynamic_sampling leaves out groups of equal rewards, of which a critic learns; unset it")
     return found
@@ -116,8 +129,8 @@ def _online_dpo_problems(config: RlhfConfig, loss: str) -> list[str]:
     for name, none in others.items():
         if given.get(name, none) != none:
             found.append(f"train.{name}: the loss of online_dpo has none; unset it")
-    if config.model.teacher:
-        found.append("model.teacher: online_dpo learns from rewards alone; unset it")
+    if has_teacher(config):
+        found.append("model.teacher, rollout.teacher_server: online_dpo learns from rewards alone; unset them")
     if config.rollout.importance_sampling != "none":
         found.append("rollout.importance_sampling: the loss of online_dpo is not corrected; set none")
     return found

@@ -1,4 +1,4 @@
-"""Names of tasks that are another task with some of its fields set; what a user sets of these wins."""
+"""Names of tasks that set some fields, most of them on another task; what a user sets of these wins."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +9,7 @@ Flag = tuple[str, list[str]]
 ALIASES: Mapping[str, tuple[str, Mapping[str, Mapping[str, Any]]]] = {
     # As TRL's RLOOTrainer has it.
     "rloo": ("grpo", {"train": {"advantage_estimator": "rloo", "loss_type": "rloo", "beta": 0.05}}),
+    "ppo": ("ppo", {"rollout": {"num_generations": 1}}),  # a critic judges, no other completion
     "reinforce_plus_plus": ("grpo", {"train": {"advantage_estimator": "reinforce_plus_plus"}}),
     # As TRL's OnlineDPOTrainer has it: two completions of a prompt, and the DPO loss of the pair.
     "online_dpo": (

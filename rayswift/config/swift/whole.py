@@ -101,7 +101,7 @@ def _say_defaults(tree: Tree, verb: str, task: str, given: set[str], result: Tra
             "rollout.importance_sampling": "--rollout.importance_sampling none",
         }
     if task == "ppo":
-        theirs |= {"rollout.num_generations": "--num_generations 1", "train.critic": "--train.critic separate"}
+        theirs["train.critic"] = "--train.critic separate"
     if task == "embedding":
         theirs["train.infonce_temperature"] = "--infonce_temperature 0.1"
     if verb == "sft" and task == "causal_lm" and "data.loss_scale" not in given:

@@ -10,6 +10,10 @@ from typing import Any
 from rayswift.data.sequence.global_batches import Position
 from rayswift.log import UserError
 
+FAILED = "failed"
+"""Outcome of a prompt without a scored completion."""
+_FIRST_JUDGED = 100
+
 
 class SampledFile:
     """Rows behind each other as JSON lines; beside them, in `<name>.progress`, what they hold.
@@ -19,7 +23,7 @@ class SampledFile:
         goes_on: Continue a file that is there.
 
     Raises:
-        UserError: it is there and is not to be continued, or cannot be written.
+        UserError: it is there and is not to be continued or cannot be, or cannot be written.
     """
 
     def __init__(self, path: Path, goes_on: bool):
@@ -29,12 +33,22 @@ class SampledFile:
             saved = json.loads(self._progress.read_text(encoding="utf-8"))
             self.position, num_bytes = Position(**saved["position"]), int(saved["bytes"])
             self.outcomes = Counter(saved["outcomes"])
+            size = path.stat().st_size if path.exists() else 0
+            if size < num_bytes:
+                raise UserError(
+                    f"sample.output_file = {str(path)!r} has {size} bytes, but {self._progress.name} beside it counts "
+                    f"{num_bytes}: rows are missing; bring them back, or remove both files to begin anew"
+                )
         elif path.exists():
-            raise UserError(
-                f"sample.output_file = {str(path)!r} is there already; continue it with --resume auto, or name another"
+            how = (
+                f"and cannot be continued: {self._progress.name} is not beside it; name another"
+                if goes_on
+                else "already; continue it with --resume auto, or name another"
             )
+            raise UserError(f"sample.output_file = {str(path)!r} is there {how}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._tell(num_bytes)  # first: a file without its progress cannot be gone on with
             self._file = open(path, "ab")  # noqa: SIM115 - until `close`
             self._file.truncate(num_bytes)  # rows that no progress counts are sampled again
         except OSError as error:
@@ -51,7 +65,28 @@ class SampledFile:
         """Have all that was added survive."""
         self._file.flush()
         os.fsync(self._file.fileno())
-        told = {"position": self.position.to_json(), "bytes": self._file.tell(), "outcomes": dict(self.outcomes)}
+        self._tell(self._file.tell())
+
+    def judge(self, most_failed: float, ended: bool = False) -> None:
+        """Stop where too many prompts fail.
+
+        Args:
+            most_failed: `rollout.max_failed_fraction`.
+            ended: Whether these are all prompts; before that, 100 of them are awaited.
+
+        Raises:
+            UserError: a larger share failed.
+        """
+        done, failed = self.outcomes.total(), self.outcomes[FAILED]
+        if (ended or done >= _FIRST_JUDGED) and failed > most_failed * done:
+            raise UserError(
+                f"{failed} of {done} prompts failed, more than rollout.max_failed_fraction = {most_failed:g} allows; "
+                "the log says why",
+                exit_code=1,
+            )
+
+    def _tell(self, num_bytes: int) -> None:
+        told = {"position": self.position.to_json(), "bytes": num_bytes, "outcomes": dict(self.outcomes)}
         partial = self._progress.with_suffix(".partial")
         partial.write_text(json.dumps(told), encoding="utf-8")
         partial.replace(self._progress)

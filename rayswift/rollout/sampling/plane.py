@@ -19,19 +19,18 @@ from rayswift.engines.pool.pool import Pool
 from rayswift.engines.samples import Group, PolicyVersion
 from rayswift.engines.vllm.engine import VllmEngine
 from rayswift.engines.vllm.setup import engine_options
-from rayswift.log import UserError, logger, setup_worker
+from rayswift.log import logger, setup_worker
 from rayswift.rollout.episodes.supply import episodes_of, hosts_of
 from rayswift.rollout.groups import Sampler, requests_for, scored_group
 from rayswift.rollout.plane import PlaneSpec, setup_of
 from rayswift.rollout.prompts import Drawn, PromptFeed, draw_in_thread, prompt_plan
 from rayswift.rollout.rewards.runner import RewardRunner
-from rayswift.rollout.sampling.file import SampledFile
+from rayswift.rollout.sampling.file import FAILED, SampledFile
 from rayswift.rollout.sampling.rows import RowSettings, rows_of
 
 _FLUSH_EVERY = 50
 _MOST_UNDER_WAY = 512
 _OWN_WEIGHTS = PolicyVersion(0, 0)
-FAILED = "failed"
 
 
 class SampleActor:
@@ -118,23 +117,10 @@ class SampleActor:
             written.add(rows, outcome, one.position)
             done = written.outcomes.total()
             self._standing = done, self._standing[1] + len(rows)
-            self._judge(written, done)
+            written.judge(config.rollout.max_failed_fraction)
             if done % _FLUSH_EVERY == 0:
                 written.flush()
-
-    def _judge(self, written: SampledFile, done: int) -> None:
-        """Stop where most prompts fail.
-
-        Raises:
-            UserError: more than `rollout.max_failed_fraction` of at least 100 prompts, or of all.
-        """
-        most, failed = self._spec.config.rollout.max_failed_fraction, written.outcomes[FAILED]
-        if done >= 100 and failed > most * done:
-            raise UserError(
-                f"{failed} of {done} prompts failed, more than rollout.max_failed_fraction = {most:g} allows; the log "
-                "says why",
-                exit_code=1,
-            )
+        written.judge(config.rollout.max_failed_fraction, ended=True)
 
 
 def _unnoted(where: str, change: int) -> None:

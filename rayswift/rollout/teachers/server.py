@@ -4,6 +4,7 @@ Token ids go in, so tokens are never made twice. What comes back is at temperatu
 """
 
 import asyncio
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -20,6 +21,10 @@ _TRIES = 3
 _RETRY_S = 1.0
 _CALLS_AT_ONCE = 32
 _PROBE = "The 3 quick foxes said: 17 + 25 = 42."
+_BROKEN = (OSError, http.client.HTTPException, ValueError, KeyError, IndexError, TypeError)
+"""A server that cannot be reached, hangs up, or answers otherwise than vLLM's does."""
+_PASSING = (408, 425, 429)
+"""Codes of a server that may answer later, besides those from 500 on."""
 Encode = Callable[[str], Sequence[int]]
 
 
@@ -47,7 +52,7 @@ class ServerTeacher:
             self._model = (await self._call("/v1/models", None))["data"][0]["id"]
             ids = list(encode(_PROBE))
             text = (await self._call("/detokenize", {"model": self._model, "tokens": ids}))["prompt"]
-        except (OSError, ValueError, KeyError, IndexError) as error:
+        except _BROKEN as error:
             raise UserError(
                 f"the teacher's server {self._url} does not answer as vLLM's does: {type(error).__name__}: {error}; "
                 "start it with `vllm serve`, and give its URL in rollout.teacher_server",
@@ -77,11 +82,12 @@ class ServerTeacher:
                     scored(each, choice["prompt_logprobs"], self._top)
                     for each, choice in zip(completions, _ordered(choices), strict=True)
                 ]
-            except (OSError, ValueError, KeyError) as error:
+            except _BROKEN as error:
                 why = f"{self._url}: {type(error).__name__}: {error}"
-                if isinstance(error, urllib.error.HTTPError) and error.code < 500:
+                if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in _PASSING:
                     break
-            await asyncio.sleep(_RETRY_S * (number + 1))
+            if number < _TRIES - 1:
+                await asyncio.sleep(_RETRY_S * (number + 1))
         return [why] * len(completions)
 
     def describe(self) -> str:

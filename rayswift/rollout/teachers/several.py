@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from rayswift.engines.samples import Completion, Prompt
+from rayswift.rollout.groups import is_of
 from rayswift.rollout.teachers.scoring import Teacher
 
 
@@ -23,8 +24,8 @@ class TaggedTeachers:
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> Sequence[Completion | str]:
         """See `Teacher`."""
         tag = prompt.columns.get(self._tag_key)
-        if tag is None and self._tag_key == "dataset":
-            tag = prompt.id.rpartition(":")[0]  # the entry of data.dataset that the row came from
+        if tag is None and self._tag_key == "dataset":  # the entry of data.dataset that the row came from
+            tag = max((entry for entry in self._by_tag if is_of(prompt, entry)), key=len, default=prompt.id)
         teacher = self._by_tag.get(str(tag), self._others)
         if teacher is None:
             known = ", ".join(sorted(self._by_tag))

@@ -116,6 +116,15 @@ def test_a_plain_run_has_no_problem() -> None:
             "rollout.dynamic_sampling has no rewards to compare",
         ),
         (
+            {"train__advantage_estimator": "reinforce_plus_plus", "rollout__num_generations": 1}
+            | {"rollout__dynamic_sampling": True},
+            "rollout.dynamic_sampling has no rewards to compare",
+        ),
+        (
+            {"model__teacher": "t", "rollout__reward_funcs": [], "train__teacher_kl_coef": 0.0},
+            "train.task = grpo has no reward; set rollout.reward_funcs or",
+        ),
+        (
             {"train__task": "gkd", "model__teacher": "t", "train__seq_kd": True},
             "train.seq_kd has the teacher write answers, which its engines do; set rollout.teacher_engines",
         ),
@@ -186,6 +195,14 @@ def test_what_sampling_needs_of_the_machine(tmp_path: Path, monkeypatch: pytest.
     lines = str(caught.value).splitlines()
     assert lines[0].startswith(f"rollout.reward_models = '{model}' holds no model (config.json or adapter_config.json)")
     assert lines[1] == f"rollout.reward_models = '{tmp_path}/gone' is no folder here, and no hub id"
+    for path, why in ((model, "holds no model (config.json)"), (tmp_path / "gone", "is no folder here, and no hub id")):
+        for field in ("critic_path", "teacher"):
+            with pytest.raises(UserError) as caught:
+                checks.check(config(**{f"model__{field}": str(path)}))
+            assert f"model.{field} = '{path}' {why}" in str(caught.value)
+    with pytest.raises(UserError) as caught:
+        checks.check(config(**fields, rollout__engine_kwargs={"seed": 1, "model": "x"}))
+    lines = str(caught.value).splitlines()
     assert "rollout.engine_kwargs.model is set by RaySwift; leave it out" in lines
     assert lines[-1].startswith("train.task = grpo needs vLLM, which is not installed; ")
     assert "pip install" in lines[-1]

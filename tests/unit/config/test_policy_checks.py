@@ -54,6 +54,12 @@ PPO = ("--model", "m", "--data.dataset", "d.jsonl", "--train.task", "ppo", "--ro
         (("--cliprange_value", "0"), "train.cliprange_value = 0.0: set it above 0"),
         (("--model.critic_path", "c"), "train.critic is shared; set that to separate"),
         (("--kl_control", "adaptive", "--kl_coef", "0"), "has nothing to adapt"),
+        (
+            ("--kl_control", "adaptive", "--kl_horizon", "100", "--global_batch_size", "500"),
+            "train.kl_horizon = 100: a round of 500 completions changes train.kl_coef",
+        ),
+        (("--model.teacher", "t"), "task ppo learns from rewards alone"),
+        (("--teacher_server", "http://a"), "task ppo learns from rewards alone"),
         (("--dynamic_sampling", "true"), "of which a critic learns; unset it"),
         (("--num_ppo_epochs", "0"), "train.num_ppo_epochs = 0: set 1 or more"),
         (("--num_mini_batches", "2", "--max_steps", "9"), "(train.num_mini_batches x train.num_ppo_epochs)"),
@@ -65,6 +71,28 @@ def test_what_ppo_cannot_use_is_refused(flags: tuple[str, ...], message: str) ->
     assert isinstance(config, RlhfConfig)
     (found,) = policy_problems(config)
     assert message in found
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--train.task", "ppo", "--kl_coef", "null"), "train.kl_coef = 'null'"),
+        (("--train.task", "ppo", "--num_mini_batches", "few"), "train.num_mini_batches = 'few'"),
+        (("--train.task", "gkd", "--model.teacher", "t", "--lmbda", "null"), "train.lmbda = 'null'"),
+        (("--train.task", "grpo", "--num_iterations", "twice"), "train.num_iterations = 'twice'"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_an_error_not_a_crash_of_the_checks(flags: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError) as raised:
+        load("rlhf", ["--model", "m", "--data.dataset", "d.jsonl", "--reward_funcs", "accuracy", *flags, "--lam", "2"])
+    assert message in str(raised.value)
+
+
+def test_ppo_samples_one_completion_of_a_prompt_unless_told_otherwise() -> None:
+    for flags, wanted in (((), 1), (("--num_generations", "4"), 4)):
+        config = load("rlhf", [*PPO, *flags]).config
+        assert isinstance(config, RlhfConfig)
+        assert config.rollout.num_generations == wanted
 
 
 def test_a_round_of_ppo_is_trained_in_epochs_and_mini_batches() -> None:

@@ -10,7 +10,9 @@ from rayswift.config.load import load
 from rayswift.data.sequence.global_batches import Position
 from rayswift.engines.samples import Completion, Group, Prompt, Scored, Trajectory
 from rayswift.log import UserError
-from rayswift.rollout.sampling.file import SampledFile
+from rayswift.rollout import checks
+from rayswift.rollout.episodes import schemas
+from rayswift.rollout.sampling.file import FAILED, SampledFile
 from rayswift.rollout.sampling.rows import BAD, EASY, KEPT, RowSettings, rows_of
 
 
@@ -104,6 +106,51 @@ def test_a_killed_command_goes_on_behind_the_last_prompt_that_counts(tmp_path: P
     again.close()
     assert [json.loads(line)["n"] for line in path.read_text().splitlines()] == [1, 2, 3]
     assert SampledFile(path, goes_on=True).outcomes == {KEPT: 2, BAD: 1}
+
+
+def test_a_command_that_was_killed_before_its_first_flush_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    file = SampledFile(path, goes_on=False)
+    file.add([{"n": 1}], KEPT, Position(1))
+    file._file.flush()  # killed here
+    again = SampledFile(path, goes_on=True)
+    assert (again.position, again.outcomes, path.read_bytes()) == (Position(), {}, b"")
+
+
+def test_a_file_that_does_not_fit_its_progress_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    file = SampledFile(path, goes_on=False)
+    file.add([{"n": 1}], KEPT, Position(1))
+    file.close()
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"has 0 bytes, but rows.jsonl.progress beside it counts 9: rows are missing"):
+        SampledFile(path, goes_on=True)
+    path.with_name("rows.jsonl.progress").unlink()
+    with pytest.raises(UserError, match=r"cannot be continued: rows.jsonl.progress is not beside it; name another"):
+        SampledFile(path, goes_on=True)
+
+
+def test_prompts_that_fail_end_the_command_with_an_error(tmp_path: Path) -> None:
+    """From 100 prompts on, and behind the last one however few there are."""
+    file = SampledFile(tmp_path / "rows.jsonl", goes_on=False)
+    for number in range(99):
+        file.add([], FAILED, Position(number))
+    file.judge(0.5)
+    with pytest.raises(UserError, match=r"99 of 99 prompts failed, more than rollout.max_failed_fraction = 0.5"):
+        file.judge(0.5, ended=True)
+    file.add([], FAILED, Position(99))
+    with pytest.raises(UserError, match="100 of 100 prompts failed"):
+        file.judge(0.5)
+    file.judge(1.0, ended=True)
+
+
+def test_episodes_are_sampled_too() -> None:
+    """Their tools are shown in the prompts, as in training."""
+    config = load(
+        "sample", ["--model", "m", "--dataset", "d", "--reward_funcs", "format", "--tools", "calculator"]
+    ).config
+    checks.check(config)
+    assert [each["function"]["name"] for each in schemas.settled(config).rollout.tool_schemas] == ["calculator"]
 
 
 def test_flags_of_swift_sample() -> None:

@@ -51,7 +51,7 @@ def test_what_a_server_tells_is_read_by_token_and_rank() -> None:
 class Answers(BaseHTTPRequestHandler):
     """vLLM's server, as far as a teacher asks it; `words` is how it reads the probe."""
 
-    words, failures = "", 0
+    words, failures, how = "", 0, "503"
 
     def do_GET(self) -> None:
         self._say({"data": [{"id": "m"}]})
@@ -62,10 +62,20 @@ class Answers(BaseHTTPRequestHandler):
             return self._say({"prompt": type(self).words})
         if type(self).failures:
             type(self).failures -= 1
-            return self.send_error(503)
+            return self._fail()
         rows = [[None, *(place(token, 1, token) for token in ids[1:])] for ids in asked["prompt"]]
         choices = [{"index": i, "prompt_logprobs": row} for i, row in enumerate(rows)]
         self._say({"choices": choices[::-1]})
+
+    def _fail(self) -> None:
+        how = type(self).how
+        if how.isdigit():
+            return self.send_error(int(how))
+        self.send_response(200)
+        if how == "cut off":
+            self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write({"cut off": b'{"choices"', "no scores": b'{"choices": [{"index": 0}]}', "a list": b"[]"}[how])
 
     def _say(self, answer: Any) -> None:
         self.send_response(200)
@@ -80,7 +90,7 @@ class Answers(BaseHTTPRequestHandler):
 def url() -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    Answers.words, Answers.failures = "The 3 quick foxes said: 17 + 25 = 42.", 0
+    Answers.words, Answers.failures, Answers.how = "The 3 quick foxes said: 17 + 25 = 42.", 0, "503"
     yield f"http://127.0.0.1:{server.server_port}/v1"
     server.shutdown()
 
@@ -94,8 +104,9 @@ async def asked(url: str, completions: Sequence[Completion]) -> Sequence[Complet
         await teacher.close()
 
 
-def test_a_server_scores_all_completions_of_a_prompt_and_is_asked_again_where_it_fails(url: str) -> None:
-    Answers.failures = 1
+@pytest.mark.parametrize("how", ["503", "429", "cut off", "no scores", "a list"])
+def test_a_server_scores_all_completions_of_a_prompt_and_is_asked_again_where_it_fails(url: str, how: str) -> None:
+    Answers.failures, Answers.how = 1, how
     found = asyncio.run(asked(url, [completion(5, 6), completion(9)]))
     assert [each.token_ids.tolist() for each in found if isinstance(each, Completion)] == [[5, 6], [9]]
 
@@ -140,6 +151,19 @@ def test_a_row_is_scored_by_the_teacher_of_its_tag(key: str, row: dict[str, Any]
     (found,) = asyncio.run(TaggedTeachers(teachers, key).score(prompt(**row), [completion(5, 6)]))
     assert isinstance(found, Completion)
     assert found.logprobs.tolist() == [wanted, wanted]
+
+
+@pytest.mark.parametrize(
+    ("entry", "wanted"),
+    [("rows", 1.0), ("data/rows/", 1.0), ("data/rows/*.jsonl", 1.0), ("data/rows/b.jsonl#9", 1.0), ("data/other", 2.0)],
+)
+def test_a_row_without_a_tag_is_of_the_entry_that_it_came_from(entry: str, wanted: float) -> None:
+    """A folder, a glob, a part of a file; of two that fit, the one that says more."""
+    teachers = [((entry,), Says(1.0)), (("data",), Says(2.0))]
+    row = replace(prompt(), id="data/rows/b.jsonl:7")
+    (found,) = asyncio.run(TaggedTeachers(teachers, "dataset").score(row, [completion(5)]))
+    assert isinstance(found, Completion)
+    assert found.logprobs.tolist() == [wanted]
 
 
 def test_a_row_that_no_teacher_takes_fails_by_name() -> None:

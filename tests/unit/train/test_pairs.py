@@ -40,6 +40,7 @@ def test_a_round_of_ties_teaches_nothing() -> None:
         (["--beta", "0"], "set it above 0"),
         (["--num_iterations", "2"], "one step of each round"),
         (["--max_staleness", "1"], "online_dpo is on-policy"),
+        (["--teacher_server", "http://a"], "online_dpo learns from rewards alone"),
         (["--loss_type", "grpo"], "both are online_dpo, or neither"),
         (["--importance_sampling", "token_mask"], "is not corrected"),
         (["--mask_truncated_completions", "true"], "mask_truncated_completions: the loss of online_dpo has none"),
