@@ -15,7 +15,7 @@ from examples.tools.make import schema
 from tests.ray.conftest import ROOT, curve, train
 
 SFT = ("--config", "examples/tools_sft.yaml", "--report_to", "none")
-GAME = ("--data.dataset", "examples/tools/games.jsonl", "--max_length", "160", "--max_steps", "100")
+GAME = ("--data.dataset", "examples/tools/games.jsonl", "--max_length", "160", "--max_steps", "200")
 LIMIT_S = 1800
 SEEDS = (1, 2, 3)
 # Sampled calls that are right: below what the success before training may be, which is measured on other samples.
@@ -47,7 +47,7 @@ def careless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def guesser(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that guesses by chance."""
+    """A model that plays badly."""
     run_dir = tmp_path_factory.mktemp("game") / "run"
     train("sft", run_dir, *SFT, *GAME, timeout_s=LIMIT_S)
     return checkpoints(run_dir)[-1]
