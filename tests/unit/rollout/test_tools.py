@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -96,13 +97,36 @@ def test_calls_are_found(text: str, call_format: CallFormat, said: Said) -> None
         ("[TOOL_CALLS]nothing", "mistral"),
         ("[TOOL_CALLS]add[ARGS]{", "mistral"),
         (f"<tool_call>{'[' * 100_000}</tool_call>", "hermes"),
+        (f'<tool_call>{{"name": "add", "arguments": {"9" * 5000}}}</tool_call>', "hermes"),
+        (f'<tool_call>{{"name": "add", "arguments": "{"[" * 100_000}"}}</tool_call>', "hermes"),
+        (f'{{"name": "add", "parameters": {{"a": {"9" * 5000}}}}}', "llama3_json"),
+        (f'[TOOL_CALLS]add[ARGS]{{"a": {"9" * 5000}}}', "mistral"),
+        ('<tool_call>{"name": "\\ud800", "arguments": {}}</tool_call>', "hermes"),
+        ('<tool_call>{"name": "\\ud800", "arguments": 3}</tool_call>', "hermes"),
+        ('<tool_call>{"name": "add", "arguments": {"a": ["\\udfff"]}}</tool_call>', "hermes"),
     ],
 )
 def test_a_call_that_cannot_be_read_is_a_call_with_a_problem(text: str, call_format: CallFormat) -> None:
     (call,) = parse(text, call_format).calls
     assert call.arguments is None
     assert call.problem
-    json.dumps(parse(text, call_format).message)
+    json.dumps([parse(text, call_format).message, call.name], ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000], ids=["digits", "depth"])
+def test_a_parameter_that_json_cannot_read_is_its_text(value: str) -> None:
+    text = f"<tool_call><function=add><parameter=a>{value}</parameter></function></tool_call>"
+    assert parse(text, "hermes").calls == (Call("add", {"a": value}),)
+
+
+def test_marks_that_a_model_repeats_are_read_in_time_that_grows_as_they_do() -> None:
+    def seconds(number: int) -> float:
+        begin = time.process_time()
+        parse("<tool_call><function=a>" + "<parameter=a>" * number, "hermes")
+        return time.process_time() - begin
+
+    few = min(seconds(500) for _ in range(3))
+    assert seconds(8000) < few * 16 * 4  # linear: 16 times; quadratic: 256 times
 
 
 def tokenizer_folder(folder: Path, template: str, end: str) -> Path:
@@ -330,10 +354,10 @@ def test_the_games_number_is_the_same_for_a_group() -> None:
     [
         ("print(6 * 7)", "42"),
         ("import threading; t = threading.Thread(target=print, args=(7,)); t.start(); t.join()", "7"),
-        ("import socket; socket.socket()", "PermissionError"),
-        ("import os; os.fork()", "PermissionError"),
-        ("import subprocess; subprocess.run(['ls'])", "PermissionError"),
-        ("import os; os.kill(os.getppid(), 9)", "PermissionError"),
+        ("open('a', 'w').write('x'); import os; os.rename('a', 'b'); print(open('b').read()); os.remove('b')", "x"),
+        ("import tempfile, ssl, sqlite3, zoneinfo; tempfile.TemporaryFile(); print(zoneinfo.ZoneInfo('UTC'))", "UTC"),
+        ("for n in range(10**5): open(str(n), 'w').close()", "[stopped: it wrote more than 60 files]"),
+        ("for n in range(20): open(str(n), 'wb').write(b'0' * 9_000_000)", "[stopped: it wrote more than 50 MB]"),
         ("bytearray(10**10)", "MemoryError"),
         ("open('f', 'wb').write(b'0' * 10**8)", "File too large"),
         ("print('x' * 10**6)", "[the output is longer]"),
@@ -342,6 +366,56 @@ def test_the_games_number_is_the_same_for_a_group() -> None:
 )
 def test_a_program_runs_within_its_limits(code: str, said: str) -> None:
     assert python(code).endswith(said) or said in python(code)
+
+
+ESCAPES = """
+socket.socket()
+os.fork()
+subprocess.run(["ls"])
+os.execv("/bin/true", ["true"])
+os.kill(os.getppid(), 0)
+fcntl.fcntl(1, fcntl.F_SETOWN, os.getppid())
+resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+os.setpriority(os.PRIO_PROCESS, os.getppid(), 0)
+os.memfd_create("x")
+open("/dev/shm/out", "w")
+open("../escaped-program", "w")
+open(f"/proc/{os.getppid()}/environ", "rb")
+open(f"/proc/{os.getppid()}/mem", "r+b")
+os.listdir("/etc")
+os.listdir("/proc")
+os.chmod("/tmp", 0o1777)
+os.utime("/tmp")
+os.truncate("/tmp", 0)
+os.chroot("/tmp")
+os.mkfifo(".output")
+os.mkdir("d")
+os.symlink("/etc", "l")
+refused(libc.mount(b"none", b".", b"tmpfs", 0, None))
+refused(libc.shmget(0, 1 << 20, 0o1600))
+refused(libc.msgget(0, 0o1600))
+refused(libc.unshare(0x10000000))
+"""
+
+
+def test_a_program_cannot_get_out() -> None:
+    code = f"""
+import ctypes, fcntl, os, resource, socket, subprocess
+libc = ctypes.CDLL(None)
+def refused(result):
+    if result < 0:
+        raise PermissionError
+for line in {ESCAPES.strip().splitlines()!r}:
+    try:
+        exec(line)
+    except (PermissionError, ValueError):
+        continue
+    except Exception as error:
+        line += f": {{error!r}}"
+    print("not refused:", line)
+"""
+    assert python(code) == ""
 
 
 def test_a_cut_keeps_both_ends() -> None:
