@@ -52,9 +52,9 @@ def named_in(config: TrainingConfig) -> list[Named]:
 
 def _episode_code(rollout: RolloutConfig) -> list[Named]:
     """Tools and environments of the user's own."""
-    found = [(contract.TOOLS, name) for name in rollout.tools if ":" in name]
+    found = [(contract.TOOLS, name) for name in rollout.tools if ":" in name or name.endswith(".py")]
     own = rollout.environment
-    return found + ([(contract.ENVIRONMENT, own)] if own and ":" in own and not named.is_adapted(own) else [])
+    return found + ([(contract.ENVIRONMENT, own)] if own and ":" in own and not named.is_in_no_file(own) else [])
 
 
 def _own_rewards(config: TrainingConfig) -> list[rewards.RewardSpec]:

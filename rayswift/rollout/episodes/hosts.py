@@ -189,10 +189,10 @@ class Hosts:
         for left in reversed(range(_MOST_STARTS)):
             try:
                 return await self._start(number)
-            except UserError as error:
+            except Exception as error:  # of a cluster in trouble too: episodes wait for this process
                 logger.warning("%s", error)
                 if not left:
-                    self._error = error
+                    self._error = error if isinstance(error, UserError) else UserError(str(error), exit_code=1)
                     self._wake()
 
 
@@ -212,8 +212,8 @@ class RemoteSession:
         self._told: list[tuple[Turn, Answer]] = []
         self._losses = 0
 
-    async def open(self) -> Sequence[Message] | None:
-        """Begin; the conversation that the model is to answer, None: the row's.
+    async def open(self) -> Sequence[Message] | str | None:
+        """Begin; the conversation that the model is to answer or its text as it stands, None: the row's.
 
         Raises:
             EpisodeFailed: it cannot.
