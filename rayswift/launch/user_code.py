@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import os
 import subprocess
 import sys
 import traceback
@@ -115,7 +116,8 @@ def print_problems() -> None:
             rewards.load(rewards.RewardSpec(**spec))
         except UserError as error:
             problems += [str(error)] if str(error) not in problems else []
-    print("\n" + json.dumps(problems))  # noqa: T201
+    print("\n" + json.dumps(problems), flush=True)  # noqa: T201
+    os._exit(0)  # threads of the user's code would keep the process
 
 
 def blame(error: BaseException, config: TrainingConfig) -> str | None:

@@ -78,6 +78,9 @@ class EnvironmentProcess:
         except (Exception, SystemExit) as error:
             return Opening(problem=f"reset raised {told(error)}")
 
+    async def beat(self) -> None:
+        """Whether it answers at all."""
+
     async def _made(self) -> Session:
         if self._adapter is not None:
             return self._adapter()

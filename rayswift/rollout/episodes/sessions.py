@@ -92,11 +92,12 @@ class Runner:
 
     Args:
         threads: For those that are no coroutines.
-        timeout_s: Longest time of a call.
+        timeout_s: Longest time of a call, from when it has a thread; and that a call waits for one while no other ends.
     """
 
     def __init__(self, threads: Executor, timeout_s: float):
         self._threads, self.timeout_s = threads, timeout_s
+        self._num_ended = 0
 
     async def __call__(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """What a function returns.
@@ -108,9 +109,29 @@ class Runner:
         is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
         if is_async:
             return await self._within(function(*args, **kwargs), False)
-        loop = asyncio.get_running_loop()
-        found = await self._within(loop.run_in_executor(self._threads, partial(function, *args, **kwargs)), True)
+        found = await self._in_thread(partial(function, *args, **kwargs))
         return await self._within(found, False) if inspect.isawaitable(found) else found
+
+    async def _in_thread(self, function: Callable[[], Any]) -> Any:
+        loop, has_begun = asyncio.get_running_loop(), asyncio.Event()
+
+        def called() -> Any:
+            loop.call_soon_threadsafe(has_begun.set)
+            return function()
+
+        work = loop.run_in_executor(self._threads, called)
+        waits = asyncio.ensure_future(has_begun.wait())
+        try:
+            num_ended = -1
+            while not waits.done() and num_ended != self._num_ended:
+                num_ended = self._num_ended
+                await asyncio.wait({waits}, timeout=self.timeout_s)
+        finally:
+            waits.cancel()
+        try:
+            return await self._within(work, True)
+        finally:
+            self._num_ended += work.done() and not work.cancelled()
 
     async def _within(self, work: Awaitable[Any], in_thread: bool) -> Any:
         task = asyncio.ensure_future(work)

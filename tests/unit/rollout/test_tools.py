@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import trl
 from tokenizers import AddedToken, Tokenizer
@@ -21,7 +23,7 @@ from rayswift.rollout.environments.sandbox import python
 from rayswift.rollout.episodes import contract
 from rayswift.rollout.episodes.calls import Call, CallFormat, Said, format_of, parse
 from rayswift.rollout.episodes.process import EnvironmentProcess
-from rayswift.rollout.episodes.sessions import Answer, Runner, Start, ToolSession, Turn, cut
+from rayswift.rollout.episodes.sessions import Answer, Hangs, Runner, Start, ToolSession, Turn, cut
 from rayswift.rollout.episodes.turns import Turns
 
 TINY = Path(__file__).parents[3] / "examples" / "tiny"
@@ -193,6 +195,27 @@ def test_a_tool_without_types_or_words_is_refused(tmp_path: Path) -> None:
     assert "type hint" in problem_of(tmp_path, source, tools="f")
 
 
+NAMED = '\n    """Do.\n\n    Args:\n        a: It.\n    """\n'
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("def f(*a: int):" + NAMED, "its argument *a: int cannot be given by a name"),
+        ("def f(**a: int):" + NAMED, "its argument **a: int cannot be given by a name"),
+        ("def f(a: int, /):" + NAMED, "its argument a: int cannot be given by a name"),
+        ("def f(a: int):" + NAMED + "    yield a\n", "it is a generator"),
+        ("async def f(a: int):" + NAMED + "    yield a\n", "it is a generator"),
+        ("import functools\nf = functools.partial(print, 1)\n", "is of type partial, wanted a function"),
+        ("class f:\n    pass\n", "is of type type, wanted a function"),
+        ("f = 3\n", "is of type int, wanted a function"),
+        ("import sys\nsys.exit(3)\n", "cannot be imported: SystemExit: 3"),
+    ],
+)
+def test_a_tool_that_cannot_be_called_is_refused(tmp_path: Path, source: str, problem: str) -> None:
+    assert problem in problem_of(tmp_path, source, tools="f")
+
+
 def test_an_environment_is_looked_at(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -200,6 +223,9 @@ def test_an_environment_is_looked_at(tmp_path: Path) -> None:
     assert "reset(**row)" in problem_of(tmp_path / "a", "class E:\n    pass\n", environment="E")
     no_reward = "class E:\n    def reset(self):\n        pass\n"
     assert "no get_reward()" in problem_of(tmp_path / "b", no_reward, environment="E")
+    (tmp_path / "d").mkdir()
+    leaves = "class E:\n    def __init__(self):\n        raise SystemExit(3)\n"
+    assert "cannot be made without arguments: SystemExit: 3" in problem_of(tmp_path / "d", leaves, environment="E")
     needs = "class E:\n    def __init__(self, x):\n        pass\n"
     assert "cannot be made without arguments" in problem_of(tmp_path / "c", needs, environment="E")
 
@@ -321,6 +347,72 @@ def test_what_goes_wrong_in_a_process_is_told() -> None:
     assert opening.problem.startswith("reset raised TypeError: reset returned int")
     _, closing = asyncio.run(story("garbage reward"))
     assert closing.problem.startswith("get_reward raised TypeError: the reward is 'much'")
+
+
+def test_a_call_that_waits_for_a_thread_does_not_hang() -> None:
+    async def story() -> list[Any]:
+        with ThreadPoolExecutor(1) as threads:
+            run = Runner(threads, 0.5)
+            return await asyncio.gather(*(run(time.sleep, 0.2) for _ in range(6)))
+
+    assert asyncio.run(story()) == [None] * 6
+
+
+def test_a_call_that_waits_for_a_thread_that_hangs_ends() -> None:
+    release = threading.Event()
+
+    async def story() -> list[Any]:
+        run = Runner(ThreadPoolExecutor(1), 0.2)
+        found = await asyncio.gather(run(release.wait), run(time.sleep, 0), return_exceptions=True)
+        release.set()
+        return found
+
+    hangs = asyncio.run(story())
+    assert [(type(each), each.in_thread) for each in hangs] == [(Hangs, True)] * 2
+
+
+def test_arguments_may_have_any_name() -> None:
+    def named(function: int, call: int, timeout_s: int) -> int:
+        return function + call + timeout_s
+
+    async def story() -> Answer:
+        session = ToolSession(Runner(ThreadPoolExecutor(1), 5.0), {"named": named}, None, 1000)
+        call = Call("named", {"function": 1, "call": 2, "timeout_s": 3})
+        return await session.answer(Turn(0, "", Said("", (call,)), [], "stop", False))
+
+    assert asyncio.run(story()).messages[0]["content"] == "6"
+
+
+def test_an_answer_that_is_no_text_is_written_within_the_limit() -> None:
+    class Slow:
+        def __str__(self) -> str:
+            time.sleep(1)
+            return "slow"
+
+    def slow() -> Slow:
+        return Slow()
+
+    async def story(tool: Any) -> Answer:
+        with ThreadPoolExecutor(1) as threads:
+            return await ToolSession(Runner(threads, 0.2), {"t": tool}, None, 1000).answer(turn("t"))
+
+    assert "no answer within 0.2 s" in asyncio.run(story(slow)).messages[0]["content"]
+    for value, text in ((None, "None"), (b"x", "b'x'"), ([1], "[1]")):
+        assert asyncio.run(story(lambda value=value: value)).messages[0]["content"] == text
+
+
+@pytest.mark.parametrize("done", [True, np.True_, 1])
+def test_whatever_is_true_ends_an_episode(done: Any) -> None:
+    game = GuessNumber()
+
+    async def story(session: ToolSession) -> Answer:
+        await session.reset(start(number=5, guesses=9))
+        answer = await session.answer(Turn(0, "", Said("", (Call("guess", {"number": 4}),)), [], "stop", False))
+        assert not answer.done
+        session._environment.done = done
+        return await session.answer(turn("calculator"))
+
+    assert in_session(story, game).done
 
 
 # ---- what is shipped ----
