@@ -127,9 +127,11 @@ async def actions_of(url: str) -> tuple[list[dict[str, Any]], bool]:
         UserError: no such server answers.
     """
     try:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(_SHOWN_S)) as client:
-            async with client.get(f"{url}/schema", raise_for_status=True) as answer:
-                action: dict[str, Any] = (await answer.json())["action"]
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(_SHOWN_S)) as client,
+            client.get(f"{url}/schema", raise_for_status=True) as answer,
+        ):
+            action: dict[str, Any] = (await answer.json())["action"]
         known = action.get("properties", {})
         if "tool_name" in known:
             environment = Environment(url, (), False, _SHOWN_S)

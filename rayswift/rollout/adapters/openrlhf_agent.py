@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rayswift.config import other_modules
+from rayswift.config.reading import other_modules
 from rayswift.data.rows import Message
 from rayswift.log import UserError
 from rayswift.rollout.episodes.contract import ENVIRONMENT
@@ -36,8 +36,9 @@ def instance_class(written: str, made: Any) -> type | None:
             f"{ENVIRONMENT} = {written!r} has a method execute of its own, which would sample by itself; give a "
             "MultiTurnAgentExecutor or its AgentInstance"
         )
+    make: Any = made
     try:
-        found: type = made().agent_instance_cls
+        found: type = make().agent_instance_cls
     except (Exception, SystemExit) as error:
         raise UserError(
             f"{ENVIRONMENT} = {written!r} cannot be made without arguments: {type(error).__name__}: {error}"
@@ -50,8 +51,7 @@ class AgentSession:
 
     Args:
         run: Runs its methods.
-        agent: The AgentInstance; None: not made yet.
-        make: Makes it.
+        make: Makes the AgentInstance.
         max_chars: Longest text that it puts behind a turn.
     """
 

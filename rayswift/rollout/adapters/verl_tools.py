@@ -5,7 +5,8 @@ import inspect
 import json
 from typing import Any
 
-from rayswift.config import other_modules, user_code
+from rayswift.config import user_code
+from rayswift.config.reading import other_modules
 from rayswift.log import UserError, logger
 
 

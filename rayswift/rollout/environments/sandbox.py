@@ -1,16 +1,16 @@
 """Python programs that a model writes, as a tool: each in a process of its own, without network, within limits.
 
-The kernel holds the process to what is promised (Linux 5.13 or newer): Landlock to the files that it may use, seccomp(2)
-to system calls that reach nothing outside it, and limits to time, memory and size. It gives up the capabilities of root
-first. A program may
+The kernel holds the process to what is promised (Linux 5.13 or newer): Landlock to the files that it may use,
+seccomp(2) to system calls that reach nothing outside it, and limits to time, memory and size. It gives up the
+capabilities of root first. A program may
 
 - read Python's library, `/usr` and `/lib`, so no file of the user's, and nothing of another process;
 - write files of 10 MB each and 50 MB in all into a folder that goes with it, which has no folders in it;
 - start threads, but no process and no other program;
 - use 10 s, and 512 MB of memory.
 
-It shares kernel and CPUs with the run. Where a fault in the kernel is to be no danger, give a tool of your own that asks
-a virtual machine.
+It shares kernel and CPUs with the run. Where a fault in the kernel is to be no danger, give a tool of your own that
+asks a virtual machine.
 """
 
 import contextlib
@@ -36,25 +36,21 @@ _POLL_S = 0.05
 # By machine: the audit number of its system calls; clone, clone3, prlimit64, fcntl; and those that are refused. These
 # are, in this order: socket, socketpair, kill, tkill, tgkill, rt_sigqueueinfo, rt_tgsigqueueinfo, pidfd_send_signal,
 # ptrace, process_vm_readv, process_vm_writev, io_uring_setup, unshare, setns, setsid, setpriority, ioprio_set,
-# sched_setscheduler, sched_setparam, sched_setattr, sched_setaffinity, migrate_pages, move_pages, shmget, semget, msgget,
-# mq_open, memfd_create, memfd_secret, add_key, request_key, keyctl, truncate, fchmod, fchmodat, fchmodat2, fchown,
-# fchownat, setxattr, lsetxattr, fsetxattr, removexattr, lremovexattr, fremovexattr, utimensat; and on x86 fork, vfork,
-# chmod, chown, lchown, utime, utimes, futimesat, which others have not.
+# sched_setscheduler, sched_setparam, sched_setattr, sched_setaffinity, migrate_pages, move_pages, shmget, semget,
+# msgget, mq_open, memfd_create, memfd_secret, add_key, request_key, keyctl, truncate, fchmod, fchmodat, fchmodat2,
+# fchown, fchownat, setxattr, lsetxattr, fsetxattr, removexattr, lremovexattr, fremovexattr, utimensat; and on x86 fork,
+# vfork, chmod, chown, lchown, utime, utimes, futimesat, which others have not.
+_X86_REFUSED = """
+41 53 62 200 234 129 297 424 101 310 311 425 272 308 112 141 251 144 142 314 203 256 279 29 64 68 240 319 447 248 249
+250 76 91 268 452 93 260 188 189 190 197 198 199 280 57 58 90 92 94 132 235 261
+"""
+_ARM_REFUSED = """
+198 199 129 130 131 138 240 424 117 270 271 425 97 268 157 140 30 119 118 274 122 238 239 194 190 186 180 279 447 217
+218 219 45 52 53 452 55 54 5 6 7 14 15 16 88
+"""
 _CALLS = {
-    "x86_64": (
-        0xC000003E,
-        (56, 435, 302, 72),
-        (41, 53, 62, 200, 234, 129, 297, 424, 101, 310, 311, 425, 272, 308, 112, 141, 251)
-        + (144, 142, 314, 203, 256, 279, 29, 64, 68, 240, 319, 447, 248, 249, 250, 76, 91, 268, 452, 93)
-        + (260, 188, 189, 190, 197, 198, 199, 280, 57, 58, 90, 92, 94, 132, 235, 261),
-    ),
-    "aarch64": (
-        0xC00000B7,
-        (220, 435, 261, 25),
-        (198, 199, 129, 130, 131, 138, 240, 424, 117, 270, 271, 425, 97, 268, 157, 140, 30)
-        + (119, 118, 274, 122, 238, 239, 194, 190, 186, 180, 279, 447, 217, 218, 219, 45, 52, 53, 452, 55)
-        + (54, 5, 6, 7, 14, 15, 16, 88),
-    ),
+    "x86_64": (0xC000003E, (56, 435, 302, 72), tuple(map(int, _X86_REFUSED.split()))),
+    "aarch64": (0xC00000B7, (220, 435, 261, 25), tuple(map(int, _ARM_REFUSED.split()))),
 }
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _FILTER = 38, 22, 2
 _LOAD, _EQUAL, _AT_LEAST, _HAS_BITS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06

@@ -55,9 +55,9 @@ class Answer:
     """What it was answered.
 
     messages: put behind its turn; raw: a text that is put there as it stands instead, and the model writes on: behind
-    the first `kept` characters of the turn, None: behind all of it, with its end token; done: the episode is over; calls, failed_calls: of tools;
-    problem: why the episode can have no reward; hangs: a thread that cannot be ended is left; infos: for reward
-    functions.
+    the first `kept` characters of the turn, None: behind all of it, with its end token; done: the episode is over;
+    calls, failed_calls: of tools; problem: why the episode can have no reward; hangs: a thread that cannot be ended is
+    left; infos: for reward functions.
     """
 
     messages: tuple[Message, ...] = ()

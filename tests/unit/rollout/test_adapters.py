@@ -310,7 +310,10 @@ ACTION = {
     "title": "Guess",
     "type": "object",
 }
-CALL_TOOL = {"properties": {"type": {"const": "call_tool"}, "tool_name": {}, "arguments": {}}, "title": "CallToolAction"}
+CALL_TOOL = {
+    "properties": {"type": {"const": "call_tool"}, "tool_name": {}, "arguments": {}},
+    "title": "CallToolAction",
+}
 LISTED = {"name": "echo", "description": "Echo.", "input_schema": {"type": "object", "properties": {"message": {}}}}
 
 
@@ -355,7 +358,10 @@ class Server:
             found = {"metadata": {}, "tool_name": "echo", "result": message and {"data": message}, "error": error}
         elif not isinstance(action.get("number"), int):
             errors = [{"type": "missing", "loc": ["number"], "msg": "Field required"}]
-            return {"type": "error", "data": {"message": "Invalid message", "code": "VALIDATION_ERROR", "errors": errors}}
+            return {
+                "type": "error",
+                "data": {"message": "Invalid message", "code": "VALIDATION_ERROR", "errors": errors},
+            }
         elif action["number"] < 0:
             return {"type": "error", "data": {"message": "negative", "code": "EXECUTION_ERROR"}}
         else:
@@ -442,9 +448,9 @@ def test_tools_of_an_mcp_environment_are_called_by_their_names() -> None:
 
 def test_an_episode_waits_for_a_session_of_the_server_and_says_that_it_has_none() -> None:
     async def story(server: Server, url: str) -> None:
-        first, second = await session_of(f"openenv:{url}"), await session_of(f"openenv:{url}", 0.2)
+        first, second = await session_of(f"openenv:{url}"), await session_of(f"openenv:{url}", 1.0)
         await first.reset(START)
-        with pytest.raises(Exception, match="larger max_concurrent_envs|no answer within"):
+        with pytest.raises(Exception, match="max_concurrent_envs"):
             await second.reset(START)
         third = await session_of(f"openenv:{url}", 20.0)
         waiting = asyncio.ensure_future(third.reset(START))

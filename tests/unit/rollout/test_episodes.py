@@ -262,6 +262,26 @@ def test_an_environment_that_hangs_is_an_outcome(tokenizer_dir: Path) -> None:
     assert sum(len(group.scored) for group in groups) + len(reasons) == 12
 
 
+def test_a_process_that_answers_is_not_lost_however_long_its_calls_wait(tokenizer_dir: Path) -> None:
+    turns = Watched(tokenizer_dir)
+
+    class Busy(World):
+        async def ask(self, method: str, *arguments: Any, timeout_s: float | None) -> Any:
+            await asyncio.sleep(200 if method == "answer" else 0)
+            return await super().ask(method, *arguments, timeout_s=timeout_s)
+
+    async def story(pool: Pool, _: Engines) -> int:
+        hosts = Hosts(lambda _: Busy(), 1, 60.0, True, (ConnectionError,))
+        await hosts.start()
+        episodes = Episodes(pool, hosts, turns, LIMITS)
+        requests = [one for each in prompts(2, turns) for one in requests_for(each, "train", 2, 400, 460, 0)]
+        await asyncio.gather(*episodes.sample(requests, 0))
+        await hosts.close()
+        return hosts.num_lost
+
+    assert in_pool(story, Engines()) == 0
+
+
 def test_an_episode_survives_the_loss_of_its_process_once(tokenizer_dir: Path) -> None:
     turns = Watched(tokenizer_dir)
 

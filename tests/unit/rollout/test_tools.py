@@ -14,8 +14,10 @@ import pytest
 import trl
 from tokenizers import AddedToken, Tokenizer
 
+from rayswift.config.load import load as load_config
 from rayswift.config.rollout import RolloutConfig
 from rayswift.data.encode.template import ChatTemplate
+from rayswift.launch.dry_run import dry_run
 from rayswift.log import UserError
 from rayswift.rollout.environments.calculator import calculator
 from rayswift.rollout.environments.guess_number import GuessNumber
@@ -214,6 +216,26 @@ NAMED = '\n    """Do.\n\n    Args:\n        a: It.\n    """\n'
 )
 def test_a_tool_that_cannot_be_called_is_refused(tmp_path: Path, source: str, problem: str) -> None:
     assert problem in problem_of(tmp_path, source, tools="f")
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (["--tools", "calculatr"], "rollout.tools = 'calculatr' is no built-in tool"),
+        (["--tools", "mine.py:f"], "rollout.tools = 'mine.py:f' has no `f`"),
+        (["--environment", "mine.py:Leaves"], "importing mine.py:Leaves ended the process with exit code 4"),
+    ],
+)
+def test_a_dry_run_looks_at_tools_and_environment(
+    flags: list[str], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "import os, threading, time\nthreading.Thread(target=time.sleep, args=(900,)).start()\n"
+    (tmp_path / "mine.py").write_text(source + "class Leaves:\n    def __init__(self):\n        os._exit(4)\n")
+    monkeypatch.chdir(tmp_path)
+    argv = ["--model", "m", "--dataset", "d", "--rlhf_type", "grpo", "--reward_funcs", "accuracy", *flags]
+    with pytest.raises(UserError) as raised:
+        dry_run(load_config("rlhf", argv).config)
+    assert problem.replace(" has no", ": mine.py has no") in str(raised.value)
 
 
 def test_an_environment_is_looked_at(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """What files written for OpenRLHF's agents and for verl's function tools import, where those are not installed.
 
-The names have what the files use of them: base classes, the decorator and its registry, the types of schemas and answers
+The names have what the files use of them: base classes, the decorator and its registry, types of schemas and answers
 (OpenRLHF 0.11, verl 0.9).
 """
 
