@@ -101,7 +101,7 @@ async def _openenv(name: str, spec: EnvironmentSpec, run: Runner) -> Adapter:
     actions = [schema["function"]["name"] for schema in schemas]
 
     def made() -> Session:
-        environment = openenv.Environment(url, actions, is_typed, 0.9 * run.timeout_s)
+        environment = openenv.Environment(url, actions, is_typed, run.timeout_s / 2)
         return ToolSession(run, {}, environment, spec.max_tool_response_chars, environment.tools)
 
     return made

@@ -46,7 +46,7 @@ class Environment:
                 return _shown(await self._opened(row)) or None
             except _Full as full:
                 await self.close()
-                if asyncio.get_running_loop().time() > until:
+                if asyncio.get_running_loop().time() + _AGAIN_S > until:
                     raise RuntimeError(
                         f"{self._url} takes no further session ({full}); start it with a larger max_concurrent_envs"
                     ) from full

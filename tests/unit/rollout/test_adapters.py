@@ -448,10 +448,11 @@ def test_tools_of_an_mcp_environment_are_called_by_their_names() -> None:
 
 def test_an_episode_waits_for_a_session_of_the_server_and_says_that_it_has_none() -> None:
     async def story(server: Server, url: str) -> None:
-        first, second = await session_of(f"openenv:{url}"), await session_of(f"openenv:{url}", 1.0)
+        first, second = await session_of(f"openenv:{url}"), await session_of(f"openenv:{url}", 4.0)
         await first.reset(START)
         with pytest.raises(Exception, match="max_concurrent_envs"):
             await second.reset(START)
+        await second.close()
         third = await session_of(f"openenv:{url}", 20.0)
         waiting = asyncio.ensure_future(third.reset(START))
         await asyncio.sleep(0.1)
