@@ -239,9 +239,13 @@ async def look_up(name: str) -> str:
     return ToolResponse(text=name.upper()), 0.5, {"hits": 1}
 
 
-@function_tool(schema={"type": "function", "function": {"name": "PREFIXraw", "description": "Raw.", "parameters": {}}})
+PARAMETERS = {"type": "object", "properties": {"x": {"type": "string"}}}
+RAW = {"type": "function", "function": {"name": "PREFIXraw", "description": "Raw.", "parameters": PARAMETERS}}
+
+
+@function_tool(schema=RAW)
 def PREFIXraw(x):
-    return ToolResponse(image=[x])
+    return ToolResponse(text=x, image=[x])
 
 
 def helper():
@@ -270,7 +274,7 @@ def test_all_function_tools_of_a_file_are_tools(verl_file: tuple[str, str]) -> N
     async def story() -> Answer:
         tools = contract.load_tools(config.tools)
         session = ToolSession(Runner(ThreadPoolExecutor(2), 5.0), tools, None, 1000)
-        calls = ("add", {"a": 1}), ("search", {"name": "x"}), ("raw", {"x": 1}), ("add", {"c": 1})
+        calls = ("add", {"a": 1}), ("search", {"name": "x"}), ("raw", {"x": "1"}), ("add", {"c": 1})
         return await session.answer(turn(*(Call(prefix + name, arguments) for name, arguments in calls)))
 
     answer = asyncio.run(story())
