@@ -100,11 +100,11 @@ class RolloutConfig(Section):
     reward_model_gpus: float = Field(0.0, ge=0)
     """GPUs that the process of each reward model holds; 0: it computes on the CPU."""
     tools: PathTexts = []
-    """Functions that the model may call, with type hints and a docstring: built-in names, `module:function` or
-    `file.py:function`; see `rollout/episodes/README.md`."""
+    """Functions that the model may call, with type hints and a docstring: built-in names, `module:function`,
+    `file.py:function`, or `file.py` with verl's function tools; see `rollout/episodes/README.md`."""
     environment: PathText | None = None
-    """Class whose instances answer the model, turn by turn: a built-in name, `module:Class` or `file.py:Class`; see
-    `rollout/episodes/README.md`."""
+    """Class whose instances answer the model, turn by turn: a built-in name, `module:Class`, `file.py:Class`, or
+    `openenv:URL`; see `rollout/episodes/README.md`."""
     max_turns: int | None = Field(None, ge=1)
     """Most turns that the model writes in a completion with tools or an environment; null: as many as there is room
     for."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rayswift.config.reading import other_modules
 from rayswift.config.swift import plugin_modules
 from rayswift.config.train import TrainConfig
 from rayswift.log import UserError
@@ -48,7 +49,7 @@ def split(field: str, name: str) -> tuple[str, str]:
     Raises:
         UserError: it is not written so.
     """
-    if field == "train.plugins":
+    if field == "train.plugins" or (field == "rollout.tools" and name.endswith(".py")):
         return name, ""
     place, colon, attribute = name.rpartition(":")
     if not (colon and place and attribute):
@@ -58,6 +59,7 @@ def split(field: str, name: str) -> tuple[str, str]:
 
 def _import(field: str, name: str, place: str) -> ModuleType:
     plugin_modules.install()
+    other_modules.install()
     key, file = place, Path(place)
     if place.endswith(".py"):
         if not file.is_file():

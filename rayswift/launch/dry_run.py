@@ -8,11 +8,19 @@ from rayswift.config.checks.distillation import engines_of, is_sampling
 from rayswift.config.load import to_yaml
 from rayswift.config.schema import TrainingConfig
 from rayswift.data.sources import parse_source
+from rayswift.launch import user_code
 from rayswift.launch.plan import describe, remarks, resolve
+from rayswift.rollout.episodes import schemas
 
 
 def dry_run(config: TrainingConfig) -> None:
-    """Print the resolved config and the plan; raise UserError if fields contradict each other."""
+    """Print the resolved config and the plan.
+
+    Raises:
+        UserError: fields contradict each other, or code of the user's own cannot be used.
+    """
+    user_code.check(config)
+    config = schemas.settled(config)
     plan = resolve(config, lay_out(config.cluster, rollout=engines_of(config), samples=is_sampling(config)), None)
     unchecked = []
     if not plan.layout.local:

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import os
 import subprocess
 import sys
 import traceback
@@ -52,9 +53,9 @@ def named_in(config: TrainingConfig) -> list[Named]:
 
 def _episode_code(rollout: RolloutConfig) -> list[Named]:
     """Tools and environments of the user's own."""
-    found = [(contract.TOOLS, name) for name in rollout.tools if ":" in name]
+    found = [(contract.TOOLS, name) for name in rollout.tools if ":" in name or name.endswith(".py")]
     own = rollout.environment
-    return found + ([(contract.ENVIRONMENT, own)] if own and ":" in own and not named.is_adapted(own) else [])
+    return found + ([(contract.ENVIRONMENT, own)] if own and ":" in own and not named.is_in_no_file(own) else [])
 
 
 def _own_rewards(config: TrainingConfig) -> list[rewards.RewardSpec]:
@@ -115,7 +116,8 @@ def print_problems() -> None:
             rewards.load(rewards.RewardSpec(**spec))
         except UserError as error:
             problems += [str(error)] if str(error) not in problems else []
-    print("\n" + json.dumps(problems))  # noqa: T201
+    print("\n" + json.dumps(problems), flush=True)  # noqa: T201
+    os._exit(0)  # threads of the user's code would keep the process
 
 
 def blame(error: BaseException, config: TrainingConfig) -> str | None:

@@ -55,7 +55,7 @@ def absolute(config: ConfigT, folder: Path) -> ConfigT:
         return str(folder / found) + written[len(found) :] if (folder / found).exists() else written
 
     def made_code(written: str) -> str:
-        return made(written) if _place(written) != written else written  # else a name, whatever lies in the folder
+        return made(written) if _is_file(written) else written  # else a name, whatever lies in the folder
 
     changed: dict[str, dict[str, Any]] = {}
     for name in (*FOR_WORKERS, *FOR_REWARDS):
@@ -78,7 +78,7 @@ def needed(config: TrainingConfig, folder: Path, names: tuple[str, ...]) -> dict
         value = _value(config, name)
         for written in [value] if isinstance(value, str) else value or ():
             place = _place(written)
-            if name in _CODE and place == written:
+            if name in _CODE and not _is_file(written):
                 continue
             if (folder / place).exists():
                 found[f"{name} = {written!r}"] = Path(place)
@@ -89,6 +89,11 @@ def _place(written: str) -> str:
     """The file of `file.py:name`, or the path itself."""
     file, colon, _ = written.rpartition(":")
     return file if colon and file.endswith(".py") else written
+
+
+def _is_file(written: str) -> bool:
+    """Whether code is in a file: `file.py:name`, or all of `file.py`."""
+    return _place(written).endswith(".py")
 
 
 def _value(config: TrainingConfig, name: str) -> Any:

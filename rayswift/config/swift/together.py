@@ -296,7 +296,7 @@ def _loss(given: Given, result: Translation) -> None:
 _REPLACED_SCHEDULERS = {
     "thinking_tips_scheduler": "it trains each turn with a history of its own; give a scheduler that puts the "
     "tip in a message",
-    "openenv_scheduler": "its environments are played by rollout.environment: write a class around the client",
+    "openenv_scheduler": "its environments are played by rollout.environment: set it to openenv:URL",
 }
 
 

@@ -1,8 +1,16 @@
 """Python programs that a model writes, as a tool: each in a process of its own, without network, within limits.
 
-The process may use 10 s of CPU and of time and 512 MB of memory, and write files of 10 MB in a folder that goes with
-it. Linux' seccomp(2) refuses it sockets, further processes, and to signal or trace others. It reads what the user of
-the run can read, and can delete it: on machines with anything to lose, run it in a container.
+The kernel holds the process to what is promised (Linux 5.13 or newer): Landlock to the files that it may use,
+seccomp(2) to system calls that reach nothing outside it, and limits to time, memory and size. It gives up the
+capabilities of root first. A program may
+
+- read Python's library, `/usr` and `/lib`, so no file of the user's, and nothing of another process;
+- write files of 10 MB each and 50 MB in all into a folder that goes with it, which has no folders in it;
+- start threads, but no process and no other program;
+- use 10 s, and 512 MB of memory.
+
+It shares kernel and CPUs with the run. Where a fault in the kernel is to be no danger, give a tool of your own that
+asks a virtual machine.
 """
 
 import contextlib
@@ -15,25 +23,58 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
-_SECONDS, _MEMORY_BYTES, _FILE_BYTES = 10, 512 << 20, 10 << 20
+_SECONDS, _MEMORY_BYTES, _FILE_BYTES, _FOLDER_BYTES = 10, 512 << 20, 10 << 20, 50 << 20
+_MOST_FILES = 60  # in the folder, and open at a time
 _MOST_OUTPUT_BYTES = 64 << 10
+_POLL_S = 0.05
 
-# By machine: the audit number of its system calls; clone, clone3; and those that are refused: socket, socketpair, kill,
-# tkill, tgkill, ptrace, process_vm_writev, pidfd_send_signal, io_uring_setup, unshare, setns, setsid, fork, vfork.
+# By machine: the audit number of its system calls; clone, clone3, prlimit64, fcntl; and those that are refused. These
+# are, in this order: socket, socketpair, kill, tkill, tgkill, rt_sigqueueinfo, rt_tgsigqueueinfo, pidfd_send_signal,
+# ptrace, process_vm_readv, process_vm_writev, io_uring_setup, unshare, setns, setsid, setpriority, ioprio_set,
+# sched_setscheduler, sched_setparam, sched_setattr, sched_setaffinity, migrate_pages, move_pages, shmget, semget,
+# msgget, mq_open, memfd_create, memfd_secret, add_key, request_key, keyctl, truncate, fchmod, fchmodat, fchmodat2,
+# fchown, fchownat, setxattr, lsetxattr, fsetxattr, removexattr, lremovexattr, fremovexattr, utimensat; and on x86 fork,
+# vfork, chmod, chown, lchown, utime, utimes, futimesat, which others have not.
+_X86_REFUSED = """
+41 53 62 200 234 129 297 424 101 310 311 425 272 308 112 141 251 144 142 314 203 256 279 29 64 68 240 319 447 248 249
+250 76 91 268 452 93 260 188 189 190 197 198 199 280 57 58 90 92 94 132 235 261
+"""
+_ARM_REFUSED = """
+198 199 129 130 131 138 240 424 117 270 271 425 97 268 157 140 30 119 118 274 122 238 239 194 190 186 180 279 447 217
+218 219 45 52 53 452 55 54 5 6 7 14 15 16 88
+"""
 _CALLS = {
-    "x86_64": (0xC000003E, 56, 435, (41, 53, 62, 200, 234, 101, 311, 424, 425, 272, 308, 112, 57, 58)),
-    "aarch64": (0xC00000B7, 220, 435, (198, 199, 129, 130, 131, 117, 271, 424, 425, 97, 268, 157)),
+    "x86_64": (0xC000003E, (56, 435, 302, 72), tuple(map(int, _X86_REFUSED.split()))),
+    "aarch64": (0xC00000B7, (220, 435, 261, 25), tuple(map(int, _ARM_REFUSED.split()))),
 }
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _FILTER = 38, 22, 2
 _LOAD, _EQUAL, _AT_LEAST, _HAS_BITS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _KILL, _REFUSE, _MISSING = 0x7FFF0000, 0x80000000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
-_X32, _CLONE_THREAD = 0x40000000, 0x00010000
+_X32, _CLONE_THREAD, _SET_OWNER, _SET_SIGNAL, _SET_OWNER_EX = 0x40000000, 0x00010000, 8, 10, 15
+
+# Landlock: its system calls, which have the same numbers on all machines, and rights by bit.
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+_WRITE_FILE, _READ_FILE, _READ_DIR, _REMOVE_FILE, _MAKE_REG, _TRUNCATE = (1 << bit for bit in (1, 2, 3, 5, 8, 14))
+_SCOPES = 0b11  # abstract sockets, signals
+_CAPABILITIES_V3 = 0x20080522
 
 
 class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+
+
+def problem() -> str:
+    """Why this machine cannot hold programs to their limits; "": it can."""
+    if sys.platform != "linux" or os.uname().machine not in _CALLS:
+        return f"the tool python needs Linux on {' or '.join(_CALLS)}"
+    if _landlock_version(ctypes.CDLL(None)) < 1:
+        return "the tool python needs a kernel with Landlock (Linux 5.13), so that programs can be kept from files"
+    return ""
 
 
 def python(code: str) -> str:
@@ -45,41 +86,68 @@ def python(code: str) -> str:
     Returns:
         What it printed, and how it failed.
     """
-    if os.uname().machine not in _CALLS:
-        raise RuntimeError(f"programs cannot be cut off from the network on a machine of kind {os.uname().machine}")
-    with tempfile.TemporaryDirectory(prefix="python-tool-", ignore_cleanup_errors=True) as folder:
-        return _run(code, Path(folder))
+    if missing := problem():
+        raise RuntimeError(missing)
+    folder = tempfile.TemporaryDirectory(prefix="python-tool-", ignore_cleanup_errors=True)
+    with folder as name, tempfile.TemporaryFile() as output:
+        return _run(code, Path(name), output)
 
 
-def _run(code: str, folder: Path) -> str:
+def _run(code: str, folder: Path, output: BinaryIO) -> str:
     (folder / "program.py").write_text(code, encoding="utf-8")
-    output = folder / ".output"
-    starter = [sys.executable, "-I", "-S", __file__, str(folder / "program.py")]
-    with open(output, "wb") as file:
-        process = subprocess.Popen(
-            starter,
-            cwd=folder,
-            env={"HOME": str(folder), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            code_of_end: int | None = process.wait(_SECONDS)
-        except subprocess.TimeoutExpired:
-            code_of_end = None
-        finally:
-            _end(process)
-    with open(output, "rb") as file:
-        text = file.read(_MOST_OUTPUT_BYTES).decode("utf-8", "replace").strip()
-    if output.stat().st_size > _MOST_OUTPUT_BYTES:
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", __file__, str(folder / "program.py")],
+        cwd=folder,
+        env={
+            "HOME": str(folder),
+            "TMPDIR": str(folder),
+            "PATH": "/usr/bin:/bin",
+            "LANG": "C.UTF-8",
+            "OMP_NUM_THREADS": "1",
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        stopped = _watched(process, folder)
+    finally:
+        _end(process)
+    output.seek(0)
+    text = output.read(_MOST_OUTPUT_BYTES).decode("utf-8", "replace").strip()
+    if output.seek(0, os.SEEK_END) > _MOST_OUTPUT_BYTES:
         text += "\n[the output is longer]"
-    if code_of_end is None or code_of_end == -signal.SIGXCPU:
-        return f"{text}\n[stopped after {_SECONDS} s]".strip()
-    if code_of_end:
-        return f"{text}\n[ended with {_named(code_of_end)}]".strip()
+    if stopped or process.returncode == -signal.SIGXCPU:
+        return f"{text}\n[stopped: {stopped or _TOO_LONG}]".strip()
+    if process.returncode:
+        return f"{text}\n[ended with {_named(process.returncode)}]".strip()
     return text
+
+
+_TOO_LONG = f"it took more than {_SECONDS} s"
+
+
+def _watched(process: "subprocess.Popen[bytes]", folder: Path) -> str:
+    """Wait for its end; why it is not awaited any more."""
+    end = time.monotonic() + _SECONDS
+    while time.monotonic() < end:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_POLL_S)
+            return ""
+        sizes = list(_sizes(folder))
+        if len(sizes) > _MOST_FILES:
+            return f"it wrote more than {_MOST_FILES} files"
+        if sum(sizes) > _FOLDER_BYTES:
+            return f"it wrote more than {_FOLDER_BYTES >> 20} MB"
+    return _TOO_LONG
+
+
+def _sizes(folder: Path) -> Iterator[int]:
+    with os.scandir(folder) as found:
+        for entry in found:
+            with contextlib.suppress(FileNotFoundError):
+                yield entry.stat(follow_symlinks=False).st_size
 
 
 def _named(code: int) -> str:
@@ -93,41 +161,92 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def _confine() -> None:
-    """Limits and refusals for this process and all that it starts."""
+def _confine(folder: str) -> None:
+    """Limits and refusals for this process and all its threads."""
     limits = {
         resource.RLIMIT_CPU: _SECONDS,
         resource.RLIMIT_AS: _MEMORY_BYTES,
         resource.RLIMIT_FSIZE: _FILE_BYTES,
+        resource.RLIMIT_NOFILE: _MOST_FILES,
         resource.RLIMIT_CORE: 0,
     }
     for name, most in limits.items():
         resource.setrlimit(name, (most, most))
-    # seccomp_data: the number of the call at 0, the architecture at 4, the first argument at 16.
-    architecture, clone, clone3, refused = _CALLS[os.uname().machine]
+    libc = ctypes.CDLL(None, use_errno=True)
+    _must(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
+    _keep_from_files(libc, folder)
+    none = struct.pack("Ii", _CAPABILITIES_V3, 0), bytes(24)
+    _must(libc.capset(*none), "capset")
+    _keep_from_calls(libc)
+
+
+def _must(result: int, what: str) -> int:
+    if result < 0:
+        raise OSError(ctypes.get_errno(), f"{what}: this machine cannot hold a program to its limits")
+    return result
+
+
+def _landlock_version(libc: ctypes.CDLL) -> int:
+    return int(libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), 1))
+
+
+def _keep_from_files(libc: ctypes.CDLL, folder: str) -> None:
+    """All rights to files that Landlock knows of are for the paths named here alone; that of executing one for none."""
+    version = _landlock_version(libc)
+    known = (1 << (13 if version < 2 else 14 if version < 3 else 15 if version < 5 else 16)) - 1
+    rules = struct.pack("QQQ", known, 0, _SCOPES if version >= 6 else 0)
+    ruleset = _must(libc.syscall(_CREATE_RULESET, rules, ctypes.c_size_t(len(rules)), 0), "landlock_create_ruleset")
+    system = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime", "/dev/zero", "/dev/urandom")
+    paths = dict.fromkeys((*system, os.path.join(sys.base_prefix, "lib"), *sys.path), _READ_FILE | _READ_DIR)
+    paths["/dev/null"] = _READ_FILE | _WRITE_FILE
+    paths[folder] = _READ_FILE | _READ_DIR | _WRITE_FILE | _REMOVE_FILE | _MAKE_REG | _TRUNCATE
+    for path, rights in paths.items():
+        if not os.path.exists(path):
+            continue
+        rights &= known if os.path.isdir(path) else known & (_READ_FILE | _WRITE_FILE)
+        at = os.open(path, os.O_PATH)
+        rule = struct.pack("=Qi", rights, at)
+        _must(libc.syscall(_ADD_RULE, ruleset, 1, rule, 0), "landlock_add_rule")
+        os.close(at)
+    _must(libc.syscall(_RESTRICT_SELF, ruleset, 0), "landlock_restrict_self")
+    os.close(ruleset)
+
+
+def _keep_from_calls(libc: ctypes.CDLL) -> None:
+    steps = _filter()
+    code = b"".join(struct.pack("HBBI", *step) for step in steps)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    program = _Program(len(steps), ctypes.cast(buffer, ctypes.c_void_p))
+    _must(libc.prctl(_PR_SET_SECCOMP, _FILTER, ctypes.byref(program), 0, 0), "seccomp")
+
+
+def _filter() -> Sequence[tuple[int, int, int, int]]:
+    """As BPF: code, steps to skip where it holds, where it does not, operand.
+
+    seccomp_data has the number of the call at 0, the architecture at 4, the low halves of the first two arguments at 16
+    and 24.
+    """
+    architecture, (clone, clone3, prlimit, fcntl), refused = _CALLS[os.uname().machine]
     steps = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, 0)]
     steps += [(_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, _KILL)]
     for number in refused:
         steps += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _REFUSE)]
+    # Limits of others, and signals to others from a file.
+    steps += [(_EQUAL, 0, 4, prlimit), (_LOAD, 0, 0, 16), (_EQUAL, 1, 0, 0), (_RETURN, 0, 0, _REFUSE)]
+    steps += [(_RETURN, 0, 0, _ALLOW), (_EQUAL, 0, 6, fcntl), (_LOAD, 0, 0, 24)]
+    steps += [(_EQUAL, 2, 0, _SET_OWNER), (_EQUAL, 1, 0, _SET_SIGNAL), (_EQUAL, 0, 1, _SET_OWNER_EX)]
+    steps += [(_RETURN, 0, 0, _REFUSE), (_RETURN, 0, 0, _ALLOW)]
     # Threads are made by clone where clone3 seems to be missing; whatever else it makes is a process.
     steps += [(_EQUAL, 0, 1, clone3), (_RETURN, 0, 0, _MISSING), (_EQUAL, 0, 4, clone), (_LOAD, 0, 0, 16)]
     steps += [(_HAS_BITS, 1, 0, _CLONE_THREAD), (_RETURN, 0, 0, _REFUSE), (_RETURN, 0, 0, _ALLOW)]
-    steps.append((_RETURN, 0, 0, _ALLOW))
-    code = b"".join(struct.pack("HBBI", *step) for step in steps)
-    buffer = ctypes.create_string_buffer(code, len(code))
-    program = _Program(len(steps), ctypes.cast(buffer, ctypes.c_void_p))
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(
-        _PR_SET_SECCOMP, _FILTER, ctypes.byref(program), 0, 0
-    ):
-        raise OSError(ctypes.get_errno(), "this machine cannot cut a program off from the network (seccomp)")
+    return [*steps, (_RETURN, 0, 0, _ALLOW)]
 
 
 def _main() -> None:
     """The process's half: confine itself, then run the program."""
     path = sys.argv[1]
-    _confine()
     source = Path(path).read_text(encoding="utf-8")
+    _confine(os.path.dirname(path))
     sys.argv = [path]
     exec(compile(source, "program.py", "exec"), {"__name__": "__main__"})
 

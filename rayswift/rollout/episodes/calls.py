@@ -9,7 +9,7 @@ what is wrong with it, as for any call that fails.
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rayswift.data.encode.template import ChatTemplate
@@ -20,11 +20,13 @@ CallFormat = Literal["hermes", "llama3_json", "mistral"]
 
 _HERMES = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 _FUNCTION = re.compile(r"<function=([^>\s]+)>(.*?)(?:</function>|\Z)", re.DOTALL)
-_PARAMETER = re.compile(r"<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
+_PARAMETER = re.compile(r"<parameter=([^>\s]+)>\n?(.*?)\n?(?:</parameter>|(?=<parameter=)|\Z)", re.DOTALL)
 _MISTRAL = "[TOOL_CALLS]"
 _MISTRAL_NAMED = re.compile(r"\s*([^\s\[\]{}]+)\s*(?:\[CALL_ID\][^\[]*)?(?:\[ARGS\]|(?=\{))")
 _PYTHON_TAG = "<|python_tag|>"
 _PROBE = "probe_tool"
+_NO_JSON = (ValueError, RecursionError)
+"""What the `json` module raises; ValueError also for integers of more digits than Python converts."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def _hermes(text: str) -> Said:
 
 def _from_xml(body: str) -> list[Call]:
     return [
-        Call(name, {key: _value(value) for key, value in _PARAMETER.findall(inside)})
+        _sendable(name, {key: _value(value) for key, value in _PARAMETER.findall(inside)})
         for name, inside in _FUNCTION.findall(body)
     ]
 
@@ -93,7 +95,7 @@ def _value(text: str) -> Any:
     """A parameter's JSON, or else its text."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except _NO_JSON:
         return text
 
 
@@ -120,7 +122,7 @@ def _mistral(text: str) -> Said:
 def _named(name: str, body: str) -> Call:
     try:
         return _call({"name": name, "arguments": json.JSONDecoder().raw_decode(body.lstrip())[0]})
-    except (json.JSONDecodeError, RecursionError) as error:
+    except _NO_JSON as error:
         return Call(name, None, f"the arguments are no JSON: {error}")
 
 
@@ -128,7 +130,7 @@ def _from_json(body: str) -> list[Call]:
     """The call in a JSON object, or those of a list."""
     try:
         found = json.loads(body)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except _NO_JSON as error:
         return [Call("", None, f"the call is no JSON: {error}")]
     return [_call(each) for each in (found if isinstance(found, list) else [found])]
 
@@ -139,7 +141,7 @@ def _several(body: str, between: str) -> list[Call]:
     while at < len(body):
         try:
             found, end = decoder.raw_decode(body, at)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except _NO_JSON as error:
             return [*calls, Call("", None, f"the call is no JSON: {error}")]
         calls.append(_call(found))
         space = re.compile(between).match(body, end)
@@ -154,8 +156,17 @@ def _call(found: Any) -> Call:
     if isinstance(arguments, str):
         arguments = _value(arguments)
     if not isinstance(arguments, Mapping):
-        return Call(found["name"], None, "the arguments are no object")
-    return Call(found["name"], arguments)
+        return replace(_sendable(found["name"], {}), arguments=None, problem="the arguments are no object")
+    return _sendable(found["name"], arguments)
+
+
+def _sendable(name: str, arguments: Mapping[str, Any]) -> Call:
+    """A call whose texts can be written as UTF-8: JSON's escapes make halves of surrogate pairs too."""
+    try:
+        json.dumps([name, arguments], ensure_ascii=False).encode()
+    except _NO_JSON as error:
+        return Call("", None, f"the call cannot be written: {error}")
+    return Call(name, arguments)
 
 
 _READERS: Mapping[CallFormat, Callable[[str], Said]] = {"hermes": _hermes, "llama3_json": _llama, "mistral": _mistral}

@@ -14,6 +14,8 @@ from typing import Any
 from rayswift.config import user_code
 from rayswift.config.rollout import RolloutConfig
 from rayswift.log import UserError
+from rayswift.rollout.adapters import verl_tools
+from rayswift.rollout.environments import sandbox
 
 TOOLS, ENVIRONMENT = "rollout.tools", "rollout.environment"
 _SHIPPED = "rayswift.rollout.environments"
@@ -60,6 +62,8 @@ def environment_name(rollout: RolloutConfig) -> str | None:
         return None
     if rollout.environment.startswith("swift_"):
         return "gym_reward"
+    if rollout.environment.startswith("openenv:"):
+        return "openenv"
     return BUILT_IN_ENVIRONMENTS.get(rollout.environment, rollout.environment).rpartition(":")[2]
 
 
@@ -71,14 +75,22 @@ def load_tools(names: Sequence[str]) -> dict[str, Tool]:
     """
     found: dict[str, Tool] = {}
     for written in names:
-        tool = _load(TOOLS, written, BUILT_IN_TOOLS, "tool")
-        if not callable(tool) or inspect.isclass(tool):
-            raise UserError(f"{TOOLS} = {written!r} is of type {type(tool).__name__}, wanted a function")
-        name = tool.__name__
-        if name in found:
-            raise UserError(f"{TOOLS}: two tools are called {name}; rename one")
-        found[name] = tool
+        for name, tool in _tools_of(written).items():
+            if name in found:
+                raise UserError(f"{TOOLS}: two tools are called {name}; rename one")
+            found[name] = tool
     return found
+
+
+def _tools_of(written: str) -> dict[str, Tool]:
+    if written.endswith(".py"):
+        return verl_tools.tools_of(TOOLS, written)
+    tool = _load(TOOLS, written, BUILT_IN_TOOLS, "tool")
+    if not inspect.isroutine(tool):
+        raise UserError(f"{TOOLS} = {written!r} is of type {type(tool).__name__}, wanted a function")
+    if written == "python" and (missing := sandbox.problem()):
+        raise UserError(f"{TOOLS} = {written!r}: {missing}; give a tool of your own")
+    return {tool.__name__: tool}
 
 
 def load_environment(written: str) -> Any:
@@ -120,7 +132,8 @@ def schemas_of(tools: Mapping[str, Tool], where: str) -> list[dict[str, Any]]:
     found = []
     for name, tool in tools.items():
         try:
-            found.append(get_json_schema(tool))
+            _refuse_what_cannot_be_called(tool)
+            found.append(getattr(tool, "tool_schema", None) or get_json_schema(tool))
         except Exception as error:  # of foreign code and docstrings, whatever it is
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
@@ -128,6 +141,15 @@ def schemas_of(tools: Mapping[str, Tool], where: str) -> list[dict[str, Any]]:
                 "and a docstring that says what it does and, under `Args:`, what each argument is"
             ) from error
     return found
+
+
+def _refuse_what_cannot_be_called(tool: Tool) -> None:
+    """A call gives arguments by name, and takes one answer."""
+    if inspect.isgeneratorfunction(tool) or inspect.isasyncgenfunction(tool):
+        raise TypeError("it is a generator (it has yield); return the answer")
+    for each in inspect.signature(tool).parameters.values():
+        if each.kind not in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):
+            raise TypeError(f"its argument {each} cannot be given by a name; name each argument")
 
 
 def checked(rollout: RolloutConfig) -> list[dict[str, Any]]:
@@ -142,9 +164,9 @@ def checked(rollout: RolloutConfig) -> list[dict[str, Any]]:
     found = schemas_of(tools, TOOLS)
     if rollout.environment is None:
         return found
-    if named.is_adapted(rollout.environment):
-        named.check(rollout.environment)
-        return found
+    schemas = named.schemas_of(rollout.environment, bool(tools))
+    if schemas is not None:
+        return schemas
     made = _made(rollout.environment)
     where = f"{ENVIRONMENT} = {rollout.environment!r}"
     if not callable(getattr(made, "reset", None)):
@@ -163,7 +185,7 @@ def _made(written: str) -> Any:
         return load_environment(written)()
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(
             f"{ENVIRONMENT} = {written!r} cannot be made without arguments: {type(error).__name__}: {error}"
         ) from error

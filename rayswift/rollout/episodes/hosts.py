@@ -35,8 +35,8 @@ class Process(Protocol):
     async def start(self) -> None:
         """Start it."""
 
-    async def ask(self, method: str, *arguments: Any, timeout_s: float) -> Any:
-        """Call it; TimeoutError: no answer."""
+    async def ask(self, method: str, *arguments: Any, timeout_s: float | None) -> Any:
+        """Call it; TimeoutError: no answer in time. None: wait for it as long as the process lives."""
 
     def kill(self) -> None:
         """End it."""
@@ -135,8 +135,12 @@ class Hosts:
             Lost: it is gone, and is replaced.
         """
         limit_s = self._timeout_s * max(1, num_calls) + _GRACE_S
+        asking = asyncio.ensure_future(host.process.ask(method, *arguments, timeout_s=None))
         try:
-            answer = await host.process.ask(method, *arguments, timeout_s=limit_s)
+            # A process that answers has calls wait for its threads, and ends those that hang.
+            while not (await asyncio.wait({asking}, timeout=limit_s))[0]:
+                await host.process.ask("beat", timeout_s=_GRACE_S)
+            answer = asking.result()
         except self._lost_errors as error:
             gave_up = isinstance(error, TimeoutError)
             why = f"it did not answer within {limit_s:g} s" if gave_up else "its process ended"
@@ -144,6 +148,8 @@ class Hosts:
             raise Lost(why) from error
         except Exception as error:  # what it answers cannot travel, whatever that is
             raise EpisodeFailed(f"{method} failed: {(str(error).strip().splitlines() or [''])[-1]}") from error
+        finally:
+            asking.cancel()
         if getattr(answer, "hangs", False):
             self._replace(host, f"a call hangs ({self._timeout_s:g} s, rollout.tool_timeout_s)", at_once=False)
         return answer
@@ -189,10 +195,10 @@ class Hosts:
         for left in reversed(range(_MOST_STARTS)):
             try:
                 return await self._start(number)
-            except UserError as error:
+            except Exception as error:  # of a cluster in trouble too: episodes wait for this process
                 logger.warning("%s", error)
                 if not left:
-                    self._error = error
+                    self._error = error if isinstance(error, UserError) else UserError(str(error), exit_code=1)
                     self._wake()
 
 
@@ -212,8 +218,8 @@ class RemoteSession:
         self._told: list[tuple[Turn, Answer]] = []
         self._losses = 0
 
-    async def open(self) -> Sequence[Message] | None:
-        """Begin; the conversation that the model is to answer, None: the row's.
+    async def open(self) -> Sequence[Message] | str | None:
+        """Begin; the conversation that the model is to answer or its text as it stands, None: the row's.
 
         Raises:
             EpisodeFailed: it cannot.

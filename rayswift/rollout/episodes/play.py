@@ -99,9 +99,9 @@ async def play(
         tape.write(asked, made)
         assert made.finish is not None
         last = number + 1 == limits.max_turns or made.finish == "length"
-        text = turns.text(made.token_ids)
+        text, end_text = turns.text(made.token_ids), turns.end(made.token_ids)
         said = parse(text, turns.call_format) if turns.call_format is not None else Said(text)
-        answer = await session.answer(Turn(number, text, said, made.token_ids.tolist(), made.finish, last))
+        answer = await session.answer(Turn(number, text, said, made.token_ids.tolist(), made.finish, last, end_text))
         answers.append(answer)
         heard, number_cut = (None, 0) if last or answer.done else _heard(answer, made, turns)
         fits = heard is not None and limits.room(tape) + number_cut > len(heard)
@@ -122,12 +122,16 @@ async def play(
 def _heard(answer: Answer, made: Completion, turns: Turns) -> tuple[NDArray[np.int32], int]:
     """Tokens of what a turn is answered, and how many of its own are cut off for them."""
     if answer.raw is not None:
-        return turns.raw(answer.raw), len(made.token_ids) - turns.num_tokens(made.token_ids, answer.kept)
+        kept = answer.kept
+        number_cut = 0 if kept is None else len(made.token_ids) - turns.num_tokens(made.token_ids, kept)
+        return turns.raw(answer.raw), number_cut
     ended = bool(len(made.token_ids)) and int(made.token_ids[-1]) in turns.end_ids
     return turns.answer(answer.messages, ended), 0
 
 
-def _prompt(opened: Sequence[Message], turns: Turns) -> NDArray[np.int32]:
+def _prompt(opened: Sequence[Message] | str, turns: Turns) -> NDArray[np.int32]:
+    if isinstance(opened, str):
+        return turns.raw(opened)
     try:
         return turns.prompt(opened)
     except BadRow as bad:
@@ -137,12 +141,14 @@ def _prompt(opened: Sequence[Message], turns: Turns) -> NDArray[np.int32]:
 def _whole(
     request: SampleRequest,
     tape: Tape,
-    opened: Sequence[Message] | None,
+    opened: Sequence[Message] | str | None,
     messages: Sequence[Message],
     answers: Sequence[Answer],
     end: str,
     reward: float | None,
 ) -> Completion:
+    if isinstance(opened, str):
+        opened = [{"role": "user", "content": opened}]
     infos = {name: value for answer in answers for name, value in answer.infos.items()}
     return Completion(
         request.key,
@@ -191,7 +197,8 @@ class Episodes:
     async def _play(self, request: SampleRequest, generate: Generate) -> Completion:
         episode = request.episode
         assert episode is not None
-        start = Start(episode.prompt.messages, episode.prompt.columns, episode.seed)
+        text = self._turns.whole(request.prompt_ids) if self._hosts.has_environment else ""
+        start = Start(episode.prompt.messages, episode.prompt.columns, episode.seed, text)
         session = RemoteSession(self._hosts, request.key, start)
         try:
             return await play(request, generate, session, self._turns, self._limits)

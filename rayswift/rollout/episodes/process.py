@@ -16,9 +16,10 @@ from rayswift.rollout.episodes.sessions import Answer, Hangs, Runner, Session, S
 
 @dataclass(frozen=True)
 class Opening:
-    """How an episode begins. messages: what the model is to answer, None: the row's; problem: why there is none."""
+    """How an episode begins. messages: what the model is to answer, or its text as it stands, None: the row's; problem:
+    why there is none."""
 
-    messages: Sequence[Message] | None = None
+    messages: Sequence[Message] | str | None = None
     problem: str = ""
     hangs: bool = False
 
@@ -61,7 +62,7 @@ class EnvironmentProcess:
         self._tools = load_tools(spec.tools)
         self._run = Runner(ThreadPoolExecutor(spec.tool_threads, "tools"), spec.tool_timeout_s)
         own = spec.environment
-        self._adapter = named.make(spec, self._run) if own and named.is_adapted(own) else None
+        self._adapter = await named.make(spec, self._run) if own else None
         self._make = load_environment(own) if own and self._adapter is None else None
         # Of episodes without an environment, which have no state.
         self._tools_alone = ToolSession(self._run, self._tools, None, spec.max_tool_response_chars)
@@ -76,6 +77,9 @@ class EnvironmentProcess:
             return Opening(problem=f"reset: {error}", hangs=error.in_thread)
         except (Exception, SystemExit) as error:
             return Opening(problem=f"reset raised {told(error)}")
+
+    async def beat(self) -> None:
+        """Whether it answers at all."""
 
     async def _made(self) -> Session:
         if self._adapter is not None:

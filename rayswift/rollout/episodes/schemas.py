@@ -1,6 +1,7 @@
 """What a model is shown of the tools that it may call, and whether its chat template can show it; before Ray starts."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,17 +28,19 @@ def settled(config: ConfigT) -> ConfigT:
         return config
     code = "from rayswift.rollout.episodes import schemas; schemas.print_schemas()"
     given = json.dumps([config.rollout.model_dump(mode="json"), list(config.train.plugins)])
+    rollout = config.rollout
+    names = ", ".join([*rollout.tools, *([rollout.environment] if rollout.environment else [])])
     try:
         done = subprocess.run(
             [sys.executable, "-c", code], input=given, capture_output=True, text=True, timeout=_TIMEOUT_S
         )
     except subprocess.TimeoutExpired as error:
-        raise UserError(f"{contract.TOOLS}: importing them took more than {_TIMEOUT_S} s") from error
+        raise UserError(f"importing {names} took more than {_TIMEOUT_S} s") from error
     try:
         found = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, json.JSONDecodeError) as error:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"{contract.TOOLS}: importing them ended the process: {last}") from error
+        raise UserError(f"importing {names} ended the process with exit code {done.returncode}: {last}") from error
     if "problem" in found:
         raise UserError(found["problem"])
     schemas = config.rollout.tool_schemas or found["schemas"]
@@ -53,7 +56,8 @@ def print_schemas() -> None:
         found: dict[str, Any] = {"schemas": contract.checked(RolloutConfig(**section))}
     except UserError as error:
         found = {"problem": str(error)}
-    print("\n" + json.dumps(found))  # noqa: T201
+    print("\n" + json.dumps(found), flush=True)  # noqa: T201
+    os._exit(0)  # threads of the user's code would keep the process
 
 
 def check_template(config: TrainingConfig, tokenizer_dir: Path) -> None:

@@ -24,11 +24,13 @@ _MOST_PROBLEM_CHARS = 500
 
 @dataclass(frozen=True)
 class Start:
-    """What an episode begins with: the prompt's messages, the row's columns, a seed that its group shares."""
+    """What an episode begins with: the prompt's messages, the row's columns, a seed that its group shares; text: the
+    prompt as the chat template writes it."""
 
     messages: Sequence[Message]
     columns: Mapping[str, Any]
     seed: int
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Turn:
     """What the model wrote.
 
     number: from 0; text: all of it, without what ends it; said: the same with its calls; finish: see `Completion`;
-    last: no turn follows.
+    last: no turn follows; end: the end token's text, if it has one.
     """
 
     number: int
@@ -45,21 +47,22 @@ class Turn:
     token_ids: Sequence[int]
     finish: Finish
     last: bool
+    end: str = ""
 
 
 @dataclass(frozen=True)
 class Answer:
     """What it was answered.
 
-    messages: put behind its turn; raw: a text that is put there as it stands instead, within the turn: of that, the
-    first `kept` characters stay, and the model writes on; done: the episode is over; calls, failed_calls: of tools;
-    problem: why the episode can have no reward; hangs: a thread that cannot be ended is left; infos: for reward
-    functions.
+    messages: put behind its turn; raw: a text that is put there as it stands instead, and the model writes on: behind
+    the first `kept` characters of the turn, None: behind all of it, with its end token; done: the episode is over;
+    calls, failed_calls: of tools; problem: why the episode can have no reward; hangs: a thread that cannot be ended is
+    left; infos: for reward functions.
     """
 
     messages: tuple[Message, ...] = ()
     raw: str | None = None
-    kept: int = 0
+    kept: int | None = 0
     done: bool = False
     calls: int = 0
     failed_calls: int = 0
@@ -71,8 +74,8 @@ class Answer:
 class Session(Protocol):
     """An episode's other side."""
 
-    async def reset(self, start: Start) -> Sequence[Message] | None:
-        """Begin; the conversation that the model is to answer where it is not that of the row."""
+    async def reset(self, start: Start) -> Sequence[Message] | str | None:
+        """Begin; the conversation that the model is to answer where it is not that of the row, or its text."""
 
     async def answer(self, turn: Turn) -> Answer:
         """Answer a turn."""
@@ -89,13 +92,14 @@ class Runner:
 
     Args:
         threads: For those that are no coroutines.
-        timeout_s: Longest time of a call.
+        timeout_s: Longest time of a call, from when it has a thread; and that a call waits for one while no other ends.
     """
 
     def __init__(self, threads: Executor, timeout_s: float):
         self._threads, self.timeout_s = threads, timeout_s
+        self._num_ended = 0
 
-    async def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    async def __call__(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """What a function returns.
 
         Raises:
@@ -105,9 +109,29 @@ class Runner:
         is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
         if is_async:
             return await self._within(function(*args, **kwargs), False)
-        loop = asyncio.get_running_loop()
-        found = await self._within(loop.run_in_executor(self._threads, partial(function, *args, **kwargs)), True)
+        found = await self._in_thread(partial(function, *args, **kwargs))
         return await self._within(found, False) if inspect.isawaitable(found) else found
+
+    async def _in_thread(self, function: Callable[[], Any]) -> Any:
+        loop, has_begun = asyncio.get_running_loop(), asyncio.Event()
+
+        def called() -> Any:
+            loop.call_soon_threadsafe(has_begun.set)
+            return function()
+
+        work = loop.run_in_executor(self._threads, called)
+        waits = asyncio.ensure_future(has_begun.wait())
+        try:
+            num_ended = -1
+            while not waits.done() and num_ended != self._num_ended:
+                num_ended = self._num_ended
+                await asyncio.wait({waits}, timeout=self.timeout_s)
+        finally:
+            waits.cancel()
+        try:
+            return await self._within(work, True)
+        finally:
+            self._num_ended += work.done() and not work.cancelled()
 
     async def _within(self, work: Awaitable[Any], in_thread: bool) -> Any:
         task = asyncio.ensure_future(work)
@@ -119,7 +143,7 @@ class Runner:
 
 
 class Hangs(Exception):
-    """A call that does not return. in_thread: nothing can end it but the end of its process."""
+    """A call without an answer. in_thread: it does not return, and nothing can end it but the end of its process."""
 
     def __init__(self, message: str, in_thread: bool):
         super().__init__(message)
@@ -149,11 +173,20 @@ class ToolSession:
         tools: By name.
         environment: An instance of its own; None: tools alone.
         max_chars: Longest answer.
+        own: What of the environment may be called; None: its public methods.
     """
 
-    def __init__(self, run: Runner, tools: Mapping[str, Tool], environment: Any, max_chars: int):
+    def __init__(
+        self,
+        run: Runner,
+        tools: Mapping[str, Tool],
+        environment: Any,
+        max_chars: int,
+        own: Mapping[str, Tool] | None = None,
+    ):
         self._run, self._environment, self._max_chars = run, environment, max_chars
-        own = methods_of(environment) if environment is not None else {}
+        if own is None:
+            own = methods_of(environment) if environment is not None else {}
         self._tools: Mapping[str, Tool] = {**tools, **own}
         self._own = frozenset(own)
 
@@ -178,26 +211,32 @@ class ToolSession:
         messages, num_failed, problem, hangs = [], 0, "", False
         for call in calls:
             try:
-                content = as_text(await self._called(call))
+                content = await self._called(call)
             except Hangs as error:
                 hangs |= error.in_thread
                 if call.name in self._own:
                     problem = f"{call.name}: {error}"
                 content, num_failed = _failed(str(error)), num_failed + 1
             except (Exception, SystemExit) as error:
-                content, num_failed = _failed(str(error) or type(error).__name__), num_failed + 1
+                reason = cut(str(error) or type(error).__name__, self._max_chars)
+                content, num_failed = _failed(reason), num_failed + 1
             messages.append({"role": "tool", "name": call.name or "unknown", "content": cut(content, self._max_chars)})
             if problem:
                 break
-        done = not calls or getattr(self._environment, "done", False) is True
-        return Answer(tuple(messages), None, 0, done, len(calls), num_failed, problem, hangs)
+        return Answer(tuple(messages), None, 0, not calls or self._is_done(), len(calls), num_failed, problem, hangs)
 
-    async def _called(self, call: Call) -> Any:
+    def _is_done(self) -> bool:
+        done = getattr(self._environment, "done", False)
+        return not callable(done) and bool(done)
+
+    async def _called(self, call: Call) -> str:
+        """What a tool answered: a text as it is, all else as Python writes it, as TRL does."""
         if call.arguments is None:
             raise ValueError(call.problem)
         if call.name not in self._tools:
             raise ValueError(f"there is no tool {call.name}; there are {', '.join(self._tools)}")
-        return await self._run(self._tools[call.name], **call.arguments)
+        value = await self._run(self._tools[call.name], **call.arguments)
+        return value if isinstance(value, str) else str(await self._run(str, value))
 
     async def reward(self) -> float | None:
         """See Session."""
@@ -209,11 +248,6 @@ class ToolSession:
         function = getattr(self._environment, "close", None)
         if callable(function):
             await self._run(function)
-
-
-def as_text(value: Any) -> str:
-    """What a tool returned as its answer: a text as it is, all else as Python writes it, as TRL does."""
-    return value if isinstance(value, str) else str(value)
 
 
 def _failed(reason: str) -> str:

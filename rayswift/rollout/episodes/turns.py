@@ -145,5 +145,15 @@ class Turns:
 
     def text(self, token_ids: NDArray[np.int32]) -> str:
         """What the model wrote in a turn, without what ends it; special tokens stay, as some open a call."""
-        ids = token_ids[:-1] if len(token_ids) and int(token_ids[-1]) in self.end_ids else token_ids
-        return str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=False))
+        return self.whole(token_ids[:-1] if self._has_end(token_ids) else token_ids)
+
+    def end(self, token_ids: NDArray[np.int32]) -> str:
+        """The text of what ends a turn, "" where nothing does."""
+        return self.whole(token_ids[-1:]) if self._has_end(token_ids) else ""
+
+    def whole(self, token_ids: NDArray[np.int32]) -> str:
+        """The text of tokens, special ones included."""
+        return str(self._tokenizer.decode(token_ids.tolist(), skip_special_tokens=False))
+
+    def _has_end(self, token_ids: NDArray[np.int32]) -> bool:
+        return len(token_ids) > 0 and int(token_ids[-1]) in self.end_ids

@@ -123,8 +123,8 @@ class ActorWorker:
         await self.start()
         return failure
 
-    async def ask(self, method: str, *arguments: Any, timeout_s: float) -> Any:
-        """What a method of the actor answers; many may be asked at a time.
+    async def ask(self, method: str, *arguments: Any, timeout_s: float | None) -> Any:
+        """What a method of the actor answers; many may be asked at a time. timeout_s: None: as long as it lives.
 
         Raises:
             TimeoutError: it did not answer in time.
@@ -138,7 +138,7 @@ class ActorWorker:
             ray.kill(self._actor, no_restart=True)
 
 
-async def _answer(ref: Any, timeout_s: float) -> Any:
+async def _answer(ref: Any, timeout_s: float | None) -> Any:
     """The value of a reference.
 
     Raises:

@@ -67,6 +67,12 @@ class World:
     dies: Counter[str] = field(default_factory=Counter)
     told: Counter[str] = field(default_factory=Counter)
     dead: bool = False
+    frozen: bool = False
+
+    async def _beat(self, timeout_s: float | None) -> None:
+        if self.frozen:
+            await asyncio.sleep(timeout_s or 1e9)
+            raise TimeoutError
 
     async def start(self) -> None:
         await asyncio.sleep(1)
@@ -74,16 +80,19 @@ class World:
     def kill(self) -> None:
         self.dead = True
 
-    async def ask(self, method: str, *arguments: Any, timeout_s: float) -> Any:
+    async def ask(self, method: str, *arguments: Any, timeout_s: float | None) -> Any:
         await asyncio.sleep(0.01)
+        if method == "beat":
+            await self._beat(timeout_s)
+            return None
         key = arguments[0]
         if self.dead or self.dies[key] > 0:
             self.dies[key] -= 1
             self.dead = True
             raise ConnectionError("gone")
         if self.fails.get(key) == method:
-            await asyncio.sleep(timeout_s)
-            raise TimeoutError
+            self.frozen = True
+            await asyncio.sleep(1e9)
         if method == "open":
             return Opening(None if key.endswith("1") else [{"role": "user", "content": f"guess {key}"}])
         if method == "close":
@@ -253,6 +262,26 @@ def test_an_environment_that_hangs_is_an_outcome(tokenizer_dir: Path) -> None:
     assert sum(len(group.scored) for group in groups) + len(reasons) == 12
 
 
+def test_a_process_that_answers_is_not_lost_however_long_its_calls_wait(tokenizer_dir: Path) -> None:
+    turns = Watched(tokenizer_dir)
+
+    class Busy(World):
+        async def ask(self, method: str, *arguments: Any, timeout_s: float | None) -> Any:
+            await asyncio.sleep(200 if method == "answer" else 0)
+            return await super().ask(method, *arguments, timeout_s=timeout_s)
+
+    async def story(pool: Pool, _: Engines) -> int:
+        hosts = Hosts(lambda _: Busy(), 1, 60.0, True, (ConnectionError,))
+        await hosts.start()
+        episodes = Episodes(pool, hosts, turns, LIMITS)
+        requests = [one for each in prompts(2, turns) for one in requests_for(each, "train", 2, 400, 460, 0)]
+        await asyncio.gather(*episodes.sample(requests, 0))
+        await hosts.close()
+        return hosts.num_lost
+
+    assert in_pool(story, Engines()) == 0
+
+
 def test_an_episode_survives_the_loss_of_its_process_once(tokenizer_dir: Path) -> None:
     turns = Watched(tokenizer_dir)
 
@@ -261,7 +290,7 @@ def test_an_episode_survives_the_loss_of_its_process_once(tokenizer_dir: Path) -
 
         has_died = False
 
-        async def ask(self, method: str, *arguments: Any, timeout_s: float) -> Any:
+        async def ask(self, method: str, *arguments: Any, timeout_s: float | None) -> Any:
             if method == "answer" and arguments[1].number == 1 and not Dying.has_died:
                 Dying.has_died = self.dead = True
             return await super().ask(method, *arguments, timeout_s=timeout_s)
@@ -296,7 +325,7 @@ def test_a_prompt_without_room_is_an_outcome(tokenizer_dir: Path) -> None:
 class EightTurns(World):
     """Answers after a tenth of a second, one to eight times."""
 
-    async def ask(self, method: str, *arguments: Any, timeout_s: float) -> Any:
+    async def ask(self, method: str, *arguments: Any, timeout_s: float | None) -> Any:
         await asyncio.sleep(0.1)
         if method != "answer":
             return Opening() if method == "open" else Closing(1.0)

@@ -96,7 +96,9 @@ def said(text: str, number: int = 0, last: bool = False) -> Turn:
 def told(environment: str, story: Any, **options: Any) -> Any:
     async def tell() -> Any:
         with ThreadPoolExecutor(2) as threads:
-            return await story(named.make(spec(environment, **options), Runner(threads, 5.0))())
+            make = await named.make(spec(environment, **options), Runner(threads, 5.0))
+            assert make is not None
+            return await story(make())
 
     return asyncio.run(tell())
 
@@ -161,6 +163,8 @@ def test_what_cannot_be_had_is_said_before_anything_starts() -> None:
             contract.checked(RolloutConfig(environment=environment))
         assert problem in str(raised.value)
     assert contract.checked(RolloutConfig(environment="swift_env:lock")) == []
+    with pytest.raises(UserError, match="answers all turns itself; leave one out"):
+        contract.checked(RolloutConfig(environment="swift_env:lock", tools=["calculator"]))
 
 
 class Script:

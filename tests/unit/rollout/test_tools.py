@@ -2,17 +2,22 @@
 
 import asyncio
 import json
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import trl
 from tokenizers import AddedToken, Tokenizer
 
+from rayswift.config.load import load as load_config
 from rayswift.config.rollout import RolloutConfig
 from rayswift.data.encode.template import ChatTemplate
+from rayswift.launch.dry_run import dry_run
 from rayswift.log import UserError
 from rayswift.rollout.environments.calculator import calculator
 from rayswift.rollout.environments.guess_number import GuessNumber
@@ -20,7 +25,7 @@ from rayswift.rollout.environments.sandbox import python
 from rayswift.rollout.episodes import contract
 from rayswift.rollout.episodes.calls import Call, CallFormat, Said, format_of, parse
 from rayswift.rollout.episodes.process import EnvironmentProcess
-from rayswift.rollout.episodes.sessions import Answer, Runner, Start, ToolSession, Turn, cut
+from rayswift.rollout.episodes.sessions import Answer, Hangs, Runner, Start, ToolSession, Turn, cut
 from rayswift.rollout.episodes.turns import Turns
 
 TINY = Path(__file__).parents[3] / "examples" / "tiny"
@@ -96,13 +101,36 @@ def test_calls_are_found(text: str, call_format: CallFormat, said: Said) -> None
         ("[TOOL_CALLS]nothing", "mistral"),
         ("[TOOL_CALLS]add[ARGS]{", "mistral"),
         (f"<tool_call>{'[' * 100_000}</tool_call>", "hermes"),
+        (f'<tool_call>{{"name": "add", "arguments": {"9" * 5000}}}</tool_call>', "hermes"),
+        (f'<tool_call>{{"name": "add", "arguments": "{"[" * 100_000}"}}</tool_call>', "hermes"),
+        (f'{{"name": "add", "parameters": {{"a": {"9" * 5000}}}}}', "llama3_json"),
+        (f'[TOOL_CALLS]add[ARGS]{{"a": {"9" * 5000}}}', "mistral"),
+        ('<tool_call>{"name": "\\ud800", "arguments": {}}</tool_call>', "hermes"),
+        ('<tool_call>{"name": "\\ud800", "arguments": 3}</tool_call>', "hermes"),
+        ('<tool_call>{"name": "add", "arguments": {"a": ["\\udfff"]}}</tool_call>', "hermes"),
     ],
 )
 def test_a_call_that_cannot_be_read_is_a_call_with_a_problem(text: str, call_format: CallFormat) -> None:
     (call,) = parse(text, call_format).calls
     assert call.arguments is None
     assert call.problem
-    json.dumps(parse(text, call_format).message)
+    json.dumps([parse(text, call_format).message, call.name], ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000], ids=["digits", "depth"])
+def test_a_parameter_that_json_cannot_read_is_its_text(value: str) -> None:
+    text = f"<tool_call><function=add><parameter=a>{value}</parameter></function></tool_call>"
+    assert parse(text, "hermes").calls == (Call("add", {"a": value}),)
+
+
+def test_marks_that_a_model_repeats_are_read_in_time_that_grows_as_they_do() -> None:
+    def seconds(number: int) -> float:
+        begin = time.process_time()
+        parse("<tool_call><function=a>" + "<parameter=a>" * number, "hermes")
+        return time.process_time() - begin
+
+    few = min(seconds(500) for _ in range(3))
+    assert seconds(8000) < few * 16 * 4  # linear: 16 times; quadratic: 256 times
 
 
 def tokenizer_folder(folder: Path, template: str, end: str) -> Path:
@@ -169,6 +197,47 @@ def test_a_tool_without_types_or_words_is_refused(tmp_path: Path) -> None:
     assert "type hint" in problem_of(tmp_path, source, tools="f")
 
 
+NAMED = '\n    """Do.\n\n    Args:\n        a: It.\n    """\n'
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("def f(*a: int):" + NAMED, "its argument *a: int cannot be given by a name"),
+        ("def f(**a: int):" + NAMED, "its argument **a: int cannot be given by a name"),
+        ("def f(a: int, /):" + NAMED, "its argument a: int cannot be given by a name"),
+        ("def f(a: int):" + NAMED + "    yield a\n", "it is a generator"),
+        ("async def f(a: int):" + NAMED + "    yield a\n", "it is a generator"),
+        ("import functools\nf = functools.partial(print, 1)\n", "is of type partial, wanted a function"),
+        ("class f:\n    pass\n", "is of type type, wanted a function"),
+        ("f = 3\n", "is of type int, wanted a function"),
+        ("import sys\nsys.exit(3)\n", "cannot be imported: SystemExit: 3"),
+    ],
+)
+def test_a_tool_that_cannot_be_called_is_refused(tmp_path: Path, source: str, problem: str) -> None:
+    assert problem in problem_of(tmp_path, source, tools="f")
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (["--tools", "calculatr"], "rollout.tools = 'calculatr' is no built-in tool"),
+        (["--tools", "mine.py:f"], "rollout.tools = 'mine.py:f' has no `f`"),
+        (["--environment", "mine.py:Leaves"], "importing mine.py:Leaves ended the process with exit code 4"),
+    ],
+)
+def test_a_dry_run_looks_at_tools_and_environment(
+    flags: list[str], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "import os, threading, time\nthreading.Thread(target=time.sleep, args=(900,)).start()\n"
+    (tmp_path / "mine.py").write_text(source + "class Leaves:\n    def __init__(self):\n        os._exit(4)\n")
+    monkeypatch.chdir(tmp_path)
+    argv = ["--model", "m", "--dataset", "d", "--rlhf_type", "grpo", "--reward_funcs", "accuracy", *flags]
+    with pytest.raises(UserError) as raised:
+        dry_run(load_config("rlhf", argv).config)
+    assert problem.replace(" has no", ": mine.py has no") in str(raised.value)
+
+
 def test_an_environment_is_looked_at(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -176,6 +245,9 @@ def test_an_environment_is_looked_at(tmp_path: Path) -> None:
     assert "reset(**row)" in problem_of(tmp_path / "a", "class E:\n    pass\n", environment="E")
     no_reward = "class E:\n    def reset(self):\n        pass\n"
     assert "no get_reward()" in problem_of(tmp_path / "b", no_reward, environment="E")
+    (tmp_path / "d").mkdir()
+    leaves = "class E:\n    def __init__(self):\n        raise SystemExit(3)\n"
+    assert "cannot be made without arguments: SystemExit: 3" in problem_of(tmp_path / "d", leaves, environment="E")
     needs = "class E:\n    def __init__(self, x):\n        pass\n"
     assert "cannot be made without arguments" in problem_of(tmp_path / "c", needs, environment="E")
 
@@ -299,6 +371,72 @@ def test_what_goes_wrong_in_a_process_is_told() -> None:
     assert closing.problem.startswith("get_reward raised TypeError: the reward is 'much'")
 
 
+def test_a_call_that_waits_for_a_thread_does_not_hang() -> None:
+    async def story() -> list[Any]:
+        with ThreadPoolExecutor(1) as threads:
+            run = Runner(threads, 0.5)
+            return await asyncio.gather(*(run(time.sleep, 0.2) for _ in range(6)))
+
+    assert asyncio.run(story()) == [None] * 6
+
+
+def test_a_call_that_waits_for_a_thread_that_hangs_ends() -> None:
+    release = threading.Event()
+
+    async def story() -> list[Any]:
+        run = Runner(ThreadPoolExecutor(1), 0.2)
+        found = await asyncio.gather(run(release.wait), run(time.sleep, 0), return_exceptions=True)
+        release.set()
+        return found
+
+    hangs = asyncio.run(story())
+    assert [(type(each), each.in_thread) for each in hangs] == [(Hangs, True)] * 2
+
+
+def test_arguments_may_have_any_name() -> None:
+    def named(function: int, call: int, timeout_s: int) -> int:
+        return function + call + timeout_s
+
+    async def story() -> Answer:
+        session = ToolSession(Runner(ThreadPoolExecutor(1), 5.0), {"named": named}, None, 1000)
+        call = Call("named", {"function": 1, "call": 2, "timeout_s": 3})
+        return await session.answer(Turn(0, "", Said("", (call,)), [], "stop", False))
+
+    assert asyncio.run(story()).messages[0]["content"] == "6"
+
+
+def test_an_answer_that_is_no_text_is_written_within_the_limit() -> None:
+    class Slow:
+        def __str__(self) -> str:
+            time.sleep(1)
+            return "slow"
+
+    def slow() -> Slow:
+        return Slow()
+
+    async def story(tool: Any) -> Answer:
+        with ThreadPoolExecutor(1) as threads:
+            return await ToolSession(Runner(threads, 0.2), {"t": tool}, None, 1000).answer(turn("t"))
+
+    assert "no answer within 0.2 s" in asyncio.run(story(slow)).messages[0]["content"]
+    for value, text in ((None, "None"), (b"x", "b'x'"), ([1], "[1]")):
+        assert asyncio.run(story(lambda value=value: value)).messages[0]["content"] == text
+
+
+@pytest.mark.parametrize("done", [True, np.True_, 1])
+def test_whatever_is_true_ends_an_episode(done: Any) -> None:
+    game = GuessNumber()
+
+    async def story(session: ToolSession) -> Answer:
+        await session.reset(start(number=5, guesses=9))
+        answer = await session.answer(Turn(0, "", Said("", (Call("guess", {"number": 4}),)), [], "stop", False))
+        assert not answer.done
+        session._environment.done = done
+        return await session.answer(turn("calculator"))
+
+    assert in_session(story, game).done
+
+
 # ---- what is shipped ----
 
 
@@ -330,10 +468,10 @@ def test_the_games_number_is_the_same_for_a_group() -> None:
     [
         ("print(6 * 7)", "42"),
         ("import threading; t = threading.Thread(target=print, args=(7,)); t.start(); t.join()", "7"),
-        ("import socket; socket.socket()", "PermissionError"),
-        ("import os; os.fork()", "PermissionError"),
-        ("import subprocess; subprocess.run(['ls'])", "PermissionError"),
-        ("import os; os.kill(os.getppid(), 9)", "PermissionError"),
+        ("open('a', 'w').write('x'); import os; os.rename('a', 'b'); print(open('b').read()); os.remove('b')", "x"),
+        ("import tempfile, ssl, sqlite3, zoneinfo; tempfile.TemporaryFile(); print(zoneinfo.ZoneInfo('UTC'))", "UTC"),
+        ("for n in range(10**5): open(str(n), 'w').close()", "[stopped: it wrote more than 60 files]"),
+        ("for n in range(20): open(str(n), 'wb').write(b'0' * 9_000_000)", "[stopped: it wrote more than 50 MB]"),
         ("bytearray(10**10)", "MemoryError"),
         ("open('f', 'wb').write(b'0' * 10**8)", "File too large"),
         ("print('x' * 10**6)", "[the output is longer]"),
@@ -342,6 +480,56 @@ def test_the_games_number_is_the_same_for_a_group() -> None:
 )
 def test_a_program_runs_within_its_limits(code: str, said: str) -> None:
     assert python(code).endswith(said) or said in python(code)
+
+
+ESCAPES = """
+socket.socket()
+os.fork()
+subprocess.run(["ls"])
+os.execv("/bin/true", ["true"])
+os.kill(os.getppid(), 0)
+fcntl.fcntl(1, fcntl.F_SETOWN, os.getppid())
+resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+os.setpriority(os.PRIO_PROCESS, os.getppid(), 0)
+os.memfd_create("x")
+open("/dev/shm/out", "w")
+open("../escaped-program", "w")
+open(f"/proc/{os.getppid()}/environ", "rb")
+open(f"/proc/{os.getppid()}/mem", "r+b")
+os.listdir("/etc")
+os.listdir("/proc")
+os.chmod("/tmp", 0o1777)
+os.utime("/tmp")
+os.truncate("/tmp", 0)
+os.chroot("/tmp")
+os.mkfifo(".output")
+os.mkdir("d")
+os.symlink("/etc", "l")
+refused(libc.mount(b"none", b".", b"tmpfs", 0, None))
+refused(libc.shmget(0, 1 << 20, 0o1600))
+refused(libc.msgget(0, 0o1600))
+refused(libc.unshare(0x10000000))
+"""
+
+
+def test_a_program_cannot_get_out() -> None:
+    code = f"""
+import ctypes, fcntl, os, resource, socket, subprocess
+libc = ctypes.CDLL(None)
+def refused(result):
+    if result < 0:
+        raise PermissionError
+for line in {ESCAPES.strip().splitlines()!r}:
+    try:
+        exec(line)
+    except (PermissionError, ValueError):
+        continue
+    except Exception as error:
+        line += f": {{error!r}}"
+    print("not refused:", line)
+"""
+    assert python(code) == ""
 
 
 def test_a_cut_keeps_both_ends() -> None:
