@@ -19,6 +19,7 @@ from rayswift.config.rollout import RolloutConfig
 from rayswift.data.encode.template import ChatTemplate
 from rayswift.launch.dry_run import dry_run
 from rayswift.log import UserError
+from rayswift.rollout.environments import sandbox
 from rayswift.rollout.environments.calculator import calculator
 from rayswift.rollout.environments.guess_number import GuessNumber
 from rayswift.rollout.environments.sandbox import python
@@ -253,8 +254,8 @@ def test_an_environment_is_looked_at(tmp_path: Path) -> None:
 
 
 def test_schemas_are_those_of_the_tools_and_of_the_environments_methods() -> None:
-    found = contract.checked(RolloutConfig(tools=["calculator", "python"], environment="guess_number"))
-    assert [each["function"]["name"] for each in found] == ["calculator", "python", "guess"]
+    found = contract.checked(RolloutConfig(tools=["calculator"], environment="guess_number"))
+    assert [each["function"]["name"] for each in found] == ["calculator", "guess"]
     assert contract.environment_name(RolloutConfig(environment="guess_number")) == "GuessNumber"
 
 
@@ -463,6 +464,10 @@ def test_the_games_number_is_the_same_for_a_group() -> None:
     assert found[0] == found[1]
 
 
+in_a_sandbox = pytest.mark.skipif(bool(sandbox.problem()), reason=sandbox.problem())
+
+
+@in_a_sandbox
 @pytest.mark.parametrize(
     ("code", "said"),
     [
@@ -513,6 +518,7 @@ refused(libc.unshare(0x10000000))
 """
 
 
+@in_a_sandbox
 def test_a_program_cannot_get_out() -> None:
     code = f"""
 import ctypes, fcntl, os, resource, socket, subprocess
