@@ -11,6 +11,7 @@ from rayswift.data.tokenizer import vocabulary
 from rayswift.engines.vllm import setup as engine_setup
 from rayswift.log import UserError
 from rayswift.model.kind import abilities
+from rayswift.run import checkpoint
 
 
 def check(config: TrainingConfig) -> None:
@@ -48,7 +49,7 @@ def _teacher_problems(config: RlhfConfig) -> list[str]:
     if not folder.is_dir():
         return _nowhere("model.teacher", path)
     if not (folder / "config.json").exists():
-        return [f"model.teacher = {path!r} holds no model (config.json)"]
+        return [_no_model("model.teacher", path, "config.json")]
     found = vocabulary.difference(Path(model.path), folder) if Path(model.path).is_dir() else ""
     if found:
         return [
@@ -65,7 +66,7 @@ def _critic_problems(config: RlhfConfig) -> list[str]:
     if not Path(path).is_dir():
         return _nowhere("model.critic_path", path)
     if not (Path(path) / "config.json").exists():
-        return [f"model.critic_path = {path!r} holds no model (config.json)"]
+        return [_no_model("model.critic_path", path, "config.json")]
     return []
 
 
@@ -76,6 +77,14 @@ def _nowhere(field: str, path: str) -> list[str]:
     return []
 
 
+def _no_model(field: str, path: str, files: str) -> str:
+    """The problem of a folder without a model, with the checkpoint that a run folder holds."""
+    folder = Path(path)
+    is_run = checkpoint.newest(folder) is not None
+    remedy = f"name its checkpoint {checkpoint.model_folder(folder)}" if is_run else "name a checkpoint"
+    return f"{field} = {path!r} holds no model ({files}); {remedy}"
+
+
 def _reward_model_problems(rollout: RolloutConfig) -> list[str]:
     found = []
     plugins = rollout.reward_model_plugins or ["default"] * len(rollout.reward_models)
@@ -84,10 +93,7 @@ def _reward_model_problems(rollout: RolloutConfig) -> list[str]:
         if not folder.is_dir():
             found += _nowhere("rollout.reward_models", path)
         elif not any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
-            found.append(
-                f"rollout.reward_models = {path!r} holds no model (config.json or adapter_config.json); give a "
-                "checkpoint of task rm"
-            )
+            found.append(_no_model("rollout.reward_models", path, "config.json or adapter_config.json"))
         elif plugin == "default":
             found += abilities.score_problems("rollout.reward_models", path)
     return found

@@ -14,6 +14,7 @@ from rayswift.data.tokenizer.vocabulary import difference as vocabulary_differen
 from rayswift.engines.vllm import setup as engine_setup
 from rayswift.log import UserError
 from rayswift.rollout import checks
+from rayswift.run import checkpoint
 
 
 def config(**fields: Any) -> RlhfConfig:
@@ -182,6 +183,16 @@ def test_lengths_and_rounds() -> None:
     assert max_sequence_length(config(rollout__max_model_len=4096)) == 2048
     assert round_size(config()) is None
     assert round_size(config(train__global_batch_size=16, train__steps_per_generation=4)) == 64
+
+
+@pytest.mark.parametrize("field", ["model__teacher", "model__critic_path", "rollout__reward_models"])
+def test_of_a_run_folder_the_checkpoint_is_named(tmp_path: Path, field: str) -> None:
+    saved = tmp_path / "checkpoint-5"
+    saved.mkdir()
+    checkpoint.write_manifest(saved, step=5, world_size=1, zero_stage=0)
+    given: Any = [str(tmp_path)] if field.endswith("models") else str(tmp_path)
+    with pytest.raises(UserError, match=rf"holds no model \(config.json.*\); name its checkpoint {saved}$"):
+        checks.check(config(**{field: given}))
 
 
 def test_what_sampling_needs_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
