@@ -6,14 +6,18 @@ from rayswift.cluster.layout import lay_out
 from rayswift.config.checks.built import not_built
 from rayswift.config.checks.distillation import engines_of, is_sampling
 from rayswift.config.load import to_yaml
-from rayswift.config.schema import TrainingConfig
+from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.data.sources import parse_source
 from rayswift.launch.plan import describe, remarks, resolve
+from rayswift.log import refuse
+from rayswift.rollout.rewards import functions as rewards
 
 
 def dry_run(config: TrainingConfig) -> None:
     """Print the resolved config and the plan; raise UserError if fields contradict each other."""
     plan = resolve(config, lay_out(config.cluster, rollout=engines_of(config), samples=is_sampling(config)), None)
+    if isinstance(config, RlhfConfig):
+        refuse(rewards.problems(config.rollout))
     unchecked = []
     if not plan.layout.local:
         unchecked.append("the cluster: its resources are checked when the run starts")

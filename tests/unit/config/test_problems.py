@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from rayswift import cli
 from rayswift.cluster.layout import Layout
+from rayswift.config.checks import built
 from rayswift.config.checks.built import is_unbuilt, refuse_unbuilt
 from rayswift.config.load import load
 from rayswift.config.model import ModelConfig
@@ -44,6 +45,79 @@ def test_an_unknown_flag_hides_no_other_problem() -> None:
     dry = problems("sft", *argv, "--dry_run")
     assert not any("not built" in line for line in dry)  # which a dry run resolves
     assert any(line.startswith("model.quantization = nf4") for line in dry)
+
+
+def test_a_flag_without_a_value_is_no_text() -> None:
+    # As `--output_dir $UNSET` is.
+    with pytest.raises(UserError) as caught:
+        load("sft", ["--model", "--dataset", "--output_dir", "--learning_rate", "--packing"])
+    names = ("model", "dataset", "output_dir", "learning_rate")
+    assert str(caught.value).splitlines() == [f"--{name} has no value; write one behind it" for name in names]
+    assert load("sft", [*NEEDED, "--random_init", "--packing"]).config.model.random_init
+
+
+@pytest.mark.parametrize("path", ["data.dataset", "model.path", "train.output_dir", "cluster.deepspeed"])
+def test_a_path_is_neither_empty_nor_a_variable(path: str) -> None:
+    # An empty one is the folder of the command: all its rows would be trained, and the run be written there.
+    assert problems("sft", f"--{path}", "") == [f"{path} = '': a path is not empty; `.` is the folder of the command"]
+    for variable in ("${HOME}/x", "$HOME/x", "s3://bucket/${RUN}"):
+        (line,) = problems("sft", f"--{path}", variable)
+        assert line == f"{path} = {variable!r}: variables are not replaced; write the path itself"
+
+
+def test_a_config_that_is_not_read_is_the_only_problem(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    for text in ("model: {path: m}\nmodel: {path: n}\n", "model:\n\tpath: m\n", "words\n"):
+        file.write_text(text)
+        with pytest.raises(UserError) as caught:
+            load("sft", ["--config", str(file)])
+        (line,) = str(caught.value).splitlines()
+        assert line.startswith(f"--config {file} ")
+
+
+def test_of_a_flag_given_twice_the_last_counts_and_it_is_said() -> None:
+    argv = ["--model", "m", "--dataset", "a.jsonl", "--dataset", "b.jsonl", "--train_type", "lora", "--seed", "7"]
+    found = load("sft", [*argv, "--tuner_type", "full", "--seed", "7", "--lora_rank", "4", "--model.lora_rank", "16"])
+    config = found.config
+    assert (config.data.dataset, config.model.tuner, config.model.lora_rank) == (["b.jsonl"], "full", 16)
+    assert [note for note in found.notes if "twice" in note] == [
+        "--dataset is given twice: b.jsonl counts, a.jsonl does not",
+        "--model.tuner is given twice: full counts, lora does not",
+        "--model.lora_rank is given twice: 16 counts, 4 does not",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flag", "wrong", "meant"),
+    [
+        ("train.optim", "adamw", "did you mean adamw_torch?"),
+        ("train.lr_scheduler_type", "cosin", "did you mean cosine?"),
+        ("train.report_to", "wandbb", "did you mean wandb?"),
+        ("model.attn_implementation", "spda", "did you mean sdpa?"),
+    ],
+)
+def test_names_of_transformers_are_checked_before_anything_starts(flag: str, wrong: str, meant: str) -> None:
+    assert _found(flag, wrong)[0].startswith(f"{flag} = {wrong!r} is unknown to transformers; {meant}")
+
+
+def test_names_of_transformers_are_taken() -> None:
+    for flag, names in {
+        "train.optim": ["adafactor", "muon", "adamw_torch"],
+        "train.lr_scheduler_type": ["cosine_with_min_lr", "constant"],
+        "train.report_to": ["wandb", "none", "all"],
+        "model.attn_implementation": ["eager", "paged|sdpa", "flash_attention_2", "kernels-community/flash-attn"],
+    }.items():
+        assert [name for name in names if _found(flag, name)] == []
+    assert _found("model.attn_implementation", "mine", "--plugins", "mine.py") == []
+
+
+def _found(flag: str, value: str, *argv: str) -> list[str]:
+    return built.problems(load("sft", [*NEEDED, f"--{flag}", value, *argv]).config)
+
+
+def test_a_seed_is_one_that_every_library_takes() -> None:
+    assert problems("sft", "--seed", "-1") == ["train.seed = -1: input should be greater than or equal to 0"]
+    assert problems("sft", "--seed", str(2**32)) == [f"train.seed = {2**32}: input should be less than {2**32}"]
 
 
 def test_what_is_required_is_said_beside_the_rest() -> None:
