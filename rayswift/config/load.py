@@ -330,6 +330,9 @@ def _explain(error: ValidationError, prefix: str, problems: Problems) -> None:
         given = detail["input"]
         why = detail["msg"].removeprefix("Value error, ")
         line = f"{where} = {given!r}: {why[0].lower()}{why[1:]}"
+        if where == "train.task":
+            verbs = [verb for verb in TRAINING_VERBS if given in tasks_of(VERB_CONFIGS[verb])]
+            line += f"; {given} is a task of `rayswift {verbs[0]}`" if verbs else ""
         if where not in seen:  # a union reports each of its members
             seen.add(where)
             problems.add(line)

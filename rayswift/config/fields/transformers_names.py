@@ -44,7 +44,7 @@ def _class(file: str, name: str) -> ast.ClassDef:
 
 def _values(file: str, name: str) -> tuple[str, ...]:
     """The values of an enumeration of texts."""
-    return tuple(value.value for _, value in _assigned(_class(file, name).body) if isinstance(value, ast.Constant))
+    return tuple(str(value.value) for _, value in _assigned(_class(file, name).body) if isinstance(value, ast.Constant))
 
 
 def _keys(body: list[ast.stmt], name: str) -> tuple[str, ...]:

@@ -158,7 +158,9 @@ def _folder(folder: Path) -> Model | None:
         what = f"an adapter ({adapter.get('peft_type', 'LORA')} on {base or 'a base it does not name'})"
         return Model("adapter", what, {}, base)
     if (folder / "config.json").exists():
-        return of_config(_read(folder / "config.json"))
+        config = _read(folder / "config.json")
+        no_object = "a folder whose config.json is no JSON object, or an empty one"
+        return of_config(config) if config else Model("no model", no_object, {})
     if any(folder.glob("*.gguf")):
         return Model("GGUF", "a folder of GGUF files", {})
     if any(folder.glob("checkpoint-*")):
@@ -182,9 +184,8 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return config
+    """`config.json`; empty if there is none, or if it is no JSON object, which `look` reports."""
+    return _read(folder / "config.json")
 
 
 def is_encoder(config: Mapping[str, Any]) -> bool:

@@ -447,7 +447,10 @@ def test_exit_code_0(run: Any) -> None:
     ("argv", "message"),
     [
         ([], ""),
-        (["train"], "`train` is not a verb; verbs are pt, sft, rlhf"),
+        (["train"], "`train` is not a verb; train with `rayswift pt`, `sft` or `rlhf`"),
+        (["dpo"], "`dpo` is not a verb; `rayswift rlhf --rlhf_type dpo`"),
+        (["Sft"], "`Sft` is not a verb; did you mean sft? verbs are pt, sft, rlhf"),
+        (["data", "inspekt"], "`data inspekt` is not a verb; did you mean data inspect? verbs are"),
         (["sft"], "model.path is required"),
         (["sft", *NEEDED, "--learning_rat", "1"], "did you mean --train.learning_rate?"),
         (["sft", *NEEDED, "--config", "nowhere.yaml"], "nowhere.yaml"),

@@ -16,9 +16,11 @@ from rayswift.config.model import ModelConfig
 from rayswift.config.reading.names import paths_of
 from rayswift.config.schema import VERB_CONFIGS
 from rayswift.config.show import field_lines
-from rayswift.data.tokenizer.training_copy import prepare_tokenizer
+from rayswift.data.tokenizer.training_copy import model_files, prepare_tokenizer
 from rayswift.launch import plan
+from rayswift.launch.dry_run import dry_run
 from rayswift.log import UserError, logger, raise_together
+from rayswift.model.find import find_model
 
 TINY = Path(__file__).parents[3] / "examples/tiny"
 NEEDED = ["--model", "m", "--dataset", "d.jsonl"]
@@ -115,6 +117,13 @@ def _found(flag: str, value: str, *argv: str) -> list[str]:
     return built.problems(load("sft", [*NEEDED, f"--{flag}", value, *argv]).config)
 
 
+def test_a_task_of_another_verb_names_the_verb() -> None:
+    (line,) = problems("sft", "--rlhf_type", "dpo")
+    assert line.endswith("; dpo is a task of `rayswift rlhf`")
+    (line,) = problems("rlhf", "--task", "seq_cls")
+    assert line.endswith("; seq_cls is a task of `rayswift sft`")
+
+
 def test_a_seed_is_one_that_every_library_takes() -> None:
     assert problems("sft", "--seed", "-1") == ["train.seed = -1: input should be greater than or equal to 0"]
     assert problems("sft", "--seed", str(2**32)) == [f"train.seed = {2**32}: input should be less than {2**32}"]
@@ -183,6 +192,58 @@ def test_a_token_without_a_row_is_named_before_training(too_many: Path, tmp_path
     grown = ModelConfig(path=str(too_many), new_special_tokens=["first"])
     assert prepare_tokenizer(grown, tmp_path / "grown").is_dir()
     assert prepare_tokenizer(ModelConfig(path=str(TINY)), tmp_path / "tiny").is_dir()
+
+
+def _tiny(folder: Path, *without: str, **files: str) -> Path:
+    shutil.copytree(TINY, folder, ignore=lambda _, names: [name for name in names if name.startswith(without)])
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(text)
+    return folder
+
+
+def test_a_folder_without_a_tokenizer_has_none(tmp_path: Path) -> None:
+    # `transformers` makes one of special tokens alone, which would leave nothing of every text.
+    folder = _tiny(tmp_path / "m", "tokenizer", "chat_template")
+    with pytest.raises(UserError, match=r"model\.path = .* has no tokenizer: tokenizer\.json, or the vocabulary"):
+        prepare_tokenizer(ModelConfig(path=str(folder)), tmp_path / "tokenizer")
+
+
+@pytest.mark.parametrize("special_tokens", [[], ["<new>"]])
+def test_damaged_files_of_a_tokenizer_are_named(tmp_path: Path, special_tokens: list[str]) -> None:
+    for file, said in {
+        "tokenizer__json": "tokenizer.json is damaged",
+        "tokenizer_config__json": "is not valid JSON",
+    }.items():
+        folder = _tiny(tmp_path / file, **{file: "{"})
+        with pytest.raises(UserError, match=said):
+            model = ModelConfig(path=str(folder), new_special_tokens=special_tokens)
+            prepare_tokenizer(model, tmp_path / f"{file}-copy")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_damaged_config_of_a_model_is_named_by_a_dry_run(tmp_path: Path, text: str) -> None:
+    folder = _tiny(tmp_path / "m", config__json=text)
+    with pytest.raises(UserError, match=r"is a folder whose config\.json is no JSON object, or an empty one"):
+        dry_run(load("sft", ["--model", str(folder), "--random_init", "--dataset", "d.jsonl"]).config)
+
+
+def test_a_path_that_is_neither_a_folder_nor_a_hub_id() -> None:
+    for path in ("/nowhere", "./nowhere", "a/b/c"):
+        with pytest.raises(UserError) as caught:
+            model_files(ModelConfig(path=path))
+        assert str(caught.value) == f"model.path = {path!r} is no folder here, and no hub id (org/name)"
+
+
+def test_damaged_weights_are_named_before_they_are_loaded(tmp_path: Path) -> None:
+    folder = _tiny(tmp_path / "m", model__safetensors="damaged weights")
+    with pytest.raises(UserError, match=r"model\.safetensors is not a complete safetensors file"):
+        find_model(str(folder), "infer.model")
+
+
+def test_a_dry_run_checks_the_names_of_rewards() -> None:
+    argv = ["--model", str(TINY), "--random_init", "--dataset", "d.jsonl", "--task", "grpo"]
+    with pytest.raises(UserError, match="'accurracy' is no built-in reward; did you mean accuracy"):
+        dry_run(load("rlhf", [*argv, "--reward_funcs", "accurracy"]).config)
 
 
 @pytest.mark.parametrize(
