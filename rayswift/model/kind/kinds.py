@@ -158,9 +158,10 @@ def _folder(folder: Path) -> Model | None:
         what = f"an adapter ({adapter.get('peft_type', 'LORA')} on {base or 'a base it does not name'})"
         return Model("adapter", what, {}, base)
     if (folder / "config.json").exists():
-        config = _read(folder / "config.json")
-        no_object = "a folder whose config.json is no JSON object, or an empty one"
-        return of_config(config) if config else Model("no model", no_object, {})
+        config = _object(folder / "config.json")
+        if config is None:
+            return Model("no model", "a folder whose config.json is no JSON object", {})
+        return of_config(config)
     if any(folder.glob("*.gguf")):
         return Model("GGUF", "a folder of GGUF files", {})
     if any(folder.glob("checkpoint-*")):
@@ -176,11 +177,16 @@ def _folder(folder: Path) -> Model | None:
 
 
 def _read(file: Path) -> dict[str, Any]:
+    return _object(file) or {}
+
+
+def _object(file: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None: there is none, or the file is damaged."""
     try:
         read = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
-    return read if isinstance(read, dict) else {}
+        return None
+    return read if isinstance(read, dict) else None
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -220,10 +220,10 @@ def test_damaged_files_of_a_tokenizer_are_named(tmp_path: Path, special_tokens: 
             prepare_tokenizer(model, tmp_path / f"{file}-copy")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+@pytest.mark.parametrize("text", ["{", "[]"])
 def test_a_damaged_config_of_a_model_is_named_by_a_dry_run(tmp_path: Path, text: str) -> None:
     folder = _tiny(tmp_path / "m", config__json=text)
-    with pytest.raises(UserError, match=r"is a folder whose config\.json is no JSON object, or an empty one"):
+    with pytest.raises(UserError, match=r"is a folder whose config\.json is no JSON object"):
         dry_run(load("sft", ["--model", str(folder), "--random_init", "--dataset", "d.jsonl"]).config)
 
 
