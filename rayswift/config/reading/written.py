@@ -113,7 +113,10 @@ def with_values(schema: type[Section], task: str, flags: list[swift.Flag], probl
 
 def last_of_each(flags: list[swift.Flag]) -> tuple[list[swift.Flag], list[str]]:
     """The flags, of those with one name the last; and a line for each value that another one replaces."""
-    last = dict(flags)
+    last: dict[str, list[str]] = {}
+    for name, words in flags:
+        last.pop(name, None)  # where it was the last time is its place
+        last[name] = words
     return list(last.items()), [said_twice(name, words, last[name]) for name, words in flags if words != last[name]]
 
 

@@ -89,6 +89,15 @@ def test_of_a_flag_given_twice_the_last_counts_and_it_is_said() -> None:
     ]
 
 
+def test_of_two_names_of_one_flag_the_last_written_counts() -> None:
+    for first, second in (("train_type", "tuner_type"), ("tuner_type", "train_type"), ("sft_type", "tuner_type")):
+        for one, other in (("lora", "full"), ("full", "lora")):
+            found = load("sft", [*NEEDED, f"--{first}", one, f"--{second}", other])
+            assert found.config.model.tuner == other
+            again = load("sft", [*NEEDED, f"--{first}", one, f"--{second}", other, f"--{first}", one])
+            assert again.config.model.tuner == one
+
+
 @pytest.mark.parametrize(
     ("flag", "wrong", "meant"),
     [
@@ -242,8 +251,8 @@ def test_damaged_weights_are_named_before_they_are_loaded(tmp_path: Path) -> Non
 
 def test_a_dry_run_checks_the_names_of_rewards() -> None:
     argv = ["--model", str(TINY), "--random_init", "--dataset", "d.jsonl", "--task", "grpo"]
-    with pytest.raises(UserError, match="'accurracy' is no built-in reward; did you mean accuracy"):
-        dry_run(load("rlhf", [*argv, "--reward_funcs", "accurracy"]).config)
+    with pytest.raises(UserError, match="'accurate' is no built-in reward; did you mean accuracy"):
+        dry_run(load("rlhf", [*argv, "--reward_funcs", "accurate"]).config)
 
 
 @pytest.mark.parametrize(
