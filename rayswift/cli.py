@@ -1,6 +1,7 @@
 """`rayswift <verb> ...`: verb -> module. Imports neither torch nor ray, so `--help` answers at once."""
 
 import atexit
+import difflib
 import importlib
 import os
 import sys
@@ -76,6 +77,8 @@ def _run(argv: list[str]) -> int:
         print(usage())  # noqa: T201
         return 0 if argv else 2
     words = 2 if " ".join(argv[:2]) in VERBS else 1
+    if argv[0] == "data":  # its verbs are two words
+        words = min(2, len(argv))
     verb, rest = " ".join(argv[:words]), argv[words:]
     if verb in ("-V", "--version", "version"):
         print(f"rayswift {__version__}")  # noqa: T201
@@ -111,7 +114,9 @@ def _run(argv: list[str]) -> int:
 def _not_a_verb(verb: str) -> str:
     from rayswift.config import swift
 
-    fix = swift.VERBS.get(verb) or f"verbs are {', '.join(VERBS)}"
+    close = difflib.get_close_matches(verb.lower(), VERBS, 1, 0.7)
+    meant = f"did you mean {close[0]}? " if close else ""
+    fix = swift.VERBS.get(verb) or f"{meant}verbs are {', '.join(VERBS)}"
     return f"`{verb}` is not a verb; {fix}"
 
 

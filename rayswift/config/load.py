@@ -20,7 +20,17 @@ from rayswift.config.reading import other_names, yaml_text
 from rayswift.config.reading.aliases import without_aliases
 from rayswift.config.reading.names import annotation_of, owner_in, paths_of, section_of, suggest, tasks_of
 from rayswift.config.reading.values import home, plain, read
-from rayswift.config.reading.written import Problems, Tree, flat_of, read_yaml, split, words_for
+from rayswift.config.reading.written import (
+    Problems,
+    Tree,
+    flat_of,
+    last_of_each,
+    read_yaml,
+    said_twice,
+    split,
+    with_values,
+    words_for,
+)
 from rayswift.config.row_verbs import FOR_TRAINING
 from rayswift.config.schema import TRAINING_VERBS, VERB_CONFIGS, TrainingConfig
 from rayswift.config.section import Section
@@ -61,7 +71,8 @@ def load(verb: str, argv: list[str], environ: Mapping[str, str] = MappingProxyTy
     schema = FOR_TRAINING[verb][trains] if trains else VERB_CONFIGS[verb]
     given = [flat_of(schema, tree) for tree in trees]
     task = _task_of(schema, given, flags)
-    said = swift.Translation(trains or verb, task)
+    flags, replaced = last_of_each(with_values(schema, task, flags, problems))
+    said = swift.Translation(trains or verb, task, notes=replaced)
     tree = _merged(schema, [*given, ({}, flags)], said, environ, problems)
     _check_keys(schema, task, tree, problems)
     _read_values(schema, task, tree, problems)
@@ -89,9 +100,13 @@ def _merged(
     tree: Tree = {}
 
     def put(flags: list[swift.Flag]) -> None:
+        written: dict[str, list[str]] = {}
         for name, words in flags:
             path = _resolve_name(schema, name, problems)
             if path:
+                if written.setdefault(path, words) != words:  # under two names
+                    said.notes.append(said_twice(path, written[path], words))
+                written[path] = words
                 _put(tree, path, words_for(annotation_of(schema, said.task, path), path, words, problems))
 
     has_eval_rows = _names_eval_rows(given)
@@ -307,12 +322,18 @@ def _explain(error: ValidationError, prefix: str, problems: Problems) -> None:
     for detail in error.errors():
         depth = 4 if detail["loc"][:2] == ("rollout", "eval") else 2  # which holds sections of its own
         where = prefix or ".".join(str(p) for p in detail["loc"][:depth])
+        if detail["type"] == "missing" and problems.explains(where):
+            continue
         if detail["type"] == "missing":
             flag = "--model" if where == "model.path" else f"--{where}"
             problems.add(f"{where} is required", f"give it in the YAML or as {flag}")
             continue
         given = detail["input"]
-        line = f"{where} = {given!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+        why = detail["msg"].removeprefix("Value error, ")
+        line = f"{where} = {given!r}: {why[0].lower()}{why[1:]}"
+        if where == "train.task":
+            verbs = [verb for verb in TRAINING_VERBS if given in tasks_of(VERB_CONFIGS[verb])]
+            line += f"; {given} is a task of `rayswift {verbs[0]}`" if verbs else ""
         if where not in seen:  # a union reports each of its members
             seen.add(where)
             problems.add(line)

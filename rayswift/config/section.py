@@ -1,6 +1,7 @@
 """What every section of a config is made of."""
 
 import datetime
+import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
@@ -13,9 +14,19 @@ def one_or_many(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def path_text(value: str) -> str:
+    """A path with `~` as first folder replaced by the user's home; not empty, as the value of an unset variable is."""
+    if not value.strip():
+        raise ValueError("a path is not empty; `.` is the folder of the command")
+    if _VARIABLE.search(value):
+        raise ValueError("variables are not replaced; write the path itself")
+    return home(value)
+
+
+_VARIABLE = re.compile(r"\$\{\w|^\$\w")
 Strings = Annotated[list[str], BeforeValidator(one_or_many)]
 # A file or folder of this machine, or what may be one (a hub id, `file.py:name`, a URL): `~` is the user's home.
-PathText = Annotated[str, AfterValidator(home)]
+PathText = Annotated[str, AfterValidator(path_text)]
 PathTexts = Annotated[list[PathText], BeforeValidator(one_or_many)]
 
 

@@ -54,7 +54,7 @@ class TrainConfig(Section):
     """Optimizer, as `transformers` names it; or muon: Muon for matrices, AdamW for all other parameters."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass to save memory."""
-    seed: int = 42
+    seed: int = Field(42, ge=0, lt=2**32)
     """Seed of weights, order and dropout."""
     logging_steps: float = Field(10, gt=0)
     """Steps between log lines, or below 1 their share of the training."""

@@ -1,9 +1,12 @@
 """Download a model's files from the hub."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from rayswift.log import UserError
+
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def download(name: str, patterns: Sequence[str], what: str, revision: str | None = None) -> Path:
@@ -13,6 +16,8 @@ def download(name: str, patterns: Sequence[str], what: str, revision: str | None
     """
     from huggingface_hub import snapshot_download
 
+    if not HUB_ID.fullmatch(name):
+        raise UserError(f"{what} is no folder here, and no hub id (org/name)")
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     except Exception as error:  # whatever the hub's client raises, the user asked for this id

@@ -14,7 +14,7 @@ from rayswift.data import class_labels
 from rayswift.data.cache.folder import known, open_cache
 from rayswift.data.encode.config import CAUSAL, EncodeConfig, RowKind
 from rayswift.data.raw_rows import encode_raw, map_hash, placed, readable
-from rayswift.data.rows import BadRow, kto_remarks
+from rayswift.data.rows import BadRow, kto_remarks, unused_columns
 from rayswift.data.sequence.mixing import Mix, mix, weights_of
 from rayswift.data.sequence.windows import RowSet, WindowPlan, Windows
 from rayswift.data.sources import Store, hold_out, open_sources, parse_source
@@ -23,6 +23,7 @@ from rayswift.data.tokenizer.training_copy import hash_files
 from rayswift.log import UserError, logger
 
 _PROBED_ROWS = 64
+_MOST_SHOWN = 400  # characters of a list of columns
 _WARN_LOST_FRACTION = 0.1  # of the first rows
 _WARN_REWRITTEN_RATIO = 1.2  # tokens of all texts to those of the last texts
 _REMARKED_ROWS = 1000
@@ -101,9 +102,7 @@ def plan_encoding(
         stores, held_out = _hold_out(data, stores, seed)
     rows = RowSet(stores, seed, data.shuffle, _mix(data, stores))
     mean_length, mean_bytes = _probe(rows, encode)
-    if encode.family == "kto":
-        for line in kto_remarks(readable(encode, rows.read(rows.rows_at(0, _REMARKED_ROWS, 0)))):
-            logger.warning("data.dataset: %s", line)
+    _remark(rows, encode)
     window_rows = data.window_rows or derived_window_rows(encode.max_length, mean_length, mean_bytes)
     train = WindowPlan(rows, encode, data.packing, window_rows)
     if not held_out:
@@ -112,6 +111,17 @@ def plan_encoding(
     encode = replace(encode, readings=_readings(data, data.eval, kind)) if data.eval else encode
     _probe(evaluation, encode, "evaluation rows can be used")
     return train, replace(train, row_set=evaluation, encode=encode)
+
+
+def _remark(rows: RowSet, encode: EncodeConfig) -> None:
+    """Log what the first rows of an epoch show about their columns and labels."""
+    unused = unused_columns(readable(encode, rows.read(rows.rows_at(0, _PROBED_ROWS, 0))), encode.family)
+    if unused:
+        shown = ", ".join(unused)[:_MOST_SHOWN]
+        logger.info("data.dataset: columns without effect: %s; data.columns maps yours", shown)
+    if encode.family == "kto":
+        for line in kto_remarks(readable(encode, rows.read(rows.rows_at(0, _REMARKED_ROWS, 0)))):
+            logger.warning("data.dataset: %s", line)
 
 
 def _system(given: str | None, kind: RowKind) -> str | None:

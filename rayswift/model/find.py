@@ -4,7 +4,6 @@ The checkpoint of an adapter has no base weights; they are in the model that `ad
 """
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,15 @@ from typing import Any
 import jinja2
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from rayswift.data.hub_files import download
+from rayswift.data.hub_files import HUB_ID, download
 from rayswift.data.tokenizer.loaded import load
 from rayswift.log import UserError
+from rayswift.model.size.parameters import read_header
 from rayswift.run.checkpoint import model_folder
 
 _ADAPTER = "adapter_config.json"
 _GENERATION = "generation_config.json"
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
-_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _MARK = "rayswift"
 
 
@@ -45,7 +44,7 @@ class FoundModel:
 
 
 def _is_hub_id(name: str) -> bool:
-    return not Path(name).exists() and _HUB_ID.fullmatch(name) is not None
+    return not Path(name).exists() and HUB_ID.fullmatch(name) is not None
 
 
 def find_model(name: str, setting: str, fetch: bool = True, base: str | None = None) -> FoundModel:
@@ -93,7 +92,10 @@ def _base_field(setting: str) -> str:
 
 
 def _check_weights(folder: Path, what: str) -> None:
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+    files = sorted(folder.glob("*.safetensors"))
+    for file in files:
+        read_header(file)
+    if not files and not any(folder.glob("pytorch_model*.bin")):
         raise UserError(f"{what} holds no weights (*.safetensors in {folder})")
 
 

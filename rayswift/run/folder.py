@@ -151,6 +151,9 @@ def check_ownership(names: set[str], owned: bool, where: str) -> None:
 
 def _named(path: Path, found: Resume | None) -> Resume:
     """The checkpoint that `train.resume` names; `found` is the one of the run folder."""
+    if not path.is_dir():
+        what = f"train.resume = {str(path)!r} is not a complete checkpoint: there is no such folder"
+        raise UserError(f"{what}; give auto, never, or the checkpoint-N of a run")
     try:
         resume = load_resume(checkpoint.read(path))
         checkpoint.verify(path, most_bytes=_MOST_BYTES_CHECKED)

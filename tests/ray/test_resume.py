@@ -143,4 +143,4 @@ def test_what_changes_a_step_is_refused(run_dir: Path, tiny: tuple[str, ...], un
     out = sft(uninterrupted, *tiny, *RUN, code=2)
     assert "--resume auto" in out
     out = sft(run_dir, *tiny, *RUN, "--resume", str(run_dir / "checkpoint-3"), code=2)
-    assert "is not a complete checkpoint: it has no manifest.json" in out
+    assert "is not a complete checkpoint: there is no such folder; give auto, never, or the checkpoint-N" in out

@@ -1,7 +1,9 @@
 """What model, tuner and optimizer need of each other, of the cluster and of installed packages; before Ray starts."""
 
+import difflib
 from importlib.util import find_spec
 
+from rayswift.config.fields import transformers_names
 from rayswift.config.model import ModelConfig
 from rayswift.config.schema import TrainingConfig
 
@@ -24,7 +26,7 @@ _OPTIMIZER_PACKAGES = (
 
 def model_problems(config: TrainingConfig) -> list[str]:
     """One line for each setting that cannot work, wherever it runs."""
-    parts = (_quantization, _adalora, _lisa, _loha, _optimizer)
+    parts = (_names, _quantization, _adalora, _lisa, _loha, _optimizer)
     return [*(line for part in parts for line in part(config)), *_rope(config.model)]
 
 
@@ -46,6 +48,28 @@ def missing_packages(config: TrainingConfig) -> list[str]:
         for field, module, package in needed
         if find_spec(module) is None
     ]
+
+
+def _names(config: TrainingConfig) -> list[str]:
+    """Names that `transformers` would refuse after the workers have started."""
+    train, attention = config.train, config.model.attn_implementation
+    given = [
+        ("train.optim", train.optim, (*transformers_names.optimizers(), "muon")),
+        ("train.lr_scheduler_type", train.lr_scheduler_type, transformers_names.schedules()),
+    ]
+    if not train.plugins:  # which may register their own
+        trackers = ("all", "none", *transformers_names.trackers())
+        given += [("train.report_to", name, trackers) for name in train.report_to]
+        if attention is not None and "/" not in attention:  # which is a kernel of the hub
+            names = transformers_names.attentions()
+            given.append(("model.attn_implementation", attention.removeprefix("paged|"), names))
+    return [_unknown(field, name, known) for field, name, known in given if name not in known]
+
+
+def _unknown(field: str, name: str, known: tuple[str, ...]) -> str:
+    close = [one for one in known if one.startswith(name)] or difflib.get_close_matches(name, known, 1, 0.7)
+    meant = f"did you mean {close[0]}? " if close else ""
+    return f"{field} = {name!r} is unknown to transformers; {meant}there are {', '.join(known)}"
 
 
 def _quantization(config: TrainingConfig) -> list[str]:

@@ -10,7 +10,7 @@ import yaml
 
 from rayswift.config import swift
 from rayswift.config.reading import yaml_text
-from rayswift.config.reading.names import paths_of, tasks_of
+from rayswift.config.reading.names import annotation_of, paths_of, tasks_of
 from rayswift.config.reading.values import Plain, plain, takes, untyped
 from rayswift.config.section import Section
 from rayswift.log import UserError
@@ -20,7 +20,18 @@ Tree = dict[str, Any]
 
 @dataclass
 class Problems:
+    """What is wrong with a command line, a line each.
+
+    explains_missing: of which fields it is said already why they have no value; None: of all, because a file cannot be
+    read.
+    """
+
     lines: list[str] = field(default_factory=list)
+    explains_missing: set[str] | None = field(default_factory=set)
+
+    def explains(self, path: str) -> bool:
+        """Whether it is said already why a field has no value."""
+        return self.explains_missing is None or path in self.explains_missing
 
     def add(self, what: str, fix: str = "") -> None:
         self.lines.append(f"{what}; {fix}" if fix else what)
@@ -41,6 +52,7 @@ def split(argv: list[str], problems: Problems) -> tuple[list[str], list[swift.Fl
         if name == "config":
             if not words:
                 problems.add("--config names no file")
+                problems.explains_missing = None
             files += words
         elif name == "dry_run":
             switch = [plain(word) for word in words] or [True]
@@ -77,10 +89,40 @@ def words_for(annotation: Any, path: str, words: list[str], problems: Problems) 
     if takes(annotation, list) and not one_number:
         return Plain(words[0]) if len(words) == 1 and words[0].startswith("[") else [Plain(word) for word in words]
     if not words:
-        return "true"  # a bare switch
+        return "true"  # a switch
     if len(words) > 1:
         problems.add(f"--{path} takes one value, got {' '.join(words)}")
     return Plain(words[0])
+
+
+def with_values(schema: type[Section], task: str, flags: list[swift.Flag], problems: Problems) -> list[swift.Flag]:
+    """The flags without those that lack a value and are no switches, which are problems."""
+    found = []
+    for name, words in flags:
+        known = paths_of(schema) if not words else ()
+        paths = [path for path in known if path in (name, f"{name}.path") or path.split(".")[1] == name]
+        kinds = [annotation_of(schema, task, path) for path in paths]
+        if kinds and not any(takes(kind, bool) or kind is Any for kind in kinds):
+            problems.add(f"--{name} has no value", "write one behind it")
+            if problems.explains_missing is not None:
+                problems.explains_missing.update(paths)
+        else:
+            found.append((name, words))
+    return found
+
+
+def last_of_each(flags: list[swift.Flag]) -> tuple[list[swift.Flag], list[str]]:
+    """The flags, of those with one name the last; and a line for each value that another one replaces."""
+    last: dict[str, list[str]] = {}
+    for name, words in flags:
+        last.pop(name, None)  # where it was the last time is its place
+        last[name] = words
+    return list(last.items()), [said_twice(name, words, last[name]) for name, words in flags if words != last[name]]
+
+
+def said_twice(name: str, before: list[str], now: list[str]) -> str:
+    """The line for a value that a later one replaces."""
+    return f"--{name} is given twice: {' '.join(now)} counts, {' '.join(before)} does not"
 
 
 def read_yaml(path: Path, problems: Problems) -> Tree:
@@ -88,16 +130,18 @@ def read_yaml(path: Path, problems: Problems) -> Tree:
         tree = yaml_text.load(path.read_text(encoding="utf-8"))
     except OSError as error:
         problems.add(f"--config {path}: {error.strerror}", "check the path")
-        return {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problems.add(f"--config {path} is not valid YAML: {' '.join(str(error).split())}")
-        return {}
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        problems.add(f"--config {path} holds {type(tree).__name__}", "it needs sections: model, data, train, cluster")
-        return {}
-    return tree
+        why = " ".join(str(error).replace('in "<unicode string>", ', "").split())
+        problems.add(f"--config {path} is not valid YAML: {why}")
+    else:
+        if tree is None:
+            return {}
+        if isinstance(tree, dict):
+            return tree
+        what = "a list" if isinstance(tree, list) else "a text"
+        problems.add(f"--config {path} holds {what}", "it needs sections: model, data, train, cluster")
+    problems.explains_missing = None
+    return {}
 
 
 def flat_of(schema: type[Section], tree: Tree) -> tuple[Tree, list[swift.Flag]]:

@@ -1,9 +1,10 @@
 """Verbs of `swift` that do not train: flags of `infer` and `export`, and answers to the others."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from rayswift.config.swift.rules import ByValue, Flag, NoEffect, Refused, Rule, To, Translation, apply, for_all
+from rayswift.config.train import RlhfTask
 
 _CACHE = Refused("`rayswift data encode` writes encoded rows, for runs with data.cache")
 _CONFIG_JSON = NoEffect("the model's config.json names its type")
@@ -44,13 +45,20 @@ EXPORT: dict[str, Rule] = {
 }
 _TABLES = {"infer": INFER, "export": EXPORT}
 
-# Other verbs of `swift` -> what to use here.
+_SERVE = "serve a run's model with `vllm serve FOLDER`; an adapter is merged by `rayswift export --merge_lora`"
+_MERGE = "`rayswift export --merge_lora --model CHECKPOINT`"
+_PLAN = "`--dry_run` behind a training command shows its plan"
+
+# Other verbs, those of `swift` and of other trainers -> what to use here.
 VERBS = {
+    **dict.fromkeys(["deploy", "serve"], _SERVE),
+    **dict.fromkeys(["merge", "merge-lora", "merge_lora"], _MERGE),
+    **dict.fromkeys(["plan", "estimate"], _PLAN),
+    **{task: f"`rayswift rlhf --rlhf_type {task}`" for task in get_args(RlhfTask)},
+    "train": "train with `rayswift pt`, `sft` or `rlhf`",
     "rollout": "`rayswift rlhf` starts its engines itself; leave this command out",
-    "deploy": "serve a run's model with `vllm serve FOLDER`; an adapter is merged by `rayswift export --merge_lora`",
     "eval": "there are no benchmarks here; evaluation rows are judged while training (data.eval), and lm-evaluation-"
     "harness or evalscope take the model's folder",
-    "merge-lora": "`rayswift export --merge_lora --model CHECKPOINT`",
     "app": "serve a run's model with `vllm serve FOLDER`, and open any chat page on it",
     "web-ui": "`rayswift VERB --help all` lists every field",
 }

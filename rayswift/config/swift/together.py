@@ -78,7 +78,7 @@ def _deepspeed(given: Given, result: Translation) -> None:
 
 
 def _tuner(given: Given, result: Translation) -> None:
-    for name in _TUNER & given.keys():
+    for name in (one for one in given if one in _TUNER):  # as written: the last one counts
         word = given[name][0]
         if word in _NOT_TUNERS:
             result.refuse(name, f"{word} is {_NOT_TUNERS[word]}; model.tuner lora is the closest")
@@ -90,7 +90,7 @@ def _tuner(given: Given, result: Translation) -> None:
             return result.rename("llamapro_num_new_blocks", "model.new_blocks", blocks)
         else:
             result.rename(name, "model.tuner", [{"bone": "miss"}.get(word, word)])
-    for name in given.keys() - _TUNER:
+    for name in (one for one in given if one not in _TUNER):
         result.no_effect(name, "it is of tuner llamapro")
 
 
@@ -256,7 +256,7 @@ def _callbacks(given: Given, result: Translation) -> None:
     own = [word for word in given["callbacks"] if ":" in word]
     if own:
         result.flags.append(("train.callbacks", own))
-    for word in set(given["callbacks"]) - set(own):
+    for word in dict.fromkeys(word for word in given["callbacks"] if word not in own):
         if word in _BUILT_IN_CALLBACKS:
             result.no_effect(f"callbacks {word}", _BUILT_IN_CALLBACKS[word])
         elif word == "activation_cpu_offload":

@@ -34,7 +34,9 @@ def translate(flags: Sequence[Flag], verb: str, task: str, has_eval_rows: bool) 
         else:
             result.flags.append((name, words))
     for names, read in TOGETHER.items():
-        given = {name: bare.pop(name) for name in names if name in bare}
+        given = {name: words for name, words in bare.items() if name in names}
+        for name in given:
+            del bare[name]
         if given:
             read(given, result)
     entries: dict[str, Any] = {}

@@ -22,6 +22,7 @@ from rayswift.data.rows.media import is_read
 from rayswift.data.rows.pairs import kto_remarks
 from rayswift.data.rows.parse import parse_row
 from rayswift.data.rows.texts import label_in
+from rayswift.data.rows.unused import unused_columns
 
 __all__ = [
     "BadRow",
@@ -43,4 +44,5 @@ __all__ = [
     "kto_remarks",
     "label_in",
     "parse_row",
+    "unused_columns",
 ]

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -44,7 +45,7 @@ READ = frozenset(
     (
         *(*MESSAGES, *QUERY, *RESPONSE, *LABEL, *KTO_LABEL, *CHOSEN, *REJECTED, *ANCHOR, *POSITIVE, *NEGATIVE),
         *(*DOCUMENT, *SCORE, *TEXT, "positive_messages", "negative_messages", "segments", "margin"),
-        *("history", "tools", "functions", "system", "system_prompt", "chat_template_kwargs"),
+        *("context", "history", "tools", "functions", "system", "system_prompt", "chat_template_kwargs"),
         *("input_ids", "completion_mask", "assistant_masks", "attention_mask"),
     )
 )
@@ -78,10 +79,10 @@ class MessageNames:
 
 @dataclass(frozen=True)
 class NamedRow:
-    """A row under our names, without nulls.
+    """A row under our names, without nulls and NaN.
 
     columns: its values; names: the user's names in its messages; system: the system prompt for a row without one;
-    nulls: names of the columns that are null.
+    nulls: names of the columns that are null or NaN.
     """
 
     columns: dict[str, Any]
@@ -110,7 +111,7 @@ def named(row: Any, columns: Mapping[str, str], system: str | None = None) -> Na
     """
     if not isinstance(row, Mapping):
         raise BadRow("not an object", f"a row is a JSON object, this is {type(row).__name__}")
-    given = {key: value for key, value in row.items() if value is not None}
+    given = {key: value for key, value in row.items() if not is_null(value)}
     if isinstance(row, Cells):
         given = _with_lists(given, columns)
     nulls = frozenset(columns.get(key, key) for key in row if key not in given) if len(given) < len(row) else _NONE
@@ -132,6 +133,11 @@ def named(row: Any, columns: Mapping[str, str], system: str | None = None) -> Na
     shadowed = {*mapped, *(name for group in _GROUPS if not mapped.keys().isdisjoint(group) for name in group)}
     rest = {key: value for key, value in given.items() if key not in columns and key not in shadowed}
     return NamedRow(rest | {target: given[key] for target, key in mapped.items()}, names, system, nulls)
+
+
+def is_null(value: Any) -> bool:
+    """Whether a column has no value: null, or NaN, which pandas writes for a value that is missing."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _with_lists(cells: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:

@@ -59,7 +59,14 @@ def question(prompt: Any) -> list[Any]:
         return as_list(prompt, "prompt")
     if isinstance(prompt, Mapping):
         return [prompt]
-    return messages_in(prompt) or [{"role": "user", "content": prompt}]
+    return messages_in(prompt) or _written_question(prompt) or [{"role": "user", "content": prompt}]
+
+
+def _written_question(prompt: Any) -> list[Any] | None:
+    """The messages of a prompt in the style of hh-rlhf, which ends with "Assistant:"; None for another text."""
+    messages = written_dialogue(prompt)
+    opens_answer = messages and messages[-1] == {"role": "assistant", "content": ""}
+    return messages[:-1] if messages and opens_answer else None
 
 
 def answer(response: Any) -> list[Any]:

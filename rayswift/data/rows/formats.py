@@ -28,9 +28,7 @@ CAUSAL_WANTED = (
 )
 _QUESTIONS = tuple(name for name in QUERY if name not in ("input", "instruction"))
 # A row with a response and only these other columns is a text.
-_ABOUT = frozenset(
-    {"id", "idx", "index", "source", "channel", "dataset", "lang", "language", "url", "meta", "metadata"}
-)
+ABOUT = frozenset({"id", "idx", "index", "source", "channel", "dataset", "lang", "language", "url", "meta", "metadata"})
 
 
 def causal_format(row: Row) -> str | None:
@@ -50,12 +48,19 @@ def causal_format(row: Row) -> str | None:
     if "text" in row:
         return "text"
     response = one_of(row, RESPONSE)
-    return "response" if response and all(name == response or name in _ABOUT for name in row) else None
+    return "response" if response and all(name == response or name in ABOUT for name in row) else None
 
 
 def is_instruction(row: Row) -> bool:
-    """Whether the question is the column `instruction`, with `input` if there is one."""
-    return "instruction" in row and ("output" in row or not any(name in row for name in _QUESTIONS))
+    """Whether the question is the column `instruction`, with `input` if there is one.
+
+    Beside an output, a `prompt` is the question as rendered for another model. Another question may only stand there
+    with an answer of its own.
+    """
+    others = {name for name in _QUESTIONS if name in row}
+    if "instruction" not in row or "output" not in row:
+        return "instruction" in row and not others
+    return others <= {"prompt"} or any(name in row for name in RESPONSE if name != "output")
 
 
 def answer_column(row: Row) -> str | None:

@@ -3,13 +3,16 @@
 import difflib
 import re
 
-from rayswift.data.rows.columns import BadRow, Row
+from rayswift.data.rows.columns import RESPONSE, BadRow, NamedRow, Row
 
 # Column names of public data sets that are suggested, but not accepted as they are.
 _OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "messages": ("chat", "chats", "dialog", "dialogs", "dialogue", "dialogues", "turns", "chat_history", "data"),
     "query": ("ask", "user", "human", "user_input", "user_prompt", "input_text", "q", "request", "article", "source"),
-    "response": ("reply", "assistant", "bot", "gpt", "output_text", "generation", "result", "summary", "generated"),
+    "response": (
+        *("reply", "assistant", "bot", "gpt", "output_text", "generation", "generated"),
+        *("result", "summary", "highlights"),
+    ),
     "text": ("content", "document", "body", "passage", "article", "raw", "raw_content", "code", "review", "sentences"),
     "chosen": ("correct", "preferred", "accepted", "accept", "good", "better", "best", "winner", "win", "response_j"),
     "rejected": (
@@ -22,6 +25,8 @@ _OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "positive": ("answer", "response", "text2", "hypothesis", "pos_text", "relevant", "duplicate", "entailment"),
     "negative": ("neg_text", "hard_negative", "irrelevant", "contradiction"),
 }
+# Names of the two texts of a row, of which a task that judges texts needs both.
+_PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text1", "text2"))
 
 
 def unknown(row: Row, wanted: str, parts: tuple[str, ...]) -> BadRow:
@@ -37,12 +42,22 @@ def unknown(row: Row, wanted: str, parts: tuple[str, ...]) -> BadRow:
     )
 
 
+def without_label(given: NamedRow, names: tuple[str, ...]) -> BadRow | None:
+    """The error for a row whose label, under one of these names, is null; None if it has no such column."""
+    empty = [name for name in names if name in given.nulls]
+    return BadRow("bad label", f"{empty[0]} is null") if empty else None
+
+
 def _nearest(row: Row, parts: tuple[str, ...]) -> dict[str, str]:
     """The suggested mapping: columns of the row -> our names."""
+    if "text" in parts and "response" not in parts:
+        for first, second in _PAIRS:
+            if first in row and second in row:
+                return {first: "query", second: "response"}
     free = [str(name) for name in row if str(name) not in parts]
     found: dict[str, str] = {}
     for part in parts:
-        if part in row:
+        if part in row or (part == "text" and "query" in found.values()):
             continue
         plain = {re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_"): name for name in free if name not in found}
         known = [part, *_OTHER_NAMES.get(part, ())]
@@ -50,5 +65,7 @@ def _nearest(row: Row, parts: tuple[str, ...]) -> dict[str, str]:
             match for name in known if len(name) > 3 for match in difflib.get_close_matches(name, plain, 1, 0.8)
         ]
         if close:
-            found[plain[close[0]]] = part
+            # Beside an answer, a text is what is asked: a row with the column `text` is trained as it stands.
+            is_question = part == "text" and ("response" in found.values() or not row.keys().isdisjoint(RESPONSE))
+            found[plain[close[0]]] = "query" if is_question else part
     return found

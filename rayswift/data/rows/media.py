@@ -22,7 +22,7 @@ def is_read(column: Any, columns: Mapping[str, str]) -> bool:
     if not isinstance(column, str) or any(path.startswith(f"{column}.") for path in columns):
         return True
     name = columns.get(column, column).lower()
-    return name in _COLUMNS or name in READ
+    return name in _COLUMNS or name in READ or name.startswith("negative_")
 
 
 def refuse_media(row: Row) -> None:

@@ -19,7 +19,7 @@ from rayswift.data.rows.columns import (
 )
 from rayswift.data.rows.dialogue import asked, continued, dialogue, ends_with_answer, names_question, written_dialogue
 from rayswift.data.rows.formats import causal_format
-from rayswift.data.rows.hints import unknown
+from rayswift.data.rows.hints import unknown, without_label
 from rayswift.data.rows.messages import conversation, role_of, turns
 from rayswift.data.rows.values import as_cell_number, as_list, is_list, shown
 
@@ -28,7 +28,7 @@ _WANTED = (
     "messages; a conversation + one of rejected_response, rejected_messages"
 )
 _KTO_WANTED = "a conversation in any format of sft + label | kto_tag; or pairs: chosen + rejected"
-_WORDS = {"true": True, "1": True, "false": False, "0": False}
+_WORDS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
 def preference(given: NamedRow) -> PreferenceRow:
@@ -114,7 +114,8 @@ def kto(given: NamedRow) -> KtoRow:
     if column is None:
         if not any(name in row for name in REJECTED):
             if "chosen" not in row and causal_format(row):
-                raise BadRow("bad label", unknown(row, _KTO_WANTED, ("label",)).detail)
+                detail = unknown(row, _KTO_WANTED, ("label",)).detail
+                raise without_label(given, KTO_LABEL) or BadRow("bad label", detail)
             raise unknown(row, _KTO_WANTED, ("query", "response", "label", "chosen", "rejected"))
         pair = preference(given)
         return KtoRow(((pair.chosen, True), *((worse, False) for worse in pair.rejected)))

@@ -21,8 +21,8 @@ from rayswift.data.rows.columns import (
     named,
     one_of,
 )
-from rayswift.data.rows.dialogue import asked, dialogue, messages_in, names_question, question
-from rayswift.data.rows.hints import unknown
+from rayswift.data.rows.dialogue import asked, dialogue, messages_in, names_question, question, used_by_question
+from rayswift.data.rows.hints import unknown, without_label
 from rayswift.data.rows.messages import conversation
 from rayswift.data.rows.values import as_cell_number, as_list, as_number, is_list, parsed_list, shown
 
@@ -118,10 +118,16 @@ def classification(given: NamedRow) -> ClassificationRow:
     row = given.columns
     column = one_of(row, LABEL)
     if column is None:
-        raise unknown(row, _CLASSES_WANTED, ("text", "label"))
+        raise without_label(given, LABEL) or unknown(row, _CLASSES_WANTED, ("text", "label"))
     text = one_of(row, TEXT)
     if messages_column(row) or (names_question(row) and one_of(row, RESPONSE)):
         made = dialogue(given)
+    elif names_question(row) and text:
+        raise BadRow(
+            "ambiguous columns",
+            f"{' and '.join((*sorted(used_by_question(row) & row.keys()), text))} are both texts to classify; name the "
+            f"pair with data.columns, as in {{{text}: response}}, or leave one out, as in {{{text}: unused}}",
+        )
     elif names_question(row):
         made = conversation(asked(given), given)
     elif text:
@@ -166,6 +172,8 @@ def _one_label(value: Any) -> int | float | str:
     text = value.strip()
     if not text:
         raise BadRow("bad label", "the label is empty")
+    if "_" in text:  # a name, where Python reads 1_2 as 12
+        return text
     try:
         return int(text)
     except ValueError:

@@ -25,9 +25,11 @@ def is_list(value: Any) -> bool:
 
 
 def as_text(value: Any, what: str) -> str:
-    """A text, or a number as text."""
+    """A text, or a finite number as text."""
     if isinstance(value, str):
         return value
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadRow("wrong type", f"{what} is {value}, expected text")
     if isinstance(value, int | float) and not isinstance(value, bool):
         try:
             return str(value)

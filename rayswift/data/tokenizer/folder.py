@@ -10,6 +10,8 @@ from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 
+from rayswift.log import UserError
+
 CONFIG = "tokenizer_config.json"
 PROCESSOR_TEMPLATE = "chat_template.json"
 """The template file of processors for text and images; tokenizers of `transformers` do not read it."""
@@ -35,8 +37,26 @@ class Frame:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """`tokenizer_config.json`; empty if there is none."""
-    path = folder / CONFIG
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return _read(folder / CONFIG)
+
+
+def read_tokenizer(path: Path, what: str) -> Tokenizer:
+    """The tokenizer in a tokenizer.json; raise UserError if it is damaged, where `what` names its model."""
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the type that `tokenizers` raises
+        raise UserError(f"{what}: {path.name} is damaged ({error}); copy or download it again") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty if there is no file; raise UserError if it is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); copy or download it again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no JSON object; copy or download it again")
+    return found
 
 
 def read_chat_template(folder: Path) -> tuple[str | None, dict[str, str]]:
@@ -46,7 +66,7 @@ def read_chat_template(folder: Path) -> tuple[str | None, dict[str, str]]:
     if (folder / "chat_template.jinja").exists():
         source = (folder / "chat_template.jinja").read_text(encoding="utf-8")
     if source is None and (folder / PROCESSOR_TEMPLATE).exists():
-        source = json.loads((folder / PROCESSOR_TEMPLATE).read_text(encoding="utf-8")).get("chat_template")
+        source = _read(folder / PROCESSOR_TEMPLATE).get("chat_template")
     if isinstance(source, list):  # several named templates
         source = {entry["name"]: entry["template"] for entry in source}.get("default")
     return source, _special_tokens(folder, config)
@@ -54,8 +74,7 @@ def read_chat_template(folder: Path) -> tuple[str | None, dict[str, str]]:
 
 def _special_tokens(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     """Special tokens by name. If the config lists all added tokens, the older file only adds missing ones."""
-    path = folder / _SPECIAL_TOKENS
-    older: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    older = _read(folder / _SPECIAL_TOKENS)
     named = {**older, **config} if "added_tokens_decoder" in config else {**config, **older}
     tokens = {}
     for name, value in named.items():

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from rayswift.config.model import ModelConfig
 from rayswift.data.hub_files import download
-from rayswift.data.tokenizer.folder import CONFIG, read_config
+from rayswift.data.tokenizer.folder import CONFIG, read_config, read_tokenizer
 from rayswift.log import UserError, logger
 
 # Classes that use tokenizer.json unchanged; all others build the tokenizer from its vocabulary.
@@ -36,7 +36,7 @@ def write_as_loaded(model: ModelConfig, folder: Path) -> None:
     config = read_config(folder)
     if config.get("tokenizer_class") in (None, *_READ_AS_WRITTEN) or "auto_map" in config:
         return
-    written = Tokenizer.from_file(str(path))
+    written = read_tokenizer(path, f"model.path = {model.path!r}")
     loaded = load(folder, model.trust_remote_code, f"model.path = {model.path!r}")
     backend = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
     backend.no_padding()
@@ -69,10 +69,14 @@ def load(folder: Path, trust_remote_code: bool, what: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        first_line = str(error).splitlines()[0]
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # of a damaged tokenizer.json whatever `tokenizers` raises
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{what} has no tokenizer that loads: {first_line}") from error
+    # Without its files, `transformers` makes one of the model's type, with special tokens alone.
+    if len(tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)) <= 1:
+        raise UserError(f"{what} has no tokenizer: tokenizer.json, or the vocabulary of its class, is missing")
+    return tokenizer
 
 
 def load_with_padding(folder: str, trust_remote_code: bool) -> Any:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, normalizers
 from rayswift.config.model import ModelConfig
 from rayswift.data.encode.config import CAUSAL, RowKind
 from rayswift.data.encode.families.reranker_template import for_pairs
-from rayswift.data.tokenizer.folder import PROCESSOR_TEMPLATE, read_chat_template
+from rayswift.data.tokenizer.folder import PROCESSOR_TEMPLATE, read_chat_template, read_tokenizer
 from rayswift.data.tokenizer.loaded import convert, from_hub, write_as_loaded
 from rayswift.log import UserError
 
@@ -28,7 +28,7 @@ def model_files(model: ModelConfig) -> Path:
 def prepare_tokenizer(model: ModelConfig, folder: Path, kind: RowKind = CAUSAL) -> Path:
     """Copy (or convert) the model's tokenizer to `folder`, with the chat template for rows of this kind."""
     folder.mkdir(parents=True, exist_ok=True)
-    source = model_files(model)
+    source, what = model_files(model), f"model.path = {model.path!r}"
     if (source / "tokenizer.json").exists():
         for name in _TOKENIZER_FILES:
             if (source / name).exists():
@@ -49,21 +49,21 @@ def prepare_tokenizer(model: ModelConfig, folder: Path, kind: RowKind = CAUSAL) 
     if kind.lowers:
         _lower(folder / "tokenizer.json")
     if model.new_special_tokens:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer = read_tokenizer(folder / "tokenizer.json", what)
         tokenizer.add_special_tokens(special_tokens(model.new_special_tokens))
         tokenizer.save(str(folder / "tokenizer.json"))
     else:
-        _check_rows(source / "config.json", folder / "tokenizer.json")
+        _check_rows(source / "config.json", read_tokenizer(folder / "tokenizer.json", what))
     return folder
 
 
-def _check_rows(config: Path, tokenizer: Path) -> None:
+def _check_rows(config: Path, tokenizer: Tokenizer) -> None:
     """Raise if a token has no row in the embedding; new special tokens extend it."""
     if not config.exists():
         return
     architecture = json.loads(config.read_text(encoding="utf-8"))
     num_rows = architecture.get("text_config", architecture).get("vocab_size")
-    vocabulary = Tokenizer.from_file(str(tokenizer)).get_vocab(with_added_tokens=True)
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     beyond = sorted((number, token) for token, number in vocabulary.items() if num_rows and number >= num_rows)
     if beyond:
         number, token = beyond[0]

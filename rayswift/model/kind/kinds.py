@@ -158,7 +158,10 @@ def _folder(folder: Path) -> Model | None:
         what = f"an adapter ({adapter.get('peft_type', 'LORA')} on {base or 'a base it does not name'})"
         return Model("adapter", what, {}, base)
     if (folder / "config.json").exists():
-        return of_config(_read(folder / "config.json"))
+        config = _object(folder / "config.json")
+        if config is None:
+            return Model("no model", "a folder whose config.json is no JSON object", {})
+        return of_config(config)
     if any(folder.glob("*.gguf")):
         return Model("GGUF", "a folder of GGUF files", {})
     if any(folder.glob("checkpoint-*")):
@@ -174,17 +177,21 @@ def _folder(folder: Path) -> Model | None:
 
 
 def _read(file: Path) -> dict[str, Any]:
+    return _object(file) or {}
+
+
+def _object(file: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None: there is none, or the file is damaged."""
     try:
         read = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
-    return read if isinstance(read, dict) else {}
+        return None
+    return read if isinstance(read, dict) else None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return config
+    """`config.json`; empty if there is none, or if it is no JSON object, which `look` reports."""
+    return _read(folder / "config.json")
 
 
 def is_encoder(config: Mapping[str, Any]) -> bool:

@@ -145,12 +145,14 @@ def test_a_path_is_continued_into_another_folder(tmp_path: Path) -> None:
     assert names(tmp_path / "new") == ["fingerprint.json"]
 
 
-@pytest.mark.parametrize("harm", ["missing", "incomplete"])
-def test_a_path_must_be_a_complete_checkpoint(tmp_path: Path, harm: str) -> None:
+@pytest.mark.parametrize(
+    ("harm", "said"), [("missing", "there is no such folder; give auto, never, or"), ("incomplete", "no manifest.json")]
+)
+def test_a_path_must_be_a_complete_checkpoint(tmp_path: Path, harm: str, said: str) -> None:
     folder = tmp_path / "old" / "checkpoint-20"
     if harm == "incomplete":
         save(tmp_path / "old", sealed=False)
-    with pytest.raises(UserError, match=r"is not a complete checkpoint"):
+    with pytest.raises(UserError, match=rf"is not a complete checkpoint: .*{said}"):
         open_run(config_of(tmp_path / "new", "--resume", str(folder)), tmp_path / "new")
     assert folder.exists() == (harm == "incomplete")
 

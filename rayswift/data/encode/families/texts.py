@@ -89,6 +89,8 @@ class ClassificationEncoder(TextEncoder):
             if len(given) != num_labels:
                 raise BadRow("bad label", f"{len(given)} values, model.num_labels is {num_labels}")
             return tuple(("value", float(value)) for value in given)
+        if kind != _MULTI:  # tables with gaps hold whole numbers as decimals
+            given = tuple(int(one) if isinstance(one, float) and one.is_integer() else one for one in given)
         if not all(isinstance(one, int) and 0 <= one < num_labels for one in given):
             raise BadRow(
                 "bad label", f"label is {label!r}; with model.num_labels {num_labels} it is 0 to {num_labels - 1}"

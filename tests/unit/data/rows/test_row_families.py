@@ -81,9 +81,20 @@ def test_preference_spellings_mean_the_same() -> None:
 def test_labels() -> None:
     for given, label in [(1, 1), (True, 1), ([0, 2], (0, 2)), (0.5, 0.5), ([0.5, 1], (0.5, 1.0))]:
         assert parse({"text": "t", "label": given}, "classification").label == label
-    for given, label in [(True, True), (0, False)]:
+    for given, label in [(True, True), (0, False), ("1.0", True), ("0.0", False)]:
         ((_, wanted),) = parse({"messages": ASKED, "label": given}, "kto").judged
         assert wanted is label
+
+
+def test_pairs_of_texts_are_suggested_as_pairs() -> None:
+    for first, second in (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2")):
+        with pytest.raises(BadRow, match=f"as in {{{first}: query, {second}: response}}"):
+            parse_row({first: "a", second: "b", "label": 1}, "classification", {})
+
+
+def test_names_with_an_underscore_are_no_numbers() -> None:
+    for given, label in [("1_2", "1_2"), ("12", 12), ("1_0.5", "1_0.5"), ("1.5", 1.5)]:
+        assert parse({"text": "t", "label": given}, "classification").label == label
 
 
 def test_prompts_keep_reward_columns_and_the_answer() -> None:
@@ -113,7 +124,10 @@ def test_prompts_keep_reward_columns_and_the_answer() -> None:
         ("classification", {"text": "t"}, "no known columns"),
         ("classification", {"label": 1}, "no known columns"),
         ("classification", {"text": "t", "label": ""}, "bad label"),
-        ("classification", {"text": "t", "label": float("nan")}, "wrong type"),
+        ("classification", {"text": "t", "label": float("nan")}, "bad label"),
+        ("classification", {"text": "t", "label": None}, "bad label"),
+        ("classification", {"question": "q", "sentence": "s", "label": 1}, "ambiguous columns"),
+        ("kto", {"prompt": "q", "completion": "a", "label": None}, "bad label"),
         ("prompt", {"solution": "2", "x": 1}, "no known columns"),
         ("prompt", {"messages": ASKED[1:]}, "no prompt"),
         ("prompt", {"question": "q", "problem": "p"}, "ambiguous columns"),

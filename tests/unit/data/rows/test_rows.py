@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayswift.data.rows import BadRow, CausalRow, Conversation, MessageLoss, parse_row
+from rayswift.data.rows import BadRow, CausalRow, Conversation, MessageLoss, is_read, parse_row, unused_columns
 
 
 def causal(row: Any, columns: dict[str, str] | None = None, system: str | None = None) -> CausalRow:
@@ -229,6 +229,9 @@ def test_empty_values_of_other_types_are_refused(content: Any) -> None:
         ({"messages": [{"role": "user", "content": {"a": 1}}]}, "wrong type"),
         ({"messages": [{"role": "user", "content": True}]}, "wrong type"),
         ({"query": "q", "response": "a", "history": [["only one"]]}, "bad history"),
+        ({"instruction": "i", "question": "q", "output": "a"}, "ambiguous columns"),
+        ({"messages": [{"role": "user", "content": float("nan")}]}, "wrong type"),
+        ({"query": "q", "response": float("inf")}, "wrong type"),
         ({"query": "q", "response": "a", "history": "before"}, "wrong type"),
         ({"text": ["a"]}, "wrong type"),
         ({"query": "q", "response": "a", "system": ["s"]}, "wrong type"),
@@ -243,6 +246,57 @@ def test_a_refusal_names_the_columns_and_the_way_out() -> None:
     detail = refused({"b": 1, "a": 2}).detail
     assert detail.startswith("columns are a, b; wanted: messages;")
     assert detail.endswith("map yours with data.columns")
+
+
+def test_nan_is_a_missing_value() -> None:
+    # As pandas writes a cell without a value.
+    assert turns({"instruction": "q", "input": float("nan"), "output": "a", "system": float("nan")}) == ASKED
+    assert refused({"query": "q", "response": float("nan")}).reason == "no known columns"
+
+
+def test_a_prompt_as_a_dialogue_in_text_is_messages() -> None:
+    # hh-rlhf's, as it is split into prompt and answer.
+    prompt = "\n\nHuman: q0\n\nAssistant: a0\n\nHuman: q\n\nAssistant:"
+    assert turns({"prompt": prompt, "completion": "a"}) == [("user", "q0"), ("assistant", "a0"), *ASKED]
+    assert turns({"prompt": "Human: q", "completion": "a"}) == [("user", "Human: q"), ("assistant", "a")]
+
+
+@pytest.mark.parametrize(
+    ("row", "mapping"),
+    [
+        ({"document": "d", "summary": "s"}, "{summary: response, document: query}"),
+        ({"document": "d", "response": "s"}, "{document: query}"),
+        ({"content": "c"}, "{content: text}"),
+    ],
+)
+def test_a_suggested_mapping_trains_the_answer(row: dict[str, Any], mapping: str) -> None:
+    # With the column `text` the row would be trained as it stands, without its answer.
+    assert refused(row).detail.endswith(f"as in {mapping}")
+
+
+@pytest.mark.parametrize(
+    ("row", "unused"),
+    [
+        ({"question": "q", "context": "c", "answer": "a", "id": "7"}, ["context"]),
+        ({"instruction": "q", "context": "c", "response": "a", "category": "x"}, ["category"]),
+        ({"messages": [{"role": "user", "content": "q"}], "prompt": "q", "source": "s", "notes": None}, ["prompt"]),
+        ({"input_ids": [1], "notes": "n"}, []),
+        ({"unknown": "u"}, []),
+    ],
+)
+def test_columns_without_effect(row: dict[str, Any], unused: list[str]) -> None:
+    assert unused_columns([(row, {})], "causal") == unused
+    assert unused_columns([(row, dict.fromkeys(unused, "unused"))], "causal") == []
+
+
+def test_a_column_with_effect_in_one_row_has_effect() -> None:
+    rows = [{"text": "t", "label": 1}, {"text": "t", "query": "q", "response": "a", "label": 1}]
+    assert unused_columns(((row, {}) for row in rows), "classification") == []
+
+
+def test_every_column_that_is_trained_is_read_of_a_huge_row() -> None:
+    assert all(is_read(name, {}) for name in ("context", "negative_1", "history", "Question"))
+    assert not is_read("thumbnail", {})
 
 
 def test_a_role_that_is_no_text_is_refused() -> None:

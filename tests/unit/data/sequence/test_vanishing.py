@@ -64,6 +64,13 @@ def test_the_first_look_says_how_many_rows_cannot_be_used(tmp_path: Path, caplog
     assert "of the first 10 rows 9 cannot be used: 9 longer than data.max_length" in caplog.text
 
 
+def test_the_first_look_names_columns_that_are_not_trained(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = [{"question": "q", "context": "c", "answer": "a", "id": 1}]
+    with caplog.at_level(logging.INFO, "rayswift"):
+        plan(tmp_path, made)
+    assert "columns without effect: context; data.columns maps yours" in caplog.text
+
+
 def test_the_first_look_says_what_history_costs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = write_tokenizer(tmp_path / "qwen3", REWRITING["qwen3"])
     turns = [{"role": ("user", "assistant")[i % 2], "content": f"turn {i}"} for i in range(8)]
