@@ -12,7 +12,7 @@ from rayswift.rollout.admission import RolloutPlan, RoundPlan
 from rayswift.rollout.evaluation import eval_plans
 from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.rollout.plane import Plane, PlaneSpec, RolloutClient
-from rayswift.train.spec import Connect, RunSpec, SupplyClient
+from rayswift.train.spec import Connect, DataServiceClient, RunSpec
 
 
 def rollout_plan(config: RlhfConfig) -> RolloutPlan:
@@ -52,7 +52,7 @@ def rollout_plan(config: RlhfConfig) -> RolloutPlan:
     )
 
 
-class RolloutSupply:
+class RolloutService:
     """The rollout service, see `supply.DataService`. start: the ledger of the checkpoint."""
 
     def __init__(self, spec: RunSpec, windows: Windows, eval_windows: Windows | None, start: LedgerSnapshot):
@@ -76,7 +76,7 @@ class RolloutSupply:
         self._plane = Plane(self._plane_spec, name, beside_the_driver())
         return partial(_connect, name, self._timeout_s)
 
-    def start_here(self) -> SupplyClient:
+    def start_here(self) -> DataServiceClient:
         return self.start(f"rayswift-{uuid.uuid4().hex[:8]}")(0, 1)
 
     def progress(self) -> tuple[int, float]:
@@ -90,5 +90,5 @@ class RolloutSupply:
             self._plane.close()
 
 
-def _connect(name: str, timeout_s: float, rank: int, size: int) -> SupplyClient:
+def _connect(name: str, timeout_s: float, rank: int, size: int) -> DataServiceClient:
     return RolloutClient(name, rank, size, timeout_s)

@@ -8,7 +8,7 @@ from rayswift.data.feed.feed import DRIVERS_ATTEMPT, Feed
 from rayswift.data.feed.pipeline import stream_windows
 from rayswift.data.sequence.global_batches import Position
 from rayswift.data.sequence.windows import Windows
-from rayswift.train.spec import Connect, RunSpec, SupplyClient
+from rayswift.train.spec import Connect, DataServiceClient, RunSpec
 
 
 class DataService(Protocol):
@@ -17,7 +17,7 @@ class DataService(Protocol):
     def start(self, name: str) -> Connect:
         """Start an actor of this name; it prepares the first batch while the workers start."""
 
-    def start_here(self) -> SupplyClient:
+    def start_here(self) -> DataServiceClient:
         """Start it for the worker of this process."""
 
     def progress(self) -> tuple[int, float]:
@@ -55,7 +55,7 @@ class RowService:
         self._actor.begin.remote(DRIVERS_ATTEMPT, self._position)  # encodes the first window
         return partial(ActorFeed, name, timeout_s=self._timeout_s)
 
-    def start_here(self) -> SupplyClient:
+    def start_here(self) -> DataServiceClient:
         self._feed = Feed(*self._feed_of)
         self._feed.begin(DRIVERS_ATTEMPT, self._position)
         return FeedClient(self._feed, self._timeout_s)

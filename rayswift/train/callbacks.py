@@ -27,13 +27,13 @@ from rayswift.train.clock import Clock
 from rayswift.train.parallel import universal
 from rayswift.train.parallel.group_work import work_together
 from rayswift.train.spec import RunSpec
-from rayswift.train.stream import Progress
+from rayswift.train.stream import StepStream
 
 
 class StreamFlow(TrainerCallback):
     """Epochs, the end and random states, as the stream says. Must stand behind HF's own flow callback."""
 
-    def __init__(self, stream: Progress, rank: int, clock: Clock, spec: RunSpec):
+    def __init__(self, stream: StepStream, rank: int, clock: Clock, spec: RunSpec):
         self._stream, self._rank, self._clock = stream, rank, clock
         self._train, self._plan = spec.config.train, spec.feed_plan
         self._epochs_before = stream.epochs
@@ -158,7 +158,7 @@ class EarlyStopping(TrainerCallback):
 class Checkpoints(TrainerCallback):
     """Makes what HF saved a complete checkpoint: data position, manifest, retention, and a copy behind a run's URL."""
 
-    def __init__(self, spec: RunSpec, stream: Progress):
+    def __init__(self, spec: RunSpec, stream: StepStream):
         self._run_dir, self._stream, self._train = spec.run_dir, stream, spec.config.train
         self._zero_stage = spec.config.cluster.zero_stage or 0
         self._limit = spec.config.train.save_total_limit
@@ -225,7 +225,7 @@ class Checkpoints(TrainerCallback):
 class Metrics(TrainerCallback):
     """Every log entry as a line of `metrics.jsonl` and of the log, and the row accounting; on rank 0."""
 
-    def __init__(self, run_dir: Path, stream: Progress, resumed_step: int, plan: FeedPlan):
+    def __init__(self, run_dir: Path, stream: StepStream, resumed_step: int, plan: FeedPlan):
         self._run_dir, self._stream, self._vanishing = run_dir, stream, Vanishing(plan)
         self._path = run_dir / METRICS
         self._counted_s = 0.0

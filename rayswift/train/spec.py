@@ -12,7 +12,7 @@ from rayswift.run import waiting
 from rayswift.train.clock import Clock
 
 
-class SupplyClient(Protocol):
+class DataServiceClient(Protocol):
     """How a rank reaches its supply of batches; the stream that reads the payload defines its type."""
 
     def new_attempt(self) -> int:
@@ -22,7 +22,7 @@ class SupplyClient(Protocol):
         """Serve from here on: a `Position` of rows, or a `LedgerSnapshot` of prompts."""
 
 
-Connect = Callable[[int, int], SupplyClient]
+Connect = Callable[[int, int], DataServiceClient]
 """(rank, size) -> the client of a rank, in its process."""
 
 
@@ -63,7 +63,7 @@ class Worker:
 
     rank: int
     size: int
-    supply: SupplyClient
+    supply: DataServiceClient
     at: Callable[[str], None] = waiting.unnoted
 
 

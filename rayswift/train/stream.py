@@ -16,7 +16,7 @@ from rayswift.data.sequence.global_batches import Position
 from rayswift.data.sequence.windows import PackedRow
 from rayswift.model import load as models
 from rayswift.run.folder import Resume
-from rayswift.train.spec import RunSpec, SupplyClient
+from rayswift.train.spec import DataServiceClient, RunSpec
 
 Rows = Sequence[PackedRow]
 Collate = Callable[[Rows], dict[str, Any]]
@@ -24,7 +24,7 @@ Collate = Callable[[Rows], dict[str, Any]]
 
 
 @dataclass
-class Tally:
+class ThroughputCounter:
     """What a rank's steps held since the last log line."""
 
     tokens: int = 0
@@ -36,7 +36,7 @@ class Tally:
     elapsed_s: float = 0.0
 
 
-class Progress(ABC):
+class StepStream(ABC):
     """What trainers and callbacks see of a rank's steps, whatever they are made of.
 
     position, epochs: where in the data the step that was handed out last ends; last: none follows; save: a checkpoint
@@ -47,7 +47,7 @@ class Progress(ABC):
         self.position, self.epochs = position, epochs
         self.last = False
         self.save = False
-        self._tally = Tally()
+        self._counter = ThroughputCounter()
 
     @abstractmethod
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -64,23 +64,23 @@ class Progress(ABC):
     def before_save(self) -> None:  # noqa: B027 - rows need nothing
         """See to it that all is written that a checkpoint counts as done; called by one rank before it is complete."""
 
-    def start_tally(self) -> Tally:
+    def restart_counter(self) -> ThroughputCounter:
         """What was counted so far; counting starts again."""
-        tally, self._tally = self._tally, Tally()
-        tally.elapsed_s = self._tally.since - tally.since
-        return tally
+        counter, self._counter = self._counter, ThroughputCounter()
+        counter.elapsed_s = self._counter.since - counter.since
+        return counter
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Leave the time of a block, an evaluation or a save, out of the tally."""
+        """Leave the time of a block, an evaluation or a save, out of the counter."""
         began = time.monotonic()
         try:
             yield
         finally:
-            self._tally.since += time.monotonic() - began
+            self._counter.since += time.monotonic() - began
 
 
-class Stream(Progress):
+class Stream(StepStream):
     """Micro-batches of one rank, step after step, in the order of the global sequence.
 
     Args:
@@ -116,7 +116,7 @@ class Stream(Progress):
         while not self.last:
             started = time.monotonic()
             received = self._client.next(self.position.step)
-            self._tally.wait_s += time.monotonic() - started
+            self._counter.wait_s += time.monotonic() - started
             self._count(received.rows)
             self.position, self.epochs, self.last = received.position, received.epochs, received.last
             self.save = received.save
@@ -132,13 +132,13 @@ class Stream(Progress):
             yield batch, self._collate(batch)
 
     def _count(self, rows: tuple[PackedRow, ...]) -> None:
-        self._tally.steps += 1
-        self._tally.tokens += sum(len(row.input_ids) for row in rows)
-        self._tally.trained_tokens += sum(int(row.trained.sum()) for row in rows)
-        self._tally.capacity += self._max_length * sum(1 if self._packs else len(row.lengths) for row in rows)
+        self._counter.steps += 1
+        self._counter.tokens += sum(len(row.input_ids) for row in rows)
+        self._counter.trained_tokens += sum(int(row.trained.sum()) for row in rows)
+        self._counter.capacity += self._max_length * sum(1 if self._packs else len(row.lengths) for row in rows)
 
 
-def row_stream(spec: RunSpec, client: SupplyClient, resume: Resume | None, tokenizer: Any, model: Any) -> Stream:
+def row_stream(spec: RunSpec, client: DataServiceClient, resume: Resume | None, tokenizer: Any, model: Any) -> Stream:
     """Micro-batches of rows from the feed, from the checkpoint's position on."""
     config = spec.config
     collate = load(TASKS[config.train.task].collate)

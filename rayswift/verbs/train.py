@@ -195,9 +195,9 @@ def _supply(
     """The service that supplies batches: rows or rollouts."""
     start = supply_start(spec.config, resume)
     if isinstance(start, LedgerSnapshot):
-        from rayswift.launch.rollout_supply import RolloutSupply
+        from rayswift.launch.rollout_supply import RolloutService
 
-        return RolloutSupply(spec, windows, eval_windows, start)
+        return RolloutService(spec, windows, eval_windows, start)
     return RowService(spec, windows, eval_windows, start)
 
 

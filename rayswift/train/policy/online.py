@@ -16,11 +16,11 @@ from rayswift.run.folder import Resume
 from rayswift.train.policy.policy_stream import CutSettings, PolicyStream, RoundFlow
 from rayswift.train.policy.sync import canary
 from rayswift.train.policy.sync.publish import Publisher
-from rayswift.train.spec import RunSpec, SupplyClient, Worker
+from rayswift.train.spec import DataServiceClient, RunSpec, Worker
 
 
 def round_stream(
-    spec: RunSpec, client: SupplyClient, resume: Resume | None, tokenizer: Any, model: Any
+    spec: RunSpec, client: DataServiceClient, resume: Resume | None, tokenizer: Any, model: Any
 ) -> PolicyStream:
     """Optimizer steps of rounds from the coordinator, from the checkpoint's ledger on."""
     config = spec.config

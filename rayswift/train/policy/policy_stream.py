@@ -14,7 +14,7 @@ from rayswift.log import logger
 from rayswift.rollout.rounds import Round, RoundTable, shares
 from rayswift.train.policy.cuts import PolicyLayout, cut, ordered
 from rayswift.train.policy.micro_batches import MicroBatch, Place, Sequences
-from rayswift.train.stream import Progress, Rows
+from rayswift.train.stream import Rows, StepStream
 
 
 class RolloutClient(Protocol):
@@ -82,7 +82,7 @@ def trained_rows(table: RoundTable, leave_truncated: bool) -> NDArray[np.bool_]:
     return (table.written_lengths > 0) & ~(table.truncated & leave_truncated)
 
 
-class PolicyStream(Progress):
+class PolicyStream(StepStream):
     """The optimizer steps of one rank, round after round; what `train.stream.Stream` is for rows.
 
     Args:
@@ -116,7 +116,7 @@ class PolicyStream(Progress):
         while not self.last:
             started = time.monotonic()
             received = self._client.next(self.number)
-            self._tally.wait_s += time.monotonic() - started
+            self._counter.wait_s += time.monotonic() - started
             if received.ended:
                 self.position, self.epochs, self.ledger = received.position, received.epochs, received.ledger
                 self.last = True
@@ -149,11 +149,11 @@ class PolicyStream(Progress):
         ]
 
     def state(self) -> dict[str, Any]:
-        """See Progress; with the ledger."""
+        """See StepStream; with the ledger."""
         return super().state() | {"ledger": dict(self.ledger)}
 
     def before_save(self) -> None:
-        """See Progress."""
+        """See StepStream."""
         self._client.keep()
 
     def evaluate(self) -> Mapping[str, float]:
@@ -165,13 +165,13 @@ class PolicyStream(Progress):
         return iter(())
 
     def _count(self, step: PolicyStep) -> None:
-        self._tally.steps += 1
+        self._counter.steps += 1
         for batch in step.batches:
             tokens = int(batch.totals.sum())
-            self._tally.tokens += tokens
-            self._tally.trained_tokens += int(batch.lengths.sum())
+            self._counter.tokens += tokens
+            self._counter.trained_tokens += int(batch.lengths.sum())
             # Shared prompts are computed once: fewer than there are, and none of them is padding.
-            self._tally.capacity += max(tokens, batch.num_computed_tokens)
+            self._counter.capacity += max(tokens, batch.num_computed_tokens)
 
 
 class RoundFlow(TrainerCallback):

@@ -27,9 +27,9 @@ from rayswift.train.clock import Clock
 from rayswift.train.optimizer import progress_schedule, state_classes
 from rayswift.train.parallel.universal import complete_load
 from rayswift.train.spec import RunSpec, Worker
-from rayswift.train.stream import Progress
+from rayswift.train.stream import StepStream
 from rayswift.train.tuning import muon
-from rayswift.train.tuning.adalora import RankBudget
+from rayswift.train.tuning.adalora import AdaLoraCallback
 from rayswift.train.tuning.lisa import SampledLayers
 
 
@@ -54,9 +54,9 @@ class Streamed(Trainer):
     """
 
     lr_scheduler: Any
-    stream: Progress
+    stream: StepStream
 
-    def __init__(self, *, spec: RunSpec, rank: int, stream: Progress, **kwargs: Any):
+    def __init__(self, *, spec: RunSpec, rank: int, stream: StepStream, **kwargs: Any):
         super().__init__(**kwargs)
         self.remove_callback(PrinterCallback)  # `Metrics` writes the log
         self.accelerator.ddp_handler.gradient_as_bucket_view = True  # else DDP holds every gradient twice
@@ -150,7 +150,7 @@ class Streamed(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """HF's, its time left out of the throughput."""
-        self._settle()
+        self._use_eval_weights()
         with self.stream.pause():
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         if self._rank == 0 and not self._has_evaluated:
@@ -166,7 +166,7 @@ class Streamed(Trainer):
         model.eval()  # which returns nothing under DeepSpeed
         return model
 
-    def _settle(self) -> None:
+    def _use_eval_weights(self) -> None:
         """Have the weights be those to judge and to save: a schedule-free optimizer trains at others."""
         if isinstance(self.optimizer, AcceleratedOptimizer):
             self.optimizer.eval()  # undone by HF's next step; others have nothing to do
@@ -217,21 +217,23 @@ class Streamed(Trainer):
         return summed
 
     def _throughput(self) -> dict[str, float]:
-        tally = self.stream.start_tally()
-        sums = torch.tensor([tally.tokens, tally.trained_tokens, tally.capacity, tally.wait_s], dtype=torch.float64)
+        counter = self.stream.restart_counter()
+        sums = torch.tensor(
+            [counter.tokens, counter.trained_tokens, counter.capacity, counter.wait_s], dtype=torch.float64
+        )
         memory = torch.zeros(self.args.world_size, 2, dtype=torch.float64)
         memory[self.args.process_index] = torch.tensor(_memory_gib(), dtype=torch.float64)
         # One sum for all: each rank's memory has a place of its own.
         sums = self.sum_over_ranks(torch.cat([sums, memory.flatten()]))
         tokens, trained, capacity, wait_s = sums[:4].tolist()
         host_gib, gpu_gib = sums[4:].view(-1, 2).max(dim=0).values.tolist()
-        elapsed_s = max(1e-9, tally.elapsed_s)
+        elapsed_s = max(1e-9, counter.elapsed_s)
         return {
             "tokens_per_s": tokens / elapsed_s,
             "trained_tokens_per_s": trained / elapsed_s,
             "fill": tokens / max(1.0, capacity),
             "data_wait": wait_s / self.args.world_size / elapsed_s,
-            "step_s": elapsed_s / max(1, tally.steps),
+            "step_s": elapsed_s / max(1, counter.steps),
             "host_memory_gib": host_gib,
             **({"gpu_memory_gib": gpu_gib} if torch.cuda.is_available() else {}),
         }
@@ -249,7 +251,7 @@ class Streamed(Trainer):
         if self.args.world_size > 1:
             dist.barrier()
         try:
-            self._settle()
+            self._use_eval_weights()
             with self.stream.pause():
                 super()._save_checkpoint(model, trial)
         except Exception as error:
@@ -273,7 +275,7 @@ def _memory_gib() -> tuple[float, float]:
 
 
 def callbacks_of(
-    spec: RunSpec, worker: Worker, stream: Progress, clock: Clock, resume: Resume | None
+    spec: RunSpec, worker: Worker, stream: StepStream, clock: Clock, resume: Resume | None
 ) -> list[TrainerCallback]:
     """A rank's callbacks, in the order they must be called."""
     train = spec.config.train
@@ -281,7 +283,7 @@ def callbacks_of(
     if spec.config.model.tuner == "adalora":
         num_epochs = spec.feed_plan.num_epochs
         progress = None if spec.feed_plan.ends_by_steps else lambda: stream.epochs / num_epochs
-        callbacks.append(RankBudget(spec.run_dir, resume.saved.path if resume else None, progress))
+        callbacks.append(AdaLoraCallback(spec.run_dir, resume.saved.path if resume else None, progress))
     if spec.config.model.lisa_layers:
         callbacks.append(SampledLayers(spec.config.model, train.seed))
     callbacks.append(Checkpoints(spec, stream))

@@ -23,7 +23,7 @@ from rayswift.data.sequence.windows import PackedRow
 from rayswift.model.texts import sentence_folder
 from rayswift.train import evaluation
 from rayswift.train.spec import RunSpec
-from rayswift.train.trainers.embedding_losses import WIDTH, EmbeddingLoss, known
+from rayswift.train.trainers.embedding_losses import WIDTH, EmbeddingLoss, text_metadata
 from rayswift.train.trainers.row_means import HeadTrainer
 
 
@@ -96,14 +96,14 @@ class StreamedEmbeddingTrainer(HeadTrainer):
 
     def _compare(self, embeddings: torch.Tensor, parts: Sequence[Sequence[PackedRow]]) -> None:
         """The loss of all ranks' embeddings, and its gradient for this rank's, by micro-batch."""
-        about = known([row for rows in parts for row in rows]).to(embeddings.device)
-        counts, everything = self._of_all_ranks(torch.cat([embeddings, about], dim=1))
+        metadata = text_metadata([row for rows in parts for row in rows]).to(embeddings.device)
+        counts, everything = self._of_all_ranks(torch.cat([embeddings, metadata], dim=1))
         begin = sum(counts[: self.args.process_index])
-        pool, about = everything[:, :-WIDTH].clone().requires_grad_(), everything[:, -WIDTH:]
+        pool, metadata = everything[:, :-WIDTH].clone().requires_grad_(), everything[:, -WIDTH:]
         with torch.enable_grad(), torch.autocast(pool.device.type, enabled=False):
-            loss = self._loss_of(pool, about)
+            loss = self._loss_of(pool, metadata)
         (gradient,) = torch.autograd.grad(loss, pool)
-        evaluation.add(self._sums, self._loss_of.sums(pool, about))
+        evaluation.add(self._sums, self._loss_of.sums(pool, metadata))
         own = gradient[begin : begin + len(embeddings)]
         self._gradients.extend(own.split([sum(len(row.lengths) for row in rows) for rows in parts]))
         self._step_loss = loss.detach()
@@ -138,9 +138,9 @@ class StreamedEmbeddingTrainer(HeadTrainer):
         embeddings = self._embed(model, inputs, rows)
         if not rows:
             return embeddings.sum(), {}
-        about = known(rows).to(embeddings.device)
+        metadata = text_metadata(rows).to(embeddings.device)
         with torch.autocast(embeddings.device.type, enabled=False):
-            return self._loss_of(embeddings, about), self._loss_of.sums(embeddings, about)
+            return self._loss_of(embeddings, metadata), self._loss_of.sums(embeddings, metadata)
 
     def _named(self, totals: evaluation.Sums) -> evaluation.Sums:
         return self._loss_of.named(totals)
@@ -160,7 +160,7 @@ class StreamedEmbeddingTrainer(HeadTrainer):
             order = [(mine + i) * world_size + self.args.process_index for i, r in enumerate(rows) for _ in r.lengths]
             mine += len(rows)
             place = torch.tensor(order, dtype=torch.float32, device=embeddings.device).reshape(-1, 1)
-            tables.append(torch.cat([place, embeddings, known(rows).to(embeddings.device)], dim=1))
+            tables.append(torch.cat([place, embeddings, text_metadata(rows).to(embeddings.device)], dim=1))
         _, everything = self._of_all_ranks(torch.cat(tables))
         totals = self._named(self._evaluated(everything[everything[:, 0].argsort(stable=True)]))
         metrics = evaluation.values(totals, kwargs.get("metric_key_prefix", "eval"))
@@ -172,10 +172,10 @@ class StreamedEmbeddingTrainer(HeadTrainer):
         batches = (table[:, 0] // self._global_batch).clamp(max=max(1, num_rows // self._global_batch) - 1)
         totals: evaluation.Sums = {}
         for lines in table.split(batches.unique_consecutive(return_counts=True)[1].tolist()):
-            embeddings, about = lines[:, 1:-WIDTH], lines[:, -WIDTH:]
+            embeddings, metadata = lines[:, 1:-WIDTH], lines[:, -WIDTH:]
             rows = int(lines[-1, 0] - lines[0, 0]) + 1
-            evaluation.add(totals, {"loss": (float(self._loss_of(embeddings, about)) * rows, rows)})
-            evaluation.add(totals, self._loss_of.sums(embeddings, about))
+            evaluation.add(totals, {"loss": (float(self._loss_of(embeddings, metadata)) * rows, rows)})
+            evaluation.add(totals, self._loss_of.sums(embeddings, metadata))
         return totals
 
     def _of_all_ranks(self, lines: torch.Tensor) -> tuple[list[int], torch.Tensor]:

@@ -19,7 +19,7 @@ ROLE, LABEL, WIDTH = 0, 1, 2
 _LIKE, _UNLIKE = "similarity of like pairs", "similarity of unlike pairs"
 
 
-def known(rows: Sequence[PackedRow]) -> torch.Tensor:
+def text_metadata(rows: Sequence[PackedRow]) -> torch.Tensor:
     """The per-text metadata, float32 [M, WIDTH]."""
     lines = [
         [float(min(position, 2)), dict(row.numbers).get("label", math.nan)]
@@ -52,19 +52,19 @@ class EmbeddingLoss:
         self.compares_rows = self._name in ("infonce", "online_contrastive")
         """Whether a row's loss depends on the other rows of the batch."""
 
-    def __call__(self, embeddings: torch.Tensor, about: torch.Tensor) -> torch.Tensor:
-        """The loss of embeddings [M, D]; about [M, WIDTH]: their per-text metadata."""
+    def __call__(self, embeddings: torch.Tensor, metadata: torch.Tensor) -> torch.Tensor:
+        """The loss of embeddings [M, D]; metadata [M, WIDTH]: their per-text metadata."""
         weights = {embeddings.shape[1]: 1.0} | self._dims
         total = torch.zeros((), device=embeddings.device)
         for dim, weight in weights.items():
             cut = embeddings if dim == embeddings.shape[1] else _normalized(embeddings[:, :dim])
-            texts, labels = _columns(cut, about)
+            texts, labels = _columns(cut, metadata)
             total = total + weight * self._loss(texts, labels)
         return total
 
-    def sums(self, embeddings: torch.Tensor, about: torch.Tensor) -> evaluation.Sums:
+    def sums(self, embeddings: torch.Tensor, metadata: torch.Tensor) -> evaluation.Sums:
         """What a batch adds to the metrics; see `named`."""
-        texts, labels = _columns(_normalized(embeddings.detach()), about)
+        texts, labels = _columns(_normalized(embeddings.detach()), metadata)
         anchors, candidates = texts[0], torch.cat(texts[1:])
         if self._name == "infonce":
             return _ranking_sums(anchors @ candidates.T)
@@ -96,11 +96,11 @@ def _ranking_sums(similarity: torch.Tensor) -> evaluation.Sums:
     return {"recall_at_1": (float((ahead > 0).sum()), rows), "margin": (float(ahead.sum()), rows)}
 
 
-def _columns(embeddings: torch.Tensor, about: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+def _columns(embeddings: torch.Tensor, metadata: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Anchors [R, D], positives [R, D], negatives [N, D] if there are any, as the losses take them; labels [R]."""
-    roles = about[:, ROLE]
+    roles = metadata[:, ROLE]
     texts = [embeddings[roles == role] for role in (0, 1, 2)]
-    return texts if len(texts[2]) else texts[:2], about[roles == 0, LABEL]
+    return texts if len(texts[2]) else texts[:2], metadata[roles == 0, LABEL]
 
 
 def _normalized(embeddings: torch.Tensor) -> torch.Tensor:

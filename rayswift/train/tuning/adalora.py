@@ -31,7 +31,7 @@ def penalty(model: Any) -> torch.Tensor:
     return weight * torch.stack(distances).mean()
 
 
-class RankBudget(TrainerCallback):
+class AdaLoraCallback(TrainerCallback):
     """Lets the allocator look at the gradients of every step, and keeps what it has seen.
 
     Args:

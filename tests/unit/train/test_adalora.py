@@ -75,7 +75,7 @@ def test_losses_are_pefts_and_a_resume_changes_nothing(tmp_path: Path, progress:
 
     def ours(steps: range, model: Any, optimizer: Any, resume_from: Path | None = None) -> list[float]:
         at = [0]
-        callback = adalora.RankBudget(tmp_path, resume_from, progress and (lambda: progress(at[0])))
+        callback = adalora.AdaLoraCallback(tmp_path, resume_from, progress and (lambda: progress(at[0])))
         callback.on_train_begin(args, TrainerState(), control, model=model)
 
         def budget(step: int) -> None:

@@ -16,12 +16,12 @@ from rayswift.train.arguments import trainer_arguments
 from rayswift.train.callbacks import StreamFlow, crosses
 from rayswift.train.clock import Clock
 from rayswift.train.spec import RunSpec
-from rayswift.train.stream import Progress
+from rayswift.train.stream import StepStream
 
 ROWS, STEPS, EPOCHS = 6000, 93, 3.0
 
 
-class Steps(Progress):
+class Steps(StepStream):
     """A stream of some steps, each the same share of the epochs."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

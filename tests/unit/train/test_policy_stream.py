@@ -74,8 +74,8 @@ def test_only_the_end_of_a_round_moves_the_position() -> None:
     one_round = [(0, 0, True), (0, 1, False), (1, 0, False), (1, 1, False)]
     assert seen == [(number, *rest) for number in (0, 1) for rest in one_round]
     assert stream.evaluate() == {"reward": 1.0}
-    tally = stream.start_tally()
-    assert (tally.steps, tally.capacity >= tally.tokens > tally.trained_tokens) == (8, True)
+    counter = stream.restart_counter()
+    assert (counter.steps, counter.capacity >= counter.tokens > counter.trained_tokens) == (8, True)
 
 
 def test_ranks_have_as_many_micro_batches_and_train_everything() -> None:

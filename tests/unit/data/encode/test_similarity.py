@@ -32,7 +32,7 @@ from rayswift.log import UserError
 from rayswift.model import heads
 from rayswift.model.find import find_model
 from rayswift.model.tuners import new_adapter
-from rayswift.train.trainers.embedding_losses import EmbeddingLoss, known
+from rayswift.train.trainers.embedding_losses import EmbeddingLoss, text_metadata
 from rayswift.train.trainers.reranker import list_loss, list_sums
 from rayswift.verbs.export import merge
 from tests.support.streams import TINY
@@ -217,7 +217,7 @@ def test_infonce_takes_any_number_of_negatives_a_row(negatives: list[int], seed:
         torch.logsumexp(unit[begin] @ unit[candidates].T / 0.1, 0) - unit[begin] @ unit[begin + 1] / 0.1
         for begin in begins
     ]
-    found = loss_of("--infonce_temperature", "0.1")(embeddings, known(rows))
+    found = loss_of("--infonce_temperature", "0.1")(embeddings, text_metadata(rows))
     torch.testing.assert_close(found, torch.stack(terms).mean())
 
 
@@ -237,18 +237,18 @@ def test_matryoshka_is_that_of_sentence_transformers() -> None:
     texts_of = [{"sentence_embedding": embeddings[start::2]} for start in (0, 1)]
     model = Embedded()
     theirs = losses.MatryoshkaLoss(model, losses.MultipleNegativesRankingLoss(model), [128, 32, 8], [1, 0.5, 2])
-    ours = loss_of("--matryoshka_dims", '{"32": 0.5, "8": 2}')(embeddings, known(rows))
+    ours = loss_of("--matryoshka_dims", '{"32": 0.5, "8": 2}')(embeddings, text_metadata(rows))
     torch.testing.assert_close(ours, theirs(texts_of, torch.empty(0)))
 
 
 def test_what_an_evaluation_tells_of_embeddings() -> None:
     axes = torch.eye(4)
     rows = [packed(1, 1), packed(1, 1)]
-    sums = loss_of().sums(torch.stack([axes[0], axes[0], axes[1], axes[2]]), known(rows))
+    sums = loss_of().sums(torch.stack([axes[0], axes[0], axes[1], axes[2]]), text_metadata(rows))
     assert sums == {"recall_at_1": (1.0, 2), "margin": (1.0, 2)}
     loss = loss_of("--loss_type", "contrastive")
     pairs = [packed(1, 1, numbers=(("label", 1.0),)), packed(1, 1, numbers=(("label", 0.0),))]
-    sums = loss.sums(torch.stack([axes[0], axes[0], axes[0], axes[1]]), known(pairs))
+    sums = loss.sums(torch.stack([axes[0], axes[0], axes[0], axes[1]]), text_metadata(pairs))
     assert loss.named(sums) == {"margin": (1.0, 1.0)}
     assert loss.named({"loss": (1.0, 2.0)}) == {"loss": (1.0, 2.0)}
 

@@ -31,9 +31,9 @@ def test_steps_are_counted_and_counting_starts_again() -> None:
     batches = list(stream)
     assert len(batches) == 4
     assert (stream.epochs, stream.last, stream.position.step) == (1.0, True, 2)
-    tally = stream.start_tally()
-    assert (tally.steps, tally.tokens, tally.trained_tokens, tally.capacity) == (2, 12, 8, 4 * 4)
-    assert stream.start_tally().steps == 0
+    counter = stream.restart_counter()
+    assert (counter.steps, counter.tokens, counter.trained_tokens, counter.capacity) == (2, 12, 8, 4 * 4)
+    assert stream.restart_counter().steps == 0
 
 
 def test_evaluations_and_saves_are_left_out_of_the_time() -> None:
@@ -41,8 +41,8 @@ def test_evaluations_and_saves_are_left_out_of_the_time() -> None:
     stream = make_stream()
     with stream.pause():
         time.sleep(0.05)
-    tally = stream.start_tally()
-    assert 0 <= tally.elapsed_s <= time.monotonic() - began - 0.05
+    counter = stream.restart_counter()
+    assert 0 <= counter.elapsed_s <= time.monotonic() - began - 0.05
 
 
 def test_what_is_alone_is_made_without_ray() -> None:
