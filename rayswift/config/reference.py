@@ -19,20 +19,19 @@ Written by `{COMMAND}`; do not edit it by hand.
 
 YAML and flags are one tree of sections. A field's dotted path is its YAML path, its flag and its name in every error;
 where the last part is unique, the bare flag works too (`--learning_rate`), and `--model` stands for `--model.path`.
-A value is the field's default, else what `--config file.yaml` says, later files over earlier ones, else the flag.
-Lists are words (`--data.eval a.jsonl b.jsonl`) or JSON, dicts are JSON, `null` is null. An unknown name is an error,
-and all problems are told at once. Numbers, booleans and null are read alike in YAML, in dicts inside it and in flags,
-as YAML 1.2 has them and as the field means them: `1e-4` is a number, `no` is a word of `save_strategy` and false for
-`packing`. A path may begin with `~`. Names of TRL, LLaMA-Factory and axolotl are answered with those below.
-`rayswift <verb> --dry_run` prints the resolved config, and `rayswift <verb> --help all` the fields below.
+A flag replaces the value of `--config file.yaml`, a later file that of an earlier one, and a file the default. Lists are
+words (`--data.eval a.jsonl b.jsonl`) or JSON, dicts are JSON, `null` is null. An unknown name is an error, and all
+problems are reported at once. Numbers, booleans and null are read as in YAML 1.2, in YAML files and in flags alike, and by
+the type of the field: `1e-4` is a number; `no` is a word for `save_strategy` and false for `packing`. A path may begin
+with `~`. For a name of TRL, LLaMA-Factory or axolotl, the error gives the name on this page. `rayswift <verb> --dry_run`
+prints the resolved config, and `rayswift <verb> --help all` the fields below.
 
 **ms-swift's spelling.** `pt`, `sft` and `rlhf` also read command lines and flat YAML or JSON files of ms-swift
-(`rayswift sft run.yaml --tuner_type lora --deepspeed zero3`). One line says what was translated; a flag whose work Ray
-does here is accepted with one line that says why it has no effect; the few that cannot be honoured are errors with the
-reason. `NPROC_PER_NODE` and `NNODES` become workers, and for tasks that sample `max_length` is a prompt's. Defaults are
-the ones on this page; one line lists those of ms-swift that differ, as the flags that bring them back, and another the
-ids that ms-swift would take from ModelScope's hub. `infer` and `export` know its flags too. The tables are in
-[`swift/`](swift)."""
+(`rayswift sft run.yaml --tuner_type lora --deepspeed zero3`). One line says what was translated. One line for each flag
+without an effect says why it has none. A flag that is not supported is an error with the reason. `NPROC_PER_NODE` and
+`NNODES` become workers, and for tasks that sample, `max_length` is the length of a prompt. Defaults are those of this
+page: one line lists the defaults of ms-swift that differ, as flags that restore them, and another the ids that ms-swift
+would take from ModelScope's hub. `infer` and `export` take its flags too. The tables are in [`swift/`](swift)."""
 
 
 def page() -> str:
