@@ -1,4 +1,4 @@
-"""What the pool asks of an engine, whichever it is: vLLM in an actor, or a simulated one for load tests."""
+"""The interface that the pool needs of an engine: vLLM in an actor, or a simulated engine for load tests."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,16 +27,16 @@ class SamplingSettings:
 
     @property
     def can_resume(self) -> bool:
-        """Whether tokens made may go behind the prompt of a new request, and what follows is as if never interrupted.
+        """Whether a lost request can be continued by appending its tokens to the prompt of a new request.
 
-        A grammar would begin anew in the midst of the answer, and a stop string that lies across the seam is not seen.
+        Not with a grammar, which would begin anew, nor with a stop string, which may lie across the border.
         """
         return not self.stop and self.structured_outputs_regex is None
 
 
 @dataclass(frozen=True)
 class EngineStatus:
-    """version: of the weights it holds, None before the first; running, waiting: requests; tokens: made in all."""
+    """version: of its weights, None before the first; running, waiting: numbers of requests; tokens: made in total."""
 
     version: PolicyVersion | None
     running: int
@@ -46,10 +46,10 @@ class EngineStatus:
 
 @dataclass(frozen=True)
 class Collected:
-    """finished: whole completions (behind `begun`); parts: of unfinished ones, what was not handed over yet;
-    num_made: tokens that the engine has made in all; num_unfinished: of those, of requests that are unfinished.
+    """finished: whole completions (without `begun`); parts: new tokens of unfinished ones since the last call;
+    num_made: tokens that the engine has made in total; num_unfinished: how many of those are of unfinished requests.
 
-    Spans are counted from the first token of what they come with.
+    The spans of a completion or part are counted from its first token.
     """
 
     finished: tuple[Completion, ...]
@@ -69,53 +69,53 @@ def _collected(finished: Columns, parts: Columns, num_made: int, num_unfinished:
 class Engine(Protocol):
     """An engine as an asyncio object; the pool reaches it through a Ray actor handle with the same methods.
 
-    Every call answers in bounded time, but none while the engine takes over weights. Calls may overlap; `load` goes
-    between two decoding steps, with requests in flight, and what they sample from then on is of the new version.
+    Every call returns in bounded time, except while the engine loads weights. Calls may overlap. `load` runs between two
+    decoding steps, while requests are in flight; their later tokens are sampled with the new version.
     """
 
     async def start(self) -> None:
-        """Build the engine, without weights that could be sampled from."""
+        """Build the engine. It has no usable weights yet."""
 
     async def submit(self, requests: Sequence[SampleRequest]) -> None:
-        """Take requests; their completions come out of `collect`.
+        """Accept requests; `collect` returns their completions.
 
         Raises:
-            RequestRefused: one of them cannot be served, by no engine of the run; then none is taken.
+            RequestRefused: no engine of the run can serve one of them; then none is accepted.
             NoWeights: there was no `load` yet, or the last one failed.
         """
 
     async def collect(self, timeout_s: float, part_tokens: int | None) -> Collected:
-        """What has finished since the last call; waits for the first one up to `timeout_s`.
+        """Return what has finished since the last call; wait up to `timeout_s` for the first completion.
 
         Args:
             timeout_s: See above.
-            part_tokens: New tokens of an unfinished request from which on they are handed over; None: they stay here.
+            part_tokens: Number of new tokens from which on a part of an unfinished request is returned; None: never.
         """
 
     async def abort(self, keys: Sequence[str]) -> tuple[Completion, ...]:
-        """Give requests up; what there is of each, collected before or not; a finished one may be among them."""
+        """Abort requests and return all tokens of each, collected or not; some may have finished."""
 
     async def load(self, version: PolicyVersion, weights: Any) -> float:
-        """Take over published weights (a `weights.Published`), check them, and return the seconds sampling paused.
+        """Load published weights (a `weights.Published`) after a check, and return the seconds that sampling paused.
 
         Raises:
-            LoadFailed: the weights before are gone too.
-            Exception: any other: the weights cannot be had, and it goes on with those before.
+            LoadFailed: the previous weights are lost too.
+            Exception: any other: the weights cannot be fetched, and the engine keeps the previous ones.
         """
 
     async def score(self, token_ids: NDArray[np.int32], timeout_s: float) -> NDArray[np.float32]:
-        """Log-probabilities [T - 1] of tokens 1 to T - 1 of a text, for the canary; before whatever waits.
+        """Return the log-probabilities [T - 1] of tokens 1 to T - 1 of a text, ahead of waiting requests; for the canary.
 
         Raises:
-            TimeoutError: not in time; nothing of it goes on.
+            TimeoutError: it took too long and was aborted.
         """
 
     async def status(self) -> EngineStatus:
-        """How it stands; also its sign of life."""
+        """Return the engine's status; an answer shows that it is alive."""
 
 
 class EngineLost(Exception):
-    """An engine is of no use any more; says why."""
+    """An engine is lost; the message says why."""
 
 
 class RequestRefused(UserError):
@@ -126,15 +126,15 @@ class RequestRefused(UserError):
 
 
 class NoWeights(Exception):
-    """An engine holds no weights that could be sampled from; the request is as good as before."""
+    """An engine holds no usable weights; the request can be sent to another engine."""
 
 
 class LoadFailed(Exception):
-    """Only a part of new weights is in place, so the engine holds none, and has given up all that was in flight.
+    """A load failed half-way, so the engine has no usable weights and has aborted its requests.
 
     Args:
         message: Why.
-        parts: What there is of each request that was given up, from its first token on.
+        parts: All tokens of each aborted request.
     """
 
     def __init__(self, message: str, parts: tuple[Completion, ...]):
@@ -150,16 +150,16 @@ def _load_failed(message: str, parts: Columns) -> LoadFailed:
 
 
 class EngineHandle(Engine, Protocol):
-    """An engine in a process of its own, which may wait for its place in the cluster and may die.
+    """An engine in a process of its own, which may wait for room in the cluster and may die.
 
     Every call raises `EngineLost` once the process is gone.
     """
 
     async def placed(self) -> None:
-        """Wait until its process runs; for as long as the cluster takes."""
+        """Wait, without a limit, until its process runs."""
 
     async def last_lines(self) -> str:
-        """The end of what its process has logged, also after its death; empty where that cannot be had."""
+        """Return the last log lines of its process, also after its death; empty if they cannot be read."""
 
     def kill(self) -> None:
         """End its process; more than once is fine."""

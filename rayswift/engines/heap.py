@@ -1,14 +1,14 @@
-"""Garbage collection of actors, which live long and have imported much."""
+"""Garbage collection of actors, which live long and hold many imported objects."""
 
 import gc
 
 
 def freeze() -> None:
-    """Leave all objects there are out of later collections.
+    """Exclude all existing objects from later garbage collections.
 
-    What torch, Ray and vLLM make when they are imported and built stays to the end, hundreds of thousands of objects. A
-    full collection walks through all of them, a tenth of a second each time that enough new objects have come. Not for
-    commands: what is frozen is not cleaned up at the exit, and bindings complain.
+    The imports of torch, Ray and vLLM make hundreds of thousands of objects that live to the end. A full collection walks
+    through all of them and takes a tenth of a second each time. Not for commands: frozen objects are not cleaned up at
+    the exit, and native extensions complain.
     """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""What travels between the prompts, the engines, the rewards and the trainer; plain values, token ids in and out."""
+"""The plain values that prompts, engines, rewards and trainer exchange; token ids in and out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from rayswift.data.rows import Message
 
 Finish = Literal["stop", "length"]
-"""Why a completion ends: an end token or a stop string, or its room was full."""
+"""Why a completion ends: an end token or stop string, or the length limit."""
 
 
 @dataclass(frozen=True, order=True)
 class PolicyVersion:
-    """The weights behind `step` rollout batches of training.
+    """The weights after `step` rounds of training.
 
-    attempt: number of the worker group that trained them, see `data.feed`; a later group's weights are other weights,
-    also where the step is the same.
+    attempt: number of the worker group that trained them, see `data.feed`; weights of two groups differ even if the
+    step is the same.
     """
 
     attempt: int
@@ -30,7 +30,7 @@ class Prompt:
     """A prompt to complete.
 
     ordinal: its place in the global sequence of prompts, over all epochs; id: `source:line`; input_ids [T] int32;
-    messages: the conversation it was rendered from, for rewards; columns: the row's other columns, for rewards; cut:
+    messages: the conversation before rendering, for rewards; columns: the row's other columns, for rewards; cut:
     whether input_ids are only the end of what was rendered; answer: the tokens of the row's own answer and of what is
     before it, each [T] int32, where it may be trained; teacher_ids [T] int32: what a teacher sees in place of
     input_ids, None: the same.
@@ -57,7 +57,7 @@ class TopTokens:
 
 @dataclass(frozen=True)
 class RequestSampling:
-    """How tokens of a request are chosen where that is not the run's way; names as in section `rollout`."""
+    """Sampling of a request that differs from the run's; names as in section `rollout`."""
 
     temperature: float
     top_p: float
@@ -66,7 +66,7 @@ class RequestSampling:
 
 @dataclass(frozen=True)
 class EpisodeStart:
-    """What an episode begins with, see `rollout.episodes`. seed: of its environment, the same for a prompt's group."""
+    """The start of an episode, see `rollout.episodes`. seed: of its environment, the same for the group of a prompt."""
 
     prompt: Prompt
     seed: int
@@ -76,11 +76,11 @@ class EpisodeStart:
 class SampleRequest:
     """One completion to sample, or to score.
 
-    key: unique within the run (`ordinal:sample`, and the try); max_tokens: room of the whole completion, `begun`
-    included; seed: of its random numbers; begun [T] int32: tokens of it that an engine which is gone had made already:
-    what comes back are the tokens behind them; top: nothing is sampled, what comes back is `begun` with its
-    log-probabilities, and so many of the likeliest tokens beside each; None: it is sampled; sampling: how tokens are
-    chosen, None: in the run's way; episode: for who plays it in several turns, engines are not told.
+    key: unique within the run (`ordinal:sample`, and the try); max_tokens: limit of the whole completion, `begun`
+    included; seed: of its random numbers; begun [T] int32: its tokens that a lost engine had made; the answer has only
+    the tokens after them; top: score instead of sampling: the answer is `begun` with its log-probabilities, and this
+    number of likeliest tokens at each; None: sample; sampling: None: as the run samples; episode: of a completion in
+    several turns, not sent to engines.
     """
 
     key: str
@@ -95,7 +95,7 @@ class SampleRequest:
 
 @dataclass(frozen=True)
 class Span:
-    """From token `begin` of a completion on, `version` chose the tokens."""
+    """`version` sampled the tokens of a completion from token `begin` on."""
 
     begin: int
     version: PolicyVersion
@@ -103,13 +103,13 @@ class Span:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What a completion of several turns is beside its tokens.
+    """What a completion of several turns has beside its tokens.
 
-    prompt_ids [P] int32: what its tokens follow; asked: the same as messages where the environment changed it, else
-    None; written [T] bool: which of them the model wrote, the others are what
-    tools and environments answered; messages: its turns, for rewards and people; num_turns: of the model; num_calls,
-    num_failed_calls: of tools; reward: the environment's, None if it has no opinion; end: why there is no further turn;
-    infos: what the environment tells reward functions; checksum: CRC-32 of all tokens as the engine had them last.
+    prompt_ids [P] int32: the tokens of its prompt; asked: the messages of the prompt if the environment changed them, else
+    None; written [T] bool: the tokens that the model wrote, the others are answers of
+    tools and environments; messages: its turns, for rewards and people; num_turns: of the model; num_calls,
+    num_failed_calls: of tools; reward: the environment's, None if it gave none; end: why there is no further turn;
+    infos: what the environment tells reward functions; checksum: CRC-32 of all tokens at the engine's last turn.
     """
 
     prompt_ids: NDArray[np.int32]
@@ -127,13 +127,13 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Completion:
-    """What an engine made of a request, or a part of it; or what came of several turns.
+    """The completion of a request, or a part of it, or an episode of several turns.
 
     token_ids [T] int32, the end token included; logprobs [T] float32 under the policy at the sampling's temperature,
-    which the trainer computes too: among all tokens, whatever top_p and its kind leave out; spans: the first begins at
-    0; finish: None for the part that was there when an engine was asked for it; top: of a request that scores; teacher:
-    the same tokens as a teacher scored them that is asked beside the trainer; trajectory: None for a single turn, of
-    which the model wrote all; log-probabilities of tokens that it did not write are NaN.
+    over all tokens (top_p and the like do not change them), as the trainer computes them; spans: the first begins at
+    0; finish: None for a part; top: of a request that scores; teacher: scores of these tokens by a teacher outside the
+    workers; trajectory: None for a single turn, all of which the model wrote; log-probabilities of tokens that it did
+    not write are NaN.
     """
 
     key: str
@@ -147,7 +147,7 @@ class Completion:
 
     @property
     def num_written(self) -> int:
-        """Tokens that the model wrote."""
+        """Return the number of tokens that the model wrote."""
         return len(self.token_ids) if self.trajectory is None else int(self.trajectory.written.sum())
 
 
@@ -155,8 +155,8 @@ class Completion:
 class Scored:
     """A completion with its rewards.
 
-    rewards: of each function and model, NaN where one had no opinion (returned None); reward: their weighted sum; text:
-    as rewards saw it.
+    rewards: of each function and model, NaN if it returned None (no opinion); reward: their weighted sum; text: the text
+    that rewards got.
     """
 
     completion: Completion
@@ -167,7 +167,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Group:
-    """A prompt with its scored completions, those that failed left out."""
+    """A prompt with its scored completions, without those that failed."""
 
     prompt: Prompt
     scored: tuple[Scored, ...]

@@ -1,4 +1,4 @@
-"""Bytes that travel <-> torch tensors."""
+"""Converts torch tensors to bytes and back."""
 
 import json
 import warnings
@@ -19,19 +19,19 @@ _ALIGN = 64
 
 
 def as_bytes(tensor: torch.Tensor) -> Bytes:
-    """A host tensor's bytes [num_bytes]; no copy where it is contiguous."""
+    """Return the bytes [num_bytes] of a host tensor; without a copy if it is contiguous."""
     flat = tensor.detach().contiguous().reshape(-1)
     data: Bytes = flat.view(torch.uint8).numpy() if flat.numel() else np.empty(0, np.uint8)
     return data
 
 
 def describe(name: str, tensor: torch.Tensor, data: Bytes) -> TensorInfo:
-    """What travels beside the bytes."""
+    """Describe a tensor for the receiver of its bytes."""
     return TensorInfo(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), checksum(data))
 
 
 def as_tensors(tensors: Iterable[tuple[TensorInfo, Bytes]]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and tensor of each; the tensors share the bytes and must not be written to."""
+    """Yield name and tensor of each; the tensors share the bytes and must not be written to."""
     for info, data in tensors:
         dtype = getattr(torch, info.dtype)
         if not data.size:

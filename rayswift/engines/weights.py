@@ -1,9 +1,9 @@
-"""Published weights: what a trainer hands over, who keeps it for engines that come later, how the bytes travel.
+"""Published weights: their format, the store that keeps them for later engines, and the transfer of their bytes.
 
 A version is a list of buckets; a bucket is one object of raw tensors, so that the number of remote calls follows the
-bytes, not the tensors. Every tensor carries a checksum of its bytes, which each engine compares before it uses them.
-The trainer puts the buckets (one copy); the `WeightStore` copies them into objects of its own behind its back, because
-Ray's objects die with the process that put them, and an engine may come when that trainer is gone.
+bytes, not the tensors. Every tensor has a checksum of its bytes, which each engine compares before it uses them.
+The trainer puts the buckets (one copy). The `WeightStore` then copies them into objects of its own, because Ray's objects
+die with the process that put them, and an engine may start after the death of the trainer.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Tensors that travel together; `handle` is what the transport made of their bytes."""
+    """Tensors that are sent together; `handle` is the transport's reference to their bytes."""
 
     tensors: tuple[TensorInfo, ...]
     handle: Any
@@ -45,7 +45,7 @@ class Bucket:
 class Published:
     """A version of the weights, and where its bytes are.
 
-    adapter: PEFT's config, where the tensors are a LoRA over weights that the engines have; None: they are the model.
+    adapter: PEFT's config, if the tensors are a LoRA for weights that the engines have; None: they are the model.
     """
 
     version: PolicyVersion
@@ -55,13 +55,13 @@ class Published:
 
 
 class Transport(Protocol):
-    """How the bytes of a bucket get from a trainer to engines: Ray's object store, which serves any membership."""
+    """Transfers the bytes of a bucket from a trainer to engines; Ray's object store serves any set of engines."""
 
     def send(self, tensors: Sequence[Bytes]) -> Any:
-        """Hand a bucket over; the handle is picklable, and the tensors may change once this returns."""
+        """Send a bucket and return a picklable handle; the tensors may change after that."""
 
     async def receive(self, handle: Any) -> Sequence[Bytes]:
-        """The bytes behind a handle, read-only, in the order they were sent."""
+        """Return the bytes of a handle, read-only, in the order they were sent."""
 
 
 class ObjectStore:
@@ -82,7 +82,7 @@ class ObjectStore:
 
 
 def checksum(tensor: Bytes) -> int:
-    """Sum of the bytes as 64-bit words, modulo 2^64: about as fast as memory is read."""
+    """Return the sum of the bytes as 64-bit words, modulo 2^64; about as fast as reading memory."""
     flat = tensor.reshape(-1)
     whole = flat.size // 8 * 8
     total = int(np.sum(flat[:whole].view(np.uint64), dtype=np.uint64)) if whole else 0
@@ -90,11 +90,11 @@ def checksum(tensor: Bytes) -> int:
 
 
 async def fetch(published: Published, transport: Transport, timeout_s: float) -> list[tuple[TensorInfo, Bytes]]:
-    """All tensors of a version, each compared with its checksum.
+    """Return all tensors of a version, each compared with its checksum.
 
     Raises:
         TimeoutError: they did not arrive in time.
-        UserError: what arrived is not what was published.
+        UserError: the bytes differ from those published.
     """
     async with asyncio.timeout(timeout_s):
         received = await asyncio.gather(*(transport.receive(bucket.handle) for bucket in published.buckets))
@@ -116,7 +116,7 @@ def _verify(version: PolicyVersion, tensors: Iterable[tuple[TensorInfo, Bytes]])
 
 
 class WeightStore:
-    """Keeps the newest version alive, whatever becomes of the trainer; runs as a named actor.
+    """Keeps the newest version, even if the trainer dies; runs as a named actor.
 
     Args:
         timeout_s: Longest time that copying a version may take.
@@ -130,7 +130,7 @@ class WeightStore:
         self._copying: asyncio.Task[None] | None = None
 
     async def publish(self, published: Published) -> None:
-        """Take note of a version; its bytes are copied behind the caller's back.
+        """Accept a version; its bytes are copied in the background.
 
         Raises:
             StaleAttempt: a newer version was published by a later worker group.
@@ -143,11 +143,11 @@ class WeightStore:
         self._copying = asyncio.create_task(self._adopt(published))
 
     async def current(self) -> Published | None:
-        """The newest version, in the store's own objects once they are copied; None: nothing was published."""
+        """Return the newest version, in the store's own objects once they are copied; None: nothing was published."""
         return self._current
 
     async def settled(self) -> bool:
-        """Wait until the newest version is in the store's own objects; False: its bytes were lost before."""
+        """Wait until the newest version is copied; False: its bytes were lost before."""
         if self._copying:
             await asyncio.wait([self._copying], timeout=self._timeout_s)
             return self._copying.done() and not self._copying.cancelled() and self._copying.exception() is None
@@ -170,7 +170,7 @@ class WeightStore:
 
 
 class Weights(Protocol):
-    """Keeps published weights for engines that come when their trainer is gone, see `weights.WeightStore`."""
+    """Keeps published weights for engines that start after the trainer's death, see `weights.WeightStore`."""
 
     async def keep(self, published: Published) -> Published:
-        """The same weights in objects that do not die with the trainer."""
+        """Return the same weights in objects that do not die with the trainer."""

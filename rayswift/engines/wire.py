@@ -1,6 +1,6 @@
-"""Completions and requests as columns, for the way between processes.
+"""Serialization of completions and requests as columns.
 
-Ray gives every array in a message a buffer of its own, which costs more than what a short completion holds.
+Ray gives every array in a message a buffer of its own, which costs more than the data of a short completion.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ Columns = tuple[Any, ...]
 
 
 def columns_of(completions: Sequence[Completion]) -> Columns:
-    """What `completions_of` makes them of again."""
+    """Convert completions to columns; `completions_of` reverses it."""
     kinds: dict[tuple[Span, ...], int] = {}
     return (
         [each.key for each in completions],
@@ -32,7 +32,7 @@ def columns_of(completions: Sequence[Completion]) -> Columns:
 
 
 def completions_of(columns: Columns) -> tuple[Completion, ...]:
-    """The completions; their arrays are parts of one."""
+    """Convert columns to completions; their arrays are views of one array."""
     keys, token_ids, logprobs, lengths, spans, kinds, finishes, widths, top_ids, top_logprobs = columns
     parts = _parts(token_ids, lengths), _parts(logprobs, lengths)
     sizes = [width * length for width, length in zip(widths, lengths, strict=True)]
@@ -47,7 +47,7 @@ def completions_of(columns: Columns) -> tuple[Completion, ...]:
 
 
 class Requests(tuple[SampleRequest, ...]):
-    """Requests that travel as columns; a prompt of many travels once."""
+    """Requests that are pickled as columns; a prompt of several requests is sent once."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         prompts: dict[int, NDArray[np.int32]] = {}

@@ -1,1 +1,1 @@
-"""Prompts -> completions -> rewards -> what the policy trainer trains; README.md says how the parts hang together."""
+"""Prompts -> completions -> rewards -> rounds for the policy trainer; README.md describes the parts."""

@@ -1,13 +1,13 @@
-"""Admission: which prompt is drawn for which round, and when; pure. All of sync and async is the rule in here.
+"""Admission: which prompt is drawn for which round, and when; pure. Sync and async sampling differ only here.
 
-Round s may draw prompts once the weights behind round s - `max_staleness` are published; it never waits for less, and
-nothing is ever dropped for being old: what is sampled is paced, so that the tokens of a round are at most
-`max_staleness` versions old by construction. Prompts go to rounds strictly in order. One that is filtered or fails
-makes room for the next of the sequence, for the same round. With over-sampling, more are under way than a round lacks;
-it is made of the first that can be trained, and all behind these go back to the head of the sequence.
+Round s may draw prompts once the weights after round s - `max_staleness` are published. Nothing is ever dropped for being
+old: sampling is paced, so that the tokens of a round are at most `max_staleness` versions old. Prompts go to rounds
+strictly in order. The next prompt of the sequence replaces a filtered or failed one in the same round. With
+over-sampling, more prompts are in progress than a round lacks; the round takes the first that can be trained, and all
+prompts after these go back to the head of the sequence.
 
-With `max_staleness` 0 one round at a time is open, so its prompts are a prefix of what is left of the sequence: what is
-trained is a function of (data, seed, weights), whatever finishes first.
+With `max_staleness` 0 only one round is open, and its prompts are the next ones of the sequence: the trained prompts are
+a function of (data, seed, weights), whatever finishes first.
 """
 
 import math
@@ -20,11 +20,11 @@ from rayswift.engines.samples import RequestSampling
 
 @dataclass(frozen=True)
 class RoundPlan:
-    """How prompts become rounds.
+    """The sizes of rounds.
 
-    num_prompts: groups of a round; max_resamples: times that number that may be drawn in place of filtered and failed
-    ones; num_rounds: of the run, None: until the prompts end; oversampling: share of prompts that are under way beyond
-    those that a round still lacks.
+    num_prompts: groups of a round; max_resamples: limit of prompts that replace filtered and failed ones, as a multiple
+    of that number; num_rounds: of the run, None: until the prompts end; oversampling: share of a round's prompts that
+    are in progress beyond those that it still lacks.
     """
 
     num_prompts: int
@@ -50,12 +50,12 @@ class EvalPlan:
 class RolloutPlan:
     """What the coordinator does, as plain values.
 
-    rounds: see there; num_steps: optimizer steps of one pass over a round; steps_per_round: of all passes;
+    rounds: sizes of rounds; num_steps: optimizer steps of one pass over a round; steps_per_round: of all passes;
     num_generations, num_generations_eval: completions of a prompt; max_completion_length, max_sequence_length: tokens
-    of a completion, and of it with its prompt; min_group: fewest scored ones that it can be trained with; drops_equal:
-    filter groups whose rewards are all equal; max_failed_fraction: see `rollout.max_failed_fraction`; max_outstanding:
-    requests that an engine holds at once; max_still_s: that a wait goes on while nothing at all comes forward; sampled:
-    share of rounds that are sampled, the others are of the rows' own answers; has_engines: whether anything is sampled;
+    of a completion, and of it with its prompt; min_group: least number of scored completions of a trained group;
+    drops_equal: filter groups whose rewards are all equal; max_failed_fraction: see `rollout.max_failed_fraction`;
+    max_outstanding: requests that an engine holds at once; max_still_s: longest wait without any progress; sampled:
+    share of rounds that are sampled, the others train the rows' own answers; has_engines: whether anything is sampled;
     evaluations: named ones, (): one as in training.
     """
 
@@ -79,7 +79,7 @@ class RolloutPlan:
 
 @dataclass
 class _Open:
-    """A round that draws: prompts by ordinal, and their outcome, None while they are under way."""
+    """An open round: the outcome of each prompt by ordinal, None while it is in progress."""
 
     outcomes: dict[int, str | None] = field(default_factory=dict)
     num_under_way: int = 0
@@ -91,7 +91,7 @@ class Admission:
 
     Args:
         plan: Sizes and limits.
-        first_round: The one that is trained next.
+        first_round: The round that is trained next.
     """
 
     def __init__(self, plan: RoundPlan, first_round: int):
@@ -103,22 +103,22 @@ class Admission:
 
     @property
     def published(self) -> int | None:
-        """Rounds behind the weights that were published last."""
+        """Return the number of rounds of the newest published weights."""
         return self._published
 
     def publish(self, step: int) -> None:
-        """Weights behind `step` rounds are there."""
+        """Note that weights after `step` rounds are published."""
         self._published = step
 
     def min_step(self, number: int) -> int:
-        """Rounds behind the oldest weights that may sample for a round."""
+        """Return the least number of rounds of weights that may sample for a round."""
         return max(0, number - self._plan.max_staleness)
 
     def next_round(self, num_ready: int, ended: bool) -> int | None:
-        """The round that draws next; None: nothing may be drawn now.
+        """Return the round that draws next; None: nothing may be drawn now.
 
         Args:
-            num_ready: Prompts of the sequence that are there to be drawn.
+            num_ready: Number of prompts that are read and can be drawn.
             ended: Whether these are the last.
         """
         if not num_ready:
@@ -141,11 +141,11 @@ class Admission:
         return allowed and wanted and num_ready >= self._plan.num_prompts
 
     def lacks_prompts(self, number: int, num_ready: int, ended: bool) -> bool:
-        """Whether the prompts that are left cannot fill a round, so that it is never opened."""
+        """Whether too few prompts are left for a round, so that it is never opened."""
         return number == self._newest and ended and num_ready < self._plan.num_prompts
 
     def draw(self, ordinal: int, number: int) -> None:
-        """The next prompt of the sequence goes to a round, as `next_round` said."""
+        """Assign the next prompt of the sequence to the round that `next_round` returned."""
         if number == self._newest:
             self._newest += 1
         each = self._open.setdefault(number, _Open())
@@ -154,7 +154,7 @@ class Admission:
         self._round_of[ordinal] = number
 
     def finish(self, ordinal: int, outcome: str) -> int:
-        """A prompt has its outcome: `TRAINED...`, or why it is not; returns its round."""
+        """Note the outcome of a prompt: `TRAINED...`, or why it is not trained; return its round."""
         number = self._round_of.pop(ordinal)
         each = self._open[number]
         each.outcomes[ordinal] = outcome
@@ -163,16 +163,16 @@ class Admission:
         return number
 
     def is_complete(self, number: int, num_ready: int, ended: bool) -> bool:
-        """Whether nothing of a round is under way, and nothing can be added to it."""
+        """Whether no prompt of a round is in progress, and none can be added."""
         each = self._open.get(number)
         if each is None or each.num_under_way:
             return False
         return not self._has_room(each) or (ended and not num_ready)
 
     def surplus(self, number: int) -> list[int]:
-        """Take out of a complete round what stands behind the prompts that fill it, whatever became of them.
+        """Remove the prompts after those that fill a complete round, whatever their outcome, and return them.
 
-        What is left is the same whichever finished first: the sequence up to the last prompt that is trained.
+        The rest is the sequence up to the last trained prompt, so it does not depend on what finished first.
         """
         outcomes = self._open[number].outcomes
         trained = sorted(ordinal for ordinal, outcome in outcomes.items() if (outcome or "").startswith(TRAINED))
@@ -184,16 +184,16 @@ class Admission:
         return behind
 
     def close(self, number: int) -> Mapping[int, str]:
-        """Take a complete round out: outcomes of its prompts, by ordinal."""
+        """Remove a complete round and return the outcomes of its prompts, by ordinal."""
         each = self._open.pop(number)
         return {ordinal: outcome for ordinal, outcome in sorted(each.outcomes.items()) if outcome is not None}
 
     def reopen(self, number: int) -> None:
-        """Let a round draw as from its beginning: none of the prompts that it drew can be trained."""
+        """Let a round draw again from the start, because none of its prompts can be trained."""
         self._open = {number: _Open(), **self._open}
 
     def is_last(self, number: int, num_ready: int, ended: bool) -> bool | None:
-        """Whether no round follows one; None: that depends on prompts that are not read yet."""
+        """Whether a round is the last; None: this depends on prompts that are not read yet."""
         if self._plan.num_rounds is not None:
             return number + 1 >= self._plan.num_rounds
         if self._newest > number + 1 or num_ready >= self._plan.num_prompts:

@@ -1,7 +1,7 @@
 """Rewards -> advantages; pure, in float64.
 
-Every rank computes them from the whole round's table, so they are the same on all. N completions, F rewards each; NaN
-is a reward that has no opinion. A completion without any reward has advantage 0 and counts in no mean.
+Every rank computes them from the table of the whole round, so all ranks get the same values. N completions, F rewards
+each; NaN is a missing reward (no opinion). A completion without any reward has advantage 0 and counts in no mean.
 """
 
 from dataclasses import dataclass
@@ -38,12 +38,12 @@ class AdvantageSettings:
 
     @property
     def is_per_token(self) -> bool:
-        """Whether the tokens of a completion may differ: `returns` and `whitened` follow `baselined`."""
+        """Whether tokens of a completion may have different advantages: then `returns` and `whitened` follow `baselined`."""
         return self.estimator.startswith("reinforce_plus_plus")
 
 
 def weighted(rewards: Floats, weights: tuple[float, ...]) -> Floats:
-    """The reward of each completion [N]: the weighted sum of those [N, F] with an opinion, NaN where none has one."""
+    """Return the reward of each completion [N]: the weighted sum of its rewards [N, F] that are not NaN, NaN if all are."""
     total = np.nansum(rewards * np.asarray(weights, np.float64), axis=1)
     total[np.isnan(rewards).all(axis=1)] = np.nan
     return total
@@ -52,13 +52,13 @@ def weighted(rewards: Floats, weights: tuple[float, ...]) -> Floats:
 def advantages(
     rewards: Floats, groups: NDArray[np.int64], settings: AdvantageSettings, penalties: Floats | None = None
 ) -> Floats:
-    """Advantages of whole completions [N], for the estimators grpo and rloo.
+    """Return advantages of whole completions [N], for the estimators grpo and rloo.
 
     Args:
         rewards: [N, F].
         groups: [N], the same for the completions of a prompt.
         settings: See there.
-        penalties: [N], taken off the rewards: KL to the reference times its weight.
+        penalties: [N], subtracted from the rewards: KL to the reference times its weight.
     """
     if settings.aggregation == "normalize_then_sum" and settings.estimator == "grpo":
         total = weighted(np.stack([_standardised(column, groups) for column in rewards.T], 1), settings.weights)
@@ -81,13 +81,13 @@ def advantages(
 
 
 def classified(rewards: Floats, groups: NDArray[np.int64], tau: float) -> Floats:
-    """What stands for advantages [N] in REAL, rewards as labels (arXiv 2602.05630).
+    """Return the advantages [N] that give the gradient of REAL, rewards as labels (arXiv 2602.05630).
 
     With s the mean of log(policy / sampler) over a completion's tokens, the loss of a group is
-    log(1 + sum over the good of e^(-s / tau)) + log(1 + sum over the bad of e^(s / tau)). Good is a reward above the
-    group's mean; a group of one kind has no loss. Where the policy is the sampler, s is 0, and the gradient of a good
-    one's s is -1 / (tau (1 + number of the good)), of a bad one's 1 / (tau (1 + number of the bad)). The loss is a mean
-    over groups; here it is scaled to a mean over completions.
+    log(1 + sum over the good of e^(-s / tau)) + log(1 + sum over the bad of e^(s / tau)). A completion is good if its
+    reward is above the group's mean; a group of one kind has no loss. If the policy is the sampler, s is 0. The gradient
+    with respect to s is then -1 / (tau (1 + number of good ones)) for a good completion, and
+    1 / (tau (1 + number of bad ones)) for a bad one. The loss, a mean over groups, is scaled to one over completions.
     """
     means, _, _ = _statistics(rewards, groups)
     good, bad = rewards > means, rewards <= means
@@ -101,13 +101,13 @@ def classified(rewards: Floats, groups: NDArray[np.int64], tau: float) -> Floats
 
 
 def baselined(rewards: Floats, groups: NDArray[np.int64], settings: AdvantageSettings) -> Floats:
-    """The reward of each completion [N] that its tokens return, for REINFORCE++; NaN where there is none."""
+    """Return the reward of each completion [N], less the baseline, for REINFORCE++; NaN if it has none."""
     total = weighted(rewards, settings.weights)
     return total - _statistics(total, groups)[0] if settings.estimator.endswith("baseline") else total
 
 
 def returns(reward: float, penalties: Floats) -> Floats:
-    """What each token [T] of a completion brings: its reward less the penalties [T] from that token on.
+    """Return the return of each token [T] of a completion: the reward less the penalties [T] from that token on.
 
     REINFORCE++, arXiv 2501.03262, equation 6, with the discount 1.
     """
@@ -116,9 +116,9 @@ def returns(reward: float, penalties: Floats) -> Floats:
 
 
 def gae(rewards: Floats, values: Floats, gamma: float, lam: float) -> Floats:
-    """Generalised advantage estimates [B, T] of each token of B completions, padded behind their ends with zeros.
+    """Return generalised advantage estimates [B, T] of the tokens of B completions, padded with zeros at the end.
 
-    Schulman et al. 2016, arXiv 1506.02438, equation 16; the state behind a completion's last token is worth nothing.
+    Schulman et al. 2016, arXiv 1506.02438, equation 16; the value of the state after a completion's last token is 0.
 
     Args:
         rewards: [B, T] of each token.
@@ -136,15 +136,15 @@ def gae(rewards: Floats, values: Floats, gamma: float, lam: float) -> Floats:
 
 
 def moments(values: Floats) -> Floats:
-    """Count, sum and sum of squares of the values that are known: what ranks add up for `whitened`."""
+    """Return count, sum and sum of squares of the values that are not NaN; their sums over ranks go to `whitened`."""
     known = values[~np.isnan(values)]
     return np.array([len(known), known.sum(), np.square(known).sum()])
 
 
 def whitened(values: Floats, summed: Floats, shift_mean: bool = True) -> Floats:
-    """Values less their mean, over their standard deviation, of the whole round (`moments`); 0 if unknown.
+    """Return values less their mean, divided by their standard deviation, of the whole round (`moments`); 0 for NaN.
 
-    Without `shift_mean` the mean stays what it was, as TRL whitens rewards.
+    Without `shift_mean` the mean is kept, as TRL whitens rewards.
     """
     count, total, squares = summed / max(summed[0], 1.0)
     variance = squares - total**2 if count else 0.0
@@ -153,7 +153,7 @@ def whitened(values: Floats, summed: Floats, shift_mean: bool = True) -> Floats:
 
 
 def is_even(rewards: Floats, groups: NDArray[np.int64], settings: AdvantageSettings) -> NDArray[np.bool_]:
-    """Whether a completion's group [N] is rewarded alike, so that it teaches nothing."""
+    """Whether all rewards in the group of a completion [N] are equal, so that it has no advantage."""
     _, spreads, _ = _statistics(weighted(rewards, settings.weights), groups)
     return np.isclose(spreads, 0.0)
 
@@ -164,9 +164,9 @@ def _standardised(values: Floats, groups: NDArray[np.int64]) -> Floats:
 
 
 def _statistics(values: Floats, groups: NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:
-    """For each value [N] its group's mean, standard deviation (Bessel's, 0 of a single value) and count of known ones.
+    """Return for each value [N] its group's mean, standard deviation (Bessel's, 0 of a single value) and count without NaN.
 
-    Both are 0 in a group without any.
+    Mean and standard deviation are 0 in a group of NaN.
     """
     _, index = np.unique(groups, return_inverse=True)
     known = ~np.isnan(values)

@@ -1,7 +1,7 @@
-"""One worker group's rounds: prompts are drawn, sampled, scored and put together until a later group begins.
+"""Makes the rounds of one worker group: draws prompts, samples, scores and assembles, until a later group begins.
 
-All of it happens in the coordinator's event loop. What may be drawn is `admission`'s word; what became of each prompt
-is booked in the `ledger` in the order of rounds, in which they leave here too, whatever finishes first.
+It runs in the coordinator's event loop. `admission` decides which prompts may be drawn. The `ledger` records the outcome
+of each prompt in the order of rounds, and rounds are handed out in that order too, whatever finishes first.
 """
 
 import asyncio
@@ -24,24 +24,24 @@ _MOST_REASONS = 100
 
 
 Keep = Callable[[int, Sequence[Group], str], None]
-"""(round, groups, outcome): completions of a round that is closed, for people to read."""
+"""(round, groups, outcome): keeps the completions of a closed round, for people to read."""
 
 
 def keep_nothing(number: int, groups: Sequence[Group], outcome: str) -> None:
-    """A `Keep`."""
+    """A `Keep` that keeps nothing."""
 
 
 class Attempt:
-    """The rounds of a worker group, from the ledger of its checkpoint on.
+    """Makes the rounds of a worker group, starting from the ledger of its checkpoint.
 
     Args:
         number: Of the worker group.
-        start: What its checkpoint holds.
+        start: The ledger of its checkpoint.
         plan: Sizes and limits.
-        prompts: Standing at the ledger's position.
+        prompts: The sequence of prompts, at the position of the ledger.
         sampler: Samples.
         scorer: Scores.
-        keep: Is handed all groups, round after round.
+        keep: Gets all groups, round after round.
     """
 
     def __init__(
@@ -83,29 +83,29 @@ class Attempt:
         self._changed = asyncio.Event()
 
     def begin(self) -> None:
-        """Read prompts; they are sampled once weights are published."""
+        """Begin to read prompts; they are sampled once weights are published."""
         if not self._plan.has_engines:
             self._admission.publish(self.start.rounds)
         self._advance()
 
     def published(self, step: int) -> None:
-        """Weights behind `step` rounds are on their way to the engines."""
+        """Note that the engines are about to load weights after `step` rounds."""
         self.moved_at = self._clock()
         self._admission.publish(step)
         self._advance()
 
     @property
     def published_step(self) -> int | None:
-        """Rounds behind the newest weights."""
+        """Return the number of rounds of the newest weights."""
         return self._admission.published
 
     def fail(self, error: BaseException) -> None:
-        """Whoever waits for a round hears of it."""
+        """Raise this error in all callers that wait for a round."""
         self._error = self._error or error
         self._wake()
 
     async def stop(self) -> None:
-        """End all that is under way; a thread that reads prompts answers within a second or so."""
+        """Cancel all work; a thread that reads prompts ends within about a second."""
         self._over = True
         self._wake()
         for task in self._tasks:
@@ -113,11 +113,11 @@ class Attempt:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def round(self, number: int, timeout_s: float) -> Finished:
-        """A round, once it can be trained.
+        """Wait for a round until it can be trained, and return it.
 
         Raises:
             UserError: it cannot be made.
-            TimeoutError: it was not there in time, or its worker group is over.
+            TimeoutError: it was not complete in time, or a later worker group has begun.
         """
         deadline = self._clock() + timeout_s
         while number not in self._finished:
@@ -134,7 +134,7 @@ class Attempt:
         return self._finished[number]
 
     def forget_before(self, number: int) -> None:
-        """Rounds before this one are on all ranks."""
+        """Forget the rounds before this one, because all ranks have them."""
         for each in [n for n in self._finished if n < number]:
             del self._finished[each]
         if not self._plan.has_engines:  # rounds wait for nobody's weights, and are made as they are asked for
@@ -142,7 +142,7 @@ class Attempt:
             self._advance()
 
     def describe(self) -> str:
-        """What is under way, for errors and the live line."""
+        """Describe the work in progress, for errors and the live line."""
         if self._admission.published is None:
             return "no weights are published yet"
         parts = [f"{count} prompts with {where}" for where, count in sorted(self._waiting.items()) if count]
@@ -157,7 +157,7 @@ class Attempt:
             self.engines_busy.set(float(self._waiting[where] > 0), self._clock())
 
     def _advance(self) -> None:
-        """Draw what may be drawn, close what is complete, read on."""
+        """Draw the prompts that may be drawn, close complete rounds, and read further prompts."""
         if self._over or self._error is not None:
             return
         try:
@@ -243,7 +243,7 @@ class Attempt:
         return True
 
     def _give_back(self, number: int, surplus: Sequence[int]) -> None:
-        """Prompts that a round does not need are the next to be drawn; what was sampled for them is thrown away."""
+        """Make prompts that a round does not need the next to be drawn, and discard their completions."""
         self._surplus[number] += len(surplus)
         self._ready.extendleft(self._under_way.pop(ordinal) for ordinal in reversed(surplus))
         for groups in (self._groups.get(number, []), *self._left_out.get(number, {}).values()):
@@ -277,7 +277,7 @@ class Attempt:
         self._wake()
 
     def _hand_over(self, number: int, groups: Sequence[Group]) -> None:
-        """Have a round's completions kept, with what became of them."""
+        """Have a round's completions kept, with their outcomes."""
         for outcome, left_out in sorted(self._left_out.pop(number, {}).items()):
             self._keep(number, sorted(left_out, key=_ordinal), outcome)
             if outcome == ALL_EQUAL:
@@ -286,10 +286,10 @@ class Attempt:
             self._keep(number, groups, TRAINED)
 
     def _goes_on(self, number: int, outcomes: Mapping[int, str]) -> bool:
-        """Nothing of a round can be trained: it draws anew, or the run ends.
+        """Let a round without a trainable prompt draw again, or end the run.
 
         Raises:
-            UserError: that is no good end: the prompts failed, or nothing was ever trained.
+            UserError: the prompts failed, or nothing was ever trained.
         """
         num_failed = sum(outcome.startswith(FAILED) for outcome in outcomes.values())
         counts = self._fruitless + Counter(outcomes.values())

@@ -1,4 +1,4 @@
-"""What sampling needs of this machine and of what the config names, before Ray starts."""
+"""Checks, before Ray starts, that this machine and the folders in the config have what sampling needs."""
 
 from pathlib import Path
 
@@ -15,10 +15,10 @@ from rayswift.run import checkpoint
 
 
 def check(config: TrainingConfig) -> None:
-    """Stop before anything starts if completions could not be sampled or scored.
+    """Check, before anything starts, that completions can be sampled and scored.
 
     Raises:
-        UserError: a line for each thing that is missing or not the user's to set.
+        UserError: a line for each thing that is missing or that RaySwift sets itself.
     """
     rollout = rollout_of(config)
     if rollout is None:
@@ -41,7 +41,7 @@ def check(config: TrainingConfig) -> None:
 
 
 def _teacher_problems(config: RlhfConfig) -> list[str]:
-    """A teacher that is no model here, or that other token ids stand for other words with."""
+    """Return problems of the teacher: it is no model on this machine, or it has another vocabulary."""
     model, path = config.model, config.model.teacher
     if not path or is_own_teacher(model):
         return []
@@ -71,7 +71,7 @@ def _critic_problems(config: RlhfConfig) -> list[str]:
 
 
 def _nowhere(field: str, path: str) -> list[str]:
-    """Of a path that is no folder: whether it cannot be a hub id either."""
+    """Return a problem if a path, which is no folder, cannot be a hub id either."""
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         return [f"{field} = {path!r} is no folder here, and no hub id"]
     return []

@@ -1,11 +1,10 @@
-"""The completions of a run as Parquet, `completions/part-ROUND.parquet`, a row each: asked, said, scored.
+"""Writes the prompts, completions and rewards of a run as Parquet, `completions/part-ROUND.parquet`.
 
 Those of evaluations are in `completions/eval/round-ROUND.parquet`.
 
-The newest part is written again, whole, as rounds come and before each checkpoint, and a new one begun once it is
-large: what is there can always be read, memory holds one part, and a kill loses only rounds that no checkpoint holds,
-which a resumed run writes again.
-Of a prompt that was cut, what is told is what it was cut to.
+The newest part is rewritten as a whole when rounds come and before each checkpoint; once it is large, a new part begins.
+So files can be read at any time, memory holds one part, and a kill loses only rounds that no checkpoint holds; a resumed
+run writes these again. A shortened prompt is written as it was sampled from.
 """
 
 import os
@@ -22,7 +21,7 @@ from rayswift.engines.samples import Group
 from rayswift.run.folder import COMPLETIONS
 
 EVALUATIONS = "eval"
-"""Folder below, with a file for each evaluation."""
+"""Subfolder with a file for each evaluation."""
 _WRITE_EVERY_S = 5.0
 _PART_ROWS = 8192
 _PART_CHARS = 32 << 20
@@ -35,7 +34,7 @@ class CompletionsFile:
     Args:
         run_dir: The run folder.
         reward_names: Of each reward, which become columns.
-        decode: Tokens to text, for prompts that were cut: what was sampled from is told, not what was meant to be.
+        decode: Tokens to text, for prompts that were cut.
     """
 
     def __init__(self, run_dir: Path, reward_names: Sequence[str], decode: Callable[[Sequence[int]], str]):
@@ -46,7 +45,7 @@ class CompletionsFile:
         self._written_s = 0.0
 
     def begin(self, number: int) -> None:
-        """Forget what is there of round `number` and later ones: they are sampled again."""
+        """Delete round `number` and later ones, because they are sampled again."""
         self._rows = [row for row in self._rows if row["round"] < number]
         self.close()
         for later in (self._folder / EVALUATIONS).glob("round-*.parquet"):
@@ -61,7 +60,7 @@ class CompletionsFile:
                 _replace(kept, part)
 
     def add(self, number: int, groups: Sequence[Group], outcome: str) -> None:
-        """Append groups of a round, and what became of them; rounds come in their order."""
+        """Append groups of a round with their outcome; rounds come in their order."""
         if self._part is None:
             self._part = self._new_part(number)
         for row in self._rows_of(number, groups, outcome):
@@ -101,7 +100,7 @@ class CompletionsFile:
                 yield row
 
     def add_evaluation(self, number: int, evaluations: Mapping[str, Sequence[Group]]) -> None:
-        """Write the completions of evaluations by the weights behind `number` rounds; column `outcome` is the name."""
+        """Write the completions of evaluations of the weights after `number` rounds; column `outcome` is the name."""
         rows = [
             row for name, groups in evaluations.items() for row in self._rows_of(number, groups, name or "evaluation")
         ]
@@ -110,12 +109,12 @@ class CompletionsFile:
         _replace(pa.Table.from_pylist(rows), folder / f"round-{number:08d}.parquet")
 
     def close(self) -> None:
-        """Write what is held; what comes later begins a new part."""
+        """Write the part in memory; later rounds begin a new part."""
         self.flush()
         self._rows, self._num_chars, self._part = [], 0, None
 
     def _new_part(self, number: int) -> Path:
-        """One that is not there: a round may go over several."""
+        """Return a name that is not in use, because a round may have several parts."""
         part, again = self._folder / f"part-{number:08d}.parquet", 0
         while part.exists():
             again += 1
@@ -123,7 +122,7 @@ class CompletionsFile:
         return part
 
     def flush(self) -> None:
-        """Write what is held."""
+        """Write the part in memory."""
         if self._part is None or not self._rows:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -132,13 +131,13 @@ class CompletionsFile:
 
 
 def newest(run_dir: Path, number: int) -> list[dict[str, Any]]:
-    """Up to `number` completions of the newest round that is written: spread over its rewards, the best first."""
+    """Return up to `number` completions of the newest written round, spread over its rewards, the best first."""
     parts = sorted((run_dir / COMPLETIONS).glob("part-*.parquet"))
     return _spread(parts[-1], number) if parts else []
 
 
 def newest_evaluated(run_dir: Path, number: int) -> list[dict[str, Any]]:
-    """The same of the newest evaluation."""
+    """Return the same of the newest evaluation."""
     parts = sorted((run_dir / COMPLETIONS / EVALUATIONS).glob("round-*.parquet"))
     return _spread(parts[-1], number) if parts else []
 

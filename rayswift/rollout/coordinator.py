@@ -1,9 +1,9 @@
-"""The coordinator: between the trainer's ranks and the rollout plane, in one event loop; an actor that the driver owns.
+"""The coordinator: serves the trainer's ranks, in one event loop; runs as an actor that the driver owns.
 
-It outlives worker groups. Each has an attempt number, a later group a higher one, and every call carries it: what an
-older group still asks for is refused, and what was sampled for it is thrown away. `attempt.Attempt` makes the rounds;
-here they are handed out, weights go to the pool, and evaluations are made. A call that waits answers within seconds,
-if only that it waits and for what; a wait ends in an error where nothing comes forward, however long it takes.
+It outlives worker groups. Each group has an attempt number, later groups higher ones, and every call has this number:
+calls of an older group are refused, and completions for it are discarded. `attempt.Attempt` makes the rounds. The
+coordinator hands them out, gives weights to the pool and runs evaluations. A call that must wait answers within seconds
+and says what it waits for. A wait ends with an error only if there is no progress, however long it takes.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ from rayswift.rollout.rounds import NO_TOKENS, Dealt, Finished, Round, Serving, 
 
 _POLL_S = 0.1
 _KEPT = 8
-"""Of what was made once for all ranks: some may still have to fetch it."""
+"""Number of results kept, because some ranks may still have to fetch them."""
 
 
 class Coordinator:
@@ -48,9 +48,9 @@ class Coordinator:
         rewards: Scores completions.
         weights: Keeps the newest weights.
         completions: Keeps completions.
-        engines: How many.
-        scorer: Of completions to train, where more than rewards is asked for.
-        sampler: Makes completions of the engines' turns; None: a turn is a completion.
+        engines: The least and the most.
+        scorer: Of completions to train, if a teacher scores them too; None: `rewards`.
+        sampler: Makes completions of several turns; None: a completion is one turn.
     """
 
     def __init__(
@@ -87,12 +87,12 @@ class Coordinator:
         self._scaling = asyncio.create_task(self._scaler.run())
 
     async def new_attempt(self) -> int:
-        """A number for a worker group that starts: higher than any before."""
+        """Return a number for a worker group that starts, higher than all before."""
         self._named_attempt = max(self._named_attempt + 1, time.time_ns())
         return self._named_attempt
 
     async def begin(self, attempt: int, start: LedgerSnapshot) -> None:
-        """Make rounds from a ledger on; every rank of a group calls it alike.
+        """Begin to make rounds, starting from a ledger; every rank of a group calls it with the same values.
 
         Raises:
             StaleAttempt: a newer attempt has begun.
@@ -118,7 +118,7 @@ class Coordinator:
             self._life.begin()
 
     async def published(self, attempt: int, published: Published) -> None:
-        """Weights are there: engines load them, and what may be sampled from them is.
+        """Have the engines load published weights, and draw the prompts that may now be sampled.
 
         Raises:
             StaleAttempt: a newer attempt has begun.
@@ -134,7 +134,7 @@ class Coordinator:
         life.published(published.version.step)
 
     async def next(self, attempt: int, number: int, rank: int, size: int, wait_s: float) -> Round | Waiting:
-        """A rank's share of a round, within `wait_s` or not yet.
+        """Return a rank's share of a round, or `Waiting` after `wait_s`.
 
         Raises:
             StaleAttempt: a newer attempt has begun.
@@ -201,10 +201,10 @@ class Coordinator:
         }
 
     def _still_waiting(self, life: Attempt, what: str, since: float) -> Waiting:
-        """What a rank that has waited since then is told.
+        """Return the answer to a rank that has waited since then.
 
         Raises:
-            TimeoutError: nothing has come forward for too long, whoever else's deadline has not passed yet.
+            TimeoutError: there was no progress for too long.
         """
         still_s = self._clock() - max(since, life.moved_at, self._moved_at, self._pool.moved_at)
         if still_s >= self._plan.max_still_s:
@@ -217,7 +217,7 @@ class Coordinator:
     async def _only_once(
         self, attempt: int, what: str, make: Callable[[], Coroutine[Any, Any, Any]], wait_s: float
     ) -> Any | Waiting:
-        """The result of work that is done once for all ranks."""
+        """Return the result of work that is done once for all ranks."""
         life = self._current(attempt)
         if what not in self._once:
             for done in [name for name, (task, _) in self._once.items() if task.done()][:-_KEPT]:
@@ -231,7 +231,7 @@ class Coordinator:
         return task.result() if task.done() else self._still_waiting(life, f"{what} is not there", since)
 
     async def evaluate(self, attempt: int, number: int, wait_s: float) -> dict[str, float] | Waiting:
-        """Mean rewards of the evaluation prompts under the weights behind `number` rounds; made once for all ranks.
+        """Return mean rewards of the evaluation prompts with the weights after `number` rounds; made once for all ranks.
 
         Raises:
             StaleAttempt: a newer attempt has begun.
@@ -248,7 +248,7 @@ class Coordinator:
         return found.metrics
 
     async def probe(self, attempt: int, number: int, token_ids: NDArray[np.int32], wait_s: float) -> Probed | Waiting:
-        """What every engine makes of a text [T], once it holds the weights behind `number` rounds; once for all ranks.
+        """Have every engine score a text [T] with the weights after `number` rounds; once for all ranks.
 
         Raises:
             StaleAttempt: a newer attempt has begun.
@@ -269,7 +269,7 @@ class Coordinator:
             await asyncio.sleep(_POLL_S)
 
     async def keep(self, attempt: int) -> None:
-        """Write the completions of all rounds so far, before a checkpoint counts that holds them.
+        """Write the completions of all rounds so far, before the checkpoint with these rounds is complete.
 
         Raises:
             StaleAttempt: a newer attempt has begun.
@@ -278,13 +278,13 @@ class Coordinator:
         await asyncio.wait([asyncio.wrap_future(self._write(self._completions.flush))])
 
     async def ask_for_save(self, request: int) -> None:
-        """Have a checkpoint saved behind the first round of which no rank has its share yet; once for each request."""
+        """Have a checkpoint saved after the first round that no rank has fetched yet; once for each request."""
         serving = self._serving
         if request != serving.save_request:
             serving.save_request, serving.save_at = request, serving.newest_served + 1
 
     async def progress(self) -> tuple[int, float]:
-        """The step that is being trained, and the passes over the prompts; for display."""
+        """Return the current step, and the passes over the prompts; for display."""
         return self._shown
 
     async def close(self) -> None:
@@ -302,7 +302,7 @@ class Coordinator:
         self._write(self._completions.add, number, groups, outcome)
 
     def _write(self, work: Callable[..., None], *arguments: Any) -> Future[None]:
-        """Behind the rounds' back: nobody waits for what only people read."""
+        """Write in the background, because no rank waits for completions files."""
 
         def done(writing: Future[None]) -> None:
             if (error := writing.exception()) is not None:
@@ -313,7 +313,7 @@ class Coordinator:
         return writing
 
     async def _take_over(self, life: Attempt, published: Published) -> None:
-        """Have the engines load, then, while they sample, the weights kept."""
+        """Have the engines load weights, then the store keep them while engines sample."""
         try:
             pauses_s = await self._pool.set_weights(published.version, published)
         except UserError as error:
@@ -334,7 +334,7 @@ class Coordinator:
             logger.warning("weights %s are not kept for engines that start later: %s", published.version, error)
 
     def _came_forward(self, where: str, change: int) -> None:
-        """A prompt of an evaluation; these do not count as load."""
+        """Note progress of an evaluation prompt; these prompts do not count as load."""
         self._moved_at = self._clock()
 
     def _current(self, attempt: int) -> Attempt:

@@ -1,4 +1,4 @@
-"""An evaluation: completions of the evaluation prompts by the newest weights, and their mean rewards."""
+"""Evaluations: sample the evaluation prompts with the newest weights, and compute mean rewards."""
 
 import asyncio
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ from rayswift.rollout.groups import Sampler, Scorer, Stage, is_of, requests_for,
 
 
 class NamedScorer(Scorer, Protocol):
-    """Who scores, and by what."""
+    """A scorer with the names of its rewards."""
 
     @property
     def names(self) -> Sequence[str]:
-        """Of the rewards, in the order of `Scored.rewards`."""
+        """Return the names of the rewards, in the order of `Scored.rewards`."""
 
 
 def eval_plans(rollout: RolloutConfig) -> tuple[EvalPlan, ...]:
-    """The named evaluations of a config."""
+    """Return the named evaluations of a config."""
     found = []
     for name, each in rollout.eval.items():
         sampling = RequestSampling(
@@ -51,9 +51,9 @@ async def evaluated(
     scorer: NamedScorer,
     stage: Stage,
 ) -> Evaluated:
-    """Mean rewards by the weights behind `number` rounds.
+    """Run the evaluations with the weights after `number` rounds.
 
-    The metrics of a named evaluation begin with its name; those of the first stand without it too.
+    The metrics of a named evaluation begin with its name; those of the first are given without it too.
 
     Raises:
         UserError: no prompt of an evaluation could be scored.
@@ -106,8 +106,8 @@ async def _one(
 
 
 def _of_prompts(groups: Sequence[Group], own: EvalPlan) -> dict[str, float]:
-    """avg@k: the mean over prompts of the mean reward of their k completions; pass@k: the share of prompts of which one
-    is right. Of prompts that have a scored completion."""
+    """Return avg@k, the mean over prompts of the mean reward of their k completions, and pass@k, the share of prompts with a
+    right completion; over prompts that have a scored completion."""
     rewards = [[one.reward for one in group.scored] for group in groups if group.scored]
     k = own.num_generations
     return {

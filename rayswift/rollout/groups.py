@@ -1,4 +1,4 @@
-"""A prompt's group: what is asked of engines for it, and its completions once they are sampled and scored."""
+"""The group of a prompt: its requests to engines, and its completions once they are sampled and scored."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -25,23 +25,23 @@ from rayswift.rollout.episodes.trajectories import with_common_prompt
 
 
 class Sampler(Protocol):
-    """Who samples, see `pool.Pool`."""
+    """Samples completions, see `pool.Pool`."""
 
     def sample(self, requests: Sequence[SampleRequest], min_step: int) -> list[asyncio.Future[Completion]]:
-        """A completion for each request, from weights behind at least `min_step` rounds."""
+        """Return a future of the completion of each request, with weights of at least `min_step` rounds."""
 
 
 class Scorer(Protocol):
-    """Who scores, see `rewards.runner`."""
+    """Scores completions, see `rewards.runner`."""
 
     async def score(
         self, prompt: Prompt, completions: Sequence[Completion], rewarded: bool = True
     ) -> Sequence[Scored | str]:
-        """Each completion with its rewards, or why it has none; without any rewards if it is not to be rewarded."""
+        """Return each completion with its rewards, or why it has none; without rewards if `rewarded` is false."""
 
 
 def sample_seed(run_seed: int, use: str, ordinal: int, sample: int) -> int:
-    """The seed of a completion's random numbers, the same however often it is sampled."""
+    """Return the seed of a completion's random numbers, the same each time it is sampled."""
     digest = blake2b(f"{run_seed}:{use}:{ordinal}:{sample}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 2  # vLLM takes signed 64-bit numbers
 
@@ -55,12 +55,12 @@ def requests_for(
     run_seed: int,
     sampling: RequestSampling | None = None,
 ) -> list[SampleRequest]:
-    """One request for each completion of a prompt.
+    """Return one request for each completion of a prompt.
 
     Args:
-        prompt: What is completed.
-        use: train or eval, and of which set.
-        num_samples: Completions of it.
+        prompt: The prompt.
+        use: train or eval, and the name of the evaluation.
+        num_samples: Number of completions.
         max_tokens: Tokens of the longest completion.
         window: Tokens of the longest prompt and completion together.
         run_seed: Of the run.
@@ -82,7 +82,7 @@ def requests_for(
 
 
 Stage = Callable[[str, int], None]
-"""(who has a prompt, +1 or -1): it comes or goes."""
+"""(stage, +1 or -1): a prompt enters or leaves the stage."""
 
 
 async def scored_group(
@@ -92,7 +92,7 @@ async def scored_group(
     stage: Stage,
     rewarded: bool = True,
 ) -> tuple[Group, list[str]]:
-    """The completions of a prompt that were sampled and scored, and why the others were not."""
+    """Return the completions of a prompt that were sampled and scored, and the reasons of the others."""
     stage("engines", 1)
     try:
         sampled = await asyncio.gather(*futures, return_exceptions=True)
@@ -113,22 +113,22 @@ async def scored_group(
 
 
 def is_of(prompt: Prompt, source: str) -> bool:
-    """Whether a prompt's row is of an entry of `data.dataset` or `data.eval`: a file, folder, glob or data set."""
+    """Whether a prompt's row comes from an entry of `data.dataset` or `data.eval`: a file, folder, glob or data set."""
     written, place = source.partition("#")[0].rstrip("/"), prompt.id.rpartition(":")[0]
     return f"/{written}/" in f"/{place}/" or fnmatchcase(place, written)
 
 
 def is_sampled(run_seed: int, number: int, share: float) -> bool:
-    """Whether a round's completions are sampled; else its rows' answers are trained.
+    """Whether a round's completions are sampled; otherwise the answers of its rows are trained.
 
-    Drawn with probability `share` for each round, as TRL's GKD draws for each batch; the same whenever it is asked.
+    Each round is sampled with probability `share`, as each batch in TRL's GKD; always the same for a round.
     """
     return sample_seed(run_seed, "lmbda", number, 0) / (1 << 62) < share
 
 
 def answer_of(prompt: Prompt, version: PolicyVersion) -> tuple[Prompt, asyncio.Future[Completion]]:
-    """A prompt with its row's answer as what an engine would have made of it; without one, its teacher writes it, see
-    `teachers.scoring`: there is no token yet."""
+    """Return a prompt with its row's answer as a completion; without an answer it has no tokens, and the teacher writes it
+    later, see `teachers.scoring`."""
     future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
     before, answer = prompt.answer or (prompt.input_ids, np.empty(0, np.int32))
     logprobs = np.full(len(answer), np.nan, np.float32)  # nobody sampled it
@@ -141,7 +141,7 @@ class Rewards(Protocol):
 
     @property
     def names(self) -> Sequence[str]:
-        """Of the rewards, in the order of `Scored.rewards`."""
+        """Return the names of the rewards, in the order of `Scored.rewards`."""
 
     async def score(
         self, prompt: Prompt, completions: Sequence[Completion], rewarded: bool = True
@@ -149,4 +149,4 @@ class Rewards(Protocol):
         """See `Scorer`."""
 
     async def close(self) -> None:
-        """End what runs them."""
+        """End their processes."""

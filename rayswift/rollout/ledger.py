@@ -1,8 +1,8 @@
-"""The ledger: what became of every prompt, and where a resumed run goes on; pure.
+"""The ledger: records the outcome of every prompt, and where a resumed run continues; pure.
 
-Each drawn prompt ends in exactly one outcome. The ledger as of a round holds the outcomes of all prompts that were
-drawn for it and for the rounds before; it travels with the round to the trainer and into the checkpoint, so that a run
-resumed from there draws exactly the prompts that are not in it.
+Each drawn prompt gets exactly one outcome. The ledger of a round holds the outcomes of all prompts that were drawn for it
+and for earlier rounds. It goes with the round to the trainer and into the checkpoint, so a run resumed from there draws
+exactly the prompts that are not in it.
 """
 
 from collections import Counter
@@ -24,10 +24,10 @@ _JUDGED_FROM_PROMPTS = 100
 
 @dataclass(frozen=True)
 class LedgerSnapshot:
-    """The ledger as of a round.
+    """The ledger after a round.
 
-    rounds: trained so far; position: every prompt before it is done; done: ordinals beyond it that are done as well;
-    outcomes: prompts by outcome; epochs: passes over the data so far.
+    rounds: trained so far; position: every prompt before it is done; done: later ordinals that are done too;
+    outcomes: number of prompts by outcome; epochs: passes over the data so far.
     """
 
     rounds: int = 0
@@ -38,17 +38,17 @@ class LedgerSnapshot:
 
     @property
     def rows(self) -> dict[str, int]:
-        """Where every raw row went so far: outcomes of prompts, and of rows that gave none."""
+        """Return the number of raw rows by outcome: of prompts, and of rows that gave no prompt."""
         left_out = {k: v for k, v in self.position.counts.items() if not k.startswith(TRAINED)}
         return dict(Counter(left_out) + Counter(self.outcomes))
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values, for a checkpoint."""
+        """Return plain values for a checkpoint."""
         return asdict(self)
 
     @staticmethod
     def from_json(values: Mapping[str, Any] | None) -> "LedgerSnapshot":
-        """What `to_json` made; of nothing, the beginning."""
+        """Read the values of `to_json`; of nothing, make an empty ledger."""
         if values is None:
             return LedgerSnapshot()
         return LedgerSnapshot(
@@ -61,10 +61,10 @@ class LedgerSnapshot:
 
 
 class Ledger:
-    """Outcomes round by round.
+    """Records outcomes, round by round.
 
     Args:
-        start: What a checkpoint holds; prompts before and in it are never drawn again.
+        start: The ledger of a checkpoint; its prompts are never drawn again.
         max_failed_fraction: Share of failed prompts that stops the run.
     """
 
@@ -75,23 +75,23 @@ class Ledger:
 
     @property
     def snapshot(self) -> LedgerSnapshot:
-        """As of the last closed round."""
+        """Return the ledger after the last closed round."""
         return self._snapshot
 
     def is_done(self, ordinal: int) -> bool:
-        """Whether a prompt has its outcome."""
+        """Whether a prompt has an outcome."""
         return ordinal < self._snapshot.position.step or ordinal in self._done
 
     def seen(self, ordinal: int, behind: Position, epochs: float) -> None:
-        """Note where the data goes on behind a prompt that the sequence yields, done or not."""
+        """Note the position after a prompt of the sequence, done or not."""
         self._behind[ordinal] = behind, epochs
 
     def close(self, outcomes: Mapping[int, str], *, trains: bool = True) -> LedgerSnapshot:
-        """Book what was drawn for a round, in the order of rounds.
+        """Record the outcomes of a round's prompts, in the order of rounds.
 
         Args:
-            outcomes: Of each ordinal.
-            trains: Whether this is a round; else these are the prompts left at the end of the data.
+            outcomes: The outcome of each ordinal.
+            trains: Whether this is a round; otherwise these are the prompts left at the end of the data.
 
         Raises:
             UserError: too many prompts failed.
@@ -127,16 +127,16 @@ class Ledger:
 
 
 def kind_of(reasons: Sequence[str]) -> str:
-    """The commonest reason, shortened to what counts alike."""
+    """Return the most frequent reason, shortened so that equal kinds are equal texts."""
     (reason, _), *_ = Counter(reason.partition(":")[0] for reason in reasons).most_common(1) or [("no reason", 0)]
     return reason
 
 
 def counted(counts: Counter[Any]) -> str:
-    """The commonest, each with its number."""
+    """Return the most frequent reasons, each with its count."""
     return ", ".join(f"{count} {what}" for what, count in counts.most_common(5))
 
 
 def examples_of(reasons: Sequence[str]) -> str:
-    """The first few, each once, on lines of their own."""
+    """Return the first few different reasons, each on a line."""
     return "".join(f"\n  {reason}" for reason in dict.fromkeys(reasons[:3]))

@@ -1,4 +1,4 @@
-"""The rollout plane as actors: what the driver starts before its workers, and how a rank reaches it."""
+"""The actors of rollouts: the driver starts them before its workers, and ranks reach them through `RolloutClient`."""
 
 import asyncio
 import os
@@ -42,16 +42,16 @@ from rayswift.rollout.teachers.scoring import Teacher
 
 _CLOSE_S = 20.0
 _WAIT_S = 10.0
-"""That a call may wait in the coordinator; then it says that it waits, and is asked again."""
+"""Longest wait of a call in the coordinator; then it answers `Waiting`, and the rank asks again."""
 _TELL_EVERY_S = 30.0
 _CALLS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
 class PlaneSpec:
-    """All the coordinator's actor needs, as plain values.
+    """The setup of the coordinator's actor, as plain values.
 
-    work_dir: where relative paths begin; start: where prompts begin.
+    work_dir: base of relative paths; start: where prompts begin.
     """
 
     config: RlhfConfig
@@ -66,7 +66,7 @@ class PlaneSpec:
 
 
 class CoordinatorActor(Coordinator):
-    """The coordinator in a process of its own; its parts are made in the event loop that they live in."""
+    """The coordinator in a process of its own; its parts are made in their event loop."""
 
     def __init__(self, spec: PlaneSpec, store: Any):
         self._spec, self._store = spec, _Store(store, spec.config.cluster.timeout_s)
@@ -75,7 +75,7 @@ class CoordinatorActor(Coordinator):
         self._hosts: Hosts | None = None
 
     async def opened(self) -> None:
-        """Engines and reward workers have been started, and the first prompts are being read.
+        """Start engines and reward workers, and begin to read prompts.
 
         Raises:
             UserError: a reward function or model cannot be loaded.
@@ -88,7 +88,7 @@ class CoordinatorActor(Coordinator):
         """See Coordinator; the first call of every worker group.
 
         Raises:
-            EnginesFailed: engines can start nowhere, as is known by now.
+            EnginesFailed: no engine can start.
         """
         await self.opened()
         self._pool.check()
@@ -142,7 +142,7 @@ class CoordinatorActor(Coordinator):
 
 
 class _Store:
-    """The weight store's actor, which answers in `timeout_s` or has failed."""
+    """The weight store's actor; without an answer in `timeout_s` it has failed."""
 
     def __init__(self, actor: Any, timeout_s: float):
         self._actor, self._timeout_s = actor, timeout_s
@@ -160,7 +160,7 @@ class _Store:
 
 
 def engine_dtype(config: RlhfConfig, layout: Layout) -> str:
-    """Number format that engines compute in, by torch's name."""
+    """Return the number format in which engines compute, by torch's name."""
     if config.model.dtype == "auto":
         return "bfloat16" if layout.device == "cuda" else "float32"
     return config.model.dtype
@@ -174,12 +174,12 @@ def _make_pool(spec: PlaneSpec) -> Pool:
 
 
 def salvages(spec: PlaneSpec) -> bool:
-    """Whether what a lost engine had made of a completion is kept."""
+    """Whether the tokens of a lost engine are kept."""
     return spec.config.rollout.max_staleness > 0 and setup_of(spec).sampling.can_resume
 
 
 def setup_of(spec: PlaneSpec) -> EngineSetup:
-    """What the run's engines are built from."""
+    """Return the setup of the run's engines."""
     config, layout = spec.config, spec.layout
     lora_rank = config.model.lora_rank if config.rollout.lora_sync == "adapter" else None
     return engine_setup(
@@ -198,11 +198,11 @@ def setup_of(spec: PlaneSpec) -> EngineSetup:
 
 
 class RolloutClient:
-    """How a rank reaches the coordinator, an actor by name.
+    """The client of a rank to the coordinator, a named actor.
 
     Args:
         name: Of the coordinator.
-        rank, size: Who asks.
+        rank, size: Of the caller.
         timeout_s: Longest wait for an answer of any kind.
     """
 
@@ -215,22 +215,22 @@ class RolloutClient:
         self._actor = ray.get_actor(name)
 
     def new_attempt(self) -> int:
-        """A number for this worker group, higher than those of all groups before."""
+        """Return a number for this worker group, higher than those of earlier groups."""
         attempt: int = self._get("name an attempt", self._actor.new_attempt.remote())
         return attempt
 
     def begin(self, attempt: int, start: LedgerSnapshot) -> None:
-        """Have rounds made from here on."""
+        """Have the coordinator make rounds from here on."""
         self._attempt = attempt
         self._get("begin", self._actor.begin.remote(attempt, start))
 
     @property
     def attempt(self) -> int:
-        """The number of this worker group."""
+        """Return the number of this worker group."""
         return self._attempt
 
     def next(self, number: int) -> Round:
-        """This rank's share of a round."""
+        """Return this rank's share of a round."""
         who = self._attempt, number, self._rank, self._size
         received: Round = self._once_there(
             f"hand out round {number}", lambda: self._actor.next.remote(*who, self._wait_s)
@@ -238,14 +238,14 @@ class RolloutClient:
         return received
 
     def evaluate(self, number: int) -> dict[str, float]:
-        """Mean rewards of the evaluation prompts under the weights behind `number` rounds; the same on all ranks."""
+        """Return mean rewards of the evaluation prompts with the weights after `number` rounds; the same on all ranks."""
         found: dict[str, float] = self._once_there(
             f"evaluate round {number}", lambda: self._actor.evaluate.remote(self._attempt, number, self._wait_s)
         )
         return found
 
     def probe(self, number: int, token_ids: NDArray[np.int32]) -> Probed:
-        """What each engine makes of a text [T], with the weights behind `number` rounds; the same on all ranks."""
+        """Have each engine score a text [T] with the weights after `number` rounds; the same on all ranks."""
         found: Probed = self._once_there(
             f"have a text scored by version {number}",
             lambda: self._actor.probe.remote(self._attempt, number, token_ids, self._wait_s),
@@ -253,7 +253,7 @@ class RolloutClient:
         return found
 
     def publish(self, published: Published) -> None:
-        """Hand weights over; engines load them while the caller goes on."""
+        """Publish weights; engines load them while the caller continues."""
         self._get("take the weights", self._actor.published.remote(self._attempt, published))
 
     def keep(self) -> None:
@@ -261,7 +261,7 @@ class RolloutClient:
         self._get("write the completions", self._actor.keep.remote(self._attempt))
 
     def _once_there(self, what: str, ask: Callable[[], Any]) -> Any:
-        """Ask until there is an answer; the coordinator judges how long that may take."""
+        """Ask until there is an answer; the coordinator decides how long that may take."""
         began = told_at = time.monotonic()
         while isinstance(answer := self._get(what, ask()), Waiting):
             now = time.monotonic()
@@ -304,10 +304,10 @@ class RolloutClient:
 
 
 class Plane:
-    """The plane as its driver holds it.
+    """The driver's side of the rollout actors.
 
     Args:
-        spec: See there.
+        spec: The setup.
         name: Of the coordinator's actor.
         placement: Of the actors, as Ray takes it.
     """
@@ -325,12 +325,12 @@ class Plane:
         self._opened = self._coordinator.opened.remote()
 
     def progress(self) -> tuple[int, float]:
-        """For display."""
+        """Return the current step, and the passes over the prompts; for display."""
         shown: tuple[int, float] = self._ray.get(self._coordinator.progress.remote(), timeout=5)
         return shown
 
     def standing(self) -> tuple[object, str]:
-        """What differs when rounds or engines got further, and whom they wait for; for display."""
+        """Return a value that changes with progress, and what rounds and engines wait for; for display."""
         standing: tuple[object, str] = self._ray.get(self._coordinator.standing.remote(), timeout=5)
         return standing
 

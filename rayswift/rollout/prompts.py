@@ -1,8 +1,7 @@
-"""The sequence of prompts: the data path of every task, one prompt a global batch, so prompt n is batch n.
+"""The sequence of prompts: rows of any task, with one prompt in each global batch, so prompt n is batch n.
 
-What a prompt is, and which comes next, is a function of (data, seed) alone, as for all rows; the position behind a
-prompt is the cursor that continues there, with the accounting of the raw rows before it, in which a prompt that was
-drawn counts as trained until the ledger says what became of it.
+The sequence is a function of (data, seed) alone, as for all rows. The position after a prompt is the cursor that continues
+there, with the accounting of the raw rows before it. A drawn prompt counts as trained until the ledger has its outcome.
 """
 
 import asyncio
@@ -27,9 +26,9 @@ _READ_S = 1.0
 
 @dataclass(frozen=True)
 class Drawn:
-    """A prompt and what is known where it was drawn.
+    """A drawn prompt.
 
-    position: the cursor behind it; epochs: passes over the data once it is done; last: no prompt follows.
+    position: the cursor after it; epochs: passes over the data once it is done; last: no prompt follows.
     """
 
     prompt: Prompt
@@ -39,14 +38,14 @@ class Drawn:
 
 
 class Prompts(Protocol):
-    """Where prompts come from, see `PromptFeed`."""
+    """A source of prompts, see `PromptFeed`."""
 
     def draw(self, timeout_s: float) -> Drawn | None:
-        """The next; None at the end of the data; TimeoutError: none yet."""
+        """Return the next prompt; None at the end of the data; TimeoutError: none yet."""
 
 
 def draw_some(prompts: Prompts, most: int) -> tuple[list[Drawn], bool]:
-    """Up to so many prompts, fewer if they do not come at once; whether these are the last."""
+    """Return up to so many prompts, fewer if they are not ready, and whether these are the last."""
     drawn: list[Drawn] = []
     try:
         while len(drawn) < most:
@@ -62,7 +61,7 @@ def draw_some(prompts: Prompts, most: int) -> tuple[list[Drawn], bool]:
 
 
 async def draw_in_thread(prompts: Prompts, most: int) -> tuple[list[Drawn], bool]:
-    """`draw_some` in a thread; a cancelled caller still waits for the thread, which must not be left at work."""
+    """Call `draw_some` in a thread; a cancelled caller still waits for the thread to end."""
     thread = asyncio.ensure_future(asyncio.to_thread(draw_some, prompts, most))
     try:
         return await asyncio.shield(thread)
@@ -72,7 +71,7 @@ async def draw_in_thread(prompts: Prompts, most: int) -> tuple[list[Drawn], bool
 
 
 def prompt_plan(config: RlhfConfig, windows: Windows) -> FeedPlan:
-    """How prompts are drawn: one by one, without end where `train.max_steps` ends the run."""
+    """Return the feed plan of prompts: one by one, and without end if `train.max_steps` ends the run."""
     return FeedPlan(
         global_batch=1,
         num_rows=windows.num_rows,
@@ -84,14 +83,14 @@ def prompt_plan(config: RlhfConfig, windows: Windows) -> FeedPlan:
 
 
 class PromptFeed:
-    """Draws prompts in order, some ahead in a thread; for one caller at a time.
+    """Draws prompts in order, and reads some ahead in a thread; for one caller at a time.
 
     Args:
         windows: Windows of family prompt.
         eval_windows: The same for evaluation, or None.
         plan: From `prompt_plan`.
         data_dir: Folder for `quarantine.jsonl`.
-        stream: Windows of an epoch from a number on.
+        stream: Yields the windows of an epoch from a number on.
     """
 
     def __init__(self, windows: Windows, eval_windows: Windows | None, plan: FeedPlan, data_dir: str, stream: Stream):
@@ -99,13 +98,13 @@ class PromptFeed:
         self._attempt, self._behind, self._ended = 0, Position(), False
 
     def begin(self, position: Position) -> None:
-        """Draw from `position` on."""
+        """Begin to draw from `position` on."""
         self._attempt = self._feed.new_attempt()
         self._behind, self._ended = position, False
         self._feed.begin(self._attempt, position)
 
     def draw(self, timeout_s: float) -> Drawn | None:
-        """The next prompt; None at the end of the data.
+        """Return the next prompt; None at the end of the data.
 
         Raises:
             UserError: the data ran out of usable rows, or too many are bad.
@@ -126,7 +125,7 @@ class PromptFeed:
         return Drawn(prompt, batch.position, batch.epochs, batch.last)
 
     def evaluation(self) -> list[Prompt]:
-        """All evaluation prompts, numbered from 0; encoded once.
+        """Return all evaluation prompts, numbered from 0; encoded once.
 
         Raises:
             UserError: none of the rows can be used.
@@ -135,12 +134,12 @@ class PromptFeed:
         return [prompt_of(row, ordinal, 0) for ordinal, row in enumerate(rows)]
 
     def close(self) -> None:
-        """Draw nothing more, and leave no thread behind."""
+        """Stop drawing, and end the thread."""
         self._feed.close()
 
 
 def prompt_of(row: PackedRow, ordinal: int, epoch: int) -> Prompt:
-    """A row of family prompt as a prompt."""
+    """Convert a row of family prompt to a prompt."""
     record = json.loads(row.record)
     messages, columns = tuple(record["messages"]), record["columns"]
     before, answer = (_ids(each) for each in record.get("answer_ids", ([], [])))

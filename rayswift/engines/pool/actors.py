@@ -1,6 +1,6 @@
-"""Engines as Ray actors: what the pool calls becomes remote calls, and a dead process an `EngineLost`.
+"""Engines as Ray actors: calls of the pool become remote calls, and the death of a process an `EngineLost`.
 
-An engine that has no room yet is an actor that is not scheduled yet, which is what makes Ray's autoscaler add a node.
+An engine without room in the cluster is a pending actor, for which Ray's autoscaler adds a node.
 """
 
 import asyncio
@@ -29,12 +29,12 @@ _WHO = ("class_name", "actor_id", "pid", "namespace", "ip", "name:")
 
 
 class RayEngines:
-    """Makes engines in actors of their own; the process that calls it owns them.
+    """Makes each engine in an actor of its own; the calling process owns the actors.
 
     Args:
         engine: A class with the methods of `Engine`.
         arguments: For its constructor.
-        options: Of the actor, see `ray.remote`: what it holds, and its environment.
+        options: Of the actor, see `ray.remote`: its resources and its environment.
     """
 
     def __init__(self, engine: type[Any], arguments: tuple[Any, ...], options: Mapping[str, Any]):
@@ -43,13 +43,13 @@ class RayEngines:
         self._options = {"max_concurrency": _CALLS_AT_ONCE, **options, "max_restarts": 0, "max_task_retries": 0}
 
     def __call__(self, name: str) -> "ActorEngine":
-        """An engine; its process may have to wait for a place."""
+        """Make an engine; its process may have to wait for room."""
         return ActorEngine(ray.remote(self._engine).options(**self._options).remote(*self._arguments))
 
 
 @dataclass(frozen=True)
 class _Process:
-    """Where an actor runs, and the file that its stderr goes to; None: it cannot be told."""
+    """Where an actor runs, and the file of its stderr; None: unknown."""
 
     node_id: str
     pid: int
@@ -127,7 +127,7 @@ class ActorEngine:
 
 
 def _process(_: Any) -> _Process:
-    """Of the actor that runs it; Ray redirects the stderr of its workers into a file."""
+    """Describe the current actor process; Ray redirects the stderr of its workers into a file."""
     log = os.path.realpath("/proc/self/fd/2")
     return _Process(ray.get_runtime_context().get_node_id(), os.getpid(), log if os.path.isfile(log) else None)
 
@@ -138,7 +138,7 @@ def _tail(file: str) -> str:
 
 
 def _reason(error: RayActorError) -> str:
-    """What Ray knows of a death, without who died and without its guesses at why."""
+    """Return Ray's reason for a death, without the actor's name and without Ray's list of common causes."""
     lines = [line.strip() for line in str(error).splitlines()[1:]]
     told = " ".join(line for line in lines if line and not line.startswith(_WHO)) or str(error)
     return told.partition(" Some common causes include")[0]

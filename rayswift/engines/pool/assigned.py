@@ -1,4 +1,4 @@
-"""The requests that one engine of the pool has been given, and what it has still to be told of them."""
+"""The requests that are assigned to one engine, and what must still be sent to it."""
 
 import asyncio
 from dataclasses import replace
@@ -10,7 +10,7 @@ from rayswift.engines.samples import SampleRequest
 
 
 class Assigned:
-    """Requests by the key that the engine knows them by; those not sent yet, and those that it is to forget."""
+    """Requests by their key in the engine, those not sent yet, and those that the engine must abort."""
 
     def __init__(self) -> None:
         self.works: dict[str, Work] = {}
@@ -21,7 +21,7 @@ class Assigned:
         self._has_news = asyncio.Event()
 
     def add(self, work: Work, wire_key: str) -> None:
-        """Have a request sent, behind what is there of it."""
+        """Queue a request for sending; the engine continues after the tokens that exist."""
         parts = [part.token_ids for part in work.carried if len(part.token_ids)]
         request = replace(work.request, key=wire_key)
         if parts:
@@ -33,7 +33,7 @@ class Assigned:
         self._has_news.set()
 
     def give_up(self, work: Work) -> None:
-        """Have a request forgotten."""
+        """Have the engine abort a request."""
         if self.take(work.wire_key) is not None:
             kept = [request for request in self._outbox if request.key != work.wire_key]
             if len(kept) == len(self._outbox):
@@ -42,7 +42,7 @@ class Assigned:
             self._outbox = kept
 
     def take(self, wire_key: str) -> Work | None:
-        """A request that the engine has no longer; None if it was given up meanwhile."""
+        """Remove a request that the engine is done with and return it; None if it was aborted meanwhile."""
         work = self.works.pop(wire_key, None)
         if work is not None:
             self.num_tokens -= len(work.request.prompt_ids) + work.room
@@ -50,17 +50,17 @@ class Assigned:
         return work
 
     def take_unsent(self) -> list[Work]:
-        """The requests that the engine has not heard of."""
+        """Remove and return the requests that were not sent yet."""
         unsent, self._outbox = [request.key for request in self._outbox], []
         return [work for key in unsent if (work := self.take(key)) is not None]
 
     def take_all(self) -> list[Work]:
-        """All requests: the engine is gone."""
+        """Remove and return all requests, because the engine is lost."""
         works, self.works = list(self.works.values()), {}
         return works
 
     async def news(self) -> tuple[list[str], list[SampleRequest]]:
-        """Keys to forget and requests to take, once there are any."""
+        """Wait for news for the engine, and return keys to abort and requests to accept."""
         await self._has_news.wait()
         self._has_news.clear()
         unwanted, self._unwanted = self._unwanted, []

@@ -1,12 +1,12 @@
-"""How many engines a run wants: as few as keep the trainer busy; pure.
+"""How many engines a run wants: the least number that keeps the trainer busy; pure.
 
-    more, when the trainer waits for completions and the engines have work to share out
-    fewer, when they stand still while the trainer never waits, or when they are all but empty
+    more, if the trainer waits for completions and the engines are full
+    fewer, if engines are idle while the trainer never waits, or if they are almost empty
 
-Each look brings what was measured since the last one; judged are means over about a window, which begins anew with
-every change of the number. Growth follows the need: a trainer that waits half of its time wants twice the engines.
-What was not measured is not a sign of idleness. Nothing grows further while engines have yet to join, so a cluster
-without room is asked once; dead engines are the pool's to replace.
+Each look adds the measurements since the last one. The rule judges means over a window, which begins anew with every
+change of the number. Growth follows the need: a trainer that waits half of its time wants twice the engines. A missing
+measurement does not count as idleness. The number does not grow while engines are still joining, so a cluster without
+room is asked once. The pool itself replaces dead engines.
 """
 
 import math
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Signals:
-    """Measured since the last look; None: not measured.
+    """Measurements since the last look; None: not measured.
 
     trainer_waits: share of the time that the trainer waited for completions; engines_idle: share of the time that no
     request was there; occupancy: mean requests per place in the serving engines, those queued included; joining:
@@ -62,17 +62,17 @@ class Scale:
 
 
 _MOST_GROWTH = 2.0
-# Engines that are kept beyond what the load takes, so that the next wave does not find them gone.
+# Engines kept beyond the present load, for the next wave.
 _SPARE = 1.2
 
 
 def look(rule: Rule, scale: Scale, signals: Signals, now: float) -> Scale:
-    """The next state; its `wanted` is within `rule.least` and `rule.most`.
+    """Return the next state; its `wanted` is within `rule.least` and `rule.most`.
 
     Args:
         rule: Of the run.
-        scale: What the last look gave, or `Scale(rule.least)`.
-        signals: Since then.
+        scale: Result of the last look, or `Scale(rule.least)`.
+        signals: Measurements since then.
         now: Seconds, of any clock that does not go back.
     """
     measured = (signals.trainer_waits, signals.engines_idle, signals.occupancy)
@@ -117,19 +117,19 @@ def _wanted(rule: Rule, scale: Scale) -> int:
 
 
 class Meter:
-    """Mean of a value over the time since it was last read, the value holding until it is set anew."""
+    """Time average of a value since the last reading; the value is constant between two calls of `set`."""
 
     def __init__(self, now: float, value: float = 0.0):
         self._value, self._area = value, 0.0
         self._since = self._read_at = now
 
     def set(self, value: float, now: float) -> None:
-        """It is `value` from now on."""
+        """Set the value from now on."""
         self._area += self._value * (now - self._since)
         self._value, self._since = value, now
 
     def read(self, now: float) -> float | None:
-        """The mean since the last call; None where no time has passed."""
+        """Return the mean since the last call; None if no time has passed."""
         self.set(self._value, now)
         passed_s = now - self._read_at
         mean = self._area / passed_s if passed_s > 0 else None

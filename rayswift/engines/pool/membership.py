@@ -1,8 +1,8 @@
-"""Who is in the pool, in what state, and who joins or leaves when their number changes; pure.
+"""The engines of the pool, their states, and which of them join or leave when their number changes; pure.
 
-An engine's state follows from what is known of it, so that none can be healthy without the current weights:
+The state of an engine is derived from facts, so no engine can be healthy without the current weights:
 
-    STARTING -> SYNCING <-> LOADING -> HEALTHY     started; a version is published; it takes it over; has it
+    STARTING -> SYNCING <-> LOADING -> HEALTHY     starts; lacks the current weights; loads them; has them
                    |                      |
                    +------- SUSPECT ------+        it has not answered for a while; back when it answers
                                |
@@ -22,7 +22,7 @@ _LONGEST_BACKOFF_S = 60.0
 
 
 class State(Enum):
-    """STARTING: no weights could be loaded yet; SYNCING: not with the current weights; LOADING: takes over weights, and
+    """STARTING: cannot load weights yet; SYNCING: lacks the current weights; LOADING: loads weights, and
     may not answer meanwhile; SUSPECT: silent."""
 
     STARTING = "starting"
@@ -35,10 +35,10 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class Member:
-    """What is known of an engine.
+    """The facts about an engine.
 
-    placed: its process runs; started: it can load weights; version: of the weights it holds, None: of none; current:
-    published last; loading: those that it takes over; silent: an answer is overdue; draining: it is to leave, and takes
+    placed: its process runs; started: it can load weights; version: of its weights, None: it has none; current:
+    the newest version; loading: the version that it loads; silent: an answer is overdue; draining: it will leave, and gets
     no new requests; died: why it is dead.
     """
 
@@ -53,7 +53,7 @@ class Member:
 
     @property
     def state(self) -> State:
-        """See the module."""
+        """Return the state; see the module."""
         if self.died is not None:
             return State.DEAD
         if not self.started:
@@ -71,18 +71,18 @@ class Member:
 
     @property
     def awaits_weights(self) -> bool:
-        """Whether all that it lacks to serve is that weights are published."""
+        """Whether it could serve if weights were published."""
         return self.state is State.SYNCING and self.current is None
 
     @property
     def is_coming(self) -> bool:
-        """Whether it is on the way to its weights, with a deadline for what it does."""
+        """Whether it starts or loads weights, within a deadline."""
         return self.placed and not self.draining and self.state in (State.STARTING, State.LOADING)
 
     def takes(self, min_step: int) -> bool:
-        """Whether a request may go to it that wants weights behind at least `min_step` rounds.
+        """Whether it may get a request that needs weights of at least `min_step` rounds.
 
-        An engine that has yet to load the current weights serves as long as its own are of the same worker group
+        An engine without the current weights serves as long as its weights are of the same worker group
         and new enough.
         """
         if self.draining or self.silent or self.state not in (State.SYNCING, State.LOADING, State.HEALTHY):
@@ -92,12 +92,12 @@ class Member:
         return self.version.step >= min_step
 
     def has_loaded(self, version: PolicyVersion) -> "Member":
-        """It holds these weights."""
+        """Note that it has loaded these weights."""
         assert self.started, "weights before the engine"
         return replace(self, version=version)
 
     def has_died(self, why: str) -> "Member":
-        """It is dead; the first reason stays."""
+        """Note that it is dead; the first reason is kept."""
         return self if self.died is not None else replace(self, died=why)
 
     def __str__(self) -> str:
@@ -115,7 +115,7 @@ class Member:
 
 
 def name_of(version: PolicyVersion | None) -> str:
-    """`version 3 of attempt 1`."""
+    """Return a version's name: `version 3 of attempt 1`."""
     return "no weights" if version is None else f"version {version.step} of attempt {version.attempt}"
 
 
@@ -129,13 +129,13 @@ class Change:
 
 
 def change(members: Sequence[tuple[str, Member]], wanted: int) -> Change:
-    """What to do for `wanted` engines that do not drain.
+    """Return what to start, drain or keep, so that `wanted` engines stay.
 
-    The last to come are the first to leave, those that do not serve yet before all others; an engine that drains is
-    kept rather than a new one started.
+    The newest engines leave first, and before them those that do not serve yet. A draining engine is kept before a new
+    one is started.
 
     Args:
-        members: In the order in which they came; dead ones count for nothing.
+        members: In the order of their start; dead ones are ignored.
         wanted: At least 0.
     """
     alive = [(name, member) for name, member in members if member.alive]
@@ -157,14 +157,14 @@ class _Failure:
 
 
 class Joins:
-    """Tells a run whose engines can never serve from a bad node, by the engines that were lost before they did; pure.
+    """Decides from engines lost before they served whether the run or only a node is broken; pure.
 
-    An engine has joined when it has loaded weights. Those that are started when others have failed are of a later
-    generation; where these fail as well, and for the same reason, there is nothing left to hope for.
+    An engine has joined when it has loaded weights. Engines that are started after others have failed are of a later
+    generation; if these fail too, for the same reason, no engine will ever serve.
 
     Args:
-        most: Failures in a row that end the hope, whatever their reasons.
-        most_alike: The same for one reason.
+        most: Failures in a row, for any reasons, after which the run ends.
+        most_alike: The same, for failures with one reason.
     """
 
     def __init__(self, most: int, most_alike: int):
@@ -175,27 +175,27 @@ class Joins:
 
     @property
     def num_failed(self) -> int:
-        """Engines in a row that were lost before they had joined."""
+        """Number of engines in a row that were lost before they joined."""
         return len(self._failures)
 
     @property
     def backoff_s(self) -> float:
-        """Until another one is started: longer with each generation."""
+        """Return the seconds until another engine is started: more with each generation."""
         return min(_LONGEST_BACKOFF_S, 2.0 ** (len({failure.generation for failure in self._failures}) - 2))
 
     def joined(self) -> None:
-        """An engine has loaded the current weights."""
+        """Note that an engine has loaded the current weights."""
         self._failures.clear()
 
     def failed(self, generation: int, why: str) -> None:
-        """An engine was lost before it had."""
+        """Note that an engine was lost before it joined."""
         # A process, a node or a time in it tells two engines apart, not two reasons.
         why = why.partition("\n")[0]
         self._failures.append(_Failure(generation, why, re.sub(r"\b(?=\w*\d)\w+", "#", why)))
         self.generation = max(self.generation, generation + 1)
 
     def __str__(self) -> str:
-        """For people; empty where the last engine that came has joined."""
+        """Describe the failures; empty if the last engine has joined."""
         if not self._failures:
             return ""
         return f"{self.num_failed} in a row were lost before they served, the last: {self._failures[-1].why}"
@@ -204,7 +204,7 @@ class Joins:
         """Whether no engine will ever serve.
 
         Args:
-            others: The engines that are there, with their generation.
+            others: The present engines, with their generation.
         """
         alive = [(generation, member) for generation, member in others if member.alive and member.placed]
         if not self._failures or any(member.version or member.awaits_weights for _, member in alive):
@@ -220,13 +220,13 @@ class Joins:
 
 
 class Left(Exception):
-    """An engine has drained, and ends without a loss."""
+    """An engine has drained and ends; nothing is lost."""
 
 
 def why_lost(error: BaseException) -> tuple[str | None, bool]:
-    """Why an engine is lost, None if it has left; and whether its last lines may tell more.
+    """Return why an engine is lost, None if it has left, and whether its last log lines may explain it.
 
-    error: what ended it; of a group of tasks the first counts, the others were cancelled for it.
+    error: the exception that ended it; in a group of exceptions the first counts, it cancelled the others.
     """
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -1,4 +1,4 @@
-"""A completion in parts, those of engines that are gone and what the last one made, and out of its parts; pure."""
+"""Merges the parts of a completion that several engines made, and cuts parts out of a completion; pure."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,7 +9,7 @@ from rayswift.engines.samples import Completion, Finish, SampleRequest, Span
 
 
 def joined(key: str, parts: Sequence[Completion], finish: Finish | None) -> Completion:
-    """Parts of one completion in their order, each with its spans counted from its own first token, as a whole."""
+    """Join the parts of a completion, in their order; the spans of each are counted from its own first token."""
     filled = [part for part in parts if len(part.token_ids)]
     if len(filled) == 1:
         return replace(filled[0], key=key, finish=finish)
@@ -27,12 +27,12 @@ def joined(key: str, parts: Sequence[Completion], finish: Finish | None) -> Comp
 
 
 def alone(part: Completion) -> Completion:
-    """A part that keeps nothing of the message alive in which it came with others."""
+    """Copy a part, so that it does not keep the whole message in memory."""
     return replace(part, token_ids=part.token_ids.copy(), logprobs=part.logprobs.copy())
 
 
 def num_tokens(parts: Sequence[Completion]) -> int:
-    """Tokens of parts together."""
+    """Return the number of tokens of all parts."""
     return sum(len(part.token_ids) for part in parts)
 
 
@@ -44,7 +44,7 @@ def part(
     logprobs: Sequence[float],
     finish: Finish | None,
 ) -> Completion:
-    """Tokens of a completion from `begin` on, their spans counted from there."""
+    """Return the tokens of a completion from `begin` on, with spans counted from there."""
     moved = [Span(max(0, span.begin - begin), span.version) for span in spans if span.begin < len(tokens)]
     behind = [i for i, span in enumerate(moved) if span.begin == 0]
     return Completion(
@@ -57,7 +57,7 @@ def part(
 
 
 def continued_seed(request: SampleRequest) -> int:
-    """The seed of a request: a continued completion must not draw the numbers of its beginning again."""
+    """Return the seed of a request: a continued completion must not draw the random numbers of its beginning again."""
     if not len(request.begun):
         return request.seed
     return int(np.random.SeedSequence([request.seed, len(request.begun)]).generate_state(1)[0])

@@ -1,7 +1,7 @@
 """How long the pool waits for engines: the limits, and deadlines for calls to an engine that may be loading weights.
 
-It answers nothing meanwhile, so that time does not count: a load has a deadline of its own, after which the engine is
-lost anyhow.
+The time of a load does not count, because the engine does not answer during it. A load has a deadline of its own, after
+which the engine is lost.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ _LAST_LOOK_S = 0.1
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of the pool, in seconds where the name ends in `_s`.
+    """Limits of the pool, in seconds if the name ends in `_s`.
 
     max_outstanding: requests that an engine holds, those it decodes and a few to follow; start_s: for an engine to
     start once it has its place; load_s: to take over weights; answer_s: for short calls; suspect_s, dead_s: silence
@@ -51,7 +51,7 @@ class Limits:
 
 
 def limits_of(rollout: RolloutConfig, max_outstanding: int) -> Limits:
-    """The limits that a run's config sets."""
+    """Return the limits of a run's config."""
     silence_s = rollout.engine_silence_timeout_s
     return Limits(
         max_outstanding=max_outstanding,
@@ -66,7 +66,7 @@ def limits_of(rollout: RolloutConfig, max_outstanding: int) -> Limits:
 
 
 class Patience:
-    """How long an engine is waited for.
+    """Waits for one engine, without counting the time of loads.
 
     Args:
         clock: Seconds, the event loop's.
@@ -78,17 +78,17 @@ class Patience:
         self._loads_since: float | None = None
 
     def now(self) -> float:
-        """The clock without the time that went into loads."""
+        """Return the clock without the time of loads."""
         return (self._clock() if self._loads_since is None else self._loads_since) - self._loaded_s
 
     @property
     def loads(self) -> bool:
-        """Whether a load is under way."""
+        """Whether the engine is loading weights."""
         return self._loads_since is not None
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """A load is under way."""
+        """Count the time of the block as a load."""
         began = self._loads_since = self._clock()
         try:
             yield
@@ -97,7 +97,7 @@ class Patience:
             self._loads_since = None
 
     async def wait(self, call: "asyncio.Future[Any]", deadline: float) -> bool:
-        """Wait until a call is done; False: it is not by the deadline, in the time of `now`."""
+        """Wait until a call is done; False: the deadline, in the time of `now`, has passed."""
         while not call.done() and (self.loads or self.now() < deadline):
             left_s = deadline - self.now()
             await asyncio.wait({call}, timeout=max(left_s, _LOOK_AGAIN_S if self.loads else _SHORTEST_WAIT_S))
@@ -107,19 +107,19 @@ class Patience:
 
     @staticmethod
     async def until(event: asyncio.Event, seconds: float) -> None:
-        """Wait for an event, and no longer than so many seconds."""
+        """Wait for an event, for at most so many seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await event.wait()
 
     async def answer(self, what: str, call: Awaitable[_T], timeout_s: float, limit: str) -> _T:
-        """What a call returns.
+        """Return the result of a call.
 
         Args:
             what: Names the call.
             call: To the engine.
             timeout_s: Longest wait, loads not counted.
-            limit: The field that sets it.
+            limit: The field that sets `timeout_s`.
 
         Raises:
             EngineLost: it did not answer in time, or has died.

@@ -1,15 +1,15 @@
-"""The pool of engines: requests in, completions out, whatever happens to the engines meanwhile.
+"""The pool of engines: requests in, completions out, even if engines are lost.
 
     pool = Pool(factory, limits, salvage=True)
     pool.scale_to(2)
     await pool.set_weights(version, weights)
     completions = await asyncio.gather(*pool.sample(requests, min_step=0))
 
-Each request is answered once: by a whole completion or by an error that says why there is none. A request whose engine
-is lost moves to another one, with the tokens that had arrived (`salvage`) or from its beginning, where its seed makes
-the same completion of it. Which engine takes a request is the word of `queues`.
+Each request is answered once: by a whole completion, or by an error with the reason. A request whose engine is lost moves
+to another one: with the tokens that had arrived (`salvage`), or from its beginning, with the seed that gives the same
+completion. `queues` decides which engine takes a request.
 
-It lives in one event loop, and is no more than plain objects there: engines come from the factory.
+The pool consists of plain objects in one event loop; a factory makes the engines.
 """
 
 import asyncio
@@ -40,13 +40,13 @@ _MAX_COLLECTS_PER_S = 1000
 
 
 class SampleFailed(Exception):
-    """A request that no engine answers, with what each of its tries met. where: what failed, for the accounting."""
+    """No engine could answer a request; the message has the reason of each try. where: what failed, for the accounting."""
 
     where = "engines"
 
 
 class EnginesFailed(UserError):
-    """The pool can answer nothing any more."""
+    """The pool cannot answer any request any more."""
 
 
 class Pool:
@@ -55,8 +55,8 @@ class Pool:
     Args:
         factory: Makes an engine, given its name.
         limits: Deadlines and bounds.
-        salvage: Whether tokens of an engine that is gone are kept; if not, its requests start anew.
-        prefix: What the engines are called, before their number.
+        salvage: Whether tokens of a lost engine are kept; if not, its requests start anew.
+        prefix: Beginning of the engines' names, before their number.
     """
 
     def __init__(self, factory: Factory, limits: Limits, salvage: bool, prefix: str = "engine"):
@@ -85,7 +85,7 @@ class Pool:
     # ---- what the coordinator calls ----
 
     def scale_to(self, wanted: int) -> None:
-        """Have so many engines: start new ones, or let the last to come finish their requests and leave."""
+        """Start new engines up to this number, or let the newest ones finish their requests and leave."""
         self._wanted = wanted
         planned = change([(name, seat.member) for name, seat in self._seats.items()], wanted)
         for name in planned.keep:
@@ -97,11 +97,11 @@ class Pool:
                 self._start_engine()
 
     def sample(self, requests: Sequence[SampleRequest], min_step: int) -> list[asyncio.Future[Completion]]:
-        """Have completions sampled by weights behind at least `min_step` rounds.
+        """Sample completions with weights of at least `min_step` rounds.
 
         Returns:
             A future for each request: its whole completion, or `SampleFailed`, or `EnginesFailed`. Cancelling it
-            gives the request up.
+            aborts the request.
 
         Raises:
             EnginesFailed: no engine is left that could answer.
@@ -116,7 +116,7 @@ class Pool:
         return [work.future for work in works]
 
     async def set_weights(self, version: PolicyVersion, weights: Any) -> dict[str, float]:
-        """Have all engines take over weights, all at once; requests in flight go on.
+        """Have all engines load weights at the same time; requests in flight continue.
 
         Weights of a new worker group end the requests of the group before. The same version once more changes only
         where late engines get it from.
@@ -138,37 +138,37 @@ class Pool:
         return {seat.name: seat.pauses_s[version] for seat in seats if version in seat.pauses_s}
 
     async def score(self, token_ids: NDArray[np.int32]) -> Probed:
-        """A text [T] by every engine that has started, each as soon as it holds the current weights."""
+        """Have every started engine score a text [T], as soon as it holds the current weights."""
         return await ask_all(self._seats, self._until, token_ids)
 
     def abandon(self) -> None:
-        """Give up all requests: their futures are cancelled."""
+        """Abort all requests: their futures are cancelled."""
         for work in list(self._unfinished):
             work.future.cancel()
 
     def check(self) -> None:
-        """Raise `EnginesFailed` where nothing can be sampled any more."""
+        """Raise `EnginesFailed` if no engine will ever serve."""
         if self._error is not None:
             raise self._error
 
     def statistics(self) -> PoolStatistics:
-        """What it has done, and how it stands."""
+        """Return counts since the start, and the present state."""
         return statistics(self._counts, self._seats.values(), len(self._unfinished))
 
     def describe(self) -> str:
-        """Each engine's state, for people, and why others are gone before they served."""
+        """Describe the state of each engine, and why others were lost before they served."""
         engines = "; ".join(map(str, self._seats.values())) or "no engine"
         return f"{engines}; {self._joins}" if self._joins.num_failed else engines
 
     def summary(self) -> str:
-        """The same in one line, however many engines there are."""
+        """Describe the engines in one line, however many there are."""
         stands = self.statistics()
         engines = {"serve": stands.serving, "join": stands.joining, "do not answer": stands.suspect}
         told = [f"{number} engines {what}" for what, number in engines.items() if number or what == "serve"]
         return f"{', '.join(told)}, {stands.running} requests are with them and {stands.queued} wait"
 
     async def close(self) -> None:
-        """End all engines; what was asked for is cancelled."""
+        """End all engines and cancel all requests."""
         self._watcher.cancel()
         self._wanted = 0
         self.abandon()
@@ -237,7 +237,7 @@ class Pool:
         self.moved_at = self._loop.time()
 
     def pace_s(self) -> float:
-        """See `work.Owner`: so that all engines together take a bounded share of this process."""
+        """See `work.Owner`: all engines together take a bounded share of this process's time."""
         return len(self._seats) / _MAX_COLLECTS_PER_S
 
     # ---- requests ----
@@ -282,7 +282,7 @@ class Pool:
             seat.publish(self._version, self._weights)
 
     async def _watch(self) -> None:
-        """Replace what is lost once its time has come, and see that requests do not wait for ever."""
+        """Replace lost engines after their delay, and make sure that requests do not wait for ever."""
         while True:
             await asyncio.sleep(_WATCH_S)
             if self._error is not None:

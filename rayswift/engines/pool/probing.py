@@ -1,4 +1,4 @@
-"""What an engine makes of a fixed text: the canary's question, to every engine, and how an answer comes together."""
+"""Scores of a fixed text by every engine, for the canary, and how an engine assembles its answer."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from rayswift.log import UserError, logger
 
 _TRIES = 3
 Until = Callable[[Callable[[], bool]], Awaitable[None]]
-"""Waits for a condition, which is looked at whenever an engine's state has changed."""
+"""Waits for a condition, which is checked whenever the state of an engine changes."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Probed:
 
 
 async def ask_all(seats: Mapping[str, Seat], until: Until, token_ids: NDArray[np.int32]) -> Probed:
-    """A text [T] by every engine that has started, each as soon as it holds the current weights.
+    """Have every started engine score a text [T], as soon as it holds the current weights.
 
     Raises:
-        UserError: engines are there, and none of them answers.
+        UserError: there are engines, and none of them answers.
     """
     asked = [seat for seat in seats.values() if _has_started(seat)]
     answers = await asyncio.gather(*(_ask(seat, until, token_ids) for seat in asked))
@@ -63,18 +63,18 @@ def _has_started(seat: Seat) -> bool:
 
 
 Scored = Callable[[NDArray[np.float32] | NoWeights], None]
-"""Hears the log-probabilities of a text, or why there are none."""
+"""Called with the log-probabilities of a text, or with the reason why there are none."""
 
 
 class TextScore:
-    """Log-probabilities [T] of tokens, which come one by one."""
+    """Collects the log-probabilities [T] of tokens, which come one by one."""
 
     def __init__(self, tokens: Sequence[int], done: Scored):
         self.tokens, self.done = tokens, done
         self._found: dict[int, float] = {}
 
     def take(self, place: int, logprobs: Mapping[int, Any]) -> None:
-        """The distribution that the token at a place is of."""
+        """Add the distribution from which the token at this position comes."""
         self._found[place] = logprobs[self.tokens[place]].logprob
         if len(self._found) == len(self.tokens):
             self.done(np.array([self._found[each] for each in range(len(self.tokens))], np.float32))

@@ -1,7 +1,7 @@
-"""Requests that wait for an engine, and which engine takes them.
+"""The requests that wait for an engine, and the choice of the engine.
 
-A request goes to the engine with the fewest tokens ahead among those whose weights are new enough; those of one prompt
-go together where that leaves the load even, because an engine computes a prompt once.
+A request goes to the engine with the fewest pending tokens among those whose weights are new enough. Requests of one
+prompt go together if the load stays even, because an engine computes a prompt once.
 """
 
 import heapq
@@ -13,7 +13,7 @@ from rayswift.engines.pool.work import Work
 
 
 class Queues:
-    """Requests without an engine, in their order, by the number of rounds that must be behind their weights."""
+    """Requests without an engine, in their order, by the least number of rounds that their weights need."""
 
     def __init__(self) -> None:
         self._queues: dict[int, list[tuple[int, Work]]] = {}
@@ -21,15 +21,15 @@ class Queues:
 
     @property
     def min_steps(self) -> Collection[int]:
-        """What the requests that wait ask of the weights."""
+        """Return the least numbers of rounds that waiting requests need."""
         return self._queues.keys()
 
     def put(self, work: Work) -> None:
-        """Have a request wait, at its place among all."""
+        """Add a request, at its place in the order."""
         heapq.heappush(self._queues.setdefault(work.min_step, []), (work.order, work))
 
     def hand_out(self, seats: Collection[Seat]) -> None:
-        """Give requests to the engines that may take them now."""
+        """Give requests to engines that can take them now."""
         for min_step in sorted(self._queues):
             queue = self._queues[min_step]
             takers = [seat for seat in seats if seat.has_room and seat.member.takes(min_step)]
@@ -39,7 +39,7 @@ class Queues:
                 del self._queues[min_step]
 
     def _assign(self, queue: list[tuple[int, Work]], seats: Sequence[Seat]) -> None:
-        """Hand out requests in their order for as long as a seat has room."""
+        """Assign requests in their order as long as an engine has room."""
         loads = [(seat.num_tokens_ahead, number, seat) for number, seat in enumerate(seats)]
         heapq.heapify(loads)
         prompt, its_seat = None, None

@@ -1,8 +1,8 @@
-"""One engine of the pool, from its making to its end: it is started, kept on the current weights, fed, listened to.
+"""One engine of the pool, from its start to its end: gives it weights and requests, and collects completions.
 
-Every call to it has a deadline. Its sign of life is `collect`, which answers every few seconds also when there is
-nothing, unless it loads weights. However it ends, what it was working on goes back to the pool, with the tokens that
-had arrived.
+Every call to it has a deadline. `collect` shows that it is alive: it answers every few seconds even without completions,
+except during a load. However the engine ends, its requests go back to the pool, with the tokens that had
+arrived.
 """
 
 import asyncio
@@ -31,13 +31,13 @@ _SCORE_GRACE_S = 5.0
 
 
 class Seat:
-    """An engine with what it is working on.
+    """An engine and its requests.
 
     Args:
         name: Of the engine, in messages.
         handle: The engine; its process may still have to start.
         limits: Deadlines.
-        owner: Hears of everything.
+        owner: Is told of all events.
         generation: See `membership.Joins`.
     """
 
@@ -60,7 +60,7 @@ class Seat:
 
     @property
     def works(self) -> Mapping[str, Work]:
-        """Its requests."""
+        """Return its requests."""
         return self._assigned.works
 
     @property
@@ -70,28 +70,28 @@ class Seat:
 
     @property
     def has_room(self) -> bool:
-        """Whether it may hold one more request."""
+        """Whether it has room for one more request."""
         return len(self._assigned.works) < self._limits.max_outstanding
 
     def give(self, work: Work, wire_key: str) -> None:
-        """Have it do a request, behind what is there of it."""
+        """Give it a request; it continues after the tokens that exist."""
         if not self.works:
             self._token_at = self._patience.now()
         work.seat = self
         self._assigned.add(work, wire_key)
 
     def give_up(self, work: Work) -> None:
-        """Have it forget a request."""
+        """Have it abort a request."""
         self._assigned.give_up(work)
 
     def publish(self, version: PolicyVersion, weights: Any) -> None:
-        """Have it take over these weights, unless it holds that version; in place of those asked for before."""
+        """Have it load these weights, unless it holds that version; they replace those asked for before."""
         self._weights = weights
         self._become(current=version)
         self._to_load.set()
 
     def drain(self, draining: bool = True) -> None:
-        """Let it finish what it has and leave; or stay after all."""
+        """Let it finish its requests and leave, or stay after all."""
         self._become(draining=draining)
         if draining:
             self._to_leave.set()
@@ -103,7 +103,7 @@ class Seat:
         self._owner.changed(self)
 
     async def close(self) -> None:
-        """End it, and whatever it is doing."""
+        """End it and all of its work."""
         self._life.cancel()
         await asyncio.wait({self._life})
 
@@ -169,7 +169,7 @@ class Seat:
 
         Raises:
             EngineLost: it died.
-            TimeoutError: it did not answer in time, and does not go on.
+            TimeoutError: it did not answer in time, and has aborted the work.
             NoWeights: it has lost its weights.
         """
         limit_s = self._limits.answer_s
@@ -191,7 +191,7 @@ class Seat:
                 await self._take_over(self.member.current, self._weights)
 
     async def _take_over(self, wanted: PolicyVersion, weights: Any) -> None:
-        """Have it load a version, again and again where that fails, until there is a newer one."""
+        """Have it load a version, and try again after a failure, until there is a newer version."""
         began, num_failed = self._clock(), 0
         while wanted != self.member.version and not self._to_load.is_set():
             try:
@@ -234,17 +234,17 @@ class Seat:
         return call.result()
 
     def _hand_back(self, parts: Sequence[Completion]) -> None:
-        """It has lost its weights: what it had in flight, `parts` of it made, and what it was to get goes elsewhere."""
+        """Return its requests, sent and unsent, to the pool with their `parts`, because it has lost its weights."""
         self._become(version=None)
         self._return([*self._assigned.take_unsent(), *self._taken_back(parts)])
 
     def _return(self, works: Sequence[Work]) -> None:
-        """Give requests to the pool that it hands back, with all of their tokens."""
+        """Return requests to the pool, with all of their tokens."""
         self.num_unfinished = 0
         self._owner.returned(self, works, sum(num_tokens(work.current) for work in works), None)
 
     def _taken_back(self, parts: Sequence[Completion]) -> list[Work]:
-        """Requests that it has given up, with all that it had made of them; finished ones are done."""
+        """Return the requests that it has aborted, with all of their tokens; finished ones are reported as done."""
         works = []
         for part in parts:
             if (work := self._assigned.take(part.key)) is None:

@@ -1,4 +1,4 @@
-"""Keeps the pool at the size that the rule wants: measures, looks, scales; see `autoscale`."""
+"""Measures the load and scales the pool to the size that the rule of `autoscale` wants."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ _LOOK_EVERY_S = 1.0
 
 
 class Scaler:
-    """Looks once a second; the same where least and most are one number, which the pool then always has.
+    """Looks once a second. If least and most are equal, the pool always has that size.
 
     Args:
         rule: The least and the most engines.
@@ -26,11 +26,11 @@ class Scaler:
         self._waits, self._idle = Meter(now), Meter(now)
 
     def trainer_waits(self, waits: bool) -> None:
-        """Whether a rank waits for completions from now on."""
+        """Set whether a rank waits for completions from now on."""
         self._waits.set(float(waits), self._clock())
 
     async def run(self) -> None:
-        """Scale for as long as nobody cancels it."""
+        """Scale the pool until the task is cancelled."""
         if self._rule.least == self._rule.most:
             return
         while True:

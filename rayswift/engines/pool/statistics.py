@@ -1,4 +1,4 @@
-"""What the pool has done, and how it stands, in numbers."""
+"""Counts of the pool since its start, and its present state in numbers."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ _COUNTED = ("requests", "tokens", "salvaged_tokens", "regenerated_tokens", "move
 
 @dataclass(frozen=True)
 class PoolStatistics:
-    """Counts since the start, then how things stand.
+    """Counts since the start, then the present state.
 
-    requests, tokens: answered, and their tokens; salvaged_tokens: of those, kept from engines that were lost or left;
-    regenerated_tokens: made, and lost with their engine; moved: requests that went to another engine; lost: engines;
-    failed: requests; serving: engines that hold weights, the current ones or such as they are about to replace;
-    joining: that hold none yet; suspect: that do not answer; draining: that leave; queued, running: requests without
+    requests, tokens: answered, and their tokens; salvaged_tokens: how many of those are of engines that were lost or left;
+    regenerated_tokens: tokens lost with their engine; moved: requests that went to another engine; lost: engines;
+    failed: requests; serving: engines with weights, the current ones or older ones that still serve;
+    joining: engines without weights; suspect: that do not answer; draining: that leave; queued, running: requests without
     and with an engine.
     """
 
@@ -36,7 +36,7 @@ class PoolStatistics:
 
 
 def statistics(counts: Mapping[str, int], seats: Collection[Seat], num_unfinished: int) -> PoolStatistics:
-    """Of a pool's counts since its start, its engines, and the number of requests that are not answered."""
+    """Make the statistics from counts since the start, the engines, and the number of unanswered requests."""
     members = [seat.member for seat in seats if seat.member.alive]
     staying = [member for member in members if not member.draining]
     suspect = sum(member.state is State.SUSPECT for member in staying)

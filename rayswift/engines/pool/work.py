@@ -1,4 +1,4 @@
-"""A request on its way through the pool, and what the pool hears of it from an engine's seat."""
+"""A request in the pool, and the events that an engine reports to the pool."""
 
 import asyncio
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Work:
-    """A request on its way.
+    """A request in the pool.
 
-    order: its place among all; future: what the caller waits for; carried: parts of engines that are gone; current:
+    order: its place among all; future: what the caller waits for; carried: parts made by lost engines; current:
     what has arrived of its present try; tries: why earlier ones failed; seat, wire_key: where it is, under what key.
     """
 
@@ -32,34 +32,34 @@ class Work:
 
     @property
     def room(self) -> int:
-        """Tokens that the engine it goes to may still make."""
+        """Return the number of tokens that may still be made."""
         return self.request.max_tokens - len(self.request.begun) - num_tokens(self.carried)
 
 
 class Owner(Protocol):
-    """What a seat tells the pool."""
+    """The events that a seat reports to the pool."""
 
     def changed(self, seat: "Seat") -> None:
-        """It may take more requests, or fewer."""
+        """The seat may take more requests, or fewer."""
 
     def joined(self, seat: "Seat") -> None:
-        """It has loaded the current weights."""
+        """The engine has loaded the current weights."""
 
     def finished(self, work: Work, completion: Completion) -> None:
         """A request is done; `completion` is what the last engine made."""
 
     def refused(self, work: Work, why: str) -> None:
-        """The engine will not do this request, nor would another."""
+        """No engine can do this request."""
 
     def returned(self, seat: "Seat", works: Sequence[Work], num_made: int, why: str | None) -> None:
-        """Requests that the engine will not finish, of which it has made so many tokens; why: it is lost, None: it is
+        """The engine will not finish these requests; it made so many tokens of them. why: it is lost, None: it is
         not, but hands them back."""
 
     def gone(self, seat: "Seat") -> None:
-        """It has ended; nothing follows."""
+        """The engine has ended; this is its last event."""
 
     def moved(self) -> None:
-        """It has made tokens, or has taken a step towards it."""
+        """The engine has made tokens, or progress towards them."""
 
     def pace_s(self) -> float:
-        """How long to let completions gather between two calls of `collect`."""
+        """Return the seconds between two calls of `collect`."""

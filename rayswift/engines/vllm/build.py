@@ -1,4 +1,4 @@
-"""vLLM's engine of a setup, and the sampling parameters of its requests."""
+"""Builds vLLM's engine from a setup, and the sampling parameters of its requests."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from rayswift.engines.vllm.setup import EngineSetup, lora_capacity, prepare_envi
 _CPU_KV_CACHE_BYTES = 512 << 20
 _PREFILL_TOKENS = 4096
 SCORE_PLACES = 8
-"""Sequences that may run beside the samples, for scores."""
+"""Slots for scores, beside those for samples."""
 
 
 def build(setup: EngineSetup) -> tuple[Any, Callable[[int, int, RequestSampling | None], Any]]:
@@ -56,7 +56,7 @@ def build(setup: EngineSetup) -> tuple[Any, Callable[[int, int, RequestSampling 
 
 
 def score_params(top: int) -> Any:
-    """Parameters of a request that has its prompt scored, with the `top` likeliest tokens beside each of its tokens."""
+    """Return the parameters of a request that scores its prompt, with the `top` likeliest tokens at each position."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -71,12 +71,12 @@ def score_params(top: int) -> Any:
 
 
 def _is_unpenalised(sampling: SamplingSettings) -> bool:
-    """Whether adding a number to all logits changes nothing in what is sampled."""
+    """Whether sampling stays the same if a constant is added to all logits."""
     return sampling.repetition_penalty == 1
 
 
 def arguments(setup: EngineSetup) -> dict[str, Any]:
-    """What vLLM's engine is built from, under its names."""
+    """Return the arguments of vLLM's engine, under vLLM's names."""
     found: dict[str, Any] = {
         "model": setup.model,
         "dtype": setup.dtype,

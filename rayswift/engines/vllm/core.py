@@ -1,8 +1,7 @@
-"""vLLM, in this process: token ids in; token ids, log-probabilities and the version behind each token out.
+"""vLLM in this process: token ids in; token ids, log-probabilities and the version of each token out.
 
-`engine.py` makes an asyncio object of it. Unfinished completions are read
-from vLLM's output processor only when somebody asks: an output object for every token costs a tenth of a small
-model's speed.
+`engine.py` makes an asyncio object of it. Unfinished completions are read from vLLM's output processor only on request:
+an output object for every token costs a tenth of a small model's speed.
 """
 
 import shutil
@@ -34,7 +33,7 @@ _ADAPTER = "adapter"
 
 @dataclass
 class _Sample:
-    """A request in flight: vLLM's own id of it, who chose its tokens so far, how many were handed over."""
+    """A request in flight: its id in vLLM, the versions that sampled its tokens, how many tokens were returned."""
 
     request: SampleRequest
     internal_id: str
@@ -43,7 +42,7 @@ class _Sample:
 
 
 class VllmCore:
-    """A vLLM engine and what is in flight in it; for one thread.
+    """A vLLM engine and its requests in flight; for one thread.
 
     Raises:
         UserError: vLLM is not installed, or does not start; with vLLM's last log lines.
@@ -69,7 +68,7 @@ class VllmCore:
             raise self.explained(f"the vLLM engine of {setup.model} cannot start", error) from error
 
     def explained(self, what: str, error: BaseException) -> UserError:
-        """An error of vLLM's with the lines that vLLM logged last."""
+        """Return an error of vLLM with the last lines that vLLM logged."""
         return UserError(f"{what}: {type(error).__name__}: {error}{self._log.indented()}", exit_code=1)
 
     @property
@@ -78,7 +77,7 @@ class VllmCore:
         return bool(self._samples or self._scores)
 
     def submit(self, requests: Sequence[SampleRequest]) -> None:
-        """Take all requests, or none of them.
+        """Accept all requests, or none of them.
 
         Raises:
             NoWeights: none were loaded, or the last load failed.
@@ -118,7 +117,7 @@ class VllmCore:
         return self._version
 
     def step(self) -> None:
-        """One token for every running request."""
+        """Make one token for every running request."""
         scheduler, places = self._llm.engine_core.engine_core.scheduler, self._most_running
         # Samples that took a place meanwhile keep it: vLLM would not have more running than may run.
         scheduler.max_num_running_reqs = places + SCORE_PLACES if self._scores else max(places, len(scheduler.running))
@@ -154,12 +153,12 @@ class VllmCore:
         return Collected(finished, tuple(parts), self._num_tokens + sum(made), sum(made))
 
     def _made(self) -> list[int]:
-        """Tokens of each sample in flight."""
+        """Return the tokens of each sample in flight."""
         states = self._llm.output_processor.request_states
         return [len(states[each.internal_id].detokenizer.output_token_ids) for each in self._samples.values()]
 
     def abort(self, keys: Sequence[str]) -> tuple[Completion, ...]:
-        """Give up what of these is in flight; what there is of each, what has finished included."""
+        """Abort those of these requests that are in flight, and return all tokens of each, finished ones included."""
         asked = set(keys)
         samples = [self._samples.pop(key) for key in keys if key in self._samples]
         parts = [self._new(sample, 0) for sample in samples]
@@ -170,7 +169,7 @@ class VllmCore:
         return tuple(parts)
 
     def _new(self, sample: _Sample, begin: int) -> Completion:
-        """The tokens of an unfinished sample from one on."""
+        """Return the tokens of an unfinished sample from a position on."""
         state = self._llm.output_processor.request_states[sample.internal_id]
         if sample.request.top is not None:  # it is scored whole or not at all
             return part(sample.request.key, sample.spans, 0, (), (), None)
@@ -178,7 +177,7 @@ class VllmCore:
         return part(sample.request.key, sample.spans, begin, tokens, logprobs, None)
 
     def load(self, published: Published, tensors: Sequence[tuple[TensorInfo, Bytes]]) -> float:
-        """Take over verified weights; what is in flight goes on with them. Returns the seconds it took.
+        """Load verified weights, and return the seconds it took; requests in flight continue with them.
 
         Raises:
             StaleAttempt: the engine has newer ones.
@@ -207,7 +206,7 @@ class VllmCore:
         return time.perf_counter() - began
 
     def _lose_weights(self) -> tuple[Completion, ...]:
-        """Have no weights from now on, and nothing in flight."""
+        """Mark the weights as lost, and abort all requests."""
         self._version = None
         for score in {id(score): score for score, _ in self._scores.values()}.values():
             score.done(NoWeights("the engine has lost its weights"))
@@ -235,24 +234,24 @@ class VllmCore:
         self._adapter_folder = folder
 
     def use_adapter(self, folder: Path) -> None:
-        """Answer with the adapter in a folder, in place of the one before."""
+        """Sample with the adapter in a folder, in place of the previous one."""
         from vllm.lora.request import LoRARequest
 
         self._llm.add_lora(LoRARequest(_ADAPTER, 1, str(folder), load_inplace=True))
         self._adapter = LoRARequest(_ADAPTER, 1, str(folder))
 
     def serve_own_weights(self, version: PolicyVersion) -> None:
-        """Answer with the weights that the engine was built from, as this version."""
+        """Serve the weights that the engine was built from, as this version."""
         assert self._setup.load_format == "auto", "the weights are random"
         self._version = version
 
     def score(self, token_ids: NDArray[np.int32], done: Scored) -> int:
         """Have `done` called with the log-probabilities [T - 1] of tokens 1 to T - 1, at the sampling's temperature.
 
-        Before whatever waits, in places that samples never take; the number is for `give_up_score`.
+        Ahead of waiting requests, in slots reserved for scores; `give_up_score` takes the returned number.
 
-        A request for each, that draws a token behind those before it: vLLM 0.29 fails where a prompt's own
-        log-probabilities are asked for under an adapter.
+        One request for each token, which samples a token after those before it: vLLM 0.29 fails if log-probabilities of
+        the prompt itself are requested with an adapter.
         """
         from vllm import SamplingParams
 
@@ -269,20 +268,20 @@ class VllmCore:
         return self._num_scores
 
     def give_up_score(self, number: int) -> None:
-        """Forget what is left of a text's scoring."""
+        """Abort the rest of a text's scoring."""
         keys = [key for key in self._scores if key.startswith(f"score:{number}:")]
         for key in keys:
             del self._scores[key]
         self._llm.abort_request(keys)
 
     def status(self) -> EngineStatus:
-        """How it stands."""
+        """Return the status."""
         made = self._made()
         running = min(len(made), self._setup.max_num_seqs)
         return EngineStatus(self._version, running, len(made) - running, self._num_tokens + sum(made))
 
     def close(self) -> None:
-        """Free what vLLM holds."""
+        """Free vLLM's memory."""
         from vllm.distributed import cleanup_dist_env_and_memory
 
         self._llm.engine_core.shutdown()

@@ -13,9 +13,9 @@ _MARK = "answer"
 
 
 def end_tokens(folder: Path) -> tuple[int, ...]:
-    """The tokenizer's end-of-sequence token, those of the generation config, the end of a chat template's turn.
+    """Return the end tokens of the tokenizer and of the generation config, and the end of a chat template's turn.
 
-    A base model that was taught a chat template often names the last one nowhere else.
+    A base model that was trained on a chat template often names the last one nowhere else.
     """
     found: set[int | None] = set()
     generation = folder / "generation_config.json"
@@ -32,7 +32,7 @@ def end_tokens(folder: Path) -> tuple[int, ...]:
 
 
 def _end_of_turn(template: ChatTemplate, tokenizer: Tokenizer) -> int | None:
-    """The special token right behind an answer, if there is one."""
+    """Return the special token right after an answer, if there is one."""
     try:
         text = template.render([{"role": "user", "content": "-"}, {"role": "assistant", "content": _MARK}])
     except BadRow:  # this template wants other conversations

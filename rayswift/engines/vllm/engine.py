@@ -1,8 +1,8 @@
 """A vLLM engine as the asyncio object that the pool talks to, usually in an actor of its own.
 
-One thread owns the `VllmCore` and steps it. Every call is a message that this thread takes between two steps: nothing
-needs a lock, and a load never meets a half-done step. What arrives over the network, is compared or waits does so
-outside that thread, while it goes on stepping.
+One thread owns the `VllmCore` and steps it. Every call is a message that this thread takes between two steps, so nothing
+needs a lock, and a load never runs within a step. Transfers, checksums and waits run outside that thread, while it
+continues to step.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ class VllmEngine:
     """An `Engine` over vLLM.
 
     Args:
-        setup: What it is built from, by `start`.
+        setup: From which `start` builds it.
     """
 
     def __init__(self, setup: EngineSetup):
@@ -51,7 +51,7 @@ class VllmEngine:
         """See Engine.
 
         Raises:
-            UserError: vLLM or the model is not here, or vLLM cannot build the engine; with its last log lines.
+            UserError: vLLM or the model is missing, or vLLM cannot build the engine; with its last log lines.
         """
         require_model(self._setup)
         os.environ.update(network_environment(_node_address(), interfaces(), os.environ))
@@ -84,13 +84,13 @@ class VllmEngine:
         return await self._call(lambda core: core.abort(keys))
 
     async def load(self, version: PolicyVersion, weights: Published | None) -> float:
-        """See Engine; sampling goes on while the bytes arrive and are compared; None: the weights it was built from.
+        """See Engine; sampling continues while bytes arrive and are checked; None: the weights it was built from.
 
         Raises:
             StaleAttempt: the engine has newer weights.
             TimeoutError: the bytes did not arrive.
-            UserError: they arrived damaged.
-            LoadFailed: they are not the model's.
+            UserError: the bytes arrived damaged.
+            LoadFailed: they are weights of another model.
         """
         if weights is None:
             await self._call(lambda core: core.serve_own_weights(version))
@@ -121,13 +121,13 @@ class VllmEngine:
         return await self._call(lambda core: core.status())
 
     async def close(self) -> None:
-        """Stop, and free what vLLM holds."""
+        """Stop, and free vLLM's memory."""
         if self._is_built and not self._error:
             await self._call(lambda core: core.close())
             self._error = UserError("the engine was closed", exit_code=1)
 
     async def _call(self, method: "Callable[[VllmCore], T]") -> T:
-        """Have the engine's thread call this between two steps."""
+        """Call a function in the engine's thread, between two steps."""
         self._check()
         answer: asyncio.Future[T] = self._loop.create_future()
         self._calls.put((method, answer))
@@ -171,7 +171,7 @@ class VllmEngine:
             self._fail_calls(self._error)
 
     def _take_calls(self, core: "VllmCore") -> None:
-        """Answer what has come; wait for something where there is nothing to step."""
+        """Answer the calls that have arrived; wait for one if there is nothing to step."""
         while True:
             try:
                 method, answer = self._calls.get(block=not core.busy, timeout=1)
@@ -208,7 +208,7 @@ def _set(future: "asyncio.Future[Any]", result: Any) -> None:
 
 
 def _node_address() -> str:
-    """By which Ray reaches this node; an engine outside Ray is reached by nobody."""
+    """Return the address by which Ray reaches this node; 127.0.0.1 outside Ray."""
     if "ray" not in sys.modules:
         return "127.0.0.1"
     import ray

@@ -1,4 +1,4 @@
-"""The last lines that a library logged, for the error that says why it stopped."""
+"""Keeps the last log lines of a library, for the error that says why it stopped."""
 
 import logging
 from collections import deque
@@ -27,11 +27,11 @@ class LogTail(logging.Handler):
         self._lines.append(f"{record.levelname} {record.getMessage()}")
 
     def indented(self) -> str:
-        """The lines, each on a line of its own below an error's first."""
+        """Return the lines, indented, to follow the first line of an error."""
         return "".join(f"\n  {line}" for text in self._lines for line in text.splitlines())
 
     def close(self) -> None:
-        """Leave the logger as it was."""
+        """Restore the logger."""
         self._logger.removeHandler(self)
         self._logger.level, self._logger.propagate = self._before
         super().close()

@@ -1,4 +1,4 @@
-"""Requests that score in vLLM: log-probabilities of the tokens of a prompt's end, as they stand in the prompt."""
+"""Requests that score in vLLM: log-probabilities of the last tokens of a prompt."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,13 +9,13 @@ from rayswift.engines.samples import Completion, SampleRequest, Span, TopTokens
 
 
 def scored(request: SampleRequest, spans: Sequence[Span], prompt_logprobs: Any) -> Completion:
-    """What a scoring request is answered with.
+    """Return the answer to a scoring request.
 
     Args:
         request: The request.
-        spans: Of the weights; the last scored.
-        prompt_logprobs: vLLM's flat log-probabilities of all tokens of the prompt but its first: of each place first
-            the token that stands there, then the likeliest ones.
+        spans: Of versions; the last one scored.
+        prompt_logprobs: vLLM's flat log-probabilities of all tokens of the prompt but its first: at each position first
+            the token of the prompt, then the likeliest ones.
     """
     length, width = len(request.begun), 1 + (request.top or 0)
     begins = np.array(prompt_logprobs.start_indices[-length:], np.int64) if length else np.empty(0, np.int64)

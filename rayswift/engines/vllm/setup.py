@@ -1,4 +1,4 @@
-"""Section `rollout` -> what an engine is built from and what its actor holds; without ray, torch and vllm."""
+"""Section `rollout` -> the setup of an engine and the resources of its actor; without ray, torch and vllm."""
 
 import os
 import socket
@@ -37,12 +37,12 @@ _OURS = (
 
 @dataclass(frozen=True)
 class EngineSetup:
-    """All that a vLLM engine is built from, as plain values.
+    """The setup of a vLLM engine, as plain values.
 
     model: folder or hub id of config and, unless `load_format` is dummy, weights. max_model_len: tokens of prompt and
-    completion. tokenizer: its folder, needed for stop strings and for a regular expression only. lora_rank: of the
-    adapter it will serve, over the weights at `model`; None: no adapter. num_threads: where it computes on CPUs.
-    load_timeout_s: within which published bytes must arrive. engine_kwargs: further arguments under vLLM's names.
+    completion. tokenizer: its folder, needed only for stop strings and for a regular expression. lora_rank: of the
+    adapter on the weights at `model`; None: no adapter. num_threads: if it computes on CPUs.
+    load_timeout_s: time limit for published bytes to arrive. engine_kwargs: further arguments under vLLM's names.
     """
 
     model: str
@@ -67,7 +67,7 @@ class EngineSetup:
 def engine_setup(
     rollout: RolloutConfig, layout: Layout, model: str, tokenizer: str, dtype: str, max_model_len: int, **more: Any
 ) -> EngineSetup:
-    """The engines of a run.
+    """Return the setup of a run's engines.
 
     Args:
         rollout: The section, checked.
@@ -111,9 +111,9 @@ def engine_setup(
 
 
 def engine_options(resources: Mapping[str, float]) -> dict[str, Any]:
-    """How Ray places an engine's actor that holds these resources ("CPU", "GPU", custom ones).
+    """Return Ray's options for the actor of an engine with these resources ("CPU", "GPU", custom ones).
 
-    Never restarted by Ray: it would run the constructor again and answer from weights that nobody published.
+    Ray never restarts it: a new process would answer with weights that were never published.
     """
     custom = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")}
     return {
@@ -126,7 +126,7 @@ def engine_options(resources: Mapping[str, float]) -> dict[str, Any]:
 
 
 def require_model(setup: EngineSetup) -> None:
-    """Make sure that a model's folder is here, before vLLM takes its name for one of a hub.
+    """Check that a model's folder is on this machine, before vLLM takes its name for a hub id.
 
     Raises:
         UserError: with the machine's name.
@@ -140,7 +140,7 @@ def require_model(setup: EngineSetup) -> None:
 
 
 def require_vllm(setting: str) -> None:
-    """Make sure that vLLM is installed here.
+    """Check that vLLM is installed on this machine.
 
     Raises:
         UserError: with the command that installs it.
@@ -150,7 +150,7 @@ def require_vllm(setting: str) -> None:
 
 
 def adapter_obstacles(adapter: Mapping[str, Any]) -> list[str]:
-    """What keeps vLLM from serving an adapter with this PEFT config; empty: nothing."""
+    """Return why vLLM cannot serve an adapter with this PEFT config; empty: it can."""
     if adapter.get("peft_type", "LORA") != "LORA":
         return [f"peft_type {adapter['peft_type']}"]
     found = [key for key in _NOT_IN_VLLM if adapter.get(key) not in _UNSET]
@@ -162,12 +162,12 @@ def adapter_obstacles(adapter: Mapping[str, Any]) -> list[str]:
 
 
 def lora_capacity(rank: int) -> int:
-    """The least of vLLM's ranks that takes an adapter of this rank."""
+    """Return the smallest of vLLM's ranks that fits an adapter of this rank."""
     return next(size for size in _VLLM_LORA_RANKS if size >= rank)
 
 
 def engine_kwargs_problems(rollout: RolloutConfig) -> list[str]:
-    """One line for each of `rollout.engine_kwargs` that is not the user's to set."""
+    """Return a line for each of `rollout.engine_kwargs` that RaySwift sets itself."""
     return [
         f"rollout.engine_kwargs.{name} is set by RaySwift; leave it out"
         for name in sorted(rollout.engine_kwargs.keys() & set(_OURS))
@@ -175,7 +175,7 @@ def engine_kwargs_problems(rollout: RolloutConfig) -> list[str]:
 
 
 def policy_problems(model: ModelConfig, rollout: RolloutConfig) -> list[str]:
-    """What keeps engines from following a policy of this kind: they are built from what lies at `model.path`."""
+    """Return why engines cannot take the weights of such a policy; they are built from the folder at `model.path`."""
     found = [
         f"model.{name} changes the model's config, and engines are built from that at model.path: write the changed "
         "model first (rayswift sft with it), and start from there"
@@ -208,7 +208,7 @@ def _lora_sync_problems(model: ModelConfig, rollout: RolloutConfig) -> list[str]
 
 
 def prepare_environment(setup: EngineSetup) -> None:
-    """What vLLM and OpenMP read once, before they are imported."""
+    """Set the variables that vLLM and OpenMP read once, at their import."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine's core in this process
     os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
     if setup.device == "cpu":

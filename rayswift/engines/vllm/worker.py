@@ -1,19 +1,19 @@
-"""Mixed into vLLM's worker, beside the model: weights taken over in place, and the policy's log-probabilities."""
+"""A mixin for vLLM's worker: loads weights in place, and has the model return the policy's log-probabilities."""
 
 from collections.abc import Iterable
 from typing import Any
 
 
 class PolicyWorker:
-    """Mixed into vLLM's worker, which has the model."""
+    """A mixin for vLLM's worker, which has the model."""
 
     model_runner: Any
     vllm_config: Any
 
     def load_in_place(self, tensors: Iterable[tuple[str, Any]]) -> None:
-        """Put a whole checkpoint's tensors in place of the weights.
+        """Replace the weights by the tensors of a whole checkpoint.
 
-        `reload_weights` of vLLM 0.29 does the same, but only logs which weights were left as they were.
+        `reload_weights` of vLLM 0.29 does the same, but only logs which weights it did not replace.
         """
         from vllm.config import set_current_vllm_config
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
@@ -37,16 +37,16 @@ class PolicyWorker:
         _pack_embeddings(model)
 
     def put_policy_before_sampling(self, temperature: float, normalised: bool) -> None:
-        """Have the model answer with the logits of the policy: divided by the temperature, in float32.
+        """Have the model return the logits of the policy: divided by the temperature, in float32.
 
-        vLLM 0.29 tells log-probabilities before the temperature (its raw modes, behind the mask of a regular
-        expression) or behind all that `sampling` leaves out (its processed ones). The trainer computes neither, but the
-        whole distribution at the temperature. Logits that are normalised here are its log-probabilities, and what of a
-        sampled token's is told (raw_logits) stays that, whatever is masked later. A repetition penalty depends on the
-        sign of logits: with one they stay as they are, and raw_logprobs normalises them before the penalty.
+        vLLM 0.29 reports log-probabilities before the temperature (its raw modes, after the mask of a regular
+        expression) or after all that `sampling` leaves out (its processed ones). The trainer computes neither of these,
+        but the whole distribution at the temperature. If logits are normalised here, they are its log-probabilities, and
+        vLLM reports them for sampled tokens (raw_logits) whatever is masked later. A repetition penalty depends on the
+        sign of logits: with one they are not normalised here, and raw_logprobs normalises them before the penalty.
 
         Raises:
-            ValueError: vLLM computes the model's logits in some other way.
+            ValueError: vLLM computes the model's logits in another way.
         """
         from vllm.lora.layers import LogitsProcessorWithLoRA
         from vllm.model_executor.layers.logits_processor import LogitsProcessor
@@ -68,7 +68,7 @@ class PolicyWorker:
 
 
 def _pack_embeddings(model: Any) -> None:
-    """On CPUs a head that shares the embedding's weights computes with a packed copy, which a reload leaves stale."""
+    """Renew the packed copy with which a head tied to the embedding computes on CPUs; a reload leaves it stale."""
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 

@@ -19,7 +19,7 @@ from rayswift.rollout.episodes.contract import ENVIRONMENT, TOOLS, EnvironmentSp
 from rayswift.rollout.episodes.sessions import Runner, Session, ToolSession
 
 Adapter = Callable[[], Session]
-"""Makes the other side of an episode."""
+"""Makes the session of an episode."""
 
 
 def is_in_no_file(written: str) -> bool:
@@ -31,7 +31,7 @@ async def make(spec: EnvironmentSpec, run: Runner) -> Adapter | None:
     """What makes the episodes of `rollout.environment`, once in a process; None: it is of the native contract.
 
     Raises:
-        UserError: it cannot be had.
+        UserError: it is missing or cannot be used.
     """
     assert spec.environment is not None
     if is_in_no_file(spec.environment):

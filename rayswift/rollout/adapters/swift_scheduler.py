@@ -1,7 +1,7 @@
 """ms-swift's multi-turn schedulers: their hooks, called as `MultiTurnScheduler.run` calls them (ms-swift 4.6).
 
-A `step` may put messages behind the turn of the model, or cut the turn short and put text in its midst, as ms-swift's
-`math_tip_trick` does. Which tokens that is, is found from the text; token ids and masks that it returns are not needed.
+A `step` may add messages after the turn of the model, or cut the turn and append text to it, as ms-swift's
+`math_tip_trick` does. The tokens follow from the text; token ids and masks that `step` returns are not needed.
 """
 
 import itertools
@@ -22,12 +22,12 @@ _NUMBERS = itertools.count()
 
 
 class SchedulerSession:
-    """An episode of a scheduler, which a process has one of.
+    """An episode of a scheduler; a process has one scheduler.
 
     Args:
         run: Runs its hooks.
         scheduler: See above.
-        max_chars: Longest message that it puts behind a turn.
+        max_chars: Longest message that it adds after a turn.
     """
 
     def __init__(self, run: Runner, scheduler: Any, max_chars: int):
@@ -64,7 +64,7 @@ class SchedulerSession:
         return await self._stepped(asked, turn.text)
 
     async def _stepped(self, asked: tuple[Any, ...], text: str) -> Answer:
-        """What `step` puts behind the turn, or into it.
+        """Return what `step` adds after the turn, or into it.
 
         Raises:
             ValueError: it changes what was there before.
@@ -106,7 +106,7 @@ class SchedulerSession:
 
 
 class MathTips(MultiTurnScheduler):
-    """ms-swift's `math_tip_trick`: a wrong answer is cut off, once, and the model told so; the row has a `solution`."""
+    """ms-swift's `math_tip_trick`: cuts a wrong answer once and appends a hint; the row has a `solution`."""
 
     tip = "But wait... It seems I made a mistake,"
 

@@ -1,4 +1,4 @@
-"""A game, as an environment: find a number, told after each guess whether it is higher or lower; pure."""
+"""A game as an environment: the model finds a number and hears after each guess whether it is higher or lower; pure."""
 
 import random
 
@@ -41,5 +41,5 @@ class GuessNumber:
         return "higher" if self._number > guessed else "lower"
 
     def get_reward(self) -> float:
-        """Whether it was found."""
+        """Return 1 if the number was found, else 0."""
         return float(self._won)

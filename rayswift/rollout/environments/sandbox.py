@@ -155,7 +155,7 @@ def _named(code: int) -> str:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End it, and what it may have started."""
+    """End the process and its children."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -243,7 +243,7 @@ def _filter() -> Sequence[tuple[int, int, int, int]]:
 
 
 def _main() -> None:
-    """The process's half: confine itself, then run the program."""
+    """Run in the child process: set the limits, then run the program."""
     path = sys.argv[1]
     source = Path(path).read_text(encoding="utf-8")
     _confine(os.path.dirname(path))

@@ -1,9 +1,9 @@
-"""Tool calls in what a model wrote, in the formats that chat templates teach; pure.
+"""Finds tool calls in the text of a model, in the formats of chat templates; pure.
 
-Found are: JSON between `<tool_call>` and `</tool_call>` (Hermes, Qwen), the XML of Qwen3-Coder between the same tags, a
-JSON object that is the whole answer, with its arguments under `parameters` (Llama 3), and `[TOOL_CALLS]` before a JSON
-list or before names with their arguments (Mistral). What opens a call and cannot be read is a call too: its answer is
-what is wrong with it, as for any call that fails.
+The formats are: JSON between `<tool_call>` and `</tool_call>` (Hermes, Qwen), the XML of Qwen3-Coder between the same
+tags, a JSON object that is the whole answer, with its arguments under `parameters` (Llama 3), and `[TOOL_CALLS]` before a
+JSON list or before names with their arguments (Mistral). A call that cannot be read is a failed call: its answer is the
+problem.
 """
 
 import json
@@ -16,7 +16,7 @@ from rayswift.data.encode.template import ChatTemplate
 from rayswift.data.rows import BadRow, Message
 
 CallFormat = Literal["hermes", "llama3_json", "mistral"]
-"""By vLLM's name; `hermes` reads the XML of `qwen3_coder` as well."""
+"""Formats by vLLM's names; `hermes` reads the XML of `qwen3_coder` too."""
 
 _HERMES = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 _FUNCTION = re.compile(r"<function=([^>\s]+)>(.*?)(?:</function>|\Z)", re.DOTALL)
@@ -31,7 +31,7 @@ _NO_JSON = (ValueError, RecursionError)
 
 @dataclass(frozen=True)
 class Call:
-    """A call. arguments: None where it cannot be read; problem: then, why."""
+    """A tool call. arguments: None if it cannot be read; problem: why it cannot be read."""
 
     name: str
     arguments: Mapping[str, Any] | None
@@ -40,14 +40,14 @@ class Call:
 
 @dataclass(frozen=True)
 class Said:
-    """An answer of the model. content: without its calls."""
+    """A turn of the model. content: the text without calls."""
 
     content: str
     calls: tuple[Call, ...] = ()
 
     @property
     def message(self) -> Message:
-        """As chat templates and reward functions take it."""
+        """Return the turn as a message for chat templates and reward functions."""
         called = [
             {"type": "function", "function": {"name": call.name, "arguments": dict(call.arguments or {})}}
             for call in self.calls
@@ -57,7 +57,7 @@ class Said:
 
 
 def format_of(template: ChatTemplate, tools: Sequence[Any]) -> CallFormat | None:
-    """How a template writes calls, seen from how it renders one; None: in none of the known formats."""
+    """Return the format in which a template renders calls; None: an unknown format."""
     call = {"type": "function", "id": "call00000", "function": {"name": _PROBE, "arguments": {"a": 1}}}
     asked: Message = {"role": "user", "content": "q"}
     try:
@@ -73,7 +73,7 @@ def format_of(template: ChatTemplate, tools: Sequence[Any]) -> CallFormat | None
 
 
 def parse(text: str, call_format: CallFormat) -> Said:
-    """What the model said, and what it calls."""
+    """Split a text of the model into content and calls."""
     return _READERS[call_format](text)
 
 
@@ -92,7 +92,7 @@ def _from_xml(body: str) -> list[Call]:
 
 
 def _value(text: str) -> Any:
-    """A parameter's JSON, or else its text."""
+    """Parse a parameter as JSON, or else return its text."""
     try:
         return json.loads(text)
     except _NO_JSON:
@@ -127,7 +127,7 @@ def _named(name: str, body: str) -> Call:
 
 
 def _from_json(body: str) -> list[Call]:
-    """The call in a JSON object, or those of a list."""
+    """Return the call in a JSON object, or the calls in a list."""
     try:
         found = json.loads(body)
     except _NO_JSON as error:
@@ -136,7 +136,7 @@ def _from_json(body: str) -> list[Call]:
 
 
 def _several(body: str, between: str) -> list[Call]:
-    """The calls in JSON objects, one behind the other."""
+    """Return the calls in consecutive JSON objects."""
     decoder, calls, at = json.JSONDecoder(), list[Call](), 0
     while at < len(body):
         try:

@@ -1,9 +1,9 @@
 """The user's tools and environment by name, and their JSON schemas; the contract is that of TRL's GRPOTrainer.
 
-A tool is a function with type hints and a docstring. An environment is a class that is made without arguments, for each
-episode anew. Its `reset(**row)` may return a text, which is put behind the last message of the prompt. Its public
-methods are tools. Its `get_reward()`, if it has one, is a reward. Beside TRL's contract: where it has an attribute
-`done` that is true, the episode is over.
+A tool is a function with type hints and a docstring. An environment is a class; each episode has an instance, made without
+arguments. Its `reset(**row)` may return a text, which is appended to the last message of the user. Its public methods are
+tools. Its `get_reward()`, if it has one, is a reward. In addition to TRL's contract, an attribute `done` that is true ends
+the episode.
 """
 
 import inspect
@@ -31,7 +31,7 @@ Tool = Callable[..., Any]
 class EnvironmentSpec:
     """What a process needs to play episodes, as plain values; names as in section `rollout`.
 
-    plugins: modules that are imported first.
+    plugins: modules to import first.
     """
 
     tools: tuple[str, ...]
@@ -44,7 +44,7 @@ class EnvironmentSpec:
 
 
 def spec_of(rollout: RolloutConfig, plugins: Sequence[str]) -> EnvironmentSpec:
-    """Of a config."""
+    """Return the spec of a config."""
     return EnvironmentSpec(
         tuple(rollout.tools),
         rollout.environment,
@@ -57,7 +57,7 @@ def spec_of(rollout: RolloutConfig, plugins: Sequence[str]) -> EnvironmentSpec:
 
 
 def environment_name(rollout: RolloutConfig) -> str | None:
-    """What the environment's reward is called: as its class, for ms-swift's as there."""
+    """Return the name of the environment's reward: that of its class, or ms-swift's name."""
     if rollout.environment is None:
         return None
     if rollout.environment.startswith("swift_"):
@@ -68,10 +68,10 @@ def environment_name(rollout: RolloutConfig) -> str | None:
 
 
 def load_tools(names: Sequence[str]) -> dict[str, Tool]:
-    """The functions of `rollout.tools`, by the names that the model calls them by.
+    """Load the functions of `rollout.tools`, by the names that the model uses in calls.
 
     Raises:
-        UserError: one cannot be had, or two have one name.
+        UserError: one is missing or no function, or two have one name.
     """
     found: dict[str, Tool] = {}
     for written in names:
@@ -94,10 +94,10 @@ def _tools_of(written: str) -> dict[str, Tool]:
 
 
 def load_environment(written: str) -> Any:
-    """The class of `rollout.environment`, or what makes its instances.
+    """Load the class of `rollout.environment`, or another function that makes instances.
 
     Raises:
-        UserError: it cannot be had.
+        UserError: it is missing or cannot be used.
     """
     made = _load(ENVIRONMENT, written, BUILT_IN_ENVIRONMENTS, "environment")
     if not callable(made):
@@ -115,14 +115,14 @@ def _load(field: str, written: str, built_in: Mapping[str, str], kind: str) -> A
 
 
 def methods_of(environment: Any) -> dict[str, Tool]:
-    """The public methods of an environment that are tools; looked for on its class, as properties are none."""
+    """Return the public methods of an environment that are tools. They are looked up on the class, to leave out properties."""
     found = inspect.getmembers(type(environment), predicate=inspect.isfunction)
     own = ("reset", "get_reward", "close")
     return {name: getattr(environment, name) for name, _ in found if not name.startswith("_") and name not in own}
 
 
 def schemas_of(tools: Mapping[str, Tool], where: str) -> list[dict[str, Any]]:
-    """JSON schemas, made of type hints and docstrings as `transformers` documents it.
+    """Return JSON schemas, made from type hints and docstrings as `transformers` documents it.
 
     Raises:
         UserError: one of them has no types, or an argument without a description.
@@ -153,7 +153,7 @@ def _refuse_what_cannot_be_called(tool: Tool) -> None:
 
 
 def checked(rollout: RolloutConfig) -> list[dict[str, Any]]:
-    """The schemas of all tools of a config.
+    """Load tools and environment of a config and return the schemas of all tools.
 
     Raises:
         UserError: tools or environment cannot be used.

@@ -1,7 +1,7 @@
-"""Where episodes are played: processes for tools and environments, spread over the nodes and replaced when one is gone.
+"""The processes for tools and environments, spread over the nodes; a lost process is replaced.
 
-An episode survives the loss of its process once: tools are asked again elsewhere; an environment is made anew in
-another process, and told again what the model wrote. Where it answers as before, the episode goes on.
+An episode survives the loss of its process once: another process repeats the call of a tool; an environment is made anew
+there and gets the turns of the model again. If it answers as before, the episode continues.
 """
 
 import asyncio
@@ -15,22 +15,22 @@ from rayswift.rollout.episodes.process import Closing, Opening
 from rayswift.rollout.episodes.sessions import Answer, Start, Turn, failed_calls
 
 _GRACE_S = 10.0
-"""That a process may take for an answer, beyond what the user's code may."""
+"""Time that a process may take for an answer, beyond the limit of the user's code."""
 _MOST_STARTS = 3
 
 
 class EpisodeFailed(SampleFailed):
-    """An episode without a reward; says why."""
+    """An episode has no reward; the message says why."""
 
     where = "environment"
 
 
 class Lost(Exception):
-    """The process is gone, or does not answer."""
+    """A process has died or does not answer."""
 
 
 class Process(Protocol):
-    """A process, see `rewards.worker.ActorWorker`."""
+    """The interface of a process, see `rewards.worker.ActorWorker`."""
 
     async def start(self) -> None:
         """Start it."""
@@ -43,7 +43,7 @@ class Process(Protocol):
 
 
 class Host:
-    """A process with the number of episodes in it. leaving: it takes no new ones."""
+    """A process with its number of episodes. leaving: it gets no new ones."""
 
     def __init__(self, process: Process, number: int):
         self.process, self.number = process, number
@@ -55,10 +55,10 @@ class Hosts:
 
     Args:
         make: Makes the process of a number.
-        number: How many there are.
+        number: Number of processes.
         timeout_s: Longest time that a call of a tool or an environment may take.
-        has_environment: Episodes have a state in their process.
-        lost_errors: What a process that is gone raises.
+        has_environment: Whether episodes have a state in their process.
+        lost_errors: Errors that a call to a dead process raises.
     """
 
     def __init__(
@@ -109,10 +109,10 @@ class Hosts:
         changed.set()
 
     async def take(self) -> Host:
-        """The process with the fewest episodes; with one more of them.
+        """Add an episode to the process with the fewest episodes, and return the process.
 
         Raises:
-            UserError: none can be started any more.
+            UserError: no process can be started any more.
         """
         while not (free := [host for host in self._hosts if not host.leaving]):
             if self._error is not None:
@@ -123,16 +123,16 @@ class Hosts:
         return host
 
     def leave(self, host: Host) -> None:
-        """An episode of a process is over."""
+        """Note that an episode of a process is over."""
         host.num_episodes -= 1
         if host.leaving:
             self._wake()
 
     async def ask(self, host: Host, method: str, num_calls: int, *arguments: Any) -> Any:
-        """Have a process do something; a call that hangs in it has it replaced.
+        """Call a method of a process; a call that hangs has the process replaced.
 
         Raises:
-            Lost: it is gone, and is replaced.
+            Lost: the process is lost and is being replaced.
         """
         limit_s = self._timeout_s * max(1, num_calls) + _GRACE_S
         asking = asyncio.ensure_future(host.process.ask(method, *arguments, timeout_s=None))
@@ -155,7 +155,7 @@ class Hosts:
         return answer
 
     def forget(self, host: Host, key: str) -> None:
-        """Have a process forget an episode that is not played to its end."""
+        """Have a process close an episode that did not reach its end."""
         self._spawn(self._forget(host, key))
 
     async def _forget(self, host: Host, key: str) -> None:
@@ -172,7 +172,7 @@ class Hosts:
         task.add_done_callback(self._tasks.discard)
 
     def _replace(self, host: Host, why: str, at_once: bool) -> None:
-        """Start another process, and end this one; if not at once, when the episodes in it are over."""
+        """Start another process, and end this one: at once, or when its episodes are over."""
         if host.leaving:
             if at_once:
                 host.process.kill()
@@ -203,12 +203,12 @@ class Hosts:
 
 
 class RemoteSession:
-    """An episode's tools and environment, wherever they are.
+    """The tools and the environment of an episode, in any process.
 
     Args:
         hosts: The processes.
         key: Of the episode.
-        start: See there.
+        start: The start of the episode.
     """
 
     def __init__(self, hosts: Hosts, key: str, start: Start):
@@ -222,7 +222,7 @@ class RemoteSession:
         """Begin; the conversation that the model is to answer or its text as it stands, None: the row's.
 
         Raises:
-            EpisodeFailed: it cannot.
+            EpisodeFailed: it cannot begin.
         """
         if not self._hosts.has_environment:
             return None
@@ -235,7 +235,7 @@ class RemoteSession:
                 return opening.messages
 
     async def _opened(self) -> Opening:
-        """Begin in a process that takes one more, and come to where the episode was."""
+        """Begin in another process, and repeat the turns of the episode there."""
         self._host = await self._hosts.take()
         opening: Opening = await self._ask("open", 2, self._start)
         if opening.problem:
@@ -249,10 +249,10 @@ class RemoteSession:
         return opening
 
     async def answer(self, turn: Turn) -> Answer:
-        """What a turn is answered.
+        """Return the answer to a turn.
 
         Raises:
-            EpisodeFailed: it can have no reward.
+            EpisodeFailed: the episode can have no reward.
         """
         if not self._hosts.has_environment and (turn.last or not turn.said.calls):
             return Answer(done=True)
@@ -280,10 +280,10 @@ class RemoteSession:
             self._host = await self._hosts.take()
 
     async def reward(self) -> float | None:
-        """The environment's; the episode is over then.
+        """End the episode and return the environment's reward.
 
         Raises:
-            EpisodeFailed: it can have none.
+            EpisodeFailed: the episode can have no reward.
         """
         if not self._hosts.has_environment:
             return None
@@ -301,7 +301,7 @@ class RemoteSession:
             return closing.reward
 
     def _lose(self, lost: Lost) -> None:
-        """Go on elsewhere, once."""
+        """Continue in another process, once."""
         self._losses += 1
         if self._losses > 1 and self._hosts.has_environment:
             raise EpisodeFailed(f"{lost}, twice")
@@ -320,7 +320,7 @@ class RemoteSession:
             self._hosts.leave(host)
 
     def close(self) -> None:
-        """Leave its process, whatever came of the episode."""
+        """Leave the process, however the episode ended."""
         if self._host is not None and self._hosts.has_environment:
             host, self._host = self._host, None
             self._hosts.forget(host, self._key)

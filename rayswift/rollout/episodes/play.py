@@ -1,8 +1,8 @@
-"""An episode: the model writes, tools and environments answer, until one of them ends it.
+"""Plays an episode: the model writes, tools and environments answer, until one of them ends it.
 
-Tokens go in and tokens come out: what an engine sampled stays as it is, and behind it come the tokens of what is new.
-Each turn has a seed of its own, made of the completion's, so that an episode is a function of weights, prompt and seed
-as long as its environment is one.
+Token ids go in and come out: sampled tokens stay as they are, and the tokens of answers are appended. Each turn has a seed
+derived from that of the completion, so an episode is a function of weights, prompt and seed if its environment is
+deterministic.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ Generate = Callable[[SampleRequest], Awaitable[Completion]]
 
 @dataclass(frozen=True)
 class Limits:
-    """max_turns: of the model, None: as many as there is room for; max_completion_length: tokens of all turns and
+    """max_turns: of the model, None: as many as fit; max_completion_length: tokens of all turns and
     answers, or with `per_round` of each turn; window: tokens of prompt, turns and answers."""
 
     max_turns: int | None
@@ -36,30 +36,30 @@ class Limits:
     window: int
 
     def room(self, tape: Tape) -> int:
-        """Tokens that the next turn may have; below 1: there is no next turn."""
+        """Return the number of tokens that the next turn may have; below 1: there is no next turn."""
         left = self.window - len(tape.prompt_ids) - len(tape)
         return min(left, self.max_completion_length - (0 if self.per_round else len(tape)))
 
 
 class _Talk:
-    """An episode as messages."""
+    """The messages of an episode."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
         self._begun = ""
 
     def begin(self, text: str) -> None:
-        """The model is in the midst of a turn, whose text so far goes on with this."""
+        """Begin a turn, or continue one, with this text of the model."""
         self._begun += text
 
     def say(self, said: Said, answers: Sequence[Message]) -> None:
-        """A turn, with what it was answered."""
+        """Add a turn and its answer."""
         self.messages += [said.message | {"content": f"{self._begun}{said.content}"}, *answers]
         self._begun = ""
 
 
 def turn_seed(seed: int, number: int) -> int:
-    """Of a turn's random numbers; the first has the completion's own, as a single turn has."""
+    """Return the seed of a turn's random numbers; the first turn has the seed of the completion."""
     return seed if not number else (seed ^ (zlib.crc32(f"{seed}:{number}".encode()) * 0x9E3779B1)) & (2**62 - 1)
 
 
@@ -72,7 +72,7 @@ async def play(
         request: Its first turn, as if it were the only one.
         generate: Samples a turn.
         session: Tools and environment.
-        turns: Between texts and tokens.
+        turns: Converts texts to tokens and back.
         limits: See there.
 
     Raises:
@@ -120,7 +120,7 @@ async def play(
 
 
 def _heard(answer: Answer, made: Completion, turns: Turns) -> tuple[NDArray[np.int32], int]:
-    """Tokens of what a turn is answered, and how many of its own are cut off for them."""
+    """Return the tokens of the answer to a turn, and how many tokens of the turn are cut off for it."""
     if answer.raw is not None:
         kept = answer.kept
         number_cut = 0 if kept is None else len(made.token_ids) - turns.num_tokens(made.token_ids, kept)
@@ -173,11 +173,11 @@ def _whole(
 
 
 class Episodes:
-    """Plays a request's completion as an episode; a `Sampler` on a sampler of single turns.
+    """Plays the completion of each request as an episode; a `Sampler` on a sampler of single turns.
 
     Args:
         sampler: The pool.
-        hosts: Where tools and environments are.
+        hosts: The processes of tools and environments.
         turns: See there.
         limits: See there.
     """
@@ -186,7 +186,7 @@ class Episodes:
         self._sampler, self._hosts, self._turns, self._limits = sampler, hosts, turns, limits
 
     def sample(self, requests: Sequence[SampleRequest], min_step: int) -> list[asyncio.Future[Completion]]:
-        """See Sampler; what is asked for together reaches the pool together."""
+        """See Sampler; requests of one call reach the pool together."""
 
         async def generate(request: SampleRequest) -> Completion:
             (future,) = self._sampler.sample([request], min_step)

@@ -26,7 +26,7 @@ class Opening:
 
 @dataclass(frozen=True)
 class Closing:
-    """How it ends. reward: None: no opinion; problem: why there is none although there should be."""
+    """The end of an episode. reward: None: no opinion; problem: why the reward is missing."""
 
     reward: float | None = None
     problem: str = ""
@@ -37,7 +37,7 @@ class EnvironmentProcess:
     """The actor that runs tools and environments.
 
     Args:
-        spec: Which.
+        spec: The tools and the environment.
         work_dir: Where the user's files are found.
         log_dir: Where this process logs.
         name: Of its log.
@@ -48,10 +48,10 @@ class EnvironmentProcess:
         self._sessions: dict[str, Session] = {}
 
     async def load(self) -> None:
-        """Import all.
+        """Import tools and environment.
 
         Raises:
-            UserError: something cannot be had.
+            UserError: one of them is missing or cannot be used.
         """
         spec = self._spec
         setup_worker(self._log_dir, self._name)
@@ -89,7 +89,7 @@ class EnvironmentProcess:
         return ToolSession(self._run, self._tools, environment, self._spec.max_tool_response_chars)
 
     async def answer(self, key: str, turn: Turn) -> Answer:
-        """Answer a turn; tools alone need no `open` before."""
+        """Answer a turn; without an environment, `open` is not needed before."""
         try:
             return await self._sessions.get(key, self._tools_alone).answer(turn)
         except Hangs as error:

@@ -1,4 +1,4 @@
-"""What a model is shown of the tools that it may call, and whether its chat template can show it; before Ray starts."""
+"""Makes the JSON schemas of tools, and checks that the chat template can show them; before Ray starts."""
 
 import json
 import os
@@ -19,7 +19,7 @@ ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
 
 def settled(config: ConfigT) -> ConfigT:
-    """The config with the JSON schemas of its tools, made in a process of its own: they are of the user's code.
+    """Return the config with the JSON schemas of its tools; a child process makes them, because it runs the user's code.
 
     Raises:
         UserError: tools or environment cannot be used.
@@ -48,7 +48,7 @@ def settled(config: ConfigT) -> ConfigT:
 
 
 def print_schemas() -> None:
-    """The child's half of `settled`: the section and plugins from stdin, schemas or a problem as the last line."""
+    """Run in the child process of `settled`: read section and plugins from stdin, print schemas or a problem as last line."""
     section, plugins = json.loads(sys.stdin.read())
     try:
         for plugin in plugins:
@@ -61,7 +61,7 @@ def print_schemas() -> None:
 
 
 def check_template(config: TrainingConfig, tokenizer_dir: Path) -> None:
-    """Stop where the chat template cannot show tools, or what they answer.
+    """Check that the chat template can show tools and their answers.
 
     Raises:
         UserError: why.

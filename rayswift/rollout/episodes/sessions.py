@@ -1,6 +1,6 @@
-"""One episode's tools and environment, in the process that runs the user's code; no Ray here.
+"""The tools and the environment of one episode, in the process that runs the user's code; without Ray.
 
-Functions and methods may be coroutines; others run in threads. What they raise is their answer, as for TRL.
+Functions and methods may be coroutine functions; others run in threads. An exception is their answer, as in TRL.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Turn:
-    """What the model wrote.
+    """A turn of the model.
 
     number: from 0; text: all of it, without what ends it; said: the same with its calls; finish: see `Completion`;
     last: no turn follows; end: the end token's text, if it has one.
@@ -52,7 +52,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Answer:
-    """What it was answered.
+    """The answer to a turn.
 
     messages: put behind its turn; raw: a text that is put there as it stands instead, and the model writes on: behind
     the first `kept` characters of the turn, None: behind all of it, with its end token; done: the episode is over;
@@ -72,7 +72,7 @@ class Answer:
 
 
 class Session(Protocol):
-    """An episode's other side."""
+    """The side of an episode that answers the model."""
 
     async def reset(self, start: Start) -> Sequence[Message] | str | None:
         """Begin; the conversation that the model is to answer where it is not that of the row, or its text."""
@@ -81,10 +81,10 @@ class Session(Protocol):
         """Answer a turn."""
 
     async def reward(self) -> float | None:
-        """Of the episode; None: no opinion."""
+        """Return the reward of the episode; None: no opinion."""
 
     async def close(self) -> None:
-        """The end, whatever came of it."""
+        """End the session, however the episode ended."""
 
 
 class Runner:
@@ -104,7 +104,7 @@ class Runner:
 
         Raises:
             Hangs: it does not return in time.
-            Exception: whatever it raises.
+            Exception: the function raises it.
         """
         is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
         if is_async:
@@ -151,14 +151,14 @@ class Hangs(Exception):
 
 
 def told(error: BaseException) -> str:
-    """What was raised, and where in the user's code."""
+    """Describe an exception, with its place in the user's code."""
     where = traceback.extract_tb(error.__traceback__)
     at = f" ({Path(where[-1].filename).name}:{where[-1].lineno})" if where else ""
     return f"{type(error).__name__}: {cut(str(error), _MOST_PROBLEM_CHARS)}{at}"
 
 
 def cut(text: str, most: int) -> str:
-    """A text that can be tokenised: of one that is too long the ends, and without halves of surrogate pairs."""
+    """Return a text that can be tokenised: without halves of surrogate pairs, and without the middle if it is too long."""
     if len(text) > most:
         half = most // 2
         text = f"{text[:half]} [{len(text) - 2 * half} characters left out] {text[len(text) - half :]}"
@@ -191,7 +191,7 @@ class ToolSession:
         self._own = frozenset(own)
 
     async def reset(self, start: Start) -> Sequence[Message] | None:
-        """See Session: a text that `reset` returns goes behind the last message of the user."""
+        """See Session; a text that `reset` returns is appended to the last message of the user."""
         if self._environment is None:
             return None
         row = {**start.columns, "prompt": list(start.messages), "seed": start.columns.get("seed", start.seed)}
@@ -203,7 +203,7 @@ class ToolSession:
         return with_observation(start.messages, cut(observation, self._max_chars))
 
     async def answer(self, turn: Turn) -> Answer:
-        """See Session. One call after the other, as they may build on each other."""
+        """See Session. Calls run one after the other, because they may depend on each other."""
         calls = () if turn.finish == "length" else turn.said.calls
         # Nobody reads what tools answer to the last turn; an environment it may still change.
         if turn.last and not any(call.name in self._own for call in calls):
@@ -255,7 +255,7 @@ def _failed(reason: str) -> str:
 
 
 def as_reward(value: Any) -> float | None:
-    """A reward that an environment gave.
+    """Check a reward of an environment and return it.
 
     Raises:
         TypeError: it is no finite number.
@@ -269,7 +269,7 @@ def as_reward(value: Any) -> float | None:
 
 
 def with_observation(messages: Sequence[Message], observation: str) -> list[Message]:
-    """A conversation with a text behind its last message of the user, or as one where it has none."""
+    """Append a text to the last message of the user, or add a message if there is none."""
     places = [place for place, message in enumerate(messages) if message["role"] == "user"]
     if not places:
         return [*messages, {"role": "user", "content": observation}]
@@ -279,7 +279,7 @@ def with_observation(messages: Sequence[Message], observation: str) -> list[Mess
 
 
 def _taken(function: Callable[..., Any], values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What of some arguments a function takes."""
+    """Return the arguments that a function accepts."""
     parameters = inspect.signature(function).parameters.values()
     if any(each.kind is each.VAR_KEYWORD for each in parameters):
         return values
@@ -287,7 +287,7 @@ def _taken(function: Callable[..., Any], values: Mapping[str, Any]) -> Mapping[s
 
 
 def failed_calls(turn: Turn, reason: str) -> Answer:
-    """What calls are answered whose process is gone."""
+    """Return the answer to calls whose process is lost."""
     messages = tuple(
         {"role": "tool", "name": call.name or "unknown", "content": _failed(reason)} for call in turn.said.calls
     )

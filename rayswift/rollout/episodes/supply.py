@@ -1,4 +1,4 @@
-"""What the coordinator's actor plays episodes with, made from a config."""
+"""Makes the parts that play episodes in the coordinator's actor, from a config."""
 
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ _CALLS_AT_ONCE = 1000
 
 
 def hosts_of(config: RlhfConfig, number: int, work_dir: Path, log_dir: Path) -> Hosts | None:
-    """The processes for tools and environments, not started yet; None where completions are single turns."""
+    """Return the processes for tools and environments, not started yet; None if completions are single turns."""
     rollout = config.rollout
     if not rollout.has_episodes:
         return None
@@ -40,7 +40,7 @@ def _start(arguments: tuple[Any, ...], node: str) -> Any:
 
 
 def turns_of(config: RlhfConfig, tokenizer_dir: Path) -> Turns:
-    """Between texts and tokens, as prompts are rendered.
+    """Return the converter of turns to tokens, with the settings of the prompts.
 
     Raises:
         UserError: the chat template cannot take tools.
@@ -50,7 +50,7 @@ def turns_of(config: RlhfConfig, tokenizer_dir: Path) -> Turns:
 
 
 def episodes_of(config: RlhfConfig, plan: RolloutPlan, sampler: Sampler, hosts: Hosts, tokenizer_dir: Path) -> Episodes:
-    """A sampler whose completions are episodes."""
+    """Return a sampler whose completions are episodes."""
     rollout = config.rollout
     per_round = rollout.completion_length_limit_scope == "per_round"
     limits = Limits(rollout.max_turns, rollout.max_completion_length, per_round, plan.max_sequence_length)

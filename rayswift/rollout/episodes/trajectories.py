@@ -1,4 +1,4 @@
-"""The tokens of an episode as it is played, and a prompt's episodes as a group; pure."""
+"""The tokens of an episode, and the episodes of a prompt as a group; pure."""
 
 import zlib
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from rayswift.engines.samples import Completion, Prompt, Span
 
 
 def checksum(*parts: NDArray[np.int32]) -> int:
-    """CRC-32 of tokens, end to end."""
+    """Return the CRC-32 of tokens, concatenated."""
     found = 0
     for part in parts:
         found = zlib.crc32(np.ascontiguousarray(part, np.int32).tobytes(), found)
@@ -20,9 +20,9 @@ def checksum(*parts: NDArray[np.int32]) -> int:
 
 @dataclass
 class Tape:
-    """What is there of an episode: nothing on it is ever made anew.
+    """The tokens of an episode so far; tokens are appended and never made again.
 
-    prompt_ids [P] int32: what all follows; sampled: CRC-32 of all that the engine had, when it last wrote.
+    prompt_ids [P] int32: tokens of the prompt; sampled: CRC-32 of all tokens that the engine had at its last turn.
     """
 
     prompt_ids: NDArray[np.int32]
@@ -34,23 +34,23 @@ class Tape:
     _length: int = 0
 
     def __len__(self) -> int:
-        """Tokens behind the prompt."""
+        """Return the number of tokens after the prompt."""
         return self._length
 
     @property
     def ids(self) -> NDArray[np.int32]:
-        """All tokens, those of the prompt included."""
+        """Return all tokens, those of the prompt included."""
         return np.concatenate([self.prompt_ids, *self._ids]) if self._ids else self.prompt_ids
 
     def write(self, asked: NDArray[np.int32], made: Completion) -> None:
-        """What the model wrote behind `asked`, which are `ids`."""
+        """Append what the model wrote after `asked`, which are `ids`."""
         self.sampled = checksum(asked, made.token_ids)
         spans = (replace(span, begin=span.begin + self._length) for span in made.spans)
         self._spans += [span for span in spans if not self._spans or span.version != self._spans[-1].version]
         self._add(made.token_ids, made.logprobs, True)
 
     def cut(self, number: int) -> None:
-        """Of what the model wrote last, leave the first tokens alone."""
+        """Keep only the first tokens of what the model wrote last."""
         self._length -= len(self._ids[-1]) - number
         self._ids[-1] = self._ids[-1][:number]
         self._logprobs[-1] = self._logprobs[-1][:number]
@@ -58,7 +58,7 @@ class Tape:
         self._spans = [span for span in self._spans if span.begin < self._length] or self._spans[:1]
 
     def hear(self, ids: NDArray[np.int32]) -> None:
-        """What it was answered."""
+        """Append the tokens of an answer."""
         self._add(ids, np.full(len(ids), np.nan, np.float32), False)
 
     def _add(self, ids: NDArray[np.int32], logprobs: NDArray[np.float32], written: bool) -> None:
@@ -69,31 +69,31 @@ class Tape:
 
     @property
     def token_ids(self) -> NDArray[np.int32]:
-        """Tokens behind the prompt, [T]."""
+        """Return the tokens after the prompt, [T]."""
         return np.concatenate(self._ids)
 
     @property
     def logprobs(self) -> NDArray[np.float32]:
-        """Of each of them, [T]; NaN where the model did not write it."""
+        """Return the log-probability of each token, [T]; NaN if the model did not write it."""
         return np.concatenate(self._logprobs)
 
     @property
     def written(self) -> NDArray[np.bool_]:
-        """Whether the model wrote it, [T]."""
+        """Return for each token whether the model wrote it, [T]."""
         return np.concatenate(self._written)
 
     @property
     def spans(self) -> tuple[Span, ...]:
-        """Which weights chose them; the first begins at 0."""
+        """Return the spans of versions; the first begins at 0."""
         first, *others = self._spans
         return replace(first, begin=0), *others
 
 
 def with_common_prompt(prompt: Prompt, completions: Sequence[Completion]) -> tuple[Prompt, list[Completion]]:
-    """A prompt and its completions where environments had a say in what was asked.
+    """Return a prompt and its completions if environments may have changed the prompt.
 
-    What all of them were asked is the prompt. Where environments asked each something else, the prompt is what their
-    texts begin with alike, and the rest begins the completion, as tokens that the model did not write.
+    If all prompts are equal, that is the prompt. Otherwise the prompt is their common beginning, and the rest of each
+    becomes the beginning of its completion, as tokens that the model did not write.
     """
     asked = [each.trajectory.prompt_ids for each in completions if each.trajectory is not None]
     if all(ids is prompt.input_ids for ids in asked):
@@ -108,7 +108,7 @@ def with_common_prompt(prompt: Prompt, completions: Sequence[Completion]) -> tup
 
 
 def _behind(completion: Completion, length: int) -> Completion:
-    """The same completion, of a prompt of that length."""
+    """Return the same completion for a prompt of this length."""
     played = completion.trajectory
     assert played is not None
     own = played.prompt_ids[length:]

@@ -1,8 +1,8 @@
-"""Turns as tokens: what a tool or an environment answers, and the opening of the next turn, behind what is there; pure.
+"""Turns as tokens: the answer of a tool or an environment, and the opening of the next turn; pure.
 
-Only what is new is rendered and tokenised. The chat template writes it behind a made-up turn of the model, and what
-stands behind the end of that turn is the answer: so the tokens before stay as they were sampled. (TRL's GRPOTrainer
-takes the answer's tokens from a made-up conversation too, `_get_tool_suffix_ids`.)
+Only new messages are rendered and tokenised. The chat template renders them after a made-up turn of the model, and the
+text after the end of that turn is the answer; so sampled tokens never change. (TRL's GRPOTrainer takes the tokens of an
+answer from a made-up conversation too, `_get_tool_suffix_ids`.)
 """
 
 from bisect import bisect_left
@@ -28,16 +28,16 @@ _FIX = "set model.chat_template to one that renders tools, calls (tool_calls) an
 
 
 class Turns:
-    """The turns of one model.
+    """Converts the turns of one model.
 
     Args:
         tokenizer_dir: Folder of its tokenizer.
-        tools: JSON schemas of what may be called.
+        tools: JSON schemas of the tools.
         template_kwargs: Variables for the chat template.
         date: See `ChatTemplate`.
 
     Raises:
-        UserError: its chat template cannot take tools, or there is none.
+        UserError: its chat template cannot render tools, or there is none.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Turns:
         self._check()
 
     def _check(self) -> None:
-        """Raise if the template leaves out what tools need."""
+        """Check that the template renders all that tools need."""
         if self._tools is None:
             self.answer([{"role": "user", "content": "r"}], True)
             return
@@ -79,22 +79,22 @@ class Turns:
             raise UserError(f"the chat template leaves out what a tool answers; {_FIX}")
 
     def prompt(self, messages: Sequence[Message]) -> NDArray[np.int32]:
-        """Tokens of a conversation with the opening of the answer, [P].
+        """Return the tokens of a conversation with the opening of the answer, [P].
 
         Raises:
-            BadRow: the template cannot write it.
+            BadRow: the template cannot render it.
         """
         return self._encoded(self._template.conversation(messages, self._tools, True, self._kwargs))
 
     def answer(self, messages: Sequence[Message], ended: bool) -> NDArray[np.int32]:
-        """Tokens of the answers to a turn and of the opening of the next, [T].
+        """Return the tokens of the answers to a turn and of the opening of the next turn, [T].
 
         Args:
             messages: Of role tool, or others.
             ended: Whether the turn's own last token ends it; if not, the end is written too.
 
         Raises:
-            UserError: the template does not write the answer behind the turn.
+            UserError: the template does not render the answer after the turn.
         """
         text = self._text(messages)
         if ended:
@@ -102,11 +102,11 @@ class Turns:
         return self._encode(text)
 
     def raw(self, text: str) -> NDArray[np.int32]:
-        """Tokens of a text as it stands, [T]."""
+        """Return the tokens of an unchanged text, [T]."""
         return self._encode(text)
 
     def _text(self, messages: Sequence[Message]) -> str:
-        """What the template writes behind a made-up turn, from the end token of that turn on."""
+        """Return what the template renders after a made-up turn, from the end token of that turn on."""
         made_up, answers = self._made_up(messages)
         try:
             text = self._template.render(self._template.adapted([*made_up, *answers]), self._tools, True, self._kwargs)
@@ -121,7 +121,7 @@ class Turns:
         return text[min(found) :]
 
     def _made_up(self, messages: Sequence[Message]) -> tuple[list[Message], list[Message]]:
-        """A question with the model's turn, and the answers to it; where tools answer, the turn calls them."""
+        """Make up a question with a turn of the model, and the answers to it; if tools answer, the turn calls them."""
         asked: Message = {"role": "user", "content": "q"}
         if messages[0]["role"] != "tool":
             return [asked, {"role": "assistant", "content": _MARK}], list(messages)
@@ -140,7 +140,7 @@ class Turns:
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
 
     def num_tokens(self, token_ids: NDArray[np.int32], num_chars: int) -> int:
-        """How many of a turn's tokens its first characters are; a token that lies across the end is one of them."""
+        """Return the number of tokens that hold the first characters of a turn; a token across the border counts."""
         return bisect_left(range(len(token_ids)), num_chars, key=lambda number: len(self.text(token_ids[:number])))
 
     def text(self, token_ids: NDArray[np.int32]) -> str:

@@ -1,1 +1,1 @@
-"""Completions -> rewards: built-in and user's functions, reward models; README.md has the contract."""
+"""Completions -> rewards: built-in functions, functions of the user, reward models; README.md has the contract."""

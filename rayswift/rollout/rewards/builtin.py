@@ -1,7 +1,7 @@
 """The built-in rewards, pure: one number for each completion, called as any reward function (see README.md).
 
-A completion is its text, or a list of messages of which the last is it. Names and parameters are ms-swift's; formulas
-are those of TRL's `trl.rewards`, where it has them, but for what a policy would learn to be paid for nothing.
+A completion is its text, or a list of messages, the last of which is judged. Names and parameters are ms-swift's. Formulas
+are those of TRL's `trl.rewards`, except where a policy could earn reward without a right answer.
 """
 
 import functools
@@ -47,10 +47,10 @@ def accuracy(
 ) -> list[float]:
     r"""1 if the completion's answer is the row's `solution` (or, without that column, its `answer`), else 0.
 
-    Where that is a number, the answer must be one: what the completion boxes, or else states last, with no expression
-    left to work out and none to choose from (see `stated_numbers.is_answer`). An expression is compared by math-verify:
-    each box, or else the last one in what stands behind the thoughts, inside `<answer>` or behind `####`. Any other
-    solution must be met to the letter, as a whole or in every box.
+    If the solution is a number, the answer must be one: the boxed number, or else the last stated one, without an expression
+    to evaluate or numbers to choose from (see `stated_numbers.is_answer`). An expression is compared by math-verify: each
+    box, or else the last expression after the thoughts, inside `<answer>` or after `####`. Any other solution must be
+    the same text, as a whole or in every box.
 
     Raises:
         ValueError: a row has neither column.
@@ -65,14 +65,14 @@ def format(completions: Completions) -> list[float]:
 
 
 def think_format(completions: Completions) -> list[float]:
-    """1 for one `<think>...</think>` and an answer behind it, neither of them blank."""
+    """1 for one `<think>...</think>` and an answer after it, neither of them blank."""
     return [float(bool(_THINK_FORMAT.fullmatch(text_of(one)))) for one in completions]
 
 
 def tag_count(completions: Completions) -> list[float]:
-    """A quarter for each of the four tags of `format` that stands exactly once, on its own line, as Open-R1's.
+    """A quarter for each of the four tags of `format` that is there exactly once, on its own line, as in Open-R1.
 
-    Tags count in their order, and those that close only behind something that is not blank.
+    Tags count in their order; a closing tag counts only if its element is not blank.
     """
     return [_tag_count(text_of(one)) for one in completions]
 
@@ -97,10 +97,10 @@ def cosine(
         solution: See `accuracy`.
         answer: See `accuracy`.
         max_len: Tokens at which the `max_len_...` values are reached; beyond it they stay.
-        min_len_value_wrong: Of a wrong answer of no length.
-        max_len_value_wrong: Of a wrong answer of full length.
-        min_len_value_correct: Of a right answer of no length.
-        max_len_value_correct: Of a right answer of full length.
+        min_len_value_wrong: Reward of a wrong answer of length 0.
+        max_len_value_wrong: Reward of a wrong answer of full length.
+        min_len_value_correct: Reward of a right answer of length 0.
+        max_len_value_correct: Reward of a right answer of full length.
     """
     found = []
     for right, ids in zip(accuracy(completions, solution, answer), completion_ids, strict=True):
@@ -179,12 +179,12 @@ def _is_mathematics(text: str) -> bool:
 
 
 def _marked(text: str) -> str:
-    """Bare LaTeX between dollars: math-verify finds only its last number otherwise."""
+    """Put bare LaTeX between dollars; otherwise math-verify finds only its last number."""
     return text if _DOLLARS.search(text) or _WORD.search(_COMMAND.sub("", text)) else f"${text}$"
 
 
 class _Slow(Exception):
-    """What took so long that a deadline may have cut it off: it is not kept for the next time."""
+    """A judgement that took so long that a deadline may have ended it; it is not cached."""
 
     def __init__(self, found: Any):
         super().__init__()
@@ -205,7 +205,7 @@ def _is_equal_mathematics(given: str, gold: str) -> bool:
 
 @functools.lru_cache(_MOST_KEPT)
 def _verdict(given: str, gold: str, has_deadlines: bool) -> bool:
-    """Short answers come again and again: of a group, and of a prompt in the next epoch."""
+    """Judge an answer; cached, because short answers repeat within a group and in later epochs."""
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
