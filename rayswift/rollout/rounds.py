@@ -1,7 +1,7 @@
-"""A round as the trainer takes it: a table of all its completions, and the tokens of those that one rank trains.
+"""A round for the trainer: a table of all its completions, and the tokens of those that one rank trains.
 
-Which rank trains what in which optimizer step is a function of the table, the number of steps and the number of ranks
-alone (`shares`), so the coordinator sends each rank its own tokens, and every rank knows what the others have.
+The completions of each rank and optimizer step are a function of the table, the number of steps and the number of ranks
+(`shares`). So the coordinator sends each rank its own tokens, and every rank knows what the others have.
 """
 
 import heapq
@@ -19,18 +19,18 @@ from rayswift.rollout.ledger import LedgerSnapshot
 
 Indices = NDArray[np.int64]
 _PARTS_OF_RANK = 4
-"""As many parts as this for each rank are dealt out evenly enough."""
+"""With this number of parts for each rank, ranks get almost equal work."""
 
 
 @dataclass(frozen=True)
 class RoundTable:
     """One line for each of a round's N completions, in the order of the prompts and then of the samples.
 
-    reward_names: of the F functions and models; ordinals [N] int64: of the prompt, which names the group; rewards
-    [N, F] float64: NaN where one had no opinion; prompt_lengths, lengths [N] int64: tokens of the prompt and of the
-    completion; truncated [N] bool: it ends because its room was full; staleness [N] float64: policy versions that its
-    tokens lag behind, on average; checksums [N] int64: CRC-32 of its prompt and it, as they were sampled. Where there
-    are several turns: written [N] int64: tokens that the model wrote, None: all; turns, calls, failed_calls [N] int64.
+    reward_names: of the F functions and models; ordinals [N] int64: of the prompt, which identifies the group; rewards
+    [N, F] float64: NaN for no opinion; prompt_lengths, lengths [N] int64: tokens of the prompt and of the
+    completion; truncated [N] bool: it reached the length limit; staleness [N] float64: policy versions that its
+    tokens lag behind, on average; checksums [N] int64: CRC-32 of prompt and completion, as sampled. With several
+    turns: written [N] int64: tokens that the model wrote, None: all; turns, calls, failed_calls [N] int64.
     """
 
     reward_names: tuple[str, ...]
@@ -51,7 +51,7 @@ class RoundTable:
 
     @property
     def written_lengths(self) -> NDArray[np.int64]:
-        """Tokens [N] of each completion that the model wrote: those that are trained."""
+        """Return the number of tokens [N] of each completion that the model wrote: these are trained."""
         return self.lengths if self.written is None else self.written
 
 
@@ -64,7 +64,7 @@ class TeacherScores:
 
     @classmethod
     def of(cls, completions: Sequence[Completion]) -> "TeacherScores | None":
-        """Of completions end to end; None: no teacher was asked."""
+        """Return the scores of concatenated completions; None: they have none."""
         scored = [each.teacher for each in completions if each.teacher]
         if not scored:
             return None
@@ -77,12 +77,12 @@ class TeacherScores:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of some completions, end to end.
+    """The tokens of some completions, concatenated.
 
     rows [n] int64: their lines in the table; prompt_ids int32 and token_ids int32: prompts, and completions; logprobs
-    float32: of each completion token, as the engine sampled it; teacher_ids int32: what a teacher sees in place of the
-    prompts, and teacher_lengths [n] int64, the tokens of each, where that differs anywhere in the round; scores: of
-    each completion token, by a teacher that is asked beside the trainer; written bool: whether the model wrote it,
+    float32: of each completion token, by the engine; teacher_ids int32: what a teacher sees in place of the prompts,
+    and teacher_lengths [n] int64, the tokens of each, if any of them differs in the round; scores: of each completion
+    token, by a teacher outside the workers; written bool: whether the model wrote the token,
     None: all.
     """
 
@@ -100,11 +100,11 @@ class Tokens:
 class Round:
     """What a rank trains between two publications of weights.
 
-    number: the step of the policy version that it trains on; rank, size: whose share it is; num_steps: optimizer steps
-    of one pass over it; tokens: of this rank's completions, of all steps. epochs, position: passes over the prompts,
-    and where the next round begins; last: no round follows; save: a checkpoint is asked for behind it; ledger: see
-    `ledger`, what became of every prompt once this round is trained; metrics: what the rollout plane tells of it;
-    ended: why there is nothing in it and the run ends well.
+    number: the step of the policy version that it trains on; rank, size: of the rank whose share it is; num_steps:
+    optimizer steps of one pass over it; tokens: of this rank's completions, of all steps. epochs, position: passes over
+    the prompts, and where the next round begins; last: no round follows; save: a checkpoint is requested after it;
+    ledger: see `ledger`, outcomes of all prompts once this round is trained; metrics: rollout metrics;
+    ended: why it is empty and the run ends successfully.
     """
 
     number: int
@@ -123,7 +123,7 @@ class Round:
 
 
 def make_table(groups: Sequence[Group], reward_names: tuple[str, ...], version: PolicyVersion) -> RoundTable:
-    """The table of scored groups in the order of their prompts; `version`: what the round trains on."""
+    """Make the table of scored groups, in the order of their prompts; `version`: the step that the round trains on."""
     lines = [(group.prompt, scored) for group in groups for scored in group.scored]
     completions = [scored.completion for _, scored in lines]
     return RoundTable(
@@ -146,7 +146,7 @@ def _checksum(prompt: Prompt, completion: Completion) -> int:
 
 
 def _of_trajectories(completions: Sequence[Completion]) -> dict[str, NDArray[np.int64]]:
-    """Columns of the table that completions of several turns have."""
+    """Return the columns of the table for completions of several turns."""
     played = [each.trajectory for each in completions]
     if not any(played):
         return {}
@@ -159,7 +159,7 @@ def _of_trajectories(completions: Sequence[Completion]) -> dict[str, NDArray[np.
 
 
 def _written(completions: Sequence[Completion]) -> NDArray[np.bool_] | None:
-    """Which of their tokens the model wrote, end to end; None: all."""
+    """Return for each token, concatenated, whether the model wrote it; None: all."""
     if not any(each.trajectory for each in completions):
         return None
     return np.concatenate(
@@ -178,16 +178,16 @@ NO_TOKENS = Tokens(
 )  # fmt: skip
 
 Lines = Sequence[tuple[Prompt, Completion]]
-"""What each line of a table is of."""
+"""Prompt and completion of each line of a table."""
 
 
 def lines_of(groups: Sequence[Group]) -> Lines:
-    """In the order of `make_table`."""
+    """Return the lines of scored groups, in the order of `make_table`."""
     return [(group.prompt, scored.completion) for group in groups for scored in group.scored]
 
 
 def make_tokens(lines: Lines, rows: Indices) -> Tokens:
-    """The tokens of the completions in some lines of a table."""
+    """Return the tokens of the completions in some lines of a table."""
     picked = [lines[row] for row in rows]
     empty = [np.empty(0, np.int32)]
     for_teacher: dict[str, Any] = {}
@@ -207,20 +207,20 @@ def make_tokens(lines: Lines, rows: Indices) -> Tokens:
 
 
 def rows_of_step(table: RoundTable, num_steps: int, step: int) -> Indices:
-    """Lines of the table that an optimizer step trains: every `num_steps`-th, so that each prompt is in every step."""
+    """Return the lines of the table of an optimizer step: every `num_steps`-th, so each prompt is in every step."""
     return np.arange(step, len(table), num_steps)
 
 
 def group_begins(ordinals: NDArray[np.int64]) -> Indices:
-    """Where in [N] ordinals, equal ones side by side, each begins."""
+    """Return where each ordinal begins in [N] sorted ordinals."""
     return np.flatnonzero(np.diff(ordinals, prepend=-1)).astype(np.int64)
 
 
 def shares(table: RoundTable, num_steps: int, size: int) -> list[list[Indices]]:
-    """Lines of the table that each rank trains in each optimizer step: [num_steps][size], in the table's order.
+    """Return the lines of the table that each rank trains in each optimizer step: [num_steps][size], in the table's order.
 
-    See `rows_of_step`. The completions of a prompt stay together, for the prompt is computed once for those of a
-    micro-batch; in parts, where there are few prompts to a rank. The longest go first, each to the rank with least.
+    See `rows_of_step`. The completions of a prompt stay together, because a micro-batch computes the prompt once; with few
+    prompts for each rank they are split in parts. The longest parts go first, each to the rank with the fewest tokens.
     """
     found = []
     for step in range(num_steps):
@@ -236,7 +236,7 @@ def shares(table: RoundTable, num_steps: int, size: int) -> list[list[Indices]]:
 
 
 def _parts(table: RoundTable, rows: Indices, size: int) -> list[tuple[int, Indices]]:
-    """Completions of one prompt each with their number of tokens, the longest part first."""
+    """Return parts with completions of one prompt each and their number of tokens, the longest part first."""
     firsts = group_begins(table.ordinals[rows])
     number = 1 if size == 1 else -(-_PARTS_OF_RANK * size // max(1, len(firsts)))
     parts = []
@@ -248,16 +248,16 @@ def _parts(table: RoundTable, rows: Indices, size: int) -> list[tuple[int, Indic
 
 
 def rows_of_ranks(table: RoundTable, num_steps: int, size: int) -> list[Indices]:
-    """All lines that each rank trains, step after step."""
+    """Return all lines that each rank trains, step after step."""
     steps = shares(table, num_steps, size)
     return [np.concatenate([step[rank] for step in steps]) for rank in range(size)]
 
 
 class Dealt:
-    """A round as its ranks ask for it: what all of them get is made once, each one's tokens when it asks.
+    """A round that ranks fetch: the common part is made once, the tokens of each rank when it asks.
 
     Args:
-        common: Of every rank's round: all but its tokens, its rank and whether to save.
+        common: The part that all ranks get: all but tokens, rank and whether to save.
         lines: Of its table.
     """
 
@@ -266,13 +266,13 @@ class Dealt:
         self._rows = rows_of_ranks(common.table, common.num_steps, common.size)
 
     def share(self, rank: int, save: bool) -> Round:
-        """A rank's; save: whether a checkpoint is asked for behind the round."""
+        """Return the share of a rank; save: whether a checkpoint is requested after the round."""
         return replace(self._common, rank=rank, tokens=make_tokens(self._lines, self._rows[rank]), save=save)
 
 
 @dataclass
 class Serving:
-    """Who of the ranks has asked for which round, and what they get.
+    """The ranks' requests for rounds, and the rounds that they fetch.
 
     since: when each rank first asked for what it wants; dealt: rounds that some ranks have yet to take.
     """
@@ -285,7 +285,7 @@ class Serving:
     save_at: int | None = None
 
     def ask(self, rank: int, number: int, size: int, now: float) -> int | None:
-        """Note what a rank wants; the oldest round that any of them still wants, once that is known."""
+        """Note the round that a rank wants; return the oldest round that any rank still wants, once all have asked."""
         if self.wanted.get(rank) != number:
             self.wanted[rank], self.since[rank] = number, now
         if len(self.wanted) < size:
@@ -300,8 +300,7 @@ class Serving:
 class Finished:
     """A round that can be trained: its groups by ordinal, the ledger once it is trained, whether it is the last.
 
-    surplus: prompts that were sampled for it beyond those that it needs; ended: why there is nothing to train in it, so
-    that the run ends before it.
+    surplus: prompts that were sampled in vain; ended: why it has nothing to train, so that the run ends before it.
     """
 
     number: int
@@ -316,7 +315,7 @@ class Finished:
     ended: str = ""
 
     def metrics(self) -> dict[str, float]:
-        """What is logged of it."""
+        """Return the metrics that are logged."""
         return {
             "round_s": self.seconds,
             "drawn": float(self.drawn),
@@ -328,6 +327,6 @@ class Finished:
 
 @dataclass(frozen=True)
 class Waiting:
-    """What was asked for is not there yet, and why: ask again. No call holds its place in the actor for longer."""
+    """The result is not ready yet; says why. The caller asks again, so that no call occupies the actor for long."""
 
     text: str

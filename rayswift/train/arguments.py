@@ -1,4 +1,4 @@
-"""The resolved config as the task's TRL config, built in the worker: making one touches devices and global state."""
+"""Makes the task's TRL config from the resolved config; in the worker, because it touches devices and global state."""
 
 import math
 import sys
@@ -37,7 +37,7 @@ _NO_ROWS = {"max_length": None, "packing": False, "dataset_kwargs": {"skip_prepa
 
 
 def trainer_arguments(spec: RunSpec, arguments: Any, dtype: str, tracks: bool, universal: bool) -> Any:
-    """The trainer's arguments of this rank.
+    """Return the trainer's arguments of this rank.
 
     Args:
         spec: The run.

@@ -1,4 +1,4 @@
-"""What happens around the steps: seeding, epochs, checkpoints, metrics, the first step's log line."""
+"""Callbacks around the steps: seeding, epochs, checkpoints, metrics, the log line of the first step."""
 
 import json
 import math
@@ -31,7 +31,7 @@ from rayswift.train.stream import StepStream
 
 
 class StreamFlow(TrainerCallback):
-    """Epochs, the end and random states, as the stream says. Must stand behind HF's own flow callback."""
+    """Sets epochs, the end and random states from the stream. Must come after HF's own flow callback."""
 
     def __init__(self, stream: StepStream, rank: int, clock: Clock, spec: RunSpec):
         self._stream, self._rank, self._clock = stream, rank, clock
@@ -43,12 +43,12 @@ class StreamFlow(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Random states come from (seed, step, rank): a resumed step draws what it would have drawn."""
+        """Seed from (seed, step, rank), so that a resumed step draws the same random numbers."""
         words = np.random.SeedSequence([args.seed, state.global_step, self._rank]).generate_state(1, np.uint64)
         torch.manual_seed(int(words[0]))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Say where in the data the step ended, and what is due there."""
+        """Set the epoch, and what is due after the step."""
         if self._first:
             self._clock.lap("first step")
             logger.info("%s", self._clock.line())
@@ -71,7 +71,7 @@ class StreamFlow(TrainerCallback):
             control.should_save |= self._is_due(train.save_steps, before, epochs)
 
     def _is_due(self, steps: float | None, before: float, now: float) -> bool:
-        """Over epochs, whether a step passed a multiple of a share of the training; HF knows shares of steps only."""
+        """Whether a step passed a multiple of a share of the epochs; HF only knows shares of steps."""
         if steps is None or steps >= 1 or self._plan.ends_by_steps:
             return False
         return crosses(before, now, steps * self._plan.num_epochs)
@@ -79,24 +79,24 @@ class StreamFlow(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """HF's only epoch ends with the training: all was done at the step, unless early stopping came between, or the
-        stream ended behind it."""
+        """Handle HF's only epoch, which ends with the training. All is done at the step, except after early stopping or if the
+        stream ended after it."""
         control.should_log = late = self._stream.last and not self._ended
         is_new = self._evaluated_step != state.global_step
         control.should_evaluate = late and is_new and args.eval_strategy != "no"
         control.should_save = self._saved_step != state.global_step
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Remember what is evaluated."""
+        """Remember the step that was evaluated."""
         self._evaluated_step = state.global_step
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Remember what is saved."""
+        """Remember the step that was saved."""
         self._saved_step = state.global_step
 
 
 class Whereabouts(TrainerCallback):
-    """Notes what this rank does, for who waits for it."""
+    """Notes what this rank does, for messages about waiting."""
 
     def __init__(self, at: Callable[[str], None], supplied: str):
         self._at, self._supplied = at, supplied
@@ -104,17 +104,17 @@ class Whereabouts(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The first batch is asked for."""
+        """Note that the first batch is requested."""
         self._at(f"waits for the {self._supplied} of step {state.global_step + 1}")
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Batches are there."""
+        """Note that the batches have arrived."""
         self._at(f"trains step {state.global_step + 1}")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """What follows is due behind the step, or the next batch."""
+        """Note what is due after the step, or that the next batch is requested."""
         due = [
             what for what, is_due in (("evaluates", control.should_evaluate), ("saves", control.should_save)) if is_due
         ]
@@ -122,30 +122,30 @@ class Whereabouts(TrainerCallback):
         self._at(done if due else f"waits for the {self._supplied} of step {state.global_step + 1}")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """It is saved."""
+        """Note that the checkpoint is saved."""
         self._at(f"waits for the {self._supplied} of step {state.global_step + 1}")
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """It is evaluated."""
+        """Note that the evaluation is done."""
         self._at(f"waits for the {self._supplied} of step {state.global_step + 1}")
 
 
 def crosses(before: float, now: float, every: float) -> bool:
-    """Whether a multiple of `every` lies in (before, now], floats taken for the rationals they stand for."""
+    """Whether a multiple of `every` lies in (before, now]; floats are read as the rational numbers they print as."""
     return math.floor(now / every + 1e-9) > math.floor(before / every + 1e-9)
 
 
 class EarlyStopping(TrainerCallback):
     """Ends the training after `train.early_stopping_patience` evaluations without a better one.
 
-    It counts in the log history, which every checkpoint carries: a resume counts on, with its own patience.
+    It counts in the log history, which every checkpoint holds: a resume continues to count, with its own patience.
     """
 
     def __init__(self, train: TrainConfig):
         self._train = train
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """The evaluation is in the history by now."""
+        """Count evaluations since the best one; the new one is in the history already."""
         train = self._train
         assert train.early_stopping_patience is not None
         values = evaluations(state.log_history, train.metric_for_best_model)
@@ -156,7 +156,7 @@ class EarlyStopping(TrainerCallback):
 
 
 class Checkpoints(TrainerCallback):
-    """Makes what HF saved a complete checkpoint: data position, manifest, retention, and a copy behind a run's URL."""
+    """Completes what HF saved to a checkpoint: data position, manifest, retention, and the upload to a run's URL."""
 
     def __init__(self, spec: RunSpec, stream: StepStream):
         self._run_dir, self._stream, self._train = spec.run_dir, stream, spec.config.train
@@ -169,7 +169,7 @@ class Checkpoints(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The best of the saved checkpoints, by the current metric: a resume may name another metric."""
+        """Set the best of the saved checkpoints by the current metric, because a resume may name another metric."""
         if args.should_save:
             self._pushes.open()
         saved = [[each.step for each in checkpoint.find_all(self._run_dir)]]
@@ -180,7 +180,7 @@ class Checkpoints(TrainerCallback):
         state.best_global_step, state.best_metric = best or (None, None)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Called on every rank, behind its last written file."""
+        """Complete the checkpoint; called on every rank, after its last file is written."""
         folder = self._run_dir / f"checkpoint-{state.global_step}"
         rank, size = args.process_index, args.world_size
 
@@ -209,7 +209,7 @@ class Checkpoints(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The run is over when its last checkpoint is where it shall last."""
+        """Wait until the last checkpoint is uploaded."""
 
         def finish() -> None:
             self._uploads.wait()
@@ -223,7 +223,7 @@ class Checkpoints(TrainerCallback):
 
 
 class Metrics(TrainerCallback):
-    """Every log entry as a line of `metrics.jsonl` and of the log, and the row accounting; on rank 0."""
+    """Writes each log entry to `metrics.jsonl` and the log, and the row accounting; on rank 0."""
 
     def __init__(self, run_dir: Path, stream: StepStream, resumed_step: int, plan: FeedPlan):
         self._run_dir, self._stream, self._vanishing = run_dir, stream, Vanishing(plan)
@@ -232,7 +232,7 @@ class Metrics(TrainerCallback):
         _keep_until(self._path, resumed_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Say when rows vanish."""
+        """Warn if rows are left out."""
         if line := self._vanishing.line(self._stream.position):
             logger.warning("%s", line)
 
@@ -285,7 +285,7 @@ def _short(value: Any) -> str:
 
 
 def _keep_until(path: Path, step: int) -> None:
-    """Drop entries of steps that are trained again."""
+    """Delete the entries of steps that are trained again."""
     if not path.exists():
         return
     kept = []

@@ -1,6 +1,6 @@
-"""What an evaluation adds up: sums and counts per metric, over batches and ranks; never a tensor of the whole data.
+"""Adds up the sums and counts of evaluation metrics over batches and ranks; never a tensor of the whole data.
 
-A metric of the user's own (`train.metrics`) is a function of one `EvalBatch` that returns what to add:
+A metric of the user (`train.metrics`) is a function of one `EvalBatch` that returns a sum and a count:
 
     def number_accuracy(batch):
         right = batch.predictions == batch.labels
@@ -28,7 +28,7 @@ Sums = dict[str, tuple[float, float]]
 class EvalBatch:
     """One evaluation batch of one rank, arrays of shape [B, T].
 
-    labels: token ids, -100 where not trained; predictions: the most likely token for the same place, given those
+    labels: token ids, -100 if not trained; predictions: the most likely token at the same position, given those
     before it (-100 in the first place, which nothing predicts); weights: loss weight of each token; position_ids: 0
     where a document begins.
     """
@@ -50,10 +50,10 @@ def add(totals: Sums, sums: Mapping[str, tuple[float, float]]) -> None:
 
 
 def measure(field: str, metric: Metric, batch: EvalBatch) -> Sums:
-    """What a metric of the user's own adds for a batch.
+    """Return the sums and counts of a user's metric for a batch.
 
     Raises:
-        UserError: it returned something else than a name with a sum and a count for each metric.
+        UserError: it did not return a name with a sum and a count for each metric.
     """
     returned: Any = metric(batch)
     try:
@@ -72,7 +72,7 @@ def measure(field: str, metric: Metric, batch: EvalBatch) -> Sums:
 
 
 def values(totals: Sums, prefix: str) -> dict[str, float]:
-    """The metrics' values; one that never counted anything is left out, except the loss, which is 0."""
+    """Return the values of the metrics; one with count 0 is left out, except the loss, which is 0."""
     return {
         f"{prefix}_{name}": value / max(count, 1.0 if name == "loss" else count)
         for name, (value, count) in totals.items()

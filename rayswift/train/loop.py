@@ -1,4 +1,4 @@
-"""A training run as each worker sees it: from a `RunSpec` to trained steps."""
+"""The training run of a worker: from a `RunSpec` to trained steps."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -81,7 +81,7 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
 
 
 def _models_beside(config: TrainingConfig, model: Any, args: Any, weights: str, dtype: str) -> dict[str, Any]:
-    """What the task's trainer takes beside its model: a reference, a teacher, a critic."""
+    """Return the trainer's models beside the trained one: a reference, a teacher, a critic."""
     from rayswift.model import load as models
 
     beside = models.reference(config, keeps_reference(config), weights, dtype)
@@ -96,7 +96,7 @@ def _models_beside(config: TrainingConfig, model: Any, args: Any, weights: str, 
 
 @contextmanager
 def _without_progress_bars() -> Iterator[None]:
-    """TRL's constructors tokenise the placeholder under bars of their own ("Tokenizing train dataset")."""
+    """Hide the progress bars of TRL's constructors, which tokenise the placeholder ("Tokenizing train dataset")."""
     from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     hidden = are_progress_bars_disabled()
@@ -109,8 +109,8 @@ def _without_progress_bars() -> Iterator[None]:
 
 
 def _make_ready(model: Any, others: Iterable[Any], args: Any, config: TrainingConfig, dtype: str) -> None:
-    """Dropouts and number formats of what is trained, as the config wants them; dropouts of the models beside it; and
-    DeepSpeed's bucket for as many gradients as there are."""
+    """Switch off dropout if the task asks for it, hold float32 weights without DeepSpeed, and limit DeepSpeed's bucket to the
+    number of gradients."""
     from rayswift.model.load import hold_masters, switch_off_dropout
     from rayswift.model.tuners import num_elements
     from rayswift.train.parallel.deepspeed import fit_reduce_bucket
@@ -125,7 +125,7 @@ def _make_ready(model: Any, others: Iterable[Any], args: Any, config: TrainingCo
 
 
 def supply_start(config: TrainingConfig, resume: Resume | None) -> Position | LedgerSnapshot:
-    """Where the supply begins."""
+    """Return where the data service begins."""
     if rollout_of(config):
         return LedgerSnapshot.from_json(resume.ledger if resume else None)
     return resume.position if resume else Position()

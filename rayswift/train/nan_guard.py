@@ -1,4 +1,4 @@
-"""A NaN or infinite loss or gradient ends the run before anything of it is saved, and names the rows that made it."""
+"""Ends the run at a NaN or infinite loss or gradient, before a save, and names the rows that caused it."""
 
 import json
 import math
@@ -17,7 +17,7 @@ _NUM_SHOWN = 5
 _TEXT_LENGTH = 2000
 
 TokenLosses = NDArray[np.floating]
-"""The loss of each token of a packed row, [T]; 0 where not trained."""
+"""The loss of each token of a packed row, [T]; 0 if not trained."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class RowLoss:
 def row_losses(
     rows: Sequence[PackedRow], losses: Sequence[TokenLosses], decode: Callable[[list[int]], str]
 ) -> list[RowLoss]:
-    """Every document of some packed rows, those without a finite loss first, then by falling loss."""
+    """Return every document of some packed rows, those without a finite loss first, then by decreasing loss."""
     found = []
     for row, token_losses in zip(rows, losses, strict=True):
         ends = np.cumsum(row.lengths)
@@ -46,13 +46,13 @@ def row_losses(
 
 
 def stop(run_dir: Path, rank: int, step: int, what: str, rows: Sequence[RowLoss]) -> UserError:
-    """Write a rank's rows of the step to `nan_rows/rank-N.jsonl`, and make the error that ends the run.
+    """Write a rank's rows of the step to `nan_rows/rank-N.jsonl`, and return the error that ends the run.
 
     Args:
         run_dir: The run folder.
-        rank: Whose rows they are.
+        rank: The rank of the rows.
         step: The optimizer step, counted from 1.
-        what: What is NaN or infinite, and its value.
+        what: Names the NaN or infinite number, with its value.
         rows: See `row_losses`.
     """
     file = run_dir / NAN_ROWS / f"rank-{rank}.jsonl"

@@ -1,4 +1,4 @@
-"""Learning-rate schedules over a stream of unknown length, and what optimizers keep in their state.
+"""Learning-rate schedules over a stream of unknown length, and the classes in optimizer states.
 
 Progress is counted in raw rows, not steps."""
 
@@ -17,14 +17,14 @@ _TICKS = 1_000_000
 def progress_schedule(
     name: str, optimizer: Optimizer, warmup: float, kwargs: dict[str, Any], progress: Callable[[], float]
 ) -> LambdaLR:
-    """One of `transformers`' schedules, stretched over `progress` from 0 to 1.
+    """Return one of `transformers`' schedules, stretched over `progress` from 0 to 1.
 
     Args:
         name: As `transformers` names it; it must be a function of the step (a LambdaLR).
         optimizer: Its learning rates are scheduled.
-        warmup: Below 1 the share of the training, else steps: then the ramp caps the schedule.
+        warmup: Below 1: share of the training; else steps, and the ramp caps the schedule.
         kwargs: The schedule's own arguments.
-        progress: Share of the training that is done once the current step is.
+        progress: Returns the share of the training that is done after the current step.
     """
     ramp_ticks = int(warmup * _TICKS) if warmup < 1 else 0
     stretched = get_scheduler(name, optimizer, ramp_ticks, _TICKS, kwargs)
@@ -46,5 +46,5 @@ _STATE_CLASSES = {
 
 
 def state_classes(optim: str) -> list[Any]:
-    """Classes that `torch.load` must let through to continue with an optimizer."""
+    """Return the classes that `torch.load` must allow to load the state of an optimizer."""
     return [load(name) for prefix, names in _STATE_CLASSES.items() if optim.startswith(prefix) for name in names]

@@ -1,10 +1,9 @@
-"""Groups of completions -> batches for workers, and of a batch that fails exactly the guilty completions.
+"""Groups of completions -> batches for workers; isolates the completions that make a batch fail.
 
-What is waiting when a worker becomes free goes to it in one call, shared with the other workers, so that a call costs
-the same whether a group or a thousand completions arrive. How long a completion takes is measured: a call has no more
-of them than go well within its deadline, and the deadline grows with their number. A batch that fails is cut in parts
-until the guilty completion is alone; each completion is tried at least twice before it fails. Plain asyncio: a worker
-is whatever scores a batch.
+A free worker gets a fair share of all waiting completions in one call, so the number of calls does not grow with the
+number of groups. The time of a completion is measured: a call has only as many completions as fit well within its
+deadline, and the deadline grows with their number. A failed batch is cut in parts until the failing completion is alone;
+each completion is tried at least twice before it fails. Plain asyncio: a worker is any object that scores a batch.
 """
 
 import asyncio
@@ -29,21 +28,21 @@ class Worker(Protocol):
     """Scores one batch at a time."""
 
     async def score(self, source: int, items: Sequence[Item], timeout_s: float) -> list[Value] | str:
-        """A value for each item, or why there is none at all; within bounded time, whatever happens.
+        """Return a value for each item, or why there is none; always within bounded time.
 
         Args:
             source: Number of the function that scores.
             items: The completions.
-            timeout_s: Longest time that this may take.
+            timeout_s: Time limit of the call.
 
         Raises:
-            UserError: it can score nothing any more.
+            UserError: the worker cannot score any more.
         """
 
 
 @dataclass(eq=False)
 class _Request:
-    """Items that were handed in together; left: those without a value."""
+    """Items of one call of `score`; left: those without a value."""
 
     values: list[Value]
     left: int
@@ -59,7 +58,7 @@ class _Job:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """Jobs for one call; tried: they were in a call that failed, and so share no further one with others."""
+    """Jobs for one call; tried: they were in a failed call, so they share no call with other jobs."""
 
     source: int
     jobs: tuple[_Job, ...]
@@ -67,11 +66,11 @@ class _Part:
 
 
 class Dispatcher:
-    """Gives items to workers as these become free.
+    """Gives items to free workers.
 
     Args:
-        workers: Any one of them scores for any source.
-        timeout_s: Longest time that one item may take.
+        workers: Each scores for any source.
+        timeout_s: Time limit of one item.
     """
 
     def __init__(self, workers: Sequence[Worker], timeout_s: float):
@@ -88,10 +87,10 @@ class Dispatcher:
         self._tasks = [asyncio.create_task(self._work(worker)) for worker in self._workers]
 
     async def score(self, source: int, items: Sequence[Item]) -> list[Value]:
-        """A value for each item.
+        """Return a value for each item.
 
         Raises:
-            UserError: the workers can score nothing any more.
+            UserError: the workers cannot score any more.
         """
         if self._error is not None:
             raise self._error
@@ -108,7 +107,7 @@ class Dispatcher:
             self._requests.discard(request)
 
     async def close(self) -> None:
-        """Stop; what waits is cancelled."""
+        """Stop, and cancel waiting calls."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -136,7 +135,7 @@ class Dispatcher:
                     request.done.set_exception(error)
 
     def _take(self) -> _Part | None:
-        """What to score next: the oldest part, and with it as many like it as are this worker's fair share."""
+        """Take the jobs to score next: the oldest part, and similar ones up to this worker's fair share."""
         alive = (_without_cancelled(part) for part in self._waiting)
         self._waiting = deque(part for part in alive if part.jobs)
         if not self._waiting:
@@ -158,7 +157,7 @@ class Dispatcher:
         return _Part(first.source, tuple(jobs[:size]))
 
     def _size(self, first: _Part, num_waiting: int) -> int:
-        """Items of a call: of a source that has not scored yet those of one request, else this worker's fair share."""
+        """Return the number of items of a call: those of one request for a new source, else this worker's fair share."""
         pace = self._pace_s.get(first.source)
         if pace is None:
             return min(_MOST_ITEMS, len(first.jobs))
@@ -169,7 +168,7 @@ class Dispatcher:
         return min(_MOST_ITEMS, fair)
 
     def _note(self, part: _Part, seconds: float) -> None:
-        """How long a call took, half of it for what is known from now on."""
+        """Note how long a call took; it counts half in the new estimate."""
         pace = seconds / len(part.jobs)
         self._pace_s[part.source] = (self._pace_s.get(part.source, pace) + pace) / 2
 

@@ -1,6 +1,6 @@
-"""Reward functions by name, and how one is called: as TRL calls them, its answer looked at before it counts.
+"""Loads reward functions by name, calls them as TRL does, and checks the results.
 
-Nothing here knows of processes: `worker.py` runs this where a function that hangs or dies harms nothing else.
+`worker.py` runs this in a process of its own, where a function that hangs or dies harms nothing else.
 """
 
 import asyncio
@@ -26,13 +26,13 @@ _OURS = ("prompts", "completions", "completion_ids")
 RewardFunction = Callable[..., Any]
 
 Value = float | None | str
-"""Of one completion: its reward, None for no opinion, or as text why there is none."""
+"""The result for one completion: its reward, None for no opinion, or a text that says why there is none."""
 
 
 class Item(NamedTuple):
-    """A completion as rewards see it: the prompt's messages, the row's columns, its text and its tokens.
+    """The input of a reward for a completion: the prompt's messages, the row's columns, its text and its tokens.
 
-    turns: its messages where it has several.
+    turns: its messages if it has several.
     """
 
     messages: Sequence[Message]
@@ -43,7 +43,7 @@ class Item(NamedTuple):
 
     @property
     def answer(self) -> Sequence[Message]:
-        """The completion as messages."""
+        """Return the completion as messages."""
         return self.turns or ({"role": "assistant", "content": self.text},)
 
 
@@ -57,8 +57,8 @@ class RewardSpec:
 
 
 def names_of(rollout: RolloutConfig) -> list[str]:
-    """Of each reward, functions first: a function's own name, a model's folder, the environment's class; made unique by
-    a number."""
+    """Return the name of each reward, functions first: a function's name, a model's folder, the environment's class; a
+    number makes equal names unique."""
     short = [written.rpartition(":")[2] for written in rollout.reward_funcs]
     short += [Path(path).name or path for path in rollout.reward_models]
     own = environment_name(rollout)
@@ -67,7 +67,7 @@ def names_of(rollout: RolloutConfig) -> list[str]:
 
 
 def specs_of(rollout: RolloutConfig) -> list[RewardSpec]:
-    """The functions of a config; lengths that built-ins measure against are those of the run unless given."""
+    """Return the reward functions of a config; limits of length default to those of the run."""
     lengths = {"cosine": {"max_len": rollout.max_completion_length}}
     lengths["soft_overlong"] = {"max_length": rollout.max_completion_length}
     found = []
@@ -78,7 +78,7 @@ def specs_of(rollout: RolloutConfig) -> list[RewardSpec]:
 
 
 def problems(rollout: RolloutConfig) -> list[str]:
-    """What can be seen to be wrong without importing anything of the user's; a line each."""
+    """Return a line for each problem that shows without an import of the user's code."""
     found = []
     known = {*names_of(rollout)[: len(rollout.reward_funcs)], *rollout.reward_funcs}
     for name in rollout.reward_kwargs:
@@ -94,7 +94,7 @@ def problems(rollout: RolloutConfig) -> list[str]:
 
 
 def load(spec: RewardSpec) -> RewardFunction:
-    """The function of a name, with its `rollout.reward_kwargs`; of a class an instance made with them.
+    """Load the function of a name, with its `rollout.reward_kwargs`; of a class, make an instance with them.
 
     Raises:
         UserError: no such name, its import fails, or it does not take these arguments.
@@ -120,7 +120,7 @@ def load(spec: RewardSpec) -> RewardFunction:
 
 
 def _check_arguments(value: Any, spec: RewardSpec) -> None:
-    """Refuse arguments that a function does not take; of a built-in also that one is missing."""
+    """Refuse arguments that a function does not take, and missing arguments of a built-in."""
     if inspect.isclass(value):
         return
     signature = inspect.signature(value)
@@ -138,14 +138,14 @@ def call(
     conversational: bool,
     loop: asyncio.AbstractEventLoop,
 ) -> list[Value] | str:
-    """Score completions: a value for each, or why the call as a whole gave none.
+    """Score completions: return a value for each, or why the whole call failed.
 
     Args:
-        spec: Whose function it is.
-        function: From `load`; what a coroutine function returns is run to its end.
+        spec: The reward.
+        function: From `load`; may be a coroutine function.
         items: The completions.
         conversational: Pass prompts and completions as lists of messages, not as texts.
-        loop: Of this process, so that clients that a function keeps stay usable.
+        loop: One loop of this process, so that clients that a function keeps stay usable.
     """
     who = f"reward {spec.name}"
     try:
@@ -182,7 +182,7 @@ def _checked(who: str, value: Any) -> Value:
 def _arguments(
     spec: RewardSpec, function: RewardFunction, items: Sequence[Item], conversational: bool
 ) -> dict[str, Any]:
-    """TRL's: prompts, completions, completion_ids and each column, as lists; without what the function does not take.
+    """Return TRL's arguments that the function takes: prompts, completions, completion_ids and each column, as lists.
 
     Raises:
         ValueError: it needs a column that a row does not have.

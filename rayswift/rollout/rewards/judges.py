@@ -1,4 +1,4 @@
-"""What makes a reward of a reward model beside its own score: a plugin of the user's own, or a judge that writes."""
+"""Other rewards of a reward model than its score: a plugin of the user, or a judge that writes."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ _MOST_NEW_TOKENS = 1024
 
 
 def load(written: str, model: Any, tokenizer: Any) -> Plugin:
-    """The plugin of a name, made with (model, tokenizer).
+    """Load the plugin of a name, made with (model, tokenizer).
 
     Raises:
         UserError: it cannot be imported.
@@ -33,7 +33,7 @@ def load(written: str, model: Any, tokenizer: Any) -> Plugin:
 
 
 def as_function(plugin: Plugin) -> Callable[..., Any]:
-    """A plugin as a reward function, which is called, checked and retried as any other."""
+    """Return a plugin as a reward function, which is called, checked and retried like any other."""
 
     def score(prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Any, **columns: Sequence[Any]) -> Any:
         rows = [{name: values[i] for name, values in columns.items()} for i in range(len(prompts))]
@@ -48,14 +48,14 @@ def as_function(plugin: Plugin) -> Callable[..., Any]:
 
 
 def reward_in(text: str) -> float | None:
-    """The last reward that a judge states, from 0 to 1; None: it states none."""
+    """Return the last reward that a judge states, from 0 to 1; None: it states none."""
     found = _REWARD.findall(text)
     value = float(found[-1]) if found else None
     return value if value is not None and value <= 1 else None
 
 
 class GenerativeJudge:
-    """A language model that is asked for a reward, and writes it.
+    """A language model that is asked for a reward and writes it.
 
     Args:
         model: A causal language model.
@@ -66,7 +66,7 @@ class GenerativeJudge:
         self._model, self._tokenizer = model, tokenizer
 
     def __call__(self, inputs: list[dict[str, Any]]) -> list[float | None]:
-        """The reward that the judge writes for each conversation; None where it writes none.
+        """Return the reward that the judge writes for each conversation; None if it writes none.
 
         Raises:
             ValueError: a conversation is too long for the judge.

@@ -18,16 +18,16 @@ _MOST_TOKENS = 16384
 class ModelProcess:
     """The actor that holds a reward model: a folder or hub id, an adapter's folder included.
 
-    The text is the conversation as the reward model's own chat template renders it, or prompt and completion as they
-    are where the policy is prompted without one.
+    The text is the conversation, rendered by the reward model's own chat template, or prompt and completion without a
+    template if the policy is prompted without one.
 
     Args:
         path: The model.
         name: Of the reward.
-        plugin: What makes the reward, see `judges`; `default`: the model's score.
+        plugin: Makes the reward, see `judges`; `default`: the model's score.
         conversational: Whether prompts are conversations.
         trust_remote_code: See `model.trust_remote_code`.
-        work_dir: What a relative path starts from.
+        work_dir: Base of relative paths.
         log_dir: Where this process logs.
     """
 
@@ -51,7 +51,7 @@ class ModelProcess:
         """Load the model.
 
         Raises:
-            UserError: it cannot be loaded, or is none that gives one score, or its plugin cannot be made.
+            UserError: it cannot be loaded, does not give one score, or its plugin cannot be made.
         """
         setup_worker(self._log_dir, f"reward-model-{self._name}")
         if self._work_dir.is_dir():
@@ -94,7 +94,7 @@ class ModelProcess:
         ).merge_and_unload()
 
     def score(self, source: int, items: Sequence[Item]) -> list[Value] | str:
-        """The model's score of each item; a text for one that it cannot read. `source` is 0."""
+        """Return the model's score of each item, or a text with the reason why there is none. `source` is 0."""
         import torch
 
         if self._judge is not None:

@@ -1,4 +1,4 @@
-"""What the coordinator has of rewards: completions in, each with its weighted reward or with why it has none."""
+"""The coordinator's interface to rewards: completions in, weighted rewards or reasons for failure out."""
 
 import asyncio
 import json
@@ -26,14 +26,14 @@ _NO_OPINION = "no reward: every function returned None"
 
 
 class RewardRunner:
-    """Scores groups of completions, in workers of its own.
+    """Scores groups of completions in its own workers.
 
     Args:
         config: The run's.
         tokenizer_dir: Folder with the policy's tokenizer.json.
         run_dir: The run folder; completions without a reward go to `completions/failed.jsonl` there.
         work_dir: Where the user's files are found.
-        num_workers: Processes for functions, at least 1 where there are any.
+        num_workers: Number of processes for functions; at least 1 if there are functions.
     """
 
     def __init__(self, config: RlhfConfig, tokenizer_dir: Path, run_dir: Path, work_dir: Path, num_workers: int):
@@ -72,12 +72,12 @@ class RewardRunner:
     async def score(
         self, prompt: Prompt, completions: Sequence[Completion], rewarded: bool = True
     ) -> list[Scored | str]:
-        """Each completion of a prompt with its rewards, or why it has none, in the order given.
+        """Return each completion of a prompt with its rewards, or why it has none, in the order given.
 
         May be called for many prompts at once.
 
         Raises:
-            UserError: a worker that was gone could not be started again.
+            UserError: a lost worker could not be started again.
         """
         ids = [completion.token_ids.tolist() for completion in completions]
         texts = self._tokenizer.decode_batch(ids, skip_special_tokens=True)
@@ -98,12 +98,12 @@ class RewardRunner:
         return found
 
     def encode(self, text: str) -> list[int]:
-        """A text's tokens, without special ones around it."""
+        """Return the tokens of a text, without added special tokens."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Tokens as text, special ones included."""
+        """Return tokens as text, special tokens included."""
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=False))
 
     async def close(self) -> None:
@@ -146,12 +146,12 @@ class RewardRunner:
 
 
 def _own_reward(completion: Completion) -> Value:
-    """What the environment gave."""
+    """Return the rewards that the environment gave."""
     return None if completion.trajectory is None else completion.trajectory.reward
 
 
 def _item(prompt: Prompt, completion: Completion, text: str, ids: list[int]) -> Item:
-    """A completion as rewards see it; of several turns the text is the last one's."""
+    """Make the input of rewards; of several turns the text is that of the last one."""
     played = completion.trajectory
     if played is None:
         return Item(prompt.messages, prompt.columns, text, ids)
@@ -161,7 +161,7 @@ def _item(prompt: Prompt, completion: Completion, text: str, ids: list[int]) -> 
 
 
 def _transcript(completion: Completion, text: str) -> str:
-    """A completion for people: of several turns each below the name of who said it."""
+    """Return a completion as text for people; of several turns, each with its role."""
     played = completion.trajectory
     if played is None or len(played.messages) == 1:
         return text
@@ -182,13 +182,13 @@ def _start(actor_class: Any, arguments: tuple[Any, ...], num_gpus: float, node: 
 
 
 class _FailureFile:
-    """Completions without a reward, so that one can see why; of very many only the first, the others are counted."""
+    """Writes completions without a reward, with the reason: the first ones; further ones are only counted."""
 
     def __init__(self, path: Path):
         self._path, self._count = path, 0
 
     def add(self, prompt: Prompt, completion: Completion, text: str, reason: str) -> None:
-        """Append one."""
+        """Append a completion."""
         self._count += 1
         if self._count > _MOST_FAILURES_WRITTEN:
             return

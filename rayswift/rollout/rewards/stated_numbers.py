@@ -1,6 +1,6 @@
-"""The number that a text states as its answer; what is left to work out, or to choose from, is none. Pure.
+"""Finds the number that a text states as its answer; open expressions and choices are no answers. Pure.
 
-Texts are read as people and models write them: prose, Markdown, LaTeX. Digits are those of ASCII.
+Texts may be prose, Markdown or LaTeX. Digits are ASCII digits.
 """
 
 import re
@@ -75,7 +75,7 @@ _EMPHASIS = re.compile(r"\*{1,3}|(?<!\w)_{1,3}|_{2,3}|_(?!\w)|`+")
 
 @dataclass(frozen=True)
 class _Run:
-    """Numbers of one statement, where it begins, the gaps between them, and what stands before and behind."""
+    """The numbers of one statement, its position, the gaps between the numbers, and the text before and after."""
 
     start: int
     numbers: tuple[re.Match[str], ...]
@@ -85,9 +85,9 @@ class _Run:
 
 
 def answers(text: str) -> list[str]:
-    """What of a text is its answer, at least one: behind its thoughts, inside `<answer>`, on the line behind `####`.
+    """Return the answers of a text, at least one: after its thoughts, inside `<answer>`, on the line after `####`.
 
-    Thoughts that do not end have nothing behind them.
+    After thoughts that do not end there is no text.
     """
     text = text.rpartition("</think>")[2].partition("<think>")[0]
     parts = tagged(text) or [text]
@@ -97,7 +97,7 @@ def answers(text: str) -> list[str]:
 
 
 def tagged(text: str) -> list[str]:
-    """What stands between `<answer>` and `</answer>`."""
+    """Return the texts between `<answer>` and `</answer>`."""
     found, start = [], text.find("<answer>")
     while start >= 0 and (end := text.find("</answer>", start)) >= 0:
         found.append(text[start + len("<answer>") : end])
@@ -106,7 +106,7 @@ def tagged(text: str) -> list[str]:
 
 
 def boxes(text: str) -> list[str]:
-    r"""The contents of every `\boxed{...}`; one that does not end reaches to the end."""
+    r"""Return the contents of every `\boxed{...}`; one that is not closed reaches to the end."""
     found, end = [], 0
     while start := _BOX.search(text, end):
         depth, end = 1, start.end()
@@ -118,7 +118,7 @@ def boxes(text: str) -> list[str]:
 
 
 def reference_number(text: str) -> Fraction | None:
-    """The number that a reference is, boxed or plain, with a unit or without; None: it is something else."""
+    """Return the number of a reference, boxed or plain, with or without a unit; None: it is no number."""
     part = answers(text)[-1]
     plain = _plain((boxes(part) or [part])[-1])
     runs = _runs(plain) if len(plain) <= _CONTEXT_CHARS else []
@@ -130,12 +130,12 @@ def reference_number(text: str) -> Fraction | None:
 def is_answer(text: str, wanted: Fraction) -> bool:
     """Whether a text states this number as its answer.
 
-    The answers of a text are what it boxes, else what it says behind "answer is", else its last number; before that,
-    what stands inside `<answer>` or on the line behind `####`. Those of one kind must all be the same.
+    Only the text inside `<answer>` or on the line after `####` counts, if there is one. The answers of a text are its
+    boxes, else the numbers after "answer is", else its last number. All answers of one kind must be equal.
 
     Args:
         text: A completion.
-        wanted: The number. Where it is whole, a quotient is left to work out; else it is a number like any other.
+        wanted: The number. If it is whole, a quotient in the text is an open expression; otherwise it is a number.
     """
     return all(_states(part, wanted) for part in answers(text))
 
@@ -161,7 +161,7 @@ def _is_boxed(content: str, wanted: Fraction) -> bool:
 
 
 def _plain(text: str) -> str:
-    """The text without what Markdown and LaTeX put around numbers."""
+    """Return the text without the Markdown and LaTeX around numbers."""
     text = _BULLET.sub("", text)
     kept = {match.start() for match in _STAR.finditer(text)}
     text = _EMPHASIS.sub(lambda match: match.group() if match.start() in kept else " ", text)
@@ -171,7 +171,7 @@ def _plain(text: str) -> str:
 
 
 def _runs(text: str) -> list[_Run]:
-    """The statements with numbers, in their order."""
+    """Return the statements with numbers, in their order."""
     numbers = [match for match in _NUMBER.finditer(text) if not _is_glued(text, match.start())]
     found, first = [], 0
     for index, number in enumerate(numbers):
@@ -187,7 +187,7 @@ def _runs(text: str) -> list[_Run]:
 
 
 def _is_glued(text: str, start: int) -> bool:
-    """Whether the number there belongs to a name, as in x2 or v1_3."""
+    """Whether the number at this position is part of a name, as in x2 or v1_3."""
     before = text[max(0, start - _CONTEXT_CHARS) : start]
     return bool(_GLUED.search(before)) and not _FUNCTION.search(before)
 
@@ -209,7 +209,7 @@ def _equals(run: _Run, wanted: Fraction) -> bool:
 
 
 def _value(run: _Run, takes_fraction: bool) -> Fraction | None:
-    """The number that a statement comes to: what stands behind its last equality sign, if that is one number."""
+    """Return the result of a statement: the text after its last equality sign, if that is one number."""
     if any(pattern.match(run.behind) for pattern in (_DANGLING, _ASKED, _VARIABLE)):
         return None
     last_side = max((i + 1 for i, gap in enumerate(run.gaps) if _EQUALS.fullmatch(gap)), default=0)

@@ -1,8 +1,8 @@
-"""Processes that score: functions of the user's and reward models, each behind a deadline and replaced when it is gone.
+"""Processes that run reward functions and reward models, each with a deadline; lost ones are replaced.
 
-A worker is an actor without CPUs that is asked for one batch at a time. One that gives no answer in time, or whose
-process ends, is killed and started anew; what it was asked is a failure of that batch, for `dispatch.py` to narrow.
-Workers are spread over the nodes by their CPUs; one that a node cannot have runs beside its owner.
+A worker is an actor without CPUs that gets one batch at a time. If it gives no answer in time, or its process ends, it is
+killed and started anew; its batch has failed, and `dispatch.py` isolates the cause. Workers are spread over the nodes by
+their CPUs; a worker that cannot start on its node runs on the node of its owner.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ class FunctionProcess:
         """Import the functions.
 
         Raises:
-            UserError: one cannot be had.
+            UserError: a function is missing or cannot be used.
         """
         setup_worker(self._log_dir, self._name)
         if self._work_dir.is_dir():
@@ -61,13 +61,13 @@ class FunctionProcess:
 
 
 class ActorWorker:
-    """A worker of the dispatcher whose work an actor does.
+    """A worker of the dispatcher that runs in an actor.
 
     Args:
-        who: What it scores, for messages; one name for each source.
+        who: The name of each source, for messages.
         make: Starts its actor, which has `load` and `score`, on a node by id.
-        timeout_s: Longest time that scoring one completion may take.
-        node: Where it runs as long as that can be, or else beside its owner.
+        timeout_s: Time limit of one completion.
+        node: Its node; if it cannot start there, it runs on the node of its owner.
     """
 
     def __init__(self, who: Sequence[str], make: Callable[[str], Any], timeout_s: float, node: str):
@@ -128,7 +128,7 @@ class ActorWorker:
 
         Raises:
             TimeoutError: it did not answer in time.
-            RayActorError: it is gone.
+            RayActorError: its process has died.
         """
         return await _answer(getattr(self._actor, method).remote(*arguments), timeout_s)
 
@@ -151,12 +151,12 @@ async def _answer(ref: Any, timeout_s: float | None) -> Any:
 
 
 def spread(num_workers: int, cpus: Mapping[str, float], here: str) -> list[str]:
-    """The node of each worker: dealt out one by one to where most CPUs are left for each.
+    """Return the node of each worker: each goes to the node with the most CPUs per worker.
 
     Args:
-        num_workers: How many there are.
+        num_workers: Number of workers.
         cpus: Of each node by id.
-        here: The node of the workers' owner, first among like ones.
+        here: The node of the workers' owner; it is preferred among equal ones.
     """
     dealt = dict.fromkeys(cpus or {here: 1.0}, 0)
     nodes = []
@@ -167,16 +167,16 @@ def spread(num_workers: int, cpus: Mapping[str, float], here: str) -> list[str]:
 
 
 def nodes_of_workers(num_workers: int) -> list[str]:
-    """See `spread`: over the nodes that are alive and have CPUs."""
+    """Return the node of each worker, over the nodes that are alive and have CPUs; see `spread`."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     cpus = {node["NodeID"]: node["Resources"]["CPU"] for node in nodes if node["Resources"].get("CPU", 0) >= 1}
     return spread(num_workers, cpus, ray.get_runtime_context().get_node_id())
 
 
 def on_node(actor_class: Any, node: str, num_gpus: float = 0, **more: Any) -> Any:
-    """An actor class whose actors hold no CPU, are never restarted by Ray and, without GPUs, run on a node.
+    """Return an actor class without CPUs that Ray never restarts and that, without GPUs, runs on a given node.
 
-    Named nodes, for an actor on one that the autoscaler brought for engines later would keep that node from leaving.
+    The node is named, because an actor on a node that the autoscaler adds for engines would keep that node alive.
     """
     there = NodeAffinitySchedulingStrategy(node, soft=False)
     options: dict[str, Any] = more | ({"num_gpus": num_gpus} if num_gpus else {"scheduling_strategy": there})

@@ -1,4 +1,4 @@
-"""The rows that were sampled, and how far the prompts are: a file that a killed command goes on with."""
+"""The file of sampled rows, and the progress over the prompts; a restarted command continues it."""
 
 import json
 import os
@@ -16,14 +16,14 @@ _FIRST_JUDGED = 100
 
 
 class SampledFile:
-    """Rows behind each other as JSON lines; beside them, in `<name>.progress`, what they hold.
+    """Rows as JSON lines; `<name>.progress` beside them has their size, the position and the outcomes.
 
     Args:
-        path: Of the rows.
-        goes_on: Continue a file that is there.
+        path: The file of rows.
+        goes_on: Whether to continue an existing file.
 
     Raises:
-        UserError: it is there and is not to be continued or cannot be, or cannot be written.
+        UserError: the file exists and is not to be continued, cannot be continued, or cannot be written.
     """
 
     def __init__(self, path: Path, goes_on: bool):
@@ -55,24 +55,24 @@ class SampledFile:
             raise UserError(f"sample.output_file = {str(path)!r}: {error.strerror}") from error
 
     def add(self, rows: Sequence[dict[str, Any]], outcome: str, position: Position) -> None:
-        """The rows of a prompt, what became of it, and the position behind it."""
+        """Add the rows of a prompt, its outcome, and the position after it."""
         for row in rows:
             self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
         self.outcomes[outcome] += 1
         self.position = position
 
     def flush(self) -> None:
-        """Have all that was added survive."""
+        """Write everything to disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._tell(self._file.tell())
 
     def judge(self, most_failed: float, ended: bool = False) -> None:
-        """Stop where too many prompts fail.
+        """Raise an error if too many prompts failed.
 
         Args:
             most_failed: `rollout.max_failed_fraction`.
-            ended: Whether these are all prompts; before that, 100 of them are awaited.
+            ended: Whether these are all prompts; otherwise fewer than 100 prompts are not judged.
 
         Raises:
             UserError: a larger share failed.
@@ -92,6 +92,6 @@ class SampledFile:
         partial.replace(self._progress)
 
     def close(self) -> None:
-        """Write what is held."""
+        """Write everything, and close the files."""
         self.flush()
         self._file.close()

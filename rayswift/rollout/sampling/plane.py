@@ -1,7 +1,7 @@
-"""The actor that samples: engines with the model's own weights, rewards, and the sequence of prompts.
+"""The actor of `rayswift sample`: engines with the model's own weights, rewards, and the sequence of prompts.
 
-Prompts are drawn, sampled and scored side by side, and written in their order, so that a command that is started again
-goes on behind the last one that was written.
+Prompts are drawn, sampled and scored concurrently, and written in their order, so that a restarted command continues
+after the last one written.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ class SampleActor:
     """Samples all prompts of a run into a file.
 
     Args:
-        spec: Of the plane; its config is a `SampleConfig`.
+        spec: The setup; its config is a `SampleConfig`.
     """
 
     def __init__(self, spec: PlaneSpec):
@@ -45,7 +45,7 @@ class SampleActor:
         self._standing = (0, 0)
 
     async def sample(self) -> dict[str, int]:
-        """Sample and write, to the end of the prompts; how many had which outcome, rows that are no prompts among them.
+        """Sample and write all prompts; return the number of rows by outcome, rows that gave no prompt included.
 
         Raises:
             UserError: engines or rewards cannot start, or too many prompts failed.
@@ -83,7 +83,7 @@ class SampleActor:
         return {**written.outcomes, **rows}
 
     async def standing(self) -> tuple[int, int]:
-        """Prompts that are written, and rows."""
+        """Return the numbers of written prompts and rows."""
         return self._standing
 
     async def _all(self, prompts: PromptFeed, sampler: Sampler, rewards: RewardRunner, written: SampledFile) -> None:
@@ -124,4 +124,4 @@ class SampleActor:
 
 
 def _unnoted(where: str, change: int) -> None:
-    """A `Stage`."""
+    """A `Stage` that notes nothing."""

@@ -22,11 +22,11 @@ class RowSettings:
 
 
 def rows_of(group: Group, settings: RowSettings, reward_names: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
-    """The rows of a prompt, the best completion first, and what became of it.
+    """Return the rows of a prompt, the best completion first, and its outcome.
 
-    A row has the columns of the prompt's row, `messages` that end with the completion, an `id` of these, `reward`,
-    `rewards` by name, and `rejected_response`, the completion with the lowest reward, where that is lower: a row of
-    supervised fine-tuning, and of dpo. Of an episode the turns stand in `messages` and `rejected_messages`.
+    A row has the columns of the prompt's row, `messages` that end with the completion, an `id` of these, `reward` and
+    `rewards` by name. `rejected_response` is the completion with the lowest reward, if that is lower. So sft and dpo can
+    train the row. For an episode, `messages` and `rejected_messages` hold the turns.
     """
     scored = group.scored
     if settings.easy_query_threshold is not None:
@@ -63,7 +63,7 @@ def _row(group: Group, chosen: Scored, worst: Scored, reward_names: Sequence[str
 
 
 def _messages(group: Group, scored: Scored) -> list[Mapping[str, Any]]:
-    """The conversation: of an episode its turns, behind what the environment asked."""
+    """Return the conversation; for an episode, the environment's prompt and the turns."""
     played = scored.completion.trajectory
     if played is None:
         return [*group.prompt.messages, {"role": "assistant", "content": scored.text}]

@@ -1,1 +1,1 @@
-"""Teachers beside the trainer: who scores the tokens of completions, in token ids, never as text."""
+"""Teachers outside the workers: they score the tokens of completions, as token ids, never as text."""

@@ -1,4 +1,4 @@
-"""The teacher of a run, where it is not in the workers: engines or servers, from its config."""
+"""Makes the teacher of a run from its config, if it is not in the workers: engines or servers."""
 
 import asyncio
 from dataclasses import dataclass, replace
@@ -23,10 +23,10 @@ from rayswift.rollout.teachers.several import TaggedTeachers
 
 @dataclass(frozen=True)
 class Opening:
-    """What a teacher's engines and servers are begun with.
+    """What a teacher's engines and servers need at their start.
 
-    layout: what its engines hold; dtype: number format that they compute in; max_outstanding: requests that an engine
-    holds at once; tokenizer_dir: of the policy's tokenizer; encode: a text as its token ids.
+    layout: devices of its engines; dtype: number format in which they compute; max_outstanding: requests that an engine
+    holds at once; tokenizer_dir: of the policy's tokenizer; encode: text -> token ids.
     """
 
     config: RlhfConfig
@@ -38,10 +38,10 @@ class Opening:
 
 
 async def opened(opening: Opening) -> PoolTeacher | TaggedTeachers | None:
-    """The teacher, whose engines start from now on; None: it is in the workers, or there is none.
+    """Return the teacher and begin to start its engines; None: it is in the workers, or there is none.
 
     Raises:
-        UserError: a server does not answer, or reads token ids otherwise.
+        UserError: a server does not answer, or has another vocabulary.
     """
     config = opening.config
     rollout, top = config.rollout, top_of(config)
@@ -66,19 +66,19 @@ async def opened(opening: Opening) -> PoolTeacher | TaggedTeachers | None:
 
 
 def taught(config: RlhfConfig, rewards: Scorer, teacher: PoolTeacher | TaggedTeachers | None) -> Scorer:
-    """Who scores completions to train: the rewards, with the teacher where it scores or writes too."""
+    """Return the scorer of completions to train: the rewards, and the teacher if it scores or writes."""
     scores = teacher if has_teacher_outside(config) else None
     writer = teacher if teacher_writes(config) and isinstance(teacher, PoolTeacher) else None
     return Taught(rewards, scores, writer) if scores or writer else rewards
 
 
 def top_of(config: RlhfConfig) -> int:
-    """The likeliest tokens that are asked for beside each token."""
+    """Return the number of likeliest tokens to request at each token."""
     return int(config.train.trl_extra.get("logits_topk") or 0) if config.train.task == "gkd" else 0
 
 
 def teacher_setup(opening: Opening) -> EngineSetup:
-    """What a teacher's engines are built from: they sample as those of the policy do, and score at its temperature."""
+    """Return the setup of a teacher's engines: they sample as those of the policy do, and score at its temperature."""
     config = opening.config
     assert config.model.teacher is not None, "`rollout.teacher_engines` needs one"
     setup = engine_setup(

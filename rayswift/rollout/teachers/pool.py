@@ -11,7 +11,7 @@ from rayswift.engines.pool.pool import Pool, SampleFailed
 from rayswift.engines.samples import Completion, PolicyVersion, Prompt, SampleRequest
 
 OWN_WEIGHTS = PolicyVersion(0, 0)
-"""The version of weights that engines were built from."""
+"""The version of the weights from which engines were built."""
 
 
 def _seen(prompt: Prompt) -> NDArray[np.int32]:
@@ -23,16 +23,16 @@ class PoolTeacher:
 
     Args:
         pool: Engines that hold the teacher.
-        num_engines: How many.
-        top: The likeliest tokens that are told beside each token.
-        request: What is asked of an engine for an answer to a prompt.
+        num_engines: Number of engines.
+        top: Number of likeliest tokens to return at each token.
+        request: Makes the request for an answer to a prompt.
     """
 
     def __init__(self, pool: Pool, num_engines: int, top: int, request: Callable[[Prompt], SampleRequest]):
         self._pool, self._num_engines, self._top, self._request = pool, num_engines, top, request
 
     async def start(self) -> None:
-        """Have the engines start."""
+        """Begin to start the engines."""
         self._pool.scale_to(self._num_engines)
         await self._pool.set_weights(OWN_WEIGHTS, None)
 

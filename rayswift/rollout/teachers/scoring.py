@@ -1,4 +1,4 @@
-"""Completions with their rewards and with what a teacher thinks of their tokens."""
+"""Scores completions by rewards and by a teacher at the same time."""
 
 import asyncio
 from collections.abc import Sequence
@@ -10,32 +10,32 @@ from rayswift.rollout.groups import Scorer
 
 
 class Teacher(Protocol):
-    """Who scores tokens: a pool of engines, or servers."""
+    """Scores tokens: a pool of engines, or servers."""
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> Sequence[Completion | str]:
-        """Each completion's tokens with the teacher's log-probabilities behind the prompt as it sees it; or why not."""
+        """Return for each completion the teacher's log-probabilities of its tokens after the teacher's prompt, or why not."""
 
     def describe(self) -> str:
-        """How it stands, for people."""
+        """Describe the state, for people."""
 
     async def close(self) -> None:
-        """End what runs it."""
+        """End its processes."""
 
 
 class Writer(Protocol):
-    """Who writes answers."""
+    """Writes answers."""
 
     async def write(self, prompt: Prompt) -> Completion | str:
-        """An answer to what the teacher sees of a prompt; or why there is none."""
+        """Return an answer to the teacher's prompt, or why there is none."""
 
 
 class Taught:
-    """A scorer whose completions a teacher has scored too, meanwhile.
+    """A scorer by rewards, while a teacher scores the same completions.
 
     Args:
-        scorer: Of rewards.
-        teacher: See there; None: it is in the workers.
-        writer: Writes what is not rewarded: answers that rows do not have.
+        scorer: Scores by rewards.
+        teacher: Scores tokens; None: the teacher is in the workers.
+        writer: Writes the answers that rows do not have; these get no rewards.
     """
 
     def __init__(self, scorer: Scorer, teacher: Teacher | None, writer: Writer | None = None):
@@ -44,7 +44,7 @@ class Taught:
     async def score(
         self, prompt: Prompt, completions: Sequence[Completion], rewarded: bool = True
     ) -> Sequence[Scored | str]:
-        """See `Scorer`; a completion that the teacher could not score has no reward either."""
+        """See `Scorer`; a completion that the teacher could not score fails."""
         if self._writer is not None and not rewarded:
             written = await self._writer.write(prompt)
             if isinstance(written, str):

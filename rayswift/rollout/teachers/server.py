@@ -1,6 +1,6 @@
-"""A teacher as a server: vLLM's OpenAI-compatible one, asked for the log-probabilities of a prompt's tokens.
+"""A teacher as a server: vLLM's OpenAI-compatible server gives the log-probabilities of a prompt's tokens.
 
-Token ids go in, so tokens are never made twice. What comes back is at temperature 1, whatever is sampled at.
+Token ids go in, so nothing is tokenised twice. Log-probabilities are at temperature 1, whatever the run samples at.
 """
 
 import asyncio
@@ -22,9 +22,9 @@ _RETRY_S = 1.0
 _CALLS_AT_ONCE = 32
 _PROBE = "The 3 quick foxes said: 17 + 25 = 42."
 _BROKEN = (OSError, http.client.HTTPException, ValueError, KeyError, IndexError, TypeError)
-"""A server that cannot be reached, hangs up, or answers otherwise than vLLM's does."""
+"""Errors of a server that cannot be reached, hangs up, or does not answer as vLLM does."""
 _PASSING = (408, 425, 429)
-"""Codes of a server that may answer later, besides those from 500 on."""
+"""Status codes, besides those from 500 on, after which a server may answer later."""
 Encode = Callable[[str], Sequence[int]]
 
 
@@ -33,7 +33,7 @@ class ServerTeacher:
 
     Args:
         url: Of the server, with or without `/v1`.
-        top: The likeliest tokens that are told beside each token.
+        top: Number of likeliest tokens to return at each token.
         timeout_s: Longest wait for an answer.
     """
 
@@ -43,10 +43,10 @@ class ServerTeacher:
         self._model = ""
 
     async def start(self, encode: Encode) -> None:
-        """Look who serves, and whether it reads token ids as `encode` makes them.
+        """Check that the server answers, and that it has the vocabulary of `encode`.
 
         Raises:
-            UserError: nobody answers, or another vocabulary.
+            UserError: it does not answer, or has another vocabulary.
         """
         try:
             self._model = (await self._call("/v1/models", None))["data"][0]["id"]
@@ -117,17 +117,17 @@ def _ordered(choices: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def scored(completion: Completion, prompt_logprobs: Sequence[Mapping[str, Any] | None], top: int) -> Completion:
-    """The tokens of a completion as a server scored them.
+    """Return the scores of a completion's tokens from a server's answer.
 
     Args:
-        completion: What was asked for.
-        prompt_logprobs: Of each token of prompt and completion, by token id; vLLM tells the token that stands there and
-            the likeliest ones.
-        top: How many of these.
+        completion: The completion that was scored.
+        prompt_logprobs: At each token of prompt and completion, by token id: vLLM gives the token itself and the
+            likeliest ones.
+        top: Number of likeliest tokens.
 
     Raises:
-        ValueError: the server tells fewer.
-        KeyError: it tells of other tokens.
+        ValueError: the server gives fewer.
+        KeyError: it gives other tokens.
     """
     tokens = completion.token_ids.tolist()
     places = [place or {} for place in prompt_logprobs[len(prompt_logprobs) - len(tokens) :]]

@@ -1,4 +1,4 @@
-"""Several teachers, each for rows with its tags."""
+"""Several teachers, each for the rows with its tags."""
 
 import asyncio
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from rayswift.rollout.teachers.scoring import Teacher
 
 
 class TaggedTeachers:
-    """See `Teacher`; a row's tag says which is asked, one without tags takes all that no other takes.
+    """See `Teacher`; the tag of a row selects the teacher, and one without tags takes all other rows.
 
     Args:
         teachers: Each with its tags.

@@ -1,4 +1,4 @@
-"""Locks of DeepSpeed's compiler: a killed compile leaves one, and every later process would wait for it for ever."""
+"""Removes locks of DeepSpeed's compiler: a killed compilation leaves one, and later processes would wait for ever."""
 
 import os
 import time
@@ -11,25 +11,25 @@ from rayswift.log import logger
 
 _LOOK_S = 0.5
 _COMPILED_WITHIN_S = 600.0
-"""No operator takes as long: behind it a lock that another machine may hold is taken for one that was left."""
+"""No operator takes longer to compile: an older lock of another machine counts as left behind."""
 
 
 def folder() -> Path:
-    """Where torch compiles extensions, those of DeepSpeed too."""
+    """Return the folder where torch compiles extensions, those of DeepSpeed too."""
     from torch.utils.cpp_extension import get_default_build_root
 
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
 
 
 def settle(extensions: Path, is_shared: bool, at: Callable[[str], None]) -> None:
-    """Wait for whoever compiles there, and remove the locks that nobody holds any more.
+    """Wait for processes that compile there, and remove locks that no process holds.
 
-    torch keeps a lock open for as long as it compiles.
+    torch keeps a lock file open while it compiles.
 
     Args:
         extensions: See `folder`.
         is_shared: Whether processes of other machines may compile there.
-        at: Told for whom this waits.
+        at: Called with what this waits for.
     """
     for lock in _locks(extensions):
         while lock.exists():

@@ -12,10 +12,10 @@ REDUCE_BUCKET = 500_000_000
 
 
 def deepspeed_config(cluster: ClusterConfig, device: str, dtype: str, universal: bool) -> dict[str, Any]:
-    """The DeepSpeed config of a run.
+    """Return the DeepSpeed config of a run.
 
     Args:
-        cluster: With `zero_stage` resolved, or with a file of the user's own.
+        cluster: With `zero_stage` resolved, or with a file of the user.
         device: cpu or cuda.
         dtype: float32, bfloat16 or float16.
         universal: Whether a checkpoint in the universal format will be loaded.
@@ -50,11 +50,11 @@ def deepspeed_config(cluster: ClusterConfig, device: str, dtype: str, universal:
 
 
 def fit_reduce_bucket(config: dict[str, Any], num_trainable: int) -> None:
-    """Make the bucket of gradients no larger than there are gradients: DeepSpeed allocates all of it, 1 GB in bfloat16.
+    """Limit the bucket of gradients to the number of gradients: DeepSpeed allocates all of it, 1 GB in bfloat16.
 
     Args:
-        config: DeepSpeed's, changed in place; one from a file of the user's own is not given here.
-        num_trainable: Parameters trained.
+        config: DeepSpeed's, changed in place; a file of the user is never passed.
+        num_trainable: Number of trained parameters.
     """
     config["zero_optimization"]["reduce_bucket_size"] = min(REDUCE_BUCKET, num_trainable)
 

@@ -1,4 +1,4 @@
-"""Work that some ranks do while the others wait for it: longer than a collective may take, bounded and shown."""
+"""Work of some ranks while the others wait: it may take longer than a collective, within a limit, and log lines show it."""
 
 import threading
 import time
@@ -22,7 +22,7 @@ class PeerFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class _Status:
-    """How far a rank is: `value` once it is done, `error` once it has failed, `of_user` if that is the user's."""
+    """The status of a rank: `value` once it is done, `error` once it has failed, `of_user` for an error of the user."""
 
     done: bool = False
     value: Any = None
@@ -31,17 +31,17 @@ class _Status:
 
 
 def work_together(rank: int, size: int, what: str, limit_s: float, work: Callable[[], T]) -> list[T]:
-    """Do a part of a work on every rank; returns everywhere once all are done, with what each returned.
+    """Do a part of the work on every rank; once all are done, return the results of all ranks on every rank.
 
-    The ranks tell each other how far they are all the time, in short collectives of a thread: however long one works,
-    none waits in a collective that might time out. The work itself stays in the calling thread.
+    A thread exchanges the status of ranks in short collectives, so no rank waits in a collective that could time out,
+    however long the work takes. The work itself runs in the calling thread.
 
     Args:
         rank: This rank.
         size: Ranks.
         what: The work, for messages.
-        limit_s: The longest it may take.
-        work: This rank's part; what it returns must be picklable, and small.
+        limit_s: Time limit.
+        work: This rank's part; its result must be picklable and small.
 
     Raises:
         UserError: it took too long, or another rank raised one.
@@ -59,7 +59,7 @@ def work_together(rank: int, size: int, what: str, limit_s: float, work: Callabl
 
 
 class _Exchange:
-    """The thread that tells a rank's status and hears the others', until all are done, one failed, or time is up."""
+    """The thread that exchanges the status of all ranks until all are done, one failed, or the time is up."""
 
     def __init__(self, rank: int, size: int, what: str, limit_s: float):
         self._rank, self._size, self._what, self._limit_s = rank, size, what, limit_s
@@ -79,12 +79,12 @@ class _Exchange:
         self._thread.join()
 
     def tell(self, status: _Status) -> None:
-        """Say that this rank is done, or has failed."""
+        """Set that this rank is done or has failed."""
         self._own = status
         self._changed.set()
 
     def values(self) -> list[Any]:
-        """What all ranks returned."""
+        """Return the results of all ranks."""
         if self._broken:
             raise self._broken
         for rank, status in enumerate(self._all):
@@ -121,7 +121,7 @@ class _Exchange:
             self._broken = error
 
     def _gather(self, over_time: bool) -> tuple[list[_Status], bool]:
-        """All ranks' status; whether time is up is one decision, rank 0's."""
+        """Exchange the status of all ranks; rank 0 decides for all whether the time is up."""
         if self._size == 1:
             return [self._own], over_time
         answers: list[Any] = [None] * self._size

@@ -1,4 +1,4 @@
-"""How a process finds the other ranks: the variables of `torchrun`, a free port, the process group."""
+"""Connects a process with the other ranks: the variables of `torchrun`, a free port, the process group."""
 
 import os
 import socket
@@ -8,7 +8,7 @@ from rayswift.train.spec import RunSpec, Worker
 
 
 def join_process_group(spec: RunSpec, worker: Worker) -> None:
-    """Connect this process with the other ranks; a collective that takes longer than the timeout is an error."""
+    """Connect this process with the other ranks; a collective that exceeds the timeout raises an error."""
     import torch
     import torch.distributed as dist
 

@@ -1,7 +1,7 @@
-"""ZeRO checkpoints at another number of workers: converted to DeepSpeed's universal format, and loaded whole.
+"""ZeRO checkpoints for another number of workers: converts them to DeepSpeed's universal format.
 
-A ZeRO checkpoint holds one file per rank, each with that rank's cut of every optimizer state; the universal format
-holds them by parameter, for any number of ranks. It lies beside the original in the checkpoint's folder until the next
+A ZeRO checkpoint holds one file per rank, each with that rank's shard of every optimizer state; the universal format
+holds them by parameter, for any number of ranks. It is in the checkpoint's folder, beside the original, until the next
 checkpoint is saved.
 """
 
@@ -22,12 +22,12 @@ _SUFFIX = "_universal"
 
 
 def is_needed(saved: Checkpoint, size: int) -> bool:
-    """Whether a checkpoint is cut for another number of ranks; without ZeRO nothing is cut."""
+    """Whether a checkpoint is sharded for another number of ranks; without ZeRO nothing is sharded."""
     return saved.world_size != size and any(saved.path.glob("global_step*/*zero_pp_rank_*_optim_states.pt"))
 
 
 def convert(saved: Checkpoint) -> None:
-    """Write the universal form into the checkpoint's folder, unless it is there; one process at a time."""
+    """Write the universal format into the checkpoint's folder, unless it exists; one process at a time."""
     if (saved.path / _LATEST).exists():
         return
     from deepspeed.checkpoint import ds_to_universal
@@ -50,7 +50,7 @@ def convert(saved: Checkpoint) -> None:
 
 
 def discard(run_dir: Path) -> None:
-    """Remove the converted forms; a newer checkpoint has taken their place."""
+    """Remove the converted files, because a newer checkpoint replaces them."""
     for latest in run_dir.glob(f"checkpoint-*/{_LATEST}"):
         if read_complete(latest.parent) is None:
             continue  # the converted form may be all that is left
@@ -61,11 +61,11 @@ def discard(run_dir: Path) -> None:
 
 
 def complete_load(engine: Any, group_settings: list[dict[str, Any]]) -> None:
-    """Put right what stage 3 of DeepSpeed 0.19.8 leaves wrong when it loads the universal format.
+    """Correct what stage 3 of DeepSpeed 0.19.8 leaves wrong when it loads the universal format.
 
     Args:
-        engine: That has loaded one, or not.
-        group_settings: The parameter groups' settings, as the optimizer was made with them.
+        engine: May have loaded one.
+        group_settings: The settings of the parameter groups with which the optimizer was made.
     """
     if not engine.load_universal_checkpoint() or engine.zero_optimization_stage() < 3:
         return

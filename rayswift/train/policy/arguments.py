@@ -1,4 +1,4 @@
-"""The arguments of the policy trainer: TRL's `GRPOConfig` with our fields, and what is derived from a run's config."""
+"""The arguments of the policy trainer: TRL's `GRPOConfig` with our fields, and settings derived from a run's config."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from rayswift.train.policy.losses import PolicySettings
 
 @dataclass
 class PolicyArguments(GrpoFields, GRPOConfig):
-    """`GRPOConfig` and the fields TRL has no name for; completions come in rounds, so its batch sizes play no part."""
+    """`GRPOConfig` and the fields that TRL lacks; completions come in rounds, so its batch sizes have no effect."""
 
     def __post_init__(self) -> None:
         self.gradient_accumulation_steps = 1  # an item of the stream is an optimizer step, which the trainer cuts
@@ -22,20 +22,20 @@ class PolicyArguments(GrpoFields, GRPOConfig):
 
     @property
     def scale(self) -> Literal["group", "batch", "none"]:
-        """`scale_rewards`, whose True is group and whose False is none."""
+        """Return `scale_rewards` as a word: True is group, False is none."""
         scale: Any = self.scale_rewards
         return {True: "group", False: "none"}.get(scale, scale)
 
     @property
     def takes_kl_off_rewards(self) -> bool:
-        """Whether log(policy / reference) goes into the advantages, as a penalty or as what the pairs of online DPO are
-        judged by; else the KL is a term of the loss."""
+        """Whether log(policy / reference) goes into the advantages, as a penalty or as the margin of online DPO's pairs;
+        otherwise the KL is a term of the loss."""
         by_default = self.advantage_estimator in ("rloo", "reinforce_plus_plus", "online_dpo")
         return bool(self.beta) and (by_default if self.kl_in_reward is None else self.kl_in_reward)
 
 
 def advantage_settings(config: RlhfConfig, args: PolicyArguments) -> AdvantageSettings:
-    """How rewards become advantages."""
+    """Return the settings of the advantages."""
     return AdvantageSettings(
         weights=reward_weights(config),
         estimator="real" if args.loss_type == "real" else args.advantage_estimator,
@@ -47,7 +47,7 @@ def advantage_settings(config: RlhfConfig, args: PolicyArguments) -> AdvantageSe
 
 
 def policy_settings(config: RlhfConfig, args: PolicyArguments) -> PolicySettings:
-    """What the loss is made of."""
+    """Return the settings of the loss."""
     names = set(PolicySettings.__dataclass_fields__) & set(args.__dataclass_fields__)
     values: dict[str, Any] = {name: getattr(args, name) for name in names}
     rollout = config.rollout

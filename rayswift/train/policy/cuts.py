@@ -1,4 +1,4 @@
-"""A rank's completions -> which of them are computed together: micro-batches under a token budget; pure."""
+"""Micro-batch planning: completions of a rank -> micro-batches under a token budget; pure."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 from rayswift.rollout.rounds import Indices, RoundTable, group_begins
 
 PolicyLayout = Literal["shared", "rows", "flat"]
-"""How a micro-batch is laid out: see `micro_batches`."""
+"""The layout of a micro-batch: see `micro_batches`."""
 
 _MICRO_BATCH_TOKENS = 256
-"""What one more forward and backward pass costs besides its tokens, in tokens."""
+"""The fixed cost of a forward and backward pass, in tokens."""
 
 
 def ordered(table: RoundTable, rows: Indices, layout: PolicyLayout) -> Indices:
-    """Lines of the table as they are cut: alike ones side by side.
+    """Return lines of the table in the order of cutting, similar ones side by side.
 
-    Where prompts are shared, group by group, by falling length of the prompt; otherwise by falling length with it.
+    With shared prompts: group by group, by decreasing length of the prompt; otherwise by decreasing total length.
     """
     prompts, lengths = table.prompt_lengths[rows], table.lengths[rows]
     if layout == "shared":
@@ -27,13 +27,13 @@ def ordered(table: RoundTable, rows: Indices, layout: PolicyLayout) -> Indices:
 
 
 def cut(table: RoundTable, rows_of_ranks: Sequence[Indices], budget: int, layout: PolicyLayout) -> list[list[slice]]:
-    """Where each rank's completions are cut: the same number of micro-batches on all, at least one; some may be empty.
+    """Cut each rank's completions into micro-batches: the same number on all ranks, at least one; some may be empty.
 
     Args:
         table: The round's.
-        rows_of_ranks: Each rank's lines of it, as `ordered` leaves them.
+        rows_of_ranks: Each rank's lines of the table, in the order of `ordered`.
         budget: Most tokens of a micro-batch, padding included; a completion that is longer is a batch of its own.
-        layout: What takes a micro-batch's tokens: each prompt once, each with every completion, or padding too.
+        layout: Decides what counts as tokens: each prompt once, each prompt with every completion, or also padding.
     """
     cuts = [_pieces(table, rows, budget, layout) for rows in rows_of_ranks]
     number = max(1, *map(len, cuts))
@@ -48,9 +48,9 @@ def _pieces(table: RoundTable, rows: Indices, budget: int, layout: PolicyLayout)
 
 
 def padded_pieces(lengths: NDArray[np.int64], piece_tokens: int, budget: int | None = None) -> list[slice]:
-    """The cut of falling lengths that computes least: padded tokens, and for each piece what it costs besides.
+    """Return the cut of decreasing lengths with the least cost: padded tokens, and a fixed cost for each piece.
 
-    costs[j] is the least up to the j-th border: the best of the cuts whose last piece is from border i on, i < j.
+    costs[j] is the least cost up to the j-th border: the minimum over the border i < j where the last piece begins.
     """
     # Equal lengths are parted by a budget alone.
     ends = np.arange(len(lengths)) if budget else np.flatnonzero(np.diff(lengths, append=-1))
@@ -81,7 +81,7 @@ def _flat_pieces(totals: NDArray[np.int64], budget: int) -> list[slice]:
 
 
 def _shared_pieces(table: RoundTable, rows: Indices, budget: int) -> list[slice]:
-    """Groups one after the other; one that does not fit behind the others begins anew, and is cut where it must be."""
+    """Fill pieces with groups, one after the other; a group that does not fit begins a new piece, and is cut if it is too long."""
     prompts, lengths = table.prompt_lengths[rows].tolist(), table.lengths[rows].tolist()
     firsts = group_begins(table.ordinals[rows])
     sizes = [int(group.sum()) for group in np.split(table.lengths[rows], firsts[1:])] if len(rows) else []
@@ -97,7 +97,7 @@ def _shared_pieces(table: RoundTable, rows: Indices, budget: int) -> list[slice]
 
 
 def _divided(pieces: list[slice], number: int) -> list[slice]:
-    """As many pieces as asked for, by cutting the one with most completions in two, or by adding empty ones."""
+    """Return the wanted number of pieces, by halving the one with the most completions, or by adding empty ones."""
     pieces = list(pieces)
     while len(pieces) < number:
         sizes = [piece.stop - piece.start for piece in pieces]

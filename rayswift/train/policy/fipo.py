@@ -1,6 +1,6 @@
-"""FIPO: advantages weighed by how far the tokens behind each one move; arXiv 2603.19835, as ms-swift computes it.
+"""FIPO: weights each token's advantage by the log-ratios of the later tokens; arXiv 2603.19835, as in ms-swift.
 
-Tensors are flat: n tokens of B whole completions, end to end.
+Tensors are flat: n tokens of B whole completions, concatenated.
 """
 
 import torch
@@ -20,7 +20,7 @@ def influence(
     clip_high_only: bool,
     safety_threshold: float | None,
 ) -> Tensor:
-    """The weight [n] of each token's advantage.
+    """Return the weight [n] of each token's advantage.
 
     exp(sum over k >= t of gamma^(k - t) log_ratio_k), gamma = 2^(-1 / decay_rate), over the rest of the completion,
     clipped. A token whose ratio is above `delta` adds nothing to it.

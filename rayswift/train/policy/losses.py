@@ -1,7 +1,7 @@
 """Losses over the tokens of completions; pure, equal to those of TRL's GRPO and RLOO trainers.
 
-Tensors are flat: n tokens of B whole completions, end to end. A loss is a sum over tokens, each divided by what its
-normaliser says of the whole optimizer step: how the step is cut into micro-batches and over ranks plays no part.
+Tensors are flat: n tokens of B whole completions, concatenated. A loss is a sum over tokens, each divided by a normaliser
+of the whole optimizer step, so it does not depend on the cut into micro-batches and ranks.
 """
 
 import math
@@ -19,7 +19,7 @@ Correction = Literal["none", "token_truncate", "token_mask", "sequence_truncate"
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """What the loss is made of, under TRL's names and section `rollout`'s (importance_sampling, *_max, *_min).
+    """Settings of the loss, under the names of TRL and of section `rollout` (importance_sampling, *_max, *_min).
 
     Sources: grpo, arXiv 2402.03300; bnpo and dapo, 2503.14476; dr_grpo, 2503.20783; cispo, 2506.13585; sapo,
     2511.20347; luspo, 2602.05261; vespo, 2602.10693; fipo, 2603.19835; rloo, 2402.14740; importance_sampling_level
@@ -52,17 +52,17 @@ class PolicySettings:
 
     @property
     def high(self) -> float:
-        """The upper side of the clip range."""
+        """Return the upper side of the clip range."""
         return self.epsilon if self.epsilon_high is None else self.epsilon_high
 
 
 @dataclass(frozen=True)
 class Completions:
-    """What is known of a micro-batch's completions.
+    """The completions of a micro-batch.
 
     lengths [B] int64, no zeros; advantages, old_logprobs, sampling_logprobs [n]: of each token, the log-probabilities
     before the round's first step and those of the engine; reference_logprobs [n]: None without a KL term; counted [n]
-    bool: tokens that the policy term is made of, None for all. All without gradient.
+    bool: tokens of the policy term, None for all. All without gradient.
     """
 
     lengths: Tensor
@@ -75,10 +75,10 @@ class Completions:
 
 @dataclass(frozen=True)
 class StepCounts:
-    """What the whole optimizer step holds, over all micro-batches and ranks.
+    """Counts of the whole optimizer step, over all micro-batches and ranks.
 
     sequences: completions, those whose tokens do not count included; tokens: trained ones; mean_tokens: trained tokens
-    of the round over its steps; counted_tokens: those that the entropy bonus is a mean over.
+    of the round over its steps; counted_tokens: the tokens of the mean of the entropy bonus.
     """
 
     sequences: int
@@ -95,22 +95,22 @@ class Sequences:
         self._index = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
 
     def sum(self, values: Tensor) -> Tensor:
-        """The completion's sum, at each of its tokens."""
+        """Return the completion's sum, at each of its tokens."""
         totals = torch.zeros(len(self.lengths), dtype=values.dtype, device=values.device)
         return totals.index_add(0, self._index, values)[self._index]
 
     def mean(self, values: Tensor) -> Tensor:
-        """The completion's mean, at each of its tokens."""
+        """Return the completion's mean, at each of its tokens."""
         return self.sum(values) / self.length(values)
 
     def length(self, like: Tensor) -> Tensor:
-        """The completion's number of tokens, at each of its tokens."""
+        """Return the completion's number of tokens, at each of its tokens."""
         return self.lengths.to(like.dtype)[self._index]
 
 
 @dataclass(frozen=True)
 class _Terms:
-    """What a policy term is made of, each [n]."""
+    """The inputs of a policy term, each [n]."""
 
     logprobs: Tensor
     log_ratio: Tensor
@@ -160,7 +160,7 @@ def _sapo(terms: _Terms, settings: PolicySettings) -> Tensor:
 
 @torch.no_grad()
 def _vespo_weights(terms: _Terms, settings: PolicySettings) -> Tensor:
-    """phi(w) = e^lambda w^k e^(-lambda w), w the completion's ratio to what it was sampled from."""
+    """Return phi(w) = e^lambda w^k e^(-lambda w), with w the completion's ratio to the policy that sampled it."""
     low = math.log(1e-8)
     log_w = terms.sequences.sum(terms.log_ratio.clamp(-20, 20))
     if terms.correction is not None:
@@ -198,7 +198,7 @@ def _per_sequence_sum(counts: StepCounts, settings: PolicySettings, lengths: Ten
 
 @dataclass(frozen=True)
 class LossType:
-    """term: of each token; divisor: what a token's term is divided by, from the step's counts and its length."""
+    """term: of each token; divisor: divides a token's term, computed from the step's counts and the completion's length."""
 
     term: Callable[[_Terms, PolicySettings], Tensor]
     divisor: Callable[[StepCounts, PolicySettings, Tensor], Tensor]
@@ -239,14 +239,14 @@ def policy_loss(
     settings: PolicySettings,
     entropy_coef: float = 0.0,
 ) -> Loss:
-    """A micro-batch's share of the step's loss: the shares of all micro-batches and ranks add up to the loss.
+    """Return a micro-batch's share of the step's loss; the shares of all micro-batches and ranks add up to the loss.
 
     Args:
         logprobs: [n], of the policy, with gradient.
-        entropies: [n], of its distributions; with gradient where `entropy_coef` is not 0.
-        completions: What else is known of the tokens.
+        entropies: [n], of its distributions; with gradient if `entropy_coef` is not 0.
+        completions: Advantages and other values of the tokens.
         counts: Of the whole step.
-        settings: See there.
+        settings: Of the loss.
         entropy_coef: Weight of the entropy bonus, a mean over the step's counted tokens.
     """
     sequences = Sequences(completions.lengths)
@@ -278,7 +278,7 @@ def policy_loss(
 
 
 def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """Each token's estimate of KL(policy || reference) that is never negative; Schulman 2020, "Approximating KL
+    """Return each token's estimate of KL(policy || reference) that is never negative; Schulman 2020, "Approximating KL
     Divergence", k3."""
     difference = reference_logprobs - logprobs
     return torch.exp(difference) - difference - 1
@@ -287,10 +287,10 @@ def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
 def correction_ratio(
     old_logprobs: Tensor, sampling_logprobs: Tensor, sequences: Sequences, settings: PolicySettings
 ) -> Tensor | None:
-    """Weight [n] for tokens that the engine sampled from a slightly other distribution: trainer's over engine's.
+    """Return the weight [n] for the difference between trainer and engine: the trainer's probability over the engine's.
 
-    Of each token or of the whole completion, bounded by truncating or by leaving out what lies beyond the bounds. None
-    where there is no correction. A token that the engine gave no log-probability (nan) has ratio 1.
+    For each token or for the whole completion, truncated at the bounds, or 0 beyond them. None without a correction.
+    A token without a log-probability of the engine (nan) has ratio 1.
     """
     if settings.importance_sampling == "none":
         return None
@@ -313,14 +313,14 @@ def _log_weights(log_ratio: Tensor, sequences: Sequences, settings: PolicySettin
 
 
 def _is_near(current: Tensor, completions: Completions, sequences: Sequences, threshold: float) -> Tensor:
-    """Whether a token is kept: a good one, or one of a completion that the policy has not moved away from."""
+    """Whether a token is kept: its advantage is not negative, or the policy has not moved away from its completion."""
     drift = sequences.mean((completions.sampling_logprobs - current).nan_to_num(nan=0.0))
     return (completions.advantages >= 0) | (drift <= threshold)
 
 
 @torch.no_grad()
 def _sums(terms: _Terms, entropies: Tensor, completions: Completions, settings: PolicySettings) -> dict[str, Tensor]:
-    """Sums over tokens of what is logged as a mean over them."""
+    """Return the sums over tokens of metrics that are logged as means."""
     drift = (terms.logprobs - completions.sampling_logprobs).nan_to_num(nan=0.0)
     sums = {"entropy": entropies.sum(), "sampling_logp_difference": drift.abs().sum()}
     if terms.correction is not None:

@@ -10,7 +10,7 @@ from rayswift.config.fields.tasks import GkdFields
 
 @dataclass
 class GkdArguments(GkdFields, GKDConfig):
-    """`GKDConfig` and the fields TRL has no name for; batches come in rounds, as for task grpo."""
+    """`GKDConfig` and the fields that TRL lacks; batches come in rounds, as for task grpo."""
 
     top_entropy_quantile: ClassVar[float] = 1.0
     mask_truncated_completions: ClassVar[bool] = False

@@ -1,7 +1,7 @@
 """Divergences between a student's and a teacher's next tokens; pure, equal to those of TRL's GKD trainer.
 
-Logits are of n tokens over V entries. They are compared piece by piece, and a piece is computed anew in the backward
-pass: besides the logits themselves, memory holds the distributions of one piece.
+Logits are [n, V]: n tokens, V entries. They are compared piece by piece, and each piece is recomputed in the backward
+pass, so memory holds the logits and the distributions of one piece.
 """
 
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ _PIECE_ELEMENTS = 1 << 24
 
 @dataclass(frozen=True)
 class TopK:
-    """The k likeliest tokens of a teacher at each of n places: ids [n, k] int64; logits [n, k], or log-probabilities,
-    which differ from them by a number for each place."""
+    """The k likeliest tokens of a teacher at each of n positions: ids [n, k] int64; logits [n, k], or log-probabilities,
+    which differ from logits by a constant for each position."""
 
     ids: Tensor
     logits: Tensor
@@ -27,19 +27,19 @@ class TopK:
 
 
 def top_k(logits: Tensor, k: int) -> TopK:
-    """The k likeliest entries of logits [n, V]; all of them where V is smaller."""
+    """Return the k likeliest entries of logits [n, V]; all of them if V is smaller."""
     found = logits.topk(min(k, logits.shape[-1]), dim=-1)
     return TopK(found.indices, found.values)
 
 
 def divergence(student: Tensor, teacher: Tensor | TopK, beta: float, temperature: float) -> Tensor:
-    """The generalised Jensen-Shannon divergence of each token, [n] float32; arXiv 2306.13649, equation 1.
+    """Return the generalised Jensen-Shannon divergence of each token, [n] float32; arXiv 2306.13649, equation 1.
 
     Args:
         student: Logits [n, V], with gradient.
-        teacher: Logits [n, V]; or its likeliest tokens alone, among which both distributions are then normalised.
+        teacher: Logits [n, V]; or only its likeliest tokens, over which both distributions are then normalised.
         beta: 0 is KL(teacher || student), 1 is KL(student || teacher).
-        temperature: What all logits are divided by.
+        temperature: Divides all logits.
     """
     found = [
         checkpoint(_divergence, student[piece], teacher[piece], beta, temperature, use_reentrant=False)
@@ -73,7 +73,7 @@ def _kl(first: Tensor, second: Tensor) -> Tensor:
 
 @torch.no_grad()
 def target_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """Log-probabilities [n] float32 of the tokens [n] that came, from logits [n, V]."""
+    """Return the log-probabilities [n] float32 of target tokens [n], from logits [n, V]."""
     return torch.cat(
         [
             -F.cross_entropy(logits[piece].float() / temperature, targets[piece], reduction="none")
@@ -84,13 +84,13 @@ def target_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> Tens
 
 @torch.no_grad()
 def masses(student: Tensor, teacher: TopK, teacher_logits: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
-    """What student and teacher give the teacher's k likeliest tokens, [n] each: whether k is enough.
+    """Return the probabilities, [n] each, that student and teacher give to the teacher's k likeliest tokens.
 
     Args:
         student: Logits [n, V].
         teacher: Those tokens.
         teacher_logits: [n, V]; None: `teacher` holds log-probabilities at `temperature`, times that.
-        temperature: What logits are divided by.
+        temperature: Divides logits.
     """
     ours = _mass(student.gather(-1, teacher.ids), student, temperature)
     if teacher_logits is None:

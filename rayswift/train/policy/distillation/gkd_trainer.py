@@ -1,7 +1,7 @@
-"""The distillation trainer: rounds of completions, each token compared with what the teacher would have said.
+"""The distillation trainer: compares student and teacher at each token of a round's completions.
 
-A round is of completions that the student sampled or of its rows' own answers, see `rollout.groups.is_sampled`. The
-loss is TRL's: the sum over the tokens of completions, divided by their number in the whole step.
+A round has completions that the student sampled, or the answers of its rows, see `rollout.groups.is_sampled`. The loss is
+TRL's: the sum over the tokens of completions, divided by their number in the whole step.
 """
 
 from typing import Any
@@ -27,12 +27,12 @@ from rayswift.train.policy.round_values import RoundValues, reward_metrics
 
 
 def told(batch: MicroBatch, logits: Tensor, temperature: float) -> TopK:
-    """What a teacher outside has told of its likeliest tokens at the places of logits [n, V], as logits.
+    """Return the likeliest tokens that an outside teacher gave at the positions of logits [n, V], as logits.
 
     Args:
         batch: With its scores.
         logits: Of the student.
-        temperature: That the teacher's log-probabilities are at.
+        temperature: Of the teacher's log-probabilities.
     """
     if batch.scores is None:
         return top_k(logits.detach(), 1)  # of no place
@@ -54,7 +54,7 @@ class StreamedGkdTrainer(StreamedPolicyTrainer):
         self._told_temperature = rollout.temperature if rollout.teacher_engines else 1.0
 
     def _begin_round(self, model: Any, step: PolicyStep) -> None:
-        """Nothing but what is told of it."""
+        """Only note the metrics of the round."""
         self._values = RoundValues()
         table = step.round.table
         evaluation.add(self._sums, reward_metrics(table, self._advantages))
@@ -98,7 +98,7 @@ class StreamedGkdTrainer(StreamedPolicyTrainer):
     def _compared(
         self, ours: Tensor, theirs: Tensor | None, best: TopK | None, batch: MicroBatch, targets: Tensor
     ) -> dict[str, Tensor]:
-        """Sums over tokens of what is logged, at the temperature that the teacher tells of."""
+        """Return the sums of logged metrics over tokens, at the temperature of the teacher's log-probabilities."""
         temperature = self._told_temperature if theirs is None else self._temperature
         if theirs is None:
             wanted = outside_logprobs(batch).to(ours.device)
@@ -118,7 +118,7 @@ class StreamedGkdTrainer(StreamedPolicyTrainer):
 
     @torch.no_grad()
     def _teacher_logits(self, model: Any, batch: MicroBatch) -> Tensor | None:
-        """Logits [n, V]; None: they are outside, and only the likeliest tokens are told."""
+        """Return logits [n, V]; None: the teacher is outside, and gives only its likeliest tokens."""
         assert self._teacher is not None
         if self._teacher.is_outside:
             return None
@@ -131,7 +131,7 @@ class StreamedGkdTrainer(StreamedPolicyTrainer):
 
     @torch.no_grad()
     def text_logprobs(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32]:
-        """See the policy trainer; by the model's own head, as in training."""
+        """See the policy trainer; with the model's own head, as in training."""
         model, ids = self.model_wrapped, torch.from_numpy(token_ids.astype(np.int64)).to(self.args.device)
         was_training = model.training
         model.eval()

@@ -1,4 +1,4 @@
-"""The teacher as a worker has it: a model beside the policy, the weights that training began with, or the policy."""
+"""The teacher in a worker: a model beside the policy, the initial weights, or the policy itself."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,8 +20,8 @@ from rayswift.train.policy.scoring import Scorer
 
 @dataclass(frozen=True)
 class Teacher:
-    """model, scorer: a model of its own, prepared for this rank; None: the policy, below its adapter if `is_start`; or,
-    if `is_outside`, engines or a server that have scored the completions already."""
+    """model, scorer: a separate model, prepared for this rank; None: the policy, without its adapter if `is_start`; or,
+    if `is_outside`, engines or a server that have already scored the completions."""
 
     model: Any
     scorer: Scorer | None
@@ -30,12 +30,12 @@ class Teacher:
 
     @classmethod
     def of(cls, config: RlhfConfig, model: Any, prepare: Callable[[Any], Any]) -> "Teacher | None":
-        """The teacher of a run, if it has one.
+        """Return the teacher of a run, if it has one.
 
         Args:
             config: The run's.
-            model: A model of its own that this rank holds.
-            prepare: Makes it ready for this rank.
+            model: A separate model that this rank holds.
+            prepare: Prepares it for this rank.
         """
         if has_teacher_outside(config):
             return cls(None, None, False, is_outside=True)
@@ -48,7 +48,7 @@ class Teacher:
 
     @contextmanager
     def asked(self, policy: Any, accelerator: Any) -> Iterator[Any]:
-        """The model to ask, while it lasts; call it without gradient."""
+        """Yield the model to ask; call it without gradient."""
         if self.model is not None:
             yield self.model
         elif self.is_start:
@@ -59,23 +59,23 @@ class Teacher:
 
 
 def outside_logprobs(batch: MicroBatch) -> Tensor:
-    """Log-probabilities [n] of a teacher that has scored the completions already."""
+    """Return the log-probabilities [n] of a teacher that has already scored the completions."""
     assert batch.scores is not None or not len(batch.targets), "the plane has them scored"
     return batch.scores.logprobs if batch.scores else torch.empty(0)
 
 
 def in_order(values: Tensor, batch: MicroBatch) -> Tensor:
-    """What was computed for the tokens of what a teacher sees, [n, ...], in the order of the micro-batch's own."""
+    """Reorder values [n, ...] from the order of the teacher's micro-batch to that of the policy's."""
     return values if batch.teacher is None or batch.teacher.order is None else values[batch.teacher.order]
 
 
 def teach(values: RoundValues, teacher_logprobs: Tokenwise, coefficient: float) -> evaluation.Sums:
-    """Add to each token's advantage by how much likelier the teacher finds it than the policy that sampled it.
+    """Add to each token's advantage its log-probability by the teacher minus that by the policy that sampled it.
 
-    In expectation that is the gradient of KL(policy || teacher); Thinking Machines 2025, "On-Policy Distillation".
+    In expectation this gives the gradient of KL(policy || teacher); Thinking Machines 2025, "On-Policy Distillation".
 
     Args:
-        values: Of a round, with the old log-probabilities of all tokens; their advantages change.
+        values: Of a round, with the old log-probabilities of all tokens; the advantages are changed.
         teacher_logprobs: Of the same tokens.
         coefficient: Weight of the difference.
 
