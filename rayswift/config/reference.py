@@ -18,13 +18,13 @@ _INTRODUCTION = f"""# Every field of a config
 Written by `{COMMAND}`; do not edit it by hand.
 
 YAML and flags are one tree of sections. A field's dotted path is its YAML path, its flag and its name in every error;
-where the last part is unique, the bare flag works too (`--learning_rate`), and `--model` stands for `--model.path`.
-A flag replaces the value of `--config file.yaml`, a later file that of an earlier one, and a file the default. Lists are
+where the last part is unique, the bare flag works too (`--learning_rate`), and `--model` stands for `--model.path`. A
+flag replaces the value of `--config file.yaml`, a later file that of an earlier one, and a file the default. Lists are
 words (`--data.eval a.jsonl b.jsonl`) or JSON, dicts are JSON, `null` is null. An unknown name is an error, and all
-problems are reported at once. Numbers, booleans and null are read as in YAML 1.2, in YAML files and in flags alike, and by
-the type of the field: `1e-4` is a number; `no` is a word for `save_strategy` and false for `packing`. A path may begin
-with `~`. For a name of TRL, LLaMA-Factory or axolotl, the error gives the name on this page. `rayswift <verb> --dry_run`
-prints the resolved config, and `rayswift <verb> --help all` the fields below.
+problems are reported at once. Numbers, booleans and null are read as in YAML 1.2, in YAML files and in flags alike, and
+by the type of the field: `1e-4` is a number; `no` is a word for `save_strategy` and false for `packing`. A path may
+begin with `~`. For a name of TRL, LLaMA-Factory or axolotl, the error gives the name on this page.
+`rayswift <verb> --dry_run` prints the resolved config, and `rayswift <verb> --help all` the fields below.
 
 **ms-swift's spelling.** `pt`, `sft` and `rlhf` also read command lines and flat YAML or JSON files of ms-swift
 (`rayswift sft run.yaml --tuner_type lora --deepspeed zero3`). One line says what was translated. One line for each flag

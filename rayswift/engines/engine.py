@@ -69,8 +69,8 @@ def _collected(finished: Columns, parts: Columns, num_made: int, num_unfinished:
 class Engine(Protocol):
     """An engine as an asyncio object; the pool reaches it through a Ray actor handle with the same methods.
 
-    Every call returns in bounded time, except while the engine loads weights. Calls may overlap. `load` runs between two
-    decoding steps, while requests are in flight; their later tokens are sampled with the new version.
+    Every call returns in bounded time, except while the engine loads weights. Calls may overlap. `load` runs between
+    two decoding steps, while requests are in flight; their later tokens are sampled with the new version.
     """
 
     async def start(self) -> None:
@@ -104,7 +104,7 @@ class Engine(Protocol):
         """
 
     async def score(self, token_ids: NDArray[np.int32], timeout_s: float) -> NDArray[np.float32]:
-        """Return the log-probabilities [T - 1] of tokens 1 to T - 1 of a text, ahead of waiting requests; for the canary.
+        """Return log-probabilities [T - 1] of tokens 1 to T - 1 of a text; for the canary, ahead of waiting requests.
 
         Raises:
             TimeoutError: it took too long and was aborted.

@@ -105,11 +105,11 @@ class Span:
 class Trajectory:
     """What a completion of several turns has beside its tokens.
 
-    prompt_ids [P] int32: the tokens of its prompt; asked: the messages of the prompt if the environment changed them, else
-    None; written [T] bool: the tokens that the model wrote, the others are answers of
-    tools and environments; messages: its turns, for rewards and people; num_turns: of the model; num_calls,
-    num_failed_calls: of tools; reward: the environment's, None if it gave none; end: why there is no further turn;
-    infos: what the environment tells reward functions; checksum: CRC-32 of all tokens at the engine's last turn.
+    prompt_ids [P] int32: the tokens of its prompt; asked: the messages of the prompt if the environment changed them,
+    else None; written [T] bool: the tokens that the model wrote, the others are answers of tools and environments;
+    messages: its turns, for rewards and people; num_turns: of the model; num_calls, num_failed_calls: of tools; reward:
+    the environment's, None if it gave none; end: why there is no further turn; infos: what the environment tells reward
+    functions; checksum: CRC-32 of all tokens at the engine's last turn.
     """
 
     prompt_ids: NDArray[np.int32]
@@ -155,8 +155,8 @@ class Completion:
 class Scored:
     """A completion with its rewards.
 
-    rewards: of each function and model, NaN if it returned None (no opinion); reward: their weighted sum; text: the text
-    that rewards got.
+    rewards: of each function and model, NaN if it returned None (no opinion); reward: their weighted sum; text: the
+    text that rewards got.
     """
 
     completion: Completion

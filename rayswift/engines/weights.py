@@ -1,8 +1,8 @@
 """Published weights: their format, the store that keeps them for later engines, and the transfer of their bytes.
 
 A version is a list of buckets; a bucket is one object of raw tensors, so that the number of remote calls follows the
-bytes, not the tensors. Every tensor has a checksum of its bytes, which each engine compares before it uses them.
-The trainer puts the buckets (one copy). The `WeightStore` then copies them into objects of its own, because Ray's objects
+bytes, not the tensors. Every tensor has a checksum of its bytes, which each engine compares before it uses them. The
+trainer puts the buckets (one copy). The `WeightStore` then copies them into objects of its own, because Ray's objects
 die with the process that put them, and an engine may start after the death of the trainer.
 """
 

@@ -1,13 +1,13 @@
 """Admission: which prompt is drawn for which round, and when; pure. Sync and async sampling differ only here.
 
-Round s may draw prompts once the weights after round s - `max_staleness` are published. Nothing is ever dropped for being
-old: sampling is paced, so that the tokens of a round are at most `max_staleness` versions old. Prompts go to rounds
-strictly in order. The next prompt of the sequence replaces a filtered or failed one in the same round. With
+Round s may draw prompts once the weights after round s - `max_staleness` are published. Nothing is ever dropped for
+being old: sampling is paced, so that the tokens of a round are at most `max_staleness` versions old. Prompts go to
+rounds strictly in order. The next prompt of the sequence replaces a filtered or failed one in the same round. With
 over-sampling, more prompts are in progress than a round lacks; the round takes the first that can be trained, and all
 prompts after these go back to the head of the sequence.
 
-With `max_staleness` 0 only one round is open, and its prompts are the next ones of the sequence: the trained prompts are
-a function of (data, seed, weights), whatever finishes first.
+With `max_staleness` 0 only one round is open, and its prompts are the next ones of the sequence: the trained prompts
+are a function of (data, seed, weights), whatever finishes first.
 """
 
 import math

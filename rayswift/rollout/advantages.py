@@ -38,12 +38,12 @@ class AdvantageSettings:
 
     @property
     def is_per_token(self) -> bool:
-        """Whether tokens of a completion may have different advantages: then `returns` and `whitened` follow `baselined`."""
+        """Whether advantages may differ within a completion: then `returns` and `whitened` follow `baselined`."""
         return self.estimator.startswith("reinforce_plus_plus")
 
 
 def weighted(rewards: Floats, weights: tuple[float, ...]) -> Floats:
-    """Return the reward of each completion [N]: the weighted sum of its rewards [N, F] that are not NaN, NaN if all are."""
+    """Return the weighted sum of each completion's rewards [N, F] that are not NaN; NaN if all are; [N]."""
     total = np.nansum(rewards * np.asarray(weights, np.float64), axis=1)
     total[np.isnan(rewards).all(axis=1)] = np.nan
     return total
@@ -83,11 +83,11 @@ def advantages(
 def classified(rewards: Floats, groups: NDArray[np.int64], tau: float) -> Floats:
     """Return the advantages [N] that give the gradient of REAL, rewards as labels (arXiv 2602.05630).
 
-    With s the mean of log(policy / sampler) over a completion's tokens, the loss of a group is
-    log(1 + sum over the good of e^(-s / tau)) + log(1 + sum over the bad of e^(s / tau)). A completion is good if its
-    reward is above the group's mean; a group of one kind has no loss. If the policy is the sampler, s is 0. The gradient
-    with respect to s is then -1 / (tau (1 + number of good ones)) for a good completion, and
-    1 / (tau (1 + number of bad ones)) for a bad one. The loss, a mean over groups, is scaled to one over completions.
+    With s the mean of log(policy / sampler) over a completion's tokens, the loss of a group is log(1 + sum over the
+    good of e^(-s / tau)) + log(1 + sum over the bad of e^(s / tau)). A completion is good if its reward is above the
+    group's mean; a group of one kind has no loss. If the policy is the sampler, s is 0. The gradient with respect to s
+    is then -1 / (tau (1 + number of good ones)) for a good completion, and 1 / (tau (1 + number of bad ones)) for a bad
+    one. The loss, a mean over groups, is scaled to one over completions.
     """
     means, _, _ = _statistics(rewards, groups)
     good, bad = rewards > means, rewards <= means
@@ -164,7 +164,7 @@ def _standardised(values: Floats, groups: NDArray[np.int64]) -> Floats:
 
 
 def _statistics(values: Floats, groups: NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:
-    """Return for each value [N] its group's mean, standard deviation (Bessel's, 0 of a single value) and count without NaN.
+    """Return for each value [N] its group's mean, standard deviation (Bessel's, 0 of one value) and count, without NaN.
 
     Mean and standard deviation are 0 in a group of NaN.
     """

@@ -1,7 +1,7 @@
 """Makes the rounds of one worker group: draws prompts, samples, scores and assembles, until a later group begins.
 
-It runs in the coordinator's event loop. `admission` decides which prompts may be drawn. The `ledger` records the outcome
-of each prompt in the order of rounds, and rounds are handed out in that order too, whatever finishes first.
+It runs in the coordinator's event loop. `admission` decides which prompts may be drawn. The `ledger` records the
+outcome of each prompt in the order of rounds, and rounds are handed out in that order too, whatever finishes first.
 """
 
 import asyncio
@@ -125,7 +125,7 @@ class Attempt:
                 raise self._error
             left_s = deadline - self._clock()
             if left_s <= 0 or self._over:
-                raise TimeoutError(f"round {number} was not there within {timeout_s:g} s: {self.describe()}")
+                raise TimeoutError(f"round {number} was not ready within {timeout_s:g} s: {self.describe()}")
             changed = self._changed
             try:
                 await asyncio.wait_for(changed.wait(), left_s)
@@ -148,7 +148,7 @@ class Attempt:
         parts = [f"{count} prompts with {where}" for where, count in sorted(self._waiting.items()) if count]
         if self._reading and not self._ready:
             parts.append("the data has no prompt ready")
-        return ", ".join(parts) or "no prompt is under way"
+        return ", ".join(parts) or "no prompt is in progress"
 
     def _stage(self, where: str, change: int) -> None:
         self._waiting[where] += change

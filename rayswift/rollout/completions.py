@@ -2,9 +2,9 @@
 
 Those of evaluations are in `completions/eval/round-ROUND.parquet`.
 
-The newest part is rewritten as a whole when rounds come and before each checkpoint; once it is large, a new part begins.
-So files can be read at any time, memory holds one part, and a kill loses only rounds that no checkpoint holds; a resumed
-run writes these again. A shortened prompt is written as it was sampled from.
+The newest part is rewritten as a whole when rounds come and before each checkpoint; once it is large, a new part
+begins. So files can be read at any time, memory holds one part, and a kill loses only rounds that no checkpoint holds;
+a resumed run writes these again. A shortened prompt is written as it was sampled from.
 """
 
 import os

@@ -139,7 +139,7 @@ class Coordinator:
         Raises:
             StaleAttempt: a newer attempt has begun.
             UserError: the round cannot be made.
-            TimeoutError: nothing comes forward; the text says what it waits for.
+            TimeoutError: there is no progress; the text says what it waits for.
         """
         life, serving = self._current(attempt), self._serving
         if (oldest := serving.ask(rank, number, size, self._clock())) is not None:
@@ -150,7 +150,7 @@ class Coordinator:
             finished = await life.round(number, wait_s)
         except TimeoutError:
             self._refuse_older(attempt)
-            return self._still_waiting(life, f"round {number} is not there", serving.since[rank])
+            return self._still_waiting(life, f"round {number} is not ready", serving.since[rank])
         finally:
             self._waiting_ranks.discard(rank)
             self._scaler.trainer_waits(bool(self._waiting_ranks))
@@ -209,8 +209,7 @@ class Coordinator:
         still_s = self._clock() - max(since, life.moved_at, self._moved_at, self._pool.moved_at)
         if still_s >= self._plan.max_still_s:
             raise TimeoutError(
-                f"{what}, and nothing has come forward for {still_s:.0f} s: {life.describe()}; engines: "
-                f"{self._pool.describe()}"
+                f"{what}, without any progress for {still_s:.0f} s: {life.describe()}; engines: {self._pool.describe()}"
             )
         return Waiting(f"{life.describe()}; {self._pool.summary()}; the last sign of progress {still_s:.0f} s ago")
 
@@ -228,15 +227,15 @@ class Coordinator:
         self._refuse_older(attempt)
         if task.cancelled():
             return Waiting("a newer worker group begins")
-        return task.result() if task.done() else self._still_waiting(life, f"{what} is not there", since)
+        return task.result() if task.done() else self._still_waiting(life, f"{what} is not ready", since)
 
     async def evaluate(self, attempt: int, number: int, wait_s: float) -> dict[str, float] | Waiting:
-        """Return mean rewards of the evaluation prompts with the weights after `number` rounds; made once for all ranks.
+        """Return mean rewards of the evaluation prompts with weights of `number` rounds; made once for all ranks.
 
         Raises:
             StaleAttempt: a newer attempt has begun.
             UserError: no evaluation prompt could be scored.
-            TimeoutError: nothing comes forward; the text says what it waits for.
+            TimeoutError: there is no progress; the text says what it waits for.
         """
         what = f"the evaluation of round {number}"
         return await self._only_once(attempt, what, lambda: self._evaluate(number), wait_s)
@@ -253,7 +252,7 @@ class Coordinator:
         Raises:
             StaleAttempt: a newer attempt has begun.
             UserError: no engine can hold them.
-            TimeoutError: nothing comes forward; the text says what it waits for.
+            TimeoutError: there is no progress; the text says what it waits for.
         """
         life = self._current(attempt)
         what = f"a text's scoring by version {number}"

@@ -106,8 +106,8 @@ async def _one(
 
 
 def _of_prompts(groups: Sequence[Group], own: EvalPlan) -> dict[str, float]:
-    """Return avg@k, the mean over prompts of the mean reward of their k completions, and pass@k, the share of prompts with a
-    right completion; over prompts that have a scored completion."""
+    """Return avg@k, the mean over prompts of the mean reward of their k completions, and pass@k, the share of prompts
+    with a right completion; over prompts that have a scored completion."""
     rewards = [[one.reward for one in group.scored] for group in groups if group.scored]
     k = own.num_generations
     return {

@@ -127,8 +127,8 @@ def is_sampled(run_seed: int, number: int, share: float) -> bool:
 
 
 def answer_of(prompt: Prompt, version: PolicyVersion) -> tuple[Prompt, asyncio.Future[Completion]]:
-    """Return a prompt with its row's answer as a completion; without an answer it has no tokens, and the teacher writes it
-    later, see `teachers.scoring`."""
+    """Return a prompt with its row's answer as a completion; without an answer it has no tokens, and the teacher writes
+    it later, see `teachers.scoring`."""
     future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
     before, answer = prompt.answer or (prompt.input_ids, np.empty(0, np.int32))
     logprobs = np.full(len(answer), np.nan, np.float32)  # nobody sampled it

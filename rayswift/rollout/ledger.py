@@ -1,8 +1,8 @@
 """The ledger: records the outcome of every prompt, and where a resumed run continues; pure.
 
-Each drawn prompt gets exactly one outcome. The ledger of a round holds the outcomes of all prompts that were drawn for it
-and for earlier rounds. It goes with the round to the trainer and into the checkpoint, so a run resumed from there draws
-exactly the prompts that are not in it.
+Each drawn prompt gets exactly one outcome. The ledger of a round holds the outcomes of all prompts that were drawn for
+it and for earlier rounds. It goes with the round to the trainer and into the checkpoint, so a run resumed from there
+draws exactly the prompts that are not in it.
 """
 
 from collections import Counter

@@ -238,7 +238,7 @@ class RolloutClient:
         return received
 
     def evaluate(self, number: int) -> dict[str, float]:
-        """Return mean rewards of the evaluation prompts with the weights after `number` rounds; the same on all ranks."""
+        """Return mean rewards of the evaluation prompts with weights of `number` rounds; the same on all ranks."""
         found: dict[str, float] = self._once_there(
             f"evaluate round {number}", lambda: self._actor.evaluate.remote(self._attempt, number, self._wait_s)
         )

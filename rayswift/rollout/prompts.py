@@ -1,7 +1,8 @@
 """The sequence of prompts: rows of any task, with one prompt in each global batch, so prompt n is batch n.
 
-The sequence is a function of (data, seed) alone, as for all rows. The position after a prompt is the cursor that continues
-there, with the accounting of the raw rows before it. A drawn prompt counts as trained until the ledger has its outcome.
+The sequence is a function of (data, seed) alone, as for all rows. The position after a prompt is the cursor that
+continues there, with the accounting of the raw rows before it. A drawn prompt counts as trained until the ledger has
+its outcome.
 """
 
 import asyncio

@@ -217,10 +217,11 @@ def group_begins(ordinals: NDArray[np.int64]) -> Indices:
 
 
 def shares(table: RoundTable, num_steps: int, size: int) -> list[list[Indices]]:
-    """Return the lines of the table that each rank trains in each optimizer step: [num_steps][size], in the table's order.
+    """Return the lines that each rank trains in each optimizer step: [num_steps][size], in the table's order.
 
-    See `rows_of_step`. The completions of a prompt stay together, because a micro-batch computes the prompt once; with few
-    prompts for each rank they are split in parts. The longest parts go first, each to the rank with the fewest tokens.
+    See `rows_of_step`. The completions of a prompt stay together, because a micro-batch computes the prompt once; with
+    few prompts for each rank they are split in parts. The longest parts go first, each to the rank with the fewest
+    tokens.
     """
     found = []
     for step in range(num_steps):

@@ -79,8 +79,8 @@ class StreamFlow(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Handle HF's only epoch, which ends with the training. All is done at the step, except after early stopping or if the
-        stream ended after it."""
+        """Handle HF's only epoch, which ends with the training. All is done at the step, except after early stopping or
+        if the stream ended after it."""
         control.should_log = late = self._stream.last and not self._ended
         is_new = self._evaluated_step != state.global_step
         control.should_evaluate = late and is_new and args.eval_strategy != "no"
@@ -204,7 +204,7 @@ class Checkpoints(TrainerCallback):
             self._pushes.start(folder)
 
         work = seal if args.should_save else lambda: None
-        work_together(rank, size, f"sealing {folder.name}", self._storage_timeout_s, work)
+        work_together(rank, size, f"completing {folder.name}", self._storage_timeout_s, work)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

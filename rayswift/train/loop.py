@@ -46,7 +46,7 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     worker.at("makes the checkpoint fit this number of ranks, or waits for rank 0 to do so")
     universal = prepare_checkpoint(spec, resume, worker)
     args = trainer_arguments(spec, load(task.arguments), dtype, worker.rank == 0, universal)
-    worker.at("waits for what supplies the batches to begin")
+    worker.at("waits for the data service to begin")
     worker.supply.begin(attempt, supply_start(config, resume))
     weights_dtype = models.weights_dtype(config.model, config.cluster.uses_deepspeed, dtype)
     worker.at("loads the model")
@@ -109,8 +109,8 @@ def _without_progress_bars() -> Iterator[None]:
 
 
 def _make_ready(model: Any, others: Iterable[Any], args: Any, config: TrainingConfig, dtype: str) -> None:
-    """Switch off dropout if the task asks for it, hold float32 weights without DeepSpeed, and limit DeepSpeed's bucket to the
-    number of gradients."""
+    """Switch off dropout if the task asks for it, hold float32 weights without DeepSpeed, and limit DeepSpeed's bucket
+    to the number of gradients."""
     from rayswift.model.load import hold_masters, switch_off_dropout
     from rayswift.model.tuners import num_elements
     from rayswift.train.parallel.deepspeed import fit_reduce_bucket

@@ -1,7 +1,7 @@
-"""The head of a causal language model at those positions alone whose next token counts.
+"""Runs the head of a causal language model only at positions whose next token counts.
 
-TRL's fused head scores every position it is given, on a CPU those of prompts and padding too: of 2,048 tokens and a
-vocabulary of 49,152 that is a fifth of a small model's work, and float32 tiles of 256 MB, several at a time.
+TRL's fused head scores every position, on a CPU those of prompts and padding too: with 2,048 tokens and a vocabulary of
+49,152 that is a fifth of a small model's work, and several float32 tiles of 256 MB at a time.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class ScoredPositions:
-    """Selects positions behind a model's backbone; a model that is wrapped later (DDP, DeepSpeed) keeps it."""
+    """Selects positions after a model's backbone; also in a model that is wrapped later (DDP, DeepSpeed)."""
 
     def __init__(self, model: Any):
         base = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -23,7 +23,7 @@ class ScoredPositions:
 
     @contextmanager
     def only(self, positions: Tensor) -> Iterator[None]:
-        """While it lasts, the head gets [1, n, H] in place of [B, T, H].
+        """Within the block, the head gets [1, n, H] in place of [B, T, H].
 
         Args:
             positions: [n] of the flattened [B, T].
@@ -41,12 +41,12 @@ class ScoredPositions:
 
 
 def scored(model: Any, head: ScoredPositions, inputs: dict[str, Any]) -> Any:
-    """A forward pass with TRL's fused head as of all positions: its outputs per token, [B, T - 1], 0 where ignored.
+    """Run a forward pass with TRL's fused head; return its outputs per token, [B, T - 1], 0 for ignored tokens.
 
     Args:
-        model: The model, however wrapped.
+        model: The model, in any wrapper.
         head: Of that model.
-        inputs: What it takes, with labels [B, T].
+        inputs: Its inputs, with labels [B, T].
     """
     inputs = dict(inputs)
     labels = inputs.pop("labels")

@@ -1,4 +1,4 @@
-"""What a worker is given: the run as plain values, who it is, and how it reaches what supplies its batches."""
+"""The input of a worker: the run as plain values, its rank, and its client to the data service."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,10 +13,10 @@ from rayswift.train.clock import Clock
 
 
 class DataServiceClient(Protocol):
-    """How a rank reaches its supply of batches; the stream that reads the payload defines its type."""
+    """The client of a rank to the data service; the stream that reads the payload defines its type."""
 
     def new_attempt(self) -> int:
-        """A number for this worker group, higher than those of all groups before."""
+        """Return a number for this worker group, higher than those of earlier groups."""
 
     def begin(self, attempt: int, start: Any) -> None:
         """Serve from here on: a `Position` of rows, or a `LedgerSnapshot` of prompts."""
@@ -27,15 +27,15 @@ Connect = Callable[[int, int], DataServiceClient]
 
 
 class NotSeen(OSError):
-    """A rank does not see what the group agreed on; Ray Train restarts the group."""
+    """A rank does not see the checkpoint that the group agreed on; Ray Train restarts the group."""
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """All a worker needs, as plain values.
+    """The setup of a worker, as plain values.
 
-    clock: where the time since the command went so far. resume_from: the checkpoint to continue, unless the
-    run folder holds a newer one. work_dir: where relative paths of the config begin.
+    clock: the time since the command began, by part. resume_from: the checkpoint to continue, unless the
+    run folder holds a newer one. work_dir: base of relative paths in the config.
     """
 
     config: TrainingConfig
@@ -48,7 +48,7 @@ class RunSpec:
     work_dir: Path
 
     def for_world_size(self, size: int) -> "RunSpec":
-        """The run for a group of `size` workers: micro-batches that share the global batch."""
+        """Return the run for a group of `size` workers, whose micro-batches share the global batch."""
         train = self.config.train
         rows, accumulation = micro_batches(self.feed_plan.global_batch, train.per_device_train_batch_size, size)
         cut = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulation}
@@ -59,7 +59,7 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class Worker:
-    """Who a training process is, and how it reaches the others; `at` notes what it does, for who waits for it."""
+    """A training process: its rank, and its links to others; `at` notes what it does, for messages about waiting."""
 
     rank: int
     size: int

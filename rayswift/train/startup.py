@@ -1,4 +1,4 @@
-"""What a worker group agrees on before it trains: the checkpoint to continue, and the weights to begin with."""
+"""The start of a worker group: agrees on the checkpoint to continue and on the initial weights."""
 
 import socket
 import time
@@ -26,17 +26,16 @@ _SEEN_WITHIN_S = 30.0  # a shared file system may show a file late to other host
 
 
 def agree_on_checkpoint(spec: RunSpec, worker: Worker) -> tuple[Resume | None, int]:
-    """Rank 0 looks, all follow: the newest complete checkpoint of the run, else the one the launch named.
+    """Agree on the newest complete checkpoint of the run, found by rank 0, else on the one that the launch named.
 
-    Ray Train's own record is not asked: it learns of a checkpoint only at the controller's next poll. The ranks read a
-    checkpoint together, each its share, before it is trusted; one that is not as it was saved is set aside, and the one
-    before it taken.
+    Ray Train's own record is not used: it learns of a checkpoint only at the controller's next poll. The ranks verify a
+    checkpoint together, each its share of the files. A damaged one is set aside, and the one before it is taken.
 
     Returns:
-        The checkpoint, and this attempt's number, which fences off the groups before.
+        The checkpoint, and this attempt's number, with which calls of earlier groups are refused.
 
     Raises:
-        UserError: checkpoints are there, and none is as it was saved.
+        UserError: there are checkpoints, and all are damaged.
         NotSeen: a rank does not see the checkpoint.
     """
     attempt = _from_rank_zero(worker, worker.supply.new_attempt() if worker.rank == 0 else None)
@@ -47,7 +46,7 @@ def agree_on_checkpoint(spec: RunSpec, worker: Worker) -> tuple[Resume | None, i
         path = Path(str(name)) if name else None
         if path is None:
             break
-        what = f"reading {path} before it is trusted"
+        what = f"verifying {path}"
         limit_s = spec.config.cluster.storage_timeout_s
         answers = work_together(worker.rank, worker.size, what, limit_s, partial(_look, path, worker))
         damage = next((answer.damage for answer in answers if answer.damage), "")
@@ -68,7 +67,7 @@ def agree_on_checkpoint(spec: RunSpec, worker: Worker) -> tuple[Resume | None, i
 
 @dataclass(frozen=True)
 class _Answer:
-    """What a rank found: not there, or not as it was saved; both empty: all is well."""
+    """The result of a rank: the checkpoint is not visible, or is damaged; both empty: it is good."""
 
     host: str
     unseen: str = ""
@@ -76,10 +75,10 @@ class _Answer:
 
 
 def _propose(spec: RunSpec, damaged: dict[Path, Damaged]) -> Path | None:
-    """The newest checkpoint that may be whole; None: there is none, and never was. Others are added to `damaged`.
+    """Return the newest checkpoint that may be complete; None: there never was one. Others are added to `damaged`.
 
     Raises:
-        UserError: there is none any more.
+        UserError: all checkpoints are damaged.
     """
     for folder in reversed(checkpoint.folders(spec.run_dir)):
         if folder in damaged:
@@ -129,10 +128,10 @@ def _from_rank_zero(worker: Worker, value: str | int | None) -> str | int | None
 
 
 def prepare_checkpoint(spec: RunSpec, resume: Resume | None, worker: Worker) -> bool:
-    """Make the checkpoint loadable by this number of workers; rank 0 works, the others wait for it.
+    """Make the checkpoint loadable by this number of workers; rank 0 works, the others wait.
 
     Returns:
-        Whether its universal form must be loaded, in place of the ranks' own files.
+        Whether its universal format must be loaded, in place of the ranks' own files.
     """
     if resume is None or not universal.is_needed(resume.saved, worker.size):
         return False
@@ -142,7 +141,7 @@ def prepare_checkpoint(spec: RunSpec, resume: Resume | None, worker: Worker) -> 
 
 
 def weights_to_load(spec: RunSpec, worker: Worker) -> str:
-    """Path or hub id of the weights; where they are not `model.path` as it is, rank 0 writes them first."""
+    """Return the path or hub id of the weights; if they differ from `model.path`, rank 0 writes them first."""
     model = spec.config.model
     if not begins_with_other_weights(model):
         return model.path

@@ -1,4 +1,4 @@
-"""A rank's batches: its slices of the global sequence, cut into micro-batches, their cost counted."""
+"""The batches of a rank: its slices of the global sequence, cut into micro-batches, with throughput counters."""
 
 import time
 from abc import ABC, abstractmethod
@@ -20,12 +20,12 @@ from rayswift.train.spec import DataServiceClient, RunSpec
 
 Rows = Sequence[PackedRow]
 Collate = Callable[[Rows], dict[str, Any]]
-"""Packed rows -> the tensors of a micro-batch; without rows, tensors of one that has no loss."""
+"""Packed rows -> the tensors of a micro-batch; without rows, tensors of a micro-batch without a loss."""
 
 
 @dataclass
 class ThroughputCounter:
-    """What a rank's steps held since the last log line."""
+    """Counts of a rank's steps since the last log line."""
 
     tokens: int = 0
     trained_tokens: int = 0
@@ -37,10 +37,10 @@ class ThroughputCounter:
 
 
 class StepStream(ABC):
-    """What trainers and callbacks see of a rank's steps, whatever they are made of.
+    """The interface of a rank's steps for trainers and callbacks.
 
-    position, epochs: where in the data the step that was handed out last ends; last: none follows; save: a checkpoint
-    is asked for behind it.
+    position, epochs: where in the data the newest step ends; last: no step follows; save: a checkpoint is requested
+    after it.
     """
 
     def __init__(self, position: Position, epochs: float):
@@ -51,21 +51,21 @@ class StepStream(ABC):
 
     @abstractmethod
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """What the trainer takes, step after step."""
+        """Yield the input of the trainer, step after step."""
 
     @abstractmethod
     def evaluation_batches(self, batch_size: int) -> Iterator[tuple[Rows, dict[str, Any]]]:
-        """This rank's evaluation batches with their rows, as many as every other rank has."""
+        """Yield this rank's evaluation batches with their rows, as many as every other rank has."""
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint behind the step that was handed out last holds of the data, as plain values."""
+        """Return the data state for a checkpoint after the newest step, as plain values."""
         return {"position": self.position.to_json(), "epochs": self.epochs}
 
     def before_save(self) -> None:  # noqa: B027 - rows need nothing
-        """See to it that all is written that a checkpoint counts as done; called by one rank before it is complete."""
+        """Write all that a checkpoint counts as done; one rank calls it before the checkpoint is complete."""
 
     def restart_counter(self) -> ThroughputCounter:
-        """What was counted so far; counting starts again."""
+        """Return the counts so far, and start again."""
         counter, self._counter = self._counter, ThroughputCounter()
         counter.elapsed_s = self._counter.since - counter.since
         return counter
@@ -84,12 +84,12 @@ class Stream(StepStream):
     """Micro-batches of one rank, step after step, in the order of the global sequence.
 
     Args:
-        client: The feed.
+        client: Of the data service.
         position: Where to begin.
         epochs: Passes over the data before it.
         micro_batch: Rows of a micro-batch.
         accumulation: Micro-batches of a step.
-        max_length: Capacity of a packed row, or of each member of one that is not packed, for the fill.
+        max_length: Capacity of a packed row, or of each sequence of a row that is not packed, for the fill.
         packs: Whether rows are packed.
         collate: Makes the tensors.
     """
@@ -125,7 +125,7 @@ class Stream(StepStream):
                 yield self._collate(rows)
 
     def evaluation_batches(self, batch_size: int) -> Iterator[tuple[Rows, dict[str, Any]]]:
-        """This rank's evaluation batches with their rows, as many as every other rank has."""
+        """Yield this rank's evaluation batches with their rows, as many as every other rank has."""
         rows, most = self._client.evaluation()
         for begin in range(0, most, batch_size):
             batch = rows[begin : begin + batch_size]
@@ -139,7 +139,7 @@ class Stream(StepStream):
 
 
 def row_stream(spec: RunSpec, client: DataServiceClient, resume: Resume | None, tokenizer: Any, model: Any) -> Stream:
-    """Micro-batches of rows from the feed, from the checkpoint's position on."""
+    """Return micro-batches of rows from the feed, from the checkpoint's position on."""
     config = spec.config
     collate = load(TASKS[config.train.task].collate)
     return Stream(

@@ -37,8 +37,8 @@ class State(Enum):
 class Member:
     """The facts about an engine.
 
-    placed: its process runs; started: it can load weights; version: of its weights, None: it has none; current:
-    the newest version; loading: the version that it loads; silent: an answer is overdue; draining: it will leave, and gets
+    placed: its process runs; started: it can load weights; version: of its weights, None: it has none; current: the
+    newest version; loading: the version that it loads; silent: an answer is overdue; draining: it will leave, and gets
     no new requests; died: why it is dead.
     """
 

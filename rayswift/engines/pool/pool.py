@@ -5,9 +5,9 @@
     await pool.set_weights(version, weights)
     completions = await asyncio.gather(*pool.sample(requests, min_step=0))
 
-Each request is answered once: by a whole completion, or by an error with the reason. A request whose engine is lost moves
-to another one: with the tokens that had arrived (`salvage`), or from its beginning, with the seed that gives the same
-completion. `queues` decides which engine takes a request.
+Each request is answered once: by a whole completion, or by an error with the reason. A request whose engine is lost
+moves to another one: with the tokens that had arrived (`salvage`), or from its beginning, with the seed that gives the
+same completion. `queues` decides which engine takes a request.
 
 The pool consists of plain objects in one event loop; a factory makes the engines.
 """
@@ -40,7 +40,7 @@ _MAX_COLLECTS_PER_S = 1000
 
 
 class SampleFailed(Exception):
-    """No engine could answer a request; the message has the reason of each try. where: what failed, for the accounting."""
+    """No engine could answer a request; has the reason of each try. where: what failed, for the accounting."""
 
     where = "engines"
 

@@ -1,7 +1,7 @@
 """One engine of the pool, from its start to its end: gives it weights and requests, and collects completions.
 
-Every call to it has a deadline. `collect` shows that it is alive: it answers every few seconds even without completions,
-except during a load. However the engine ends, its requests go back to the pool, with the tokens that had
+Every call to it has a deadline. `collect` shows that it is alive: it answers every few seconds even without
+completions, except during a load. However the engine ends, its requests go back to the pool, with the tokens that had
 arrived.
 """
 
@@ -158,7 +158,7 @@ class Seat:
                 lines = await self.handle.last_lines()
             return "\n".join(f"  {line}" for line in lines.splitlines())
         except Exception as error:  # an explanation that cannot be had must not hide what it was to explain
-            return f"  (not to be had: {type(error).__name__}: {error})"
+            return f"  (cannot be read: {type(error).__name__}: {error})"
 
     async def _answer(self, what: str, call: Awaitable[_T]) -> _T:
         what, timeout_s = f"answer `{what}`", self._limits.answer_s

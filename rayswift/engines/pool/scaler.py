@@ -47,7 +47,7 @@ class Scaler:
         before, self._scale = self._scale.wanted, look(self._rule, self._scale, signals, now)
         if self._scale.wanted != before:
             logger.info(
-                "engines: %d -> %d (the trainer waits %.0f %% of the time, engines stand still %.0f %%)",
+                "engines: %d -> %d (the trainer waits %.0f %% of the time, engines are idle %.0f %%)",
                 before,
                 self._scale.wanted,
                 100 * (signals.trainer_waits or 0),

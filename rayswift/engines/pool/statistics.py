@@ -13,11 +13,11 @@ _COUNTED = ("requests", "tokens", "salvaged_tokens", "regenerated_tokens", "move
 class PoolStatistics:
     """Counts since the start, then the present state.
 
-    requests, tokens: answered, and their tokens; salvaged_tokens: how many of those are of engines that were lost or left;
-    regenerated_tokens: tokens lost with their engine; moved: requests that went to another engine; lost: engines;
-    failed: requests; serving: engines with weights, the current ones or older ones that still serve;
-    joining: engines without weights; suspect: that do not answer; draining: that leave; queued, running: requests without
-    and with an engine.
+    requests, tokens: answered, and their tokens; salvaged_tokens: how many of those are of engines that were lost or
+    left; regenerated_tokens: tokens lost with their engine; moved: requests that went to another engine; lost: engines;
+    failed: requests; serving: engines with weights, the current ones or older ones that still serve; joining: engines
+    without weights; suspect: that do not answer; draining: that leave; queued, running: requests without and with an
+    engine.
     """
 
     requests: int

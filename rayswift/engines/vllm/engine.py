@@ -1,8 +1,8 @@
 """A vLLM engine as the asyncio object that the pool talks to, usually in an actor of its own.
 
-One thread owns the `VllmCore` and steps it. Every call is a message that this thread takes between two steps, so nothing
-needs a lock, and a load never runs within a step. Transfers, checksums and waits run outside that thread, while it
-continues to step.
+One thread owns the `VllmCore` and steps it. Every call is a message that this thread takes between two steps, so
+nothing needs a lock, and a load never runs within a step. Transfers, checksums and waits run outside that thread, while
+it continues to step.
 """
 
 import asyncio

@@ -33,7 +33,7 @@ class PolicyWorker:
                 finalize_layerwise_reload(model, self.vllm_config.model_config)
         missing = sorted(wanted - loaded) if loaded is not None else []
         if missing and self.vllm_config.quant_config is None:
-            raise ValueError(f"what was published holds nothing for {', '.join(missing[:3])} ({len(missing)} in all)")
+            raise ValueError(f"the published weights lack {', '.join(missing[:3])} ({len(missing)} in all)")
         _pack_embeddings(model)
 
     def put_policy_before_sampling(self, temperature: float, normalised: bool) -> None:
@@ -41,9 +41,9 @@ class PolicyWorker:
 
         vLLM 0.29 reports log-probabilities before the temperature (its raw modes, after the mask of a regular
         expression) or after all that `sampling` leaves out (its processed ones). The trainer computes neither of these,
-        but the whole distribution at the temperature. If logits are normalised here, they are its log-probabilities, and
-        vLLM reports them for sampled tokens (raw_logits) whatever is masked later. A repetition penalty depends on the
-        sign of logits: with one they are not normalised here, and raw_logprobs normalises them before the penalty.
+        but the whole distribution at the temperature. If logits are normalised here, they are its log-probabilities,
+        and vLLM reports them for sampled tokens (raw_logits) whatever is masked later. A repetition penalty depends on
+        the sign of logits: with one they are not normalised here, and raw_logprobs normalises them before the penalty.
 
         Raises:
             ValueError: vLLM computes the model's logits in another way.

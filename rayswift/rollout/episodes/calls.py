@@ -1,9 +1,9 @@
 """Finds tool calls in the text of a model, in the formats of chat templates; pure.
 
 The formats are: JSON between `<tool_call>` and `</tool_call>` (Hermes, Qwen), the XML of Qwen3-Coder between the same
-tags, a JSON object that is the whole answer, with its arguments under `parameters` (Llama 3), and `[TOOL_CALLS]` before a
-JSON list or before names with their arguments (Mistral). A call that cannot be read is a failed call: its answer is the
-problem.
+tags, a JSON object that is the whole answer, with its arguments under `parameters` (Llama 3), and `[TOOL_CALLS]` before
+a JSON list or before names with their arguments (Mistral). A call that cannot be read is a failed call: its answer is
+the problem.
 """
 
 import json

@@ -1,9 +1,9 @@
 """The user's tools and environment by name, and their JSON schemas; the contract is that of TRL's GRPOTrainer.
 
-A tool is a function with type hints and a docstring. An environment is a class; each episode has an instance, made without
-arguments. Its `reset(**row)` may return a text, which is appended to the last message of the user. Its public methods are
-tools. Its `get_reward()`, if it has one, is a reward. In addition to TRL's contract, an attribute `done` that is true ends
-the episode.
+A tool is a function with type hints and a docstring. An environment is a class; each episode has an instance, made
+without arguments. Its `reset(**row)` may return a text, which is appended to the last message of the user. Its public
+methods are tools. Its `get_reward()`, if it has one, is a reward. In addition to TRL's contract, an attribute `done`
+that is true ends the episode.
 """
 
 import inspect
@@ -115,7 +115,7 @@ def _load(field: str, written: str, built_in: Mapping[str, str], kind: str) -> A
 
 
 def methods_of(environment: Any) -> dict[str, Tool]:
-    """Return the public methods of an environment that are tools. They are looked up on the class, to leave out properties."""
+    """Return the public methods of an environment, which are tools; taken from its class, to leave out properties."""
     found = inspect.getmembers(type(environment), predicate=inspect.isfunction)
     own = ("reset", "get_reward", "close")
     return {name: getattr(environment, name) for name, _ in found if not name.startswith("_") and name not in own}

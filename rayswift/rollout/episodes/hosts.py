@@ -1,7 +1,7 @@
 """The processes for tools and environments, spread over the nodes; a lost process is replaced.
 
-An episode survives the loss of its process once: another process repeats the call of a tool; an environment is made anew
-there and gets the turns of the model again. If it answers as before, the episode continues.
+An episode survives the loss of its process once: another process repeats the call of a tool; an environment is made
+anew there and gets the turns of the model again. If it answers as before, the episode continues.
 """
 
 import asyncio
@@ -242,9 +242,9 @@ class RemoteSession:
             raise EpisodeFailed(opening.problem)
         for turn, before in self._told:
             if await self._ask("answer", len(turn.said.calls), turn) != before:
-                raise EpisodeFailed("its process was lost, and it answers otherwise than before: it cannot be resumed")
+                raise EpisodeFailed("its process was lost, and its answers have changed: it cannot be resumed")
         if self._opening is not None and opening.messages != self._opening.messages:
-            raise EpisodeFailed("its process was lost, and it begins otherwise than before: it cannot be resumed")
+            raise EpisodeFailed("its process was lost, and its beginning has changed: it cannot be resumed")
         self._opening = opening
         return opening
 

@@ -1,7 +1,7 @@
 """Plays an episode: the model writes, tools and environments answer, until one of them ends it.
 
-Token ids go in and come out: sampled tokens stay as they are, and the tokens of answers are appended. Each turn has a seed
-derived from that of the completion, so an episode is a function of weights, prompt and seed if its environment is
+Token ids go in and come out: sampled tokens stay as they are, and the tokens of answers are appended. Each turn has a
+seed derived from that of the completion, so an episode is a function of weights, prompt and seed if its environment is
 deterministic.
 """
 

@@ -19,7 +19,7 @@ ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
 
 def settled(config: ConfigT) -> ConfigT:
-    """Return the config with the JSON schemas of its tools; a child process makes them, because it runs the user's code.
+    """Return the config with the JSON schemas of its tools; a child process makes them from the user's code.
 
     Raises:
         UserError: tools or environment cannot be used.
@@ -48,7 +48,7 @@ def settled(config: ConfigT) -> ConfigT:
 
 
 def print_schemas() -> None:
-    """Run in the child process of `settled`: read section and plugins from stdin, print schemas or a problem as last line."""
+    """Run in the child process: read section and plugins from stdin, print schemas or a problem as last line."""
     section, plugins = json.loads(sys.stdin.read())
     try:
         for plugin in plugins:

@@ -158,7 +158,7 @@ def told(error: BaseException) -> str:
 
 
 def cut(text: str, most: int) -> str:
-    """Return a text that can be tokenised: without halves of surrogate pairs, and without the middle if it is too long."""
+    """Make a text safe to tokenise: remove halves of surrogate pairs, and the middle if it is too long."""
     if len(text) > most:
         half = most // 2
         text = f"{text[:half]} [{len(text) - 2 * half} characters left out] {text[len(text) - half :]}"

@@ -1,7 +1,7 @@
 """The built-in rewards, pure: one number for each completion, called as any reward function (see README.md).
 
-A completion is its text, or a list of messages, the last of which is judged. Names and parameters are ms-swift's. Formulas
-are those of TRL's `trl.rewards`, except where a policy could earn reward without a right answer.
+A completion is its text, or a list of messages, the last of which is judged. Names and parameters are ms-swift's.
+Formulas are those of TRL's `trl.rewards`, except where a policy could earn reward without a right answer.
 """
 
 import functools
@@ -47,10 +47,10 @@ def accuracy(
 ) -> list[float]:
     r"""1 if the completion's answer is the row's `solution` (or, without that column, its `answer`), else 0.
 
-    If the solution is a number, the answer must be one: the boxed number, or else the last stated one, without an expression
-    to evaluate or numbers to choose from (see `stated_numbers.is_answer`). An expression is compared by math-verify: each
-    box, or else the last expression after the thoughts, inside `<answer>` or after `####`. Any other solution must be
-    the same text, as a whole or in every box.
+    If the solution is a number, the answer must be one: the boxed number, or else the last stated one, without an
+    expression to evaluate or numbers to choose from (see `stated_numbers.is_answer`). An expression is compared by
+    math-verify: each box, or else the last expression after the thoughts, inside `<answer>` or after `####`. Any other
+    solution must be the same text, as a whole or in every box.
 
     Raises:
         ValueError: a row has neither column.

@@ -2,8 +2,9 @@
 
 A free worker gets a fair share of all waiting completions in one call, so the number of calls does not grow with the
 number of groups. The time of a completion is measured: a call has only as many completions as fit well within its
-deadline, and the deadline grows with their number. A failed batch is cut in parts until the failing completion is alone;
-each completion is tried at least twice before it fails. Plain asyncio: a worker is any object that scores a batch.
+deadline, and the deadline grows with their number. A failed batch is cut in parts until the failing completion is
+alone; each completion is tried at least twice before it fails. Plain asyncio: a worker is any object that scores a
+batch.
 """
 
 import asyncio
@@ -157,7 +158,7 @@ class Dispatcher:
         return _Part(first.source, tuple(jobs[:size]))
 
     def _size(self, first: _Part, num_waiting: int) -> int:
-        """Return the number of items of a call: those of one request for a new source, else this worker's fair share."""
+        """Return the size of a call: the items of one request for a new source, else this worker's fair share."""
         pace = self._pace_s.get(first.source)
         if pace is None:
             return min(_MOST_ITEMS, len(first.jobs))

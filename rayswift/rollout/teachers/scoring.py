@@ -13,7 +13,7 @@ class Teacher(Protocol):
     """Scores tokens: a pool of engines, or servers."""
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> Sequence[Completion | str]:
-        """Return for each completion the teacher's log-probabilities of its tokens after the teacher's prompt, or why not."""
+        """Return each completion's log-probabilities by the teacher, after the teacher's prompt, or why not."""
 
     def describe(self) -> str:
         """Describe the state, for people."""

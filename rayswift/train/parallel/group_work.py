@@ -1,4 +1,5 @@
-"""Work of some ranks while the others wait: it may take longer than a collective, within a limit, and log lines show it."""
+"""Work of some ranks while the others wait: it may take longer than a collective, within a limit, and log lines show
+it."""
 
 import threading
 import time
@@ -95,7 +96,7 @@ class _Exchange:
         if not all(status.done for status in self._all):
             raise UserError(
                 f"{self._what}: {self._missing()} and took longer than cluster.storage_timeout_s = {self._limit_s:g}; "
-                "raise it if that is what it takes, and continue with --resume auto",
+                "raise it if the work needs more time, and continue with --resume auto",
                 exit_code=1,
             )
         return [status.value for status in self._all]
@@ -131,4 +132,4 @@ class _Exchange:
     def _missing(self) -> str:
         ranks = [str(rank) for rank, status in enumerate(self._all) if not status.done]
         shown = ", ".join(ranks[:8]) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
-        return f"worker {shown} is at it"
+        return f"worker {shown} is still working"

@@ -28,8 +28,8 @@ class PolicyArguments(GrpoFields, GRPOConfig):
 
     @property
     def takes_kl_off_rewards(self) -> bool:
-        """Whether log(policy / reference) goes into the advantages, as a penalty or as the margin of online DPO's pairs;
-        otherwise the KL is a term of the loss."""
+        """Whether log(policy / reference) goes into the advantages, as a penalty or as the margin of online DPO's
+        pairs; otherwise the KL is a term of the loss."""
         by_default = self.advantage_estimator in ("rloo", "reinforce_plus_plus", "online_dpo")
         return bool(self.beta) and (by_default if self.kl_in_reward is None else self.kl_in_reward)
 

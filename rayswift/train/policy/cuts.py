@@ -81,7 +81,7 @@ def _flat_pieces(totals: NDArray[np.int64], budget: int) -> list[slice]:
 
 
 def _shared_pieces(table: RoundTable, rows: Indices, budget: int) -> list[slice]:
-    """Fill pieces with groups, one after the other; a group that does not fit begins a new piece, and is cut if it is too long."""
+    """Fill pieces with groups in order; one that does not fit begins a new piece, and is cut if it is too long."""
     prompts, lengths = table.prompt_lengths[rows].tolist(), table.lengths[rows].tolist()
     firsts = group_begins(table.ordinals[rows])
     sizes = [int(group.sum()) for group in np.split(table.lengths[rows], firsts[1:])] if len(rows) else []

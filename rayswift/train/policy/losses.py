@@ -1,7 +1,7 @@
 """Losses over the tokens of completions; pure, equal to those of TRL's GRPO and RLOO trainers.
 
-Tensors are flat: n tokens of B whole completions, concatenated. A loss is a sum over tokens, each divided by a normaliser
-of the whole optimizer step, so it does not depend on the cut into micro-batches and ranks.
+Tensors are flat: n tokens of B whole completions, concatenated. A loss is a sum over tokens, each divided by a
+normaliser of the whole optimizer step, so it does not depend on the cut into micro-batches and ranks.
 """
 
 import math
@@ -198,7 +198,8 @@ def _per_sequence_sum(counts: StepCounts, settings: PolicySettings, lengths: Ten
 
 @dataclass(frozen=True)
 class LossType:
-    """term: of each token; divisor: divides a token's term, computed from the step's counts and the completion's length."""
+    """term: of each token; divisor: divides a token's term, computed from the step's counts and the completion's
+    length."""
 
     term: Callable[[_Terms, PolicySettings], Tensor]
     divisor: Callable[[StepCounts, PolicySettings, Tensor], Tensor]

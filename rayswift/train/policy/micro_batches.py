@@ -1,9 +1,9 @@
 """Completions -> micro-batches; pure.
 
-Three layouts, by what the model's attention takes. `shared`: one row of prompts, each once, and the completions that
-follow them, see `shared_prompts`. `rows`: each completion with its prompt is a row, padded to the longest; without
-packing, attention is plainly causal, for which SDPA needs no mask. `flat`: each with its prompt, end to end, for
-variable-length flash attention.
+The model's attention decides between three layouts. `shared`: one row of prompts, each once, and the completions that
+follow them, see `shared_prompts`. `rows`: each completion with its prompt is a row, padded to the longest; attention is
+causal, for which SDPA needs no mask. `flat`: completions with their prompts, concatenated, for variable-length flash
+attention.
 """
 
 from collections.abc import Mapping
@@ -20,20 +20,20 @@ from rayswift.train.policy.cuts import PolicyLayout
 from rayswift.train.policy.shared_prompts import SharedPrompts, ranges
 
 Place = tuple[int, int]
-"""Of a micro-batch in a round: the optimizer step, and which of the step's it is."""
+"""The place of a micro-batch in a round: the optimizer step, and its number in the step."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
     """B completions with their prompts; the model wrote n of their tokens, and these are trained.
 
-    rows [B]: their lines in the round's table; ids: prompts with completions, end to end, and totals [B] int64, the
-    tokens of each; lengths [B] int64: of them written by the model; sampling_logprobs [n] float32; inputs: what the
-    model takes; followed, targets [n]: the token behind which each of these is predicted, a place in the flattened
-    input_ids, and the token; shared_prompts: see there; teacher: the same completions behind what a teacher sees in
-    place of their prompts, None: it sees the same; order [n]: of such a micro-batch, where the tokens of the one that
-    it belongs to are among its own; scores: by a teacher that was asked beside the trainer. B may be 0: then inputs are
-    of one padding token.
+    rows [B]: their lines in the round's table; ids: prompts with completions, concatenated, and totals [B] int64, the
+    tokens of each; lengths [B] int64: how many of them the model wrote; sampling_logprobs [n] float32; inputs: of the
+    model; followed, targets [n]: the position in the flattened input_ids at which each token is predicted, and the
+    token; shared_prompts: see there; teacher: the same completions after the teacher's prompts, None: the prompts are
+    the same; order [n]: of a teacher's micro-batch: for each token of the policy's micro-batch its index here; scores:
+    by a teacher outside the workers. B may be 0: then inputs have
+    one padding token.
     """
 
     rows: Indices
@@ -51,19 +51,19 @@ class MicroBatch:
 
     @property
     def num_computed_tokens(self) -> int:
-        """Tokens that the model computes, padding included."""
+        """Return the number of tokens that the model computes, padding included."""
         return int(self.inputs["input_ids"].numel())
 
     @property
     def texts(self) -> list[list[int]]:
-        """The tokens of each completion with its prompt."""
+        """Return the tokens of each completion with its prompt."""
         return [ids.tolist() for ids in np.split(self.ids, np.cumsum(self.totals)[:-1])] if len(self.rows) else []
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a teacher makes of n completion tokens: logprobs [n] float32; top_ids [n, k] int64 and top_logprobs [n, k]
-    float32, its likeliest tokens, None where it was not asked for any."""
+    """A teacher's scores of n completion tokens: logprobs [n] float32; top_ids [n, k] int64 and top_logprobs [n, k]
+    float32, its likeliest tokens, None if they were not requested."""
 
     logprobs: torch.Tensor
     top_ids: torch.Tensor | None = None
@@ -71,7 +71,7 @@ class Scores:
 
 
 class Sequences:
-    """A rank's prompts with their completions, end to end, to take micro-batches from."""
+    """A rank's prompts with their completions, concatenated; makes micro-batches."""
 
     def __init__(self, table: RoundTable, tokens: Tokens, pad_token_id: int, layout: PolicyLayout):
         prompts, lengths = table.prompt_lengths[tokens.rows], table.lengths[tokens.rows]
@@ -97,7 +97,7 @@ class Sequences:
         _check(table, tokens, self._ids, self._begins, prompts + lengths)
 
     def batch(self, rows: Indices) -> MicroBatch:
-        """The micro-batch of some lines of the table; where prompts are shared, as `cuts.ordered` leaves them."""
+        """Return the micro-batch of some lines of the table; for shared prompts in the order of `cuts.ordered`."""
         places = np.array([self._place[int(row)] for row in rows], np.int64)
         prompts, lengths = self._prompts[places], self._lengths[places]
         totals = prompts + lengths
@@ -143,7 +143,7 @@ class Sequences:
         )
 
     def in_own_order(self, rows: Indices) -> MicroBatch:
-        """The micro-batch of some lines of the table, ordered by these prompts; with `order`."""
+        """Return the micro-batch of some lines of the table, ordered by these prompts, with `order`."""
         places = np.array([self._place[int(row)] for row in rows], np.int64)
         order = np.arange(len(rows))
         if self._layout == "shared":
@@ -157,7 +157,7 @@ class Sequences:
     def _rows(
         self, ids: NDArray[np.int64], totals: NDArray[np.int64], is_target: NDArray[np.bool_]
     ) -> tuple[dict[str, Any], NDArray[np.int64]]:
-        """input_ids [B, T], without position ids, as no row holds two texts; followed."""
+        """Return input_ids [B, T], without position ids, because no row holds two texts; and followed."""
         is_text = np.arange(int(totals.max())) < totals[:, None]
         padded = np.full(is_text.shape, self._pad_token_id, np.int64)
         padded[is_text] = ids
@@ -167,10 +167,10 @@ class Sequences:
 def _check(
     table: RoundTable, tokens: Tokens, ids: NDArray[np.int64], begins: NDArray[np.int64], totals: NDArray[np.int64]
 ) -> None:
-    """See that what is trained is what was sampled, token by token.
+    """Check that the trained tokens are the sampled ones.
 
     Raises:
-        RuntimeError: it is not.
+        RuntimeError: they are not.
     """
     if table.checksums is None:
         return
@@ -185,7 +185,7 @@ def _check(
 def _flat(
     ids: NDArray[np.int64], totals: NDArray[np.int64], is_target: NDArray[np.bool_]
 ) -> tuple[dict[str, Any], NDArray[np.int64]]:
-    """input_ids and position_ids [1, sum T], and the borders as flash attention takes them; followed."""
+    """Return input_ids and position_ids [1, sum T] with the borders for flash attention, and followed."""
     borders = torch.tensor([0, *np.cumsum(totals)], dtype=torch.int32)
     longest = int(totals.max())
     inputs = {
@@ -206,9 +206,9 @@ def _shared(
     is_target: NDArray[np.bool_],
     firsts: NDArray[np.int64],
 ) -> tuple[dict[str, Any], NDArray[np.int64], SharedPrompts]:
-    """input_ids and position_ids [1, T] of the prompts and of the completions; followed; who looks at whom.
+    """Return input_ids and position_ids [1, T] of prompts and completions, followed, and the `SharedPrompts`.
 
-    firsts [u]: of the completions, the first of each prompt.
+    firsts [u]: the first completion of each prompt.
     """
     totals = prompts + lengths
     begins = _begins(totals)

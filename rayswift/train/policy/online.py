@@ -1,4 +1,4 @@
-"""What a run that samples its own training data does differently in a worker: its stream, publishing, the canary."""
+"""The parts of a worker for tasks that sample their training data: the stream, publishing, the canary."""
 
 from dataclasses import replace
 from typing import Any, cast
@@ -22,7 +22,7 @@ from rayswift.train.spec import DataServiceClient, RunSpec, Worker
 def round_stream(
     spec: RunSpec, client: DataServiceClient, resume: Resume | None, tokenizer: Any, model: Any
 ) -> PolicyStream:
-    """Optimizer steps of rounds from the coordinator, from the checkpoint's ledger on."""
+    """Return the optimizer steps of rounds from the coordinator, starting from the checkpoint's ledger."""
     config = spec.config
     assert isinstance(config, RlhfConfig)
     ledger = LedgerSnapshot.from_json(resume.ledger if resume else None)
@@ -37,7 +37,7 @@ def round_stream(
 
 
 def attach(trainer: Any, spec: RunSpec, worker: Worker) -> None:
-    """Have the trainer hand its weights over before its first round and behind each, where anything samples."""
+    """Have the trainer publish its weights before its first round and after each, if the run samples."""
     trainer.add_callback(RoundFlow(trainer.stream))
     assert isinstance(spec.config, RlhfConfig)
     if has_engines(spec.config):
@@ -45,7 +45,7 @@ def attach(trainer: Any, spec: RunSpec, worker: Worker) -> None:
 
 
 class Publishing(TrainerCallback):
-    """Publishes the policy, and compares what engines make of it with the trainer; on all ranks alike.
+    """Publishes the policy, and compares log-probabilities of engines and trainer; on all ranks.
 
     Args:
         trainer: Its model and its stream.
@@ -72,11 +72,11 @@ class Publishing(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The weights that training begins or goes on with."""
+        """Publish the weights with which training begins or continues."""
         self._publish()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """The weights behind a round, unless nobody samples from them any more."""
+        """Publish the weights after a round, unless no further round is sampled."""
         if self._trainer.stream.ends_round and (not control.should_training_stop or control.should_evaluate):
             self._publish()
 
@@ -89,7 +89,7 @@ class Publishing(TrainerCallback):
             self._look(number)
 
     def _look(self, number: int) -> None:
-        """The canary, where it is due; the engines answer once they hold the weights.
+        """Run the canary if it is due; the engines answer once they hold the weights.
 
         Raises:
             UserError: an engine has other weights than the trainer.

@@ -3,7 +3,7 @@
 With h the difference of log(policy / reference) between the better completion c and the other one r, the loss of a pair
 is -log sigmoid(beta h). Its gradient is -beta sigmoid(-beta h) (grad log p(c) - grad log p(r)): that of a policy
 gradient whose advantage is beta sigmoid(-beta h) for each token of c, and its negative for each token of r. So a step
-can be cut into micro-batches anywhere, as long as h is of the weights that are trained: a round is one step.
+can be cut into micro-batches anywhere, if h is computed with the trained weights: a round is one step.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from rayswift.rollout.advantages import Floats
 
 @dataclass(frozen=True)
 class Pairs:
-    """advantages: [N], of each completion's tokens, where the loss is the sum of its tokens over N completions;
+    """advantages: [N], of each completion's tokens, for a loss that sums tokens over N completions;
     metrics: of the pairs, under TRL's names."""
 
     advantages: Floats
@@ -24,10 +24,10 @@ class Pairs:
 
 
 def of_round(rewards: Floats, ordinals: NDArray[np.int64], scaled_ratios: Floats, beta: float) -> Pairs:
-    """The pairs of a round; two equal rewards, or a missing one, make none.
+    """Return the pairs of a round; two equal rewards, or a missing one, give no pair.
 
     Args:
-        rewards: [N], weighed and summed, NaN for none.
+        rewards: [N], weighted sums, NaN for none.
         ordinals: [N], of each completion's prompt.
         scaled_ratios: [N], beta times the sum of log(policy / reference) over the completion.
         beta: Of the loss.

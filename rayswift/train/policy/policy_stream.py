@@ -1,4 +1,4 @@
-"""A rank's optimizer steps: rounds of completions, each trained in some steps, some times over."""
+"""The optimizer steps of a rank: each round of completions is trained in several steps and passes."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,10 +18,10 @@ from rayswift.train.stream import Rows, StepStream
 
 
 class RolloutClient(Protocol):
-    """Where rounds come from, as a rank sees it."""
+    """A rank's source of rounds."""
 
     def next(self, number: int) -> Round:
-        """This rank's share of a round, whose completions were sampled for the weights behind `number` rounds."""
+        """Return this rank's share of a round, whose completions were sampled for the weights after `number` rounds."""
 
     def keep(self) -> None:
         """Have the completions of the rounds so far written."""
@@ -34,8 +34,8 @@ class RolloutClient(Protocol):
 class PolicyStep:
     """One optimizer step.
 
-    index: which step of its pass over the round it is; pass_number: which pass, of how many; batches_of_steps: this
-    rank's micro-batches of each step of the round, as many as every rank has.
+    index: number of the step in its pass over the round; pass_number: number of the pass, of how many;
+    batches_of_steps: this rank's micro-batches of each step of the round, as many as every other rank has.
     """
 
     round: Round
@@ -46,12 +46,12 @@ class PolicyStep:
 
     @property
     def batches(self) -> Sequence[MicroBatch]:
-        """This rank's micro-batches of the step."""
+        """Return this rank's micro-batches of the step."""
         return self.batches_of_steps[self.index]
 
     @property
     def batches_of_round(self) -> dict[Place, MicroBatch]:
-        """This rank's micro-batches of the round, step after step."""
+        """Return this rank's micro-batches of the round, step after step."""
         return {
             (index, number): batch
             for index, batches in enumerate(self.batches_of_steps)
@@ -68,7 +68,7 @@ class PolicyStep:
 class CutSettings:
     """How a round is cut: num_iterations passes over it, micro-batches of at most `budget` tokens.
 
-    leave_truncated: whether completions whose room was full are not trained (DAPO's overlong filtering).
+    leave_truncated: whether completions that reached the length limit are not trained (DAPO's overlong filtering).
     """
 
     num_iterations: int
@@ -78,7 +78,7 @@ class CutSettings:
 
 
 def trained_rows(table: RoundTable, leave_truncated: bool) -> NDArray[np.bool_]:
-    """Which lines of the table have tokens that are trained, [N]."""
+    """Return for each line of the table whether its tokens are trained, [N]."""
     return (table.written_lengths > 0) & ~(table.truncated & leave_truncated)
 
 
@@ -86,11 +86,11 @@ class PolicyStream(StepStream):
     """The optimizer steps of one rank, round after round; what `train.stream.Stream` is for rows.
 
     Args:
-        client: Where rounds come from.
+        client: The source of rounds.
         position: Of the prompts, where training begins.
         epochs: Passes over the prompts before it.
         first_round: Rounds trained before it.
-        ledger: What became of the prompts before it.
+        ledger: The outcomes of the prompts before it.
         settings: How rounds are cut.
     """
 
@@ -157,11 +157,11 @@ class PolicyStream(StepStream):
         self._client.keep()
 
     def evaluate(self) -> Mapping[str, float]:
-        """Mean rewards on the evaluation prompts, by the weights that were published last."""
+        """Return mean rewards on the evaluation prompts, with the newest published weights."""
         return self._client.evaluate(self.number)
 
     def evaluation_batches(self, batch_size: int) -> Iterator[tuple[Rows, dict[str, Any]]]:
-        """None: completions are sampled anew, see `evaluate`."""
+        """Yield nothing, because completions are sampled anew, see `evaluate`."""
         return iter(())
 
     def _count(self, step: PolicyStep) -> None:
@@ -175,13 +175,13 @@ class PolicyStream(StepStream):
 
 
 class RoundFlow(TrainerCallback):
-    """Puts saves off to the end of the round: a checkpoint holds no half of one. Must stand behind `StreamFlow`."""
+    """Postpones saves to the end of the round, because checkpoints hold whole rounds. Must come after `StreamFlow`."""
 
     def __init__(self, stream: PolicyStream):
         self._stream, self._is_due = stream, False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Save now, or remember to."""
+        """Save now, or at the end of the round."""
         self._is_due |= control.should_save
         control.should_save = self._is_due and (self._stream.ends_round or control.should_training_stop)
         self._is_due &= not control.should_save

@@ -1,7 +1,8 @@
 """The policy trainer: `transformers`' Trainer whose training data are rounds of completions.
 
-An item of the stream is one optimizer step, cut into micro-batches; gradients are summed over ranks at the last. Every
-micro-batch's loss is its share of the step's, so the numbers do not depend on the cut or on the number of workers.
+An item of the stream is one optimizer step, cut into micro-batches; gradients are summed over ranks at the last one.
+The loss of a micro-batch is its share of the step's loss, so results do not depend on the cut or on the number of
+workers.
 """
 
 import math
@@ -46,10 +47,10 @@ class StreamedPolicyTrainer(Streamed):
         model: The policy, plain or with an adapter that is trained on.
         args: See `arguments`.
         processing_class: The tokenizer.
-        stream: The steps, laid out as the models take them.
+        stream: The steps, in the layout of the models.
         peft_config: A fresh adapter to train.
-        ref_model: What the KL term holds the policy against; None: the policy without its adapter, or no KL term.
-        teacher: What the policy is distilled from; None: the policy itself, with or without its adapter, or nothing.
+        ref_model: Reference of the KL term; None: the policy without its adapter, or no KL term.
+        teacher: Teacher of the policy; None: the policy itself, with or without its adapter, or no teacher.
         kwargs: As for `Streamed`.
     """
 
@@ -101,11 +102,11 @@ class StreamedPolicyTrainer(Streamed):
         self._loss = arguments.policy_settings(config, args)
 
     def _beside(self) -> Sequence[Any]:
-        """Further models that take the policy's micro-batches."""
+        """Return further models that take the policy's micro-batches."""
         return ()
 
     def _complete(self, model: Any) -> None:
-        """Add what is trained beside the policy, and by the same engine."""
+        """Add a model that is trained beside the policy, by the same DeepSpeed engine."""
 
     @staticmethod
     def placeholder() -> Dataset:
@@ -119,10 +120,10 @@ class StreamedPolicyTrainer(Streamed):
         return self.accelerator.prepare_model(model, evaluation_mode=True)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """One optimizer step's gradients, micro-batch by micro-batch.
+        """Compute the gradients of an optimizer step, micro-batch by micro-batch.
 
         Returns:
-            This rank's share of the loss times the number of ranks: their mean is the loss.
+            This rank's share of the loss times the number of ranks; the mean over ranks is the loss.
 
         Raises:
             UserError: a NaN or infinite loss.
@@ -146,12 +147,12 @@ class StreamedPolicyTrainer(Streamed):
         return total
 
     def _backward(self, model: Any, loss: torch.Tensor, is_last: bool) -> None:
-        """A micro-batch's backward pass; DeepSpeed steps behind the last one."""
+        """Run the backward pass of a micro-batch; DeepSpeed steps after the last one."""
         scaling = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
         self.accelerator.backward(loss, **scaling)
 
     def _gradients_summed(self, model: Any, now: bool) -> AbstractContextManager[Any]:
-        """Over ranks with this micro-batch, or left for a later one. DeepSpeed is told by the accelerator."""
+        """Sum gradients over ranks at this micro-batch, or leave it to a later one. The accelerator tells DeepSpeed."""
         return nullcontext() if now or self.is_deepspeed_enabled else self.accelerator.no_sync(model)
 
     def _micro_loss(
@@ -181,7 +182,7 @@ class StreamedPolicyTrainer(Streamed):
         return loss.total
 
     def _forward(self, model: Any, batch: MicroBatch) -> tuple[torch.Tensor, ...]:
-        """Log-probability and entropy of each completion token, [n]; of the reference the first alone."""
+        """Return log-probability and entropy of each completion token, [n]; of the reference only the first."""
         device = self.args.device
         with self._inputs(batch) as inputs:
             return self._scorer(model)(model, inputs, batch.followed.to(device), batch.targets.to(device))
@@ -193,7 +194,7 @@ class StreamedPolicyTrainer(Streamed):
 
     @contextmanager
     def _inputs(self, batch: MicroBatch) -> Iterator[dict[str, Any]]:
-        """What the model takes of a micro-batch, for one forward pass."""
+        """Return the model's inputs of a micro-batch, for one forward pass."""
         inputs = self._prepare_inputs(dict(batch.inputs))
         shared = batch.shared_prompts and batch.shared_prompts.for_one_pass()
         if shared:
@@ -204,7 +205,7 @@ class StreamedPolicyTrainer(Streamed):
 
     @torch.no_grad()
     def _score(self, model: Any, batches: dict[Place, MicroBatch]) -> Sequence[Tokenwise]:
-        """The same for some micro-batches, without gradient or dropout, on the CPU."""
+        """Return the same for some micro-batches, without gradient or dropout, on the CPU."""
         was_training = model.training
         model.eval()
         with self.compute_loss_context_manager():
@@ -217,10 +218,10 @@ class StreamedPolicyTrainer(Streamed):
 
     @torch.no_grad()
     def text_logprobs(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Log-probabilities [T - 1] of tokens 1 to T - 1 of a text [T], at the temperature of the sampling.
+        """Return the log-probabilities [T - 1] of tokens 1 to T - 1 of a text [T], at the temperature of the sampling.
 
-        All ranks of ZeRO-3 call it. By the fused head as in training: once the head itself has been called, DeepSpeed
-        0.19 has no room for the gradient of one that is not tied to the embedding.
+        All ranks of ZeRO-3 call it. It uses the fused head as in training: after a call of the head itself, DeepSpeed
+        0.19 has no buffer for the gradient of an untied head.
         """
         model, ids = self.model_wrapped, torch.from_numpy(token_ids.astype(np.int64)).to(self.args.device)
         was_training = model.training
@@ -247,7 +248,7 @@ class StreamedPolicyTrainer(Streamed):
         return {place: in_order(found[place], batch) for place, batch in batches.items()}
 
     def _begin_round(self, model: Any, step: PolicyStep) -> None:
-        """Advantages, and the old log-probabilities for later steps."""
+        """Compute advantages, and the old log-probabilities for later steps."""
         batches = step.batches_of_round
         values = self._values = RoundValues()
         # The first step computes its own on the way.
@@ -274,7 +275,7 @@ class StreamedPolicyTrainer(Streamed):
         evaluation.add(self._sums, reward_metrics(table, self._advantages))
 
     def _counted(self, model: Any, step: PolicyStep) -> list[torch.Tensor]:
-        """Of each micro-batch, the tokens whose entropy is in the step's top quantile (arXiv 2506.01939)."""
+        """Return for each micro-batch the tokens whose entropy is in the step's top quantile (arXiv 2506.01939)."""
         batches = {(step.index, number): batch for number, batch in enumerate(step.batches)}
         entropies = list(self._score(model, batches)[1].values())
         gathered = [torch.cat(entropies).numpy()]
@@ -289,7 +290,7 @@ class StreamedPolicyTrainer(Streamed):
         return [each >= threshold for each in entropies]
 
     def _counts(self, step: PolicyStep, is_masked: bool) -> StepCounts:
-        """Of the whole step, from the round's table: every rank knows it."""
+        """Return the counts of the whole step, from the round's table, which every rank has."""
         table, num_steps = step.round.table, step.round.num_steps
         lengths = np.where(trained_rows(table, self.args.mask_truncated_completions), table.written_lengths, 0)
         rows = rows_of_step(table, num_steps, step.index)
@@ -318,7 +319,7 @@ class StreamedPolicyTrainer(Streamed):
         return guard.stop(self._run_dir, self._rank, self.state.global_step + 1, what, found)
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Mean rewards of completions sampled anew, from the weights that were published last."""
+        """Return mean rewards of new completions, sampled with the newest published weights."""
         found = self.stream.evaluate()  # every rank: one that waited in a collective would end with its deadline
         prefix = kwargs.get("metric_key_prefix", "eval")
         num_samples = int(found["completions"])
@@ -326,13 +327,13 @@ class StreamedPolicyTrainer(Streamed):
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_samples)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Rewards, lengths and what the loss saw since the last entry, beside the loss."""
+        """Log rewards, lengths and metrics of the loss since the last entry, beside the loss."""
         if "loss" in logs:
             logs.update(self._metrics() | self._told)
         super().log(logs, start_time)
 
     def _metrics(self) -> dict[str, float]:
-        """Means over all ranks since the last call."""
+        """Return means over all ranks since the last call."""
         totals, self._sums = self.sums_over_ranks(self._sums), {}
         return {name: value / count for name, (value, count) in totals.items() if count}
 

@@ -1,6 +1,6 @@
-"""What a round's micro-batches carry through its steps beside their tokens: advantages, older log-probabilities.
+"""The values of a round that its steps share beside tokens: advantages and old log-probabilities.
 
-Pure but for `sum_over_ranks`, which adds up a float64 tensor of all ranks.
+Pure but for `sum_over_ranks`, which sums a float64 tensor over ranks.
 """
 
 from collections.abc import Callable
@@ -23,9 +23,9 @@ Tokenwise = dict[Place, torch.Tensor]
 
 @dataclass
 class RoundValues:
-    """What a round's steps share.
+    """The values that a round's steps share.
 
-    old_logprobs: under the weights that the round was sampled for; missing where the policy has not been asked yet.
+    old_logprobs: under the weights that the round was sampled for; missing until the policy has computed them.
     """
 
     advantages: Tokenwise = field(default_factory=dict)
@@ -41,15 +41,15 @@ def token_advantages(
     sum_over_ranks: SumOverRanks,
     metrics: dict[str, float],
 ) -> Tokenwise:
-    """The advantage of each completion token of this rank, float32.
+    """Return the advantage of each completion token of this rank, float32.
 
     Args:
         table: The whole round.
         batches: This rank's micro-batches.
-        settings: See there.
-        penalties: What is taken off each token's reward; None: nothing.
+        settings: Of the advantages.
+        penalties: Subtracted from each token's reward; None: nothing.
         sum_over_ranks: Called as often on every rank.
-        metrics: What the estimator tells of the round is added; the same on every rank.
+        metrics: Metrics of the estimator are added; the same on every rank.
     """
     taken = {place: _penalties(batch, penalties and penalties[place]) for place, batch in batches.items()}
     if not settings.is_per_token:
@@ -77,7 +77,7 @@ def token_advantages(
 
 
 def _penalties(batch: MicroBatch, penalties: torch.Tensor | None) -> list[Floats]:
-    """Of each completion's tokens."""
+    """Return the penalties of each completion's tokens."""
     lengths = batch.lengths.numpy()
     flat = np.zeros(int(lengths.sum())) if penalties is None else penalties.double().numpy()
     return np.split(flat, np.cumsum(lengths)[:-1]) if len(lengths) else []
@@ -88,7 +88,7 @@ def _repeated(of_rows: Floats, batch: MicroBatch) -> torch.Tensor:
 
 
 def reward_metrics(table: RoundTable, settings: AdvantageSettings) -> evaluation.Sums:
-    """What is told of a round's rewards and lengths, under TRL's names; the same on every rank."""
+    """Return the metrics of a round's rewards and lengths, under TRL's names; the same on every rank."""
     if not len(table):
         return {}
     reward = advantages.weighted(table.rewards, settings.weights)

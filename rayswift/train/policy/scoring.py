@@ -14,8 +14,8 @@ class Scorer:
 
     Args:
         model: The model, plain or with an adapter; before it is wrapped for training.
-        temperature: What logits are divided by: the one that completions are sampled at.
-        entropy: Whether the entropy of each distribution is wanted too.
+        temperature: Divides logits; the temperature of the sampling.
+        entropy: Whether to compute the entropy of each distribution too.
     """
 
     def __init__(self, model: Any, temperature: float, entropy: bool):
@@ -24,12 +24,12 @@ class Scorer:
         self._head = ScoredPositions(model)
 
     def __call__(self, model: Any, inputs: dict[str, Any], followed: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy of some tokens, [n]; twice the first without entropies.
+        """Return log-probability and entropy of some tokens, [n]; without entropies, the log-probability twice.
 
         Args:
-            model: The model, however wrapped.
-            inputs: What it takes, with input_ids [B, T].
-            followed: [n] the token of the flattened input_ids behind which each is predicted.
+            model: The model, in any wrapper.
+            inputs: Its inputs, with input_ids [B, T].
+            followed: [n] the position in the flattened input_ids at which each token is predicted.
             targets: [n] the tokens.
         """
         with self._head.only(followed):
@@ -38,7 +38,7 @@ class Scorer:
         return logprobs, logprobs if outputs.entropy is None else outputs.entropy[0]
 
     def logits(self, model: Any, inputs: dict[str, Any], followed: Tensor) -> Tensor:
-        """Logits [n, V] behind some tokens, by the model's own head; arguments as above."""
+        """Return logits [n, V] at some positions, by the model's own head; arguments as above."""
         with self._head.only(followed):
             outputs = model(**inputs, use_cache=False)
         logits: Tensor = outputs.logits[0]

@@ -1,11 +1,11 @@
-"""Attention for completions that share their prompts: each prompt is computed once for all that follow it.
+"""Attention for completions that share their prompts: each prompt is computed once for all its completions.
 
-A micro-batch is one row: the prompts end to end, then the completions. Everything but attention works token by token
-and need not know. Attention goes by `SharedPrompts`: a prompt looks back at itself, a completion at its prompt and at
-itself, so each has the distribution it has alone. On a GPU in a 16-bit format it is one call of variable-length flash
-attention; otherwise SDPA on pieces of like lengths, padded.
+A micro-batch is one row: the prompts, then the completions. All layers but attention work token by token. Attention
+follows `SharedPrompts`: a prompt attends to itself, a completion to its prompt and to itself, so each completion has
+the same distribution as alone. On a GPU in a 16-bit format this is one call of variable-length flash attention;
+otherwise it is SDPA on padded pieces of similar lengths.
 
-Installed through `transformers`' attention interface; a call without `SharedPrompts` is plain causal SDPA.
+It is registered in `transformers`' attention interface; a call without `SharedPrompts` is plain causal SDPA.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ from rayswift.train.policy.cuts import PolicyLayout, padded_pieces
 
 _KERNEL = "shared_prompts"
 _PIECE_TOKENS = 64
-"""What one more call of SDPA costs, in tokens."""
+"""The cost of one more call of SDPA, in tokens."""
 _FLASH_HEAD_DIM = 256
 # Their layers keep to themselves what their attention should be told (transformers 5.19).
 _DEAF_MODELS = ("nemotron", "stablelm")
@@ -48,7 +48,7 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Block:
-    """u prompts, padded to `longest` tokens, in slots from `begin` on, and the pieces of what follows them."""
+    """u prompts, padded to `longest` tokens, in slots from `begin` on, and the pieces of their completions."""
 
     begin: int
     longest: int
@@ -58,13 +58,13 @@ class _Block:
 
 @dataclass
 class SharedPrompts:
-    """Which of a row's T tokens look at which: u prompts end to end, then B completions, each prompt's side by side.
+    """Which of a row's T tokens attend to which: u prompts, then B completions, those of a prompt side by side.
 
     Args:
-        prompt_lengths: [u], falling.
+        prompt_lengths: [u], decreasing.
         prompt_of: [B], of each completion.
         lengths: [B], tokens of each.
-        num_uses: Layers whose attention went by it.
+        num_uses: Number of layers whose attention used it.
     """
 
     prompt_lengths: NDArray[np.int64]
@@ -75,7 +75,7 @@ class SharedPrompts:
 
     @cached_property
     def _blocks(self) -> tuple[list[_Block], NDArray[np.int64], int]:
-        """Blocks, the slot of each token [T], and the number of slots."""
+        """Return blocks, the slot of each token [T], and the number of slots."""
         prompt_slots, slots = np.empty_like(self.prompt_lengths), np.empty_like(self.lengths)
         blocks, end = [], 0
         for block in padded_pieces(self.prompt_lengths, _PIECE_TOKENS):
@@ -97,20 +97,20 @@ class SharedPrompts:
         return blocks, ranges(begins, np.concatenate([self.prompt_lengths, self.lengths])), end
 
     def for_one_pass(self) -> "SharedPrompts":
-        """The same, whose tensors, masks above all, go with the pass that it is handed to."""
+        """Return a copy whose tensors, mostly masks, are freed with the forward pass that gets it."""
         passing = copy(self)
         passing.num_uses, passing._tensors = 0, {}
         return passing
 
     def check_used(self) -> None:
-        """Whether the pass's attention went by this, and no completion saw another.
+        """Check that the attention of the pass used this, so that no completion saw another.
 
         Raises:
             UserError: it did not.
         """
         if not self.num_uses:
             raise UserError(
-                "the model's layers do not tell their attention which tokens share a prompt; set "
+                "the model's layers do not tell attention which tokens share a prompt; set "
                 "model.attn_implementation eager, where none do",
                 exit_code=1,
             )
@@ -147,7 +147,7 @@ class SharedPrompts:
         return torch.cat(found).index_select(0, slots)
 
     def flash(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        """The same by flash attention, without padding."""
+        """Attention by flash attention, without padding."""
         queries, keys, places = self._kept(("flash", query.device), self._borders, query.device)
         picked = [_picked(x, places) for x in (key, value)]
         longest = int(self.lengths.max(initial=0)), int(self.prompt_lengths.max(initial=0))
@@ -158,7 +158,7 @@ class SharedPrompts:
         return out
 
     def _borders(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Cumulative lengths of queries and of keys, and the token of each key."""
+        """Return cumulative lengths of queries and of keys, and the token of each key."""
         begins = np.cumsum(self.prompt_lengths) - self.prompt_lengths
         own = int(self.prompt_lengths.sum()) + np.cumsum(self.lengths) - self.lengths
         of, zeros = self.prompt_of, np.zeros_like(self.prompt_lengths)
@@ -171,7 +171,7 @@ class SharedPrompts:
         return queries, keys, _on_device(places, device)
 
     def _kept(self, key: Any, make: Any, *given: Any) -> Any:
-        """What `make` makes of what is given, once for all layers."""
+        """Return the result of `make`, computed once for all layers."""
         if key not in self._tensors:
             self._tensors[key] = make(*given)
         return self._tensors[key]
@@ -182,7 +182,7 @@ def _on_device(values: NDArray[Any], device: torch.device) -> Tensor:
 
 
 def _mask(block: _Block, piece: _Piece, query: Tensor) -> Tensor:
-    """What is added to the scores, [b, 1, C, P + C]: 0 where a completion's token looks, otherwise minus infinity."""
+    """Return the mask [b, 1, C, P + C] to add to scores: 0 where a token attends, else minus infinity."""
     seen = _on_device(block.lengths[piece.prompts], query.device)
     prompt = torch.arange(block.longest, device=query.device) < seen[:, None, None]
     own = torch.ones(piece.longest, piece.longest, dtype=torch.bool, device=query.device).tril()
@@ -192,12 +192,12 @@ def _mask(block: _Block, piece: _Piece, query: Tensor) -> Tensor:
 
 
 def _picked(x: Tensor, places: Tensor) -> Tensor:
-    """Some of the tokens, several times; their gradients are summed in float32."""
+    """Return selected tokens, some several times; their gradients are summed in float32."""
     return x.float().index_select(0, places).to(x.dtype)
 
 
 def ranges(begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The numbers from each begin on, `lengths` of them, end to end."""
+    """Return the ranges that start at `begins` and have `lengths` numbers, concatenated."""
     offsets = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     found: NDArray[np.int64] = np.repeat(begins, lengths) + offsets
     return found
@@ -241,7 +241,7 @@ AttentionInterface.register(_KERNEL, _attention)
 
 
 def choose_layout(*models: PreTrainedModel | PeftModel) -> PolicyLayout:
-    """How micro-batches are laid out for models that score the same ones; shares prompts where all of them can."""
+    """Choose the layout of micro-batches for models that score the same ones; prompts are shared if all models can."""
     bases = [model.get_base_model() if isinstance(model, PeftModel) else model for model in models]
     if not all(map(_can_share, bases)):
         return layout_of(bases[0])
@@ -251,9 +251,9 @@ def choose_layout(*models: PreTrainedModel | PeftModel) -> PolicyLayout:
 
 
 def _can_share(model: PreTrainedModel) -> bool:
-    """Whether tokens meet in SDPA over the whole text alone: no window, no recurrent state, no encoder.
+    """Whether tokens interact only in SDPA over the whole text: no window, no recurrent state, no encoder.
 
-    Not every model that says so asks the attention interface: its code is looked at too.
+    The code of the model is checked too, because not every such model uses the attention interface.
     """
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None)

@@ -1,4 +1,4 @@
-"""Any of TRL's or HF's trainers, fed from the stream: the few methods that a stream must answer for itself."""
+"""Feeds any trainer of TRL or HF from the stream: overrides the few methods that depend on the data."""
 
 import errno
 import math
@@ -44,13 +44,13 @@ class _Batches:
 
 
 class Streamed(Trainer):
-    """Gives the trainer it is mixed into, before it, RaySwift's batches, progress and checkpoints.
+    """A mixin, before a trainer's class, that adds RaySwift's batches, progress and checkpoints.
 
     Args:
         spec: The run.
         rank: This rank.
         stream: Its batches.
-        kwargs: As for that trainer.
+        kwargs: Of that trainer.
     """
 
     lr_scheduler: Any
@@ -69,7 +69,7 @@ class Streamed(Trainer):
         self._num_eval_batches, self._has_evaluated = 0, False
 
     def get_train_dataloader(self) -> Any:
-        """The stream: order, sharding and position are the feed's."""
+        """Return the stream; the feed decides order, shards and position."""
         return _Batches(self._until_the_end)
 
     def _until_the_end(self) -> Iterator[dict[str, Any]]:
@@ -77,7 +77,7 @@ class Streamed(Trainer):
         self.control.should_training_stop = True  # HF would look for more until the last step it counts with
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """The evaluation rows, encoded once."""
+        """Return the evaluation rows, encoded once."""
         return _Batches(self._evaluation_batches)
 
     def _evaluation_batches(self) -> Iterator[Any]:
@@ -87,7 +87,7 @@ class Streamed(Trainer):
             yield batch
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """HF's, without the parameter groups that hold nothing: DeepSpeed drops them, and checkpoints count groups."""
+        """Make HF's optimizer without empty parameter groups: DeepSpeed drops them, and checkpoints count groups."""
         if self._train.optim == "muon":  # of torch, which HF has no name for
             self.optimizer_cls_and_kwargs = muon.recipe(model or self.model, self.args)
         optimizer = super().create_optimizer(model)
@@ -98,11 +98,11 @@ class Streamed(Trainer):
         return optimizer
 
     def _optimizer_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The optimizer's groups, divided further where parts of the model have a rate of their own."""
+        """Return the optimizer's groups, divided further if parts of the model have their own learning rate."""
         return lora_plus_groups(groups, self.model, self._lora_plus_ratio) if self._lora_plus_ratio else groups
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """HF's schedule over steps, or, over epochs, the same schedule over the rows consumed."""
+        """Make HF's schedule over steps or, for epochs, the same schedule over consumed rows."""
         if self._num_epochs is None:
             return super().create_scheduler(num_training_steps, optimizer)
         scheduler = self.lr_scheduler
@@ -119,7 +119,7 @@ class Streamed(Trainer):
         return scheduler
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """HF's, the number formats left as they are: PEFT makes an adapter float32 that TRL trains in bfloat16."""
+        """Load as HF does, but keep number formats: PEFT converts an adapter to float32 that TRL trains in bfloat16."""
         formats = {name: parameter.dtype for name, parameter in self.model.named_parameters()}
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         for name, parameter in self.model.named_parameters():
@@ -127,7 +127,7 @@ class Streamed(Trainer):
                 parameter.data = parameter.data.to(formats[name])
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """HF's norm, asked for before each optimizer step (under DeepSpeed, behind it).
+        """Return HF's norm; called before each optimizer step (under DeepSpeed, after it).
 
         Raises:
             UserError: it is NaN or infinite; not checked under fp16, where loss scaling overflows by design.
@@ -139,7 +139,7 @@ class Streamed(Trainer):
         return norm
 
     def _not_a_number(self, what: str, step: list[Any]) -> UserError:
-        """What ends the run, from the micro-batches of the step that subclasses keep in `_step`."""
+        """Return the error that ends the run, made from the micro-batches that subclasses keep in `_step`."""
         raise NotImplementedError
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -149,7 +149,7 @@ class Streamed(Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """HF's, its time left out of the throughput."""
+        """Evaluate as HF does, without counting the time in the throughput."""
         self._use_eval_weights()
         with self.stream.pause():
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
@@ -161,18 +161,18 @@ class Streamed(Trainer):
         return metrics
 
     def model_to_evaluate(self) -> Any:
-        """Under DeepSpeed and DDP alike what training wrapped, if it goes on; without dropout."""
+        """Return the wrapped model of the training, under DeepSpeed and DDP, if training continues; without dropout."""
         model = self.model_wrapped if self.is_in_train else self._wrap_model(self.model, training=False)
         model.eval()  # which returns nothing under DeepSpeed
         return model
 
     def _use_eval_weights(self) -> None:
-        """Have the weights be those to judge and to save: a schedule-free optimizer trains at others."""
+        """Switch to the weights for evaluations and saves: a schedule-free optimizer trains with others."""
         if isinstance(self.optimizer, AcceleratedOptimizer):
             self.optimizer.eval()  # undone by HF's next step; others have nothing to do
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """HF's, over evaluations that have a checkpoint; the best model of the run is saved at once, to have one."""
+        """Compare evaluations that have a checkpoint, as HF does; the run's new best model is saved at once."""
         name = self._train.metric_for_best_model.removeprefix("eval_")
         if f"eval_{name}" not in metrics:
             known = ", ".join(key.removeprefix("eval_") for key in metrics if key.startswith("eval_"))
@@ -187,7 +187,7 @@ class Streamed(Trainer):
         return is_best
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add what the stream knows: throughput, fill, waiting; and the memory it takes."""
+        """Add throughput, fill, waiting time and memory to the log."""
         if "loss" in logs:
             logs.update(self._throughput())
             logs["workers"] = self.args.world_size
@@ -199,14 +199,14 @@ class Streamed(Trainer):
         super().log(logs, start_time)
 
     def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
-        """All ranks' sum of a float64 CPU tensor."""
+        """Return the sum over ranks of a float64 CPU tensor."""
         if self.args.world_size > 1:
             values = values.to(self.args.device)
             dist.all_reduce(values)
         return values.cpu()
 
     def sums_over_ranks(self, totals: evaluation.Sums) -> evaluation.Sums:
-        """All ranks' sums and counts, added up."""
+        """Return the sums and counts added up over ranks."""
         if self.args.world_size == 1:
             return totals
         gathered: list[evaluation.Sums] = [{} for _ in range(self.args.world_size)]
@@ -239,7 +239,7 @@ class Streamed(Trainer):
         }
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """HF's; ZeRO 1 and 2 hand over copies, in which tied weights are no longer one and would be saved twice."""
+        """Save as HF does; ZeRO 1 and 2 give copies, in which tied weights are separate and would be saved twice."""
         if state_dict is not None and isinstance(self.model, PreTrainedModel):
             share_tied(self.model, state_dict)
         super()._save(output_dir, state_dict)
@@ -247,7 +247,7 @@ class Streamed(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            set_aside(folder, "an older life of the run left it")
+            set_aside(folder, "an earlier launch of the run left it")
         if self.args.world_size > 1:
             dist.barrier()
         try:
@@ -266,7 +266,7 @@ class Streamed(Trainer):
 
 
 def _memory_gib() -> tuple[float, float]:
-    """This process's resident memory, and the most its GPU held since the last call, in GiB."""
+    """Return this process's resident memory, and the peak GPU memory since the last call, in GiB."""
     gpu_bytes = 0
     if torch.cuda.is_available():
         gpu_bytes = torch.cuda.max_memory_allocated()
@@ -277,7 +277,7 @@ def _memory_gib() -> tuple[float, float]:
 def callbacks_of(
     spec: RunSpec, worker: Worker, stream: StepStream, clock: Clock, resume: Resume | None
 ) -> list[TrainerCallback]:
-    """A rank's callbacks, in the order they must be called."""
+    """Return a rank's callbacks, in the order in which they must be called."""
     train = spec.config.train
     callbacks: list[TrainerCallback] = [StreamFlow(stream, worker.rank, clock, spec)]
     if spec.config.model.tuner == "adalora":

@@ -1,4 +1,4 @@
-"""HF's trainer for classes and values of whole texts, on the stream."""
+"""HF's trainer for classes and values of texts, on the stream."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +18,8 @@ _OF_CLASS = "f1 of class "
 class StreamedClassTrainer(HeadTrainer):
     """`transformers`' `Trainer`, streamed, over a model with a sequence-classification head.
 
-    Beside the loss it measures accuracy (several labels: of rows with every label right) and F1 (the mean over classes
-    that occur), or for values the squared error.
+    Beside the loss it measures accuracy (with several labels: the share of rows with every label right) and F1 (the
+    mean over classes that occur), or for values the squared error.
     """
 
     def __init__(self, *, model: Any, **kwargs: Any):
@@ -45,7 +45,7 @@ class StreamedClassTrainer(HeadTrainer):
 
 
 def _sums(logits: torch.Tensor, labels: torch.Tensor, is_regression: bool) -> evaluation.Sums:
-    """What a batch adds to the metrics: logits [B, classes], labels [B], or [B, classes] for several or for values."""
+    """Return the sums of a batch's metrics; logits [B, classes]; labels [B], [B, classes] for several or values."""
     rows, classes = logits.shape
     if is_regression:
         return {"mse": (float((logits - labels).square().mean(dim=1).sum()), rows)}

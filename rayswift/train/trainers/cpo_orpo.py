@@ -1,8 +1,8 @@
 """Preference trainers of `trl.experimental`, which have no reference model, on the stream.
 
-Their loss has two parts: one of each pair, and the likelihood of the chosen answers, a mean over tokens. TRL takes the
-second over a micro-batch, and so does the training here; an evaluation takes it over the tokens of all rows, as TRL's
-would in one batch.
+Their loss has two parts: a term of each pair, and the likelihood of the chosen answers, a mean over tokens. TRL takes
+the second mean over a micro-batch, and so does training here. An evaluation takes it over the tokens of all rows, as
+TRL would with a single batch.
 """
 
 from collections.abc import Sequence
@@ -21,22 +21,23 @@ _OF_PAIRS = "loss of pairs"
 
 
 class _Odds(RowMeans):
-    """What the two share: their metrics are kept under another name, and in training and evaluation alike."""
+    """The common part of both trainers: keeps their metrics under one name in training and evaluation."""
 
     token_metrics: ClassVar[dict[str, tuple[int, ...]]] = {"logits/chosen": (0,), "logits/rejected": (1,)}
     _stored_metrics: Any
 
     @property
     def _likelihood_weight(self) -> float:
-        """Of the likelihood in the loss."""
+        """Return the weight of the likelihood in the loss."""
         return 1.0
 
     def _num_likely(self, inputs: dict[str, Any]) -> int:
-        """How many tokens the likelihood is a mean of."""
+        """Return the number of tokens in the mean of the likelihood."""
         raise NotImplementedError
 
     def concatenated_forward(self, model: Any, batch: dict[str, Any]) -> tuple[Any, ...]:
-        """TRL's, with the logits that predict trained tokens alone [n, V]: those of padding depend on the batch."""
+        """Run TRL's forward pass, and keep only the logits [n, V] that predict trained tokens: those of padding depend
+        on the batch."""
         chosen, rejected, chosen_logits, rejected_logits, *rest = super().concatenated_forward(model, batch)
         logits = (
             _predicting(logits, batch[f"{name}_labels"])
@@ -67,12 +68,12 @@ class _Odds(RowMeans):
 
     @staticmethod
     def placeholder() -> Dataset:
-        """What TRL's constructor tokenises: one row. Real rows come from the stream."""
+        """Return one row for TRL's constructor to tokenise. Real rows come from the stream."""
         return Dataset.from_dict({"prompt": ["a "], "chosen": ["b"], "rejected": ["c"]})
 
 
 def _predicting(logits: Any, labels: Any) -> Any:
-    """Of logits [B, T or more, V], those of the places before a trained token of labels [B, T]."""
+    """Select from logits [B, T or more, V] those at positions before a trained token of labels [B, T]."""
     return logits[:, : labels.shape[1] - 1][labels[:, 1:].to(logits.device) != IGNORED]
 
 
@@ -88,7 +89,7 @@ class StreamedCPOTrainer(_Odds, CPOTrainer):
 
 
 class StreamedORPOTrainer(_Odds, ORPOTrainer):
-    """TRL's `ORPOTrainer`, streamed. Its likelihood is of the prompt too."""
+    """TRL's `ORPOTrainer`, streamed. Its likelihood includes the prompt."""
 
     def _num_likely(self, inputs: dict[str, Any]) -> int:
         return int(inputs["chosen_attention_mask"][:, 1:].sum())

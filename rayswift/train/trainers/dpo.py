@@ -30,7 +30,7 @@ class StreamedDPOTrainer(RowMeans, DPOTrainer):
 
     @staticmethod
     def placeholder() -> Dataset:
-        """What TRL's constructor tokenises: one row. Real rows come from the stream."""
+        """Return one row for TRL's constructor to tokenise. Real rows come from the stream."""
         return Dataset.from_dict({"prompt": [""], "chosen": ["b"], "rejected": ["c"]})
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:

@@ -1,9 +1,9 @@
 """HF's trainer for embeddings of texts, on the stream.
 
-Losses that compare the rows of a batch with each other compare those of the whole global batch, however workers and
-micro-batches cut it: every rank gets all embeddings, computes the loss of all of them, and sends its gradient with
-regard to its own embeddings back through the model (GradCache: Gao et al., 2021, section 3). With several micro-batches
-their embeddings are made twice: without gradients to have them all, then with gradients, one micro-batch at a time.
+Losses that compare rows compare those of the whole global batch, whatever the number of workers and micro-batches:
+every rank gets all embeddings, computes the loss of all of them, and propagates the gradient of its own embeddings back
+through the model (GradCache: Gao et al., 2021, section 3). With several micro-batches, embeddings are computed twice:
+first all of them without gradients, then with gradients, one micro-batch at a time.
 """
 
 from collections import deque
@@ -50,7 +50,7 @@ class StreamedEmbeddingTrainer(HeadTrainer):
         self._prompt_lengths = self._measured_prompts(layers)
 
     def _measured_prompts(self, layers: Iterable[torch.nn.Module]) -> tuple[int, int]:
-        """Tokens at the beginning of queries, and of documents, that are no part of the embedding."""
+        """Return the numbers of tokens at the beginning of queries and of documents that the pooling leaves out."""
         excludes = any(isinstance(module, Pooling) and not module.include_prompt for module in layers)
         if not excludes or self._config.data.use_chat_template:  # of a rendered prompt nobody knows where it ends
             return 0, 0
@@ -59,14 +59,14 @@ class StreamedEmbeddingTrainer(HeadTrainer):
         return query, document
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """HF's, the micro-batches of the step remembered."""
+        """Return HF's batches, and remember the micro-batches of the step."""
         self._micro_batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         return self._micro_batches, num_items
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The loss; see `RowMeans`. Where rows are compared, the value is that of the global batch.
+        """Return the loss; see `RowMeans`. For a loss that compares rows, the value is that of the global batch.
 
         Raises:
             UserError: a NaN or infinite loss.
@@ -88,14 +88,14 @@ class StreamedEmbeddingTrainer(HeadTrainer):
         return self._step_loss + (back - back.detach()) * self._accumulation * self.args.world_size
 
     def _embed_ahead(self, model: Any, parts: Sequence[Sequence[PackedRow]]) -> torch.Tensor:
-        """The embeddings of all micro-batches, by the same random numbers as those with gradients, which follow."""
+        """Compute the embeddings of all micro-batches, with the random numbers of the later passes with gradients."""
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices):
             pairs = zip(self._micro_batches, parts, strict=True)
             return torch.cat([self._embed(model, self._prepare_inputs(batch), rows) for batch, rows in pairs])
 
     def _compare(self, embeddings: torch.Tensor, parts: Sequence[Sequence[PackedRow]]) -> None:
-        """The loss of all ranks' embeddings, and its gradient for this rank's, by micro-batch."""
+        """Compute the loss of all ranks' embeddings, and its gradient for this rank's, by micro-batch."""
         metadata = text_metadata([row for rows in parts for row in rows]).to(embeddings.device)
         counts, everything = self._of_all_ranks(torch.cat([embeddings, metadata], dim=1))
         begin = sum(counts[: self.args.process_index])
@@ -109,7 +109,7 @@ class StreamedEmbeddingTrainer(HeadTrainer):
         self._step_loss = loss.detach()
 
     def _embed(self, model: Any, inputs: dict[str, Any], rows: Sequence[PackedRow]) -> torch.Tensor:
-        """Embeddings of the texts of rows, float32 [M, D]; without rows [0, D], still part of the graph."""
+        """Return embeddings of the texts of rows, float32 [M, D]; without rows [0, D], still part of the graph."""
         # Queries are shorter than documents: each kind is padded to its own length, on every rank in two passes.
         lengths = [length for row in rows for length in row.lengths] or [2]
         queries = np.cumsum([0, *(len(row.lengths) for row in rows[:-1])]).tolist()
@@ -122,7 +122,7 @@ class StreamedEmbeddingTrainer(HeadTrainer):
     def _pooled(
         self, model: Any, inputs: dict[str, Any], places: list[int], lengths: list[int], prompt_length: int
     ) -> torch.Tensor:
-        """Of these lines of the inputs, cut to the longest of them."""
+        """Return the embeddings of these lines of the inputs, cut to the longest of them."""
         longest = max(lengths[place] for place in places)
         part = {name: each[places, :longest] for name, each in inputs.items()}
         features = {"token_embeddings": model(**part).last_hidden_state, "attention_mask": part["attention_mask"]}
@@ -146,9 +146,9 @@ class StreamedEmbeddingTrainer(HeadTrainer):
         return self._loss_of.named(totals)
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Every evaluation row embedded, then compared in batches of at least the global batch, in the rows' order.
+        """Embed every evaluation row, then compare rows in batches of at least the global batch, in their order.
 
-        All ranks hold all these embeddings, and each adds them up alike.
+        All ranks hold all these embeddings and compute the same sums.
         """
         model = self.model_to_evaluate()
         tables, mine, world_size = [], 0, self.args.world_size
@@ -167,7 +167,7 @@ class StreamedEmbeddingTrainer(HeadTrainer):
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=int(totals["loss"][1]))
 
     def _evaluated(self, table: torch.Tensor) -> evaluation.Sums:
-        """Loss and metrics of lines of place, embedding, what is known, in order."""
+        """Return loss and metrics of sorted lines of place, embedding and text metadata."""
         num_rows = int(table[-1, 0]) + 1
         batches = (table[:, 0] // self._global_batch).clamp(max=max(1, num_rows // self._global_batch) - 1)
         totals: evaluation.Sums = {}
@@ -179,7 +179,7 @@ class StreamedEmbeddingTrainer(HeadTrainer):
         return totals
 
     def _of_all_ranks(self, lines: torch.Tensor) -> tuple[list[int], torch.Tensor]:
-        """How many lines each rank has, and all of them, in the order of ranks."""
+        """Return the number of lines of each rank, and all lines, in the order of ranks."""
         if self.args.world_size == 1:
             return [len(lines)], lines
         sizes = torch.zeros(self.args.world_size, dtype=torch.int64, device=lines.device)

@@ -1,6 +1,6 @@
-"""Embeddings of a batch's texts -> its loss, by sentence-transformers, and what an evaluation tells of it; pure.
+"""Embeddings of a batch's texts -> its loss, by sentence-transformers, and evaluation metrics; pure.
 
-Shapes: M texts of R rows, row after row: anchor, positive, negatives; D numbers in an embedding.
+Shapes: M texts of R rows, row after row: anchor, positive, negatives; D: dimension of an embedding.
 """
 
 import math
@@ -20,7 +20,7 @@ _LIKE, _UNLIKE = "similarity of like pairs", "similarity of unlike pairs"
 
 
 def text_metadata(rows: Sequence[PackedRow]) -> torch.Tensor:
-    """The per-text metadata, float32 [M, WIDTH]."""
+    """Return the per-text metadata, float32 [M, WIDTH]."""
     lines = [
         [float(min(position, 2)), dict(row.numbers).get("label", math.nan)]
         for row in rows
@@ -32,10 +32,10 @@ def text_metadata(rows: Sequence[PackedRow]) -> torch.Tensor:
 class EmbeddingLoss:
     """The loss of task embedding, a mean over rows (of online_contrastive a sum over its hard pairs).
 
-    infonce is InfoNCE (van den Oord et al., 2018, eq. 4) over cosine similarities, its candidates every positive and
-    negative of the batch; contrastive is Hadsell et al., 2006, eq. 4, over cosine distances, online_contrastive its
-    pairs that are harder than the easiest of the other kind. With `train.matryoshka_dims` (Kusupati et al., 2022) the
-    weighted losses of cut embeddings are added to that of the whole one.
+    infonce is InfoNCE (van den Oord et al., 2018, eq. 4) over cosine similarities, with every positive and negative of
+    the batch as candidates; contrastive is Hadsell et al., 2006, eq. 4, over cosine distances; online_contrastive uses
+    only its pairs that are harder than the easiest of the other kind. With `train.matryoshka_dims` (Kusupati et al.,
+    2022) the weighted losses of cut embeddings are added to that of the whole one.
     """
 
     def __init__(self, train: SftTrainConfig):
@@ -53,7 +53,7 @@ class EmbeddingLoss:
         """Whether a row's loss depends on the other rows of the batch."""
 
     def __call__(self, embeddings: torch.Tensor, metadata: torch.Tensor) -> torch.Tensor:
-        """The loss of embeddings [M, D]; metadata [M, WIDTH]: their per-text metadata."""
+        """Return the loss of embeddings [M, D] with their per-text metadata [M, WIDTH]."""
         weights = {embeddings.shape[1]: 1.0} | self._dims
         total = torch.zeros((), device=embeddings.device)
         for dim, weight in weights.items():
@@ -63,7 +63,7 @@ class EmbeddingLoss:
         return total
 
     def sums(self, embeddings: torch.Tensor, metadata: torch.Tensor) -> evaluation.Sums:
-        """What a batch adds to the metrics; see `named`."""
+        """Return the sums of a batch's metrics; see `named`."""
         texts, labels = _columns(_normalized(embeddings.detach()), metadata)
         anchors, candidates = texts[0], torch.cat(texts[1:])
         if self._name == "infonce":
@@ -79,14 +79,14 @@ class EmbeddingLoss:
 
     @staticmethod
     def named(totals: evaluation.Sums) -> evaluation.Sums:
-        """The metrics themselves: of pairs with labels, how much more similar like pairs are than unlike ones."""
+        """Return the metrics; the margin of labelled pairs is the similarity of like minus that of unlike pairs."""
         rest = {name: pair for name, pair in totals.items() if name not in (_LIKE, _UNLIKE)}
         (like, num_like), (unlike, num_unlike) = (totals.get(name, (0.0, 0.0)) for name in (_LIKE, _UNLIKE))
         return rest | ({"margin": (like / num_like - unlike / num_unlike, 1.0)} if num_like and num_unlike else {})
 
 
 def _ranking_sums(similarity: torch.Tensor) -> evaluation.Sums:
-    """Of similarities [R, candidates] whose diagonal is each anchor's positive: is it the most similar, by how much."""
+    """Return how often and by how much the diagonal of similarities [R, candidates], the positives, is highest."""
     rows, candidates = similarity.shape
     if candidates < 2:
         return {}
@@ -97,7 +97,7 @@ def _ranking_sums(similarity: torch.Tensor) -> evaluation.Sums:
 
 
 def _columns(embeddings: torch.Tensor, metadata: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Anchors [R, D], positives [R, D], negatives [N, D] if there are any, as the losses take them; labels [R]."""
+    """Return anchors [R, D], positives [R, D] and negatives [N, D], if any, as the losses take them; and labels [R]."""
     roles = metadata[:, ROLE]
     texts = [embeddings[roles == role] for role in (0, 1, 2)]
     return texts if len(texts[2]) else texts[:2], metadata[roles == 0, LABEL]

@@ -19,9 +19,9 @@ _Batches = Iterable[tuple[Sequence[PackedRow], dict[str, Any]]]
 class StreamedKTOTrainer(RowMeans, KTOTrainer):
     """TRL's `KTOTrainer`, streamed.
 
-    Its loss holds each row against the KL term of a batch. TRL's batch is the micro-batch of all ranks; here it is the
-    global batch, in an evaluation all rows of it, so the loss is the same however they are cut. The forward passes are
-    those that TRL makes, in another order: those without a gradient first.
+    Its loss compares each row with the KL term of a batch. In TRL this is the micro-batch of all ranks; here it is the
+    global batch, or all rows of an evaluation, so the loss does not depend on micro-batches. The forward passes are
+    those of TRL in another order: those without a gradient first.
     """
 
     # The difference of two means over different rows: made of their totals.
@@ -40,11 +40,11 @@ class StreamedKTOTrainer(RowMeans, KTOTrainer):
 
     @staticmethod
     def placeholder() -> Dataset:
-        """What TRL's constructor tokenises: one row. Real rows come from the stream."""
+        """Return one row for TRL's constructor to tokenise. Real rows come from the stream."""
         return Dataset.from_dict({"prompt": [""], "completion": ["b"], "label": [True]})
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
-        """HF's: the micro-batches of a step."""
+        """Return HF's micro-batches of a step, and remember them."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._coming = list(zip(list(self.stream.handed_out)[-len(batches) :], batches, strict=True))
         return batches, num_items
@@ -63,7 +63,7 @@ class StreamedKTOTrainer(RowMeans, KTOTrainer):
         )
 
     def _look_ahead(self, model: Any) -> None:
-        """The reference's log-probabilities of all batches to come, and the KL term over their rows."""
+        """Compute the reference's log-probabilities of all these batches, and the KL term over their rows."""
         total, num_rows = 0.0, 0
         for rows, batch in self._coming:
             inputs = self._prepare_inputs(batch)

@@ -18,7 +18,8 @@ from rayswift.train.trainers.row_means import HeadTrainer
 class StreamedRerankerTrainer(HeadTrainer):
     """`transformers`' `Trainer`, streamed, over a model with a head of one output, the score.
 
-    A row is a query with all its documents; every row counts the same, however many it has. See `list_loss`.
+    A row is a query with all its documents; every row has the same weight, for any number of documents. See
+    `list_loss`.
     """
 
     def __init__(self, *, spec: RunSpec, **kwargs: Any):
@@ -28,13 +29,13 @@ class StreamedRerankerTrainer(HeadTrainer):
         super().__init__(spec=spec, **kwargs)
 
     def _scores(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """The scores of texts [M]."""
+        """Return the scores of texts [M]."""
         if "token_type_ids" not in self.processing_class.model_input_names:
             inputs = {name: tensor for name, tensor in inputs.items() if name != "token_type_ids"}
         return model(**inputs).logits.squeeze(-1)
 
     def _answers(self) -> tuple[int, int] | None:
-        """Token ids that a score is made of."""
+        """Return the token ids of the two answers; None: the model has a head of one output."""
         return None
 
     def _loss(self, model: Any, inputs: dict[str, Any], rows: Sequence[PackedRow]) -> tuple[Any, evaluation.Sums]:
@@ -56,9 +57,9 @@ class StreamedRerankerTrainer(HeadTrainer):
 
 
 class StreamedGenerativeRerankerTrainer(StreamedRerankerTrainer):
-    """`StreamedRerankerTrainer` over a language model: the score is by how much its answer is yes rather than no.
+    """`StreamedRerankerTrainer` over a language model, which answers yes or no.
 
-    The score is the logit of `train.positive_token` less that of `train.negative_token`, behind the question.
+    The score is the logit of `train.positive_token` minus that of `train.negative_token`, after the question.
     """
 
     def _answers(self) -> tuple[int, int]:
@@ -74,13 +75,13 @@ class StreamedGenerativeRerankerTrainer(StreamedRerankerTrainer):
 
 
 def list_loss(scores: torch.Tensor, labels: torch.Tensor, listwise: bool) -> torch.Tensor:
-    """The loss of one query.
+    """Return the loss of one query.
 
     Args:
         scores: Of its documents, float32 [N].
         labels: 1 for a document that fits the query, else 0, float32 [N].
-        listwise: The cross-entropy of a softmax over the documents (ListNet: Cao et al., 2007, eq. 5, its target all
-            on those that fit); else the binary cross-entropy of each, their mean.
+        listwise: The cross-entropy of a softmax over the documents (ListNet: Cao et al., 2007, eq. 5, with the target
+            on those that fit); otherwise the mean binary cross-entropy of the documents.
     """
     if listwise:
         return functional.cross_entropy(scores, labels / labels.sum())
@@ -88,9 +89,9 @@ def list_loss(scores: torch.Tensor, labels: torch.Tensor, listwise: bool) -> tor
 
 
 def list_sums(scores: torch.Tensor, labels: torch.Tensor) -> evaluation.Sums:
-    """What one query adds to the metrics; nothing where all its documents fit, or none.
+    """Return the sums of a query's metrics; none if all of its documents fit, or no document.
 
-    accuracy: whether each document that fits is above each other one; mrr: 1 / rank of the best that fits.
+    accuracy: whether each fitting document is above all others; mrr: 1 / rank of the best fitting document.
     """
     fitting, others = scores[labels == 1], scores[labels == 0]
     if not len(others) or not len(fitting):

@@ -15,5 +15,5 @@ class StreamedRewardTrainer(RowMeans, RewardTrainer):
 
     @staticmethod
     def placeholder() -> Dataset:
-        """What TRL's constructor looks at: one tokenised row. Real rows come from the stream."""
+        """Return one tokenised row for TRL's constructor. Real rows come from the stream."""
         return Dataset.from_dict({"chosen_ids": [[0]], "rejected_ids": [[0]]})

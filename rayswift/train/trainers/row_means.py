@@ -1,7 +1,7 @@
 """Trainers whose loss is a mean over rows, on the stream: the same numbers for any number of workers.
 
-TRL takes the mean over a micro-batch, gathers its metrics from all ranks at each of them, and logs means of means. Here
-every row of the global batch weighs the same however it is cut, and metrics are sums that ranks add up when they log.
+TRL takes the mean over a micro-batch, gathers its metrics from all ranks each time, and logs means of means. Here every
+row of the global batch has the same weight, and metrics are sums that ranks add up when they log.
 """
 
 import math
@@ -29,7 +29,7 @@ _BEHIND = "behind"
 
 
 class _OneRank:
-    """An accelerator whose gathers return what this rank has."""
+    """An accelerator whose gathers return the values of this rank."""
 
     def __init__(self, accelerator: Any):
         self._accelerator = accelerator
@@ -47,7 +47,7 @@ class _OneRank:
 
 
 class RowMeans(Streamed):
-    """Gives a trainer whose loss is a mean over rows the right mean, in training and evaluation; see `Streamed`."""
+    """Corrects the mean of a trainer whose loss is a mean over rows, in training and evaluation; see `Streamed`."""
 
     accelerator: Any
     stream: Stream
@@ -67,7 +67,7 @@ class RowMeans(Streamed):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The trainer's loss, weighed so that each row of the global batch counts the same.
+        """Return the trainer's loss, weighted so that each row of the global batch counts the same.
 
         Raises:
             UserError: a NaN or infinite loss.
@@ -83,7 +83,7 @@ class RowMeans(Streamed):
         return loss if weight == 1 else loss * weight
 
     def _loss(self, model: Any, inputs: dict[str, Any], rows: Sequence[PackedRow]) -> tuple[Any, evaluation.Sums]:
-        """The mean loss over this rank's rows, and the sums of the metrics beside it."""
+        """Return the mean loss over this rank's rows, and the sums of the metrics."""
         with self._alone():
             loss = super().compute_loss(model, dict(inputs))
         sums: evaluation.Sums = {}
@@ -93,15 +93,15 @@ class RowMeans(Streamed):
         return loss, sums
 
     def _count(self, name: str, rows: Sequence[PackedRow]) -> int:
-        """How many rows or trained tokens of these a metric is the mean of."""
+        """Return the number of rows or trained tokens over which a metric is the mean."""
         return trained_tokens(rows, self.token_metrics[name]) if name in self.token_metrics else len(rows)
 
     def _named(self, totals: evaluation.Sums) -> evaluation.Sums:
-        """The metrics that are logged, of all that was added up."""
+        """Return the metrics that are logged."""
         return totals
 
     def _take_metrics(self) -> dict[str, float]:
-        """What the trainer noted of its last micro-batch."""
+        """Remove and return the trainer's metrics of its last micro-batch."""
         metrics = self._metrics["train" if self.model.training else "eval"]
         left_out = ("num_tokens", *self.extremes)
         found = {name: float(values[-1]) for name, values in metrics.items() if name not in left_out}
@@ -126,16 +126,17 @@ class RowMeans(Streamed):
         return guard.stop(self._run_dir, self._rank, self.state.global_step + 1, what, found)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """HF's, without TRL's reference copy of the initial adapter.
+        """Save as HF does, without TRL's reference copy of the initial adapter.
 
-        Every start makes that copy anew, and where HF finds one it would continue with it, not with what was trained.
+        Every start makes that copy anew. If HF found a saved copy, it would continue with it and not with the trained
+        one.
         """
         super()._save(output_dir, state_dict)
         if output_dir:  # never one of the run folder's own
             shutil.rmtree(Path(output_dir) / "ref", ignore_errors=True)
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Means over every row, whatever the number of workers and rows in a batch."""
+        """Return means over all rows, for any number of workers and any batch size."""
         model = self.model_to_evaluate()
         totals: evaluation.Sums = {}
         for rows, batch in dataloader:
@@ -150,7 +151,7 @@ class RowMeans(Streamed):
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=int(totals["loss"][1]))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The trainer's metrics over all rows since the last entry, beside the loss."""
+        """Log the trainer's metrics over all rows since the last entry, beside the loss."""
         if "loss" in logs:
             totals, self._sums = self._named(self.sums_over_ranks(self._sums)), {}
             logs.update({name: value / count for name, (value, count) in totals.items() if count})
@@ -158,18 +159,18 @@ class RowMeans(Streamed):
 
 
 def trained_tokens(rows: Sequence[PackedRow], members: tuple[int, ...]) -> int:
-    """Trained tokens of some members of rows."""
+    """Return the number of trained tokens of some sequences of rows."""
     borders = [np.cumsum(row.lengths)[:-1] for row in rows]
     split = [np.split(row.trained, border) for row, border in zip(rows, borders, strict=True)]
     return sum(int(trained[member].sum()) for trained in split for member in members)
 
 
 class HeadTrainer(RowMeans):
-    """`transformers`' `Trainer`, streamed, with an adapter around the model where one is trained.
+    """`transformers`' `Trainer`, streamed, with an adapter around the model if one is trained.
 
     Args:
-        behind: Modules that the model's outputs go through, which are trained whole whatever the model is; they are
-            part of it for the optimizer and for checkpoints, and no part of the weights that are saved as the model's.
+        behind: Modules after the model, which are always trained in full. They are part of it for the optimizer and
+            for checkpoints, but not of the saved weights of the model.
     """
 
     loss_is_scaled_for_ga: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""TRL's SFT trainer on the stream: a loss over tokens, and means over every trained token in evaluation."""
+"""TRL's SFT trainer on the stream: a loss over tokens, and evaluation means over all trained tokens."""
 
 import math
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ _EXAMPLES = "examples"  # beside the sums of the metrics while ranks add them up
 
 
 class TokenOutputs:
-    """What a forward pass with TRL's fused head says of each token but the first, [B, T - 1] or [1, sum T - 1]."""
+    """The outputs of TRL's fused head for each token but the first, [B, T - 1] or [1, sum T - 1]."""
 
     def __init__(self, outputs: Any):
         self._log_probs = outputs["log_probs"].detach()
@@ -33,7 +33,7 @@ class TokenOutputs:
         self._is_top1, self._mask = outputs["is_top1"], outputs["label_mask"]
 
     def sums(self) -> evaluation.Sums:
-        """The sums of an evaluation batch."""
+        """Return the sums of an evaluation batch."""
         count = float(self._mask.sum())
         return {
             "mean_token_accuracy": (float(self._is_top1.sum()), count),
@@ -41,7 +41,7 @@ class TokenOutputs:
         }
 
     def losses_of(self, rows: Sequence[PackedRow]) -> list[guard.TokenLosses]:
-        """The loss of each token of a micro-batch's rows, [T] each; times its weight where rows have weights."""
+        """Return the loss of each token of a micro-batch's rows, [T] each, times its weight if rows have weights."""
         if not rows:  # a micro-batch behind the end of the data
             return []
         losses = -self._log_probs.double().cpu().numpy()
@@ -53,7 +53,7 @@ class TokenOutputs:
 
 
 class StreamedSFTTrainer(Streamed, SFTTrainer):
-    """`SFTTrainer`, streamed, with loss weights, metrics and losses of the user's own; see `Streamed`."""
+    """`SFTTrainer`, streamed, with loss weights, and metrics and losses of the user; see `Streamed`."""
 
     stream: Stream
 
@@ -71,11 +71,11 @@ class StreamedSFTTrainer(Streamed, SFTTrainer):
 
     @staticmethod
     def placeholder() -> Dataset:
-        """What TRL's constructor looks at: one tokenised row. Real rows come from the stream."""
+        """Return one tokenised row for TRL's constructor. Real rows come from the stream."""
         return Dataset.from_dict({"input_ids": [[0, 0]], "labels": [[0, 0]]})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL's, without its count of tokens."""
+        """Log as TRL does, without its count of tokens."""
         for metrics in self._metrics.values():
             metrics.pop("num_tokens", None)  # it takes batches for flat and restarts on resume
         super().log(logs, start_time)
@@ -83,12 +83,12 @@ class StreamedSFTTrainer(Streamed, SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """TRL's loss; where rows carry loss weights, each token's term times its weight.
+        """Return TRL's loss; if rows have loss weights, the term of each token times its weight.
 
-        The divisor stays the number of trained tokens of the global batch, so a weight of 2 counts as twice the token.
+        The divisor is still the number of trained tokens of the global batch, so a token of weight 2 counts twice.
 
         Raises:
-            UserError: a NaN or infinite training loss, or weights beside what takes none.
+            UserError: a NaN or infinite training loss, or weights with a loss that does not support them.
         """
         inputs = dict(inputs)
         weights = inputs.pop("loss_weights", None)
@@ -133,7 +133,7 @@ class StreamedSFTTrainer(Streamed, SFTTrainer):
                 )
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Means over every trained token, whatever the number of workers and rows in a batch."""
+        """Return means over all trained tokens, for any number of workers and any batch size."""
         prefix = kwargs.get("metric_key_prefix", "eval")
         model = self.model_to_evaluate()
         totals: evaluation.Sums = {}
@@ -155,7 +155,7 @@ class StreamedSFTTrainer(Streamed, SFTTrainer):
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_samples)
 
     def _measure(self, model: Any, inputs: dict[str, Any], num_tokens: int, totals: evaluation.Sums) -> None:
-        """Add what the user's metrics say of a batch; the forward pass is a second one, on every rank alike."""
+        """Add the user's metrics of a batch; this takes a second forward pass, on every rank."""
         if not self._eval_metrics:
             return
         labels = inputs["labels"]

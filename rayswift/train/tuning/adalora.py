@@ -1,7 +1,7 @@
-"""AdaLoRA (Zhang et al., 2023): ranks move to the matrices where they matter most, while the training goes on.
+"""AdaLoRA (Zhang et al., 2023): during training, moves ranks to the matrices where they matter most.
 
-A weight's update is B diag(E) A. PEFT's allocator scores each of its singular values by the gradients and sets the
-least important of all to zero, fewer and fewer staying; what it has seen so far is part of every checkpoint.
+The update of a weight is B diag(E) A. PEFT's allocator scores each singular value by the gradients and sets the least
+important of all to zero, more and more of them. Its statistics are part of every checkpoint.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from rayswift.log import logger
 
 STATE = "adalora.pt"
-"""What the allocator has seen, in the checkpoint's folder."""
+"""File of the allocator's statistics, in the checkpoint's folder."""
 
 
 def penalty(model: Any) -> torch.Tensor:
-    """How far the A [r, in] and B [out, r] are from orthogonal, weighed (equation 4): a term of the loss.
+    """Return the weighted distance of A [r, in] and B [out, r] from orthogonal (equation 4): a term of the loss.
 
     PEFT adds it to a loss that the model itself computes; here the trainer computes the loss from the outputs.
     """
@@ -32,14 +32,14 @@ def penalty(model: Any) -> torch.Tensor:
 
 
 class AdaLoraCallback(TrainerCallback):
-    """Lets the allocator look at the gradients of every step, and keeps what it has seen.
+    """Gives the allocator the gradients of every step, and saves its statistics.
 
     Args:
-        run_dir: Where checkpoints are.
+        run_dir: The folder of checkpoints.
         resume_from: The checkpoint that is continued.
-        progress: Share of the training that is done once the current step is, where it is given in epochs: nobody
-            knows then how many steps the rows fill, and the allocator's plan follows the rows. None: the adapter's
-            config has the number of steps.
+        progress: For a training over epochs: returns the share that is done after the current step. The number of steps
+            is then unknown, and the allocator's plan follows the rows. None: the adapter's config has the number of
+            steps.
     """
 
     def __init__(self, run_dir: Path, resume_from: Path | None, progress: Callable[[], float] | None = None):
@@ -52,7 +52,7 @@ class AdaLoraCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Go on where the checkpoint stands."""
+        """Load the statistics of the checkpoint."""
         if self._resume_from is None:
             return
         allocator = kwargs["model"].base_model.rankallocator
@@ -65,7 +65,7 @@ class AdaLoraCallback(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Behind the step, while its gradients are there."""
+        """Update the allocator after the step, while its gradients exist."""
         tuned = kwargs["model"]
         config = tuned.peft_config["default"]
         if self._progress is not None:
@@ -75,7 +75,7 @@ class AdaLoraCallback(TrainerCallback):
         self._left, config.rank_pattern = config.rank_pattern, None
 
     def _expected_steps(self, step: int, num_first: int, num_final: int) -> int:
-        """Steps of the whole training, as far as the share that is done tells; exact at its end.
+        """Estimate the steps of the whole training from the share that is done; exact at its end.
 
         step: counted from 0. The final steps begin once, with the ranks that are then left.
         """
@@ -90,14 +90,14 @@ class AdaLoraCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Say so if the training was too short to lower the ranks."""
+        """Warn if the training was too short to lower the ranks."""
         config = kwargs["model"].peft_config["default"]
         if self._left is None and args.should_save:
             fixed = f"tinit + tfinal = {config.tinit + config.tfinal}"
             logger.warning("AdaLoRA: %s left no step of %d to lower the ranks", fixed, state.global_step)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Beside the adapter; all ranks have seen the same."""
+        """Save the statistics beside the adapter; they are the same on all ranks."""
         if args.should_save:
             allocator = kwargs["model"].base_model.rankallocator
             seen = {"importance": allocator.exp_avg_ipt, "uncertainty": allocator.exp_avg_unc, "left": self._left}

@@ -15,7 +15,7 @@ from rayswift.model.layers import layer_of
 
 
 class SampledLayers(TrainerCallback):
-    """Draws the layers that the next steps train, from the seed and the number of the interval: a resumed run draws
+    """Draws the layers that the next steps train from the seed and the number of the interval: a resumed run draws
     the same."""
 
     def __init__(self, model: ModelConfig, seed: int):
@@ -24,7 +24,7 @@ class SampledLayers(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Freeze and unfreeze."""
+        """Freeze and unfreeze layers at the beginning of an interval."""
         network: PreTrainedModel = kwargs["model"]
         total: int = network.config.get_text_config().num_hidden_layers
         active = drawn(self._seed, state.global_step // self._interval, total, self._num_active)
@@ -34,6 +34,6 @@ class SampledLayers(TrainerCallback):
 
 
 def drawn(seed: int, interval: int, total: int, num_active: int) -> frozenset[int]:
-    """The layers of an interval: `num_active` of `total`, each set as likely as any other."""
+    """Return the layers of an interval: `num_active` of `total`, each set with the same probability."""
     generator = np.random.default_rng(np.random.SeedSequence([seed, interval, 0x4C495341]))
     return frozenset(generator.choice(total, size=min(num_active, total), replace=False).tolist())

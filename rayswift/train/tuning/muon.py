@@ -17,14 +17,14 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
     "ns_steps": int,
     "nesterov": lambda word: word.strip().lower() == "true",
 }
-"""What `train.optim_args` may hold, with how it is read."""
+"""The names that `train.optim_args` may hold, each with its parser."""
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """torch's Muon and AdamW, one step of both.
+    """torch's Muon and AdamW as one optimizer.
 
     Args:
-        groups: Parameter groups with weights decayed alike; each is cut in two.
+        groups: Parameter groups, each with one weight decay; each is split in two.
         matrices: `id` of each parameter that Muon trains.
         lr: Learning rate of both.
         betas: Of AdamW.
@@ -58,7 +58,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step; groups and states are this optimizer's, which schedules and checkpoints change."""
+        """Step both; they share the groups and states of this optimizer, which schedules and checkpoints change."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -71,7 +71,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 
 def recipe(model: torch.nn.Module, args: TrainingArguments) -> tuple[type[MuonWithAdamW], dict[str, Any]]:
-    """The optimizer and its arguments, as HF's Trainer takes them.
+    """Return the optimizer and its arguments for HF's Trainer.
 
     Args:
         model: What is trained.
@@ -88,7 +88,7 @@ def recipe(model: torch.nn.Module, args: TrainingArguments) -> tuple[type[MuonWi
 
 
 def matrices(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """The parameters that Muon trains: matrices, without embeddings and heads."""
+    """Return the parameters that Muon trains: matrices, without embeddings and heads."""
     return [
         parameter
         for name, module in model.named_modules()
@@ -99,6 +99,6 @@ def matrices(model: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 
 def options(optim_args: str | None) -> dict[str, str]:
-    """`train.optim_args` as names and words: `momentum=0.9,ns_steps=6`."""
+    """Split `train.optim_args` into names and words: `momentum=0.9,ns_steps=6`."""
     pairs = (pair.partition("=") for pair in (optim_args or "").replace(" ", "").split(",") if pair)
     return {name: word for name, _, word in pairs}

@@ -288,7 +288,7 @@ def test_a_wait_ends_where_nothing_comes_forward_and_says_for_what_it_waited() -
         waited = []
         for expected in ("no weights are published yet", "3 prompts with engines"):
             began = clock()
-            message = f"round 0 is not there, and nothing has come forward for 3.. s: {expected}; engines: no engine"
+            message = f"round 0 is not ready, without any progress for 3.. s: {expected}; engines: no engine"
             with pytest.raises(TimeoutError, match=message):
                 await there(lambda: coordinator.next(1, 0, 0, 1, 10))
             waited.append(clock() - began)

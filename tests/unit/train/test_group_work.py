@@ -120,7 +120,7 @@ def test_all_learn_what_each_returned(found: Found) -> None:
 
 def test_a_rank_may_work_longer_than_a_collective_may_take(found: Found) -> None:
     assert found[0]["longer than a collective"][0] == found[1]["longer than a collective"][0] == "returned"
-    assert "longer than a collective: worker 0 is at it" in (found[2] / "logs" / "rank-0.log").read_text()
+    assert "longer than a collective: worker 0 is still working" in (found[2] / "logs" / "rank-0.log").read_text()
 
 
 def test_an_error_ends_the_waiting(found: Found) -> None:
@@ -133,7 +133,7 @@ def test_work_has_an_end(found: Found) -> None:
     for rank in (0, 1):
         kind, text = found[rank]["too long"]
         assert kind == "UserError"
-        assert "worker 0 is at it and took longer than cluster.storage_timeout_s = 2" in text
+        assert "worker 0 is still working and took longer than cluster.storage_timeout_s = 2" in text
     assert float(found[1]["too long: seconds"][0]) < 2 * TIMEOUT_S
 
 

@@ -16,8 +16,8 @@ _PIECE_ELEMENTS = 1 << 24
 
 @dataclass(frozen=True)
 class TopK:
-    """The k likeliest tokens of a teacher at each of n positions: ids [n, k] int64; logits [n, k], or log-probabilities,
-    which differ from logits by a constant for each position."""
+    """The k likeliest tokens of a teacher at each of n positions: ids [n, k] int64; logits [n, k], or
+    log-probabilities, which differ from logits by a constant for each position."""
 
     ids: Tensor
     logits: Tensor

@@ -1,7 +1,7 @@
 """The distillation trainer: compares student and teacher at each token of a round's completions.
 
-A round has completions that the student sampled, or the answers of its rows, see `rollout.groups.is_sampled`. The loss is
-TRL's: the sum over the tokens of completions, divided by their number in the whole step.
+A round has completions that the student sampled, or the answers of its rows, see `rollout.groups.is_sampled`. The loss
+is TRL's: the sum over the tokens of completions, divided by their number in the whole step.
 """
 
 from typing import Any

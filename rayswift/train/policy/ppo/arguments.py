@@ -11,7 +11,7 @@ from rayswift.train.policy.losses import PolicySettings
 
 @dataclass
 class PPOArguments(PpoFields, _BaseConfig):
-    """The fields of task ppo, on what TRL's configs have in common; and what the policy trainer asks of any task."""
+    """The fields of task ppo, on the common base of TRL's configs, and the values that the policy trainer needs."""
 
     def __post_init__(self) -> None:
         self.gradient_accumulation_steps = 1  # an item of the stream is an optimizer step, which the trainer cuts
@@ -19,22 +19,22 @@ class PPOArguments(PpoFields, _BaseConfig):
 
     @property
     def beta(self) -> float:
-        """Weight of the KL to the reference; without it none is held."""
+        """Return the weight of the KL to the reference; at 0 no reference is held."""
         return self.kl_coef
 
     @property
     def top_entropy_quantile(self) -> float:
-        """Share of tokens that are trained: all."""
+        """Return the share of trained tokens: all of them."""
         return 1.0
 
     @property
     def mask_truncated_completions(self) -> bool:
-        """Whether truncated completions are left out: `missing_eos_penalty` is for them."""
+        """Return false: truncated completions are trained, with `missing_eos_penalty`."""
         return False
 
 
 def policy_settings(config: RlhfConfig, args: PPOArguments) -> PolicySettings:
-    """The clipped surrogate of PPO as a mean over the tokens of the step, with the correction for engines."""
+    """Return settings of PPO's clipped surrogate, a mean over the step's tokens, with the correction for engines."""
     rollout = config.rollout
     return PolicySettings(
         loss_type="bnpo",

@@ -1,4 +1,5 @@
-"""Gradients of policy and critic, each clipped by its own norm: a jump of the value loss leaves the policy's alone."""
+"""Clips the gradients of policy and critic by their own norms, so a jump of the value loss does not affect the
+policy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,13 +21,13 @@ class Norms:
 
 
 def clip(parts: Sequence[Sequence[torch.nn.Parameter]], most: float) -> Norms:
-    """Clip the gradients of the policy's parameters and of the critic's, which all ranks have alike."""
+    """Clip the gradients of the policy and of the critic, which are equal on all ranks."""
     policy, critic = (float(torch.nn.utils.clip_grad_norm_(each, most or float("inf"))) for each in parts)
     return Norms(policy, critic)
 
 
 def clip_in_engine(engine: Any, num_policy_groups: int, most: float) -> Norms:
-    """The same between DeepSpeed's backward pass and its step, whose own clipping takes all groups as one.
+    """Clip between DeepSpeed's backward pass and its step; DeepSpeed's own clipping takes all groups as one.
 
     Each rank holds a part of the gradients, which DeepSpeed keeps by parameter group; stage 3 by parts of one.
 
@@ -36,7 +37,7 @@ def clip_in_engine(engine: Any, num_policy_groups: int, most: float) -> Norms:
         most: The norm to clip to; 0: never.
 
     Raises:
-        UserError: a DeepSpeed JSON of the user's own for an engine without ZeRO, or with another optimizer.
+        UserError: the user's DeepSpeed JSON makes an engine without ZeRO, or with another optimizer.
     """
     zero = engine.optimizer
     if not hasattr(zero, "averaged_gradients"):

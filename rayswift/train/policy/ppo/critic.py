@@ -1,8 +1,9 @@
-"""The critic: what the states that completions pass through are worth.
+"""The critic: estimates the values of the states of completions.
 
-It is a part of the policy's module, so that one engine trains both, but none of the weights that engines get or that a
-checkpoint's model folder holds. `shared` is a head on the states that the scorer picks for the policy's tokens;
-`separate` is a second model with a head of one output, which reads the same tokens. A new head says 0 everywhere.
+It is a submodule of the policy, so that one DeepSpeed engine or DDP module trains both. Its weights are not sent to
+vLLM engines, nor saved in a checkpoint's model folder. `shared` is a head on the policy's hidden states that the scorer
+selects; `separate` is a second model with a head of one output, which reads the same tokens. A new head returns 0
+everywhere.
 """
 
 import json
@@ -24,18 +25,18 @@ from rayswift.model.load import share_tied
 from rayswift.train.scored_positions import ScoredPositions
 
 NAME = "critic"
-"""The module's name in the policy, and its folder's in a checkpoint."""
+"""Name of the module in the policy, and of the folder in a checkpoint."""
 _PREFIX = f"{NAME}."
 _HEAD = "value_head.safetensors"
 _STATE = "state.json"
 
 
 class Critic(torch.nn.Module):
-    """Values of states; asked within a forward pass of the policy.
+    """Computes the values of states, within a forward pass of the policy.
 
     Args:
         network: A model with a head `score` of one output; None: a head on the policy's states.
-        like: Of the policy, which the head of a shared critic goes by: hidden size and number format.
+        like: Gives hidden size and number format of the policy, for the head of a shared critic.
     """
 
     def __init__(self, network: PreTrainedModel | None, like: Any):
@@ -53,7 +54,7 @@ class Critic(torch.nn.Module):
         self._values: Tensor | None = None
 
     def join(self, model: Any) -> None:
-        """Become a part of the policy, plain or with its adapter, behind what picks the states to score."""
+        """Become a submodule of the policy, plain or with its adapter, after the selection of states to score."""
         model.add_module(NAME, self)
         if self.network is not None:
             model.register_forward_hook(self._read, with_kwargs=True)
@@ -63,7 +64,7 @@ class Critic(torch.nn.Module):
 
     @contextmanager
     def asked(self, followed: Tensor) -> Iterator[None]:
-        """While it lasts, a forward pass of the policy asks for the values of the states behind some tokens.
+        """Within the block, a forward pass of the policy also computes the values of the states after some tokens.
 
         Args:
             followed: [n] of the flattened input_ids.
@@ -75,7 +76,7 @@ class Critic(torch.nn.Module):
             self._followed = None
 
     def take(self) -> Tensor:
-        """The values [n] that were asked for last, float32."""
+        """Return the values [n] of the last forward pass, float32."""
         values, self._values = self._values, None
         assert values is not None, "the policy was not asked for values"
         return values
@@ -96,12 +97,12 @@ class Critic(torch.nn.Module):
         self._values = _values(self.network.score, states)
 
     def save(self, folder: Path, state: Mapping[str, Tensor], told: Mapping[str, float]) -> None:
-        """Write it beside a checkpoint's model: a folder of a sequence classifier, or the head alone.
+        """Save it beside a checkpoint's model: as the folder of a sequence classifier, or the head alone.
 
         Args:
             folder: Of the checkpoint.
             state: The whole model's.
-            told: What else is to come back.
+            told: Further values to save.
         """
         own, beside = own_state(state), folder / NAME
         beside.mkdir(exist_ok=True)
@@ -114,7 +115,7 @@ class Critic(torch.nn.Module):
         (beside / _STATE).write_text(json.dumps(dict(told)) + "\n", encoding="utf-8")
 
     def load(self, folder: Path) -> None:
-        """Its weights, from a checkpoint."""
+        """Load its weights from a checkpoint."""
         beside = folder / NAME
         if self.network is None:
             self.load_state_dict(load_file(beside / _HEAD))
@@ -124,44 +125,44 @@ class Critic(torch.nn.Module):
 
 
 def told(folder: Path) -> dict[str, float]:
-    """What `Critic.save` was told beside the weights."""
+    """Return the further values that `Critic.save` saved."""
     found: dict[str, float] = json.loads((folder / NAME / _STATE).read_text(encoding="utf-8"))
     return found
 
 
 def own_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The critic's part of the whole model's state."""
+    """Return the critic's part of the whole model's state."""
     return {name.removeprefix(_PREFIX): tensor for name, tensor in state.items() if name.startswith(_PREFIX)}
 
 
 def policy_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The policy's part of the whole model's state."""
+    """Return the policy's part of the whole model's state."""
     return {name: tensor for name, tensor in state.items() if not name.startswith(_PREFIX)}
 
 
 def is_of_critic(model: torch.nn.Module) -> set[int]:
-    """The parameters of the critic in a model, by id."""
+    """Return the ids of the critic's parameters in a model."""
     return {id(parameter) for name, parameter in model.named_parameters() if name.startswith(_PREFIX)}
 
 
 def _values(score: torch.nn.Module, states: Tensor) -> Tensor:
-    """[1, n, H] -> [n], in the head's own number format: autocast would round values to three digits."""
+    """Return values [n] of states [1, n, H] in the head's number format: autocast would round to three digits."""
     with torch.autocast(states.device.type, enabled=False):
         values: Tensor = score(states.to(score.weight.dtype)).float()[0, :, 0]
     return values
 
 
 def make_critic(config: RlhfConfig, policy: Any, kind: str, initial: str) -> Critic:
-    """The critic of a run; under ZeRO-3 its second model is cut as the policy is.
+    """Make the critic of a run; under ZeRO-3 a separate critic is sharded as the policy is.
 
     Args:
         config: The run's.
         policy: The policy's model, without a fresh adapter.
         kind: shared or separate.
-        initial: Path or hub id of the weights that the policy begins with.
+        initial: Path or hub id of the policy's initial weights.
 
     Raises:
-        UserError: the weights of a separate critic cannot be had, or are of another vocabulary.
+        UserError: the weights of a separate critic cannot be loaded, or have another vocabulary.
     """
     base = policy.get_base_model() if isinstance(policy, PeftModel) else policy
     if kind == "shared":
@@ -201,7 +202,7 @@ def _network(path: str, field: str, policy: Any, trusts_code: bool) -> PreTraine
 
 @contextmanager
 def _whole(parameter: Any) -> Iterator[None]:
-    """A parameter that ZeRO-3 has cut, to be changed on all ranks alike."""
+    """Gather a parameter that ZeRO-3 has sharded, to change it on all ranks."""
     if not hasattr(parameter, "ds_id"):
         yield
         return

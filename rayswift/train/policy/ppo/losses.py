@@ -12,17 +12,17 @@ _TRL_NAMES = {"entropy": "policy/entropy_avg", "clip_ratio/region_mean": "policy
 
 @dataclass(frozen=True)
 class ValueTargets:
-    """old_values [n]: what the critic said before the round's first step; returns [n]: what it is to say."""
+    """old_values [n]: the critic's values before the round's first step; returns [n]: the targets."""
 
     old_values: Tensor
     returns: Tensor
 
 
 def value_losses(values: Tensor, targets: ValueTargets, cliprange: float) -> tuple[Tensor, Tensor]:
-    """Half the squared error of each token's value [n], and whether the clip decides it [n].
+    """Return half the squared error of each token's value [n], and whether the clip decides it [n].
 
-    The larger of the errors of the value and of the value clipped to `cliprange` around the old one: no gradient once
-    it has moved towards its return by more.
+    It is the larger of the errors of the value and of the value clipped to `cliprange` around the old one. So a value
+    that has moved further than that towards its return gets no gradient.
     """
     clipped = values.clamp(targets.old_values - cliprange, targets.old_values + cliprange)
     error, clipped_error = (values - targets.returns).square(), (clipped - targets.returns).square()
@@ -42,20 +42,20 @@ def ppo_loss(
     vf_coef: float,
     trains_policy: bool = True,
 ) -> Loss:
-    """A micro-batch's share of the step's loss: the clipped surrogate plus `vf_coef` times the value loss, each a mean
-    over the step's tokens.
+    """Return a micro-batch's share of the step's loss: the clipped surrogate plus `vf_coef` times the value loss, each
+    a mean over the step's tokens.
 
     Args:
         logprobs: [n], of the policy, with gradient.
         entropies: [n], of its distributions.
         values: [n], of the states before the tokens, with gradient.
-        completions: What else is known of the tokens.
+        completions: Advantages and other values of the tokens.
         targets: Of the values.
         counts: Of the whole step.
         settings: Of the surrogate.
         cliprange_value: See `value_losses`.
         vf_coef: Weight of the value loss.
-        trains_policy: False: the policy gets a gradient of zero.
+        trains_policy: If false, the policy gets a gradient of zero.
     """
     policy = policy_loss(logprobs, entropies, completions, counts, settings)
     errors, is_clipped = value_losses(values, targets, cliprange_value)

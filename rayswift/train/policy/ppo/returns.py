@@ -1,7 +1,7 @@
-"""A round's scores and values -> advantages and returns of its tokens, and what is told of them.
+"""Scores and values of a round -> advantages and returns of its tokens, and metrics.
 
-Pure but for `sum_over_ranks`, which adds up a float64 tensor of all ranks. As in the PPO trainer that TRL had, but that
-the score stands at a completion's last token, not at the padding behind it.
+Pure but for `sum_over_ranks`, which sums a float64 tensor over ranks. As in the PPO trainer that TRL had, except that
+the score is at a completion's last token, not at the padding after it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,15 +24,15 @@ _MOST_ERROR = 0.2
 
 
 def adapted(kl_coef: float, kl: float, target: float, num_completions: int, horizon: int) -> float:
-    """The weight of the KL penalty behind a round: larger if its KL was above the target, at most by a fifth of
-    completions / horizon.
+    """Return the weight of the KL penalty after a round: larger if its KL was above the target; it changes by at most a
+    fifth of completions / horizon.
 
     Ziegler et al. 2019, arXiv 1909.08593, section 2.2, with K = completions / horizon.
 
     Args:
         kl_coef: The weight in the round.
         kl: Mean KL of the round's completions, in nats.
-        target: The KL that is wanted.
+        target: The wanted KL.
         num_completions: Of the round.
         horizon: See `train.kl_horizon`.
     """
@@ -42,8 +42,8 @@ def adapted(kl_coef: float, kl: float, target: float, num_completions: int, hori
 
 @dataclass(frozen=True)
 class Scored:
-    """What this rank's models make of its completion tokens: values of the states before them, and log-probabilities
-    of policy and reference; the last are None at `kl_coef` 0."""
+    """The models' outputs for this rank's completion tokens: values of the states before them, and log-probabilities of
+    policy and reference; those of the reference are None at `kl_coef` 0."""
 
     logprobs: Tokenwise
     values: Tokenwise
@@ -52,7 +52,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Returns:
-    """For each completion token of this rank the advantage and what the critic is to say, float32; kl: mean KL of the
+    """The advantage and the return of each completion token of this rank, float32; kl: mean KL of the
     round's completions."""
 
     advantages: Tokenwise
@@ -62,7 +62,7 @@ class Returns:
 
 
 def scores(table: RoundTable, weights: tuple[float, ...], missing_eos_penalty: float | None) -> Floats:
-    """The score of each completion [N]: its weighted rewards, less the penalty if it was cut off; NaN without any."""
+    """Return each completion's score [N]: weighted rewards, less the penalty if it was cut off; NaN without any."""
     found = advantages.weighted(table.rewards, weights)
     return found - np.where(table.truncated, missing_eos_penalty or 0.0, 0.0)
 
@@ -76,14 +76,14 @@ def make_returns(
     kl_coef: float,
     sum_over_ranks: SumOverRanks,
 ) -> Returns:
-    """Advantages, whitened over the round, and returns. A completion without a score teaches nothing.
+    """Return advantages, whitened over the round, and returns. A completion without a score has advantage 0.
 
     Args:
         table: The whole round.
         scores: [N] of its completions.
         batches: This rank's micro-batches.
-        scored: Their tokens.
-        args: See there.
+        scored: Model outputs for their tokens.
+        args: Of the trainer.
         kl_coef: Weight of the KL penalty.
         sum_over_ranks: Called as often on every rank.
     """
@@ -123,7 +123,7 @@ def make_returns(
 
 @dataclass
 class _Sums:
-    """Over this rank's completions."""
+    """Sums over this rank's completions."""
 
     completions: int = 0
     kl: float = 0.0
@@ -137,7 +137,7 @@ class _Sums:
         self.non_score_reward += float(penalties.sum())
 
     def metrics(self) -> evaluation.Sums:
-        """Means over completions, under TRL's names."""
+        """Return means over completions, under TRL's names."""
         names = ("kl", "entropy", "non_score_reward")
         return {f"objective/{name}": (getattr(self, name), float(self.completions)) for name in names}
 
@@ -151,7 +151,7 @@ def _of_table(table: RoundTable, scores: Floats) -> evaluation.Sums:
 
 
 def _padded(flat: Floats, lengths: NDArray[np.int64]) -> tuple[Floats, NDArray[np.bool_]]:
-    """[n] -> [B, T] with zeros behind the ends, and where tokens are."""
+    """Pad [n] to [B, T] with zeros at the end; return also where tokens are."""
     is_token = np.arange(int(lengths.max(initial=0))) < lengths[:, None]
     padded = np.zeros(is_token.shape)
     padded[is_token] = flat
@@ -159,7 +159,7 @@ def _padded(flat: Floats, lengths: NDArray[np.int64]) -> tuple[Floats, NDArray[n
 
 
 def _with_scores(penalties: Floats, scores: Floats, batch: MicroBatch) -> Floats:
-    """Rewards [n]: the penalties, and at each last token the score; all of a completion without one are NaN."""
+    """Return rewards [n]: the penalties, plus the score at each last token; NaN for a completion without a score."""
     lengths = batch.lengths.numpy()
     of_rows = scores[batch.rows]
     rewards = np.where(np.isnan(np.repeat(of_rows, lengths)), np.nan, penalties)
@@ -185,7 +185,7 @@ def _variance(summed: Floats) -> float:
 
 
 def _explained(residuals: Floats, returns: Floats) -> float:
-    """Share of the variance of returns that the values say: 1 - Var(returns - values) / Var(returns); 0 for a guess."""
+    """Return the explained variance of returns: 1 - Var(returns - values) / Var(returns); 0 for constant values."""
     return 1 - _variance(residuals) / max(_variance(returns), _MIN_VARIANCE)
 
 

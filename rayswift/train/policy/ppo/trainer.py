@@ -1,4 +1,4 @@
-"""PPO with a critic: the policy trainer, whose engine trains a critic beside the policy."""
+"""PPO with a critic: the policy trainer, with a critic that is trained beside the policy."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ class StreamedPPOTrainer(StreamedPolicyTrainer):
     """PPO on rounds of completions; see `StreamedPolicyTrainer`.
 
     Args:
-        critic: What is trained beside the policy.
+        critic: The critic, trained beside the policy.
         kwargs: As for that trainer.
     """
 
@@ -57,7 +57,7 @@ class StreamedPPOTrainer(StreamedPolicyTrainer):
         self._critic.join(model)
 
     def _optimizer_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Those of the policy, then those of the critic."""
+        """Return the groups of the policy, then those of the critic."""
         own = critic.is_of_critic(self.model)
         rate = self.args.critic_learning_rate or self.args.learning_rate
         groups = super()._optimizer_groups(groups)
@@ -68,7 +68,7 @@ class StreamedPPOTrainer(StreamedPolicyTrainer):
         return policy + others
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """See `StreamedPolicyTrainer`; while the critic warms up, the policy stays as it is."""
+        """See `StreamedPolicyTrainer`; while the critic warms up, the policy does not change."""
         self._trains_policy = inputs["step"].round.number >= self.args.critic_warmup_rounds
         self._critic.leaves_policy = not self._trains_policy
         if not self._trains_policy:  # gradients of zero would still leave the decay of weights
@@ -77,7 +77,7 @@ class StreamedPPOTrainer(StreamedPolicyTrainer):
         return super().training_step(model, inputs, num_items_in_batch)
 
     def _backward(self, model: Any, loss: Tensor, is_last: bool) -> None:
-        """Under DeepSpeed, whose step follows the last backward pass at once, gradients are clipped between."""
+        """Run the backward pass. DeepSpeed steps right after the last one, so gradients are clipped in between."""
         if not self.is_deepspeed_enabled:
             return super()._backward(model, loss, is_last)
         model.set_gradient_accumulation_boundary(is_last)
@@ -87,7 +87,7 @@ class StreamedPPOTrainer(StreamedPolicyTrainer):
             model.step()
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        """Policy and critic each by themselves.
+        """Clip the gradients of policy and critic separately.
 
         Returns:
             The policy's norm; NaN or infinite if either is.
@@ -104,7 +104,7 @@ class StreamedPPOTrainer(StreamedPolicyTrainer):
         return norms.policy + 0 * norms.critic
 
     def _forward(self, model: Any, batch: MicroBatch) -> tuple[Tensor, ...]:
-        """Log-probability, entropy and value of each completion token, [n]; of a reference the first alone."""
+        """Return log-probability, entropy and value of each completion token, [n]; of a reference only the first."""
         if model is self._reference or self._scores_reference:
             return super()._forward(model, batch)
         with self._critic.asked(batch.followed.to(self.args.device)):
@@ -119,7 +119,7 @@ class StreamedPPOTrainer(StreamedPolicyTrainer):
             self._scores_reference = False
 
     def _begin_round(self, model: Any, step: PolicyStep) -> None:
-        """Values, log-probabilities, and what follows from them, all of before the round's first step."""
+        """Compute values, log-probabilities, advantages and returns before the round's first step."""
         batches, table = step.batches_of_round, step.round.table
         old_logprobs, _, self._old_values = self._score(model, batches)
         reference = self._score_reference(model, batches) if self.args.kl_coef else None

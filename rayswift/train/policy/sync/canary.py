@@ -1,6 +1,6 @@
-"""The canary: do engines sample from the weights that are trained? A fixed text's log-probabilities must agree.
+"""The canary: checks with the log-probabilities of a fixed text that engines have the trained weights.
 
-Trainings have run for weeks on weights that never arrived: nothing fails, the reward just stays where it is.
+If weights never arrive, nothing else fails: only the reward does not rise.
 """
 
 from collections.abc import Mapping
@@ -21,21 +21,21 @@ _MAX_TOKENS = 64
 
 
 def probe_tokens(tokenizer: PreTrainedTokenizerBase, max_model_len: int) -> NDArray[np.int32]:
-    """The fixed text [T], T >= 2, cut to what an engine takes beside the token that vLLM makes of it."""
+    """Return the fixed text [T], T >= 2, cut so that it and one sampled token fit into an engine."""
     ids = tokenizer(_TEXT, add_special_tokens=False)["input_ids"][: min(_MAX_TOKENS, max_model_len - 1)]
     return np.array(ids, np.int32)
 
 
 def drift(ours: NDArray[np.float32], theirs: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
-    """Mean absolute difference, in nats per token, of each engine's log-probabilities [T - 1]."""
+    """Return the mean absolute difference, in nats per token, of each engine's log-probabilities [T - 1]."""
     return {engine: float(np.abs(logprobs - ours).mean()) for engine, logprobs in theirs.items()}
 
 
 def judge(version: PolicyVersion, drifts: Mapping[str, float], num_tokens: int, max_drift: float) -> None:
-    """Stop the run where an engine has other weights than the trainer.
+    """Stop the run if an engine has other weights than the trainer.
 
     Raises:
-        UserError: with the figures.
+        UserError: with the difference of each engine.
     """
     wrong = {engine: value for engine, value in drifts.items() if not value <= max_drift}
     if not wrong:

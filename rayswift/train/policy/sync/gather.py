@@ -1,8 +1,8 @@
-"""The policy's weights as engines take them: whole tensors on the host, named as in a Hugging Face checkpoint.
+"""Gathers the policy's weights for engines: whole tensors on the host, named as in a Hugging Face checkpoint.
 
-Bucket by bucket, so that ZeRO-3, where every rank holds a part of each tensor, never has the whole model on a device;
-without ZeRO-3 nothing is gathered, and on CPUs nothing is copied. The training weights stay as they are, bit by bit:
-an adapter is merged into a copy.
+It works bucket by bucket, so that with ZeRO-3, where every rank holds a part of each tensor, no device ever has the
+whole model. Without ZeRO-3 nothing is gathered, and on CPUs nothing is copied. The training weights do not change by a
+bit: an adapter is merged into a copy.
 """
 
 import json
@@ -27,7 +27,7 @@ _NOT_POLICY = f"{CRITIC}."
 
 @dataclass(frozen=True)
 class _Part:
-    """Tensors that must be there together to make others: their parameters, and what makes them."""
+    """Tensors that must be gathered together: their parameters, and the function that computes others from them."""
 
     needs: Sequence[torch.Tensor]
     make: Callable[[], Named]
@@ -40,13 +40,13 @@ class _Part:
 def whole_model(
     model: PreTrainedModel | PeftModel, dtype: torch.dtype | None, keeps: bool, bucket_bytes: int
 ) -> Iterator[Named]:
-    """The model's weights, an adapter merged into them, in buckets of about `bucket_bytes`.
+    """Yield the model's weights, with the adapter merged, in buckets of about `bucket_bytes`.
 
     Args:
-        model: As it is trained, without what DeepSpeed or DDP put around it.
-        dtype: Number format to hand over floating-point weights in; None: their own.
-        keeps: Whether this rank wants them; the others take part in gathering, and their buckets are empty.
-        bucket_bytes: A single larger tensor has a bucket of its own.
+        model: The trained model, without the wrapper of DeepSpeed or DDP.
+        dtype: Number format of the yielded floating-point weights; None: their own.
+        keeps: Whether this rank wants them; other ranks only take part in gathering and get empty buckets.
+        bucket_bytes: A larger tensor has its own bucket.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     for parts in _cut(_parts(model, base), bucket_bytes):
@@ -60,7 +60,7 @@ def whole_model(
 
 
 def adapter(model: PeftModel, keeps: bool) -> tuple[dict[str, Any], Named]:
-    """PEFT's config of the adapter that is trained, and its tensors under PEFT's names, gathered at once."""
+    """Return PEFT's config of the trained adapter, and its tensors under PEFT's names, gathered at once."""
     trained = [parameter for name, parameter in model.named_parameters() if model.base_model.prefix in name]
     with torch.no_grad(), _gathered(trained):
         named: Named = []
@@ -80,7 +80,7 @@ def _on_host(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
 
 
 def _gathered(tensors: Sequence[torch.Tensor]) -> AbstractContextManager[Any]:
-    """Whole on every rank meanwhile, where ZeRO-3 has cut them."""
+    """Hold parameters that ZeRO-3 has sharded whole on every rank, within the block."""
     cut = [tensor for tensor in tensors if hasattr(tensor, "ds_id")]
     if not cut:
         return nullcontext()
@@ -103,7 +103,7 @@ def _cut(parts: Iterator[_Part], bucket_bytes: int) -> Iterator[list[_Part]]:
 
 
 def _parts(model: PreTrainedModel | PeftModel, base: PreTrainedModel) -> Iterator[_Part]:
-    """Every tensor that a checkpoint of the whole model would hold, in the order of the model's modules."""
+    """Yield every tensor of a checkpoint of the whole model, in the order of its modules."""
     tuned = {name: layer for name, layer in base.named_modules() if isinstance(layer, BaseTunerLayer)}
     inner = {f"{name}.": layer for name, layer in tuned.items()}
     done: set[str] = set()
@@ -121,7 +121,7 @@ def _parts(model: PreTrainedModel | PeftModel, base: PreTrainedModel) -> Iterato
 
 
 def _stored(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters, shared ones once, and the buffers that checkpoints hold; none of a critic that is trained beside."""
+    """Yield parameters, shared ones once, and the buffers of checkpoints, without those of a critic."""
     yield from ((name, each) for name, each in model.named_parameters() if not name.startswith(_NOT_POLICY))
     for prefix, module in model.named_modules():
         if f"{prefix}.".startswith(_NOT_POLICY):
@@ -132,16 +132,16 @@ def _stored(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _checkpoint_name(name: str) -> str | None:
-    """Of a tensor outside the adapted layers; None: what `modules_to_save` has put a trained copy in place of."""
+    """Return the name of a tensor outside the adapted layers; None: `modules_to_save` has a trained copy of it."""
     if ".original_module." in name:
         return None
     return name.replace(f".modules_to_save.{_ADAPTER}.", ".")
 
 
 def _merged(prefix: str, layer: Any) -> Named:
-    """An adapted layer's weights with the adapter in them.
+    """Return the weights of an adapted layer with the adapter merged.
 
-    PEFT's safe merge makes a new tensor and puts it in the parameter's place; the old one is put back unread.
+    PEFT's safe merge replaces the parameter's tensor by a new one; the old tensor is put back unchanged.
     """
     base = layer.get_base_layer()
     kept = [(name, parameter, parameter.data) for name, parameter in base.named_parameters()]

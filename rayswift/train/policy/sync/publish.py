@@ -1,4 +1,4 @@
-"""Publishing: the policy's weights from the ranks to wherever engines get them."""
+"""Publishes the policy's weights from the ranks to the engines."""
 
 import torch
 from peft import PeftModel
@@ -13,18 +13,18 @@ from rayswift.train.policy.sync import gather
 
 
 class Publisher:
-    """Hands versions of a policy over.
+    """Publishes versions of a policy.
 
     Args:
-        model: As it is trained, without what DeepSpeed or DDP put around it.
-        dtype: Number format that the engines compute in, by torch's name.
-        sends_adapter: Send the adapter alone (`rollout.lora_sync`), for engines that have the weights below it.
+        model: The trained model, without the wrapper of DeepSpeed or DDP.
+        dtype: Number format in which engines compute, by torch's name.
+        sends_adapter: Send only the adapter (`rollout.lora_sync`), to engines that have the weights below it.
         is_sender: Whether this rank sends: rank 0 does, the others help to gather.
         transport: How the bytes travel.
-        bucket_bytes: Most bytes of tensors that travel together.
+        bucket_bytes: Most bytes of tensors in one transfer.
 
     Raises:
-        UserError: weights that an engine would not take as they are meant.
+        UserError: an engine would not use the weights as they are trained.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Publisher:
             _refuse_own_head(model)
 
     def publish(self, version: PolicyVersion) -> Published | None:
-        """Hand over the weights as they are now; a collective of all ranks, and None on those that do not send.
+        """Publish the current weights; a collective of all ranks, which returns None on those that do not send.
 
         When it returns, the weights may change.
         """
@@ -67,7 +67,7 @@ class Publisher:
 
 
 def _refuse_own_head(model: PreTrainedModel | PeftModel) -> None:
-    """Engines take the head of a model with tied embeddings from the embedding, whatever is sent as its head."""
+    """Refuse a trained head of a model with tied embeddings: engines take the head from the embedding."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
     adapted = isinstance(embedding, BaseTunerLayer) or isinstance(head, BaseTunerLayer)
