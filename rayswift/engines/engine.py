@@ -14,7 +14,7 @@ from rayswift.log import UserError
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How tokens are chosen, the same for every completion of a run; names as in section `rollout`."""
+    """Settings of sampling, the same for every completion of a run; names as in section `rollout`."""
 
     temperature: float
     top_p: float = 1.0

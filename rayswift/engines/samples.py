@@ -103,7 +103,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What a completion of several turns has beside its tokens.
+    """The values of a completion of several turns, beside its tokens.
 
     prompt_ids [P] int32: the tokens of its prompt; asked: the messages of the prompt if the environment changed them,
     else None; written [T] bool: the tokens that the model wrote, the others are answers of tools and environments;

@@ -48,7 +48,7 @@ class EvalPlan:
 
 @dataclass(frozen=True)
 class RolloutPlan:
-    """What the coordinator does, as plain values.
+    """The settings of the coordinator, as plain values.
 
     rounds: sizes of rounds; num_steps: optimizer steps of one pass over a round; steps_per_round: of all passes;
     num_generations, num_generations_eval: completions of a prompt; max_completion_length, max_sequence_length: tokens

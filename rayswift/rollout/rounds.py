@@ -98,7 +98,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Round:
-    """What a rank trains between two publications of weights.
+    """The input of a rank between two publications of weights.
 
     number: the step of the policy version that it trains on; rank, size: of the rank whose share it is; num_steps:
     optimizer steps of one pass over it; tokens: of this rank's completions, of all steps. epochs, position: passes over

@@ -121,7 +121,7 @@ def name_of(version: PolicyVersion | None) -> str:
 
 @dataclass(frozen=True)
 class Change:
-    """What brings the pool to its wanted size: `start` new engines, and members by name."""
+    """The changes that bring the pool to its wanted size: `start` new engines, and members by name."""
 
     start: int = 0
     drain: tuple[str, ...] = ()
@@ -171,7 +171,7 @@ class Joins:
         self._most, self._most_alike = most, most_alike
         self._failures: list[_Failure] = []
         self.generation = 0
-        """Of an engine that is started now."""
+        """Return the generation of an engine that is started now."""
 
     @property
     def num_failed(self) -> int:

@@ -29,7 +29,7 @@ Tool = Callable[..., Any]
 
 @dataclass(frozen=True)
 class EnvironmentSpec:
-    """What a process needs to play episodes, as plain values; names as in section `rollout`.
+    """The setup of a process that plays episodes, as plain values; names as in section `rollout`.
 
     plugins: modules to import first.
     """

@@ -13,7 +13,7 @@ KEPT, EASY, BAD = "kept", "left out: right too often", "left out: no completion 
 
 @dataclass(frozen=True)
 class RowSettings:
-    """As in section `sample`: n_best_to_keep, min_reward, easy_query_threshold, right_from."""
+    """Fields of section `sample`: n_best_to_keep, min_reward, easy_query_threshold, right_from."""
 
     n_best_to_keep: int
     min_reward: float | None = None

@@ -66,7 +66,7 @@ class PolicyStep:
 
 @dataclass(frozen=True)
 class CutSettings:
-    """How a round is cut: num_iterations passes over it, micro-batches of at most `budget` tokens.
+    """Settings of the cut: num_iterations passes over a round, micro-batches of at most `budget` tokens.
 
     leave_truncated: whether completions that reached the length limit are not trained (DAPO's overlong filtering).
     """
@@ -106,7 +106,7 @@ class PolicyStream(StepStream):
         super().__init__(position, epochs)
         self._client, self._settings, self.ledger = client, settings, ledger
         self.layout: PolicyLayout = "rows"
-        """Of the micro-batches, as the trainer's models take them; the trainer sets it."""
+        """Return the layout of micro-batches for the trainer's models; the trainer sets it."""
         self.number = first_round
         """Rounds trained once the step that was handed out last is done; the version that is published then."""
         self.ends_round = True

@@ -214,7 +214,7 @@ def _attention(
     shared_prompts: SharedPrompts | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """As `transformers` calls it: query, key, value [B, H, T, D], B = 1 with `shared_prompts`; -> [B, T, H, D]."""
+    """Called by `transformers`: query, key, value [B, H, T, D], B = 1 with `shared_prompts`; -> [B, T, H, D]."""
     if shared_prompts is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     if torch.is_autocast_enabled(query.device.type):  # as for SDPA itself: rotated queries and keys come in float32
