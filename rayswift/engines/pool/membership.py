@@ -171,7 +171,7 @@ class Joins:
         self._most, self._most_alike = most, most_alike
         self._failures: list[_Failure] = []
         self.generation = 0
-        """Return the generation of an engine that is started now."""
+        """The generation of an engine that is started now."""
 
     @property
     def num_failed(self) -> int:

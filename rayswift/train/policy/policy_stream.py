@@ -106,7 +106,7 @@ class PolicyStream(StepStream):
         super().__init__(position, epochs)
         self._client, self._settings, self.ledger = client, settings, ledger
         self.layout: PolicyLayout = "rows"
-        """Return the layout of micro-batches for the trainer's models; the trainer sets it."""
+        """The layout of micro-batches for the trainer's models; the trainer sets it."""
         self.number = first_round
         """Rounds trained once the step that was handed out last is done; the version that is published then."""
         self.ends_round = True
