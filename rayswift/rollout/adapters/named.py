@@ -1,4 +1,4 @@
-"""Environments of other projects' contracts, by how `rollout.environment` names them.
+"""Environments with contracts of other projects, by their names in `rollout.environment`.
 
 `swift_env:NAME`: ms-swift's `Env`, registered by a plugin in `envs`; without a name, the row's `env_config` has it.
 `swift_scheduler:NAME`: ms-swift's `MultiTurnScheduler`, registered in `multi_turns`.
@@ -28,7 +28,7 @@ def is_in_no_file(written: str) -> bool:
 
 
 async def make(spec: EnvironmentSpec, run: Runner) -> Adapter | None:
-    """What makes the episodes of `rollout.environment`, once in a process; None: it is of the native contract.
+    """Return a function that makes the sessions of `rollout.environment`, once in a process; None: the native contract.
 
     Raises:
         UserError: it is missing or cannot be used.
@@ -42,10 +42,10 @@ async def make(spec: EnvironmentSpec, run: Runner) -> Adapter | None:
 
 
 def schemas_of(written: str, has_tools: bool) -> list[dict[str, Any]] | None:
-    """JSON schemas of what may be called in an environment; None: it is of the native contract.
+    """Return the JSON schemas of an environment's tools; None: it has the native contract.
 
     Raises:
-        UserError: it cannot be had, or does not go together with `rollout.tools`.
+        UserError: it is missing, cannot be used, or does not go together with `rollout.tools`.
     """
     if not is_in_no_file(written) and instance_class(written, load_environment(written)) is None:
         return None

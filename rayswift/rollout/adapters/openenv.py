@@ -28,8 +28,9 @@ class Environment:
     Args:
         url: Of the server.
         actions: Names of the tools.
-        is_typed: They are one, whose arguments are the fields of an Action; else those of an MCP environment.
-        timeout_s: How long it may wait until the server takes one more session.
+        is_typed: Whether the only tool takes the fields of an Action; otherwise the tools are those of an MCP
+            environment.
+        timeout_s: Time limit of the wait for a session of the server.
     """
 
     def __init__(self, url: str, actions: Sequence[str], is_typed: bool, timeout_s: float):
@@ -39,7 +40,7 @@ class Environment:
         self._client: aiohttp.ClientSession | None = None
 
     async def reset(self, prompt: Any = None, **row: Any) -> str | None:
-        """Open a session; columns of the row go to the server's `reset`, which takes what it knows."""
+        """Open a session; columns of the row go to the server's `reset`, which takes those that it knows."""
         until = asyncio.get_running_loop().time() + self._timeout_s
         while True:
             try:
@@ -65,7 +66,7 @@ class Environment:
         return _shown(observation)
 
     async def _ask(self, kind: str, data: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The observation that the server answers with."""
+        """Return the server's observation."""
         try:
             await self._socket.send_str(json.dumps({"type": kind, "data": data}, default=str))
             message = await self._socket.receive()
@@ -83,13 +84,13 @@ class Environment:
         return observation
 
     async def listed(self) -> Sequence[Mapping[str, Any]]:
-        """The tools of an MCP environment."""
+        """Return the tools of an MCP environment."""
         await self.reset()
         found: Sequence[Mapping[str, Any]] = (await self._ask(_STEP, {"type": "list_tools"}))["tools"]
         return found
 
     async def get_reward(self) -> float:
-        """Of all steps."""
+        """Return the sum of the rewards of all steps."""
         return self._reward
 
     async def close(self) -> None:
@@ -110,7 +111,7 @@ def _refuse(error: Mapping[str, Any]) -> None:
 
 
 def _shown(observation: Mapping[str, Any]) -> str:
-    """An observation as a text: that of a tool's result, or of its only field, else JSON."""
+    """Return an observation as text: that of a tool's result, or of its only field, else JSON."""
     result = observation.get("result")
     if "tool_name" in observation:
         is_wrapped = isinstance(result, Mapping) and "data" in result
@@ -121,7 +122,7 @@ def _shown(observation: Mapping[str, Any]) -> str:
 
 
 async def actions_of(url: str) -> tuple[list[dict[str, Any]], bool]:
-    """JSON schemas of the tools, and whether they are one Action.
+    """Return JSON schemas of the tools, and whether they are one Action.
 
     Raises:
         UserError: no such server answers.

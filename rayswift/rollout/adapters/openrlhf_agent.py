@@ -1,7 +1,7 @@
 """OpenRLHF's agents: `reset` and `step` of an AgentInstance, called as its MultiTurnAgentExecutor calls them (0.11).
 
-Texts are raw there: an agent is given the prompt as the chat template writes it, and what it answers is put behind the
-model's turn as it stands, behind its end token.
+Its texts are raw: an agent gets the prompt as the chat template renders it, and its answer follows the end token of the
+model's turn.
 """
 
 import inspect
@@ -18,7 +18,7 @@ _MODULE = "openrlhf.utils.agent"
 
 
 def instance_class(written: str, made: Any) -> type | None:
-    """The agent's environment, of an AgentExecutor or AgentInstance; None: it is no agent of OpenRLHF's.
+    """Return the AgentInstance of an agent's class or executor; None: it is no agent of OpenRLHF.
 
     Raises:
         UserError: an agent that samples by itself.
@@ -52,7 +52,7 @@ class AgentSession:
     Args:
         run: Runs its methods.
         make: Makes the AgentInstance.
-        max_chars: Longest text that it puts behind a turn.
+        max_chars: Longest text that it adds after a turn.
     """
 
     def __init__(self, run: Runner, make: type, max_chars: int):
@@ -60,7 +60,7 @@ class AgentSession:
         self._reward = 0.0
 
     async def reset(self, start: Start) -> Sequence[Message] | str | None:
-        """See Session: a text where the agent gives another one than the prompt's."""
+        """See Session; returns a text if the agent changes the prompt."""
         self._agent = await self._run(self._make)
         self._label = start.columns.get("label", "")
         states = {"observation": start.text, "label": self._label}
@@ -94,7 +94,7 @@ class AgentSession:
 
 
 def _texts(found: Any, method: str, name: str) -> Mapping[str, Any]:
-    """What a method returned, if it has a text of that name."""
+    """Return the text of this name in a method's result, if there is one."""
     if not isinstance(found, Mapping) or not isinstance(found.get(name), str):
         kind = type(found.get(name) if isinstance(found, Mapping) else found).__name__
         raise TypeError(f"{method} returned {kind}, wanted a dictionary with the text {name!r}")

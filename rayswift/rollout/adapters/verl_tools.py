@@ -11,10 +11,10 @@ from rayswift.log import UserError, logger
 
 
 def tools_of(field: str, file: str) -> dict[str, Any]:
-    """The function tools of a file; each has `tool_schema`, its JSON schema where its type hints are not to give it.
+    """Return the function tools of a file; `tool_schema` of each is its JSON schema if it has one of its own.
 
     Raises:
-        UserError: it cannot be imported, or has none.
+        UserError: the file cannot be imported, or has no tools.
     """
     module = user_code.load(field, file)
     registry = other_modules.of("verl.tools.function_tool", "FUNCTION_TOOL_REGISTRY") or {}
@@ -25,7 +25,7 @@ def tools_of(field: str, file: str) -> dict[str, Any]:
 
 
 def _answering(entry: Any) -> Any:
-    """A tool that answers with a text what verl's answers with any of its kinds of answers."""
+    """Return a tool that converts the result of verl's tool to a text."""
 
     @functools.wraps(entry.fn)
     def answered(**arguments: Any) -> Any:

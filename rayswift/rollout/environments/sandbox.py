@@ -1,16 +1,15 @@
 """Python programs that a model writes, as a tool: each in a process of its own, without network, within limits.
 
-The kernel holds the process to what is promised (Linux 5.13 or newer): Landlock to the files that it may use,
-seccomp(2) to system calls that reach nothing outside it, and limits to time, memory and size. It gives up the
-capabilities of root first. A program may
+The kernel enforces the limits (Linux 5.13 or newer): Landlock allows some files, seccomp(2) allows system calls that
+reach nothing outside the process, and resource limits bound time, memory and size. The process first drops the
+capabilities of root. A program may
 
 - read Python's library, `/usr` and `/lib`, so no file of the user's, and nothing of another process;
 - write files of 10 MB each and 50 MB in all into a folder that goes with it, which has no folders in it;
 - start threads, but no process and no other program;
 - use 10 s, and 512 MB of memory.
 
-It shares kernel and CPUs with the run. Where a fault in the kernel is to be no danger, give a tool of your own that
-asks a virtual machine.
+It shares kernel and CPUs with the run. To be safe from faults of the kernel, write a tool that uses a virtual machine.
 """
 
 import contextlib
@@ -69,7 +68,7 @@ class _Program(ctypes.Structure):
 
 
 def problem() -> str:
-    """Why this machine cannot hold programs to their limits; "": it can."""
+    """Return why this machine cannot enforce the limits; "": it can."""
     if sys.platform != "linux" or os.uname().machine not in _CALLS:
         return f"the tool python needs Linux on {' or '.join(_CALLS)}"
     if _landlock_version(ctypes.CDLL(None)) < 1:
@@ -129,7 +128,7 @@ _TOO_LONG = f"it took more than {_SECONDS} s"
 
 
 def _watched(process: "subprocess.Popen[bytes]", folder: Path) -> str:
-    """Wait for its end; why it is not awaited any more."""
+    """Wait for its end; return why the wait ended before."""
     end = time.monotonic() + _SECONDS
     while time.monotonic() < end:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -162,7 +161,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _confine(folder: str) -> None:
-    """Limits and refusals for this process and all its threads."""
+    """Set limits and refusals for this process and all its threads."""
     limits = {
         resource.RLIMIT_CPU: _SECONDS,
         resource.RLIMIT_AS: _MEMORY_BYTES,
@@ -191,7 +190,7 @@ def _landlock_version(libc: ctypes.CDLL) -> int:
 
 
 def _keep_from_files(libc: ctypes.CDLL, folder: str) -> None:
-    """All rights to files that Landlock knows of are for the paths named here alone; that of executing one for none."""
+    """Allow Landlock's rights to files only for the paths named here, and the right to execute for none."""
     version = _landlock_version(libc)
     known = (1 << (13 if version < 2 else 14 if version < 3 else 15 if version < 5 else 16)) - 1
     rules = struct.pack("QQQ", known, 0, _SCOPES if version >= 6 else 0)
@@ -221,7 +220,7 @@ def _keep_from_calls(libc: ctypes.CDLL) -> None:
 
 
 def _filter() -> Sequence[tuple[int, int, int, int]]:
-    """As BPF: code, steps to skip where it holds, where it does not, operand.
+    """Return the filter as BPF: code, steps to skip if it holds, if it does not, operand.
 
     seccomp_data has the number of the call at 0, the architecture at 4, the low halves of the first two arguments at 16
     and 24.

@@ -26,7 +26,7 @@ _MISTRAL_NAMED = re.compile(r"\s*([^\s\[\]{}]+)\s*(?:\[CALL_ID\][^\[]*)?(?:\[ARG
 _PYTHON_TAG = "<|python_tag|>"
 _PROBE = "probe_tool"
 _NO_JSON = (ValueError, RecursionError)
-"""What the `json` module raises; ValueError also for integers of more digits than Python converts."""
+"""Errors of the `json` module; ValueError also for integers of more digits than Python converts."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _call(found: Any) -> Call:
 
 
 def _sendable(name: str, arguments: Mapping[str, Any]) -> Call:
-    """A call whose texts can be written as UTF-8: JSON's escapes make halves of surrogate pairs too."""
+    """Make the texts of a call valid UTF-8, because JSON's escapes can make halves of surrogate pairs."""
     try:
         json.dumps([name, arguments], ensure_ascii=False).encode()
     except _NO_JSON as error:

@@ -144,7 +144,7 @@ def schemas_of(tools: Mapping[str, Tool], where: str) -> list[dict[str, Any]]:
 
 
 def _refuse_what_cannot_be_called(tool: Tool) -> None:
-    """A call gives arguments by name, and takes one answer."""
+    """Refuse functions that a call cannot use: it gives arguments by name, and takes one answer."""
     if inspect.isgeneratorfunction(tool) or inspect.isasyncgenfunction(tool):
         raise TypeError("it is a generator (it has yield); return the answer")
     for each in inspect.signature(tool).parameters.values():

@@ -36,7 +36,7 @@ class Process(Protocol):
         """Start it."""
 
     async def ask(self, method: str, *arguments: Any, timeout_s: float | None) -> Any:
-        """Call it; TimeoutError: no answer in time. None: wait for it as long as the process lives."""
+        """Call a method; TimeoutError: no answer in time. timeout_s None: wait as long as the process lives."""
 
     def kill(self) -> None:
         """End it."""
@@ -219,7 +219,7 @@ class RemoteSession:
         self._losses = 0
 
     async def open(self) -> Sequence[Message] | str | None:
-        """Begin; the conversation that the model is to answer or its text as it stands, None: the row's.
+        """Begin the episode, and return the conversation to answer or its raw text; None: the row's.
 
         Raises:
             EpisodeFailed: it cannot begin.

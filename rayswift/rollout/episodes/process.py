@@ -16,8 +16,8 @@ from rayswift.rollout.episodes.sessions import Answer, Hangs, Runner, Session, S
 
 @dataclass(frozen=True)
 class Opening:
-    """How an episode begins. messages: what the model is to answer, or its text as it stands, None: the row's; problem:
-    why there is none."""
+    """The start of an episode. messages: the conversation to answer, or its raw text, None: the row's; problem: why it
+    cannot begin."""
 
     messages: Sequence[Message] | str | None = None
     problem: str = ""
@@ -79,7 +79,7 @@ class EnvironmentProcess:
             return Opening(problem=f"reset raised {told(error)}")
 
     async def beat(self) -> None:
-        """Whether it answers at all."""
+        """Answer, to show that the process is alive."""
 
     async def _made(self) -> Session:
         if self._adapter is not None:

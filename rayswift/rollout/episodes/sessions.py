@@ -24,8 +24,8 @@ _MOST_PROBLEM_CHARS = 500
 
 @dataclass(frozen=True)
 class Start:
-    """What an episode begins with: the prompt's messages, the row's columns, a seed that its group shares; text: the
-    prompt as the chat template writes it."""
+    """The start of an episode: the prompt's messages, the row's columns, the seed of the prompt's group; text: the
+    prompt as the chat template renders it."""
 
     messages: Sequence[Message]
     columns: Mapping[str, Any]
@@ -37,7 +37,7 @@ class Start:
 class Turn:
     """A turn of the model.
 
-    number: from 0; text: all of it, without what ends it; said: the same with its calls; finish: see `Completion`;
+    number: from 0; text: all of it, without the end token; said: content and calls; finish: see `Completion`;
     last: no turn follows; end: the end token's text, if it has one.
     """
 
@@ -54,10 +54,9 @@ class Turn:
 class Answer:
     """The answer to a turn.
 
-    messages: put behind its turn; raw: a text that is put there as it stands instead, and the model writes on: behind
-    the first `kept` characters of the turn, None: behind all of it, with its end token; done: the episode is over;
-    calls, failed_calls: of tools; problem: why the episode can have no reward; hangs: a thread that cannot be ended is
-    left; infos: for reward functions.
+    messages: follow the turn; raw: a raw text that the model continues instead: it follows the first `kept` characters
+    of the turn, None: all of the turn with its end token; done: the episode is over; calls, failed_calls: of tools;
+    problem: why the episode can have no reward; hangs: a thread still hangs; infos: for reward functions.
     """
 
     messages: tuple[Message, ...] = ()
@@ -75,7 +74,7 @@ class Session(Protocol):
     """The side of an episode that answers the model."""
 
     async def reset(self, start: Start) -> Sequence[Message] | str | None:
-        """Begin; the conversation that the model is to answer where it is not that of the row, or its text."""
+        """Begin, and return the conversation to answer, or its raw text; None: that of the row."""
 
     async def answer(self, turn: Turn) -> Answer:
         """Answer a turn."""
@@ -91,7 +90,7 @@ class Runner:
     """Runs the user's functions, within a time limit.
 
     Args:
-        threads: For those that are no coroutines.
+        threads: For functions that are not coroutine functions.
         timeout_s: Longest time of a call, from when it has a thread; and that a call waits for one while no other ends.
     """
 
@@ -100,7 +99,7 @@ class Runner:
         self._num_ended = 0
 
     async def __call__(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """What a function returns.
+        """Return the result of a function.
 
         Raises:
             Hangs: it does not return in time.
@@ -143,7 +142,7 @@ class Runner:
 
 
 class Hangs(Exception):
-    """A call without an answer. in_thread: it does not return, and nothing can end it but the end of its process."""
+    """A call has no answer. in_thread: it does not return, and only the end of its process ends it."""
 
     def __init__(self, message: str, in_thread: bool):
         super().__init__(message)
@@ -173,7 +172,7 @@ class ToolSession:
         tools: By name.
         environment: An instance of its own; None: tools alone.
         max_chars: Longest answer.
-        own: What of the environment may be called; None: its public methods.
+        own: The callable methods of the environment; None: its public methods.
     """
 
     def __init__(
@@ -230,7 +229,7 @@ class ToolSession:
         return not callable(done) and bool(done)
 
     async def _called(self, call: Call) -> str:
-        """What a tool answered: a text as it is, all else as Python writes it, as TRL does."""
+        """Return a tool's result as its answer: a text unchanged, other values as Python prints them, as in TRL."""
         if call.arguments is None:
             raise ValueError(call.problem)
         if call.name not in self._tools:

@@ -144,15 +144,15 @@ class Turns:
         return bisect_left(range(len(token_ids)), num_chars, key=lambda number: len(self.text(token_ids[:number])))
 
     def text(self, token_ids: NDArray[np.int32]) -> str:
-        """What the model wrote in a turn, without what ends it; special tokens stay, as some open a call."""
+        """Return the text of a turn without its end token; other special tokens stay, because some open a call."""
         return self.whole(token_ids[:-1] if self._has_end(token_ids) else token_ids)
 
     def end(self, token_ids: NDArray[np.int32]) -> str:
-        """The text of what ends a turn, "" where nothing does."""
+        """Return the text of a turn's end token, "" if it has none."""
         return self.whole(token_ids[-1:]) if self._has_end(token_ids) else ""
 
     def whole(self, token_ids: NDArray[np.int32]) -> str:
-        """The text of tokens, special ones included."""
+        """Return the text of tokens, special ones included."""
         return str(self._tokenizer.decode(token_ids.tolist(), skip_special_tokens=False))
 
     def _has_end(self, token_ids: NDArray[np.int32]) -> bool:
