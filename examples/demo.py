@@ -38,6 +38,7 @@ START_BAND = (0.4, 0.6)
 # How fast GRPO learns differs from start to start: it goes on in stretches until it has gained what is wanted.
 SAVE_STEPS, GRPO_STEPS, MOST_GRPO_STEPS = 25, 160, 640
 SAMPLES_PER_SUM = 4
+MAX_ANSWER_TOKENS = 4  # three digits and the end of the turn
 NUM_SHOWN = 6
 
 
@@ -65,17 +66,24 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(complete, key=lambda folder: int(folder.name.removeprefix("checkpoint-")))
 
 
-@torch.inference_mode()
 def answer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: list[str],
-    num_samples: int = 0,
-    tools: list[dict[str, Any]] | None = None,
-    max_new_tokens: int = 4,  # three digits and the end of the turn
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: list[str], num_samples: int = 0
 ) -> list[str]:
     """The likeliest answer to each question; with `num_samples`, so many to each, sampled at temperature 1."""
     chats = [[{"role": "user", "content": question}] for question in questions]
+    return next_turns(model, tokenizer, chats, MAX_ANSWER_TOKENS, num_samples)
+
+
+@torch.inference_mode()
+def next_turns(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    chats: list[list[dict[str, Any]]],
+    max_new_tokens: int,
+    num_samples: int = 0,
+    tools: list[dict[str, Any]] | None = None,
+) -> list[str]:
+    """The likeliest next turn of each chat; with `num_samples`, so many of each, sampled at temperature 1."""
     inputs = tokenizer.apply_chat_template(
         chats, tools=tools, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
     )

@@ -4,45 +4,50 @@ Ten minutes for each seed on two idle cores, by hand: pytest -s tests/bars/test_
 """
 
 import json
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from examples.demo import answer, checkpoints, load
-from examples.tools.make import schema
+from examples.demo import checkpoints, load, next_turns
+from examples.tools.make import product, schema, user
 from tests.ray.conftest import ROOT, curve, train
 
 SFT = ("--config", "examples/tools_sft.yaml", "--report_to", "none")
 GAME = ("--data.dataset", "examples/tools/games.jsonl", "--max_length", "160", "--max_steps", "200")
 LIMIT_S = 1800
 SEEDS = (1, 2, 3)
-# Sampled calls that are right: below what the success before training may be, which is measured on other samples.
-FEW = 0.12
+MAX_CALL_TOKENS = 24
+# Of sampled episodes: some that are rewarded, and below what the success before training may be.
+START_BAND = (0.04, 0.15)
 
 
-def share_of_right_calls(checkpoint: Path) -> float:
-    """Of the first turns, sampled at temperature 1: those that call the calculator with the product that is asked."""
-    rows = [json.loads(line) for line in (ROOT / "examples/tools/products_test.jsonl").read_text().splitlines()]
-    questions = [row["messages"][0]["content"] for row in rows]
+def share_of_right_answers(checkpoint: Path) -> float:
+    """Of products, asked at temperature 1: those that are called for and answered rightly."""
+    lines = (ROOT / "examples/tools/products_test.jsonl").read_text().splitlines()
+    questions = [json.loads(line)["messages"][0]["content"][:-1] for line in lines]
     model, tokenizer = load(checkpoint)
     tools = [schema("calculator", "expression", "string")]
-    turns = answer(model, tokenizer, questions, 1, tools=tools, max_new_tokens=24)
+    chats = [[user(f"{asked}=")] for asked in questions]
+    calls = next_turns(model, tokenizer, chats, MAX_CALL_TOKENS, 1, tools)
     # The words around the product are one special token, which is left out of the text.
-    return sum(turn == asked[:-1] for turn, asked in zip(turns, questions, strict=True)) / len(turns)
+    called = [asked for asked, call in zip(questions, calls, strict=True) if asked == call]
+    rows = [product(*map(int, asked.split("*")))["messages"] for asked in called]
+    said = next_turns(model, tokenizer, [row[:-1] for row in rows], MAX_CALL_TOKENS, 1, tools) if rows else []
+    return sum(answer == row[-1]["content"] for answer, row in zip(said, rows, strict=True)) / len(questions)
 
 
 @pytest.fixture(scope="module")
 def careless(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that knows how the calculator is called, and hardly ever copies both numbers into the call.
+    """A model that knows how the calculator is called, and hardly ever copies the numbers as they are.
 
-    When a model begins to copy differs from CPU to CPU: the checkpoint is the last before one that does it often.
+    When a model begins to copy differs from CPU to CPU, so that the checkpoint is looked for.
     """
     run_dir = tmp_path_factory.mktemp("tools") / "run"
     often = ("--save_steps", "5", "--save_total_limit", "60", "--max_steps", "300")
     train("sft", run_dir, *SFT, *often, timeout_s=LIMIT_S)
-    return next(before for before, after in pairwise(checkpoints(run_dir)) if share_of_right_calls(after) > FEW)
+    low, high = START_BAND
+    return next(each for each in checkpoints(run_dir) if low < share_of_right_answers(each) < high)
 
 
 @pytest.fixture(scope="module")
