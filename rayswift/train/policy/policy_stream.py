@@ -175,13 +175,18 @@ class PolicyStream(Progress):
 
 
 class RoundFlow(TrainerCallback):
-    """Puts saves off to the end of the round: a checkpoint holds no half of one. Must stand behind `StreamFlow`."""
+    """Puts saves and evaluations off to the end of the round. Must stand behind `StreamFlow`.
+
+    A checkpoint holds no half of a round. Engines have the weights that a round began with, so an evaluation within it
+    would judge those; and where it finds a new best model, that is saved at once.
+    """
 
     def __init__(self, stream: PolicyStream):
-        self._stream, self._is_due = stream, False
+        self._stream, self._saves, self._evaluates = stream, False, False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Save now, or remember to."""
-        self._is_due |= control.should_save
-        control.should_save = self._is_due and (self._stream.ends_round or control.should_training_stop)
-        self._is_due &= not control.should_save
+        """Save and evaluate now, or remember to."""
+        now = self._stream.ends_round or control.should_training_stop
+        saves, evaluates = self._saves or control.should_save, self._evaluates or control.should_evaluate
+        control.should_save, control.should_evaluate = now and saves, now and evaluates
+        self._saves, self._evaluates = saves and not now, evaluates and not now
