@@ -94,4 +94,3 @@ def trainer_arguments(spec: RunSpec, arguments: Any, dtype: str, tracks: bool, u
         return arguments(**values)
     except (ValueError, TypeError, ImportError, AssertionError) as error:
         raise UserError(f"the train section is refused by TRL: {error}", exit_code=1) from error
-
