@@ -6,6 +6,7 @@ from rayswift.cluster.layout import Layout
 from rayswift.config.checks.built import problems
 from rayswift.config.derived import max_sequence_length, rollout_of
 from rayswift.config.schema import RlhfConfig, TrainingConfig
+from rayswift.config.train import TrainConfig
 from rayswift.data.sequence.mixing import weights_of
 from rayswift.data.sources import parse_source
 from rayswift.log import UserError
@@ -64,7 +65,7 @@ def config_problems(config: TrainingConfig, has_eval: bool) -> list[str]:
         found.append(f"cluster.offload = all needs cluster.zero_stage 3, it is {cluster.zero_stage}")
     if cluster.offload == "optimizer" and not cluster.zero_stage:
         found.append("cluster.offload = optimizer needs cluster.zero_stage 1, 2 or 3, it is 0")
-    if train.max_steps <= 0 and train.lr_scheduler_type in _NOT_STRETCHABLE:
+    if train.max_steps <= 0 and _counts_steps(train):
         found.append(f"train.lr_scheduler_type = {train.lr_scheduler_type} counts steps; set train.max_steps")
     folder = Path(config.model.path)
     has_weights = any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")) or config.model.random_init
@@ -80,3 +81,10 @@ def config_problems(config: TrainingConfig, has_eval: bool) -> list[str]:
         which = "data.max_length, or rollout.max_prompt_length and rollout.max_completion_length" if online else "it"
         found.append(f"{what}, but the model has {positions} positions; lower {which}")
     return found
+
+
+def _counts_steps(train: TrainConfig) -> bool:
+    """Whether a schedule cannot be stretched over rows: its own arguments, or what it takes for them, are steps."""
+    if train.lr_scheduler_type == "inverse_sqrt":  # its time scale is the warm-up, or else 10,000 steps
+        return "timescale" in (train.trl_extra.get("lr_scheduler_kwargs") or {}) or not 0 < train.warmup_steps < 1
+    return train.lr_scheduler_type in _NOT_STRETCHABLE

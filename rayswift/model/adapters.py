@@ -34,7 +34,8 @@ def adapter_problems(model: ModelConfig) -> list[str]:
         elif not any(folder.glob("adapter_model.*")):
             found.append(f"model.adapters: {folder} holds no weights (adapter_model.safetensors)")
     for name in model.adapters if not found else ():
-        found += _misfits(adapter_folder(name), Path(model.path))
+        problem = misfit(adapter_folder(name), Path(model.path))
+        found += [f"model.adapters: {problem}"] if problem else []
     if model.adapters and not found:
         folder = adapter_folder(model.adapters[-1])
         kind = str(json.loads((folder / _CONFIG).read_text(encoding="utf-8")).get("peft_type", "LORA")).lower()
@@ -43,8 +44,8 @@ def adapter_problems(model: ModelConfig) -> list[str]:
     return found
 
 
-def _misfits(adapter: Path, weights: Path) -> list[str]:
-    """A line on the first LoRA matrix whose shape does not fit its base weights, if both are local."""
+def misfit(adapter: Path, weights: Path) -> str:
+    """The first LoRA matrix whose shape does not fit its base weights, if both are local; empty: all fit."""
     shapes: dict[str, list[int]] = {}
     for file in weights.glob("*.safetensors"):
         shapes |= {name: tensor["shape"] for name, tensor in read_header(file).items() if tensor["dtype"] in _PLAIN}
@@ -55,8 +56,5 @@ def _misfits(adapter: Path, weights: Path) -> list[str]:
             # A is [rank, in] and B is [out, rank]; GPT-2 stores weights transposed.
             side = {"A.weight": own[-1], "B.weight": own[0]}.get(matrix)
             if below and side is not None and side not in below:
-                return [
-                    f"model.adapters: {adapter} does not fit the model {weights}: its {module} is {own}, the "
-                    f"model's {below}"
-                ]
-    return []
+                return f"{adapter} does not fit the model {weights}: its {module} is {own}, the model's {below}"
+    return ""

@@ -14,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from rayswift.data.hub_files import HUB_ID, download
 from rayswift.data.tokenizer.loaded import load
 from rayswift.log import UserError
+from rayswift.model.adapters import misfit
 from rayswift.model.size.parameters import read_header
 from rayswift.run.checkpoint import model_folder
 
@@ -58,7 +59,10 @@ def find_model(name: str, setting: str, fetch: bool = True, base: str | None = N
     if (folder / _ADAPTER).exists():
         adapter = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))
         recorded = str(adapter.get("base_model_name_or_path") or "")
-        return FoundModel(folder, _base_model(folder, recorded, setting, fetch, base), adapter)
+        weights = _base_model(folder, recorded, setting, fetch, base)
+        if problem := misfit(folder, weights):
+            raise UserError(f"{_base_field(setting)} = {base!r}: {problem}" if base else f"{what}: {problem}")
+        return FoundModel(folder, weights, adapter)
     if base:
         raise UserError(
             f"{_base_field(setting)} = {base!r}: {what} is not an adapter, so it has no base model; leave it out"

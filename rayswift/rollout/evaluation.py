@@ -93,11 +93,10 @@ async def _one(
         which = f" of rollout.eval.{own.name}" if own.name else ""
         raise UserError(f"no evaluation prompt{which} could be scored: {'; '.join(reasons)}", exit_code=1)
     rewards = np.array([one.rewards for one in scored], np.float64)
-    known = ~np.isnan(rewards)
-    means = np.where(known, rewards, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    known = {name: of[~np.isnan(of)] for name, of in zip(scorer.names, rewards.T, strict=True)}
     metrics = {
         "reward": float(np.mean([one.reward for one in scored])),
-        **{f"rewards/{name}/mean": float(mean) for name, mean in zip(scorer.names, means, strict=True)},
+        **{f"rewards/{name}/mean": float(of.mean()) for name, of in known.items() if len(of)},
         "completion_length": float(np.mean([one.completion.num_written for one in scored])),
         "completions": float(len(requests)),
         "unscored": float(sum(len(found) for _, found in results)),

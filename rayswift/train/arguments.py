@@ -1,10 +1,7 @@
 """Makes the task's TRL config from the resolved config; in the worker, because it touches devices and global state."""
 
-import math
-import sys
 from typing import Any
 
-from rayswift.config.derived import round_shape
 from rayswift.log import UserError
 from rayswift.train.parallel.deepspeed import deepspeed_config
 from rayswift.train.spec import RunSpec
@@ -30,6 +27,8 @@ _NOT_TRL = (
 )
 
 
+_NO_END = 1 << 40
+"""Steps: more than any run trains; HF wants a number."""
 _OF_THE_HUB = ("push_to_hub", "hub_token", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision")
 
 # What TRL's constructors would do with rows, which come from the stream: nothing.
@@ -68,8 +67,8 @@ def trainer_arguments(spec: RunSpec, arguments: Any, dtype: str, tracks: bool, u
     values |= {
         "output_dir": str(spec.run_dir),
         "report_to": config.train.report_to if tracks else "none",
-        # Epochs end with the data, at a step that is not known yet: this only bounds it.
-        "max_steps": config.train.max_steps if spec.feed_plan.ends_by_steps else _most_steps(spec),
+        # Epochs end with the data, at a step that nobody knows yet: a row may be cut into any number of pieces.
+        "max_steps": config.train.max_steps if spec.feed_plan.ends_by_steps else _NO_END,
         "save_total_limit": None,  # retention counts complete checkpoints only, so it is ours
         "remove_unused_columns": False,
         "ignore_data_skip": True,
@@ -83,7 +82,7 @@ def trainer_arguments(spec: RunSpec, arguments: Any, dtype: str, tracks: bool, u
         "ddp_timeout": config.cluster.timeout_s,
     }
     if not spec.feed_plan.ends_by_steps:
-        # HF would take shares of the bound; `StreamFlow` takes them of the rows.
+        # HF would take shares of it; `StreamFlow` takes them of the rows.
         for name in ("logging_steps", "eval_steps", "save_steps"):
             if values[name] is not None and values[name] < 1:
                 values[name] = values["max_steps"] + 1
@@ -95,9 +94,3 @@ def trainer_arguments(spec: RunSpec, arguments: Any, dtype: str, tracks: bool, u
         return arguments(**values)
     except (ValueError, TypeError, ImportError, AssertionError) as error:
         raise UserError(f"the train section is refused by TRL: {error}", exit_code=1) from error
-
-
-def _most_steps(spec: RunSpec) -> int:
-    rows = math.ceil(spec.feed_plan.num_epochs) * spec.feed_plan.num_rows
-    num_steps, num_passes = round_shape(spec.config.train)
-    return min(rows * num_steps * num_passes, sys.maxsize) + 1

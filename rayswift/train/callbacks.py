@@ -29,6 +29,9 @@ from rayswift.train.parallel.group_work import work_together
 from rayswift.train.spec import RunSpec
 from rayswift.train.stream import StepStream
 
+_ROUNDING = 1e-9
+"""Of epochs, which are sums of shares."""
+
 
 class StreamFlow(TrainerCallback):
     """Sets epochs, the end and random states from the stream. Must come after HF's own flow callback."""
@@ -39,6 +42,12 @@ class StreamFlow(TrainerCallback):
         self._epochs_before = stream.epochs
         self._saved_step = self._evaluated_step = -1
         self._first, self._ended = True, False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A resumed run logs, evaluates and saves as it says itself: HF would go on as its checkpoint says."""
+        state.compute_steps(args, state.max_steps)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -61,12 +70,13 @@ class StreamFlow(TrainerCallback):
         train = self._train
         control.should_training_stop |= ends
         control.should_log |= ends or state.global_step == 1 or self._is_due(train.logging_steps, before, epochs)
-        control.should_evaluate |= (ends and args.eval_strategy != "no") or (
-            new_epoch and args.eval_strategy == "epoch"
-        )
+        control.should_evaluate |= ends and args.eval_strategy != "no"
+        if args.eval_strategy == "epoch":
+            control.should_evaluate |= new_epoch and epochs >= args.eval_delay - _ROUNDING
         control.should_save |= ends or self._stream.save or (new_epoch and args.save_strategy == "epoch")
         if args.eval_strategy == "steps":
-            control.should_evaluate |= self._is_due(train.eval_steps, before, epochs)
+            is_due = self._is_due(train.eval_steps, before, epochs)
+            control.should_evaluate |= is_due and state.global_step >= args.eval_delay
         if args.save_strategy == "steps":
             control.should_save |= self._is_due(train.save_steps, before, epochs)
 
@@ -132,7 +142,7 @@ class Whereabouts(TrainerCallback):
 
 def crosses(before: float, now: float, every: float) -> bool:
     """Whether a multiple of `every` lies in (before, now]; floats are read as the rational numbers they print as."""
-    return math.floor(now / every + 1e-9) > math.floor(before / every + 1e-9)
+    return math.floor(now / every + _ROUNDING) > math.floor(before / every + _ROUNDING)
 
 
 class EarlyStopping(TrainerCallback):

@@ -29,7 +29,7 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     from rayswift.model import load as models
     from rayswift.model import parameters, tuners
     from rayswift.train.arguments import trainer_arguments
-    from rayswift.train.startup import agree_on_checkpoint, prepare_checkpoint, weights_to_load
+    from rayswift.train.startup import agree_on_checkpoint, finish_ended, prepare_checkpoint, weights_to_load
     from rayswift.train.trainers.base import callbacks_of
 
     clock.lap("imports")
@@ -43,6 +43,8 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     dtype = models.resolve_dtype(config.model.dtype, spec.layout.device)
     worker.at("looks for the checkpoint to begin at, or waits for rank 0 to find it")
     resume, attempt = agree_on_checkpoint(spec, worker)
+    if resume and resume.is_end_of(config.train):
+        return finish_ended(spec, resume, worker)
     worker.at("makes the checkpoint fit this number of ranks, or waits for rank 0 to do so")
     universal = prepare_checkpoint(spec, resume, worker)
     args = trainer_arguments(spec, load(task.arguments), dtype, worker.rank == 0, universal)

@@ -18,6 +18,7 @@ from rayswift.run import checkpoint, events
 from rayswift.run.checkpoint import Damaged
 from rayswift.run.fingerprint import initial_recipe
 from rayswift.run.folder import INITIAL, Resume, load_resume, refuse_damaged
+from rayswift.run.hub import HubPushes
 from rayswift.train.parallel import universal
 from rayswift.train.parallel.group_work import work_together
 from rayswift.train.spec import NotSeen, RunSpec, Worker
@@ -158,6 +159,19 @@ def weights_to_load(spec: RunSpec, worker: Worker) -> str:
 
     _rank_zero_works(spec, worker, "writing the initial weights", write)
     return str(folder)
+
+
+def finish_ended(spec: RunSpec, resume: Resume, worker: Worker) -> None:
+    """Do what is left of a run whose workers died behind their last save: nothing is to be trained any more."""
+    train, last = spec.config.train, resume.saved.path
+    logger.info("%s is the end of the run", last.name)
+
+    def push() -> None:
+        pushes = HubPushes(train, Path(train.output_dir).name)
+        pushes.open()
+        pushes.finish(last)
+
+    _rank_zero_works(spec, worker, "uploading the last checkpoint", push)
 
 
 def _rank_zero_works(spec: RunSpec, worker: Worker, what: str, work: Callable[[], None]) -> None:

@@ -7,6 +7,7 @@ windows and epochs.
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from itertools import accumulate
 from math import ceil
 from typing import Any
 
@@ -183,18 +184,15 @@ def _sequence(
                 raw_rows = epoch * plan.num_rows + min((number + 1) * plan.window_rows, plan.num_rows)
                 expected_rows = -(-so_far.total() * (epoch + 1) * plan.num_rows // raw_rows)
                 judge(so_far, plan.max_bad_fraction, expected_rows, _QUARANTINE)
-            done = number * plan.window_rows + sum(row.num_source_rows for row in window.rows[:skip])
+            epochs = [epoch + (number * plan.window_rows + done) / plan.num_rows for done in _raw_rows_done(window)]
             for index, row in enumerate(window.rows[skip:], skip):
                 if held:
                     yield held
-                # A further piece of a raw row that is already counted still belongs to the epoch.
-                at_end = not plan.ends_by_steps and epoch + done / plan.num_rows >= plan.num_epochs
-                if at_end and row.num_source_rows:
+                if not plan.ends_by_steps and epochs[index] >= plan.num_epochs:
                     return
-                done += row.num_source_rows
                 counts.update(row.counts)
                 behind = (number, index + 1) if index + 1 < len(window.rows) else (number + 1, 0)
-                held = row, epoch + done / plan.num_rows, Position(0, epoch, *behind, dict(counts))
+                held = row, epochs[index + 1], Position(0, epoch, *behind, dict(counts))
             skip = 0
         if _trained(counts) == trained_before:
             raise UnusableRows("no row is left to train:", dict(counts))
@@ -202,6 +200,18 @@ def _sequence(
             yield held[0], epoch + 1.0, Position(0, epoch + 1, 0, 0, dict(counts))
         judge(counts, plan.max_bad_fraction, 0, _QUARANTINE)
         epoch, first = epoch + 1, 0
+
+
+def _raw_rows_done(window: Window) -> list[float]:
+    """Raw rows that are done before each packed row of a window, and behind the last.
+
+    A raw row that is cut into pieces counts where its first piece is, which may be long before the others: in a window
+    with packed rows of later pieces alone, all packed rows are the same share of its raw rows.
+    """
+    each = [row.num_source_rows for row in window.rows]
+    if 0 not in each:
+        return [0, *accumulate(each)]
+    return [sum(each) * index / len(each) for index in range(len(each) + 1)]
 
 
 def _trained(counts: Counter[str]) -> int:

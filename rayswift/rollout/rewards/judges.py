@@ -18,7 +18,7 @@ point. Then end with one line of the form
 Reward: x
 
 where x is a number from 0 (wrong) to 1 (right in every respect)."""
-_REWARD = re.compile(r"Reward:\s*([01](?:\.\d+)?)")
+_REWARD = re.compile(r"Reward:\s*(-?\d+(?:\.\d+)?)")
 _MOST_NEW_TOKENS = 1024
 
 
@@ -51,7 +51,7 @@ def reward_in(text: str) -> float | None:
     """Return the last reward that a judge states, from 0 to 1; None: it states none."""
     found = _REWARD.findall(text)
     value = float(found[-1]) if found else None
-    return value if value is not None and value <= 1 else None
+    return value if value is not None and 0 <= value <= 1 else None
 
 
 class GenerativeJudge:

@@ -175,13 +175,18 @@ class PolicyStream(StepStream):
 
 
 class RoundFlow(TrainerCallback):
-    """Postpones saves to the end of the round, because checkpoints hold whole rounds. Must come after `StreamFlow`."""
+    """Postpones saves and evaluations to the end of the round. Must come after `StreamFlow`.
+
+    A checkpoint holds whole rounds. Engines have the weights that a round began with, so that an evaluation within it
+    would judge those; and a new best model that it finds is saved at once.
+    """
 
     def __init__(self, stream: PolicyStream):
-        self._stream, self._is_due = stream, False
+        self._stream, self._saves, self._evaluates = stream, False, False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Save now, or at the end of the round."""
-        self._is_due |= control.should_save
-        control.should_save = self._is_due and (self._stream.ends_round or control.should_training_stop)
-        self._is_due &= not control.should_save
+        """Save and evaluate now, or remember to."""
+        now = self._stream.ends_round or control.should_training_stop
+        saves, evaluates = self._saves or control.should_save, self._evaluates or control.should_evaluate
+        control.should_save, control.should_evaluate = now and saves, now and evaluates
+        self._saves, self._evaluates = saves and not now, evaluates and not now

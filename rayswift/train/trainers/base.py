@@ -183,6 +183,8 @@ class Streamed(Trainer):
         if not (keeps_best or control.should_save or control.should_training_stop):
             return False
         is_best = bool(super()._determine_best_metric(metrics, trial))
+        if is_best:  # HF notes it where something is saved as the run goes; here something is saved in any case
+            self.state.best_global_step = self.state.global_step
         control.should_save |= is_best and keeps_best
         return is_best
 

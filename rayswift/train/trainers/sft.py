@@ -136,7 +136,7 @@ class StreamedSFTTrainer(Streamed, SFTTrainer):
         """Return means over all trained tokens, for any number of workers and any batch size."""
         prefix = kwargs.get("metric_key_prefix", "eval")
         model = self.model_to_evaluate()
-        totals: evaluation.Sums = {}
+        totals: evaluation.Sums = {"loss": (0.0, 0.0)}
         num_examples = 0
         for rows, batch in dataloader:
             num_examples += sum(len(row.lengths) - row.num_continued for row in rows)
@@ -144,7 +144,8 @@ class StreamedSFTTrainer(Streamed, SFTTrainer):
             num_tokens = int((inputs["labels"][..., 1:] != -100).sum())
             with torch.no_grad(), self.compute_loss_context_manager():
                 loss = float(self.compute_loss(model, inputs))
-                evaluation.add(totals, {"loss": (loss * num_tokens, num_tokens)})
+                if num_tokens:  # a mean over nothing may be NaN: of smoothed labels, or by a loss of the user's own
+                    evaluation.add(totals, {"loss": (loss * num_tokens, num_tokens)})
                 evaluation.add(totals, self._tokens.sums())
                 self._measure(model, inputs, num_tokens, totals)
         self._metrics["eval"].clear()  # TRL's means of batch means

@@ -25,6 +25,7 @@ from rayswift.log import UserError
 from rayswift.model import init_weights as initial_weights
 from rayswift.model import parameters, tuners
 from rayswift.model.adapters import adapter_problems
+from rayswift.model.find import find_model
 from rayswift.model.load import load_model
 from rayswift.verbs.infer import choose_backend
 
@@ -187,6 +188,10 @@ def test_an_adapter_that_does_not_fit(base: Path, tmp_path: Path) -> None:
     assert "down_proj is [32, 8], the model's [48, 64]" in adapter_problems(config)[0]
     with pytest.raises(UserError, match="does not fit the model"):
         load_model(config, config.path, "float32")
+    for verb in ("infer", "export"):  # before anything is loaded
+        with pytest.raises(UserError, match=rf"{verb}.base = .*wide': .* does not fit the model .*\[48, 64\]"):
+            find_model(str(tmp_path / "adapter"), f"{verb}.model", base=str(tmp_path / "wide"))
+    assert find_model(str(tmp_path / "adapter"), "export.model", base=str(base)).weights == base
 
 
 def test_full_training_freezes_by_name_and_by_share(base: Path) -> None:

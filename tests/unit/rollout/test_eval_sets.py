@@ -106,6 +106,18 @@ def test_without_names_it_samples_as_training_does() -> None:
     assert not any("@" in name for name in found.metrics)
 
 
+def test_a_reward_without_an_opinion_has_no_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0 would be one; training leaves it out too."""
+
+    async def score(self: Any, prompt: Prompt, completions: Sequence[Completion], *_: Any) -> Sequence[Scored | str]:
+        return [Scored(each, (float(prompt.ordinal), float("nan")), 1.0, "said") for each in completions]
+
+    monkeypatch.setattr(Scorer, "names", ("right", "silent"))
+    monkeypatch.setattr(Scorer, "score", score)
+    metrics = evaluation("--num_generations_eval", "2")[0].metrics
+    assert {name: value for name, value in metrics.items() if "rewards/" in name} == {"rewards/right/mean": 1.5}
+
+
 def test_a_set_without_prompts_ends_the_run() -> None:
     with pytest.raises(UserError, match=r"no evaluation prompt of rollout.eval.hard could be scored: its sources"):
         evaluation("--rollout.eval", SETS, prompts=PROMPTS[:2])

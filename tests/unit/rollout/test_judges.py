@@ -67,6 +67,8 @@ def test_a_plugin_of_ones_own_reads_conversations_and_columns(folder: Path, tmp_
         ("It is right.\nReward: 1", 1.0),
         ("Reward: 0.2, no:\nReward: 0.85", 0.85),
         ("Reward: 1.5", None),
+        ("of ten points:\nReward: 10", None),
+        ("Reward: 0.5, or rather:\nReward: 8", None),
         ("Reward: high", None),
         ("right", None),
     ],

@@ -33,7 +33,7 @@ class Steps(StepStream):
         return iter(())
 
 
-def spec_of(tmp_path: Path, *flags: str) -> RunSpec:
+def spec_of(tmp_path: Path, *flags: str, eval_strategy: str = "steps") -> RunSpec:
     loaded = load(
         "sft",
         ["--model", "examples/tiny", "--data.dataset", "x.jsonl", "--num_workers", "0", "--device", "cpu", *flags],
@@ -41,7 +41,7 @@ def spec_of(tmp_path: Path, *flags: str) -> RunSpec:
     config = loaded.config
     plan = FeedPlan(8, ROWS, 2000, config.train.num_train_epochs, config.train.max_steps, 0.01)
     train = config.train.model_copy(
-        update={"learning_rate": 1e-3, "eval_strategy": "steps", "greater_is_better": False}
+        update={"learning_rate": 1e-3, "eval_strategy": eval_strategy, "greater_is_better": False}
     )
     config = config.model_copy(update={"train": train})
     layout = replace(lay_out(config.cluster), device="cpu")
@@ -59,7 +59,9 @@ def due(spec: RunSpec, args: TrainingArguments, start: int = 0) -> dict[str, lis
             continue
         state.global_step, control = step, TrainerControl()
         flow.on_step_end(args, state, control)
-        for name, every in (("log", state.logging_steps), ("evaluate", state.eval_steps), ("save", state.save_steps)):
+        by_steps = args.eval_strategy == "steps" and step >= args.eval_delay
+        theirs = {"log": state.logging_steps, "evaluate": state.eval_steps if by_steps else STEPS + 1}
+        for name, every in (theirs | {"save": state.save_steps}).items():
             if getattr(control, f"should_{name}") or step % every == 0:
                 found[name].append(step)
     return found
@@ -80,7 +82,28 @@ def test_shares_are_of_the_real_length(tmp_path: Path) -> None:
 
 
 def _most_steps_are_many(args: TrainingArguments) -> bool:
-    return args.max_steps > 10 * STEPS  # the bound that shares were taken of
+    return args.max_steps > 10 * STEPS  # which shares were once taken of
+
+
+def test_rows_may_be_cut_into_more_steps_than_there_are_rows(tmp_path: Path) -> None:
+    """Ten books to pre-train on, each of them 800 packed rows, in batches of 8: 1,000 steps an epoch."""
+    spec = spec_of(tmp_path, "--num_train_epochs", "3")
+    assert args_of(replace(spec, feed_plan=replace(spec.feed_plan, num_rows=10))).max_steps > 3 * 1000
+
+
+def test_a_delay_puts_off_the_first_evaluation(tmp_path: Path) -> None:
+    shares = spec_of(tmp_path, "--logging_steps", "1000", "--eval_steps", "0.25", "--eval_delay", "48")
+    assert due(shares, args_of(shares))["evaluate"] == [70, 93]
+    epochs = spec_of(tmp_path, "--logging_steps", "1000", "--eval_delay", "2", eval_strategy="epoch")
+    assert due(epochs, args_of(epochs))["evaluate"] == [62, 93]
+
+
+def test_a_resumed_run_saves_as_it_says_itself(tmp_path: Path) -> None:
+    """HF goes on with the numbers in the state of the checkpoint."""
+    spec = spec_of(tmp_path, "--logging_steps", "3", "--eval_steps", "5", "--save_steps", "7")
+    state = TrainerState(max_steps=100, logging_steps=10, eval_steps=500, save_steps=500)
+    StreamFlow(Steps(Position(), 0.0), 0, Clock(0), spec).on_train_begin(args_of(spec), state, TrainerControl())
+    assert (state.logging_steps, state.eval_steps, state.save_steps) == (3, 5, 7)
 
 
 @pytest.mark.parametrize("start", [9, 10, 46, 47, 92])

@@ -76,7 +76,35 @@ def test_an_evaluation_counts_examples(tiny_model_dir: Path, tmp_path: Path) -> 
     assert trainer.evaluation_loop(batches, "").num_samples == 4
 
 
+@pytest.mark.parametrize("flags", [(), ("--label_smoothing_factor", "0.1")])
+def test_a_batch_of_nothing_changes_no_mean(flags: tuple[str, ...], tiny_model_dir: Path, tmp_path: Path) -> None:
+    """A rank without a row has one, where rows do not come out even; the mean of no smoothed labels is NaN."""
+    _, trainer = one_loss("causal_lm", tiny_model_dir, tmp_path / "run", *flags)
+    rows = [PackedRow(np.arange(5, 17, dtype=np.int32), np.ones(12, dtype=bool), (12,), 0)]
+    batches = [(rows, collate(rows, 0, "rows")), ([], collate([], 0, "rows"))]
+    alone = trainer.evaluation_loop(batches[:1], "").metrics
+    assert alone["eval_loss"] > 0
+    assert trainer.evaluation_loop(batches, "").metrics == alone
+    assert trainer.evaluation_loop(batches[1:], "").metrics == {"eval_loss": 0.0}
+
+
 def test_an_evaluation_that_samples_counts_completions() -> None:
     stream = SimpleNamespace(evaluate=lambda: {"completions": 12.0, "reward": 0.5})
     found = StreamedPolicyTrainer.evaluation_loop(SimpleNamespace(stream=stream), None, "")  # type: ignore[arg-type]
     assert (found.num_samples, found.metrics) == (12, {"eval_reward": 0.5})
+
+
+@pytest.mark.parametrize("strategy", ["no", "steps"])
+def test_the_best_model_is_noted_whatever_else_is_saved(
+    strategy: str, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Retention and the run's result go by it."""
+    flags = ("--save_strategy", strategy, "--load_best_model_at_end", "true")
+    monkeypatch.setattr("rayswift.launch.plan.config_problems", lambda *_: [])  # nothing is evaluated here
+    _, trainer = one_loss("causal_lm", tiny_model_dir, tmp_path / "run", *flags)
+    found = []
+    for step, loss in ((10, 2.0), (20, 1.0), (30, 3.0)):
+        trainer.state.global_step, trainer.control.should_save = step, False
+        trainer._determine_best_metric({"eval_loss": loss}, None)
+        found.append((trainer.state.best_global_step, trainer.control.should_save))
+    assert found == [(10, True), (20, True), (20, False)]

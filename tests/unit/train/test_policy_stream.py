@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from rayswift.data.sequence.global_batches import Position
@@ -101,15 +102,18 @@ def test_truncated_completions_are_left_out_when_asked() -> None:
     assert sorted(trained) == sorted([0, 1, 2, 3, 4] * 2)
 
 
-def test_a_save_within_a_round_is_put_off_to_its_end() -> None:
+@pytest.mark.parametrize("what", ["save", "evaluate"])
+def test_what_is_due_within_a_round_is_put_off_to_its_end(what: str) -> None:
+    """An evaluation too: engines have the weights that the round began with, and a best model is saved at once."""
     stream = SimpleNamespace(ends_round=False)
     flow = RoundFlow(cast(Any, stream))
-    control = TrainerControl(should_save=True)
+    control = TrainerControl()
 
     def step(ends_round: bool, due: bool = False) -> bool:
-        stream.ends_round, control.should_save = ends_round, due
+        stream.ends_round = ends_round
+        setattr(control, f"should_{what}", due)
         flow.on_step_end(cast(TrainingArguments, None), TrainerState(), control)
-        return control.should_save
+        return bool(getattr(control, f"should_{what}"))
 
     assert [step(False, due=True), step(False), step(True), step(False), step(True)] == [
         False,

@@ -245,3 +245,16 @@ def test_pieces_of_a_split_row_all_belong_to_its_epoch(tmp_path: Path, packing: 
     assert [row.input_ids.tolist() for batch in sequence for row in batch.rows] == pieces * 2
     assert sequence[-1].position.counts == {"trained": 4}
     assert sequence[-1].epochs == 2
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_split_row_is_done_piece_by_piece(tmp_path: Path, packing: bool) -> None:
+    """Else the learning rate would be that of the end behind the first piece, and a resume would find nothing left."""
+    windows = window_plan(tmp_path, "gl", 2, packing, shuffle=False)
+    windows = replace(windows, encode=replace(windows.encode, truncation="split", loss_on="all"))
+    num_pieces = len(windows.make(0, 0).rows)
+    sequence = batches(windows, feed_plan(windows, 1, num_epochs=2))
+    assert [batch.epochs for batch in sequence] == pytest.approx([(n + 1) / num_pieces for n in range(2 * num_pieces)])
+    half = batches(windows, feed_plan(windows, 1, num_epochs=0.5))
+    assert len(half) == -(-num_pieces // 2)
+    assert half[-2].epochs < 0.5 <= half[-1].epochs
