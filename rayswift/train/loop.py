@@ -38,14 +38,12 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
         compile_locks.settle(compile_locks.folder(), not spec.layout.local, worker.at)
     trainer_class = load(task.trainer)
     import_plugins(config.train)
-    worker.at("makes the weights to begin with, or waits for rank 0 to make them")
     weights = weights_to_load(spec, worker)  # before the arguments: ZeRO-3 cuts whatever is built from then on
     dtype = models.resolve_dtype(config.model.dtype, spec.layout.device)
     worker.at("looks for the checkpoint to begin at, or waits for rank 0 to find it")
     resume, attempt = agree_on_checkpoint(spec, worker)
     if resume and resume.is_end_of(config.train):
         return finish_ended(spec, resume, worker)
-    worker.at("makes the checkpoint fit this number of ranks, or waits for rank 0 to do so")
     universal = prepare_checkpoint(spec, resume, worker)
     args = trainer_arguments(spec, load(task.arguments), dtype, worker.rank == 0, universal)
     worker.at("waits for the data service to begin")

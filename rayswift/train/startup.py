@@ -134,6 +134,7 @@ def prepare_checkpoint(spec: RunSpec, resume: Resume | None, worker: Worker) -> 
     Returns:
         Whether its universal format must be loaded, in place of the ranks' own files.
     """
+    worker.at("makes the checkpoint fit this number of ranks, or waits for rank 0 to do so")
     if resume is None or not universal.is_needed(resume.saved, worker.size):
         return False
     saved = resume.saved
@@ -143,6 +144,7 @@ def prepare_checkpoint(spec: RunSpec, resume: Resume | None, worker: Worker) -> 
 
 def weights_to_load(spec: RunSpec, worker: Worker) -> str:
     """Return the path or hub id of the weights; if they differ from `model.path`, rank 0 writes them first."""
+    worker.at("makes the weights to begin with, or waits for rank 0 to make them")
     model = spec.config.model
     if not begins_with_other_weights(model):
         return model.path

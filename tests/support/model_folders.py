@@ -91,6 +91,6 @@ def written(folder: Path, **files: str) -> Path:
 
 
 def adapter(folder: Path, base: str, task_type: str = "CAUSAL_LM") -> Path:
-    """What PEFT writes."""
+    """What PEFT writes, with a file of no tensors: the length of its header, and the header."""
     config = json.dumps({"peft_type": "LORA", "base_model_name_or_path": base, "task_type": task_type, "r": 4})
-    return written(folder, adapter_config__json=config, adapter_model__safetensors="")
+    return written(folder, adapter_config__json=config, adapter_model__safetensors="\x02" + "\0" * 7 + "{}")
