@@ -1,5 +1,6 @@
 """`infer` and `export` on the real engines: vLLM, transformers, peft and the export answer alike."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -11,7 +12,6 @@ import pytest
 import torch
 from huggingface_hub import constants as hub_constants
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from rayswift.config.load import load
@@ -258,12 +258,20 @@ def adapter_on_nothing(run_dir: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_failed_export_leaves_nothing(run_dir, tmp_path):
+def test_failed_export_leaves_nothing(run_dir, tmp_path, monkeypatch):
     shutil.copytree(run_dir / "init", tmp_path / "init")
-    broken = shutil.copytree(run_dir / "checkpoint-3", tmp_path / "checkpoint-3")
-    weights = broken / "adapter_model.safetensors"
+    adapter = shutil.copytree(run_dir / "checkpoint-3", tmp_path / "checkpoint-3")
+    flags = ["--model", str(adapter), "--merge_lora", "--output_dir", str(tmp_path / "out")]
+
+    def full_disk(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left"):
+        patch.setattr(PreTrainedModel, "save_pretrained", full_disk)
+        export.run(load("export", flags))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3", "init"]
+    weights = adapter / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    flags = ["--model", str(broken), "--merge_lora", "--output_dir", str(tmp_path / "out")]
-    with pytest.raises(SafetensorError):
+    with pytest.raises(UserError, match="is not a complete safetensors file"):
         export.run(load("export", flags))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3", "init"]
