@@ -1,6 +1,6 @@
 """Rows for the examples with tools: products that a calculator works out, and games in which a number is guessed.
 
-`calls_*` and `games` teach the form of a call, by supervised fine-tuning; `products_*` and `numbers_*` are prompts.
+`calls` and `games` teach the form of a call, by supervised fine-tuning; `products_*` and `numbers_*` are prompts.
 
 Run: python examples/tools/make.py
 """

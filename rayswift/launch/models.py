@@ -29,8 +29,13 @@ def size_of(model: ModelConfig, head: Head) -> ModelSize:
 
 def whole_size(model: ModelConfig, path: str | None, head: Head) -> ModelSize:
     """The size of a model without an adapter: at `path`, or the policy's for None."""
+    return size_of(_whole(model, path), head)
+
+
+def _whole(model: ModelConfig, path: str | None) -> ModelConfig:
+    """The model at `path`, or the policy's for None, without an adapter."""
     named = {"path": path, "revision": None, "random_init": False} if path else {}
-    return size_of(model.model_copy(update=_WHOLE | named), head)
+    return model.model_copy(update=_WHOLE | named)
 
 
 def critic_size(config: RlhfConfig) -> ModelSize | None:
@@ -115,10 +120,8 @@ class _Lines:
         if _is_head(config):
             return _line("critic", "a head on the policy's states", "trained", self._workers) + alone
         path = critic_start(config)[0]
-        named = {"path": path, "revision": None, "random_init": False} if path else {}
         what = path or "a copy of the policy's weights with a head that begins at 0"
-        model = config.model.model_copy(update=_WHOLE | named)
-        return _line("critic", what, self._weights(model, head="reward"), self._workers) + alone
+        return _line("critic", what, self._weights(_whole(config.model, path), head="reward"), self._workers) + alone
 
     def _of_reference(self) -> list[str]:
         config, named = self._config, _reference(self._config)
@@ -150,8 +153,7 @@ class _Lines:
         return [_line("reward model", path, _on_disk(path), where) for path in rollout.reward_models]
 
     def _frozen(self, path: str | None) -> str:
-        named = {"path": path, "revision": None, "random_init": False} if path else {}
-        return self._weights(self._config.model.model_copy(update=_WHOLE | named), "frozen")
+        return self._weights(_whole(self._config.model, path), "frozen")
 
     def _weights(self, model: ModelConfig, how: str = "", head: Head | None = None) -> str:
         """How many weights, what of them is trained, and the memory of all, without optimizer and gradients."""
