@@ -145,12 +145,12 @@ def supervised(run: Path, sums: list[tuple[str, str]], more: list[str]) -> float
     return after
 
 
-def choose_start(run: Path, sums: list[tuple[str, str]]) -> tuple[Path, float]:
+def choose_start(run: Path, sums: list[tuple[str, str]], band: tuple[float, float] = START_BAND) -> tuple[Path, float]:
     """The first checkpoint whose sampled accuracy is in the band, and that accuracy.
 
     Where two saves step over the band, the nearer of the two is taken.
     """
-    low, high = START_BAND
+    low, high = band
     before: tuple[Path, float] | None = None
     for checkpoint in checkpoints(run):
         found = checkpoint, sampled_accuracy(checkpoint, sums)
