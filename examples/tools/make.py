@@ -1,6 +1,7 @@
 """Rows for the examples with tools: products that a calculator works out, and games in which a number is guessed.
 
-`calls` and `games` teach the form of a call, by supervised fine-tuning; `products_*` and `numbers_*` are prompts.
+`calls`, `games` and `words_calls` teach the form of a call, by supervised fine-tuning; the others are prompts.
+Those of `words_*` ask for products in words, for a model that reads.
 
 Run: python examples/tools/make.py
 """
@@ -13,6 +14,12 @@ from typing import Any
 
 HERE = Path(__file__).parent
 HIGHEST, GUESSES = 7, 3
+IN_WORDS = (
+    "What is {a} times {b}?",
+    "A box holds {a} nails. How many nails do {b} boxes hold?",
+    "Each of {a} pages has {b} words. How many words are that?",
+    "{a} people pay {b} dollars each. How many dollars do they pay?",
+)
 Row = dict[str, Any]
 
 
@@ -33,14 +40,14 @@ def user(text: str) -> Row:
     return {"role": "user", "content": text}
 
 
-def product(first: int, second: int) -> Row:
+def product(first: int, second: int, asked: str = "{a}*{b}=") -> Row:
     """A product with the call that works it out."""
     value = str(first * second)
     answer = {"role": "tool", "name": "calculator", "content": value}
     said = {"role": "assistant", "content": value}
     call = called("calculator", expression=f"{first}*{second}")
     return {
-        "messages": [user(f"{first}*{second}="), call, answer, said],
+        "messages": [user(asked.format(a=first, b=second)), call, answer, said],
         "tools": [schema("calculator", "expression", "string")],
     }
 
@@ -74,6 +81,14 @@ def products(rng: random.Random, number: int) -> Iterator[tuple[int, int]]:
         yield rng.randint(1000, 9999), rng.randint(1000, 9999)
 
 
+def in_words(rng: random.Random, number: int) -> list[Row]:
+    """Prompts that ask for products of four-digit numbers in words."""
+    return [
+        {"messages": [user(rng.choice(IN_WORDS).format(a=a, b=b))], "solution": str(a * b)}
+        for a, b in dict.fromkeys(products(rng, number))
+    ]
+
+
 def write(name: str, rows: list[Row]) -> None:
     """A file of rows."""
     text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
@@ -95,6 +110,11 @@ def main() -> None:
     write("games.jsonl", [game(rng) for _ in range(1000)])
     write("numbers_train.jsonl", [hidden(rng.randint(1, HIGHEST)) for _ in range(400)])
     write("numbers_test.jsonl", [hidden(number) for number in range(1, HIGHEST + 1)])
+    small = [(rng.randint(10, 99), rng.randint(10, 99), rng.choice(IN_WORDS)) for _ in range(320)]
+    write("words_calls.jsonl", [product(a, b, asked) for a, b, asked in small])
+    rows = in_words(rng, 500)
+    write("words_train.jsonl", rows[:400])
+    write("words_test.jsonl", rows[400:480])
 
 
 if __name__ == "__main__":

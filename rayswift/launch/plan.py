@@ -20,6 +20,7 @@ from rayswift.data.encode.template import default_system
 from rayswift.data.sequence.global_batches import micro_batches
 from rayswift.data.sequence.windows import WindowPlan, Windows
 from rayswift.data.tokenizer.folder import read_chat_template
+from rayswift.data.tokenizer.training_copy import given_template
 from rayswift.launch import memory, models
 from rayswift.launch.problems import config_problems, worker_problems
 from rayswift.log import UserError, refuse
@@ -203,7 +204,8 @@ def remarks(config: TrainingConfig, tokenizer: Path) -> list[str]:
     """
     found = abilities.remarks("model.path", config.model.path, config.train.task, config.model.revision)
     if config.data.use_chat_template and not config.data.system:
-        source, special_tokens = read_chat_template(tokenizer)
+        own, special_tokens = read_chat_template(tokenizer)
+        source = given_template(config.model) or own
         system = default_system(source, special_tokens) if source else ""
         if system:
             shown = system if len(system) <= _MOST_CHARS else f"{system[:_MOST_CHARS]} [...]"

@@ -25,6 +25,17 @@ def model_files(model: ModelConfig) -> Path:
     return Path(model.path) if Path(model.path).is_dir() else from_hub(model.path, model.revision)
 
 
+def given_template(model: ModelConfig) -> str | None:
+    """The text of `model.chat_template`; raise UserError if its file cannot be read."""
+    if not model.chat_template:
+        return None
+    try:
+        return Path(model.chat_template).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "the file is not UTF-8 text"
+        raise UserError(f"model.chat_template = {model.chat_template!r}: {reason}") from error
+
+
 def prepare_tokenizer(model: ModelConfig, folder: Path, kind: RowKind = CAUSAL) -> Path:
     """Copy (or convert) the model's tokenizer to `folder`, with the chat template for rows of this kind."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,11 +49,7 @@ def prepare_tokenizer(model: ModelConfig, folder: Path, kind: RowKind = CAUSAL) 
         convert(model, source, folder)
     if read_chat_template(folder)[0] is None and (source / PROCESSOR_TEMPLATE).exists():
         (folder / "chat_template.jinja").write_text(read_chat_template(source)[0] or "", encoding="utf-8")
-    if model.chat_template:
-        try:
-            template = Path(model.chat_template).read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"model.chat_template = {model.chat_template!r}: {error.strerror}") from error
+    if template := given_template(model):
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     if kind.family == "reranker" and kind.renders:
         _write_pair_template(folder, kind)

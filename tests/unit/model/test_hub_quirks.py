@@ -215,6 +215,21 @@ def test_a_default_system_message_is_said_in_the_plan(
     assert "adds the system message" not in capsys.readouterr().out
 
 
+def test_the_plan_reads_the_template_that_replaces_the_models(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = built("decoder", tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(DEFAULT)
+    other = tmp_path / "other.jinja"
+    flags = ["--model", str(folder), "--data.dataset", "r.jsonl", "--train.output_dir", str(tmp_path / "run")]
+    flags += ["--max_length", "64", "--model.chat_template", str(other)]
+    with pytest.raises(UserError, match=r"model\.chat_template = .*: No such file"):
+        dry_run(load("sft", flags).config)
+    other.write_text(CHATML)
+    dry_run(load("sft", flags).config)
+    assert "adds the system message" not in capsys.readouterr().out
+
+
 # ---- adapters ----
 
 
