@@ -1,40 +1,46 @@
 """PPO on the sums beside GRPO, from one start: as many answers right, and a critic that foresees them.
 
-Twenty minutes on two cores, by hand: pytest -s tests/bars/test_ppo_learns.py
+The critic begins as a reward model. Twenty minutes for the first seed on two cores, and ten for each other, by hand:
+pytest -s tests/bars/test_ppo_learns.py
 """
 
 from pathlib import Path
 
 import pytest
 
-from examples.demo import TEST_SUMS, choose_start, load_sums
+from examples.demo import TEST_SUMS, checkpoints, choose_start, load_sums
 from tests.ray.conftest import curve, train
 
 LIMIT_S = 1200
 # When a model begins to add differs from CPU to CPU: the checkpoint is looked for by its share of right answers.
 START_BAND = (0.25, 0.45)
+SEEDS = (1, 2, 3)
 WITHIN, EXPLAINED = 0.03, 0.5
 LAST = 20  # rounds that the explained variance is a mean over
 
 
 @pytest.fixture(scope="module")
-def beginner(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that is right in a third of its sampled answers."""
-    run_dir = tmp_path_factory.mktemp("sums") / "run"
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model that is right in a third of its sampled answers, and a reward model."""
+    folder = tmp_path_factory.mktemp("sums")
     often = ("--save_steps", "25", "--save_total_limit", "60")
-    train("sft", run_dir, "--config", "examples/sums_sft.yaml", *often, timeout_s=LIMIT_S)
-    return choose_start(run_dir, load_sums(TEST_SUMS), START_BAND)[0]
+    train("sft", folder / "sft", "--config", "examples/sums_sft.yaml", *often, timeout_s=LIMIT_S)
+    adds = ("--model", str(checkpoints(folder / "sft")[-1]), "--random_init", "false")
+    train("rlhf", folder / "rm", "--config", "examples/sums_rm.yaml", *adds, timeout_s=LIMIT_S)
+    return choose_start(folder / "sft", load_sums(TEST_SUMS), START_BAND)[0], checkpoints(folder / "rm")[-1]
 
 
-def test_ppo_is_right_as_often_as_grpo(beginner: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", SEEDS)
+def test_ppo_is_right_as_often_as_grpo(seed: int, models: tuple[Path, Path], tmp_path: Path) -> None:
+    beginner, reward_model = models
+    critic = ("--critic", "separate", "--model.critic_path", str(reward_model))
     found = {}
-    for task in ("grpo", "ppo"):
-        run_dir = tmp_path / task
-        flags = ("--model", str(beginner), "--random_init", "false", "--seed", "1")
-        train("rlhf", run_dir, "--config", f"examples/sums_{task}.yaml", *flags, timeout_s=LIMIT_S)
-        rewards = curve(run_dir, "eval_reward")
+    for task, more in (("grpo", ()), ("ppo", critic)):
+        flags = ("--model", str(beginner), "--random_init", "false", "--seed", str(seed), *more)
+        train("rlhf", tmp_path / task, "--config", f"examples/sums_{task}.yaml", *flags, timeout_s=LIMIT_S)
+        rewards = curve(tmp_path / task, "eval_reward")
         found[task] = rewards[max(rewards)]
     explained = list(curve(tmp_path / "ppo", "critic/vf_explained_var").values())[-LAST:]
-    print(f"\nright: {found}, explained variance {sum(explained) / LAST:.2f}")  # noqa: T201
+    print(f"\nseed {seed}, right: {found}, explained variance {sum(explained) / LAST:.2f}")  # noqa: T201
     assert found["ppo"] >= found["grpo"] - WITHIN
     assert sum(explained) / LAST > EXPLAINED
