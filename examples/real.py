@@ -93,10 +93,10 @@ def ppo(models: Path, runs: Path, more: list[str]) -> str:
 def tool(models: Path, runs: Path, more: list[str]) -> str:
     """Products in words: how many are right through the calculator, after a few examples and after GRPO."""
     shown, run = runs / "smollm2_tools_sft", runs / "smollm2_tools_grpo"
-    model = ("--model", str(fetch("smollm2", models)))
-    train("sft", "examples/smollm2_tools_sft.yaml", shown, *model, *more)
-    start = ("--model.adapters", json.dumps([str(checkpoints(shown)[-1].absolute())]))
-    train("rlhf", "examples/smollm2_tools_grpo.yaml", run, *model, *start, *more)
+    train("sft", "examples/smollm2_tools_sft.yaml", shown, "--model", str(fetch("smollm2", models)), *more)
+    merged = shown / "merged"
+    command("export", "--model", str(checkpoints(shown)[-1]), "--merge_lora", "--output_dir", str(merged))
+    train("rlhf", "examples/smollm2_tools_grpo.yaml", run, "--model", str(merged), *more)
     before, after = evaluations(run, "eval_reward")
     gain = f"{before:.1%} -> {after:.1%}"
     demand(after > before, f"more held-out products worked out by the calculator, got {gain}", run)

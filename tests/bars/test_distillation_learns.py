@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from examples.demo import TEST_SUMS, load_sums, sampled_accuracy
+from examples.demo import TEST_SUMS, checkpoints, choose_start, load_sums, sampled_accuracy
 from tests.ray.conftest import ROOT, train
 
 LIMIT_S = 1200
+# When a model begins to add differs from CPU to CPU: the checkpoint is looked for by its share of right answers.
+START_BAND = (0.2, 0.4)
 SFT = ("--config", "examples/sums_sft.yaml", "--report_to", "none", "--eval_strategy", "no")
 MORE = ("--report_to", "none", "--eval_strategy", "no", "--eval_on_start", "false", "--data.eval", "[]")
 WAYS = {
@@ -26,13 +28,14 @@ WAYS = {
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A teacher, and a student that adds unreliably."""
+    """A teacher, and a student of half its width that adds unreliably."""
     folder = tmp_path_factory.mktemp("models")
-    train("sft", folder / "teacher", *SFT, timeout_s=LIMIT_S)
-    subprocess.run([sys.executable, "examples/tiny/make.py", str(folder / "width"), "64"], cwd=ROOT, check=True)
-    few = ("--max_steps", "300", "--save_steps", "300")
-    train("sft", folder / "student", *SFT, "--model", str(folder / "width"), *few, timeout_s=LIMIT_S)
-    return folder / "teacher" / "checkpoint-950", folder / "student" / "checkpoint-300"
+    subprocess.run([sys.executable, "examples/tiny/make.py", str(folder / "wide"), "256"], cwd=ROOT, check=True)
+    train("sft", folder / "teacher", *SFT, "--model", str(folder / "wide"), timeout_s=LIMIT_S)
+    often = ("--save_steps", "25", "--save_total_limit", "60", "--max_steps", "500")
+    train("sft", folder / "student", *SFT, *often, timeout_s=LIMIT_S)
+    student, _ = choose_start(folder / "student", load_sums(TEST_SUMS), START_BAND)
+    return checkpoints(folder / "teacher")[-1], student
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -42,5 +45,6 @@ def test_half_of_the_gap_is_closed(way: str, models: tuple[Path, Path], run_dir:
     flags = ("--model", str(student), "--random_init", "false", "--model.teacher", str(teacher))
     train("rlhf", run_dir, *WAYS[way], *MORE, *flags, timeout_s=LIMIT_S)
     sums = load_sums(TEST_SUMS)
-    before, after, best = (sampled_accuracy(each, sums) for each in (student, run_dir / "checkpoint-200", teacher))
+    before, after, best = (sampled_accuracy(each, sums) for each in (student, checkpoints(run_dir)[-1], teacher))
+    print(f"\n{way}: {before:.1%} -> {after:.1%}, teacher {best:.1%}")  # noqa: T201
     assert after - before >= (best - before) / 2, (before, after, best)
