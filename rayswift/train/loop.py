@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rayswift import imports
 from rayswift.config.derived import keeps_reference, rollout_of
 from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.config.tasks import TASKS, load
@@ -20,23 +21,23 @@ from rayswift.train.spec import RunSpec, Worker
 
 def train_loop(spec: RunSpec, worker: Worker) -> None:
     """Train on this rank until the data ends."""
-    clock = spec.clock
+    config, task, clock = spec.config, TASKS[spec.config.train.task], spec.clock
     clock.lap("worker process")
-    join_process_group(spec, worker)
-    worker.at("loads its libraries")
-    from transformers import set_seed
+    with imports.of_libraries():
+        join_process_group(spec, worker)
+        worker.at("loads its libraries")
+        from transformers import set_seed
 
-    from rayswift.model import load as models
-    from rayswift.model import parameters, tuners
-    from rayswift.train.arguments import trainer_arguments
-    from rayswift.train.startup import agree_on_checkpoint, finish_ended, prepare_checkpoint, weights_to_load
-    from rayswift.train.trainers.base import callbacks_of
+        from rayswift.model import load as models
+        from rayswift.model import parameters, tuners
+        from rayswift.train.arguments import trainer_arguments
+        from rayswift.train.startup import agree_on_checkpoint, finish_ended, prepare_checkpoint, weights_to_load
+        from rayswift.train.trainers.base import callbacks_of
 
+        if config.cluster.uses_deepspeed:
+            compile_locks.settle(compile_locks.folder(), not spec.layout.local, worker.at)
+        trainer_class = load(task.trainer)
     clock.lap("imports")
-    config, task = spec.config, TASKS[spec.config.train.task]
-    if config.cluster.uses_deepspeed:
-        compile_locks.settle(compile_locks.folder(), not spec.layout.local, worker.at)
-    trainer_class = load(task.trainer)
     import_plugins(config.train)
     weights = weights_to_load(spec, worker)  # before the arguments: ZeRO-3 cuts whatever is built from then on
     dtype = models.resolve_dtype(config.model.dtype, spec.layout.device)

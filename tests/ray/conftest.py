@@ -20,6 +20,15 @@ from tests.ray.forked import Forked
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 240
+TINY = (
+    "--model", "examples/tiny", "--random_init", "--data.dataset", "examples/gsm8k/train.jsonl",
+    "--max_length", "256", "--learning_rate", "1e-3", "--logging_steps", "1",
+    "--save_strategy", "no", "--gradient_checkpointing", "false", "--report_to", "none", "--timeout_s", "60",
+    "--data.max_bad_fraction", "1", "--threads_per_worker", "1",
+)  # fmt: skip
+"""Flags of a small, fast, deterministic run with dropout in it (through LoRA, where that is on)."""
+WINDOWS = ("--window_rows", "64")
+"""Several windows of rows, which Ray Data makes. The rows of `TINY` are one window, which needs no Ray Data."""
 
 
 @dataclass
@@ -182,13 +191,8 @@ def assert_same_end(
 
 @pytest.fixture(scope="session")
 def tiny() -> tuple[str, ...]:
-    """Flags of a small, fast, deterministic run with dropout in it (through LoRA, where that is on)."""
-    return (
-        "--model", "examples/tiny", "--random_init", "--data.dataset", "examples/gsm8k/train.jsonl",
-        "--max_length", "256", "--window_rows", "64", "--learning_rate", "1e-3", "--logging_steps", "1",
-        "--save_strategy", "no", "--gradient_checkpointing", "false", "--report_to", "none", "--timeout_s", "60",
-        "--data.max_bad_fraction", "1", "--threads_per_worker", "1",
-    )  # fmt: skip
+    """The flags of `TINY`."""
+    return TINY
 
 
 @pytest.fixture

@@ -243,7 +243,7 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
         shutil.copy(ROOT / "examples" / "tiny" / name, folder)
     return (
         "--model", "examples/tiny", "--random_init", "--model.teacher", str(folder),
-        "--data.dataset", "examples/sums/train.jsonl", "--max_prompt_length", "32", "--max_completion_length", "12",
+        "--data.dataset", "examples/sums/train.jsonl#500", "--max_prompt_length", "32", "--max_completion_length", "12",
         "--temperature", "0.9", "--global_batch_size", "32", "--max_steps", str(STEPS), "--save_steps", str(SAVED_AT),
         "--learning_rate", "1e-3", "--logging_steps", "1", "--gradient_checkpointing", "false", "--report_to", "none",
         "--timeout_s", "120", "--threads_per_worker", "1", "--canary_steps", "2", "--num_workers", "1",

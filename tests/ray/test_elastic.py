@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray.conftest import assert_same_curve, curve, sft
+from tests.ray.conftest import WINDOWS, assert_same_curve, curve, sft
 
 STEPS, SAVED_AT = 6, 3
 TOLERANCE = 1e-4
@@ -20,8 +20,9 @@ TUNERS = {
 
 def flags(stage: int, tuner: str) -> tuple[str, ...]:
     return (
-        *TUNERS[tuner], "--zero_stage", str(stage), "--max_steps", str(STEPS), "--per_device_train_batch_size", "2",
-        "--gradient_accumulation_steps", "2", "--save_strategy", "steps", "--save_steps", str(SAVED_AT),
+        *WINDOWS, *TUNERS[tuner], "--zero_stage", str(stage), "--max_steps", str(STEPS),
+        "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2",
+        "--save_strategy", "steps", "--save_steps", str(SAVED_AT),
     )  # fmt: skip
 
 

@@ -40,7 +40,7 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     plugin.write_text(GAME)
     return (
         "--rlhf_type", "grpo", "--model", "examples/tiny", "--random_init",
-        "--data.dataset", "examples/sums/train.jsonl", "--external_plugins", str(plugin), "--gym_env", "echo",
+        "--data.dataset", "examples/sums/train.jsonl#500", "--external_plugins", str(plugin), "--gym_env", "echo",
         "--completion_length_limit_scope", "per_round", "--max_length", "256", "--max_turns", "3",
         "--max_prompt_length", "64", "--max_completion_length", "24", "--num_generations", "4",
         "--global_batch_size", "32", "--max_steps", str(STEPS), "--save_steps", str(SAVED_AT), "--stop", "e",

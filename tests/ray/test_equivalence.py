@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from tests.ray import conftest
-from tests.ray.conftest import assert_same_curve, sft
+from tests.ray.conftest import WINDOWS, assert_same_curve, sft
 
 STEPS, ROWS = 5, 8
 TOLERANCE = 1e-4
 # LoRA's dropout draws per rank, so across worker counts it is off.
 TUNERS = {
-    "full": ("--tuner", "full"),
+    "full": ("--tuner", "full", *WINDOWS),
     "lora": ("--tuner", "lora", "--lora_dropout", "0", "--learning_rate", "1e-2"),
 }
 

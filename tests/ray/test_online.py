@@ -13,6 +13,7 @@ from rayswift.run.folder import COMPLETIONS
 from tests.ray.conftest import assert_same_curve, curve, start, train, train_through_kills
 
 STEPS, SAVED_AT = 6, 2
+WINDOWS, ONE_WINDOW = ("--window_rows", "16"), ("--window_rows", "500")
 REWARDS = """
 def digits(completions):
     return [sum(letter.isdigit() for letter in each[0]["content"]) / 10 for each in completions]
@@ -21,12 +22,12 @@ def digits(completions):
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """A few rounds of a tiny model that is rewarded for digits; on-policy."""
+    """A few rounds of a tiny model that is rewarded for digits; on-policy, over three windows of prompts."""
     rewards = tmp_path_factory.mktemp("rewards") / "rewards.py"
     rewards.write_text(REWARDS)
     return (
         "--rlhf_type", "grpo", "--model", "examples/tiny", "--random_init",
-        "--data.dataset", "examples/sums/train.jsonl", "--reward_funcs", f"{rewards}:digits",
+        "--data.dataset", "examples/sums/train.jsonl#500", *WINDOWS, "--reward_funcs", f"{rewards}:digits",
         "--max_prompt_length", "32", "--max_completion_length", "12", "--num_generations", "4",
         "--temperature", "0.8", "--top_p", "0.9", "--top_k", "50",
         "--global_batch_size", "32", "--max_steps", str(STEPS), "--save_steps", str(SAVED_AT),
@@ -93,7 +94,7 @@ def test_engines_serve_the_adapter_that_is_trained(flags: tuple[str, ...], run_d
     begin = flags.index("--model")
     model, others = ("--model", str(tiny_model_dir)), (*flags[:begin], *flags[begin + 3 :])
     adapter = ("--tuner", "lora", "--lora_sync", "adapter", "--max_logprob_drift", "2e-6")
-    train("rlhf", run_dir, *model, *others, *adapter)
+    train("rlhf", run_dir, *model, *others, *adapter, *ONE_WINDOW)
     assert set(curve(run_dir)) == set(range(1, STEPS + 1))
 
 
@@ -101,7 +102,7 @@ def test_evaluations_by_name_are_sampled_in_their_own_way(flags: tuple[str, ...]
     """Greedy completions of a prompt are one; sampled ones are not; the engines sample as before for the training."""
     sets = '{"greedy": {"temperature": 0, "num_generations": 2}, "hot": {"temperature": 1.2, "num_generations": 4}}'
     evaluation = ("--data.eval", "examples/sums/test.jsonl#8", "--eval_steps", str(STEPS), "--rollout.eval", sets)
-    train("rlhf", run_dir, *flags, *evaluation, "--dynamic_sampling", "true", "--oversampling", "0.5")
+    train("rlhf", run_dir, *flags, *ONE_WINDOW, *evaluation, "--dynamic_sampling", "true", "--oversampling", "0.5")
     weights = curve(run_dir, "importance_sampling_ratio").values()
     assert 1 - 1e-4 < min(weights) <= max(weights) < 1 + 1e-4
     rows = pq.read_table(run_dir / COMPLETIONS / f"eval/round-{STEPS:08d}.parquet").to_pylist()

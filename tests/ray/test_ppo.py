@@ -29,7 +29,7 @@ def flags(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> tup
     rewards = tmp_path_factory.mktemp("rewards") / "rewards.py"
     rewards.write_text(REWARDS)
     return (
-        "--rlhf_type", "ppo", "--model", str(tiny_model_dir), "--data.dataset", "examples/sums/train.jsonl",
+        "--rlhf_type", "ppo", "--model", str(tiny_model_dir), "--data.dataset", "examples/sums/train.jsonl#500",
         "--reward_funcs", f"{rewards}:digits", "--max_prompt_length", "32", "--max_completion_length", "12",
         "--num_generations", "1", "--num_ppo_epochs", "2", "--missing_eos_penalty", "0.2",
         "--global_batch_size", "32", "--max_steps", str(STEPS), "--save_steps", str(SAVED_AT),

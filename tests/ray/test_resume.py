@@ -11,11 +11,12 @@ import pytest
 
 from rayswift.run import checkpoint, events
 from tests.html_page import Page
-from tests.ray.conftest import Run, assert_same_curve, curve, sft, start
+from tests.ray.conftest import WINDOWS, Run, assert_same_curve, curve, sft, start
 
 STEPS, SAVE_EVERY = 14, 4
 # LoRA with dropout: random states must come back too. Adam's states, schedule and data position in any case.
 RUN = (
+    *WINDOWS,
     "--num_workers", "2", "--zero_stage", "2", "--max_steps", str(STEPS), "--per_device_train_batch_size", "2",
     "--save_strategy", "steps", "--save_steps", str(SAVE_EVERY), "--lr_scheduler_type", "cosine",
     "--tuner", "lora", "--lora_dropout", "0.1", "--learning_rate", "1e-2",

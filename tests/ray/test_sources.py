@@ -25,7 +25,7 @@ def test_a_mix_of_compressed_lines_and_parquet(run_dir: Path, tmp_path: Path, ti
         *tiny,
         *("--data.dataset", str(lines), str(table), "--mix_until", "all_exhausted"),
         *("--data.mix", '{"lines": 0.7, "table": 0.3}', "--num_workers", "0", "--device", "cpu"),
-        *("--num_train_epochs", "1", "--window_rows", "null"),
+        *("--num_train_epochs", "1"),
     )
     counts = json.loads((run_dir / "data" / "accounting.json").read_text())
     # 70 draws of 61 lines and 30 of 30 rows: every row comes, and nine lines twice.

@@ -28,6 +28,7 @@ LAYERS = (
     "cluster",
     "config",
     "signals",
+    "imports",
     "log",
     "__init__",
 )

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from rayswift import imports
 from rayswift.engines.engine import SamplingSettings
 from rayswift.engines.samples import RequestSampling
 from rayswift.engines.vllm.setup import EngineSetup, lora_capacity, prepare_environment, require_vllm
@@ -18,14 +19,15 @@ def build(setup: EngineSetup) -> tuple[Any, Callable[[int, int, RequestSampling 
     tokens) -> parameters."""
     require_vllm("rollout")
     prepare_environment(setup)
-    import torch
+    with imports.of_libraries():
+        import torch
 
-    torch.set_num_threads(setup.num_threads)
-    if setup.device == "cpu":
-        # What vLLM compiles even so asks for a compiler, and may come from a cache that another CPU filled.
-        torch.compiler.set_stance("force_eager")
-    from vllm import EngineArgs, LLMEngine, SamplingParams
-    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+        torch.set_num_threads(setup.num_threads)
+        if setup.device == "cpu":
+            # What vLLM compiles even so asks for a compiler, and may come from a cache that another CPU filled.
+            torch.compiler.set_stance("force_eager")
+        from vllm import EngineArgs, LLMEngine, SamplingParams
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     engine = LLMEngine.from_engine_args(EngineArgs(**arguments(setup)))
     wanted = setup.sampling
