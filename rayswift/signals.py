@@ -1,4 +1,4 @@
-"""How a command ends when it is told to: SIGINT, SIGTERM or SIGHUP, exit code 128 + the signal's number.
+"""How a command ends on SIGINT, SIGTERM or SIGHUP, exit code 128 + the signal's number.
 
 The main thread gets a `KeyboardInterrupt` and unwinds. That may come to nothing: it raises in a destructor and is
 swallowed, or the thread sits in one long call of compiled code. Whoever sent the signal kills soon (`ray job stop`
@@ -30,7 +30,7 @@ class _State:
 
     number: int = 0
     raised: bool = False
-    told: bool = False
+    shutting_down: bool = False
     before: dict[int, Any] = field(default_factory=dict)
     wakeup: int | None = None
     watches_forks: bool = False
@@ -120,9 +120,9 @@ def take_time() -> None:
 def tell() -> None:
     """The last line on the screen: from here on what libraries and children print goes nowhere."""
     with _state.telling:
-        if _state.told:
+        if _state.shutting_down:
             return
-        _state.told = True
+        _state.shutting_down = True
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()

@@ -28,7 +28,7 @@ def _lines(groups: Sequence[Group]) -> Any:
 
 
 class ScriptedGRPO(GRPOTrainer):
-    """`GRPOTrainer` that is told what it generated, and its rewards; `use_vllm` without vLLM."""
+    """`GRPOTrainer` that gets its completions and rewards from the test; `use_vllm` without vLLM."""
 
     groups: Sequence[Group]
 

@@ -46,15 +46,15 @@ def product(first: int, second: int) -> Row:
 
 
 def game(rng: random.Random) -> Row:
-    """A game that is played badly: half of the guesses forget what was told, the others are any that it leaves."""
+    """A game that is played badly: half of the guesses ignore the answers, the others use them."""
     number, messages = rng.randint(1, HIGHEST), [user(f"1-{HIGHEST}")]
     lowest, highest = 1, HIGHEST
     for _ in range(GUESSES):
         guess = rng.randint(1, HIGHEST) if rng.random() < 0.5 else rng.randint(lowest, highest)
-        told = "right" if guess == number else "higher" if number > guess else "lower"
-        lowest = guess + 1 if told == "higher" and guess >= lowest else lowest
-        highest = guess - 1 if told == "lower" and guess <= highest else highest
-        messages += [called("guess", number=guess), {"role": "tool", "name": "guess", "content": told}]
+        answer = "right" if guess == number else "higher" if number > guess else "lower"
+        lowest = guess + 1 if answer == "higher" and guess >= lowest else lowest
+        highest = guess - 1 if answer == "lower" and guess <= highest else highest
+        messages += [called("guess", number=guess), {"role": "tool", "name": "guess", "content": answer}]
         if guess == number:
             break
     return {

@@ -190,9 +190,9 @@ def _resolve_name(schema: type[Section], flag: str, problems: Problems) -> str |
     if matches:
         problems.add(f"--{flag} could be {' or '.join('--' + m for m in matches)}", "write the one you mean")
         return None
-    told = other_names.answer(flag.split(".")[-1])
-    if told:
-        problems.add(f"--{flag} is not a field here", told)
+    hint = other_names.answer(flag.split(".")[-1])
+    if hint:
+        problems.add(f"--{flag} is not a field here", hint)
         return None
     if "train" in schema.model_fields:
         owned_name = flag.removeprefix("train.")
@@ -226,13 +226,13 @@ def _check_keys(schema: type[Section], task: str, tree: Tree, problems: Problems
     known = paths_of(schema)
     for section_name in list(tree):
         section = tree[section_name]
-        told = other_names.answer(str(section_name)) if section_name not in schema.model_fields else None
-        if told:
-            problems.add(f"`{section_name}` is not a section", told)
+        hint = other_names.answer(str(section_name)) if section_name not in schema.model_fields else None
+        if hint:
+            problems.add(f"`{section_name}` is not a section", hint)
             del tree[section_name]
         elif section_name not in schema.model_fields:
-            hint = difflib.get_close_matches(str(section_name), list(schema.model_fields), 1)
-            fix = f"did you mean {hint[0]}?" if hint else f"sections are {', '.join(schema.model_fields)}"
+            found = difflib.get_close_matches(str(section_name), list(schema.model_fields), 1)
+            fix = f"did you mean {found[0]}?" if found else f"sections are {', '.join(schema.model_fields)}"
             problems.add(f"`{section_name}` is not a section", fix)
             del tree[section_name]
         elif not isinstance(section, dict):
@@ -259,13 +259,13 @@ def _check_task(schema: type[Section], task: str, train: Tree, problems: Problem
 def _misplaced(schema: type[Section], path: str, value: Any, tree: Tree, problems: Problems) -> None:
     section, name = path.split(".", 1)
     owner = owner_in(schema, name) if section == "train" else None
-    told = other_names.answer(name)
+    hint = other_names.answer(name)
     if owner and name in trl_fields.MOVED:
         _put(tree, owner, value)
     elif owner:
         problems.add(f"train.{name} is not a field here", f"use {owner}")
     else:
-        problems.add(f"{path} is unknown", told or suggest(path, paths_of(schema)) or "see --help all")
+        problems.add(f"{path} is unknown", hint or suggest(path, paths_of(schema)) or "see --help all")
 
 
 # ---- types ----

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest
-from rayswift.engines.wire import Columns, columns_of, completions_of
+from rayswift.engines.serialization import Columns, columns_of, completions_of
 from rayswift.log import UserError
 
 
@@ -58,7 +58,7 @@ class Collected:
     num_unfinished: int
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as columns, see `wire`."""
+        """Pickled as columns, see `serialization`."""
         return _collected, (columns_of(self.finished), columns_of(self.parts), self.num_made, self.num_unfinished)
 
 

@@ -114,7 +114,7 @@ class Cluster:
 
     def __init__(self, head: tuple[str, int], ask: preflight.Ask, patience_s: float):
         self._head, self._ask, self._patience_s = head, ask, patience_s
-        self._answered_s = self._told_s = time.monotonic()
+        self._answered_s = self._logged_s = time.monotonic()
         self._looked_s = 0.0
 
     def check_head(self) -> None:
@@ -124,7 +124,7 @@ class Cluster:
             return
         self._looked_s = now
         if nodes.answers(*self._head, timeout_s=_HEAD_EVERY_S):
-            self._answered_s = self._told_s = time.monotonic()
+            self._answered_s = self._logged_s = time.monotonic()
             return
         now = time.monotonic()
         where = f"the head of the Ray cluster, {self._head[0]}:{self._head[1]},"
@@ -134,8 +134,8 @@ class Cluster:
                 "--resume auto",
                 exit_code=1,
             )
-        if now - self._told_s > _TELL_HEAD_S:
-            self._told_s = now
+        if now - self._logged_s > _TELL_HEAD_S:
+            self._logged_s = now
             say(f"{where} has not answered for {now - self._answered_s:.0f} s")
 
     @property

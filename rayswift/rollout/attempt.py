@@ -297,8 +297,8 @@ class Attempt:
         if num_failed > self._plan.max_failed_fraction * len(outcomes):
             raise UserError(f"{what}{books.examples_of(self._reasons)}", exit_code=1)
         if self._equal_rewards:
-            told = (f"{reward:g} in {count}" for reward, count in self._equal_rewards.most_common(5))
-            what += f" (reward {', '.join(told)})"
+            rewards = (f"{reward:g} in {count}" for reward, count in self._equal_rewards.most_common(5))
+            what += f" (reward {', '.join(rewards)})"
         ledger = self._ledger.close(outcomes, trains=False)
         # The weights stay as they are: another pass would show much the same.
         ends = (self._ended and not self._ready) or ledger.epochs >= self._trained_epochs + 1

@@ -78,7 +78,7 @@ class Coordinator:
         self._moved_at = self._clock()
         # What is made once for all ranks, by its name, and when the first of them asked.
         self._once: dict[str, tuple[asyncio.Task[Any], float]] = {}
-        self._kept, self._told, self._shown = -1, dict[str, float](), (0, 0.0)
+        self._kept, self._round_metrics, self._shown = -1, dict[str, float](), (0, 0.0)
         self._writer = ThreadPoolExecutor(1, "completions")
         self._tokens_at = (self._clock(), 0)
         self._waiting_ranks: set[int] = set()
@@ -159,7 +159,7 @@ class Coordinator:
         self._shown = number * self._plan.steps_per_round, finished.ledger.epochs
         if number > self._kept:
             self._kept = number
-            self._told = self._metrics(life, finished)
+            self._round_metrics = self._metrics(life, finished)
         if number not in serving.dealt:
             serving.dealt[number] = self._deal(life, finished, size)
         return serving.dealt[number].share(rank, number == serving.save_at)
@@ -179,7 +179,7 @@ class Coordinator:
             last=finished.last,
             save=False,
             ledger=ledger.to_json(),
-            metrics=self._told,
+            metrics=self._round_metrics,
             ended=finished.ended,
         )
         return Dealt(common, lines_of(finished.groups))
@@ -196,7 +196,7 @@ class Coordinator:
             "rollout_tokens_per_s": (counts.tokens - before) / max(1e-3, now - began),
             "sync_s": self._sync_s,
             "engines_lost": float(counts.lost),
-            "tokens_salvaged": float(counts.salvaged_tokens),
+            "tokens_salvaged": float(counts.resumed_tokens),
             "tokens_regenerated": float(counts.regenerated_tokens),
         }
 

@@ -201,7 +201,7 @@ class Checkpoints(TrainerCallback):
 
         sums = work_together(rank, size, f"saving {folder.name}", self._storage_timeout_s, check_own)
 
-        def seal() -> None:
+        def complete() -> None:
             known = {name: checksum for each in sums for name, checksum in each.items()}
             self._stream.before_save()
             (folder / checkpoint.DATA_STATE).write_text(json.dumps(self._stream.state()), encoding="utf-8")
@@ -213,7 +213,7 @@ class Checkpoints(TrainerCallback):
             self._uploads.start(state.best_global_step)
             self._pushes.start(folder)
 
-        work = seal if args.should_save else lambda: None
+        work = complete if args.should_save else lambda: None
         work_together(rank, size, f"completing {folder.name}", self._storage_timeout_s, work)
 
     def on_train_end(

@@ -35,7 +35,7 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     clock.lap("imports")
     config, task = spec.config, TASKS[spec.config.train.task]
     if config.cluster.uses_deepspeed:
-        compile_locks.settle(compile_locks.folder(), not spec.layout.local, worker.at)
+        compile_locks.remove_stale(compile_locks.folder(), not spec.layout.local, worker.at)
     trainer_class = load(task.trainer)
     import_plugins(config.train)
     weights = weights_to_load(spec, worker)  # before the arguments: ZeRO-3 cuts whatever is built from then on

@@ -2,7 +2,7 @@
 
     rayswift sample --model runs/demo --dataset prompts.jsonl --reward_funcs accuracy --output_file best.jsonl
 
-The rows train `sft` (the best completions) and `dpo` (with the worst as the rejected one). It is the rollout plane of
+The rows train `sft` (the best completions) and `dpo` (with the worst as the rejected one). It is the rollout service of
 task grpo without a trainer: the same prompts, engines and rewards.
 """
 
@@ -28,9 +28,9 @@ from rayswift.model.kind import abilities
 from rayswift.model.texts import settings as text_settings
 from rayswift.model.texts.row_kind import row_kind
 from rayswift.rollout import checks
+from rayswift.rollout.actors import RolloutSpec
 from rayswift.rollout.episodes import schemas
 from rayswift.rollout.ledger import LedgerSnapshot
-from rayswift.rollout.plane import PlaneSpec
 
 _SAY_EVERY_S = 30.0
 
@@ -58,7 +58,7 @@ def run(invocation: Invocation) -> None:
     config = schemas.settled(config)
     began, run_dir = time.monotonic(), Path(config.train.output_dir).absolute()
     run_dir.mkdir(parents=True, exist_ok=True)
-    outcomes = _sampled(_plane(config, run_dir))
+    outcomes = _sampled(_rollout_spec(config, run_dir))
     logger.info("prompts\n%s", table(outcomes))
     logger.info("done in %.0f s; rows: %s", time.monotonic() - began, output)
 
@@ -75,7 +75,7 @@ def _plan(config: SampleConfig, layout: Layout) -> list[str]:
     ]
 
 
-def _plane(config: SampleConfig, run_dir: Path) -> PlaneSpec:
+def _rollout_spec(config: SampleConfig, run_dir: Path) -> RolloutSpec:
     """What is to be sampled and where; behind it Ray is there."""
     layout = lay_out(config.cluster, join(config.cluster), config.rollout, trains=False)
     with announced("looking at the rows"):
@@ -90,7 +90,7 @@ def _plane(config: SampleConfig, run_dir: Path) -> PlaneSpec:
     needed = [paths.needed(config, Path.cwd(), names) for names in (paths.FOR_WORKERS, paths.FOR_REWARDS)]
     with announced("preparing Ray"):
         connect(config.cluster, layout, run_dir, *needed)
-    return PlaneSpec(
+    return RolloutSpec(
         config=config,
         plan=rollout_plan(config),
         layout=layout,
@@ -117,7 +117,7 @@ def _settled(config: SampleConfig) -> SampleConfig:
     )
 
 
-def _sampled(spec: PlaneSpec) -> dict[str, int]:
+def _sampled(spec: RolloutSpec) -> dict[str, int]:
     """Outcomes of all prompts, which an actor samples.
 
     Raises:
@@ -126,7 +126,7 @@ def _sampled(spec: PlaneSpec) -> dict[str, int]:
     import ray
 
     from rayswift.data.feed.pipeline import user_error_in
-    from rayswift.rollout.sampling.plane import SampleActor
+    from rayswift.rollout.sampling.actor import SampleActor
 
     options = {"num_cpus": 0, "max_restarts": 0, "max_concurrency": 4, "scheduling_strategy": beside_the_driver()}
     actor = ray.remote(SampleActor).options(**options).remote(spec)

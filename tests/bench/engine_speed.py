@@ -83,7 +83,7 @@ async def measure(shape: dict[str, int], folder: Path, options: argparse.Namespa
     config.save_pretrained(folder)
     setup = EngineSetup(str(folder), SamplingSettings(1.0), PROMPT_TOKENS + options.tokens)
     direct = ray.remote(Direct).options(num_cpus=0).remote(setup)
-    pool = Pool(RayEngines(VllmEngine, (setup,), engine_options({})), Limits(), salvage=False)
+    pool = Pool(RayEngines(VllmEngine, (setup,), engine_options({})), Limits(), resume_partial=False)
     pool.scale_to(1)
     model = AutoModelForCausalLM.from_config(config)
     published = Publisher(model, "float32", False, True, ObjectStore()).publish(PolicyVersion(0, 0))

@@ -77,7 +77,7 @@ async def pooled(args: argparse.Namespace) -> float:
     from rayswift.rollout.teachers.pool import PoolTeacher
 
     engines = RayEngines(VllmEngine, (settings(args),), {"num_cpus": 0})
-    teacher = PoolTeacher(Pool(engines, Limits(), salvage=False, prefix="teacher"), 1, args.top, no_request)
+    teacher = PoolTeacher(Pool(engines, Limits(), resume_partial=False, prefix="teacher"), 1, args.top, no_request)
     await teacher.start()
     taken, half = [], args.length // 2
     for number in range(args.rounds + 1):  # the first waits for the engine

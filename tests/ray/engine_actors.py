@@ -253,7 +253,7 @@ async def troubled(engine: Any, config: Any, wanted: SamplingSettings) -> dict[s
     publications = [
         Publisher(model, "float32", False, True, ObjectStore()).publish(version) for version, model in models.items()
     ]
-    pool = Pool(lambda name: ActorEngine(engine), limits, salvage=True)
+    pool = Pool(lambda name: ActorEngine(engine), limits, resume_partial=True)
     pool.scale_to(1)
     answers, seconds = [], {}
     for step, (what, published) in enumerate(zip(troubles, publications, strict=True)):
@@ -276,7 +276,7 @@ async def troubled(engine: Any, config: Any, wanted: SamplingSettings) -> dict[s
         "lost": stands.lost,
         "failed": stands.failed,
         "requests": stands.requests,
-        "salvaged": stands.salvaged_tokens,
+        "resumed": stands.resumed_tokens,
         "regenerated": stands.regenerated_tokens,
     }
 

@@ -34,7 +34,7 @@ def test_tokens_are_of_the_weights_they_say_while_weights_change(tmp_path: Path)
         assert troubled["seconds"]["slow"] >= 5  # of which it may be silent for 2
         assert max(troubled["errors"]) < 1e-5
         assert (troubled["lost"], troubled["failed"], troubled["requests"]) == (0, 0, 4 * 8)
-        assert troubled["salvaged"] > 0 == troubled["regenerated"]
+        assert troubled["resumed"] > 0 == troubled["regenerated"]
 
 
 def test_a_teacher_scores_tokens_as_transformers_does(tmp_path: Path) -> None:

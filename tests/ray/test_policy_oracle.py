@@ -156,5 +156,5 @@ def test_online_dpo_is_the_dpo_loss_on_each_pair(oracle: Any, tmp_path: Path) ->
     for (name, wanted), found in zip(own.named_parameters(), trainer.model.parameters(), strict=True):
         scale = max(1e-2, float(wanted.grad.abs().max()))
         torch.testing.assert_close(found.grad, wanted.grad, atol=1e-5 * scale, rtol=1e-4, msg=name)
-    assert trainer._told["loss/dpo"] == pytest.approx(float(torch.stack(losses).detach().mean()), rel=1e-5)
-    assert trainer._told["pairs"] == len(losses)
+    assert trainer._rollout_metrics["loss/dpo"] == pytest.approx(float(torch.stack(losses).detach().mean()), rel=1e-5)
+    assert trainer._rollout_metrics["pairs"] == len(losses)

@@ -62,14 +62,14 @@ def in_pool(
     story: Callable[[Pool, Engines], Awaitable[Any]],
     engines: Engines | None = None,
     size: int = 2,
-    salvage: bool = True,
+    resume_partial: bool = True,
     limits: Limits = LIMITS,
 ) -> Any:
     """Tell a story in virtual time, with a pool that has its first weights, and end the pool."""
 
-    async def told() -> Any:
+    async def answer() -> Any:
         factory = engines or Engines()
-        pool = Pool(factory, limits, salvage)
+        pool = Pool(factory, limits, resume_partial)
         pool.scale_to(size)
         await pool.set_weights(V0, "weights")
         try:
@@ -79,7 +79,7 @@ def in_pool(
             assert all(engine.dead for engine in factory.made)
             assert len(asyncio.all_tasks()) == 1
 
-    return run(told())
+    return run(answer())
 
 
 def same(one: Completion, other: Completion) -> bool:

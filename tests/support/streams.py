@@ -1,4 +1,4 @@
-"""Small data sets whose rows can be told apart once packed, and their windows in this process."""
+"""Small data sets whose rows differ from each other once packed, and their windows in this process."""
 
 import json
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def window_plan(folder: Path, kinds: str, window_rows: int, packing: bool = True
 
 
 def feed_plan(windows: WindowPlan, global_batch: int, **options: Any) -> FeedPlan:
-    """How its sequence is cut; one epoch, and any row may be bad, unless told otherwise."""
+    """How its sequence is cut; one epoch, and any row may be bad, by default."""
     return FeedPlan(
         global_batch=global_batch,
         num_rows=windows.num_rows,

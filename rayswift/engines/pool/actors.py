@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayswift.engines.engine import Collected, EngineLost, EngineStatus
 from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest
-from rayswift.engines.wire import Requests
+from rayswift.engines.serialization import Requests
 
 _T = TypeVar("_T")
 _NUM_LINES = 15
@@ -140,5 +140,5 @@ def _tail(file: str) -> str:
 def _reason(error: RayActorError) -> str:
     """Return Ray's reason for a death, without the actor's name and without Ray's list of common causes."""
     lines = [line.strip() for line in str(error).splitlines()[1:]]
-    told = " ".join(line for line in lines if line and not line.startswith(_WHO)) or str(error)
-    return told.partition(" Some common causes include")[0]
+    message = " ".join(line for line in lines if line and not line.startswith(_WHO)) or str(error)
+    return message.partition(" Some common causes include")[0]

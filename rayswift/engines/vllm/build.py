@@ -14,7 +14,7 @@ SCORE_PLACES = 8
 
 
 def build(setup: EngineSetup) -> tuple[Any, Callable[[int, int, RequestSampling | None], Any]]:
-    """vLLM's engine, and how the sampling of a request is told to it: (room in tokens, seed, its own way to choose
+    """vLLM's engine, and how it takes the sampling of a request: (room in tokens, seed, its own way to choose
     tokens) -> parameters."""
     require_vllm("rollout")
     prepare_environment(setup)

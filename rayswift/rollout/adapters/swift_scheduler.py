@@ -56,10 +56,10 @@ class SchedulerSession:
         else:
             messages.append({"role": "assistant", "content": turn.text})
         asked = self._request, choice, turn.number + 1
-        told = await self._run(self._scheduler.on_turn_end, *asked) or {}
-        self._infos.update(told.get("rollout_infos") or {})
+        answer = await self._run(self._scheduler.on_turn_end, *asked) or {}
+        self._infos.update(answer.get("rollout_infos") or {})
         done = await self._run(self._scheduler.check_finished, *asked)
-        if told.get("done", done) or turn.last:
+        if answer.get("done", done) or turn.last:
             return Answer(done=True, infos=dict(self._infos))
         return await self._stepped(asked, turn.text)
 

@@ -215,7 +215,7 @@ class RemoteSession:
         self._hosts, self._key, self._start = hosts, key, start
         self._host: Host | None = None
         self._opening: Opening | None = None
-        self._told: list[tuple[Turn, Answer]] = []
+        self._history: list[tuple[Turn, Answer]] = []
         self._losses = 0
 
     async def open(self) -> Sequence[Message] | str | None:
@@ -240,7 +240,7 @@ class RemoteSession:
         opening: Opening = await self._ask("open", 2, self._start)
         if opening.problem:
             raise EpisodeFailed(opening.problem)
-        for turn, before in self._told:
+        for turn, before in self._history:
             if await self._ask("answer", len(turn.said.calls), turn) != before:
                 raise EpisodeFailed("its process was lost, and its answers have changed: it cannot be resumed")
         if self._opening is not None and opening.messages != self._opening.messages:
@@ -270,7 +270,7 @@ class RemoteSession:
             if answer.problem:
                 raise EpisodeFailed(answer.problem)
             if self._hosts.has_environment:
-                self._told.append((turn, answer))
+                self._history.append((turn, answer))
             return answer
 
     async def _moved(self) -> None:

@@ -11,7 +11,7 @@ from rayswift.data.rows import Message
 from rayswift.log import logger, setup_worker
 from rayswift.rollout.adapters import named
 from rayswift.rollout.episodes.contract import EnvironmentSpec, load_environment, load_tools
-from rayswift.rollout.episodes.sessions import Answer, Hangs, Runner, Session, Start, ToolSession, Turn, told
+from rayswift.rollout.episodes.sessions import Answer, Hangs, Runner, Session, Start, ToolSession, Turn, described
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class EnvironmentProcess:
         except Hangs as error:
             return Opening(problem=f"reset: {error}", hangs=error.in_thread)
         except (Exception, SystemExit) as error:
-            return Opening(problem=f"reset raised {told(error)}")
+            return Opening(problem=f"reset raised {described(error)}")
 
     async def beat(self) -> None:
         """Answer, to show that the process is alive."""
@@ -95,7 +95,7 @@ class EnvironmentProcess:
         except Hangs as error:
             return Answer(done=True, problem=str(error), hangs=error.in_thread)
         except (Exception, SystemExit) as error:
-            return Answer(done=True, problem=f"it raised {told(error)}")
+            return Answer(done=True, problem=f"it raised {described(error)}")
 
     async def close(self, key: str) -> Closing:
         """End an episode."""
@@ -107,9 +107,9 @@ class EnvironmentProcess:
         except Hangs as error:
             return Closing(problem=f"get_reward: {error}", hangs=error.in_thread)
         except (Exception, SystemExit) as error:
-            return Closing(problem=f"get_reward raised {told(error)}")
+            return Closing(problem=f"get_reward raised {described(error)}")
         finally:
             try:
                 await session.close()
             except (Exception, SystemExit) as error:
-                logger.warning("an environment could not be closed: %s", told(error))
+                logger.warning("an environment could not be closed: %s", described(error))

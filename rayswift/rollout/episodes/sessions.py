@@ -149,7 +149,7 @@ class Hangs(Exception):
         self.in_thread = in_thread
 
 
-def told(error: BaseException) -> str:
+def described(error: BaseException) -> str:
     """Describe an exception, with its place in the user's code."""
     where = traceback.extract_tb(error.__traceback__)
     at = f" ({Path(where[-1].filename).name}:{where[-1].lineno})" if where else ""

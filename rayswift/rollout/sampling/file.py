@@ -86,9 +86,9 @@ class SampledFile:
             )
 
     def _tell(self, num_bytes: int) -> None:
-        told = {"position": self.position.to_json(), "bytes": num_bytes, "outcomes": dict(self.outcomes)}
+        state = {"position": self.position.to_json(), "bytes": num_bytes, "outcomes": dict(self.outcomes)}
         partial = self._progress.with_suffix(".partial")
-        partial.write_text(json.dumps(told), encoding="utf-8")
+        partial.write_text(json.dumps(state), encoding="utf-8")
         partial.replace(self._progress)
 
     def close(self) -> None:

@@ -47,7 +47,7 @@ async def opened(opening: Opening) -> PoolTeacher | TaggedTeachers | None:
     rollout, top = config.rollout, top_of(config)
     if rollout.teacher_engines:
         engines = RayEngines(VllmEngine, (teacher_setup(opening),), engine_options(opening.layout.engine))
-        pool = Pool(engines, limits_of(rollout, opening.max_outstanding), salvage=False, prefix="teacher")
+        pool = Pool(engines, limits_of(rollout, opening.max_outstanding), resume_partial=False, prefix="teacher")
         most, window = rollout.max_completion_length, max_sequence_length(config)
         teacher = PoolTeacher(
             pool,

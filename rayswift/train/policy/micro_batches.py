@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rayswift.rollout.episodes.trajectories import checksum
 from rayswift.rollout.rounds import Indices, RoundTable, Tokens, group_begins
-from rayswift.train.policy.cuts import PolicyLayout
+from rayswift.train.policy.micro_batch_plan import PolicyLayout
 from rayswift.train.policy.shared_prompts import SharedPrompts, ranges
 
 Place = tuple[int, int]
@@ -97,7 +97,7 @@ class Sequences:
         _check(table, tokens, self._ids, self._begins, prompts + lengths)
 
     def batch(self, rows: Indices) -> MicroBatch:
-        """Return the micro-batch of some lines of the table; for shared prompts in the order of `cuts.ordered`."""
+        """Return the micro-batch of these lines of the table; shared prompts: in the order of `ordered`."""
         places = np.array([self._place[int(row)] for row in rows], np.int64)
         prompts, lengths = self._prompts[places], self._lengths[places]
         totals = prompts + lengths

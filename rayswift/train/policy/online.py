@@ -10,8 +10,8 @@ from rayswift.config.derived import max_sequence_length, micro_batch_tokens, rou
 from rayswift.config.schema import RlhfConfig
 from rayswift.engines.samples import PolicyVersion
 from rayswift.engines.weights import ObjectStore
+from rayswift.rollout.actors import RolloutClient, engine_dtype
 from rayswift.rollout.ledger import LedgerSnapshot
-from rayswift.rollout.plane import RolloutClient, engine_dtype
 from rayswift.run.folder import Resume
 from rayswift.train.policy.policy_stream import CutSettings, PolicyStream, RoundFlow
 from rayswift.train.policy.sync import canary

@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from rayswift.data.sequence.global_batches import Position
 from rayswift.log import logger
 from rayswift.rollout.rounds import Round, RoundTable, shares
-from rayswift.train.policy.cuts import PolicyLayout, cut, ordered
+from rayswift.train.policy.micro_batch_plan import PolicyLayout, cut, ordered
 from rayswift.train.policy.micro_batches import MicroBatch, Place, Sequences
 from rayswift.train.stream import Rows, StepStream
 

@@ -91,7 +91,7 @@ class StreamedPolicyTrainer(Streamed):
         self._set_losses(config, args)
         self._values: RoundValues
         self._sums: evaluation.Sums = {}
-        self._told: dict[str, float] = {}  # by the rollout plane, of the last round
+        self._rollout_metrics: dict[str, float] = {}  # of the last round, from the coordinator
         self._ordinals: NDArray[np.int64]  # of the round's completions
         self._num_counted = 0
         # The step's micro-batches and their losses.
@@ -265,9 +265,9 @@ class StreamedPolicyTrainer(Streamed):
             num_tokens = sum(int(batch.lengths.sum()) for batch in batches.values())
             evaluation.add(self._sums, {"kl": (kl, num_tokens)})
         table = step.round.table
-        self._ordinals, self._told = table.ordinals, dict(step.round.metrics)
+        self._ordinals, self._rollout_metrics = table.ordinals, dict(step.round.metrics)
         values.advantages = token_advantages(
-            table, batches, self._advantages, penalties, self.sum_over_ranks, self._told
+            table, batches, self._advantages, penalties, self.sum_over_ranks, self._rollout_metrics
         )
         if self._teacher:
             theirs = self._score_teacher(model, batches)
@@ -329,7 +329,7 @@ class StreamedPolicyTrainer(Streamed):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log rewards, lengths and metrics of the loss since the last entry, beside the loss."""
         if "loss" in logs:
-            logs.update(self._metrics() | self._told)
+            logs.update(self._metrics() | self._rollout_metrics)
         super().log(logs, start_time)
 
     def _metrics(self) -> dict[str, float]:

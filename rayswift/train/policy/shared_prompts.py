@@ -26,13 +26,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rayswift.log import UserError
 from rayswift.model.load import layout_of
-from rayswift.train.policy.cuts import PolicyLayout, padded_pieces
+from rayswift.train.policy.micro_batch_plan import PolicyLayout, padded_pieces
 
 _KERNEL = "shared_prompts"
 _PIECE_TOKENS = 64
 """The cost of one more call of SDPA, in tokens."""
 _FLASH_HEAD_DIM = 256
-# Their layers keep to themselves what their attention should be told (transformers 5.19).
+# Their layers do not pass these arguments on to their attention (transformers 5.19).
 _DEAF_MODELS = ("nemotron", "stablelm")
 
 

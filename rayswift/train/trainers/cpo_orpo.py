@@ -15,12 +15,12 @@ from trl.experimental.orpo import ORPOTrainer
 from rayswift.data.collate.packed import IGNORED
 from rayswift.data.sequence.windows import PackedRow
 from rayswift.train import evaluation
-from rayswift.train.trainers.row_means import RowMeans
+from rayswift.train.trainers.per_example import PerExampleTrainer
 
 _OF_PAIRS = "loss of pairs"
 
 
-class _Odds(RowMeans):
+class _Odds(PerExampleTrainer):
     """The common part of both trainers: keeps their metrics under one name in training and evaluation."""
 
     token_metrics: ClassVar[dict[str, tuple[int, ...]]] = {"logits/chosen": (0,), "logits/rejected": (1,)}

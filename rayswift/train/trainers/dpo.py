@@ -11,10 +11,10 @@ from rayswift.data.collate.members import REFERENCE_LOGPS
 from rayswift.data.sequence.windows import PackedRow
 from rayswift.train import evaluation
 from rayswift.train.spec import RunSpec
-from rayswift.train.trainers.row_means import RowMeans
+from rayswift.train.trainers.per_example import PerExampleTrainer
 
 
-class StreamedDPOTrainer(RowMeans, DPOTrainer):
+class StreamedDPOTrainer(PerExampleTrainer, DPOTrainer):
     """TRL's `DPOTrainer`, streamed."""
 
     token_metrics: ClassVar[dict[str, tuple[int, ...]]] = {

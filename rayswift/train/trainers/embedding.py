@@ -24,7 +24,7 @@ from rayswift.model.texts import sentence_folder
 from rayswift.train import evaluation
 from rayswift.train.spec import RunSpec
 from rayswift.train.trainers.embedding_losses import WIDTH, EmbeddingLoss, text_metadata
-from rayswift.train.trainers.row_means import HeadTrainer
+from rayswift.train.trainers.per_example import HeadTrainer
 
 
 class StreamedEmbeddingTrainer(HeadTrainer):
@@ -66,7 +66,7 @@ class StreamedEmbeddingTrainer(HeadTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the loss; see `RowMeans`. For a loss that compares rows, the value is that of the global batch.
+        """Return the loss; see `PerExampleTrainer`. A loss that compares rows has the value of the global batch.
 
         Raises:
             UserError: a NaN or infinite loss.

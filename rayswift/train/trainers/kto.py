@@ -11,12 +11,12 @@ from trl import KTOTrainer
 
 from rayswift.data.sequence.windows import PackedRow
 from rayswift.train import evaluation
-from rayswift.train.trainers.row_means import RowMeans, trained_tokens
+from rayswift.train.trainers.per_example import PerExampleTrainer, trained_tokens
 
 _Batches = Iterable[tuple[Sequence[PackedRow], dict[str, Any]]]
 
 
-class StreamedKTOTrainer(RowMeans, KTOTrainer):
+class StreamedKTOTrainer(PerExampleTrainer, KTOTrainer):
     """TRL's `KTOTrainer`, streamed.
 
     Its loss compares each row with the KL term of a batch. In TRL this is the micro-batch of all ranks; here it is the
@@ -50,7 +50,7 @@ class StreamedKTOTrainer(RowMeans, KTOTrainer):
         return batches, num_items
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """See `RowMeans`."""
+        """See `PerExampleTrainer`."""
         self._coming = dataloader
         return super().evaluation_loop(dataloader, *args, **kwargs)
 

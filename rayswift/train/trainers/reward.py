@@ -5,10 +5,10 @@ from typing import ClassVar
 from datasets import Dataset
 from trl import RewardTrainer
 
-from rayswift.train.trainers.row_means import RowMeans
+from rayswift.train.trainers.per_example import PerExampleTrainer
 
 
-class StreamedRewardTrainer(RowMeans, RewardTrainer):
+class StreamedRewardTrainer(PerExampleTrainer, RewardTrainer):
     """TRL's `RewardTrainer`, streamed."""
 
     extremes: ClassVar[tuple[str, ...]] = ("min_reward", "max_reward")

@@ -1,4 +1,4 @@
-"""ms-swift's spelling: whole command lines, single flags, and what a person is told."""
+"""ms-swift's spelling: whole command lines, single flags, and what a person reads."""
 
 import json
 import shlex

@@ -393,11 +393,11 @@ async def serving(is_typed: bool) -> AsyncIterator[tuple[Server, str]]:
 
 
 def with_server(is_typed: bool, story: Callable[[Server, str], Coroutine[Any, Any, Any]]) -> Any:
-    async def told() -> Any:
+    async def answer() -> Any:
         async with serving(is_typed) as (server, url):
             return await story(server, url)
 
-    return asyncio.run(told())
+    return asyncio.run(answer())
 
 
 START = Start([{"role": "user", "content": "Hi."}], {"level": 2}, 7)

@@ -21,7 +21,7 @@ from rayswift.rollout.episodes.sessions import Answer, Turn
 from rayswift.rollout.episodes.turns import Turns
 from rayswift.rollout.groups import requests_for, scored_group
 from rayswift.rollout.rounds import lines_of, make_table, make_tokens
-from rayswift.train.policy.cuts import PolicyLayout
+from rayswift.train.policy.micro_batch_plan import PolicyLayout
 from rayswift.train.policy.micro_batches import Sequences
 from tests.support.pools import LIMITS as LIMITS_OF_POOL
 from tests.support.pools import SPEED, V0, Engines, in_pool
@@ -65,7 +65,7 @@ class World:
 
     fails: Mapping[str, str] = field(default_factory=dict)
     dies: Counter[str] = field(default_factory=Counter)
-    told: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
     dead: bool = False
     frozen: bool = False
 
@@ -97,7 +97,7 @@ class World:
             return Opening(None if key.endswith("1") else [{"role": "user", "content": f"guess {key}"}])
         if method == "close":
             return Closing(float(len(key)))
-        self.told[key] += 1
+        self.notes[key] += 1
         turn: Turn = arguments[1]
         rng = random.Random(f"{key}{turn.number}")
         role = rng.choice(["tool", "user"])
@@ -149,11 +149,11 @@ async def play_all(
     asked = prompts(number, turns)
     requests = [one for prompt in asked for one in requests_for(prompt, "train", 2, 400, 460, 0)]
     futures = episodes.sample(requests, 0)
-    told = await asyncio.gather(
+    results = await asyncio.gather(
         *(scored_group(Constant(), each, futures[2 * n : 2 * n + 2], lambda *_: None) for n, each in enumerate(asked))
     )
     await hosts.close()
-    return [group for group, _ in told], recording, [reason for _, reasons in told for reason in reasons], hosts
+    return [group for group, _ in results], recording, [reason for _, reasons in results for reason in reasons], hosts
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +222,7 @@ def test_an_episode_is_the_same_whenever_it_is_played_and_wherever(tokenizer_dir
                 engines.made[0].kill()
             return (await work)[0]
 
-        return in_pool(story, Engines(), size, salvage=False)
+        return in_pool(story, Engines(), size, resume_partial=False)
 
     def ids(groups: list[Group]) -> list[list[int]]:
         return [scored.completion.token_ids.tolist() for group in groups for scored in group.scored]
@@ -255,8 +255,8 @@ def test_max_turns_ends_an_episode(tokenizer_dir: Path) -> None:
 def test_an_environment_that_hangs_is_an_outcome(tokenizer_dir: Path) -> None:
     turns = Watched(tokenizer_dir)
     fails = {"train:1:0": "open", "train:2:0": "answer", "train:3:1": "close"}
-    told = in_pool(lambda pool, _: play_all(pool, turns, 6, LIMITS, fails), Engines())
-    groups, _, reasons, _ = told
+    results = in_pool(lambda pool, _: play_all(pool, turns, 6, LIMITS, fails), Engines())
+    groups, _, reasons, _ = results
     # Others that were in its process twice may be lost with it.
     assert len(reasons) >= 3 and all(reason.startswith("environment: it") for reason in reasons)
     assert sum(len(group.scored) for group in groups) + len(reasons) == 12

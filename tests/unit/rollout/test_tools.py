@@ -298,12 +298,12 @@ def turn(*names: str, number: int = 0, last: bool = False) -> Turn:
 
 
 def in_session(story: Callable[[ToolSession], Any], environment: Any = None, timeout_s: float = 0.2) -> Any:
-    async def told() -> Any:
+    async def listed() -> Any:
         with ThreadPoolExecutor(4) as threads:
             session = ToolSession(Runner(threads, timeout_s), {"calculator": calculator}, environment, 1000)
             return await story(session)
 
-    return asyncio.run(told())
+    return asyncio.run(listed())
 
 
 def start(**columns: Any) -> Start:
@@ -357,7 +357,7 @@ def test_tools_are_not_asked_behind_the_last_turn_but_an_environment_is() -> Non
     assert game.get_reward() == 1.0
 
 
-def test_what_goes_wrong_in_a_process_is_told() -> None:
+def test_an_error_in_a_process_is_reported() -> None:
     async def story(what: str) -> tuple[Any, Any]:
         spec = contract.EnvironmentSpec((), f"{__file__}:Rude", 0.2, 1000, 2, None)
         process = EnvironmentProcess(spec, TINY, TINY / "logs", "tools-0")

@@ -64,10 +64,10 @@ def batches(of: Sequence[PackedRow], size: int) -> list[Any]:
 
 def measured(trainer: Any, shares: Sequence[Sequence[PackedRow]], size: int, monkeypatch: Any) -> dict[str, float]:
     """An evaluation's numbers where each worker has a share of the rows; one without any has a batch of nothing."""
-    told: evaluation.Sums = {}
+    sums: evaluation.Sums = {}
     for share in shares:
         with monkeypatch.context() as patch:
-            patch.setattr(trainer, "sums_over_ranks", lambda totals: evaluation.add(told, totals) or dict(told))
+            patch.setattr(trainer, "sums_over_ranks", lambda totals: evaluation.add(sums, totals) or dict(sums))
             metrics = trainer.evaluation_loop(batches(share, size) or [([], pair_batch([], 0, "rows"))], "").metrics
     return dict(metrics)
 

@@ -26,7 +26,7 @@ from rayswift.train.policy.policy_trainer import StreamedPolicyTrainer
 from rayswift.train.policy.round_values import RoundValues, reward_metrics
 
 
-def told(batch: MicroBatch, logits: Tensor, temperature: float) -> TopK:
+def outside_top_k(batch: MicroBatch, logits: Tensor, temperature: float) -> TopK:
     """Return the likeliest tokens that an outside teacher gave at the positions of logits [n, V], as logits.
 
     Args:
@@ -50,8 +50,8 @@ class StreamedGkdTrainer(StreamedPolicyTrainer):
         rollout = config.rollout
         self._advantages = AdvantageSettings(reward_weights(config))
         self._temperature, self._seed = rollout.temperature, config.train.seed
-        # Engines tell of the temperature that they sample at, servers of 1.
-        self._told_temperature = rollout.temperature if rollout.teacher_engines else 1.0
+        # Engines give log-probabilities at the temperature of sampling, servers at 1.
+        self._outside_temperature = rollout.temperature if rollout.teacher_engines else 1.0
 
     def _begin_round(self, model: Any, step: PolicyStep) -> None:
         """Only note the metrics of the round."""
@@ -59,7 +59,7 @@ class StreamedGkdTrainer(StreamedPolicyTrainer):
         table = step.round.table
         evaluation.add(self._sums, reward_metrics(table, self._advantages))
         evaluation.add(self._sums, {"on_policy": (float(self._is_sampled(step)), 1.0)})
-        self._ordinals, self._told = table.ordinals, dict(step.round.metrics)
+        self._ordinals, self._rollout_metrics = table.ordinals, dict(step.round.metrics)
 
     def _is_sampled(self, step: PolicyStep) -> bool:
         return is_sampled(self._seed, step.round.number, self.args.lmbda)
@@ -79,7 +79,7 @@ class StreamedGkdTrainer(StreamedPolicyTrainer):
             ours = self._logits(model, batch)
         best = None
         if theirs is None:
-            best = told(batch, ours, self._told_temperature)
+            best = outside_top_k(batch, ours, self._outside_temperature)
         else:
             width = min(ours.shape[-1], theirs.shape[-1])  # a head may have more entries than there are tokens
             ours, theirs = ours[:, :width], theirs[:, :width]
@@ -99,7 +99,7 @@ class StreamedGkdTrainer(StreamedPolicyTrainer):
         self, ours: Tensor, theirs: Tensor | None, best: TopK | None, batch: MicroBatch, targets: Tensor
     ) -> dict[str, Tensor]:
         """Return the sums of logged metrics over tokens, at the temperature of the teacher's log-probabilities."""
-        temperature = self._told_temperature if theirs is None else self._temperature
+        temperature = self._outside_temperature if theirs is None else self._temperature
         if theirs is None:
             wanted = outside_logprobs(batch).to(ours.device)
         else:

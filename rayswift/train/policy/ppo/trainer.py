@@ -142,7 +142,7 @@ class StreamedPPOTrainer(StreamedPolicyTrainer):
             self._kl_coef = returns.adapted(
                 self._kl_coef, made.kl, self.args.kl_target, len(table), self.args.kl_horizon
             )
-        self._ordinals, self._told = table.ordinals, dict(step.round.metrics)
+        self._ordinals, self._rollout_metrics = table.ordinals, dict(step.round.metrics)
 
     def _micro_loss(
         self, model: Any, step: PolicyStep, batch: MicroBatch, place: Place, counts: StepCounts, counted: Tensor | None
@@ -193,4 +193,4 @@ class StreamedPPOTrainer(StreamedPolicyTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint:
-            self._kl_coef = critic.told(Path(checkpoint))[_KL_COEF]
+            self._kl_coef = critic.saved_values(Path(checkpoint))[_KL_COEF]

@@ -46,7 +46,7 @@ class _OneRank:
         return getattr(self._accelerator, name)
 
 
-class RowMeans(Streamed):
+class PerExampleTrainer(Streamed):
     """Corrects the mean of a trainer whose loss is a mean over rows, in training and evaluation; see `Streamed`."""
 
     accelerator: Any
@@ -165,7 +165,7 @@ def trained_tokens(rows: Sequence[PackedRow], members: tuple[int, ...]) -> int:
     return sum(int(trained[member].sum()) for trained in split for member in members)
 
 
-class HeadTrainer(RowMeans):
+class HeadTrainer(PerExampleTrainer):
     """`transformers`' `Trainer`, streamed, with an adapter around the model if one is trained.
 
     Args:

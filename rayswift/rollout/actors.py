@@ -43,12 +43,12 @@ from rayswift.rollout.teachers.scoring import Teacher
 _CLOSE_S = 20.0
 _WAIT_S = 10.0
 """Longest wait of a call in the coordinator; then it answers `Waiting`, and the rank asks again."""
-_TELL_EVERY_S = 30.0
+_LOG_EVERY_S = 30.0
 _CALLS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
-class PlaneSpec:
+class RolloutSpec:
     """The setup of the coordinator's actor, as plain values.
 
     work_dir: base of relative paths; start: where prompts begin.
@@ -68,7 +68,7 @@ class PlaneSpec:
 class CoordinatorActor(Coordinator):
     """The coordinator in a process of its own; its parts are made in their event loop."""
 
-    def __init__(self, spec: PlaneSpec, store: Any):
+    def __init__(self, spec: RolloutSpec, store: Any):
         self._spec, self._store = spec, _Store(store, spec.config.cluster.timeout_s)
         self._opening: asyncio.Task[None] | None = None
         self._teacher: Teacher | None = None
@@ -95,7 +95,7 @@ class CoordinatorActor(Coordinator):
         return await super().new_attempt()
 
     async def standing(self) -> tuple[object, str]:
-        """See `Plane.standing`."""
+        """See `RolloutActors.standing`."""
         if self._opening is None or not self._opening.done():
             return None, "the rollout coordinator starts engines and rewards"
         under_way = self._life.describe() if self._life else "no worker group yet"
@@ -166,19 +166,19 @@ def engine_dtype(config: RlhfConfig, layout: Layout) -> str:
     return config.model.dtype
 
 
-def _make_pool(spec: PlaneSpec) -> Pool:
+def _make_pool(spec: RolloutSpec) -> Pool:
     # Resources of an engine are the layout's: preflight has seen that they fit.
     options = engine_options(spec.layout.engine)
     limits = limits_of(spec.config.rollout, spec.plan.max_outstanding)
-    return Pool(RayEngines(VllmEngine, (setup_of(spec),), options), limits, salvages(spec))
+    return Pool(RayEngines(VllmEngine, (setup_of(spec),), options), limits, resumes_partial(spec))
 
 
-def salvages(spec: PlaneSpec) -> bool:
+def resumes_partial(spec: RolloutSpec) -> bool:
     """Whether the tokens of a lost engine are kept."""
     return spec.config.rollout.max_staleness > 0 and setup_of(spec).sampling.can_resume
 
 
-def setup_of(spec: PlaneSpec) -> EngineSetup:
+def setup_of(spec: RolloutSpec) -> EngineSetup:
     """Return the setup of the run's engines."""
     config, layout = spec.config, spec.layout
     lora_rank = config.model.lora_rank if config.rollout.lora_sync == "adapter" else None
@@ -262,15 +262,15 @@ class RolloutClient:
 
     def _once_there(self, what: str, ask: Callable[[], Any]) -> Any:
         """Ask until there is an answer; the coordinator decides how long that may take."""
-        began = told_at = time.monotonic()
+        began = logged_at = time.monotonic()
         while isinstance(answer := self._get(what, ask()), Waiting):
             now = time.monotonic()
-            if now - told_at >= _TELL_EVERY_S:
-                told_at = now
-                self._tell(what, now - began, answer.text)
+            if now - logged_at >= _LOG_EVERY_S:
+                logged_at = now
+                self._log_wait(what, now - began, answer.text)
         return answer
 
-    def _tell(self, what: str, seconds: float, why: str) -> None:
+    def _log_wait(self, what: str, seconds: float, why: str) -> None:
         logger.info("rank %d has waited %.0f s for the rollout coordinator to %s: %s", self._rank, seconds, what, why)
 
     def _get(self, what: str, asked: Any) -> Any:
@@ -280,7 +280,7 @@ class RolloutClient:
             while True:
                 seconds = time.monotonic() - began
                 try:
-                    return self._ray.get(asked, timeout=max(0.1, min(_TELL_EVERY_S, self._timeout_s - seconds)))
+                    return self._ray.get(asked, timeout=max(0.1, min(_LOG_EVERY_S, self._timeout_s - seconds)))
                 except exceptions.GetTimeoutError as error:
                     if (seconds := time.monotonic() - began) >= self._timeout_s:
                         raise UserError(
@@ -288,7 +288,7 @@ class RolloutClient:
                             "continue with --resume auto",
                             exit_code=1,
                         ) from error
-                    self._tell(what, seconds, "it does not answer")
+                    self._log_wait(what, seconds, "it does not answer")
         except exceptions.RayActorError as error:
             first_line = str(error).splitlines()[0]
             raise UserError(
@@ -303,7 +303,7 @@ class RolloutClient:
             raise (user_error_in(error) or error) from error
 
 
-class Plane:
+class RolloutActors:
     """The driver's side of the rollout actors.
 
     Args:
@@ -312,7 +312,7 @@ class Plane:
         placement: Of the actors, as Ray takes it.
     """
 
-    def __init__(self, spec: PlaneSpec, name: str, placement: Any):
+    def __init__(self, spec: RolloutSpec, name: str, placement: Any):
         import ray
 
         self._ray = ray
@@ -321,7 +321,7 @@ class Plane:
         # A place for whatever all ranks may ask and wait for, of this worker group and of one that has just died.
         options |= {"name": name, "max_concurrency": _CALLS_AT_ONCE + 4 * spec.layout.num_workers}
         self._coordinator = ray.remote(CoordinatorActor).options(**options).remote(spec, self._store)
-        # Engines take the longest to start, so nothing waits for this; what goes wrong is told to who asks first.
+        # Engines take the longest to start, so nothing waits for this; the first call that needs them gets the error.
         self._opened = self._coordinator.opened.remote()
 
     def progress(self) -> tuple[int, float]:
