@@ -1,4 +1,4 @@
-"""Rows for the examples with tools: products that a calculator works out, and games in which a number is guessed.
+"""Rows for the examples with tools: products that a calculator computes, and games in which a number is guessed.
 
 `calls` and `games` teach the form of a call, by supervised fine-tuning; `products_*` and `numbers_*` are prompts.
 
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def schema(name: str, argument: str, kind: str) -> Row:
-    """A tool as far as the chat template of this folder shows it."""
+    """The description of a tool, with the fields that the chat template of this folder shows."""
     parameters = {"type": "object", "properties": {argument: {"type": kind}}}
     return {"type": "function", "function": {"name": name, "description": name, "parameters": parameters}}
 
@@ -29,12 +29,12 @@ def called(name: str, **arguments: Any) -> Row:
 
 
 def user(text: str) -> Row:
-    """What is asked."""
+    """A message of the user."""
     return {"role": "user", "content": text}
 
 
 def product(first: int, second: int) -> Row:
-    """A product with the call that works it out."""
+    """A product with the call that computes it."""
     value = str(first * second)
     answer = {"role": "tool", "name": "calculator", "content": value}
     said = {"role": "assistant", "content": value}

@@ -109,7 +109,7 @@ class ReferenceLogps:
         """(chosen, rejected) of each pair; pairs are sorted by length, so that batches have little padding."""
         import torch
 
-        from rayswift.data.collate.members import preference_batch
+        from rayswift.data.collate.padded import preference_batch
         from rayswift.model.load import resolve_dtype
 
         model, pad_token_id = _loaded(

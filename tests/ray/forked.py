@@ -20,7 +20,7 @@ _CONTEXT.set_forkserver_preload(["tests.ray.preloaded"])
 
 
 class Forked:
-    """A running `python -m MODULE`; the few members of `subprocess.Popen` that tests use.
+    """A running `python -m MODULE`; the few methods of `subprocess.Popen` that tests use.
 
     Args:
         module: Run as `__main__`.

@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from trl import DPOTrainer
 
-from rayswift.data.collate.members import REFERENCE_LOGPS
+from rayswift.data.collate.padded import REFERENCE_LOGPS
 from rayswift.data.sequence.windows import PackedRow
 from rayswift.train import evaluation
 from rayswift.train.spec import RunSpec

@@ -51,7 +51,7 @@ class PerExampleTrainer(Streamed):
 
     accelerator: Any
     stream: Stream
-    # Metrics that are means over the trained tokens of some members, by name; all others are means over rows.
+    # Metrics that are means over the trained tokens of some sequences of a row, by name; others are means over rows.
     token_metrics: ClassVar[dict[str, tuple[int, ...]]] = {}
     # Those that are no means at all, and are left out.
     extremes: ClassVar[tuple[str, ...]] = ()
@@ -158,11 +158,11 @@ class PerExampleTrainer(Streamed):
         super().log(logs, start_time)
 
 
-def trained_tokens(rows: Sequence[PackedRow], members: tuple[int, ...]) -> int:
+def trained_tokens(rows: Sequence[PackedRow], sequences: tuple[int, ...]) -> int:
     """Return the number of trained tokens of some sequences of rows."""
     borders = [np.cumsum(row.lengths)[:-1] for row in rows]
     split = [np.split(row.trained, border) for row, border in zip(rows, borders, strict=True)]
-    return sum(int(trained[member].sum()) for trained in split for member in members)
+    return sum(int(trained[i].sum()) for trained in split for i in sequences)
 
 
 class HeadTrainer(PerExampleTrainer):

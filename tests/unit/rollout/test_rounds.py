@@ -20,12 +20,12 @@ def make_groups(lengths: list[tuple[int, int]], of_group: int = 2) -> list[Group
     """Completions of (prompt, completion) lengths; each token is told from every other one."""
     groups, token = [], 1
     for ordinal in range(0, len(lengths), of_group):
-        members = lengths[ordinal : ordinal + of_group]
-        ids = np.arange(token, token + members[0][0], dtype=np.int32)
+        sequences = lengths[ordinal : ordinal + of_group]
+        ids = np.arange(token, token + sequences[0][0], dtype=np.int32)
         prompt = Prompt(ordinal, f"rows:{ordinal}", 0, ids, (), {})
-        token += members[0][0]
+        token += sequences[0][0]
         scored = []
-        for number, (_, length) in enumerate(members):
+        for number, (_, length) in enumerate(sequences):
             tokens = np.arange(token, token + length, dtype=np.int32)
             spans = (Span(0, PolicyVersion(0, 3)), Span(length - 1, PolicyVersion(0, 4)))
             logprobs = -tokens.astype(np.float32)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rayswift.cluster.layout import Layout
 from rayswift.config.load import load as load_config
 from rayswift.config.tasks import TASKS, load
-from rayswift.data.collate.members import pair_batch
+from rayswift.data.collate.padded import pair_batch
 from rayswift.data.sequence.global_batches import FeedPlan
 from rayswift.data.sequence.windows import PackedRow
 from rayswift.launch import plan as planning
@@ -33,10 +33,10 @@ def rows() -> list[PackedRow]:
     found = []
     for prompt, chosen, rejected in zip(PROMPTS, CHOSEN, REJECTED, strict=True):
         asked = numbers.integers(5, 500, prompt)
-        members = [np.concatenate([asked, numbers.integers(5, 500, n)]).astype(np.int32) for n in (chosen, rejected)]
-        trained = [np.arange(len(member)) >= prompt for member in members]
-        lengths = tuple(len(member) for member in members)
-        found.append(PackedRow(np.concatenate(members), np.concatenate(trained), lengths, 0))
+        sequences = [np.concatenate([asked, numbers.integers(5, 500, n)]).astype(np.int32) for n in (chosen, rejected)]
+        trained = [np.arange(len(sequence)) >= prompt for sequence in sequences]
+        lengths = tuple(len(sequence) for sequence in sequences)
+        found.append(PackedRow(np.concatenate(sequences), np.concatenate(trained), lengths, 0))
     return found
 
 
