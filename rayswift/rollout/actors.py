@@ -18,7 +18,7 @@ from rayswift.data.feed.feed import DRIVERS_ATTEMPT, StaleAttempt
 from rayswift.data.feed.pipeline import stream_windows, user_error_in
 from rayswift.data.sequence.windows import Windows
 from rayswift.engines import heap
-from rayswift.engines.pool.actors import RayEngines
+from rayswift.engines.pool.actors import ray_engines
 from rayswift.engines.pool.autoscale import Rule
 from rayswift.engines.pool.patience import limits_of
 from rayswift.engines.pool.pool import Pool
@@ -37,8 +37,8 @@ from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.rollout.prompts import PromptFeed, prompt_plan
 from rayswift.rollout.rewards.runner import RewardRunner
 from rayswift.rollout.rounds import Round, Waiting
-from rayswift.rollout.teachers.opening import Opening, opened, taught
 from rayswift.rollout.teachers.scoring import Teacher
+from rayswift.rollout.teachers.start import start_teacher, with_teacher
 
 _CLOSE_S = 20.0
 _WAIT_S = 10.0
@@ -95,7 +95,6 @@ class CoordinatorActor(Coordinator):
         return await super().new_attempt()
 
     async def standing(self) -> tuple[object, str]:
-        """See `RolloutActors.standing`."""
         if self._opening is None or not self._opening.done():
             return None, "the rollout coordinator starts engines and rewards"
         under_way = self._life.describe() if self._life else "no worker group yet"
@@ -103,7 +102,6 @@ class CoordinatorActor(Coordinator):
         return (self._pool.statistics(), under_way), f"rollouts: {under_way}; engines: {self._pool.describe()}{teacher}"
 
     async def close(self) -> None:
-        """See Coordinator."""
         await super().close()
         if self._hosts is not None:
             await self._hosts.close()
@@ -125,17 +123,11 @@ class CoordinatorActor(Coordinator):
         sampler = episodes_of(spec.config, spec.plan, pool, self._hosts, spec.tokenizer_dir) if self._hosts else None
         engines = Rule(spec.layout.min_engines, spec.layout.max_engines)
         completions = CompletionsFile(spec.run_dir, rewards.names, rewards.decode)
-        self._teacher = await opened(
-            Opening(
-                spec.config,
-                spec.layout,
-                engine_dtype(spec.config, spec.layout),
-                spec.plan.max_outstanding,
-                spec.tokenizer_dir,
-                rewards.encode,
-            )
+        dtype = engine_dtype(spec.config, spec.layout)
+        self._teacher = await start_teacher(
+            spec.config, spec.layout, dtype, spec.plan.max_outstanding, spec.tokenizer_dir, rewards.encode
         )
-        scorer = taught(spec.config, rewards, self._teacher)
+        scorer = with_teacher(spec.config, rewards, self._teacher)
         super().__init__(spec.plan, prompts, pool, rewards, self._store, completions, engines, scorer, sampler)
         heap.freeze()
         await self.begin(DRIVERS_ATTEMPT, spec.start)
@@ -148,14 +140,8 @@ class _Store:
         self._actor, self._timeout_s = actor, timeout_s
 
     async def keep(self, published: Published) -> Published:
-        """See `engines.weights.Weights`."""
         async with asyncio.timeout(self._timeout_s):
-            await self._actor.publish.remote(published)
-            if not await self._actor.settled.remote():
-                raise UserError("the store could not copy them", exit_code=1)
-            kept: Published | None = await self._actor.current.remote()
-        if kept is None or kept.version != published.version:
-            raise StaleAttempt("newer weights were published")
+            kept: Published = await self._actor.keep.remote(published)
         return kept
 
 
@@ -170,7 +156,7 @@ def _make_pool(spec: RolloutSpec) -> Pool:
     # Resources of an engine are the layout's: preflight has seen that they fit.
     options = engine_options(spec.layout.engine)
     limits = limits_of(spec.config.rollout, spec.plan.max_outstanding)
-    return Pool(RayEngines(VllmEngine, (setup_of(spec),), options), limits, resumes_partial(spec))
+    return Pool(ray_engines(VllmEngine, (setup_of(spec),), options), limits, resumes_partial(spec))
 
 
 def resumes_partial(spec: RolloutSpec) -> bool:
@@ -317,7 +303,7 @@ class RolloutActors:
 
         self._ray = ray
         options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": placement}
-        self._store = ray.remote(WeightStore).options(**options).remote(spec.config.cluster.timeout_s)
+        self._store = ray.remote(WeightStore).options(**options).remote()
         # A place for whatever all ranks may ask and wait for, of this worker group and of one that has just died.
         options |= {"name": name, "max_concurrency": _CALLS_AT_ONCE + 4 * spec.layout.num_workers}
         self._coordinator = ray.remote(CoordinatorActor).options(**options).remote(spec, self._store)

@@ -199,9 +199,7 @@ async def story(engine: Any, store: Any, config: Any, wanted: SamplingSettings) 
 
     async def publish(version: PolicyVersion) -> Any:
         published = Publisher(models[version], "float32", False, True, ObjectStore()).publish(version)
-        await store.publish.remote(published)
-        assert await store.settled.remote()
-        return await store.current.remote()  # the store's own objects: what a late engine gets
+        return await store.keep.remote(published)  # the store's own objects: what a late engine gets
 
     first = await publish(FIRST)
     await engine.load.remote(FIRST, first)
@@ -296,7 +294,7 @@ async def main(folder: Path) -> None:
     await asyncio.gather(*(engine.start.remote() for engine, *_ in engines))
     found = []
     for engine, *described in engines:
-        store = ray.remote(WeightStore).options(num_cpus=0).remote(60)
+        store = ray.remote(WeightStore).options(num_cpus=0).remote()
         found.append(await story(engine, store, *described))
         found[-1]["troubled"] = await troubled(engine, *described)  # its pool ends the engine
     print(json.dumps(found))  # noqa: T201

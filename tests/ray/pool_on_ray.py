@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from rayswift.engines.pool.actors import RayEngines
+from rayswift.engines.pool.actors import ray_engines
 from rayswift.engines.pool.patience import Limits
 from rayswift.engines.pool.pool import EnginesFailed, Pool
 from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest
@@ -50,7 +50,7 @@ def requests() -> list[SampleRequest]:
 
 async def killed() -> dict[str, Any]:
     """One engine is killed and one stopped under their requests."""
-    pool = Pool(RayEngines(FakeEngine, (SPEED,), OPTIONS), LIMITS, resume_partial=True)
+    pool = Pool(ray_engines(FakeEngine, (SPEED,), OPTIONS), LIMITS, resume_partial=True)
     pool.scale_to(2)
     await pool.set_weights(PolicyVersion(1, 0), "weights")
     futures = pool.sample(requests(), 0)
@@ -88,7 +88,7 @@ async def undisturbed() -> dict[str, Any]:
 
 async def failing(engine: type[FakeEngine]) -> dict[str, Any]:
     """What the pool says of engines that cannot start."""
-    pool = Pool(RayEngines(engine, (SPEED,), OPTIONS), Limits(max_starts=1), resume_partial=True)
+    pool = Pool(ray_engines(engine, (SPEED,), OPTIONS), Limits(max_starts=1), resume_partial=True)
     pool.scale_to(1)
     try:
         await pool.sample(requests()[:1], 0)[0]

@@ -6,7 +6,7 @@ which the engine is lost.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -104,13 +104,6 @@ class Patience:
         if not call.done():  # where this process itself was held up, the answer may be a moment away
             await asyncio.wait({call}, timeout=_LAST_LOOK_S)
         return call.done()
-
-    @staticmethod
-    async def until(event: asyncio.Event, seconds: float) -> None:
-        """Wait for an event, for at most so many seconds."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await event.wait()
 
     async def answer(self, what: str, call: Awaitable[_T], timeout_s: float, limit: str) -> _T:
         """Return the result of a call.

@@ -178,26 +178,21 @@ class Pool:
     # ---- what a replica calls ----
 
     def changed(self, replica: Replica) -> None:
-        """See `work.Owner`."""
         self.moved()
         self._dispatch_soon()
         self._ring()
 
     def joined(self, replica: Replica) -> None:
-        """See `work.Owner`."""
         if replica.status.version == self._version:
             self._joins.joined()
 
     def finished(self, work: Work, completion: Completion) -> None:
-        """See `work.Owner`."""
         self._answer(work, [*work.carried, completion], completion)
 
     def refused(self, work: Work, why: str) -> None:
-        """See `work.Owner`."""
         self._fail(work, [why])
 
     def returned(self, replica: Replica, works: Sequence[Work], num_made: int, why: str | None) -> None:
-        """See `work.Owner`."""
         kept = sum(num_tokens(work.current) for work in works) if self._resume_partial else 0
         self._counts["regenerated_tokens"] += max(0, num_made - kept)
         for work in works:
@@ -224,7 +219,6 @@ class Pool:
         self._dispatch_soon()
 
     def gone(self, replica: Replica) -> None:
-        """See `work.Owner`."""
         del self._replicas[replica.name]
         if self._joins.hopeless([(other.generation, other.status) for other in self._replicas.values()]):
             what = "come to serve" if replica.status.started else "start"
@@ -235,7 +229,6 @@ class Pool:
         self._ring()
 
     def moved(self) -> None:
-        """See `work.Owner`."""
         self.moved_at = self._loop.time()
 
     def pace_s(self) -> float:

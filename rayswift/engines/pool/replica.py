@@ -7,6 +7,7 @@ arrived.
 
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -216,7 +217,8 @@ class Replica:
                 self._owner.changed(self)
                 return
             logger.warning("%s could not load %s, and tries again: %s", self.name, name_of(wanted), failure)
-            await self._patience.until(self._to_load, _RETRY_LOAD_S)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._to_load.wait(), _RETRY_LOAD_S)
 
     async def _loaded(self, version: PolicyVersion, weights: Any) -> float:
         call = asyncio.ensure_future(self.handle.load(version, weights))

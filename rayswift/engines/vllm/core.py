@@ -141,7 +141,6 @@ class VllmCore:
         self.finished.append(part(sample.request.key, sample.spans, 0, made.token_ids, logprobs, made.finish_reason))
 
     def take(self, part_tokens: int | None) -> Collected:
-        """See `Engine.collect`."""
         finished, self.finished = tuple(self.finished), []
         made = self._made()
         parts: list[Completion] = []

@@ -11,6 +11,7 @@ import queue
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -67,20 +68,15 @@ class VllmEngine:
         await self._call(lambda core: core.submit(requests))
 
     async def collect(self, timeout_s: float, part_tokens: int | None) -> Collected:
-        """See Engine."""
         self._check()
-        try:
+        with suppress(TimeoutError):
             await asyncio.wait_for(self._has_finished.wait(), timeout_s)
-        except TimeoutError:
-            pass
-        else:
-            await _wait(self._is_idle, _LINGER_S)
+            await asyncio.wait_for(self._is_idle.wait(), _LINGER_S)
         self._check()
         self._has_finished.clear()
         return await self._call(lambda core: core.take(part_tokens))
 
     async def abort(self, keys: Sequence[str]) -> tuple[Completion, ...]:
-        """See Engine."""
         return await self._call(lambda core: core.abort(keys))
 
     async def load(self, version: PolicyVersion, weights: Published | None) -> float:
@@ -214,10 +210,3 @@ def _node_address() -> str:
     import ray
 
     return str(ray.util.get_node_ip_address()) if ray.is_initialized() else "127.0.0.1"
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    try:
-        await asyncio.wait_for(event.wait(), seconds)
-    except TimeoutError:
-        return

@@ -37,7 +37,6 @@ class SchedulerSession:
         self._infos: dict[str, Any] = {}
 
     async def reset(self, start: Start) -> Sequence[Message] | None:
-        """See Session."""
         messages = [dict(each) for each in start.messages]
         self._request = RolloutInferRequest(messages, dict(start.columns), self._uuid)
         await self._run(self._scheduler.on_trajectory_start, [self._request])
@@ -46,7 +45,6 @@ class SchedulerSession:
         return [self._message(each) for each in self._request.messages]
 
     async def answer(self, turn: Turn) -> Answer:
-        """See Session."""
         choice = ChatCompletionResponseChoice(
             0, ChatMessage("assistant", turn.text), turn.finish, token_ids=list(turn.token_ids)
         )
@@ -99,7 +97,6 @@ class SchedulerSession:
         return as_reward(self._infos.get("total_reward"))
 
     async def close(self) -> None:
-        """See Session."""
         end = getattr(self._scheduler, "end", None) or getattr(self._scheduler, "_close_and_remove", None)
         if end is not None:
             await self._run(end, self._uuid)
@@ -113,7 +110,6 @@ class MathTips(MultiTurnScheduler):
     def check_finished(
         self, infer_request: RolloutInferRequest, response_choice: ChatCompletionResponseChoice, current_turn: int
     ) -> bool:
-        """See MultiTurnScheduler."""
         said = infer_request.messages[-1]["content"]
         completions, solutions = [[{"content": said}]], [infer_request.data_dict["solution"]]
         if self.tip in said or accuracy(completions, solution=solutions) == [1.0]:
@@ -123,7 +119,6 @@ class MathTips(MultiTurnScheduler):
     def step(
         self, infer_request: RolloutInferRequest, response_choice: ChatCompletionResponseChoice, current_turn: int
     ) -> dict[str, Any]:
-        """See MultiTurnScheduler."""
         said = infer_request.messages[-1]["content"]
         ends = [at for mark in ("<answer>", "</think>") if (at := said.find(mark)) >= 0]
         infer_request.messages[-1]["content"] = said[: min(ends, default=len(said))] + self.tip

@@ -238,12 +238,10 @@ class ToolSession:
         return value if isinstance(value, str) else str(await self._run(str, value))
 
     async def reward(self) -> float | None:
-        """See Session."""
         function = getattr(self._environment, "get_reward", None)
         return None if function is None else as_reward(await self._run(function))
 
     async def close(self) -> None:
-        """See Session."""
         function = getattr(self._environment, "close", None)
         if callable(function):
             await self._run(function)

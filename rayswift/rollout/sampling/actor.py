@@ -13,7 +13,7 @@ from pathlib import Path
 from rayswift.config.schema import SampleConfig
 from rayswift.data.feed.pipeline import stream_windows
 from rayswift.data.sequence.windows import TRAINED
-from rayswift.engines.pool.actors import RayEngines
+from rayswift.engines.pool.actors import ray_engines
 from rayswift.engines.pool.patience import limits_of
 from rayswift.engines.pool.pool import Pool
 from rayswift.engines.samples import Group, PolicyVersion
@@ -62,7 +62,7 @@ class SampleActor:
         )
         rewards = RewardRunner(config, spec.tokenizer_dir, spec.run_dir, spec.work_dir, spec.layout.reward_workers)
         setup = replace(setup_of(spec), load_format="auto")
-        engines = RayEngines(VllmEngine, (setup,), engine_options(spec.layout.engine))
+        engines = ray_engines(VllmEngine, (setup,), engine_options(spec.layout.engine))
         pool = Pool(
             engines, limits_of(config.rollout, spec.plan.max_outstanding), resume_partial=setup.sampling.can_resume
         )

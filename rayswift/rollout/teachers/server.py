@@ -91,11 +91,9 @@ class ServerTeacher:
         return [why] * len(completions)
 
     def describe(self) -> str:
-        """See `Teacher`."""
         return f"server {self._url}"
 
     async def close(self) -> None:
-        """See `Teacher`."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _call(self, path: str, body: Mapping[str, Any] | None) -> Any:

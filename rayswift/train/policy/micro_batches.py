@@ -70,7 +70,7 @@ class Scores:
     top_logprobs: torch.Tensor | None = None
 
 
-class Sequences:
+class MicroBatcher:
     """A rank's prompts with their completions, concatenated; makes micro-batches."""
 
     def __init__(self, table: RoundTable, tokens: Tokens, pad_token_id: int, layout: PolicyLayout):
@@ -92,7 +92,7 @@ class Sequences:
             seen = replace(tokens, prompt_ids=tokens.teacher_ids, teacher_ids=None)
             # What it sees was not sampled from.
             table_seen = replace(table, prompt_lengths=lengths_seen, checksums=None)
-            self._teacher = Sequences(table_seen, seen, pad_token_id, layout)
+            self._teacher = MicroBatcher(table_seen, seen, pad_token_id, layout)
         self._written, self._written_lengths = tokens.written, table.written_lengths[tokens.rows]
         _check(table, tokens, self._ids, self._begins, prompts + lengths)
 

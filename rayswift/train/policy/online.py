@@ -69,9 +69,7 @@ class Publishing(TrainerCallback):
         self._probe = canary.probe_tokens(trainer.processing_class, longest)
         self._since_probe: int | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Publish the weights with which training begins or continues."""
         self._publish()
 

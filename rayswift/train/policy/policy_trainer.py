@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from datasets import Dataset
 from numpy.typing import NDArray
 from transformers.trainer_utils import EvalLoopOutput
 from trl.models import prepare_deepspeed
@@ -108,11 +107,6 @@ class StreamedPolicyTrainer(Streamed):
     def _complete(self, model: Any) -> None:
         """Add a model that is trained beside the policy, by the same DeepSpeed engine."""
 
-    @staticmethod
-    def placeholder() -> Dataset:
-        """A row that is never read."""
-        return Dataset.from_dict({"input_ids": [[0, 0]]})
-
     def _prepared(self, model: Any) -> Any:
         model.eval().requires_grad_(False)
         if self.is_deepspeed_enabled:
@@ -203,14 +197,20 @@ class StreamedPolicyTrainer(Streamed):
         if shared:
             shared.check_used()
 
-    @torch.no_grad()
-    def _score(self, model: Any, batches: dict[Place, MicroBatch]) -> Sequence[Tokenwise]:
-        """Return the same for some micro-batches, without gradient or dropout, on the CPU."""
+    @contextmanager
+    def _scoring(self, model: Any) -> Iterator[None]:
+        """Compute without dropout, in the number format of the training, within the block."""
         was_training = model.training
         model.eval()
         with self.compute_loss_context_manager():
-            scored = {place: self._forward(model, batch) for place, batch in batches.items()}
+            yield
         model.train(was_training)
+
+    @torch.no_grad()
+    def _score(self, model: Any, batches: dict[Place, MicroBatch]) -> Sequence[Tokenwise]:
+        """Return the same for some micro-batches, without gradient or dropout, on the CPU."""
+        with self._scoring(model):
+            scored = {place: self._forward(model, batch) for place, batch in batches.items()}
         if not scored:
             return {}, {}, {}
         columns = zip(*scored.values(), strict=True)
@@ -224,14 +224,16 @@ class StreamedPolicyTrainer(Streamed):
         0.19 has no buffer for the gradient of an untied head.
         """
         model, ids = self.model_wrapped, torch.from_numpy(token_ids.astype(np.int64)).to(self.args.device)
-        was_training = model.training
-        model.eval()
-        with self.compute_loss_context_manager():
+        with self._scoring(model):
             followed = torch.arange(len(ids) - 1, device=ids.device)
-            logprobs, _ = self._score_policy(model, {"input_ids": ids[None]}, followed, ids[1:])
-        model.train(was_training)
+            logprobs = self._target_logprobs(model, {"input_ids": ids[None]}, followed, ids[1:])
         found: NDArray[np.float32] = logprobs.float().cpu().numpy()
         return found
+
+    def _target_logprobs(
+        self, model: Any, inputs: dict[str, Any], followed: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
+        return self._score_policy(model, inputs, followed, targets)[0]
 
     def _score_reference(self, model: Any, batches: dict[Place, MicroBatch]) -> Tokenwise:
         if self._reference is not None:

@@ -5,12 +5,13 @@ import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import torch
 import torch.distributed as dist
 from accelerate.optimizer import AcceleratedOptimizer
+from datasets import Dataset
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
 
 from rayswift.config import user_code
@@ -55,6 +56,12 @@ class Streamed(Trainer):
 
     lr_scheduler: Any
     stream: StepStream
+    placeholder_row: ClassVar[dict[str, list[Any]]] = {"input_ids": [[0, 0]]}
+
+    @classmethod
+    def placeholder(cls) -> Dataset:
+        """Return one row for the trainer's constructor to look at; the rows of the training come from the stream."""
+        return Dataset.from_dict(cls.placeholder_row)
 
     def __init__(self, *, spec: RunSpec, rank: int, stream: StepStream, **kwargs: Any):
         super().__init__(**kwargs)

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-from datasets import Dataset
 from transformers.trainer_utils import EvalLoopOutput
 from trl import KTOTrainer
 
@@ -24,6 +23,7 @@ class StreamedKTOTrainer(PerExampleTrainer, KTOTrainer):
     those of TRL in another order: those without a gradient first.
     """
 
+    placeholder_row: ClassVar[dict[str, list[Any]]] = {"prompt": [""], "completion": ["b"], "label": [True]}
     # The difference of two means over different rows: made of their totals.
     extremes: ClassVar[tuple[str, ...]] = ("rewards/margins",)
 
@@ -38,11 +38,6 @@ class StreamedKTOTrainer(PerExampleTrainer, KTOTrainer):
         self._reference_logps: deque[torch.Tensor] = deque()
         self._kl = torch.zeros(1)
 
-    @staticmethod
-    def placeholder() -> Dataset:
-        """Return one row for TRL's constructor to tokenise. Real rows come from the stream."""
-        return Dataset.from_dict({"prompt": [""], "completion": ["b"], "label": [True]})
-
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """Return HF's micro-batches of a step, and remember them."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -50,7 +45,6 @@ class StreamedKTOTrainer(PerExampleTrainer, KTOTrainer):
         return batches, num_items
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """See `PerExampleTrainer`."""
         self._coming = dataloader
         return super().evaluation_loop(dataloader, *args, **kwargs)
 

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from datasets import Dataset
 from transformers.trainer_utils import EvalLoopOutput
 
 from rayswift.data.sequence.windows import PackedRow
@@ -173,6 +172,7 @@ class HeadTrainer(PerExampleTrainer):
             for checkpoints, but not of the saved weights of the model.
     """
 
+    placeholder_row: ClassVar[dict[str, list[Any]]] = {"input_ids": [[0, 0]], "labels": [0]}
     loss_is_scaled_for_ga: ClassVar[bool] = False
 
     def __init__(
@@ -198,8 +198,3 @@ class HeadTrainer(PerExampleTrainer):
             whole = self.model.state_dict() if state_dict is None else state_dict
             state_dict = {name: tensor for name, tensor in whole.items() if not name.startswith(f"{_BEHIND}.")}
         super()._save(output_dir, state_dict)
-
-    @staticmethod
-    def placeholder() -> Dataset:
-        """A row that is never read."""
-        return Dataset.from_dict({"input_ids": [[0, 0]], "labels": [0]})

@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from datasets import Dataset
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
@@ -55,6 +54,7 @@ class TokenOutputs:
 class StreamedSFTTrainer(Streamed, SFTTrainer):
     """`SFTTrainer`, streamed, with loss weights, and metrics and losses of the user; see `Streamed`."""
 
+    placeholder_row: ClassVar[dict[str, list[Any]]] = {"input_ids": [[0, 0]], "labels": [[0, 0]]}
     stream: Stream
 
     def __init__(self, *, spec: RunSpec, **kwargs: Any):
@@ -68,11 +68,6 @@ class StreamedSFTTrainer(Streamed, SFTTrainer):
         # What the last forward pass said of each token, and the same of the step's micro-batches with their rows.
         self._tokens: TokenOutputs
         self._step: list[tuple[Sequence[PackedRow], TokenOutputs]] = []
-
-    @staticmethod
-    def placeholder() -> Dataset:
-        """Return one tokenised row for TRL's constructor. Real rows come from the stream."""
-        return Dataset.from_dict({"input_ids": [[0, 0]], "labels": [[0, 0]]})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as TRL does, without its count of tokens."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, Scored, Span
 from rayswift.rollout.rounds import RoundTable, group_begins, lines_of, make_table, make_tokens, rows_of_ranks, shares
 from rayswift.train.policy.micro_batch_plan import PolicyLayout, cut, ordered, padded_pieces
-from rayswift.train.policy.micro_batches import Sequences
+from rayswift.train.policy.micro_batches import MicroBatcher
 
 PAD = 0
 
@@ -126,7 +126,7 @@ def test_micro_batches_hold_the_tokens_they_are_of(layout: Any) -> None:
     lines = [(group.prompt.input_ids, each.completion.token_ids) for group in groups for each in group.scored]
     for rank in range(2):
         tokens = make_tokens(lines_of(groups), rows_of_ranks(table, 1, 2)[rank])
-        texts = Sequences(table, tokens, PAD, layout)
+        texts = MicroBatcher(table, tokens, PAD, layout)
         mine = ordered(table, tokens.rows, layout)
         for rows in (mine[:2], mine[2:], mine[:0]):
             batch = texts.batch(rows)

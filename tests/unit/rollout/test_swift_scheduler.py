@@ -18,7 +18,7 @@ from rayswift.rollout.adapters import named
 from rayswift.rollout.episodes import contract
 from rayswift.rollout.episodes.calls import Said
 from rayswift.rollout.episodes.hosts import RemoteSession
-from rayswift.rollout.episodes.play import Limits, play
+from rayswift.rollout.episodes.play import EpisodeLimits, play
 from rayswift.rollout.episodes.sessions import Answer, Runner, Session, Start, Turn
 from rayswift.rollout.episodes.trajectories import checksum
 from rayswift.rollout.episodes.turns import Turns
@@ -201,7 +201,7 @@ def test_a_tip_takes_the_place_of_a_wrong_answer(tokenizer_dir: Path, room: int)
 
     async def story(session: Session) -> Completion:
         script: RemoteSession = Script(session)  # type: ignore[assignment]
-        return await play(request, generate, script, turns, Limits(None, room, False, 400))
+        return await play(request, generate, script, turns, EpisodeLimits(None, room, False, 400))
 
     made = answer_of("swift_scheduler:math_tip_trick", story)
     played = made.trajectory

@@ -16,7 +16,7 @@ from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, S
 from rayswift.engines.serialization import Requests, columns_of, completions_of
 from rayswift.log import UserError
 from rayswift.rollout.rounds import TeacherScores, lines_of, make_tokens
-from rayswift.rollout.teachers.scoring import Taught
+from rayswift.rollout.teachers.scoring import TeacherScorer
 from rayswift.rollout.teachers.server import ServerTeacher, scored
 from rayswift.rollout.teachers.several import TaggedTeachers
 
@@ -168,7 +168,7 @@ def test_a_row_without_a_tag_is_of_the_entry_that_it_came_from(entry: str, wante
 
 def test_a_row_that_no_teacher_takes_fails_by_name() -> None:
     teacher = TaggedTeachers([(("math",), Says(1.0))], "domain")
-    found = asyncio.run(Taught(Rewarded(), teacher).score(prompt(domain="law"), [completion(5)]))
+    found = asyncio.run(TeacherScorer(Rewarded(), teacher).score(prompt(domain="law"), [completion(5)]))
     assert found == ["teacher: no teacher for domain = 'law'; there are math"]
 
 
@@ -182,7 +182,7 @@ class Writes:
 def test_a_teacher_writes_what_is_not_rewarded_and_scores_it_too() -> None:
     begun = replace(completion(), spans=(Span(0, PolicyVersion(5, 3)),))
     for teacher, logprobs in ((None, [0.0] * 3), (Says(2.0), [2.0] * 3)):
-        taught = Taught(Rewarded(), teacher, Writes())
+        taught = TeacherScorer(Rewarded(), teacher, Writes())
         (found,) = asyncio.run(taught.score(prompt(1), [begun], rewarded=False))
         assert isinstance(found, Scored)
         assert (found.completion.token_ids.tolist(), found.completion.spans) == ([7, 7, 7], begun.spans)

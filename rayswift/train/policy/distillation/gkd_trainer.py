@@ -6,10 +6,8 @@ is TRL's: the sum over the tokens of completions, divided by their number in the
 
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rayswift.config.derived import reward_weights
@@ -122,22 +120,10 @@ class StreamedGkdTrainer(StreamedPolicyTrainer):
         assert self._teacher is not None
         if self._teacher.is_outside:
             return None
-        was_training = model.training
-        model.eval()
-        with self._teacher.asked(model, self.accelerator) as asked, self.compute_loss_context_manager():
+        with self._scoring(model), self._teacher.asked(model, self.accelerator) as asked:
             logits = self._logits(asked, batch.teacher or batch)
-        model.train(was_training)
         return in_order(logits, batch)
 
-    @torch.no_grad()
-    def text_logprobs(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32]:
-        """See the policy trainer; with the model's own head, as in training."""
-        model, ids = self.model_wrapped, torch.from_numpy(token_ids.astype(np.int64)).to(self.args.device)
-        was_training = model.training
-        model.eval()
-        with self.compute_loss_context_manager():
-            followed = torch.arange(len(ids) - 1, device=ids.device)
-            logits = self._score_policy.logits(model, {"input_ids": ids[None]}, followed)
-        model.train(was_training)
-        found: NDArray[np.float32] = target_logprobs(logits, ids[1:], self._temperature).cpu().numpy()
-        return found
+    def _target_logprobs(self, model: Any, inputs: dict[str, Any], followed: Tensor, targets: Tensor) -> Tensor:
+        """Return log-probabilities by the model's own head, as in training."""
+        return target_logprobs(self._score_policy.logits(model, inputs, followed), targets, self._temperature)

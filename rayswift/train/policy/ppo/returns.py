@@ -41,7 +41,7 @@ def adapted(kl_coef: float, kl: float, target: float, num_completions: int, hori
 
 
 @dataclass(frozen=True)
-class Scored:
+class RoundScores:
     """The models' outputs for this rank's completion tokens: values of the states before them, and log-probabilities of
     policy and reference; those of the reference are None at `kl_coef` 0."""
 
@@ -71,7 +71,7 @@ def make_returns(
     table: RoundTable,
     scores: Floats,
     batches: Mapping[Place, MicroBatch],
-    scored: Scored,
+    scored: RoundScores,
     args: PPOArguments,
     kl_coef: float,
     sum_over_ranks: SumOverRanks,

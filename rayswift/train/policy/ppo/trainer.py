@@ -127,7 +127,7 @@ class StreamedPPOTrainer(StreamedPolicyTrainer):
             table,
             returns.scores(table, self._advantages.weights, self.args.missing_eos_penalty),
             batches,
-            returns.Scored(old_logprobs, self._old_values, reference),
+            returns.RoundScores(old_logprobs, self._old_values, reference),
             self.args,
             self._kl_coef,
             self.sum_over_ranks,
