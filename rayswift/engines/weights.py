@@ -135,9 +135,9 @@ class WeightStore:
         buckets = []
         for bucket in published.buckets:
             data = await self._transport.receive(bucket.handle)
+            self._check(published.version)
             handle = await asyncio.to_thread(self._transport.send, data)
             buckets.append(replace(bucket, handle=handle))
-            self._check(published.version)
         return replace(published, buckets=tuple(buckets))
 
     def _check(self, version: PolicyVersion) -> None:

@@ -16,7 +16,7 @@ from rayswift.train.spec import Connect, DataServiceClient, RunSpec
 
 
 def rollout_plan(config: RlhfConfig) -> RolloutPlan:
-    """What the coordinator does, from a resolved config."""
+    """The settings of the coordinator, from a resolved config."""
     train, rollout = config.train, config.rollout
     num_steps, num_iterations = round_shape(train)
     assert train.global_batch_size is not None, "the plan sets it"
@@ -43,7 +43,7 @@ def rollout_plan(config: RlhfConfig) -> RolloutPlan:
         drops_equal=rollout.dynamic_sampling,
         max_failed_fraction=rollout.max_failed_fraction,
         seed=train.seed,
-        # Those it decodes, and some that wait in it, so that it never stands still between two submissions.
+        # The requests that it decodes, and some that wait in it, so that it is never idle between two submissions.
         max_outstanding=rollout.max_num_seqs * 5 // 4,
         max_still_s=config.cluster.timeout_s,
         sampled=sampled_share(config),

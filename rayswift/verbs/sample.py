@@ -1,4 +1,4 @@
-"""`rayswift sample`: prompts -> completions -> rewards -> rows, of a model as it is.
+"""`rayswift sample`: prompts -> completions -> rewards -> rows; the model is not trained.
 
     rayswift sample --model runs/demo --dataset prompts.jsonl --reward_funcs accuracy --output_file best.jsonl
 
@@ -39,7 +39,7 @@ def run(invocation: Invocation) -> None:
     """Sample all prompts of a config.
 
     Raises:
-        UserError: bad input, or a file that is there already (exit code 2); too many prompts failed (exit code 1).
+        UserError: bad input, or the output file exists (exit code 2); too many prompts failed (exit code 1).
     """
     config = _settled(invocation.config)
     output = Path(config.sample.output_file)
@@ -76,7 +76,7 @@ def _plan(config: SampleConfig, layout: Layout) -> list[str]:
 
 
 def _rollout_spec(config: SampleConfig, run_dir: Path) -> RolloutSpec:
-    """What is to be sampled and where; behind it Ray is there."""
+    """The setup of the sampling; starts or joins Ray."""
     layout = lay_out(config.cluster, join(config.cluster), config.rollout, trains=False)
     with announced("looking at the rows"):
         source = model_files(config.model)
@@ -104,7 +104,7 @@ def _rollout_spec(config: SampleConfig, run_dir: Path) -> RolloutSpec:
 
 
 def _settled(config: SampleConfig) -> SampleConfig:
-    """One pass over the rows without a trainer; the completions of a prompt are a batch of their own."""
+    """The config for one pass over the rows without a trainer; a batch has the completions of one prompt."""
     output = str(Path(config.sample.output_file).absolute())
     train = {"num_train_epochs": 1.0, "max_steps": -1, "global_batch_size": config.rollout.num_generations}
     return config.model_copy(
@@ -118,10 +118,10 @@ def _settled(config: SampleConfig) -> SampleConfig:
 
 
 def _sampled(spec: RolloutSpec) -> dict[str, int]:
-    """Outcomes of all prompts, which an actor samples.
+    """Sample in an actor, and return the number of prompts by outcome.
 
     Raises:
-        UserError: it could not.
+        UserError: the sampling failed.
     """
     import ray
 

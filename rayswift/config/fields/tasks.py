@@ -1,4 +1,4 @@
-"""Fields of tasks for which TRL has none, written as TRL writes its configs: `trl_fields.py` reads both alike.
+"""Fields of tasks that TRL does not have, in the style of TRL's configs: `trl.py` reads both.
 
 A field here belongs to section `train` of its task (`train.kl_coef` of task ppo).
 """

@@ -1,4 +1,4 @@
-"""Names of TRL, LLaMA-Factory and axolotl that are no fields here, and the fields to use instead."""
+"""Names of TRL, LLaMA-Factory and axolotl that are not fields here, and the fields to use instead."""
 
 _TRL = {
     "model.path": "model_name_or_path sft_model_path",

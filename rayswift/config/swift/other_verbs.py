@@ -65,7 +65,7 @@ VERBS = {
 
 
 def translate_other(flags: Sequence[Flag], verb: str) -> Translation:
-    """Translate the flags of a verb that trains nothing; our own flags stay as they are."""
+    """Translate the flags of a verb without training; our own flags stay unchanged."""
     result, table = Translation(verb, ""), _TABLES.get(verb, {})
     names = {name for name, _ in flags}
     if "to_cached_dataset" in names and verb == "export":  # one error for the whole command

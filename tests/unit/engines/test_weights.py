@@ -1,6 +1,7 @@
 """Published weights: bytes and back, checksums, the store, gathering with and without an adapter."""
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,11 +31,13 @@ class Here:
 
     def __init__(self) -> None:
         self.sent: dict[int, tuple[Bytes, ...]] = {}
+        self._handles = itertools.count()
         self.is_down = False
 
     def send(self, tensors: Sequence[Bytes]) -> int:
-        self.sent[len(self.sent)] = tuple(tensor.copy() for tensor in tensors)
-        return len(self.sent) - 1
+        handle = next(self._handles)
+        self.sent[handle] = tuple(tensor.copy() for tensor in tensors)
+        return handle
 
     async def receive(self, handle: int) -> Sequence[Bytes]:
         await asyncio.sleep(3600 if self.is_down else 0)
