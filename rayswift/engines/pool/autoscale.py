@@ -119,8 +119,8 @@ def _wanted(rule: Rule, scale: Scale) -> int:
 class Meter:
     """Time average of a value since the last reading; the value is constant between two calls of `set`."""
 
-    def __init__(self, now: float, value: float = 0.0):
-        self._value, self._area = value, 0.0
+    def __init__(self, now: float):
+        self._value, self._area = 0.0, 0.0
         self._since = self._read_at = now
 
     def set(self, value: float, now: float) -> None:

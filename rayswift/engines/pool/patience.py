@@ -66,11 +66,7 @@ def limits_of(rollout: RolloutConfig, max_outstanding: int) -> Limits:
 
 
 class Patience:
-    """Waits for one engine, without counting the time of loads.
-
-    Args:
-        clock: Seconds, the event loop's.
-    """
+    """Waits for one engine, without counting the time of loads."""
 
     def __init__(self, clock: Callable[[], float]):
         self._clock = clock

@@ -34,11 +34,7 @@ _LINGER_S = 0.02
 
 
 class VllmEngine:
-    """An `Engine` over vLLM.
-
-    Args:
-        setup: From which `start` builds it.
-    """
+    """An `Engine` over vLLM."""
 
     def __init__(self, setup: EngineSetup):
         self._setup = setup

@@ -203,13 +203,7 @@ class Hosts:
 
 
 class RemoteSession:
-    """The tools and the environment of an episode, in any process.
-
-    Args:
-        hosts: The processes.
-        key: Of the episode.
-        start: The start of the episode.
-    """
+    """The tools and the environment of an episode, in any process."""
 
     def __init__(self, hosts: Hosts, key: str, start: Start):
         self._hosts, self._key, self._start = hosts, key, start

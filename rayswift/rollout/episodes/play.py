@@ -173,14 +173,7 @@ def _whole(
 
 
 class Episodes:
-    """Plays the completion of each request as an episode; a `Sampler` on a sampler of single turns.
-
-    Args:
-        sampler: The pool.
-        hosts: The processes of tools and environments.
-        turns: See there.
-        limits: See there.
-    """
+    """Plays the completion of each request as an episode; a `Sampler` on a sampler of single turns."""
 
     def __init__(self, sampler: Sampler, hosts: Hosts, turns: Turns, limits: EpisodeLimits):
         self._sampler, self._hosts, self._turns, self._limits = sampler, hosts, turns, limits

@@ -34,14 +34,7 @@ class Closing:
 
 
 class EnvironmentProcess:
-    """The actor that runs tools and environments.
-
-    Args:
-        spec: The tools and the environment.
-        work_dir: Where the user's files are found.
-        log_dir: Where this process logs.
-        name: Of its log.
-    """
+    """The actor that runs tools and environments."""
 
     def __init__(self, spec: EnvironmentSpec, work_dir: Path, log_dir: Path, name: str):
         self._spec, self._work_dir, self._log_dir, self._name = spec, work_dir, log_dir, name

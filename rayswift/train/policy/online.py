@@ -45,13 +45,7 @@ def attach(trainer: Any, spec: RunSpec, worker: Worker) -> None:
 
 
 class Publishing(TrainerCallback):
-    """Publishes the policy, and compares log-probabilities of engines and trainer; on all ranks.
-
-    Args:
-        trainer: Its model and its stream.
-        spec: The run.
-        worker: This rank.
-    """
+    """Publishes the policy, and compares log-probabilities of engines and trainer; on all ranks."""
 
     def __init__(self, trainer: Any, spec: RunSpec, worker: Worker):
         config = spec.config

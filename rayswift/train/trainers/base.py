@@ -45,14 +45,7 @@ class _Batches:
 
 
 class Streamed(Trainer):
-    """A mixin, before a trainer's class, that adds RaySwift's batches, progress and checkpoints.
-
-    Args:
-        spec: The run.
-        rank: This rank.
-        stream: Its batches.
-        kwargs: Of that trainer.
-    """
+    """A mixin, before a trainer's class, that adds RaySwift's batches, progress and checkpoints."""
 
     lr_scheduler: Any
     stream: StepStream

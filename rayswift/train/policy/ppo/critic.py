@@ -97,13 +97,7 @@ class Critic(torch.nn.Module):
         self._values = _values(self.network.score, states)
 
     def save(self, folder: Path, state: Mapping[str, Tensor], values: Mapping[str, float]) -> None:
-        """Save it beside a checkpoint's model: as the folder of a sequence classifier, or the head alone.
-
-        Args:
-            folder: Of the checkpoint.
-            state: The whole model's.
-            values: Further values to save.
-        """
+        """Save it beside a checkpoint's model: as the folder of a sequence classifier, or the head alone."""
         own, beside = own_state(state), folder / NAME
         beside.mkdir(exist_ok=True)
         if self.network is None:

@@ -24,12 +24,7 @@ _KL_COEF = "kl_coef"
 
 
 class StreamedPPOTrainer(StreamedPolicyTrainer):
-    """PPO on rounds of completions; see `StreamedPolicyTrainer`.
-
-    Args:
-        critic: The critic, trained beside the policy.
-        kwargs: As for that trainer.
-    """
+    """PPO on rounds of completions; see `StreamedPolicyTrainer`."""
 
     args: PPOArguments
 
