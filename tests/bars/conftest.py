@@ -1,4 +1,4 @@
-"""The fixtures of tests/ray, for the long checks."""
+"""The fixtures of tests/ray, for the large matrices."""
 
 from tests.ray.conftest import run_dir, tiny
 from tests.ray.test_elastic import two_workers

@@ -1,4 +1,4 @@
-"""A pool over simulated engines in virtual time, for tests that tell what happens to the engines."""
+"""A pool over simulated engines in virtual time, for tests that decide what happens to the engines."""
 
 import asyncio
 import itertools
@@ -32,7 +32,7 @@ LIMITS = Limits(
 
 
 class Engines:
-    """A factory that keeps what it made, in order."""
+    """A factory that keeps its engines, in order."""
 
     def __init__(self, speed: FakeSettings = SPEED, kind: type[FakeEngine] = FakeEngine, **options: Any):
         self.made: list[Any] = []
@@ -43,7 +43,7 @@ class Engines:
         return self.made[-1]  # type: ignore[no-any-return]
 
     def spoil_loads(self, what: Load) -> None:
-        """Every load of every engine, of those to come too, ends like this."""
+        """Make every load of every present and future engine end like this."""
         self._options["loads"] = itertools.repeat(what)
         for engine in self.made:
             engine.spoil_loads(itertools.repeat(what))
@@ -65,7 +65,7 @@ def in_pool(
     resume_partial: bool = True,
     limits: Limits = LIMITS,
 ) -> Any:
-    """Tell a story in virtual time, with a pool that has its first weights, and end the pool."""
+    """Run a story in virtual time, with a pool that has its first weights, and close the pool."""
 
     async def answer() -> Any:
         factory = engines or Engines()

@@ -1,4 +1,4 @@
-"""Settings of tasks that sample completions: what is refused before anything starts, and with which words."""
+"""Settings of tasks that sample completions: what is refused before anything starts, and the messages."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Names of TRL, LLaMA-Factory and axolotl are answered with ours."""
+"""For names of TRL, LLaMA-Factory and axolotl, the error suggests our names."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What task grpo's loss cannot use is refused, with what to do."""
+"""Settings that the loss of task grpo cannot use are refused, with a remedy."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Problems that are found before anything starts: all of them, each once, and each with a way out."""
+"""Problems found before anything starts: all are reported, each once, each with a remedy."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What an engine is built from, and what is refused before one is."""
+"""The setup of an engine, and settings that are refused before it is built."""
 
 import logging
 import socket

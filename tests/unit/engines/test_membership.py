@@ -1,4 +1,4 @@
-"""States of engines, and who joins or leaves."""
+"""States of engines, and which engines join or leave."""
 
 from dataclasses import replace
 from itertools import product

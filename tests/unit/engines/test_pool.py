@@ -1,4 +1,4 @@
-"""The pool over simulated engines, in virtual time: each request is answered once, whatever dies meanwhile."""
+"""The pool over simulated engines, in virtual time: each request is answered once, whichever engines die."""
 
 import asyncio
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from tests.support.pools import LIMITS, SPEED, V0, V1, Engines, in_pool, request
 
 
 class Noting(FakeEngine):
-    """Notes what it is asked."""
+    """Notes its calls."""
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)

@@ -1,4 +1,4 @@
-"""The pool is held to what the rule says of measured waiting, in virtual time over simulated engines."""
+"""The pool follows the rule for measured waiting, in virtual time over simulated engines."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""What travels between processes comes out as it went in."""
+"""Serialized values are equal after the transfer."""
 
 import pickle
 

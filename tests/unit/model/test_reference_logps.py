@@ -1,4 +1,4 @@
-"""Reference log-probabilities computed before training: each answer's own, brought to its pair in every epoch."""
+"""Reference log-probabilities computed before training: each answer gets its own, in every epoch."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""`report.html`: curves, charts, advice, the whole page; what a kill, a NaN or a hundred thousand lines do to it."""
+"""`report.html`: curves, charts, advice, the whole page; also after a kill, a NaN or a hundred thousand lines."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""OpenRLHF's agents, verl's function tools and servers of OpenEnv, each in the words of its own project."""
+"""OpenRLHF's agents, verl's function tools and servers of OpenEnv, each written as in its own project."""
 
 import asyncio
 import json

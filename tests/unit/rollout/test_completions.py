@@ -1,4 +1,4 @@
-"""Completions as Parquet: complete and readable at any moment, in bounded parts, without rounds that come again."""
+"""Completions as Parquet: readable at any moment, in bounded parts, without rounds that are made again."""
 
 from dataclasses import replace
 from pathlib import Path

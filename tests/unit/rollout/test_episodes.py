@@ -1,4 +1,4 @@
-"""Episodes: what an engine sampled is what is trained, token by token, whatever tools and environments do."""
+"""Episodes: the trained tokens are the sampled ones, whatever tools and environments do."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""Evaluations by name: which prompts, how their completions are chosen, what is counted and kept."""
+"""Named evaluations: their prompts, sampling settings, metrics and kept completions."""
 
 import asyncio
 import pickle

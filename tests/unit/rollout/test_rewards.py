@@ -1,4 +1,4 @@
-"""Rewards: built-ins against TRL's, how a function is called, and which completions of a failing batch fail."""
+"""Rewards: built-ins compared with TRL's, calls of functions, and the completions of a batch that fail."""
 
 import asyncio
 import math

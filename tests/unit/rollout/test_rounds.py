@@ -1,4 +1,4 @@
-"""Rounds: their tables, who trains what, and how a rank's share is cut."""
+"""Rounds: tables, shares of ranks, and micro-batches."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ PAD = 0
 
 
 def make_groups(lengths: list[tuple[int, int]], of_group: int = 2) -> list[Group]:
-    """Completions of (prompt, completion) lengths; each token is told from every other one."""
+    """Completions of (prompt, completion) lengths; all tokens differ."""
     groups, token = [], 1
     for ordinal in range(0, len(lengths), of_group):
         sequences = lengths[ordinal : ordinal + of_group]

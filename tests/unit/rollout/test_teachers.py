@@ -1,4 +1,4 @@
-"""Teachers beside the trainer: what a server's answer means, who is asked for which row, what travels to a rank."""
+"""Teachers outside the trainer: a server's answer, the teacher of each row, the scores that a rank gets."""
 
 import asyncio
 import json

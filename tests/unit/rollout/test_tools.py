@@ -1,4 +1,4 @@
-"""Calls in what a model writes, answers as tokens, and tools in a process, all without Ray."""
+"""Calls in a model's text, answers as tokens, and tools in a process, without Ray."""
 
 import asyncio
 import json
@@ -263,7 +263,7 @@ def test_schemas_are_those_of_the_tools_and_of_the_environments_methods() -> Non
 
 
 class Rude:
-    """Does all that an environment should not."""
+    """Does everything that an environment should not do."""
 
     def reset(self, what: str, **row: Any) -> Any:
         self.what = what

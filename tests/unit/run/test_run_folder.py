@@ -1,4 +1,4 @@
-"""What a launch finds in its run folder, what may change when a run is continued, and its record."""
+"""A launch and its run folder: what it finds, what may change when a run continues, and its record."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Locks that a killed compile leaves."""
+"""Locks that a killed compilation leaves behind."""
 
 import os
 import subprocess

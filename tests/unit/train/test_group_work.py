@@ -1,4 +1,4 @@
-"""Two ranks that wait for each other's work, and that agree on a checkpoint, over gloo."""
+"""Two ranks wait for each other's work, and agree on a checkpoint, over gloo."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""ORPO, CPO and SimPO: an evaluation's numbers are those of all its rows, whatever batch they come in and to whom."""
+"""ORPO, CPO and SimPO: the metrics of an evaluation do not depend on batches and ranks."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""PPO's advantages, losses and KL control beside plain float64 loops written as TRL's PPO trainer had them."""
+"""PPO's advantages, losses and KL control, compared with plain float64 loops after TRL's PPO trainer."""
 
 from pathlib import Path
 from typing import Any

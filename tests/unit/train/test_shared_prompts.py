@@ -1,4 +1,4 @@
-"""Completions that share a prompt's computation have the distributions and gradients that each has alone."""
+"""Completions that share the computation of a prompt have the same distributions and gradients as alone."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""KTO's rows: what is trained, which are refused, and the partners that a global batch gives them."""
+"""KTO's rows: what is trained, which are refused, and their mismatched completions."""
 
 from pathlib import Path
 from typing import Any
