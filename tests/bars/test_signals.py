@@ -221,10 +221,10 @@ def test_a_signal_ends_a_run_in_order(
     left = [each.name() for each in marked(mark)]
     last = out.splitlines()[-1]
     recorded = [event.state for event in events.read(run_dir)][-1:]
-    sealed = [saved.step for saved in checkpoint.find_all(run_dir)]
+    saved_steps = [saved.step for saved in checkpoint.find_all(run_dir)]
     train(verb, run_dir, *flags, "--resume", "auto")
     assert_same_curve(run_dir, whole(mode), *(((1e-3, ("loss", "reward"))) if mode == "GRPO" else (1e-5,)))
-    resumed = f"exact, from step {sealed[-1] if sealed else 0}"
+    resumed = f"exact, from step {saved_steps[-1] if saved_steps else 0}"
     table.append((sent, mode, moment, str(code), f"{took_s:.1f}", last, ", ".join(left) or "none", resumed))
     print("\n" + " | ".join(table[-1]))  # noqa: T201
     assert code == 128 + number, out

@@ -66,7 +66,7 @@ MODEL: dict[str, Rule] = {
     "lisa_activated_layers": To("model.lisa_layers"),
     "lisa_step_interval": To("model.lisa_interval"),
     "reft_*": Refused("its tuner is not one of PEFT's; see the values of model.tuner"),
-    # quantization; method, bits and 4-bit type are read together (together.py)
+    # quantization; method, bits and 4-bit type are read together (combined_flags.py)
     **for_all("bnb_4bit_compute_dtype bnb_4bit_quant_storage", NoEffect("4-bit weights are computed in model.dtype")),
     "bnb_4bit_use_double_quant": To("model.double_quantization"),
     "hqq_axis": Refused("weights are quantized by bitsandbytes only"),

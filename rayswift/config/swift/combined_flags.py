@@ -310,7 +310,7 @@ def _seq_kd(given: Given, result: Translation) -> None:
 _GALORE = ("target_modules", "rank", "update_proj_gap", "scale", "proj_type", "optim_per_parameter", "with_embedding")
 _Q_GALORE = ("quantization", "proj_quant", "proj_bits", "proj_group_size", "cos_threshold", "gamma_proj", "queue_size")
 
-TOGETHER: dict[tuple[str, ...], Callable[[Given, Translation], None]] = {
+COMBINED: dict[tuple[str, ...], Callable[[Given, Translation], None]] = {
     ("system",): _system,
     ("task_type",): _task_type,
     ("loss_scale",): _loss_scale,
