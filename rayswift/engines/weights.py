@@ -123,6 +123,7 @@ class WeightStore:
     def __init__(self, transport: Transport | None = None):
         self._transport: Transport = transport or ObjectStore()
         self._newest: PolicyVersion | None = None
+        self._kept: Published | None = None  # references that this process holds itself
 
     async def keep(self, published: Published) -> Published:
         """Return the same weights in objects that this process owns.
@@ -131,14 +132,15 @@ class WeightStore:
             StaleAttempt: a newer version came before or meanwhile.
         """
         self._check(published.version)
-        self._newest = published.version
+        self._newest, self._kept = published.version, None
         buckets = []
         for bucket in published.buckets:
             data = await self._transport.receive(bucket.handle)
             self._check(published.version)
             handle = await asyncio.to_thread(self._transport.send, data)
             buckets.append(replace(bucket, handle=handle))
-        return replace(published, buckets=tuple(buckets))
+        kept = self._kept = replace(published, buckets=tuple(buckets))
+        return kept
 
     def _check(self, version: PolicyVersion) -> None:
         if self._newest and version < self._newest:

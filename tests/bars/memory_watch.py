@@ -1,4 +1,4 @@
-"""A plugin and callback that measure the most a training worker has allocated; for test_memory_estimate.py.
+"""A plugin and callback that measure the peak allocation of a training worker; for test_memory_estimate.py.
 
 What counts are the pieces of 16 KiB and more that `malloc` has given out and not got back, beyond those it had when the
 plugin was imported, which is before the model is loaded. PyTorch's CPU allocator takes every tensor from it, as do gloo

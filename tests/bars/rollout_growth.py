@@ -33,7 +33,7 @@ SETTING = Setting(
 
 
 def num_nodes() -> int:
-    """Alive."""
+    """The living nodes."""
     return sum(node["Alive"] for node in ray.nodes())
 
 

@@ -1,4 +1,4 @@
-"""What becomes of runs over three hosts when hosts, links and heads fail: each goes on, or ends with one named error.
+"""Runs over three hosts when hosts, links and heads fail: each continues, or ends with one named error.
 
 The outcome and the time of each are printed (`-s`); two cases without trouble are in tests/ray/test_hosts.py.
 """
@@ -49,7 +49,7 @@ def outcome(case: str, command: Command, since: float, *what: str) -> None:
 
 
 def assert_ends_with_a_named_error(command: Command, since: float, name: str) -> None:
-    """Within a minute, said within half of one, without a traceback."""
+    """The command ends within a minute, reports within half a minute, and prints no traceback."""
     assert command.wait(ENDED_S + 60) == 1
     assert command.now - since < ENDED_S + 5
     assert command.longest_silence_s(since) < SAID_S
@@ -59,7 +59,7 @@ def assert_ends_with_a_named_error(command: Command, since: float, name: str) ->
 
 
 def assert_goes_on(command: Command, run_dir: Path, since_step: int, timeout_s: float = 200) -> float:
-    """It trains later steps; returns when."""
+    """Wait until it trains later steps; returns the time."""
     deadline = time.monotonic() + timeout_s
     while max(curve(run_dir), default=0) <= since_step + 2:
         assert command._process.poll() is None, command.text
@@ -108,7 +108,7 @@ def test_grpo_in_a_submitted_job(shared: Path) -> None:
 
 
 def make_bucket(hosts: LocalHosts) -> None:
-    """In the S3-like server at the switch."""
+    """A bucket in the S3-compatible server at the switch."""
     put = f"import urllib.request as r; r.urlopen(r.Request('{S3_URL}/bucket', method='PUT')).close()"
     deadline = time.monotonic() + 60
     while subprocess.run(hosts[0].command([sys.executable, "-c", put]), capture_output=True, check=False).returncode:

@@ -1,4 +1,4 @@
-"""PPO on the sums beside GRPO, from one start: as many answers right, and a critic that foresees them.
+"""PPO on the sums compared with GRPO, from one start: as many right answers, and a critic that predicts returns.
 
 Twenty minutes on two cores, by hand: pytest -s tests/bars/test_ppo_learns.py
 """

@@ -1,4 +1,4 @@
-"""Every signal, in every mode, at every moment of a run: exit code, last line, what is left, and the run goes on.
+"""Every signal, in every mode, at every moment of a run: exit code, last line, leftovers, and a resume.
 
 Some 15 minutes, by hand: pytest -s tests/bars/test_signals.py; it prints a table.
 """
@@ -59,7 +59,7 @@ def rewards(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, rewards: tuple[str, ...]) -> Callable[[str], Path]:
-    """A mode's run that nothing interrupts."""
+    """The run of a mode without interruption."""
     done: dict[str, Path] = {}
 
     def of(mode: str) -> Path:
@@ -82,7 +82,7 @@ def table() -> Iterator[Table]:
 
 
 def marked(mark: str) -> list[psutil.Process]:
-    """Processes that hold an environment variable, as all do that a command starts."""
+    """Processes with this environment variable: all that a command has started."""
     found = []
     for process in psutil.process_iter():
         try:

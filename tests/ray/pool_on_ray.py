@@ -1,4 +1,4 @@
-"""What test_pool.py runs, in a process of its own: a pool over engines in Ray actors, some of which are killed."""
+"""The process of test_pool.py: a pool over engines in Ray actors, some of which are killed."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ OPTIONS = {"num_cpus": 0}
 
 
 class Talking(FakeEngine):
-    """Says something, and is gone."""
+    """Prints a line and dies."""
 
     async def start(self) -> None:
         """See Engine."""
@@ -31,7 +31,7 @@ class Talking(FakeEngine):
 
 
 class Refusing(FakeEngine):
-    """Cannot be made."""
+    """Its constructor fails."""
 
     def __init__(self, settings: FakeSettings):
         super().__init__(settings)
@@ -87,7 +87,7 @@ async def undisturbed() -> dict[str, Any]:
 
 
 async def failing(engine: type[FakeEngine]) -> dict[str, Any]:
-    """What the pool says of engines that cannot start."""
+    """The pool's error about engines that cannot start."""
     pool = Pool(ray_engines(engine, (SPEED,), OPTIONS), Limits(max_starts=1), resume_partial=True)
     pool.scale_to(1)
     try:

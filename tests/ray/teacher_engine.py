@@ -1,4 +1,4 @@
-"""An engine that holds a teacher, in this process: what it makes of tokens beside what transformers makes of them.
+"""An engine with a teacher, in this process: its scores of tokens compared with those of transformers.
 
     python -m tests.ray.teacher_engine FOLDER
 

@@ -1,4 +1,4 @@
-"""Distillation: losses beside TRL's and beside plain references; then the real command line on the real stack."""
+"""Distillation: losses compared with TRL's and with plain references; then the real command line."""
 
 import os
 import shutil
@@ -188,7 +188,7 @@ def _long(name: str) -> str:
 def test_the_advantage_of_a_token_is_how_much_likelier_the_teacher_finds_it(
     torch: Any, tmp_path: Path, teacher: str
 ) -> None:
-    """Without a reward, with one completion of each prompt; a model that is told more is its own teacher."""
+    """Without a reward, with one completion of each prompt; the model itself, with a longer prompt, is the teacher."""
     import copy
 
     from tests.policy_runs import Rounds, make_groups, make_spec, make_trainer, tiny_model

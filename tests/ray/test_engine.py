@@ -1,4 +1,4 @@
-"""The real vLLM engine in actors: every token's log-probability is the policy's, of the weights which chose it.
+"""The real vLLM engine in actors: every token's log-probability is that of the weights that sampled it.
 
 Whatever `rollout` leaves out when it samples: the trainer computes the whole distribution at the temperature.
 """

@@ -1,4 +1,4 @@
-"""Tools and environments on the real stack: they answer, and whatever is killed changes nothing of what is trained."""
+"""Tools and environments on the real stack: they answer, and kills do not change the training."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def undisturbed(flags: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The whole run, in which nothing is killed."""
+    """The whole run, without kills."""
     run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
     train("rlhf", run_dir, *flags)
     return run_dir
@@ -98,7 +98,7 @@ def test_a_killed_process_of_environments_changes_nothing(
 
 
 def test_whatever_tools_and_environments_do_is_an_answer_or_a_reason(tmp_path: Path) -> None:
-    """In processes of a Ray of its own, without a model."""
+    """In processes of a separate Ray, without a model."""
     folder = reference("tests.ray.tool_processes", tmp_path / "results", tmp_path / "results")
     results = json.loads((folder / "results.json").read_text())
     assert results["tools"][:2] == ["12", "{'error': 'not this one'}"]

@@ -1,4 +1,4 @@
-"""The policy trainer's loss and gradients beside TRL's GRPO and RLOO trainers, on the same completions and rewards.
+"""The policy trainer's loss and gradients compared with TRL's GRPO and RLOO trainers, on the same completions.
 
 A pairwise choice of what there is; all of it: tests/bars/test_policy_matrix.py.
 """
@@ -106,7 +106,7 @@ def test_an_adapter_is_trained_without_dropout_unless_asked_for(oracle: Any, tmp
 
 
 def test_a_text_is_scored_at_the_temperature_of_the_sampling(oracle: Any, tmp_path: Path) -> None:
-    """What the canary holds engines against."""
+    """The values that the canary compares with those of engines."""
     import torch
 
     from tests.policy_runs import Rounds, make_spec, make_trainer, tiny_model

@@ -1,4 +1,4 @@
-"""Tools and environments in real processes, in a process with a Ray of its own: what came of them as JSON.
+"""Tools and environments in real processes, in a process with its own Ray; prints the results as JSON.
 
 python -m tests.ray.tool_processes FOLDER
 """
