@@ -139,6 +139,7 @@ class WeightStore:
             self._check(published.version)
             handle = await asyncio.to_thread(self._transport.send, data)
             buckets.append(replace(bucket, handle=handle))
+        self._check(published.version)
         kept = self._kept = replace(published, buckets=tuple(buckets))
         return kept
 
