@@ -35,16 +35,6 @@ class SamplingSettings:
 
 
 @dataclass(frozen=True)
-class EngineStatus:
-    """version: of its weights, None before the first; running, waiting: numbers of requests; tokens: made in total."""
-
-    version: PolicyVersion | None
-    running: int
-    waiting: int
-    tokens: int
-
-
-@dataclass(frozen=True)
 class Collected:
     """finished: whole completions (without `begun`); parts: new tokens of unfinished ones since the last call;
     num_made: tokens that the engine has made in total; num_unfinished: how many of those are of unfinished requests.
@@ -109,9 +99,6 @@ class Engine(Protocol):
         Raises:
             TimeoutError: it took too long and was aborted.
         """
-
-    async def status(self) -> EngineStatus:
-        """Return the engine's status; an answer shows that it is alive."""
 
 
 class EngineLost(Exception):

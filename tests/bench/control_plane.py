@@ -75,7 +75,7 @@ class Hosted:
 
     async def placed(self) -> None:
         """See `EngineHandle`."""
-        await self._call.remote(self._name, "status")
+        await self._call.remote(self._name, "placed")
 
     async def start(self) -> None:
         """See `Engine`."""

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rayswift.engines.engine import Collected, EngineLost, EngineStatus, LoadFailed, NoWeights, RequestRefused
+from rayswift.engines.engine import Collected, EngineLost, LoadFailed, NoWeights, RequestRefused
 from rayswift.engines.pool.merge_parts import joined
 from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest, Span
 
@@ -286,10 +286,10 @@ class FakeEngine:
         score.done.result()
         return _logprobs(token_ids[1:])
 
-    async def status(self) -> EngineStatus:
-        """See `Engine`."""
-        async with self._turn():
-            return EngineStatus(self.version, len(self._running), len(self._waiting), self.tokens)
+    @property
+    def num_in_flight(self) -> int:
+        """Requests that it has, running or waiting."""
+        return len(self._in_flight())
 
     # ---- internals ----
 

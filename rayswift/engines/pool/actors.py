@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayswift.engines.engine import Collected, EngineLost, EngineStatus, Factory
+from rayswift.engines.engine import Collected, EngineLost, Factory
 from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest
 from rayswift.engines.serialization import Requests
 
@@ -84,10 +84,6 @@ class ActorEngine:
     async def score(self, token_ids: NDArray[np.int32], timeout_s: float) -> NDArray[np.float32]:
         logprobs: NDArray[np.float32] = await self._answer(self._actor.score.remote(token_ids, timeout_s))
         return logprobs
-
-    async def status(self) -> EngineStatus:
-        status: EngineStatus = await self._answer(self._actor.status.remote())
-        return status
 
     async def last_lines(self) -> str:
         if self._process is None or self._process.log is None:

@@ -35,9 +35,7 @@ class Replica:
     """An engine and its requests.
 
     Args:
-        name: Of the engine, in messages.
         handle: The engine; its process may still have to start.
-        limits: Deadlines.
         owner: Gets all events.
         generation: See `membership.Joins`.
     """

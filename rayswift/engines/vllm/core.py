@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayswift.data.feed.feed import StaleAttempt
-from rayswift.engines.engine import Collected, EngineStatus, LoadFailed, NoWeights, RequestRefused
+from rayswift.engines.engine import Collected, LoadFailed, NoWeights, RequestRefused
 from rayswift.engines.pool.merge_parts import continued_seed, part
 from rayswift.engines.pool.probing import Scored, TextScore
 from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest, Span
@@ -272,12 +272,6 @@ class VllmCore:
         for key in keys:
             del self._scores[key]
         self._llm.abort_request(keys)
-
-    def status(self) -> EngineStatus:
-        """Return the status."""
-        made = self._made()
-        running = min(len(made), self._setup.max_num_seqs)
-        return EngineStatus(self._version, running, len(made) - running, self._num_tokens + sum(made))
 
     def close(self) -> None:
         """Free vLLM's memory."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rayswift.cluster.machine import interfaces, network_environment
 from rayswift.engines import heap
-from rayswift.engines.engine import Collected, EngineStatus
+from rayswift.engines.engine import Collected
 from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest
 from rayswift.engines.vllm.setup import EngineSetup, require_model
 from rayswift.engines.weights import ObjectStore, Published, Transport, fetch
@@ -105,13 +105,6 @@ class VllmEngine:
         await self._call(lambda core: core.give_up_score(number))
         raise TimeoutError(f"a text of {len(token_ids)} tokens was not scored within {timeout_s:g} s")
 
-    async def status(self) -> EngineStatus:
-        """See Engine; answered between two steps, so an engine that hangs does not answer."""
-        if not self._is_built:
-            self._check_error()
-            return EngineStatus(None, 0, 0, 0)
-        return await self._call(lambda core: core.status())
-
     async def close(self) -> None:
         """Stop, and free vLLM's memory."""
         if self._is_built and not self._error:
@@ -128,13 +121,10 @@ class VllmEngine:
         return await answer
 
     def _check(self) -> None:
-        self._check_error()
-        if not self._is_built:
-            raise UserError("the engine has not started", exit_code=1)
-
-    def _check_error(self) -> None:
         if self._error:
             raise self._error
+        if not self._is_built:
+            raise UserError("the engine has not started", exit_code=1)
 
     def _run(self, built: asyncio.Future[None]) -> None:
         """The engine's thread."""

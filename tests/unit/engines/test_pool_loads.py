@@ -255,9 +255,9 @@ def test_spoilt_loads_are_as_nasty_as_they_say() -> None:
         with pytest.raises(Exception, match="half of the weights"):
             await loading
         await collecting
-        return engine.tokens - before, now() - asked_at, await engine.status()
+        return engine.tokens - before, now() - asked_at, (engine.version, engine.num_in_flight)
 
     made, waited_s, status = in_pool(story)
     assert made == 0
     assert waited_s >= 99
-    assert (status.version, status.running, status.waiting) == (None, 0, 0)
+    assert status == (None, 0)
