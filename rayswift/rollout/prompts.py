@@ -120,7 +120,7 @@ class PromptFeed:
             self._ended = True
             return None
         (row,) = batch.rows
-        # The position behind the last row of an epoch lies in the next one.
+        # The position after the last row of an epoch is in the next epoch.
         prompt = prompt_of(row, ordinal, self._behind.epoch)
         self._behind, self._ended = batch.position, batch.last
         return Drawn(prompt, batch.position, batch.epochs, batch.last)

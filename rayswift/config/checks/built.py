@@ -22,7 +22,7 @@ _MODEL = ("model.reference_adapters",)
 _LORA_REFUSED = {
     "megatron_config": "it is for the parallel layers of Megatron",
     "megatron_core": "it is for the parallel layers of Megatron",
-    "alora_invocation_tokens": "an adapter that acts behind some tokens only can be neither merged nor sampled with",
+    "alora_invocation_tokens": "an adapter that acts only after some tokens can be neither merged nor sampled with",
     "lora_bias": "it can be merged only into layers that have a bias, and most have none",
     "layer_replication": "the model has more layers then than its config.json counts",
     "runtime_config": "it is not stored with the adapter",

@@ -100,7 +100,7 @@ def _adalora(config: TrainingConfig) -> list[str]:
             f"{what}: tinit + tfinal = {fixed} leave no step of train.max_steps = {max_steps} to lower the ranks"
         )
     if config.cluster.uses_deepspeed:
-        found.append(f"{what} reads gradients behind the step, and ZeRO has freed them; set cluster.zero_stage 0")
+        found.append(f"{what} reads gradients after the step, and ZeRO has freed them; set cluster.zero_stage 0")
     if model.dtype == "float16":
         found.append(f"{what} scores by gradients, which float16 lets be infinite; set model.dtype bfloat16 or float32")
     return found

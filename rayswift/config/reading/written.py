@@ -102,7 +102,7 @@ def with_values(schema: type[Section], task: str, flags: list[swift.Flag], probl
         paths = [path for path in known if path in (name, f"{name}.path") or path.split(".")[1] == name]
         kinds = [annotation_of(schema, task, path) for path in paths]
         if kinds and not any(takes(kind, bool) or kind is Any for kind in kinds):
-            problems.add(f"--{name} has no value", "write one behind it")
+            problems.add(f"--{name} has no value", "write one after it")
             if problems.explains_missing is not None:
                 problems.explains_missing.update(paths)
         else:

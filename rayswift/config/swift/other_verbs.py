@@ -47,7 +47,7 @@ _TABLES = {"infer": INFER, "export": EXPORT}
 
 _SERVE = "serve a run's model with `vllm serve FOLDER`; an adapter is merged by `rayswift export --merge_lora`"
 _MERGE = "`rayswift export --merge_lora --model CHECKPOINT`"
-_PLAN = "`--dry_run` behind a training command shows its plan"
+_PLAN = "`--dry_run` after a training command shows its plan"
 
 # Other verbs, those of `swift` and of other trainers -> what to use here.
 VERBS = {

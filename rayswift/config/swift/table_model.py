@@ -3,7 +3,7 @@
 from rayswift.config.swift.rules import ByValue, Into, NoEffect, Refused, Rule, To, for_all
 
 _TEXT_ONLY = NoEffect("models are text only: there is no vision or audio part")
-# Flags of one tuner that become entries of `model.tuner_kwargs`: prefix -> names behind it.
+# Flags of one tuner that become entries of `model.tuner_kwargs`: prefix -> the rest of the names.
 _TUNER_KWARGS = {
     "": "use_dora use_rslora boft_block_size boft_block_num boft_dropout vera_dropout",
     "lora_": "bias",

@@ -83,8 +83,8 @@ class SchedulerSession:
         kept = same - (len(whole) - len(text))
         if len(messages) != before or kept < 0 or same == len(content):
             raise ValueError(
-                "step changes what was there before the turn, or puts nothing behind it; it may put messages behind "
-                "the turn, or text in place of its end"
+                "step changes what was there before the turn, or adds nothing after it; it may add messages after "
+                "the turn, or replace its end by text"
             )
         return Answer(raw=cut(content[same:], self._max_chars), kept=kept, infos=dict(self._infos))
 

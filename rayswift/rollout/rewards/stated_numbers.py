@@ -31,7 +31,7 @@ _LISTS = re.compile(r"(?:[,;|&~…()\[\]]|\.\.+|[^\S\n])*(?:\b(?:or|and|to|throu
 _CHOICE = re.compile(
     r"[^\n;:]{0,40}\b(?:or|maybe|perhaps|possibly|alternatively)\b(?! (?:more|less|fewer))[^\n.;:]{0,20}", re.IGNORECASE
 )
-# What makes of the number before or behind it another one, or none.
+# Text before or after a number that changes the number, or means that there is none.
 _DENIED = re.compile(
     r"(?:\b(?:not|never|nor|neither|than|least|most|except|without)\b|n['’]t\b|[<>≤≥≠!])"  # noqa: RUF001
     r"(?:\s*(?:be|equal|to|exactly|the|a|number|=))*\W*$",

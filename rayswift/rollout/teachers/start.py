@@ -87,7 +87,7 @@ def teacher_setup(config: RlhfConfig, layout: Layout, dtype: str, tokenizer_dir:
     )
     return replace(
         setup,
-        max_model_len=max_sequence_length(config) + 1,  # vLLM makes a token behind what it scores
+        max_model_len=max_sequence_length(config) + 1,  # vLLM samples a token after the scored text
         load_format="auto",
         engine_kwargs={**setup.engine_kwargs, "max_logprobs": max(1, top_of(config))},
     )

@@ -27,7 +27,7 @@ class RolloutClient(Protocol):
         """Have the completions of the rounds so far written."""
 
     def evaluate(self, number: int) -> Mapping[str, float]:
-        """Mean rewards on the evaluation prompts by the weights behind `number` rounds; the same on all ranks."""
+        """Mean rewards on the evaluation prompts with the weights after `number` rounds; the same on all ranks."""
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class TokenOutputs:
 
     def losses_of(self, rows: Sequence[PackedRow]) -> list[guard.TokenLosses]:
         """Return the loss of each token of a micro-batch's rows, [T] each, times its weight if rows have weights."""
-        if not rows:  # a micro-batch behind the end of the data
+        if not rows:  # a micro-batch after the end of the data
             return []
         losses = -self._log_probs.double().cpu().numpy()
         losses = np.concatenate([np.zeros((len(losses), 1)), losses], axis=1)
