@@ -29,7 +29,7 @@ class SamplingSettings:
     def can_resume(self) -> bool:
         """Whether a lost request can be continued by appending its tokens to the prompt of a new request.
 
-        Not with a grammar, which would begin anew, nor with a stop string, which may lie across the border.
+        Not with a grammar, which would begin again, nor with a stop string, which may lie across the border.
         """
         return not self.stop and self.structured_outputs_regex is None
 

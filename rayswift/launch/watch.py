@@ -1,4 +1,4 @@
-"""The driver watches a run: it reports ranks that wait, and ends a run that cannot go on."""
+"""The driver watches a run: it reports ranks that wait, and ends a run that cannot continue."""
 
 import threading
 import time
@@ -22,7 +22,7 @@ _HEAD_S = 50.0
 
 @contextmanager
 def announced(what: str, every_s: float = SAY_S) -> Iterator[None]:
-    """Report every `every_s` that a long step of the driver goes on."""
+    """Report every `every_s` that a long step of the driver is still running."""
     begun, done = time.monotonic(), threading.Event()
 
     def run() -> None:
@@ -71,7 +71,7 @@ class Watch:
         self._thread.join(timeout=_CLOSE_S)
 
     def check(self) -> None:
-        """Raise UserError if the run cannot go on; called every second."""
+        """Raise UserError if the run cannot continue; called every second."""
         if self._cluster is not None:
             self._cluster.check_head()
             if self._waiting.without_ranks_s > NO_SIGN_S and self._cluster.wait_for_room():

@@ -304,7 +304,7 @@ class RolloutActors:
         self._ray = ray
         options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": placement}
         self._store = ray.remote(WeightStore).options(**options).remote()
-        # A place for whatever all ranks may ask and wait for, of this worker group and of one that has just died.
+        # Room for the calls of all ranks, of this worker group and of one that has just died.
         options |= {"name": name, "max_concurrency": _CALLS_AT_ONCE + 4 * spec.layout.num_workers}
         self._coordinator = ray.remote(CoordinatorActor).options(**options).remote(spec, self._store)
         # Engines take the longest to start, so nothing waits for this; the first call that needs them gets the error.

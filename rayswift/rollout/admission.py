@@ -7,7 +7,7 @@ over-sampling, more prompts are in progress than a round lacks; the round takes 
 prompts after these go back to the head of the sequence.
 
 With `max_staleness` 0 only one round is open, and its prompts are the next ones of the sequence: the trained prompts
-are a function of (data, seed, weights), whatever finishes first.
+are a function of (data, seed, weights); the order in which completions finish does not matter.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Makes the rounds of one worker group: draws prompts, samples, scores and assembles, until a later group begins.
 
 It runs in the coordinator's event loop. `admission` decides which prompts may be drawn. The `ledger` records the
-outcome of each prompt in the order of rounds, and rounds are handed out in that order too, whatever finishes first.
+outcome of each prompt in the order of rounds, and rounds are handed out in that order too.
 """
 
 import asyncio
@@ -72,7 +72,7 @@ class Attempt:
         self._finished: dict[int, Finished] = {}
         self._keep = keep
         self._left_out: dict[int, dict[str, list[Group]]] = {}
-        # Of the round that is closed next: what came of prompts before it drew anew.
+        # Of the round that is closed next: outcomes of prompts from before it drew again.
         self._fruitless: Counter[str] = Counter()
         self._equal_rewards: Counter[float] = Counter()
         self._trained_epochs = start.epochs
@@ -137,7 +137,7 @@ class Attempt:
         """Forget the rounds before this one, because all ranks have them."""
         for each in [n for n in self._finished if n < number]:
             del self._finished[each]
-        if not self._plan.has_engines:  # rounds wait for nobody's weights, and are made as they are asked for
+        if not self._plan.has_engines:  # rounds do not wait for weights, and are made on request
             self._admission.publish(number)
             self._advance()
 

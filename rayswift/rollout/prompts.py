@@ -46,7 +46,7 @@ class Prompts(Protocol):
 
 
 def draw_some(prompts: Prompts, most: int) -> tuple[list[Drawn], bool]:
-    """Return up to so many prompts, fewer if they are not ready, and whether these are the last."""
+    """Return up to `most` prompts, fewer if they are not ready, and whether these are the last."""
     drawn: list[Drawn] = []
     try:
         while len(drawn) < most:

@@ -44,7 +44,7 @@ class StreamFlow(TrainerCallback):
         self._first, self._ended = True, False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """A resumed run logs, evaluates and saves as it says itself: HF would go on as its checkpoint says."""
+        """Let a resumed run log, evaluate and save by its own config: HF would follow the checkpoint's."""
         state.compute_steps(args, state.max_steps)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -102,7 +102,7 @@ def _adalora(config: TrainingConfig) -> list[str]:
     if config.cluster.uses_deepspeed:
         found.append(f"{what} reads gradients after the step, and ZeRO has freed them; set cluster.zero_stage 0")
     if model.dtype == "float16":
-        found.append(f"{what} scores by gradients, which float16 lets be infinite; set model.dtype bfloat16 or float32")
+        found.append(f"{what} scores by gradients, infinite at times in float16; set model.dtype bfloat16 or float32")
     return found
 
 

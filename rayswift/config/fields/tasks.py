@@ -119,5 +119,5 @@ class GkdFields:
 
     sft_alpha: float = field(default=0.0, metadata={"help": "Weight of the cross-entropy on rows with answers."})
     logits_topk: int | None = field(
-        default=None, metadata={"help": "Compare so many most likely tokens of the teacher; null: all."}
+        default=None, metadata={"help": "Compare this number of the teacher's most likely tokens; null: all."}
     )

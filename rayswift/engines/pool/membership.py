@@ -189,7 +189,7 @@ class Joins:
 
     def failed(self, generation: int, why: str) -> None:
         """Note that an engine was lost before it joined."""
-        # A process, a node or a time in it tells two engines apart, not two reasons.
+        # Two reasons are equal if they differ only in a process, a node or a time.
         why = why.partition("\n")[0]
         self._failures.append(_Failure(generation, why, re.sub(r"\b(?=\w*\d)\w+", "#", why)))
         self.generation = max(self.generation, generation + 1)

@@ -6,7 +6,7 @@
     completions = await asyncio.gather(*pool.sample(requests, min_step=0))
 
 Each request is answered once: by a whole completion, or by an error with the reason. A request whose engine is lost
-moves to another one: it continues after the tokens that had arrived (`resume_partial`), or starts anew with the same
+moves to another one: it continues after the tokens that had arrived (`resume_partial`), or starts again with the same
 seed, which gives the same completion. `queues` decides which engine takes a request.
 
 The pool consists of plain objects in one event loop; a factory makes the engines.
@@ -55,7 +55,7 @@ class Pool:
     Args:
         factory: Makes an engine, given its name.
         limits: Deadlines and bounds.
-        resume_partial: Whether a request of a lost engine continues after its tokens; if not, it starts anew.
+        resume_partial: Whether a request of a lost engine continues after its tokens; if not, it starts again.
         prefix: Beginning of the engines' names, before their number.
     """
 

@@ -56,7 +56,7 @@ class Queues:
                 continue
             replica = least
             if its_replica is not None and work.request.prompt_ids is prompt and its_replica.has_room:
-                # What is still to be handed out evens out what goes to this one beforehand.
+                # The remaining requests will balance a small excess of this engine.
                 to_come = len(queue) * work.room / len(loads)
                 if its_replica.num_tokens_ahead - ahead <= to_come:
                     replica = its_replica

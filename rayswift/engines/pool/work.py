@@ -52,7 +52,7 @@ class Owner(Protocol):
         """No engine can do this request."""
 
     def returned(self, replica: "Replica", works: Sequence[Work], num_made: int, why: str | None) -> None:
-        """The engine will not finish these requests; it made so many tokens of them. why: it is lost, None: it is
+        """The engine will not finish these requests; it made `num_made` tokens of them. why: it is lost, None: it is
         not, but hands them back."""
 
     def gone(self, replica: "Replica") -> None:

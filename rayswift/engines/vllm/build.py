@@ -88,7 +88,7 @@ def arguments(setup: EngineSetup) -> dict[str, Any]:
         "max_num_seqs": setup.max_num_seqs,
         "scheduling_policy": "priority",  # all samples are alike, in the order they came; a score comes first
         "seed": setup.seed,
-        # Of the policy's own distribution, whatever `sampling` then leaves out; see `put_policy_before_sampling`.
+        # Of the policy's whole distribution, before sampling leaves tokens out; see `put_policy_before_sampling`.
         "logprobs_mode": "raw_logits" if _is_unpenalised(setup.sampling) else "raw_logprobs",
         "async_scheduling": False,  # a load must not meet a step that is under way
         "worker_extension_cls": "rayswift.engines.vllm.worker.PolicyWorker",

@@ -195,9 +195,9 @@ class VllmCore:
             else:
                 self._llm.collective_rpc("load_in_place", args=(as_tensors(tensors),))
         except Exception as error:
-            # Half of them may be in place: nothing is sampled from that.
+            # Some of the tensors may be in place: nothing is sampled from such weights.
             raise LoadFailed(str(self.explained("vLLM stopped", error)), self._lose_weights()) from error
-        # What was computed with the old weights, keys and values of running requests included, is computed anew.
+        # Results of the old weights, keys and values of running requests included, are computed again.
         self._llm.reset_prefix_cache(reset_running_requests=True)
         self._version = version
         for sample in self._samples.values():

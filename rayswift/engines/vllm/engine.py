@@ -132,7 +132,7 @@ class VllmEngine:
 
         try:
             core = VllmCore(self._setup)
-        except BaseException as error:  # whoever waits for `start` must hear of it
+        except BaseException as error:  # raised in the caller of `start`
             self._resolve(built, error)
             return
         heap.freeze()
@@ -147,7 +147,7 @@ class VllmEngine:
                     self._loop.call_soon_threadsafe(self._has_finished.set)
                 if core.busy == self._is_idle.is_set():
                     self._loop.call_soon_threadsafe(self._is_idle.clear if core.busy else self._is_idle.set)
-        except BaseException as error:  # every waiting call must hear of it
+        except BaseException as error:  # raised in every waiting call
             self._error = core.explained("the vLLM engine stopped", error)
             self._loop.call_soon_threadsafe(self._has_finished.set)
             self._fail_calls(self._error)

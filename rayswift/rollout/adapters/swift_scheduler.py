@@ -49,7 +49,7 @@ class SchedulerSession:
             0, ChatMessage("assistant", turn.text), turn.finish, token_ids=list(turn.token_ids)
         )
         messages = self._request.messages
-        if messages and messages[-1]["role"] == "assistant":  # it was cut short, and goes on
+        if messages and messages[-1]["role"] == "assistant":  # the turn was cut, and continues
             messages[-1]["content"] += turn.text
         else:
             messages.append({"role": "assistant", "content": turn.text})

@@ -1,7 +1,7 @@
 """The processes for tools and environments, spread over the nodes; a lost process is replaced.
 
 An episode survives the loss of its process once: another process repeats the call of a tool; an environment is made
-anew there and gets the turns of the model again. If it answers as before, the episode continues.
+there and gets the turns of the model again. If it answers as before, the episode continues.
 """
 
 import asyncio
@@ -146,7 +146,7 @@ class Hosts:
             why = f"it did not answer within {limit_s:g} s" if gave_up else "its process ended"
             self._replace(host, why, at_once=True)
             raise Lost(why) from error
-        except Exception as error:  # what it answers cannot travel, whatever that is
+        except Exception as error:  # its answer cannot be serialized
             raise EpisodeFailed(f"{method} failed: {(str(error).strip().splitlines() or [''])[-1]}") from error
         finally:
             asking.cancel()

@@ -1,7 +1,7 @@
 """Processes that run reward functions and reward models, each with a deadline; lost ones are replaced.
 
 A worker is an actor without CPUs that gets one batch at a time. If it gives no answer in time, or its process ends, it
-is killed and started anew; its batch has failed, and `dispatch.py` isolates the cause. Workers are spread over the
+is killed and started again; its batch has failed, and `dispatch.py` isolates the cause. Workers are spread over the
 nodes by their CPUs; a worker that cannot start on its node runs on the node of its owner.
 """
 

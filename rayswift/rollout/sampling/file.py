@@ -48,7 +48,7 @@ class SampledFile:
             raise UserError(f"sample.output_file = {str(path)!r} is there {how}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._tell(num_bytes)  # first: a file without its progress cannot be gone on with
+            self._tell(num_bytes)  # first: a file without its progress cannot be continued
             self._file = open(path, "ab")  # noqa: SIM115 - until `close`
             self._file.truncate(num_bytes)  # rows that no progress counts are sampled again
         except OSError as error:

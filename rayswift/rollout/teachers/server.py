@@ -1,6 +1,6 @@
 """A teacher as a server: vLLM's OpenAI-compatible server gives the log-probabilities of a prompt's tokens.
 
-Token ids go in, so nothing is tokenised twice. Log-probabilities are at temperature 1, whatever the run samples at.
+Token ids go in, so nothing is tokenised twice. Log-probabilities are at temperature 1, not at that of the run.
 """
 
 import asyncio

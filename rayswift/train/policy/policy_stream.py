@@ -160,7 +160,7 @@ class PolicyStream(StepStream):
         return self._client.evaluate(self.number)
 
     def evaluation_batches(self, batch_size: int) -> Iterator[tuple[Rows, dict[str, Any]]]:
-        """Yield nothing, because completions are sampled anew, see `evaluate`."""
+        """Yield nothing: `evaluate` samples new completions."""
         return iter(())
 
     def _count(self, step: PolicyStep) -> None:

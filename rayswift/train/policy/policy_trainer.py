@@ -146,7 +146,7 @@ class StreamedPolicyTrainer(Streamed):
         self.accelerator.backward(loss, **scaling)
 
     def _gradients_summed(self, model: Any, now: bool) -> AbstractContextManager[Any]:
-        """Sum gradients over ranks at this micro-batch, or leave it to a later one. The accelerator tells DeepSpeed."""
+        """Sum gradients over ranks at this micro-batch, or at a later one. The accelerator informs DeepSpeed."""
         return nullcontext() if now or self.is_deepspeed_enabled else self.accelerator.no_sync(model)
 
     def _micro_loss(

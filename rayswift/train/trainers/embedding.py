@@ -52,7 +52,7 @@ class StreamedEmbeddingTrainer(HeadTrainer):
     def _measured_prompts(self, layers: Iterable[torch.nn.Module]) -> tuple[int, int]:
         """Return the numbers of tokens at the beginning of queries and of documents that the pooling leaves out."""
         excludes = any(isinstance(module, Pooling) and not module.include_prompt for module in layers)
-        if not excludes or self._config.data.use_chat_template:  # of a rendered prompt nobody knows where it ends
+        if not excludes or self._config.data.use_chat_template:  # the end of a rendered prompt is unknown
             return 0, 0
         prompts = sentence_folder.prompts_of(self._config, self._model_files)
         query, document = (sentence_folder.prompt_length(self.processing_class, prompt) for prompt in prompts)

@@ -70,7 +70,7 @@ class StreamedKTOTrainer(PerExampleTrainer, KTOTrainer):
         self._kl = torch.tensor([total / max(1, num_rows)], dtype=torch.float32, device=self.args.device)
 
     def _compute_kl_logps(self, model: Any, batch: dict[str, Any]) -> torch.Tensor:
-        # What TRL takes the mean of, and holds against the reference's, here 0.
+        # TRL takes its mean, and subtracts the reference's, here 0.
         return self._kl
 
     def _count(self, name: str, rows: Sequence[PackedRow]) -> int:

@@ -127,7 +127,7 @@ class PerExampleTrainer(Streamed):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save as HF does, without TRL's reference copy of the initial adapter.
 
-        Every start makes that copy anew. If HF found a saved copy, it would continue with it and not with the trained
+        Every start makes that copy again. If HF found a saved copy, it would continue with it and not with the trained
         one.
         """
         super()._save(output_dir, state_dict)
