@@ -70,7 +70,7 @@ class ObjectStore:
     def send(self, tensors: Sequence[Bytes]) -> Any:
         import ray
 
-        # In a list of its own: Ray would otherwise fetch the object wherever the manifest goes.
+        # In a list: otherwise Ray would fetch the object on every node that gets the manifest.
         return [ray.put(tuple(tensors))]
 
     async def receive(self, handle: Any) -> Sequence[Bytes]:

@@ -72,7 +72,7 @@ class Attempt:
         self._finished: dict[int, Finished] = {}
         self._keep = keep
         self._left_out: dict[int, dict[str, list[Group]]] = {}
-        # Of the round that is closed next: outcomes of prompts from before it drew again.
+        # Outcomes of the earlier prompts of the round that is closed next, if it drew again.
         self._fruitless: Counter[str] = Counter()
         self._equal_rewards: Counter[float] = Counter()
         self._trained_epochs = start.epochs
@@ -237,7 +237,7 @@ class Attempt:
             return self._goes_on(number, outcomes)
         ledger = self._ledger.close(outcomes)
         self._trained_epochs = ledger.epochs
-        if last and self._plan.rounds.num_rounds is None:  # else what is ready was only read ahead
+        if last and self._plan.rounds.num_rounds is None:  # otherwise the ready prompts were only read ahead
             ledger = self._ledger.close({prompt.ordinal: REMAINDER for prompt in self._ready}, trains=False)
         self._finish(number, groups, ledger, last, outcomes.values())
         return True
@@ -300,7 +300,7 @@ class Attempt:
             rewards = (f"{reward:g} in {count}" for reward, count in self._equal_rewards.most_common(5))
             what += f" (reward {', '.join(rewards)})"
         ledger = self._ledger.close(outcomes, trains=False)
-        # The weights stay as they are: another pass would show much the same.
+        # The weights have not changed: another pass would give about the same rewards.
         ends = (self._ended and not self._ready) or ledger.epochs >= self._trained_epochs + 1
         if not ends:
             logger.info("%s; drawing more prompts", what)

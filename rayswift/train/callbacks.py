@@ -30,7 +30,7 @@ from rayswift.train.spec import RunSpec
 from rayswift.train.stream import StepStream
 
 _ROUNDING = 1e-9
-"""Of epochs, which are sums of shares."""
+"""Rounding error of epochs, which are sums of shares."""
 
 
 class StreamFlow(TrainerCallback):
@@ -166,7 +166,7 @@ class Checkpoints(TrainerCallback):
         if args.should_save:
             self._pushes.open()
         saved = [[each.step for each in checkpoint.find_all(self._run_dir)]]
-        if args.world_size > 1:  # whether a step is saved as the best must be one decision
+        if args.world_size > 1:  # all ranks must agree whether a step is saved as the best
             dist.broadcast_object_list(saved)
         values = evaluations(state.log_history, self._train.metric_for_best_model)
         best = best_of([pair for pair in values if pair[0] in saved[0]], bool(self._train.greater_is_better))
@@ -179,7 +179,7 @@ class Checkpoints(TrainerCallback):
 
         def check_own() -> dict[str, str]:
             if args.should_save:
-                self._uploads.wait()  # a slow storage slows the training down, rather than lose checkpoints
+                self._uploads.wait()  # if the storage is slow, the training waits, so that no checkpoint is lost
             return checkpoint.checksums(folder, checkpoint.written_by(folder, rank), write_through=True)
 
         sums = work_together(rank, size, f"saving {folder.name}", self._storage_timeout_s, check_own)

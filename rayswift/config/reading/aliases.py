@@ -7,11 +7,11 @@ Tree = dict[str, Any]
 Flag = tuple[str, list[str]]
 
 ALIASES: Mapping[str, tuple[str, Mapping[str, Mapping[str, Any]]]] = {
-    # As TRL's RLOOTrainer has it.
+    # The defaults of TRL's RLOOTrainer.
     "rloo": ("grpo", {"train": {"advantage_estimator": "rloo", "loss_type": "rloo", "beta": 0.05}}),
     "ppo": ("ppo", {"rollout": {"num_generations": 1}}),  # a critic judges, not other completions
     "reinforce_plus_plus": ("grpo", {"train": {"advantage_estimator": "reinforce_plus_plus"}}),
-    # As TRL's OnlineDPOTrainer has it: two completions of a prompt, and the DPO loss of the pair.
+    # The defaults of TRL's OnlineDPOTrainer: two completions of a prompt, and the DPO loss of the pair.
     "online_dpo": (
         "grpo",
         {

@@ -14,7 +14,7 @@ from rayswift.config.rollout import RolloutConfig
 from rayswift.engines.engine import EngineLost
 
 _T = TypeVar("_T")
-# A timer fires up to a nanosecond early, and what is then left may be too little to move the clock.
+# A timer may fire a nanosecond early, and the rest may be too short to move the clock.
 _SHORTEST_WAIT_S = 1e-3
 _LOOK_AGAIN_S = 5.0
 _LAST_LOOK_S = 0.1
@@ -97,7 +97,7 @@ class Patience:
         while not call.done() and (self.loads or self.now() < deadline):
             left_s = deadline - self.now()
             await asyncio.wait({call}, timeout=max(left_s, _LOOK_AGAIN_S if self.loads else _SHORTEST_WAIT_S))
-        if not call.done():  # where this process itself was held up, the answer may be a moment away
+        if not call.done():  # if this process itself was delayed, the answer may come in a moment
             await asyncio.wait({call}, timeout=_LAST_LOOK_S)
         return call.done()
 

@@ -288,7 +288,7 @@ class Pool:
             served = all(any(status.takes(step) for status in statuses) for step in self._queues.min_steps)
             coming = any(status.is_coming for status in statuses)
             if coming and not served:
-                self.moved()  # what starts or loads has deadlines of its own
+                self.moved()  # starts and loads have their own deadlines
             if served or coming:
                 self._unserved_since = None
             elif self._unserved_since is None:

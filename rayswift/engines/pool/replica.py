@@ -126,7 +126,7 @@ class Replica:
                     group.create_task(loop())
         except asyncio.CancelledError:
             why = None  # closed, or asked to leave before it had started
-        except Exception as error:  # an engine may fail in any way, the pool must not
+        except Exception as error:  # an engine may fail in any way; the pool must continue
             why, read_log = why_lost(error)
         self.status = self.status.has_died(why or "left")
         works = self._assigned.take_all()
@@ -142,7 +142,7 @@ class Replica:
             self._owner.gone(self)
 
     async def _start(self) -> None:
-        # How long a place may take is the pool's to judge: other engines may serve meanwhile.
+        # The pool decides how long a place may take: other engines may serve meanwhile.
         await self.handle.placed()
         self._since = self._clock()
         self._become(placed=True)
@@ -156,7 +156,7 @@ class Replica:
             async with asyncio.timeout(_LAST_LINES_S):
                 lines = await self.handle.last_lines()
             return "\n".join(f"  {line}" for line in lines.splitlines())
-        except Exception as error:  # an explanation that cannot be had must not hide what it was to explain
+        except Exception as error:  # a failure here must not hide the error that it should explain
             return f"  (cannot be read: {type(error).__name__}: {error})"
 
     async def _answer(self, what: str, call: Awaitable[_T]) -> _T:
@@ -204,7 +204,7 @@ class Replica:
                 if num_failed >= self._limits.max_loads:
                     why = f"it could not load {name_of(wanted)} in {num_failed} tries: {error}"
                     raise EngineLost(why) from error
-            except Exception as error:  # perhaps its publisher is dead: wait for the next one's weights
+            except Exception as error:  # its publisher may be dead: wait for newer weights
                 failure = error
                 if self._clock() - began > self._limits.load_s:
                     raise EngineLost(f"it could not load {name_of(wanted)}: {error}") from error
@@ -270,10 +270,10 @@ class Replica:
     async def _submit(self, batch: Sequence[SampleRequest]) -> None:
         try:
             await self._answer("submit", self.handle.submit(batch))
-        except NoWeights:  # a load has failed; that is not the requests' fault
+        except NoWeights:  # a load has failed; the requests are valid
             self._return([work for request in batch if (work := self._assigned.take(request.key)) is not None])
         except RequestRefused as error:
-            if len(batch) > 1:  # one of them is to blame, and the engine has taken none
+            if len(batch) > 1:  # one of them is invalid, and the engine has taken none
                 await self._submit(batch[: len(batch) // 2])
                 await self._submit(batch[len(batch) // 2 :])
             elif (work := self._assigned.take(batch[0].key)) is not None:

@@ -119,7 +119,7 @@ class VllmCore:
     def step(self) -> None:
         """Make one token for every running request."""
         scheduler, places = self._llm.engine_core.engine_core.scheduler, self._most_running
-        # Samples that took a place meanwhile keep it: vLLM would not have more running than may run.
+        # Samples that took a place meanwhile keep it: vLLM must not have more running requests than the limit.
         scheduler.max_num_running_reqs = places + SCORE_PLACES if self._scores else max(places, len(scheduler.running))
         for output in self._llm.step():
             if output.finished:
@@ -170,7 +170,7 @@ class VllmCore:
     def _new(self, sample: _Sample, begin: int) -> Completion:
         """Return the tokens of an unfinished sample from a position on."""
         state = self._llm.output_processor.request_states[sample.internal_id]
-        if sample.request.top is not None:  # it is scored whole or not at all
+        if sample.request.top is not None:  # a partly scored text has no result
             return part(sample.request.key, sample.spans, 0, (), (), None)
         tokens, logprobs = state.detokenizer.output_token_ids, state.logprobs_processor.logprobs.logprobs
         return part(sample.request.key, sample.spans, begin, tokens, logprobs, None)

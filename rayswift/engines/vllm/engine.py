@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rayswift.engines.vllm.core import VllmCore
 
 T = TypeVar("T")
-# Behind the first completion that has finished: one answer for the many that finish with it.
+# Wait after the first finished completion, so that one answer holds the many that finish with it.
 _LINGER_S = 0.02
 
 

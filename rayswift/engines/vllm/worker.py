@@ -26,7 +26,7 @@ class PolicyWorker:
             try:
                 loaded = model.load_weights(tensors)
             except Exception:
-                for info in map(get_layerwise_info, model.modules()):  # it would count at the next load
+                for info in map(get_layerwise_info, model.modules()):  # otherwise it would count at the next load
                     info.loaded_weights, info.load_numel = [], 0
                 raise
             finally:

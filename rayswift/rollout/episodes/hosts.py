@@ -137,7 +137,7 @@ class Hosts:
         limit_s = self._timeout_s * max(1, num_calls) + _GRACE_S
         asking = asyncio.ensure_future(host.process.ask(method, *arguments, timeout_s=None))
         try:
-            # A process that answers has calls wait for its threads, and ends those that hang.
+            # A process that answers `beat` works: calls wait for its threads, and it ends calls that hang.
             while not (await asyncio.wait({asking}, timeout=limit_s))[0]:
                 await host.process.ask("beat", timeout_s=_GRACE_S)
             answer = asking.result()
@@ -162,7 +162,7 @@ class Hosts:
         try:
             await self.ask(host, "close", 2, key)
         except (Lost, EpisodeFailed):
-            pass  # with what it held
+            pass  # its state is lost too
         finally:
             self.leave(host)
 
@@ -195,7 +195,7 @@ class Hosts:
         for left in reversed(range(_MOST_STARTS)):
             try:
                 return await self._start(number)
-            except Exception as error:  # of a cluster in trouble too: episodes wait for this process
+            except Exception as error:  # also errors of the cluster: episodes wait for this process
                 logger.warning("%s", error)
                 if not left:
                     self._error = error if isinstance(error, UserError) else UserError(str(error), exit_code=1)

@@ -57,7 +57,7 @@ class EnvironmentProcess:
         own = spec.environment
         self._adapter = await named.make(spec, self._run) if own else None
         self._make = load_environment(own) if own and self._adapter is None else None
-        # Of episodes without an environment, which have no state.
+        # For episodes without an environment: they have no state.
         self._tools_alone = ToolSession(self._run, self._tools, None, spec.max_tool_response_chars)
 
     async def open(self, key: str, start: Start) -> Opening:

@@ -204,7 +204,7 @@ class ToolSession:
     async def answer(self, turn: Turn) -> Answer:
         """See Session. Calls run one after the other, because they may depend on each other."""
         calls = () if turn.finish == "length" else turn.said.calls
-        # Nobody reads what tools answer to the last turn; an environment it may still change.
+        # Answers of tools to the last turn are not used, but a call may still change an environment.
         if turn.last and not any(call.name in self._own for call in calls):
             calls = ()
         messages, num_failed, problem, hangs = [], 0, "", False

@@ -90,7 +90,7 @@ class MicroBatcher:
             lengths_seen = table.prompt_lengths.copy()
             lengths_seen[tokens.rows] = tokens.teacher_lengths
             seen = replace(tokens, prompt_ids=tokens.teacher_ids, teacher_ids=None)
-            # What it sees was not sampled from.
+            # The teacher's prompt was not sampled from, so it has no checksum.
             table_seen = replace(table, prompt_lengths=lengths_seen, checksums=None)
             self._teacher = MicroBatcher(table_seen, seen, pad_token_id, layout)
         self._written, self._written_lengths = tokens.written, table.written_lengths[tokens.rows]

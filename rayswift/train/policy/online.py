@@ -91,12 +91,12 @@ class Publishing(TrainerCallback):
         if not every or (self._since_probe is not None and self._since_probe < every):
             return
         self._since_probe = 0
-        # Every rank: under ZeRO-3 each of them holds a part of the weights, and none waits for another in a collective.
+        # On every rank: under ZeRO-3 each holds a part of the weights, and no rank waits in a collective.
         ours = self._trainer.text_logprobs(self._probe)
         probed = self._client.probe(number, self._probe)
         drifts = canary.drift(ours, probed.logprobs)
         canary.judge(
             PolicyVersion(self._client.attempt, number), drifts, len(self._probe), self._rollout.max_logprob_drift
         )
-        if probed.missing:  # they have yet to start: none samples for long without having been asked
+        if probed.missing:  # some engines have not started yet: ask again at the next version
             self._since_probe = every

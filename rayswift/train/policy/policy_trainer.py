@@ -253,7 +253,7 @@ class StreamedPolicyTrainer(Streamed):
         """Compute advantages, and the old log-probabilities for later steps."""
         batches = step.batches_of_round
         values = self._values = RoundValues()
-        # The first step computes its own on the way.
+        # The first step computes its own in its forward pass.
         later = {place: batch for place, batch in batches.items() if place[0] > 0}
         takes_kl = self.args.takes_kl_off_rewards
         values.old_logprobs = self._score(model, batches if takes_kl or self._teacher else later)[0]
@@ -286,7 +286,7 @@ class StreamedPolicyTrainer(Streamed):
             dist.all_gather_object(gathered, torch.cat(entropies).numpy())
         everywhere = np.concatenate(gathered)
         quantile = 1 - self.args.top_entropy_quantile
-        # First tokens of a prompt's completions have one distribution: rounding must not decide which of them count.
+        # First tokens of a prompt's completions have equal entropies: rounding must not decide which of them count.
         threshold = float(np.quantile(everywhere, quantile)) - _TIE if len(everywhere) else 0.0
         self._num_counted = int((everywhere >= threshold).sum())
         return [each >= threshold for each in entropies]
@@ -322,7 +322,7 @@ class StreamedPolicyTrainer(Streamed):
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Return mean rewards of new completions, sampled with the newest published weights."""
-        found = self.stream.evaluate()  # every rank: one that waited in a collective would end with its deadline
+        found = self.stream.evaluate()  # on every rank: a rank that waited in a collective would exceed its deadline
         prefix = kwargs.get("metric_key_prefix", "eval")
         num_samples = int(found["completions"])
         metrics = {f"{prefix}_{name}": value for name, value in found.items() if name != "completions"}

@@ -162,7 +162,7 @@ class SharedPrompts:
         begins = np.cumsum(self.prompt_lengths) - self.prompt_lengths
         own = int(self.prompt_lengths.sum()) + np.cumsum(self.lengths) - self.lengths
         of, zeros = self.prompt_of, np.zeros_like(self.prompt_lengths)
-        seen = np.concatenate([zeros, self.prompt_lengths[of]])  # of a prompt nothing but itself
+        seen = np.concatenate([zeros, self.prompt_lengths[of]])  # a prompt attends only to itself
         lengths = np.concatenate([self.prompt_lengths, self.lengths])
         each = np.stack([np.concatenate([zeros, begins[of]]), np.concatenate([begins, own])], axis=1).ravel()
         places = ranges(each, np.stack([seen, lengths], axis=1).ravel())

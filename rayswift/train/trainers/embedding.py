@@ -38,11 +38,11 @@ class StreamedEmbeddingTrainer(HeadTrainer):
         self._modules = sentence_folder.modules_of(spec.config, spec.tokenizer_dir, hidden_size)
         self._loss_of = EmbeddingLoss(train)
         self._micro_batches: list[dict[str, Any]] = []
-        # What is left of a step whose rows are compared: the gradient for each micro-batch, and the loss of all.
+        # State of a step whose rows are compared: the gradient for each remaining micro-batch, and the loss.
         self._gradients: deque[torch.Tensor] = deque()
         self._step_loss = torch.zeros(())
         for name, parameter in model.named_parameters():
-            if name.startswith("pooler."):  # an encoder's own, which no embedding comes through
+            if name.startswith("pooler."):  # an encoder's own pooler, which embeddings do not use
                 parameter.requires_grad_(False)
         layers = torch.nn.ModuleList(each.module for each in self._modules)
         has_weights = any(True for _ in layers.parameters())

@@ -24,7 +24,7 @@ class StreamedKTOTrainer(PerExampleTrainer, KTOTrainer):
     """
 
     placeholder_row: ClassVar[dict[str, list[Any]]] = {"prompt": [""], "completion": ["b"], "label": [True]}
-    # The difference of two means over different rows: made of their totals.
+    # The difference of two means over different rows: computed from their totals.
     extremes: ClassVar[tuple[str, ...]] = ("rewards/margins",)
 
     def __init__(self, *, args: Any, **kwargs: Any):
@@ -32,7 +32,7 @@ class StreamedKTOTrainer(PerExampleTrainer, KTOTrainer):
         args.per_device_train_batch_size = max(2, rows)  # TRL pairs rows within it, and refuses 1
         super().__init__(args=args, **kwargs)
         args.per_device_train_batch_size = self._train_batch_size = rows
-        # The loss then takes the reference's log-probabilities from its batch.
+        # With this, the loss takes the reference's log-probabilities from its batch.
         self.precompute_ref_logps = True
         self._coming: _Batches = ()
         self._reference_logps: deque[torch.Tensor] = deque()

@@ -52,7 +52,7 @@ class PerExampleTrainer(Streamed):
     stream: Stream
     # Metrics that are means over the trained tokens of some sequences of a row, by name; others are means over rows.
     token_metrics: ClassVar[dict[str, tuple[int, ...]]] = {}
-    # Those that are no means at all, and are left out.
+    # Metrics that are not means; they are left out.
     extremes: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *, spec: RunSpec, **kwargs: Any):
@@ -131,7 +131,7 @@ class PerExampleTrainer(Streamed):
         one.
         """
         super()._save(output_dir, state_dict)
-        if output_dir:  # never one of the run folder's own
+        if output_dir:  # never a folder of the run itself
             shutil.rmtree(Path(output_dir) / "ref", ignore_errors=True)
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
@@ -185,7 +185,7 @@ class HeadTrainer(PerExampleTrainer):
         behind: torch.nn.Module | None = None,
         **kwargs: Any,
     ):
-        # A classification head looks at the last token that is no padding.
+        # A classification head reads the last token that is not padding.
         model.config.get_text_config().pad_token_id = processing_class.pad_token_id
         if peft_config is not None:
             model = tuners.with_new_adapter(model, peft_config, args)

@@ -65,7 +65,7 @@ class StreamedSFTTrainer(Streamed, SFTTrainer):
         self._head = ScoredPositions(self.model)
         self._is_adalora = spec.config.model.tuner == "adalora"
         self._eval_metrics = [(name, user_code.load("train.metrics", name)) for name in train.metrics]
-        # What the last forward pass said of each token, and the same of the step's micro-batches with their rows.
+        # Results of the last forward pass for each token, and those of the step's micro-batches with their rows.
         self._tokens: TokenOutputs
         self._step: list[tuple[Sequence[PackedRow], TokenOutputs]] = []
 

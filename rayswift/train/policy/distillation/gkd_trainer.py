@@ -33,10 +33,10 @@ def outside_top_k(batch: MicroBatch, logits: Tensor, temperature: float) -> TopK
         temperature: Of the teacher's log-probabilities.
     """
     if batch.scores is None:
-        return top_k(logits.detach(), 1)  # of no place
+        return top_k(logits.detach(), 1)  # there are no positions
     assert batch.scores.top_ids is not None and batch.scores.top_logprobs is not None, "asked for with `logits_topk`"
     ids, logprobs = batch.scores.top_ids.to(logits.device), batch.scores.top_logprobs.to(logits.device)
-    # An entry that is no token, of a head with more of them, has next to no probability.
+    # Entries of a larger head that are no tokens here get nearly no probability.
     logprobs = (logprobs * temperature).masked_fill(ids >= logits.shape[-1], -1e4)
     return TopK(ids.clamp(max=logits.shape[-1] - 1), logprobs)
 
@@ -72,7 +72,7 @@ class StreamedGkdTrainer(StreamedPolicyTrainer):
         counted: Tensor | None,
     ) -> Tensor:
         args, temperature = self.args, self._temperature
-        theirs = self._teacher_logits(model, batch)  # first: ZeRO-3 goes back through the pass that came last
+        theirs = self._teacher_logits(model, batch)  # first: ZeRO-3 needs the pass with gradients to be the last one
         with self.compute_loss_context_manager():
             ours = self._logits(model, batch)
         best = None

@@ -66,7 +66,7 @@ class StreamedPPOTrainer(StreamedPolicyTrainer):
         """See `StreamedPolicyTrainer`; while the critic warms up, the policy does not change."""
         self._trains_policy = inputs["step"].round.number >= self.args.critic_warmup_rounds
         self._critic.leaves_policy = not self._trains_policy
-        if not self._trains_policy:  # gradients of zero would still leave the decay of weights
+        if not self._trains_policy:  # with zero gradients, weight decay would still change the policy
             for group in self.optimizer.param_groups[: self._num_policy_groups]:
                 group["lr"] = 0.0
         return super().training_step(model, inputs, num_items_in_batch)
