@@ -3,7 +3,7 @@
     python cluster/local_cluster.py --nodes 2 --cpus 2
     ray job submit --address http://127.0.0.1:8265 --working-dir . -- rayswift sft --config run.yaml
 
-It runs until interrupted, and ends what it started and nothing else. Nobody is asked for a token, so it listens on
+It runs until interrupted, and ends only the processes that it started. It asks for no token, so it listens on
 this machine only. With `--hosts 3` in place of `--nodes` each node is a host with an address, a name, processes and a
 `/tmp` of its own, see `local_hosts.py`.
 """
@@ -26,7 +26,7 @@ import psutil
 _START_S = 120
 _STOP_S = 3
 _HOST = "127.0.0.1"
-# In the environment of every process of a cluster, with the cluster's folder as value.
+# A variable in the environment of every process of a cluster; its value is the cluster's folder.
 _MARK = "RAYSWIFT_LOCAL_CLUSTER"
 
 
@@ -47,7 +47,7 @@ class LocalCluster:
         environment: dict[str, str] | None = None,
         head_flags: tuple[str, ...] = (),
     ):
-        # Unix sockets live below it, and their paths may have 107 bytes.
+        # Unix sockets are created in it; their paths may have 107 bytes at most.
         self._folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
         self.address = f"{_HOST}:{free_port()}"
         self.dashboard_url = f"http://{_HOST}:{free_port()}"
@@ -56,8 +56,8 @@ class LocalCluster:
             _MARK: str(self._folder),
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_health_check_timeout_ms": "3000",  # a cut node is dead after half a minute, not after one
-            # A job finds `rayswift` as this Python does.
+            "RAY_health_check_timeout_ms": "3000",  # a disconnected node is declared dead after 30 s instead of 65 s
+            # A job finds `rayswift` where this Python finds it.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             **(environment or {}),
         }
@@ -76,7 +76,7 @@ class LocalCluster:
             self._wait_for_last_node()
             if self._dashboard:
                 _wait_for_port(self.dashboard_url.removeprefix("http://"))
-                _wait_for_port(f"{host}:{agent_port}")  # it starts the jobs, and comes up last
+                _wait_for_port(f"{host}:{agent_port}")  # it starts the jobs, and is ready last
         except BaseException:
             self.stop()
             raise
@@ -100,8 +100,8 @@ class LocalCluster:
         return process
 
     def _start(self, flags: list[str], prefix: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
-        # A folder for each node, as on machines of their own: in a common one, a node that unpacks a job's working
-        # folder removes it below the processes of another.
+        # Each node has its own folder, as on separate machines: in a common one, a node that unpacks a job's working
+        # folder removes it while processes of another node use it.
         flags = [f"--temp-dir={self._folder / str(len(self._nodes))}", *flags]
         command = [*prefix, sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *flags]
         with open(self._folder / f"node-{len(self._nodes)}.log", "wb") as log:
@@ -120,15 +120,15 @@ class LocalCluster:
             time.sleep(0.1)
 
     def count_processes(self, title: str) -> int:
-        """How many processes of this cluster have a title (`ray::...`) that begins so."""
-        # Those that set a title have no environment any more that could be read.
+        """The number of processes of this cluster whose title (`ray::...`) begins with `prefix`."""
+        # The environment of a process that sets a title can no longer be read.
         owned = {process for process in psutil.process_iter() if self._owns(process)}
         found = owned | {child for process in owned for child in _children(process)}
         return sum(_name(process).startswith(title[:15]) for process in found)  # the system keeps 15 characters
 
     def stop(self) -> None:
         """End every process that belongs to this cluster, and remove its folder."""
-        # Raylets and the drivers of jobs outlive the `ray start` above them.
+        # Raylets and the drivers of jobs continue after the `ray start` that started them ends.
         doomed = [process for process in psutil.process_iter() if self._owns(process)]
         for process in doomed:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -164,7 +164,7 @@ def _name(process: psutil.Process) -> str:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A port on which no process listens now."""
     with socket.socket() as probe:
         probe.bind((_HOST, 0))
         return int(probe.getsockname()[1])
@@ -192,7 +192,7 @@ def main() -> None:
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if args.hosts:
-        from local_hosts import hold  # beside this script
+        from local_hosts import hold  # in the folder of this script
 
         return hold(args.hosts, args.cpus)
     with LocalCluster(args.cpus) as cluster:

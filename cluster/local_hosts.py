@@ -1,9 +1,10 @@
 """Hosts of a cluster on one machine: each has its own network address, host name, processes, `/tmp` and `/dev/shm`.
 
-What runs on `LocalCluster`'s nodes shares all of these, so much that goes wrong between machines cannot go wrong there.
-A host here is a set of Linux namespaces, joined to the others by a switch. Its own name resolves to 127.0.1.1, as
-Debian sets it up. The hosts reach each other and nothing else, so addresses clash with none of this machine's; what
-they share is the file system outside `/tmp`, and one folder. They can be lost, cut off, slowed down and fenced off.
+The nodes of `LocalCluster` share all of these, so many faults between machines cannot occur there.
+A host is a set of Linux namespaces that a switch connects with the others. Its own name resolves to 127.0.1.1, as
+Debian sets it up. The hosts reach only each other, so their addresses do not conflict with those of this machine. They
+share the file system outside `/tmp`, and one folder. A host can be powered off, disconnected, slowed down and put
+behind a firewall.
 
 Needs root and the commands `ip`, `unshare` and `nsenter`; see `obstacle`.
 """
@@ -26,15 +27,15 @@ import psutil
 
 _NETWORK = "10.77.0"
 SWITCH = f"{_NETWORK}.254"
-"""Where services at the switch are reached from every host."""
+"""The address at which every host reaches services at the switch."""
 _GCS_PORT, _DASHBOARD_PORT, _AGENT_PORT = 6379, 8265, 52365
 _AGENTS = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "metrics-export")
 _START_S = 240
 _NEEDED = ("ip", "iptables", "mount", "nsenter", "ss", "tc", "unshare")
 _ROOT = Path(__file__).resolve().parents[1]
 
-# The first process of namespaces says that they are set up, and holds them until its input ends: also when whoever made
-# them is killed. Orphans are its children; it ignores their end, so that the kernel reaps them.
+# The first process of the namespaces reports that they are set up, and keeps them until its input ends, which also
+# happens when its parent is killed. Orphans become its children; it ignores their end, so that the kernel reaps them.
 _HOLD = """
 trap '' CHLD
 echo up
@@ -75,7 +76,7 @@ ip link set lo up
 
 
 def obstacle() -> str | None:
-    """Why there can be no hosts on this machine; None: there can."""
+    """The reason why this machine cannot have such hosts; None: it can."""
     if sys.platform != "linux":
         return "hosts are made of Linux namespaces"
     missing = [command for command in _NEEDED if shutil.which(command) is None]
@@ -112,12 +113,12 @@ class _Namespaces:
         (self.pid,) = (child.pid for child in psutil.Process(self._holder.pid).children())
 
     def command(self, argv: Sequence[str], folder: Path | str = "/") -> list[str]:
-        """The command line that runs `argv` in there."""
+        """The command line that runs `argv` in the namespaces."""
         there = ["nsenter", f"--target={self.pid}", *self._kinds, "--pid", "--mount"]
         return [*there, "sh", "-c", 'cd "$0" && exec "$@"', str(folder), *argv]
 
     def run(self, *argv: str) -> str:
-        """Run a command in there to its end; returns what it printed.
+        """Run a command in the namespaces to its end; returns its output.
 
         Raises:
             RuntimeError: it failed.
@@ -128,7 +129,7 @@ class _Namespaces:
         return done.stdout
 
     def end(self) -> None:
-        """End the first process in there, and with it the kernel ends all others."""
+        """End the first process of the namespaces; the kernel then ends all others."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         self._holder.wait(timeout=60)
@@ -138,14 +139,14 @@ class _Namespaces:
 
 
 class Host:
-    """A host that is there; made by `LocalHosts`.
+    """A running host; made by `LocalHosts`.
 
     Args:
         number: From 0.
-        folder: For its own files.
-        switch: What it is plugged into.
+        folder: Of its own files.
+        switch: The switch that it is connected to.
         seen: Folders below `/tmp` that it sees as this machine does.
-        environment: Of whatever runs on it.
+        environment: Of all processes on it.
     """
 
     def __init__(
@@ -165,7 +166,7 @@ class Host:
             kinds, _SET_UP_HOST, [str(path) for path in seen], {**environment, "NAME": self.name, "OWN": str(self._own)}
         )
         with contextlib.suppress(RuntimeError):
-            switch.run("ip", "link", "del", self._plug)  # of a host that was here before
+            switch.run("ip", "link", "del", self._plug)  # of an earlier host with this number
         plug_in = [
             "ip",
             "link",
@@ -179,7 +180,7 @@ class Host:
             "netns",
             str(self._inside.pid),
         ]
-        # With this machine's process numbers.
+        # Process numbers are those of this machine.
         subprocess.run(["nsenter", f"--target={switch.pid}", "--net", *plug_in], check=True, timeout=60)
         switch.run("ip", "link", "set", self._plug, "master", "switch", "up")
         self.run("ip", "address", "add", f"{self.address}/24", "dev", "eth0")
@@ -191,7 +192,7 @@ class Host:
         return self._inside.command(argv, folder)
 
     def run(self, *argv: str) -> str:
-        """Run a command on this host to its end; returns what it printed.
+        """Run a command on this host to its end; returns its output.
 
         Raises:
             RuntimeError: it failed.
@@ -213,7 +214,7 @@ class Host:
         )
 
     def stop(self) -> None:
-        """End all that runs on it."""
+        """End all processes on it."""
         self._inside.end()
 
     # ---- Ray ----
@@ -226,7 +227,7 @@ class Host:
         dashboard: bool = True,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Start a node of a Ray cluster; `wait_for_ray` waits until it is there.
+        """Start a node of a Ray cluster; `wait_for_ray` waits until it has started.
 
         Args:
             num_cpus: Its CPUs.
@@ -261,7 +262,7 @@ class Host:
             )
 
     def wait_for_ray(self) -> None:
-        """Return once the node is there, and a head takes jobs.
+        """Return once the node has started, and a head takes jobs.
 
         Raises:
             RuntimeError: it did not come up.
@@ -273,7 +274,7 @@ class Host:
                 raise RuntimeError(
                     f"Ray did not come up on {self.name} within {_START_S} s:\n{text[-1000:]}\n{self._raylets_errors()}"
                 )
-            if self._ray.poll() is not None:  # Ray waits 30 s for its own, too short on a busy machine
+            if self._ray.poll() is not None:  # Ray itself waits 30 s, too short on a busy machine
                 self._ray = self._start_node()
             time.sleep(0.1)
         for port in self._ports:
@@ -284,7 +285,7 @@ class Host:
         return "\n".join(log.read_text(encoding="utf-8", errors="replace")[:1000] for log in logs)
 
     def wait_for_port(self, port: int) -> None:
-        """Return once something listens there.
+        """Return once a process listens on the port.
 
         Raises:
             RuntimeError: nothing does.
@@ -298,7 +299,7 @@ class Host:
     # ---- trouble ----
 
     def processes(self) -> list[psutil.Process]:
-        """All that run on it, but its first."""
+        """All processes on it, except its first one."""
         mine = _process_namespace(self._inside.pid)
         return [
             each
@@ -307,24 +308,24 @@ class Host:
         ]
 
     def lose_power(self) -> None:
-        """End it without a word on its connections."""
+        """End it; its connections send nothing more, as after a power cut."""
         self.cut()
         self._inside.end()
 
     def crash(self) -> None:
-        """End all its processes at once; its network tells the others, as when somebody kills them."""
+        """End all its processes at once; its connections are closed, as when the processes are killed."""
         self._inside.end()
 
     def cut(self) -> None:
-        """Pull its plug out of the switch; its processes go on."""
+        """Disconnect it from the switch; its processes continue."""
         self._switch.run("ip", "link", "set", self._plug, "down")
 
     def fence(self) -> None:
-        """Have its firewall drop whatever the others send to begin a connection; it may still begin its own."""
+        """Have its firewall drop new connections from other hosts; it can still connect to them."""
         self.run("iptables", "-A", "INPUT", "-i", "eth0", "-p", "tcp", "--syn", "-j", "DROP")
 
     def degrade(self, rate: str, delay: str, loss_percent: float) -> str:
-        """Make its link slow and lossy, both ways; returns how.
+        """Make its link slow and lossy in both directions; returns the method.
 
         `netem` delays and drops. A kernel without it gets a narrow queue (`tbf`), in which packets wait for as long
         at most, and a firewall that drops at random.
@@ -359,18 +360,18 @@ class Host:
 
 
 class LocalHosts:
-    """Starts so many hosts with a Ray node each, the head first; leaving it ends all that runs on them.
+    """Starts hosts with a Ray node each, the head first; leaving it ends all processes on them.
 
     Args:
-        num_hosts: With the head.
-        num_cpus: CPUs of each in Ray's eyes, or one number for all.
+        num_hosts: The head included.
+        num_cpus: CPUs that Ray counts on each host, or one number for all.
         resources: Custom resources of hosts, by number.
         seen: Folders below `/tmp` that all hosts see as this machine does.
         dashboard: Whether the head takes jobs (`ray job submit`).
-        environment: Variables of whatever runs on the hosts, beside this process's own.
-        head_environment: More of them for the head's Ray.
+        environment: Variables of all processes on the hosts, in addition to those of this process.
+        head_environment: More variables for the Ray of the head.
         with_ray: Whether Ray nodes are started.
-        at_switch: Commands of services that no host's end takes with it; hosts reach them at `SWITCH`.
+        at_switch: Commands of services that continue when a host ends; hosts reach them at `SWITCH`.
     """
 
     def __init__(
@@ -388,14 +389,14 @@ class LocalHosts:
         self._folder = Path(tempfile.mkdtemp(prefix="ray-hosts-", dir="/tmp"))
         self._num_cpus = [num_cpus] * num_hosts if isinstance(num_cpus, int) else list(num_cpus)
         self._resources = {number: dict(held) for number, held in (resources or {}).items()}
-        # Where Python and this package lie below /tmp, hosts see these too.
+        # If Python or this package is in a folder below /tmp, hosts see that folder too.
         self._seen = [path for path in (*seen, _ROOT, Path(sys.prefix).resolve()) if path.parts[:2] == ("/", "tmp")]
         inherited = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "TMPDIR")}
         self.environment = {
             **inherited,
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_health_check_timeout_ms": "3000",  # a cut node is dead after half a minute, not after one
+            "RAY_health_check_timeout_ms": "3000",  # a disconnected node is declared dead after 30 s instead of 65 s
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             **(environment or {}),
         }
@@ -415,7 +416,7 @@ class LocalHosts:
             for number in range(len(self._num_cpus)):
                 self.add(number)
             for number, host in self._hosts.items() if self._with_ray else ():
-                # One by one: each has 15 s to bring up its agents.
+                # One after the other: each has 15 s to start its agents.
                 self.start_ray(number)
                 host.wait_for_ray()
         except BaseException:
@@ -435,13 +436,13 @@ class LocalHosts:
         return len(self._hosts)
 
     def add(self, number: int) -> Host:
-        """A host of this number, without Ray; also in place of one that was lost."""
+        """Add a host with this number, without Ray; it may replace a lost one."""
         assert self._switch is not None, "entered"
         self._hosts[number] = Host(number, self._folder, self._switch, self._seen, self.environment)
         return self._hosts[number]
 
     def start_ray(self, number: int) -> None:
-        """Begin to start the Ray node of a host; host 0 is the head."""
+        """Start the Ray node of a host, without waiting for it; host 0 is the head."""
         resources = self._resources.get(number)
         if number == 0:
             self[0].start_ray(
@@ -459,7 +460,7 @@ class LocalHosts:
             )  # fmt: skip
 
     def stop(self) -> None:
-        """End all that runs on the hosts, and remove what they wrote."""
+        """End all processes on the hosts, and remove the files that they wrote."""
         for host in self._hosts.values():
             host.stop()
         self._hosts.clear()
@@ -469,7 +470,7 @@ class LocalHosts:
 
 
 def hold(num_hosts: int, num_cpus: int) -> None:
-    """Start hosts, say how to run commands on them, and hold them until interrupted."""
+    """Start hosts, print how to run commands on them, and keep them until interrupted."""
     if (why := obstacle()) is not None:
         sys.exit(f"no hosts can be had on this machine: {why}")
     with LocalHosts(num_hosts, num_cpus) as hosts:

@@ -1,8 +1,8 @@
 """Teach a tiny model to add two numbers below 100, and measure it before and after.
 
-First with `rayswift sft` on sums with their answers. Then `rayswift rlhf` goes on from an early checkpoint of that run,
-one that adds unreliably: GRPO, by reward alone. The test sums are in neither's training data.
-Exits 1, and says what it wanted, what came and where the logs are, if one of the two did not learn to add.
+First, `rayswift sft` trains it on sums with their answers. Then `rayswift rlhf` continues from an early checkpoint of
+that run, which adds unreliably, with GRPO, by reward alone. The test sums are not in the training data of either.
+If one of the two did not learn to add, it exits with 1 and prints the expected and the measured value, and the logs.
 
 Run: make demo
 """
@@ -32,18 +32,18 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "examples/tiny"
 TEST_SUMS = ROOT / "examples/sums/test.jsonl"
 WANTED_ACCURACY, WANTED_GAIN = 0.95, 0.2
-# Training is chaotic: at which step the model answers now and then depends on the CPU's arithmetic. GRPO goes on from
-# the first checkpoint whose sampled accuracy is in this band: often enough right to be rewarded, with room to learn.
+# The step at which the model begins to answer depends on the CPU's arithmetic. GRPO continues from the first checkpoint
+# whose sampled accuracy is in this band: it is rewarded often enough, and can still learn.
 START_BAND = (0.4, 0.6)
-# How fast GRPO learns differs from start to start: it goes on in stretches until it has gained what is wanted.
+# The speed of GRPO differs from start to start: it trains in stages until the gain suffices.
 SAVE_STEPS, GRPO_STEPS, MOST_GRPO_STEPS = 25, 160, 640
 SAMPLES_PER_SUM = 4
-MAX_ANSWER_TOKENS = 4  # three digits and the end of the turn
+MAX_ANSWER_TOKENS = 4  # three digits and the end token of the turn
 NUM_SHOWN = 6
 
 
 class DemoFailed(Exception):
-    """What was wanted, what came, and where to look."""
+    """The expected and the measured value, and the folder of the logs."""
 
 
 def load_sums(path: Path) -> list[tuple[str, str]]:
@@ -59,7 +59,7 @@ def untrained_model(seed: int) -> PreTrainedModel:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The complete checkpoints, oldest first: a manifest is written when all else is there."""
+    """The complete checkpoints, oldest first: a manifest is written after all other files."""
     complete = [manifest.parent for manifest in run.glob("checkpoint-*/manifest.json")]
     if not complete:
         raise DemoFailed(f"wanted a checkpoint in {run}, found none; logs in {run / 'logs'}")
@@ -69,7 +69,7 @@ def checkpoints(run: Path) -> list[Path]:
 def answer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: list[str], num_samples: int = 0
 ) -> list[str]:
-    """The likeliest answer to each question; with `num_samples`, so many to each, sampled at temperature 1."""
+    """The likeliest answer to each question; with `num_samples`: as many answers to each, sampled at temperature 1."""
     chats = [[{"role": "user", "content": question}] for question in questions]
     return next_turns(model, tokenizer, chats, MAX_ANSWER_TOKENS, num_samples)
 
@@ -83,7 +83,7 @@ def next_turns(
     num_samples: int = 0,
     tools: list[dict[str, Any]] | None = None,
 ) -> list[str]:
-    """The likeliest next turn of each chat; with `num_samples`, so many of each, sampled at temperature 1."""
+    """The likeliest next turn of each chat; with `num_samples`: that many turns of each, sampled at temperature 1."""
     inputs = tokenizer.apply_chat_template(
         chats, tools=tools, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
     )
@@ -115,7 +115,7 @@ def sampled_accuracy(checkpoint: Path, sums: list[tuple[str, str]]) -> float:
 
 
 def train(verb: str, config: str, run: Path, *more: str) -> None:
-    """Run the command line as a user would, its output passed through; without `--resume` the run begins anew."""
+    """Run the command line as a user would, and pass its output through; without `--resume` the run begins anew."""
     command = ["-m", "rayswift", verb, "--config", config, "--train.output_dir", str(run), *more]
     print(f"\n$ python {' '.join(command)}\n", flush=True)
     if "--resume" not in more:
@@ -129,7 +129,7 @@ def train(verb: str, config: str, run: Path, *more: str) -> None:
 
 
 def supervised(run: Path, sums: list[tuple[str, str]], more: list[str]) -> float:
-    """Train on rows, show some answers, and return the accuracy afterwards."""
+    """Train on rows, show some answers, and return the accuracy after it."""
     questions = [question for question, _ in sums]
     tokenizer = AutoTokenizer.from_pretrained(TINY, padding_side="left")
     before = accuracy(answer(untrained_model(seed=42), tokenizer, questions), sums)
@@ -148,7 +148,7 @@ def supervised(run: Path, sums: list[tuple[str, str]], more: list[str]) -> float
 def choose_start(run: Path, sums: list[tuple[str, str]], band: tuple[float, float] = START_BAND) -> tuple[Path, float]:
     """The first checkpoint whose sampled accuracy is in the band, and that accuracy.
 
-    Where two saves step over the band, the nearer of the two is taken.
+    If no checkpoint is in the band, the one nearest to it is taken.
     """
     low, high = band
     before: tuple[Path, float] | None = None
@@ -163,7 +163,7 @@ def choose_start(run: Path, sums: list[tuple[str, str]], band: tuple[float, floa
 
 
 def by_reward(start: Path, before: float, run: Path, sums: list[tuple[str, str]], more: list[str]) -> float:
-    """Go on from an early checkpoint by reward until enough is gained, and return the gain in sampled accuracy."""
+    """Continue from an early checkpoint by reward until the gain suffices; return the gain in sampled accuracy."""
     greedy_before = accuracy(greedy_answers(start, sums), sums)
     print(f"\n{start}, earlier: {before:.1%} right when sampled. GRPO goes on from there.")
     flags = ("--model", str(start), "--random_init", "false", "--eval_strategy", "no", "--learning_rate", "3e-4")
@@ -181,7 +181,7 @@ def by_reward(start: Path, before: float, run: Path, sums: list[tuple[str, str]]
 
 
 def demo(runs: Path, sums: list[tuple[str, str]], more: list[str], measured: bool) -> None:
-    """Train in two ways, report; `measured`: and hold the results against what is wanted.
+    """Train in two ways and report; `measured`: also compare the results with the expected ones.
 
     Raises:
         DemoFailed: one of the two did not learn to add.
@@ -206,7 +206,7 @@ def demo(runs: Path, sums: list[tuple[str, str]], more: list[str], measured: boo
 
 
 def main() -> int:
-    """Parse, run, and say in one line why it failed."""
+    """Parse, run, and print the reason of a failure in one line."""
     start = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--max_steps", type=int, help="stop both runs so early, and ask for no accuracy")

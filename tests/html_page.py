@@ -1,4 +1,4 @@
-"""An HTML page as a test reads it."""
+"""A parser of HTML pages for tests."""
 
 from collections import Counter
 from html.parser import HTMLParser
@@ -7,7 +7,7 @@ VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """Tags must close in order; keeps the text, and every attribute."""
+    """Checks that tags close in order; keeps the text and all attributes."""
 
     def __init__(self, text: str):
         super().__init__()

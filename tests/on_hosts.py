@@ -38,13 +38,13 @@ GRPO = (
 
 
 def skip_without_hosts() -> None:
-    """Skip, by name, where there can be no hosts."""
+    """Skip the test, with the reason, if this machine cannot have such hosts."""
     if (why := local_hosts.obstacle()) is not None:
         pytest.skip(f"no hosts on this machine: {why}")
 
 
 def make_project(folder: Path) -> Path:
-    """A user's folder: model, rows, prompts, rewards; the configs above name them by relative paths."""
+    """A user's folder with model, rows, prompts and rewards; the configs above use relative paths."""
     folder.mkdir()
     shutil.copytree(REPO / "examples" / "tiny", folder / "tiny")
     rows = (REPO / "examples" / "gsm8k" / "train.jsonl").read_text(encoding="utf-8").splitlines()[:300]
@@ -72,11 +72,11 @@ class Command:
 
     @property
     def text(self) -> str:
-        """All it printed."""
+        """Its whole output."""
         return "".join(line for _, line in self.lines)
 
     def wait_for(self, text: str, timeout_s: float = 120) -> float:
-        """When a text was printed first."""
+        """The time at which a text was first printed."""
         deadline = time.monotonic() + timeout_s
         while True:
             for at, line in list(self.lines):
@@ -87,7 +87,7 @@ class Command:
             time.sleep(0.1)
 
     def wait(self, timeout_s: float = 240) -> int:
-        """The exit code; it is ended where it takes longer."""
+        """The exit code; the command is ended if it takes longer."""
         try:
             return self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -96,7 +96,7 @@ class Command:
             self.end()
 
     def end(self) -> None:
-        """End it, if it still runs, and show what it printed."""
+        """End it if it still runs, and show its output."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._reader.join(timeout=10)

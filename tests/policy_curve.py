@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def curve(out_dir: Path, size: int, *flags: str, passes: int = 2) -> list[dict[str, float]]:
-    """What `tests.policy_rank` wrote, by so many ranks."""
+    """The curve that `tests.policy_rank` writes, with this number of ranks."""
     out_dir.mkdir(parents=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

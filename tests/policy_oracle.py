@@ -1,4 +1,4 @@
-"""TRL's GRPO and RLOO trainers on completions and rewards that are given, beside ours on the same ones.
+"""TRL's GRPO and RLOO trainers, and ours, on the same given completions and rewards.
 
 Importing TRL's trainers takes seconds: for tests/ray and tests/bars only.
 """
@@ -28,7 +28,7 @@ def _lines(groups: Sequence[Group]) -> Any:
 
 
 class ScriptedGRPO(GRPOTrainer):
-    """`GRPOTrainer` that is told what it generated, and its rewards; `use_vllm` without vLLM."""
+    """`GRPOTrainer` that gets its completions and rewards from the test; `use_vllm` without vLLM."""
 
     groups: Sequence[Group]
 
@@ -59,7 +59,7 @@ class ScriptedRLOO(RLOOTrainer):
 
 
 def moved(model: Any) -> None:
-    """A step away from where it was, the same for equal models."""
+    """Move the weights a step away; equal models move equally."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -67,7 +67,7 @@ def moved(model: Any) -> None:
 
 
 def gradients(model: Any) -> Gradients:
-    """What has been added up."""
+    """The accumulated gradients."""
     return {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
 
 
@@ -135,7 +135,7 @@ def of_trl(
 def of_ours(
     folder: Path, groups: Sequence[Group], model: Any, reference: Any, later: bool, options: Mapping[str, Any]
 ) -> tuple[float, Gradients]:
-    """The same of our trainer, cut into micro-batches of 40 tokens; `options` as flags."""
+    """The same values of our trainer, with micro-batches of 40 tokens; `options`: flags."""
     flags = {"importance_sampling": "none", "num_generations": NUM_GENERATIONS, **options}
     flags |= {"micro_batch_tokens": 40, "train.num_iterations": 2 if later else 1}
     given = [part for name, value in flags.items() for part in (f"--{name}", str(value).lower())]
@@ -155,7 +155,7 @@ def of_ours(
 
 
 def assert_equal(folder: Path, groups: Sequence[Group], later: bool, options: Mapping[str, Any]) -> None:
-    """Loss and every gradient are the same."""
+    """Check that the loss and every gradient are equal."""
     policy, reference = tiny_model(0), tiny_model(1)
     wanted, wanted_gradients = of_trl(folder, groups, policy, reference, later, options)
     found, found_gradients = of_ours(folder, groups, policy, reference, later, options)

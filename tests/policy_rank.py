@@ -1,4 +1,4 @@
-"""One rank of the policy trainer on rounds that are made up, in a process of its own.
+"""One rank of the policy trainer on invented rounds, in a separate process.
 
     python -m tests.policy_rank OUT_DIR RANK SIZE PORT FLAGS...
 
@@ -38,7 +38,7 @@ def main() -> None:
     trainer = make_trainer(
         spec,
         client,
-        tiny_model(tie_word_embeddings=not is_gkd),  # its head is called by itself: DeepSpeed must have its gradient
+        tiny_model(tie_word_embeddings=not is_gkd),  # its head is called separately: DeepSpeed must have its gradient
         tiny_model(1) if is_full and not is_gkd else None,
         peft_config=tuners.peft_config(spec.config.model),
         **teacher,

@@ -1,4 +1,4 @@
-"""The policy trainer on rounds that are made up, without Ray: what its tests and benches share."""
+"""The policy trainer on invented rounds, without Ray; shared by its tests and benches."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -39,7 +39,7 @@ VERSION = PolicyVersion(0, 0)
 
 
 def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float32, **changed: Any) -> PreTrainedModel:
-    """A policy of two layers whose distributions are far from even."""
+    """A policy of two layers with uneven distributions."""
     values = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
@@ -58,7 +58,7 @@ def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float32, **changed: Any
 
 
 def tiny_critic(folder: Path, **changed: Any) -> Path:
-    """A folder of a sequence classifier of one output, as task rm leaves it."""
+    """A folder with a sequence classifier of one output, as task rm saves it."""
     torch.manual_seed(3)
     config = tiny_model(**changed).config
     config.num_labels, config.pad_token_id = 1, 0
@@ -76,7 +76,7 @@ def make_groups(
     prompt_length: int = 5,
     drift: float = 0.3,
 ) -> list[Group]:
-    """Random completions; every third one is cut off. lengths: of the completions, in their order."""
+    """Random completions; every third one is truncated. lengths: of the completions, in order."""
     rng = np.random.default_rng(seed)
     drawn = iter(lengths if lengths is not None else rng.integers(2, longest + 1, num_prompts * num_generations))
     groups = []
@@ -117,7 +117,7 @@ def with_answers(groups: Sequence[Group], seed: int = 0) -> list[Group]:
 
 @dataclass
 class Rounds:
-    """A client with as many rounds as are given; ended: why no other follows where the trainer would go on."""
+    """A client that hands out the given rounds; ended: the reason why the trainer must stop after the last one."""
 
     rounds: Sequence[Sequence[Group]]
     num_steps: int = 1
@@ -150,10 +150,10 @@ class Rounds:
         )
 
     def keep(self) -> None:
-        """Nothing is there."""
+        """Do nothing: there are no completions to write."""
 
     def evaluate(self, number: int) -> Mapping[str, float]:
-        """The number of rounds, for want of a reward."""
+        """Return the number of rounds in place of a reward."""
         return {"reward": float(number)}
 
 

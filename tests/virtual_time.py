@@ -1,7 +1,7 @@
-"""An event loop whose clock jumps to the next thing that is due: hours of waiting pass at once, and always alike.
+"""An event loop whose clock jumps to the next event: hours of waiting pass at once, and every run is the same.
 
-For code that waits only by asyncio, with engines that are simulated in the same loop. While a thread of the loop's
-works, the clock stands still.
+For code that waits only through asyncio, with engines simulated in the same loop. While a thread of the loop
+runs, the clock stands still.
 """
 
 import asyncio
@@ -36,14 +36,14 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         super().__init__(self._jump)
 
     def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:
-        """As always, noting that a thread works."""
+        """Run in a thread, and note that a thread is at work."""
         self._jump.num_threads += 1
         future = super().run_in_executor(executor, func, *args)
         future.add_done_callback(self._ended)
         return future
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
-        """As always; it waits for a thread too."""
+        """Shut down; this also waits for a thread."""
         self._jump.num_threads += 1
         try:
             await super().shutdown_default_executor()
@@ -54,7 +54,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self._jump.num_threads -= 1
 
     def time(self) -> float:
-        """Seconds since the loop was made."""
+        """Virtual seconds since the loop was created."""
         return self._jump.now
 
 

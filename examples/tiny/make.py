@@ -1,6 +1,6 @@
 """A model folder without weights: a 0.7 M parameter Qwen3 and its 512-token byte-level BPE tokenizer.
 
-The tokenizer learns from the example data; every digit stays a token of its own, so that sums can be learnt.
+The tokenizer is trained on the example data. Every digit is one token, so that sums can be learnt.
 head_dim is 32 because vLLM's attention on CPU needs at least that.
 
 Run: python examples/tiny/make.py (after examples/sums/make.py)
@@ -43,7 +43,7 @@ def corpus() -> Iterator[str]:
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE: any text makes the round trip, and digits are never merged."""
+    """Byte-level BPE: decoding gives back any text, and digits are never merged."""
     bpe = Tokenizer(models.BPE())
     digits = pre_tokenizers.Digits(individual_digits=True)
     bpe.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])

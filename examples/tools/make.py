@@ -1,4 +1,4 @@
-"""Rows for the examples with tools: products that a calculator works out, and games in which a number is guessed.
+"""Rows for the examples with tools: products that a calculator computes, and games in which a number is guessed.
 
 `calls`, `games` and `words_calls` teach the form of a call, by supervised fine-tuning; the others are prompts.
 Those of `words_*` ask for products in words, for a model that reads.
@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 
 def schema(name: str, argument: str, kind: str) -> Row:
-    """A tool as far as the chat template of this folder shows it."""
+    """The description of a tool, with the fields that the chat template of this folder shows."""
     parameters = {"type": "object", "properties": {argument: {"type": kind}}}
     return {"type": "function", "function": {"name": name, "description": name, "parameters": parameters}}
 
@@ -36,12 +36,12 @@ def called(name: str, **arguments: Any) -> Row:
 
 
 def user(text: str) -> Row:
-    """What is asked."""
+    """A message of the user."""
     return {"role": "user", "content": text}
 
 
 def product(first: int, second: int, asked: str = "{a}*{b}=") -> Row:
-    """A product with the call that works it out."""
+    """A product with the call that computes it."""
     value = str(first * second)
     answer = {"role": "tool", "name": "calculator", "content": value}
     said = {"role": "assistant", "content": value}
@@ -53,15 +53,15 @@ def product(first: int, second: int, asked: str = "{a}*{b}=") -> Row:
 
 
 def game(rng: random.Random) -> Row:
-    """A game that is played badly: half of the guesses forget what was told, the others are any that it leaves."""
+    """A game that is played badly: half of the guesses ignore the answers, the others use them."""
     number, messages = rng.randint(1, HIGHEST), [user(f"1-{HIGHEST}")]
     lowest, highest = 1, HIGHEST
     for _ in range(GUESSES):
         guess = rng.randint(1, HIGHEST) if rng.random() < 0.5 else rng.randint(lowest, highest)
-        told = "right" if guess == number else "higher" if number > guess else "lower"
-        lowest = guess + 1 if told == "higher" and guess >= lowest else lowest
-        highest = guess - 1 if told == "lower" and guess <= highest else highest
-        messages += [called("guess", number=guess), {"role": "tool", "name": "guess", "content": told}]
+        answer = "right" if guess == number else "higher" if number > guess else "lower"
+        lowest = guess + 1 if answer == "higher" and guess >= lowest else lowest
+        highest = guess - 1 if answer == "lower" and guess <= highest else highest
+        messages += [called("guess", number=guess), {"role": "tool", "name": "guess", "content": answer}]
         if guess == number:
             break
     return {

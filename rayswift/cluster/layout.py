@@ -195,7 +195,7 @@ def _with_rewards(layout: Layout, rollout: RolloutConfig, num_cpus: float) -> La
 
 
 def gpus_for(num_processes: int, gpus_each: float) -> int:
-    """Whole GPUs for processes with so many each; Ray gives no process fractions of two GPUs."""
+    """Whole GPUs for processes with this share each; Ray gives no process fractions of two GPUs."""
     if not gpus_each:
         return 0
     if gpus_each >= 1:

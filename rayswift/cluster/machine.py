@@ -48,7 +48,7 @@ def network_environment(
     interfaces: addresses by interface; set_by_user: variables that are not changed.
     """
     name = next((name for name, addresses in interfaces.items() if address in addresses), None)
-    if name is None:  # behind address translation: leave the choice to the libraries
+    if name is None:  # an address behind NAT: leave the choice to the libraries
         return {}
     # "=" makes NCCL match the whole name, not a prefix.
     wanted = {"GLOO_SOCKET_IFNAME": name, "TP_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"}

@@ -9,12 +9,12 @@ from rayswift.config.train import TrainConfig
 
 
 def rollout_of(config: TrainingConfig) -> RolloutConfig | None:
-    """Section `rollout` of a run that samples completions; None: it does not."""
+    """Section `rollout` of a run that samples completions; None: the run samples nothing."""
     return config.rollout if isinstance(config, RlhfConfig) and TASKS[config.train.task].is_online else None
 
 
 def problem_type(model: ModelConfig) -> ProblemType:
-    """What labels are, where `model.problem_type` leaves it open."""
+    """The kind of labels, if `model.problem_type` leaves it open."""
     return model.problem_type or ("regression" if model.num_labels == 1 else "single_label_classification")
 
 
@@ -22,7 +22,7 @@ def keeps_reference(config: TrainingConfig) -> bool:
     """Whether the loss needs a reference model at every step."""
     extra = config.train.trl_extra
     task = TASKS[config.train.task]
-    # Online tasks need it for a KL term alone.
+    # Online tasks need it only for a KL term.
     without = extra.get("reference_free") or extra.get("precompute_ref_log_probs")
     kl = extra.get("kl_coef", PpoFields.kl_coef) if config.train.task == "ppo" else extra.get("beta")
     without = without or (task.is_online and not kl)
@@ -41,7 +41,7 @@ def max_prompt_length(config: RlhfConfig) -> int:
 
 
 def max_sequence_length(config: RlhfConfig) -> int:
-    """Tokens of the longest prompt and completion together; a completion ends where the engine's window does."""
+    """Most tokens of a prompt and its completion together; a completion ends at the end of the engine's window."""
     rollout = config.rollout
     whole = max_prompt_length(config) + rollout.max_completion_length
     if rollout.completion_length_limit_scope == "per_round":
@@ -55,7 +55,7 @@ def micro_batch_tokens(config: RlhfConfig) -> int:
 
 
 def round_size(config: RlhfConfig) -> int | None:
-    """Completions of a round, between two publications of weights; None: the global batch is not decided yet."""
+    """Completions of a round, between two publications of weights; None: the global batch is not known yet."""
     train = config.train
     batch = train.global_batch_size
     return None if batch is None else batch * round_shape(train)[0]
@@ -71,7 +71,7 @@ def round_shape(train: TrainConfig) -> tuple[int, int]:
 
 
 def critic_start(config: RlhfConfig) -> tuple[str | None, str]:
-    """The model that a separate critic of task ppo begins as, and the field that names it; None: the policy's."""
+    """The initial model of a separate critic of task ppo, and the field with its name; None: the policy's model."""
     if config.model.critic_path:
         return config.model.critic_path, "model.critic_path"
     models = config.rollout.reward_models
@@ -79,12 +79,12 @@ def critic_start(config: RlhfConfig) -> tuple[str | None, str]:
 
 
 def num_rewards(config: RlhfConfig) -> int:
-    """Rewards of a completion: of functions, of models, and the environment's."""
+    """The number of rewards of a completion: of functions, models and the environment."""
     rollout = config.rollout
     return len(rollout.reward_funcs) + len(rollout.reward_models) + (rollout.environment is not None)
 
 
 def reward_weights(config: RlhfConfig) -> tuple[float, ...]:
-    """The weight of each; the environment's is 1 where it has none."""
+    """The weight of each reward; without a weight, the environment's is 1."""
     weights, number = config.rollout.reward_weights, num_rewards(config)
     return (*weights, *(1.0,) * (number - len(weights)))

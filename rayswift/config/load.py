@@ -43,12 +43,12 @@ _EVAL_ROWS = ("eval", "eval_fraction", "val_dataset", "cached_val_dataset", "spl
 
 @dataclass(frozen=True)
 class Invocation:
-    """What a command line asked for."""
+    """The result of a command line."""
 
     config: Any
     dry_run: bool = False
     notes: tuple[str, ...] = ()
-    """What was translated from ms-swift's spelling, and which of its flags change nothing; one line each."""
+    """One line for each translated flag of ms-swift, and for each of its flags without an effect."""
 
 
 def load(verb: str, argv: list[str], environ: Mapping[str, str] = MappingProxyType({})) -> Invocation:
@@ -56,8 +56,8 @@ def load(verb: str, argv: list[str], environ: Mapping[str, str] = MappingProxyTy
 
     Args:
         verb: One of `VERB_CONFIGS`.
-        argv: What follows it.
-        environ: Variables of the process, of which those count that `swift` reads (NPROC_PER_NODE, NNODES, ...).
+        argv: The words after the verb.
+        environ: Variables of the process; those that `swift` reads (NPROC_PER_NODE, NNODES, ...) are used.
 
     Raises:
         UserError: with one line for each problem: unknown key, wrong type, field owned by Ray, missing field.
@@ -79,7 +79,7 @@ def load(verb: str, argv: list[str], environ: Mapping[str, str] = MappingProxyTy
     config = _validate(schema, task, tree, problems)
     problems.lines += said.problems
     (said.notes if dry_run else problems.lines).extend(said.problems_of_a_start)
-    if problems.lines and config is None:  # judged by what is left of it, so that one problem hides no other
+    if problems.lines and config is None:  # checked without the bad fields, so that one problem hides no other
         config = _without_bad_fields(schema, tree)
     if problems.lines and isinstance(config, TrainingConfig):
         more = built.problems(config) if dry_run else built.static_problems(config)
@@ -96,7 +96,7 @@ def _merged(
     environ: Mapping[str, str],
     problems: Problems,
 ) -> Tree:
-    """Files and flags as one tree, later ones over earlier; ms-swift's spelling is translated, values are not read."""
+    """Files and flags as one tree, in which later ones win; ms-swift's flags are translated, values not yet read."""
     tree: Tree = {}
 
     def put(flags: list[swift.Flag]) -> None:
@@ -139,7 +139,7 @@ def to_yaml(config: BaseModel) -> str:
 
 
 def _task_of(schema: type[Section], files: list[tuple[Tree, list[swift.Flag]]], flags: list[swift.Flag]) -> str:
-    """The task a verb trains, as far as it can be known before anything is checked."""
+    """The task of a verb, as far as it is known before the checks."""
     tasks = tasks_of(schema)
     if not tasks:
         return ""
@@ -154,7 +154,7 @@ def _task_of(schema: type[Section], files: list[tuple[Tree, list[swift.Flag]]], 
 
 
 def _trains(files: list[Tree], flags: list[swift.Flag]) -> str:
-    """The verb that a command line without its name is for: rlhf where it asks for one of its tasks, else sft."""
+    """The verb of a command line that names none: rlhf for one of its tasks, else sft."""
     tasks = tasks_of(FOR_TRAINING["data inspect"]["rlhf"])
     named: list[Any] = [words[0] for name, words in flags if name in ("task", "train.task") and words]
     for tree in files:
@@ -166,7 +166,7 @@ def _trains(files: list[Tree], flags: list[swift.Flag]) -> str:
 
 
 def _names_eval_rows(given: list[tuple[Tree, list[swift.Flag]]]) -> bool:
-    """Whether anything names rows to evaluate on; a share of 0 names none."""
+    """Whether evaluation rows are given; a share of 0 gives none."""
     names = [(name.removeprefix("data."), words) for _, flat in given for name, words in flat]
     for sections, _ in given:
         data = sections.get("data")
@@ -190,9 +190,9 @@ def _resolve_name(schema: type[Section], flag: str, problems: Problems) -> str |
     if matches:
         problems.add(f"--{flag} could be {' or '.join('--' + m for m in matches)}", "write the one you mean")
         return None
-    told = other_names.answer(flag.split(".")[-1])
-    if told:
-        problems.add(f"--{flag} is not a field here", told)
+    hint = other_names.answer(flag.split(".")[-1])
+    if hint:
+        problems.add(f"--{flag} is not a field here", hint)
         return None
     if "train" in schema.model_fields:
         owned_name = flag.removeprefix("train.")
@@ -226,13 +226,13 @@ def _check_keys(schema: type[Section], task: str, tree: Tree, problems: Problems
     known = paths_of(schema)
     for section_name in list(tree):
         section = tree[section_name]
-        told = other_names.answer(str(section_name)) if section_name not in schema.model_fields else None
-        if told:
-            problems.add(f"`{section_name}` is not a section", told)
+        hint = other_names.answer(str(section_name)) if section_name not in schema.model_fields else None
+        if hint:
+            problems.add(f"`{section_name}` is not a section", hint)
             del tree[section_name]
         elif section_name not in schema.model_fields:
-            hint = difflib.get_close_matches(str(section_name), list(schema.model_fields), 1)
-            fix = f"did you mean {hint[0]}?" if hint else f"sections are {', '.join(schema.model_fields)}"
+            found = difflib.get_close_matches(str(section_name), list(schema.model_fields), 1)
+            fix = f"did you mean {found[0]}?" if found else f"sections are {', '.join(schema.model_fields)}"
             problems.add(f"`{section_name}` is not a section", fix)
             del tree[section_name]
         elif not isinstance(section, dict):
@@ -259,20 +259,20 @@ def _check_task(schema: type[Section], task: str, train: Tree, problems: Problem
 def _misplaced(schema: type[Section], path: str, value: Any, tree: Tree, problems: Problems) -> None:
     section, name = path.split(".", 1)
     owner = owner_in(schema, name) if section == "train" else None
-    told = other_names.answer(name)
+    hint = other_names.answer(name)
     if owner and name in trl_fields.MOVED:
         _put(tree, owner, value)
     elif owner:
         problems.add(f"train.{name} is not a field here", f"use {owner}")
     else:
-        problems.add(f"{path} is unknown", told or suggest(path, paths_of(schema)) or "see --help all")
+        problems.add(f"{path} is unknown", hint or suggest(path, paths_of(schema)) or "see --help all")
 
 
 # ---- types ----
 
 
 def _read_values(schema: type[Section], task: str, tree: Tree, problems: Problems) -> None:
-    """Replace what is written by what it means for its field; `tree` is changed in place."""
+    """Replace each written value by its meaning for the field; `tree` is changed in place."""
     for section_name, section in tree.items():
         for name, written in list(section.items()) if isinstance(section, dict) else ():
             path = f"{section_name}.{name}"
@@ -293,7 +293,7 @@ def _validate(schema: type[Section], task: str, tree: Tree, problems: Problems) 
                 train[name] = trl_fields.type_of(trl_field.annotation).validate_python(train[name])
             except ValidationError as error:
                 _explain(error, f"train.{name}", problems)
-                del train[name]  # the checks go on with what is left
+                del train[name]  # the checks continue with the other fields
     try:
         return schema.model_validate({section: {} for section in schema.model_fields} | tree)
     except ValidationError as error:
@@ -302,7 +302,7 @@ def _validate(schema: type[Section], task: str, tree: Tree, problems: Problems) 
 
 
 def _without_bad_fields(schema: type[Section], tree: Tree) -> Section | None:
-    """The config without the fields that are refused; None: required ones are missing."""
+    """The config without the refused fields; None: required fields are missing."""
     whole: Tree = {section: {} for section in schema.model_fields} | tree
     try:
         schema.model_validate(whole)

@@ -55,9 +55,9 @@ class ModelConfig(Section):
     unfreeze: str | None = None
     """Full training: regular expression for parameters that are trained even if another field freezes them."""
     new_blocks: int = Field(0, ge=0)
-    """Full training: LLaMA-Pro: add so many layers, spread evenly and without effect at first, and train only these."""
+    """Full training: LLaMA-Pro: layers to add, spread evenly and without effect at first; only these are trained."""
     lisa_layers: int = Field(0, ge=0)
-    """Full training: LISA: train so many layers at a time, drawn anew every `lisa_interval` steps; 0: all."""
+    """Full training: LISA: layers trained at a time, drawn again every `lisa_interval` steps; 0: all."""
     lisa_interval: int = Field(20, ge=1)
     """Full training: steps between two draws of `lisa_layers`."""
     quantization: Literal["int8", "nf4", "fp4"] | None = None

@@ -64,7 +64,7 @@ def _section(name: str, verbs: list[str]) -> str:
 
 
 def _merged(name: str, verbs: list[str], from_trl: bool) -> list[FieldLine]:
-    """The section's fields over several verbs; a word that differs is given with its verb."""
+    """The section's fields over several verbs; differing entries are given with their verbs."""
     by_path: dict[str, dict[str, FieldLine]] = {}
     for verb in verbs:
         for line in field_lines(verb, name):

@@ -1,4 +1,4 @@
-"""Section `rollout`: how completions are sampled, scored and brought to the trainer."""
+"""Section `rollout`: how completions are sampled, scored and delivered to the trainer."""
 
 import json
 from typing import Annotated, Any, Literal
@@ -7,17 +7,17 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from rayswift.config.section import PathText, PathTexts, Section, Strings, ascending, one_or_range
 
-# The least and the most.
+# [least, most]
 EngineRange = Annotated[list[int], AfterValidator(ascending)]
 
 
 class TeacherServer(Section):
-    """A server that scores."""
+    """A server that scores completions."""
 
     url: str
-    """Where it answers."""
+    """Its URL."""
     tags: Strings = []
-    """Tags of the rows that it is asked about; empty: all that no other is asked about."""
+    """Tags of the rows that it scores; empty: all rows that no other server scores."""
 
 
 def teacher_servers(value: Any) -> Any:
@@ -29,7 +29,7 @@ def teacher_servers(value: Any) -> Any:
 
 
 class EvalSet(Section):
-    """An evaluation by sampling: which prompts, and how their completions are chosen."""
+    """An evaluation by sampling: its prompts and its sampling settings."""
 
     sources: PathTexts = []
     """Sources of `data.eval`, as written there; empty: all evaluation prompts."""

@@ -1,4 +1,4 @@
-"""Verbs that look at a run's rows without training on them: their config for each verb that would train."""
+"""Configs of the verbs that read a run's rows without training, for each training verb."""
 
 from rayswift.config.schema import (
     DataEncodeConfig,

@@ -29,7 +29,7 @@ LossOn = Literal["assistant", "last_turn", "all"]
 MixUntil = Literal["first_exhausted", "all_exhausted"]
 
 
-# The least and the most.
+# [least, most]
 WorkerRange = Annotated[list[int], AfterValidator(ascending)]
 OneOrTwo = Annotated[list[str], Field(max_length=2), BeforeValidator(one_or_many)]
 
@@ -140,12 +140,12 @@ class ClusterConfig(Section):
 
     @property
     def uses_deepspeed(self) -> bool:
-        """Whether DeepSpeed's engine trains; else it is PyTorch's DistributedDataParallel."""
+        """Whether DeepSpeed trains; otherwise PyTorch's DistributedDataParallel."""
         return bool(self.zero_stage) or self.deepspeed is not None
 
 
 class TrainingConfig(Section):
-    """What all training verbs share."""
+    """The sections of all training verbs."""
 
     model: ModelConfig
     data: DataConfig
@@ -228,7 +228,7 @@ class SampleDataConfig(DataConfig):
 
 
 class SampleTrainConfig(RlhfTrainConfig):
-    """Of task grpo, what plays a part without a trainer: seed, folder for logs, whether to continue."""
+    """The fields of task grpo that matter without a trainer: seed, folder for logs, whether to continue."""
 
     task: Literal["grpo"] = "grpo"
     output_dir: PathText = "runs/sample"

@@ -1,4 +1,4 @@
-"""What every section of a config is made of."""
+"""The base class and the shared types of all sections of a config."""
 
 import datetime
 import re
@@ -10,12 +10,12 @@ from rayswift.config.reading.values import home
 
 
 def one_or_many(value: Any) -> Any:
-    """A list, which may be written as its only item."""
+    """A list; a list of one item may be written as that item."""
     return [value] if isinstance(value, str) else value
 
 
 def path_text(value: str) -> str:
-    """A path with `~` as first folder replaced by the user's home; not empty, as the value of an unset variable is."""
+    """A path with `~` replaced by the user's home folder; it must not be empty, like the value of an unset variable."""
     if not value.strip():
         raise ValueError("a path is not empty; `.` is the folder of the command")
     if _VARIABLE.search(value):
@@ -25,7 +25,7 @@ def path_text(value: str) -> str:
 
 _VARIABLE = re.compile(r"\$\{\w|^\$\w")
 Strings = Annotated[list[str], BeforeValidator(one_or_many)]
-# A file or folder of this machine, or what may be one (a hub id, `file.py:name`, a URL): `~` is the user's home.
+# A file or folder of this machine, or a hub id, `file.py:name` or URL: `~` is the user's home folder.
 PathText = Annotated[str, AfterValidator(path_text)]
 PathTexts = Annotated[list[PathText], BeforeValidator(one_or_many)]
 
@@ -37,7 +37,7 @@ class Section(BaseModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """A field that only gets another default keeps the sentence of the class above."""
+        """A field that only changes its default keeps the description of the base class."""
         for name, field in cls.model_fields.items():
             for base in cls.__mro__[1:]:
                 if field.description is None and issubclass(base, Section) and name in base.model_fields:
@@ -45,7 +45,7 @@ class Section(BaseModel):
 
 
 def one_or_range(value: Any) -> Any:
-    """[2] is 2; a range is two ascending counts."""
+    """Convert [2] to 2; a range is two ascending counts."""
     if not isinstance(value, list | tuple):
         return value
     if len(value) == 1:
@@ -56,7 +56,7 @@ def one_or_range(value: Any) -> Any:
 
 
 def ascending(value: list[int]) -> list[int]:
-    """A range, the least first."""
+    """Check that a range is ascending."""
     if not 1 <= value[0] <= value[1]:
         raise ValueError("the least comes first and is at least 1")
     return value

@@ -1,4 +1,4 @@
-"""Help pages, from the same dataclasses that are parsed."""
+"""Help pages, made from the dataclasses that are parsed."""
 
 import types
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from rayswift.config.schema import VERB_CONFIGS
 from rayswift.config.section import Section
 from rayswift.config.train import TrainConfig
 
-# The fields people set first, by section; `--help all` shows every one.
+# The most common fields, by section; `--help all` shows every field.
 _FIRST = {
     "model": ("path", "tuner", "dtype", "lora_rank", "lora_alpha", "target_modules", "random_init"),
     "data": ("dataset", "eval", "eval_fraction", "columns", "max_length", "truncation", "packing", "loss_on"),
@@ -41,7 +41,7 @@ _FIRST = {
 
 @dataclass(frozen=True)
 class FieldLine:
-    """One field as people read it: its path, type, default and sentence; `from_trl`: taken from a TRL config."""
+    """A field of a help page: path, type, default and description; `from_trl`: it comes from a TRL config."""
 
     path: str
     type: str
@@ -68,7 +68,7 @@ def field_lines(verb: str, section_name: str) -> list[FieldLine]:
 
 
 def _trl_line(verb: str, name: str) -> FieldLine:
-    """A TRL field, over the tasks of the verb that have it."""
+    """A TRL field, merged over the tasks of the verb that have it."""
     tasks = tasks_of(VERB_CONFIGS[verb])
     fields = {task: trl_fields.read_fields(task)[name] for task in tasks if task in trl_fields.tasks_with(name)}
     return FieldLine(
@@ -87,7 +87,7 @@ def _mark(path: str) -> str:
 
 
 def by_name(values: dict[str, str]) -> str:
-    """What all say, once; where they differ, each with the names of those who say it."""
+    """The common text, once; if texts differ, each with the names that have it."""
     names: dict[str, list[str]] = {}
     for name, value in values.items():
         names.setdefault(value, []).append(name)

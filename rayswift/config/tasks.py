@@ -12,7 +12,7 @@ from typing import Any, Literal
 Family = Literal["causal", "preference", "kto", "embedding", "reranker", "classification", "prompt"]
 Head = Literal["causal_lm", "reward", "classes", "none"]
 ConfigClass = tuple[str, str, str]
-"""Package, file in it, and name of a dataclass whose fields section `train` takes."""
+"""A dataclass whose fields section `train` accepts: its package, file and name."""
 _HF: tuple[ConfigClass, ...] = (("transformers", "training_args.py", "TrainingArguments"),)
 _TRL: tuple[ConfigClass, ...] = (*_HF, ("trl", "trainer/base_config.py", "_BaseConfig"))
 _SFT: ConfigClass = ("trl", "trainer/sft_config.py", "SFTConfig")
@@ -30,16 +30,15 @@ def _own(name: str) -> ConfigClass:
 class Task:
     """How a task is trained.
 
-    verb: as a user asks for it; trainer: a `Streamed` trainer; arguments: the TRL or HF
-    config it takes; fields: the classes whose fields section `train` takes, bases first; family: what its rows are;
-    collate: packed rows -> the tensors its loss takes; head: what the model ends in; packs: whether documents share a
-    row (`data.packing`); mean_over_rows: whether the loss is a mean over rows, not over tokens, so that an incomplete
-    batch is never trained; has_reference: whether the loss has a reference model; losses: the values of
-    `train.loss_type`, the default first, where its class leaves them open; trains_answers: whether its loss is over the
-    tokens of answers; other_adapters, qlora, starting_adapters: whether it has been seen to train, save and continue
-    with adapters beside a plain LoRA, with a LoRA on quantized weights, with an adapter that was trained before;
-    defaults: fields of its config with other defaults than TRL's; stream: makes a rank's steps of what it is supplied
-    with.
+    verb: its command; trainer: a `Streamed` trainer; arguments: the TRL or HF config of the trainer; fields: the
+    classes whose fields section `train` accepts, bases first; family: the family of its rows; collate: packed rows ->
+    the tensors of its loss; head: the head of the model; packs: whether documents share a row (`data.packing`);
+    mean_over_rows: whether the loss is a mean over rows, not over tokens, so that an incomplete batch is never trained;
+    has_reference: whether the loss has a reference model; losses: the values of `train.loss_type`, the default first,
+    if its class leaves them open; trains_answers: whether its loss is over the tokens of answers; other_adapters,
+    qlora, starting_adapters: whether training, saving and resuming is tested with adapters other than a plain LoRA,
+    with a LoRA on quantized weights, with an adapter that was trained before; defaults: fields of its config with other
+    defaults than TRL's; stream: makes the steps of a rank from the data service.
     """
 
     verb: str
@@ -62,12 +61,12 @@ class Task:
 
     @property
     def is_online(self) -> bool:
-        """Whether it samples what it trains on."""
+        """Whether it samples its training data."""
         return self.family == "prompt"
 
     @property
     def default_loss(self) -> str | None:
-        """What `train.loss_type` is where it is left open; None: the task has no choice of losses."""
+        """The default of `train.loss_type`; None: the task has one loss."""
         return next(iter(self.losses), None)
 
 
@@ -81,7 +80,7 @@ _CPO = Task(
     arguments="trl.experimental.cpo:CPOConfig",
     fields=(*_TRL, _trl("experimental/cpo/cpo_config.py", "CPOConfig")),
     family="preference",
-    collate="rayswift.data.collate.members:pair_batch",
+    collate="rayswift.data.collate.padded:pair_batch",
     head="causal_lm",
     packs=False,
     mean_over_rows=True,
@@ -124,7 +123,7 @@ TASKS: dict[str, Task] = {
         arguments="trl:DPOConfig",
         fields=(*_TRL, _trl("trainer/dpo_config.py", "DPOConfig"), _own("DpoFields")),
         family="preference",
-        collate="rayswift.data.collate.members:preference_batch",
+        collate="rayswift.data.collate.padded:preference_batch",
         head="causal_lm",
         packs=False,
         mean_over_rows=True,
@@ -141,7 +140,7 @@ TASKS: dict[str, Task] = {
         arguments="trl:KTOConfig",
         fields=(*_TRL, _trl("trainer/kto_config.py", "KTOConfig")),
         family="kto",
-        collate="rayswift.data.collate.members:kto_batch",
+        collate="rayswift.data.collate.padded:kto_batch",
         head="causal_lm",
         packs=False,
         mean_over_rows=True,
@@ -158,7 +157,7 @@ TASKS: dict[str, Task] = {
         arguments="trl:RewardConfig",
         fields=(*_TRL, _trl("trainer/reward_config.py", "RewardConfig")),
         family="preference",
-        collate="rayswift.data.collate.members:reward_batch",
+        collate="rayswift.data.collate.padded:reward_batch",
         head="reward",
         packs=False,
         mean_over_rows=True,
@@ -171,7 +170,7 @@ TASKS: dict[str, Task] = {
         arguments="trl.experimental.orpo:ORPOConfig",
         fields=(*_TRL, _trl("experimental/orpo/orpo_config.py", "ORPOConfig")),
         family="preference",
-        collate="rayswift.data.collate.members:pair_batch",
+        collate="rayswift.data.collate.padded:pair_batch",
         head="causal_lm",
         packs=False,
         mean_over_rows=True,
@@ -208,7 +207,7 @@ TASKS: dict[str, Task] = {
         arguments="transformers:TrainingArguments",
         fields=_HF,
         family="classification",
-        collate="rayswift.data.collate.members:class_batch",
+        collate="rayswift.data.collate.padded:class_batch",
         head="classes",
         packs=False,
         mean_over_rows=True,
@@ -221,7 +220,7 @@ TASKS: dict[str, Task] = {
         arguments="transformers:TrainingArguments",
         fields=_HF,
         family="embedding",
-        collate="rayswift.data.collate.members:text_batch",
+        collate="rayswift.data.collate.padded:text_batch",
         head="none",
         packs=False,
         mean_over_rows=True,
@@ -233,7 +232,7 @@ TASKS: dict[str, Task] = {
         arguments="transformers:TrainingArguments",
         fields=_HF,
         family="reranker",
-        collate="rayswift.data.collate.members:text_batch",
+        collate="rayswift.data.collate.padded:text_batch",
         head="reward",
         packs=False,
         mean_over_rows=True,
@@ -245,7 +244,7 @@ TASKS: dict[str, Task] = {
         arguments="transformers:TrainingArguments",
         fields=_HF,
         family="reranker",
-        collate="rayswift.data.collate.members:left_padded_batch",
+        collate="rayswift.data.collate.padded:left_padded_batch",
         head="causal_lm",
         packs=False,
         mean_over_rows=True,
@@ -259,6 +258,6 @@ ONLINE_TASKS = tuple(name for name, task in TASKS.items() if task.is_online)
 
 
 def load(name: str) -> Any:
-    """What `module:Class` names."""
+    """Import the class that `module:Class` names."""
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)

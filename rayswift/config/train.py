@@ -79,7 +79,7 @@ class TrainConfig(Section):
     greater_is_better: bool | None = None
     """Whether a higher value of that metric is better; null: true unless its name ends in loss."""
     early_stopping_patience: int | None = Field(None, ge=1)
-    """Stop after so many evaluations without improvement; null: never."""
+    """Stop after this number of evaluations without improvement; null: never."""
     report_to: Strings = ["tensorboard"]
     """Trackers, as `transformers` names them; none: only `metrics.jsonl`."""
     plugins: PathTexts = []

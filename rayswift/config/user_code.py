@@ -25,7 +25,7 @@ Named = tuple[str, str]
 
 
 def load(field: str, name: str) -> Any:
-    """What a name stands for; for a plugin, its module.
+    """Import the object of a name; for a plugin, its module.
 
     Raises:
         UserError: no such file, module or attribute, or its import fails.
@@ -44,10 +44,10 @@ def load(field: str, name: str) -> Any:
 
 
 def split(field: str, name: str) -> tuple[str, str]:
-    """File or module, and what of it is named.
+    """Split a name into the file or module, and the name in it.
 
     Raises:
-        UserError: it is not written so.
+        UserError: the name has another form.
     """
     if field == "train.plugins" or (field == "rollout.tools" and name.endswith(".py")):
         return name, ""
@@ -64,11 +64,11 @@ def _import(field: str, name: str, place: str) -> ModuleType:
     if place.endswith(".py"):
         if not file.is_file():
             raise UserError(f"{field} = {name!r}: no file {place} in {Path.cwd()}")
-        # A name of its own: user files are often called metrics.py or loss.py.
+        # A unique module name: user files are often called metrics.py or loss.py.
         key = f"{file.stem}_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]}"
     folder = str(file.resolve().parent if place.endswith(".py") else Path.cwd())
     if folder not in sys.path:
-        sys.path.append(folder)  # at the end: a user's `datasets/` must not stand before the library
+        sys.path.append(folder)  # at the end: a user's folder `datasets/` must not hide the library
     try:
         if key in sys.modules or not place.endswith(".py"):
             return importlib.import_module(key)
@@ -93,7 +93,7 @@ def _import_file(key: str, file: Path) -> ModuleType:
 
 
 def file_of(field: str, name: str) -> Path | None:
-    """The file of what is named; None: a module that is not imported, or has none."""
+    """The file of a name; None: the module is not imported, or has no file."""
     place, _ = split(field, name)
     if place.endswith(".py"):
         return Path(place).resolve()
@@ -102,12 +102,12 @@ def file_of(field: str, name: str) -> Path | None:
 
 
 def takes(value: Any, positional: tuple[str, ...], keywords: tuple[str, ...]) -> bool:
-    """Whether something can be called with such arguments, as far as it tells."""
+    """Whether something can be called with such arguments, as far as its signature shows."""
     try:
         inspect.signature(value).bind(*positional, **dict.fromkeys(keywords))
     except TypeError:
         return False
-    except ValueError:  # a builtin that does not tell
+    except ValueError:  # a builtin without a signature
         return True
     return True
 
@@ -126,7 +126,7 @@ def make_callback(name: str) -> Any:
     """The callback of a name: an instance as it is, a class or a function called without arguments.
 
     Raises:
-        UserError: what comes of it is no `transformers.TrainerCallback`.
+        UserError: the result is not a `transformers.TrainerCallback`.
     """
     from transformers import TrainerCallback
 

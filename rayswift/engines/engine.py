@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest
-from rayswift.engines.wire import Columns, columns_of, completions_of
+from rayswift.engines.serialization import Columns, columns_of, completions_of
 from rayswift.log import UserError
 
 
@@ -29,19 +29,9 @@ class SamplingSettings:
     def can_resume(self) -> bool:
         """Whether a lost request can be continued by appending its tokens to the prompt of a new request.
 
-        Not with a grammar, which would begin anew, nor with a stop string, which may lie across the border.
+        Not with a grammar, which would begin again, nor with a stop string, which may lie across the border.
         """
         return not self.stop and self.structured_outputs_regex is None
-
-
-@dataclass(frozen=True)
-class EngineStatus:
-    """version: of its weights, None before the first; running, waiting: numbers of requests; tokens: made in total."""
-
-    version: PolicyVersion | None
-    running: int
-    waiting: int
-    tokens: int
 
 
 @dataclass(frozen=True)
@@ -58,7 +48,7 @@ class Collected:
     num_unfinished: int
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as columns, see `wire`."""
+        """Pickled as columns, see `serialization`."""
         return _collected, (columns_of(self.finished), columns_of(self.parts), self.num_made, self.num_unfinished)
 
 
@@ -109,9 +99,6 @@ class Engine(Protocol):
         Raises:
             TimeoutError: it took too long and was aborted.
         """
-
-    async def status(self) -> EngineStatus:
-        """Return the engine's status; an answer shows that it is alive."""
 
 
 class EngineLost(Exception):

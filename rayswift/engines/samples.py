@@ -108,8 +108,8 @@ class Trajectory:
     prompt_ids [P] int32: the tokens of its prompt; asked: the messages of the prompt if the environment changed them,
     else None; written [T] bool: the tokens that the model wrote, the others are answers of tools and environments;
     messages: its turns, for rewards and people; num_turns: of the model; num_calls, num_failed_calls: of tools; reward:
-    the environment's, None if it gave none; end: why there is no further turn; infos: what the environment tells reward
-    functions; checksum: CRC-32 of all tokens at the engine's last turn.
+    the environment's, None if it gave none; end: why there is no further turn; infos: values of the environment for
+    reward functions; checksum: CRC-32 of all tokens at the engine's last turn.
     """
 
     prompt_ids: NDArray[np.int32]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rayswift.data.feed.feed import StaleAttempt
 from rayswift.engines.samples import PolicyVersion
-from rayswift.log import UserError, logger
+from rayswift.log import UserError
 
 Bytes = NDArray[np.uint8]
 BUCKET_BYTES = 256 << 20
@@ -68,14 +68,12 @@ class ObjectStore:
     """Ray's object store: one copy to send, none to receive on the same machine."""
 
     def send(self, tensors: Sequence[Bytes]) -> Any:
-        """See Transport."""
         import ray
 
-        # In a list of its own: Ray would otherwise fetch the object wherever the manifest goes.
+        # In a list: otherwise Ray would fetch the object on every node that gets the manifest.
         return [ray.put(tuple(tensors))]
 
     async def receive(self, handle: Any) -> Sequence[Bytes]:
-        """See Transport."""
         [reference] = handle
         received: Sequence[Bytes] = await reference
         return received
@@ -116,57 +114,38 @@ def _verify(version: PolicyVersion, tensors: Iterable[tuple[TensorInfo, Bytes]])
 
 
 class WeightStore:
-    """Keeps the newest version, even if the trainer dies; runs as a named actor.
+    """Copies versions into objects of its own process, so that they outlive the trainer; runs as an actor.
 
     Args:
-        timeout_s: Longest time that copying a version may take.
         transport: How the bytes travel; None: through Ray's object store.
     """
 
-    def __init__(self, timeout_s: float, transport: Transport | None = None):
-        self._timeout_s = timeout_s
+    def __init__(self, transport: Transport | None = None):
         self._transport: Transport = transport or ObjectStore()
-        self._current: Published | None = None
-        self._copying: asyncio.Task[None] | None = None
+        self._newest: PolicyVersion | None = None
+        self._kept: Published | None = None  # references that this process holds itself
 
-    async def publish(self, published: Published) -> None:
-        """Accept a version; its bytes are copied in the background.
+    async def keep(self, published: Published) -> Published:
+        """Return the same weights in objects that this process owns.
 
         Raises:
-            StaleAttempt: a newer version was published by a later worker group.
+            StaleAttempt: a newer version came before or meanwhile.
         """
-        if self._current and published.version < self._current.version:
-            raise StaleAttempt(f"weights {published.version} come after {self._current.version}")
-        if self._copying:
-            self._copying.cancel()
-        self._current = published
-        self._copying = asyncio.create_task(self._adopt(published))
-
-    async def current(self) -> Published | None:
-        """Return the newest version, in the store's own objects once they are copied; None: nothing was published."""
-        return self._current
-
-    async def settled(self) -> bool:
-        """Wait until the newest version is copied; False: its bytes were lost before."""
-        if self._copying:
-            await asyncio.wait([self._copying], timeout=self._timeout_s)
-            return self._copying.done() and not self._copying.cancelled() and self._copying.exception() is None
-        return False
-
-    async def _adopt(self, published: Published) -> None:
-        """Copy every bucket into an object that this process owns."""
+        self._check(published.version)
+        self._newest, self._kept = published.version, None
         buckets = []
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                for bucket in published.buckets:
-                    data = await self._transport.receive(bucket.handle)
-                    handle = await asyncio.to_thread(self._transport.send, data)
-                    buckets.append(replace(bucket, handle=handle))
-        except Exception as error:  # the trainer died; the next group publishes anew
-            logger.warning("weights %s were lost with their trainer: %s", published.version, error)
-            raise
-        if self._current is published:
-            self._current = replace(published, buckets=tuple(buckets))
+        for bucket in published.buckets:
+            data = await self._transport.receive(bucket.handle)
+            self._check(published.version)
+            handle = await asyncio.to_thread(self._transport.send, data)
+            buckets.append(replace(bucket, handle=handle))
+        self._check(published.version)
+        kept = self._kept = replace(published, buckets=tuple(buckets))
+        return kept
+
+    def _check(self, version: PolicyVersion) -> None:
+        if self._newest and version < self._newest:
+            raise StaleAttempt(f"weights {version} come after {self._newest}")
 
 
 class Weights(Protocol):

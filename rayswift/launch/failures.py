@@ -80,7 +80,7 @@ class Failures:
 
 
 def main_cause(failed: Mapping[int, Exception]) -> tuple[int, Exception]:
-    """The rank that failed first, as opposed to those that only lost their peer, as far as that can be told."""
+    """The rank that failed first, as opposed to those that only lost their peer, if that is known."""
 
     def only_lost_a_peer(error: Exception) -> bool:
         return isinstance(error, WorkerFailure) and error.may_pass

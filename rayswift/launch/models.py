@@ -1,4 +1,4 @@
-"""The models of a run: how large they are, what of them is trained, and where they stand; for the plan."""
+"""The models of a run: their sizes, their trained parts, and the devices that hold them; for the plan."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def _whole(model: ModelConfig, path: str | None) -> ModelConfig:
 
 
 def critic_size(config: RlhfConfig) -> ModelSize | None:
-    """The size of a critic with a model of its own; None: it is a head on the policy's states."""
+    """The size of a critic that is a separate model; None: it is a head on the policy's states."""
     if _is_head(config):
         return None
     return whole_size(config.model, critic_start(config)[0], "reward")
@@ -62,12 +62,12 @@ def size_in_worker(config: TrainingConfig) -> ModelSize:
 
 
 def _is_head(config: RlhfConfig) -> bool:
-    """Whether the critic is no model of its own."""
+    """Whether the critic is a head on the policy's states."""
     return bool(config.train.trl_extra.get("critic", "shared") == "shared")
 
 
 def _reference(config: RlhfConfig) -> str | None:
-    """The model of a reference of its own, "" for the policy's weights before training; None: there is none."""
+    """The path of a separate reference model, "" for the policy's initial weights; None: there is none."""
     named = config.model.reference or ""
     return named if keeps_reference(config) and (named or config.model.tuner == "full") else None
 
@@ -156,7 +156,7 @@ class _Lines:
         return self._weights(_whole(self._config.model, path), "frozen")
 
     def _weights(self, model: ModelConfig, how: str = "", head: Head | None = None) -> str:
-        """How many weights, what of them is trained, and the memory of all, without optimizer and gradients."""
+        """Numbers of weights and of trained ones, and their memory, without optimizer and gradients."""
         try:
             size = size_of(model, head or self._head)
         except OSError as error:
@@ -179,7 +179,7 @@ def _number(fewest: int, most: int) -> str:
 
 
 def _on_disk(path: str) -> str:
-    """Of a model that is read as it is: the size of its files."""
+    """The size of the files of a model that is loaded without changes."""
     files = [*Path(path).glob("*.safetensors"), *Path(path).glob("*.bin")]
     return f"{_bytes(sum(file.stat().st_size for file in files))} of weights" if files else "not here yet"
 

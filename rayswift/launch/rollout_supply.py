@@ -8,15 +8,15 @@ from rayswift.config.derived import max_sequence_length, num_rewards, round_shap
 from rayswift.config.schema import RlhfConfig
 from rayswift.data.sequence.windows import Windows
 from rayswift.launch.supply import beside_the_driver
+from rayswift.rollout.actors import RolloutActors, RolloutClient, RolloutSpec
 from rayswift.rollout.admission import RolloutPlan, RoundPlan
 from rayswift.rollout.evaluation import eval_plans
 from rayswift.rollout.ledger import LedgerSnapshot
-from rayswift.rollout.plane import Plane, PlaneSpec, RolloutClient
 from rayswift.train.spec import Connect, DataServiceClient, RunSpec
 
 
 def rollout_plan(config: RlhfConfig) -> RolloutPlan:
-    """What the coordinator does, from a resolved config."""
+    """The settings of the coordinator, from a resolved config."""
     train, rollout = config.train, config.rollout
     num_steps, num_iterations = round_shape(train)
     assert train.global_batch_size is not None, "the plan sets it"
@@ -43,7 +43,7 @@ def rollout_plan(config: RlhfConfig) -> RolloutPlan:
         drops_equal=rollout.dynamic_sampling,
         max_failed_fraction=rollout.max_failed_fraction,
         seed=train.seed,
-        # Those it decodes, and some that wait in it, so that it never stands still between two submissions.
+        # The requests that it decodes, and some that wait in it, so that it is never idle between two submissions.
         max_outstanding=rollout.max_num_seqs * 5 // 4,
         max_still_s=config.cluster.timeout_s,
         sampled=sampled_share(config),
@@ -58,7 +58,7 @@ class RolloutService:
     def __init__(self, spec: RunSpec, windows: Windows, eval_windows: Windows | None, start: LedgerSnapshot):
         config = spec.config
         assert isinstance(config, RlhfConfig)
-        self._plane_spec = PlaneSpec(
+        self._actor_spec = RolloutSpec(
             config=config,
             plan=rollout_plan(config),
             layout=spec.layout,
@@ -70,24 +70,24 @@ class RolloutService:
             start=start,
         )
         self._timeout_s = config.cluster.timeout_s
-        self._plane: Plane | None = None
+        self._actors: RolloutActors | None = None
 
     def start(self, name: str) -> Connect:
-        self._plane = Plane(self._plane_spec, name, beside_the_driver())
+        self._actors = RolloutActors(self._actor_spec, name, beside_the_driver())
         return partial(_connect, name, self._timeout_s)
 
     def start_here(self) -> DataServiceClient:
         return self.start(f"rayswift-{uuid.uuid4().hex[:8]}")(0, 1)
 
     def progress(self) -> tuple[int, float]:
-        return self._plane.progress() if self._plane else (0, 0.0)
+        return self._actors.progress() if self._actors else (0, 0.0)
 
     def standing(self) -> tuple[object, str]:
-        return self._plane.standing() if self._plane else (None, "")
+        return self._actors.standing() if self._actors else (None, "")
 
     def close(self) -> None:
-        if self._plane:
-            self._plane.close()
+        if self._actors:
+            self._actors.close()
 
 
 def _connect(name: str, timeout_s: float, rank: int, size: int) -> DataServiceClient:

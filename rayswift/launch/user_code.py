@@ -52,7 +52,7 @@ def named_in(config: TrainingConfig) -> list[Named]:
 
 
 def _episode_code(rollout: RolloutConfig) -> list[Named]:
-    """Tools and environments of the user's own."""
+    """The user's own tools and environments."""
     found = [(contract.TOOLS, name) for name in rollout.tools if ":" in name or name.endswith(".py")]
     own = rollout.environment
     return found + ([(contract.ENVIRONMENT, own)] if own and ":" in own and not named.is_in_no_file(own) else [])
@@ -140,7 +140,7 @@ def content_hash(config: TrainingConfig) -> str:
 
 
 def _check_kind(field: str, name: str, value: Any) -> None:
-    """Raise UserError for code that is seen to be wrong without a call."""
+    """Raise UserError for code that is wrong, as far as that shows without a call."""
     if field == "train.callbacks" and (inspect.isclass(value) or not callable(value)):
         _check_callback(name, value)
     elif field in _CALLS:

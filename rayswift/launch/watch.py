@@ -1,4 +1,4 @@
-"""The driver watches a run: it reports ranks that wait, and ends a run that cannot go on."""
+"""The driver watches a run: it reports ranks that wait, and ends a run that cannot continue."""
 
 import threading
 import time
@@ -22,7 +22,7 @@ _HEAD_S = 50.0
 
 @contextmanager
 def announced(what: str, every_s: float = SAY_S) -> Iterator[None]:
-    """Report every `every_s` that a long step of the driver goes on."""
+    """Report every `every_s` that a long step of the driver is still running."""
     begun, done = time.monotonic(), threading.Event()
 
     def run() -> None:
@@ -71,7 +71,7 @@ class Watch:
         self._thread.join(timeout=_CLOSE_S)
 
     def check(self) -> None:
-        """Raise UserError if the run cannot go on; called every second."""
+        """Raise UserError if the run cannot continue; called every second."""
         if self._cluster is not None:
             self._cluster.check_head()
             if self._waiting.without_ranks_s > NO_SIGN_S and self._cluster.wait_for_room():
@@ -114,7 +114,7 @@ class Cluster:
 
     def __init__(self, head: tuple[str, int], ask: preflight.Ask, patience_s: float):
         self._head, self._ask, self._patience_s = head, ask, patience_s
-        self._answered_s = self._told_s = time.monotonic()
+        self._answered_s = self._logged_s = time.monotonic()
         self._looked_s = 0.0
 
     def check_head(self) -> None:
@@ -124,7 +124,7 @@ class Cluster:
             return
         self._looked_s = now
         if nodes.answers(*self._head, timeout_s=_HEAD_EVERY_S):
-            self._answered_s = self._told_s = time.monotonic()
+            self._answered_s = self._logged_s = time.monotonic()
             return
         now = time.monotonic()
         where = f"the head of the Ray cluster, {self._head[0]}:{self._head[1]},"
@@ -134,8 +134,8 @@ class Cluster:
                 "--resume auto",
                 exit_code=1,
             )
-        if now - self._told_s > _TELL_HEAD_S:
-            self._told_s = now
+        if now - self._logged_s > _TELL_HEAD_S:
+            self._logged_s = now
             say(f"{where} has not answered for {now - self._answered_s:.0f} s")
 
     @property

@@ -89,7 +89,7 @@ def _worker_here(spec: RunSpec, supply: DataService) -> Iterator[Worker]:
             waiting.Notes(spec.run_dir / "logs", 0, 1, "this machine") as notes,
         ):
             yield Worker(0, 1, client, notes)
-    except (Exception, SystemExit) as error:  # a callback may call sys.exit
+    except (Exception, SystemExit) as error:  # a callback may call `sys.exit`
         failure = explain(error, spec.config, spec.run_dir, 0)
         raise (failure if isinstance(failure, UserError) else UserError(str(failure), exit_code=1)) from error
     finally:

@@ -40,7 +40,7 @@ def adapter_problems(model: ModelConfig) -> list[str]:
         folder = adapter_folder(model.adapters[-1])
         kind = str(json.loads((folder / _CONFIG).read_text(encoding="utf-8")).get("peft_type", "LORA")).lower()
         if kind != model.tuner:
-            found.append(f"model.adapters: {folder} is of kind {kind}; set model.tuner {kind} to train it on")
+            found.append(f"model.adapters: {folder} is of kind {kind}; set model.tuner {kind} to continue its training")
     return found
 
 

@@ -47,7 +47,7 @@ def _is_token(value: object) -> bool:
 
 
 def _problem(config: GenerationConfig) -> str | None:
-    """Why it cannot be saved, in one line; None: it can."""
+    """The reason why it cannot be saved, in one line; None: it can."""
     try:
         config.validate(strict=True)
     except ValueError as error:

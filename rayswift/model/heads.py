@@ -32,7 +32,7 @@ PEFT_TASK_TYPES: dict[Head, str] = {
 
 
 def settings(model: ModelConfig, head: Head) -> dict[str, Any]:
-    """Fields of the model's `config.json` that its head needs."""
+    """Fields of `config.json` that the head needs."""
     if head == "classes":
         kind = {"problem_type": problem_type(model)}
         if model.label_names:

@@ -1,7 +1,7 @@
 """LLaMA-Pro (Wu et al., 2024): a model with more layers that computes what it did before.
 
-A new layer is a copy whose attention and feed-forward part end in zeros, so only its residual is left. The result is a
-plain model of the same kind with a larger `num_hidden_layers`.
+A new layer is a copy. The last matrices of its attention and feed-forward part are zero, so it returns its input. The
+result is a plain model of the same kind with a larger `num_hidden_layers`.
 """
 
 import copy
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from rayswift.log import UserError
 from rayswift.model import layers
 
-# What attention and the feed-forward part end in, by their names in `transformers`.
+# The last matrices of attention and of the feed-forward part, by their names in `transformers`.
 _ENDS = ("o_proj", "down_proj", "c_proj")
 
 
@@ -21,7 +21,7 @@ def expand(network: PreTrainedModel, num_new: int) -> PreTrainedModel:
     """The model with `num_new` more layers, to be saved: its other weights are those of `network` itself.
 
     Raises:
-        UserError: its layers cannot be cut into `num_new` groups, or are not of a kind that is known.
+        UserError: its layers cannot be divided into `num_new` groups, or their kind is unknown.
     """
     config = copy.deepcopy(network.config)
     text = config.get_text_config()
@@ -49,10 +49,10 @@ def _lists_by_layer(text: Any, total: int) -> dict[str, list[Any]]:
 
 
 def _switch_off(state: dict[str, torch.Tensor], layer: int) -> None:
-    """Zero what the parts of a layer end in.
+    """Set the last matrices of the parts of a layer to zero.
 
     Raises:
-        UserError: one of its parts ends in nothing that is known.
+        UserError: the last matrix of a part is unknown.
     """
     names = [name for name in state if layers.layer_of(name) == layer]
     ends = [name for name in names if any(part in _ENDS for part in name.split("."))]

@@ -1,6 +1,6 @@
-"""Which layer a parameter is in, and where LLaMA-Pro (Wu et al., 2024) puts new ones; pure, without torch.
+"""The layer of a parameter, and the places of LLaMA-Pro's new layers (Wu et al., 2024); pure, without torch.
 
-`num_new` layers are spread evenly: one behind each of `num_new` groups of layers, a copy of the last of its group.
+`num_new` layers are spread evenly: one after each of `num_new` groups of layers, a copy of the last layer of its group.
 """
 
 import re
@@ -17,7 +17,7 @@ def check(total: int, num_new: int) -> None:
     """Whether `num_new` groups can be made of `total` layers.
 
     Raises:
-        UserError: they cannot.
+        UserError: it is impossible.
     """
     if total % num_new:
         raise UserError(
@@ -27,13 +27,13 @@ def check(total: int, num_new: int) -> None:
 
 
 def layer_of(name: str) -> int | None:
-    """The layer that a parameter is in; None: it is in none."""
+    """The number of the layer that a parameter is in; None: it is in no layer."""
     found = _LAYER.match(name)
     return int(found.group(2)) if found else None
 
 
 def sources(total: int, num_new: int) -> list[int]:
-    """For each layer of the model with new ones, the layer that it is, or that it is a copy of.
+    """For each layer of the enlarged model, the number of the original layer that it is or copies.
 
     Args:
         total: Layers without the new ones, a multiple of `num_new`.
@@ -44,13 +44,13 @@ def sources(total: int, num_new: int) -> list[int]:
 
 
 def new_layers(total: int, num_new: int) -> frozenset[int]:
-    """The new layers of a model that has `total`, these included."""
+    """The numbers of the new layers in a model of `total` layers, the new ones included."""
     stride = total // num_new
     return frozenset((group + 1) * stride - 1 for group in range(num_new))
 
 
 def grown(parameters: Mapping[str, T], total: int, num_new: int) -> dict[str, T]:
-    """Parameters by name, or what stands for them, with those of the new layers; all in the order of the model.
+    """Parameters by name (or any value for each), with those of the new layers, in the order of the model.
 
     Args:
         parameters: Of the model without new layers.

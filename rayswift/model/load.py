@@ -56,7 +56,7 @@ def load_model(config: ModelConfig, path: str, dtype: str, head: Head = "causal_
 def load_with_drawn(
     config: ModelConfig, path: str, dtype: str, head: Head = "causal_lm"
 ) -> tuple[PreTrainedModel | PeftModel, list[str]]:
-    """The model at `path`, and the names of parameters that are in no file and were drawn.
+    """The model at `path`, and the names of parameters that are in no file and were drawn at random.
 
     Frozen parameters are frozen, and an adapter that is trained further is loaded; a new one is not added yet. There is
     no key-value cache, which would break packed attention under SDPA. torch's random state must be the same on all
@@ -134,8 +134,8 @@ def teacher(config: TrainingConfig, dtype: str) -> dict[str, Any]:
     """The teacher of a task, as its trainer's `teacher`, with its adapters merged.
 
     Returns:
-        Nothing where the model is its own teacher, or was: its weights before training, below an adapter; or where
-        the teacher is not in the workers.
+        Nothing if the model itself is the teacher, now or with its initial weights (below an adapter), or if
+        the teacher is outside of the workers.
 
     Raises:
         UserError: an adapter does not fit.

@@ -38,7 +38,7 @@ def computed(
     def with_logps(plan: Windows | None, name: str) -> WindowPlan | None:
         if plan is None:
             return None
-        assert isinstance(plan, WindowPlan), "rows of members have no cache"
+        assert isinstance(plan, WindowPlan), "packed rows alone have a cache"
         function = _function(config, layout, plan.encode)
         rows = {key: value for key, value in asdict(plan.encode).items() if key != "tokenizer_dir"}
         ingredients = {"rows": rows, "reference": function.model_json, "ld_alpha": function.ld_alpha}
@@ -109,7 +109,7 @@ class ReferenceLogps:
         """(chosen, rejected) of each pair; pairs are sorted by length, so that batches have little padding."""
         import torch
 
-        from rayswift.data.collate.members import preference_batch
+        from rayswift.data.collate.padded import preference_batch
         from rayswift.model.load import resolve_dtype
 
         model, pad_token_id = _loaded(

@@ -1,1 +1,1 @@
-"""`report.html`: one self-contained page of a run, rewritten while it goes on. Pure but for `live.py`, no torch."""
+"""`report.html`: one self-contained page, updated during the run. Pure except `live.py`; without torch."""

@@ -50,7 +50,7 @@ class Console:
         self._run_dir = run_dir
         self._num_events = len(events.read(run_dir))
         self._events_size = size_of(run_dir / events.EVENTS)
-        self._told_round, self._tells_completions_s = self._newest_round(), 0.0
+        self._shown_round, self._shows_completions_at = self._newest_round(), 0.0
 
     def __enter__(self) -> "Console":
         self._thread.start()
@@ -92,11 +92,11 @@ class Console:
 
     def _tell_completions(self) -> None:
         """Show completions of a new round, at most once in `_COMPLETIONS_EVERY_S`."""
-        if time.monotonic() < self._tells_completions_s:
+        if time.monotonic() < self._shows_completions_at:
             return
         rows = newest(self._run_dir, 2)
-        if rows and rows[0]["round"] != self._told_round:
-            self._told_round, self._tells_completions_s = rows[0]["round"], time.monotonic() + _COMPLETIONS_EVERY_S
+        if rows and rows[0]["round"] != self._shown_round:
+            self._shown_round, self._shows_completions_at = rows[0]["round"], time.monotonic() + _COMPLETIONS_EVERY_S
             say(completions_line(rows))
 
     def _draw(self, bar: Any) -> None:
@@ -121,11 +121,11 @@ def say(line: str) -> None:
 
 def live_line(curves: dict[str, Curve]) -> str:
     """Text beside the progress bar: loss or reward, throughput, engines, staleness, and waits."""
-    told = [text.format(show(last, unit)) for name, text, unit in _PARTS if (last := _last(curves, name)) is not None]
+    parts = [text.format(show(last, unit)) for name, text, unit in _PARTS if (last := _last(curves, name)) is not None]
     if "reward" in curves:
         waits = [("trainer waits", _last(curves, "data_wait")), ("engines wait", _last(curves, "engines_idle"))]
-        told += [f"{who} {show(share, '%')}" for who, share in waits if share and share > _SHOWN_WAIT]
-    return "  ".join(told)
+        parts += [f"{who} {show(share, '%')}" for who, share in waits if share and share > _SHOWN_WAIT]
+    return "  ".join(parts)
 
 
 def completions_line(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -133,10 +133,10 @@ def completions_line(rows: Sequence[Mapping[str, Any]]) -> str:
     best, worst = rows[0], rows[-1]
     if not any(name.startswith("reward_") for name in best):
         return f"round {best['round']:,}: {_excerpt(best['completion'])}"
-    told = [f"reward {show(row['reward'])} for {_excerpt(row['completion'])}" for row in (best, worst)]
+    parts = [f"reward {show(row['reward'])} for {_excerpt(row['completion'])}" for row in (best, worst)]
     if best["reward"] == worst["reward"]:
-        return f"round {best['round']:,}: every {told[0].replace(' for ', ', as for ', 1)}"
-    return f"round {best['round']:,}: {told[0]}, {told[1]}"
+        return f"round {best['round']:,}: every {parts[0].replace(' for ', ', as for ', 1)}"
+    return f"round {best['round']:,}: {parts[0]}, {parts[1]}"
 
 
 def _excerpt(text: str) -> str:

@@ -7,7 +7,7 @@ over-sampling, more prompts are in progress than a round lacks; the round takes 
 prompts after these go back to the head of the sequence.
 
 With `max_staleness` 0 only one round is open, and its prompts are the next ones of the sequence: the trained prompts
-are a function of (data, seed, weights), whatever finishes first.
+are a function of (data, seed, weights); the order in which completions finish does not matter.
 """
 
 import math
@@ -137,7 +137,7 @@ class Admission:
     def _may_open(self, num_ready: int) -> bool:
         allowed = self._published is not None and self._newest <= self._published + self._plan.max_staleness
         wanted = self._plan.num_rounds is None or self._newest < self._plan.num_rounds
-        # Whole or not at all: what cannot fill a round at the end of the data is never sampled.
+        # Only whole rounds: prompts at the end of the data that cannot fill a round are never sampled.
         return allowed and wanted and num_ready >= self._plan.num_prompts
 
     def lacks_prompts(self, number: int, num_ready: int, ended: bool) -> bool:

@@ -1,7 +1,7 @@
 """Makes the rounds of one worker group: draws prompts, samples, scores and assembles, until a later group begins.
 
 It runs in the coordinator's event loop. `admission` decides which prompts may be drawn. The `ledger` records the
-outcome of each prompt in the order of rounds, and rounds are handed out in that order too, whatever finishes first.
+outcome of each prompt in the order of rounds, and rounds are handed out in that order too.
 """
 
 import asyncio
@@ -72,7 +72,7 @@ class Attempt:
         self._finished: dict[int, Finished] = {}
         self._keep = keep
         self._left_out: dict[int, dict[str, list[Group]]] = {}
-        # Of the round that is closed next: what came of prompts before it drew anew.
+        # Outcomes of the earlier prompts of the round that is closed next, if it drew again.
         self._fruitless: Counter[str] = Counter()
         self._equal_rewards: Counter[float] = Counter()
         self._trained_epochs = start.epochs
@@ -137,7 +137,7 @@ class Attempt:
         """Forget the rounds before this one, because all ranks have them."""
         for each in [n for n in self._finished if n < number]:
             del self._finished[each]
-        if not self._plan.has_engines:  # rounds wait for nobody's weights, and are made as they are asked for
+        if not self._plan.has_engines:  # rounds do not wait for weights, and are made on request
             self._admission.publish(number)
             self._advance()
 
@@ -237,7 +237,7 @@ class Attempt:
             return self._goes_on(number, outcomes)
         ledger = self._ledger.close(outcomes)
         self._trained_epochs = ledger.epochs
-        if last and self._plan.rounds.num_rounds is None:  # else what is ready was only read ahead
+        if last and self._plan.rounds.num_rounds is None:  # otherwise the ready prompts were only read ahead
             ledger = self._ledger.close({prompt.ordinal: REMAINDER for prompt in self._ready}, trains=False)
         self._finish(number, groups, ledger, last, outcomes.values())
         return True
@@ -297,10 +297,10 @@ class Attempt:
         if num_failed > self._plan.max_failed_fraction * len(outcomes):
             raise UserError(f"{what}{books.examples_of(self._reasons)}", exit_code=1)
         if self._equal_rewards:
-            told = (f"{reward:g} in {count}" for reward, count in self._equal_rewards.most_common(5))
-            what += f" (reward {', '.join(told)})"
+            rewards = (f"{reward:g} in {count}" for reward, count in self._equal_rewards.most_common(5))
+            what += f" (reward {', '.join(rewards)})"
         ledger = self._ledger.close(outcomes, trains=False)
-        # The weights stay as they are: another pass would show much the same.
+        # The weights have not changed: another pass would give about the same rewards.
         ends = (self._ended and not self._ready) or ledger.epochs >= self._trained_epochs + 1
         if not ends:
             logger.info("%s; drawing more prompts", what)

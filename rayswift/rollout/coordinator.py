@@ -76,9 +76,9 @@ class Coordinator:
         self._sync_s = 0.0
         self._clock = asyncio.get_running_loop().time
         self._moved_at = self._clock()
-        # What is made once for all ranks, by its name, and when the first of them asked.
+        # Results that are made once for all ranks, by name, and the time of the first request.
         self._once: dict[str, tuple[asyncio.Task[Any], float]] = {}
-        self._kept, self._told, self._shown = -1, dict[str, float](), (0, 0.0)
+        self._kept, self._round_metrics, self._shown = -1, dict[str, float](), (0, 0.0)
         self._writer = ThreadPoolExecutor(1, "completions")
         self._tokens_at = (self._clock(), 0)
         self._waiting_ranks: set[int] = set()
@@ -103,7 +103,7 @@ class Coordinator:
                 if self._life.number == attempt:
                     return
                 if self._life.number == DRIVERS_ATTEMPT and self._life.start == start:
-                    self._life.number = attempt  # its prompts are being read already
+                    self._life.number = attempt  # its prompts are already being read
                     return
                 await self._life.stop()
             self._pool.abandon()
@@ -127,8 +127,8 @@ class Coordinator:
         task = asyncio.create_task(self._take_over(life, published))
         self._syncs.add(task)
         task.add_done_callback(self._syncs.discard)
-        # The pool gives up what was asked of an older group's weights: it must have heard of these before the first
-        # request that wants them. And engines load while the requests are made: they are asked to within three turns.
+        # The pool aborts requests for the weights of an older group: it must know the new weights before the first
+        # request for them. Engines load while the requests are made: they are asked to within three turns of the loop.
         for _ in range(3):
             await asyncio.sleep(0)
         life.published(published.version.step)
@@ -159,7 +159,7 @@ class Coordinator:
         self._shown = number * self._plan.steps_per_round, finished.ledger.epochs
         if number > self._kept:
             self._kept = number
-            self._told = self._metrics(life, finished)
+            self._round_metrics = self._metrics(life, finished)
         if number not in serving.dealt:
             serving.dealt[number] = self._deal(life, finished, size)
         return serving.dealt[number].share(rank, number == serving.save_at)
@@ -179,7 +179,7 @@ class Coordinator:
             last=finished.last,
             save=False,
             ledger=ledger.to_json(),
-            metrics=self._told,
+            metrics=self._round_metrics,
             ended=finished.ended,
         )
         return Dealt(common, lines_of(finished.groups))
@@ -196,7 +196,7 @@ class Coordinator:
             "rollout_tokens_per_s": (counts.tokens - before) / max(1e-3, now - began),
             "sync_s": self._sync_s,
             "engines_lost": float(counts.lost),
-            "tokens_salvaged": float(counts.salvaged_tokens),
+            "tokens_salvaged": float(counts.resumed_tokens),
             "tokens_regenerated": float(counts.regenerated_tokens),
         }
 
@@ -260,7 +260,7 @@ class Coordinator:
 
     async def _probe(self, life: Attempt, number: int, token_ids: NDArray[np.int32]) -> Probed:
         while True:
-            if life.published_step == number:  # else only some rank is here, and not yet the one that publishes
+            if life.published_step == number:  # otherwise the rank that publishes has not come yet
                 self._pool.check()
                 probed = await self._pool.score(token_ids)
                 if probed.logprobs:
@@ -327,9 +327,9 @@ class Coordinator:
             if self._life is life and life.published_step == published.version.step:
                 await self._pool.set_weights(published.version, kept)
         except StaleAttempt:
-            return  # newer ones came meanwhile
+            return  # newer weights came meanwhile
         except Exception as error:
-            # Engines that are there have the weights by now, or the pool says why not.
+            # Present engines have the weights already, or the pool reports why not.
             logger.warning("weights %s are not kept for engines that start later: %s", published.version, error)
 
     def _came_forward(self, where: str, change: int) -> None:

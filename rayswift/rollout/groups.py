@@ -131,7 +131,7 @@ def answer_of(prompt: Prompt, version: PolicyVersion) -> tuple[Prompt, asyncio.F
     it later, see `teachers.scoring`."""
     future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
     before, answer = prompt.answer or (prompt.input_ids, np.empty(0, np.int32))
-    logprobs = np.full(len(answer), np.nan, np.float32)  # nobody sampled it
+    logprobs = np.full(len(answer), np.nan, np.float32)  # it was not sampled
     future.set_result(Completion(f"answer:{prompt.ordinal}", answer, logprobs, (Span(0, version),), "stop"))
     return replace(prompt, input_ids=before), future
 

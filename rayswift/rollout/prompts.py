@@ -46,7 +46,7 @@ class Prompts(Protocol):
 
 
 def draw_some(prompts: Prompts, most: int) -> tuple[list[Drawn], bool]:
-    """Return up to so many prompts, fewer if they are not ready, and whether these are the last."""
+    """Return up to `most` prompts, fewer if they are not ready, and whether these are the last."""
     drawn: list[Drawn] = []
     try:
         while len(drawn) < most:
@@ -120,7 +120,7 @@ class PromptFeed:
             self._ended = True
             return None
         (row,) = batch.rows
-        # The position behind the last row of an epoch lies in the next one.
+        # The position after the last row of an epoch is in the next epoch.
         prompt = prompt_of(row, ordinal, self._behind.epoch)
         self._behind, self._ended = batch.position, batch.last
         return Drawn(prompt, batch.position, batch.epochs, batch.last)

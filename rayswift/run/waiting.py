@@ -88,7 +88,7 @@ class Notes:
 
 
 def unnoted(what: str) -> None:
-    """Instead of `Notes`, for ranks that nobody watches."""
+    """In place of `Notes`, for ranks that are not watched."""
 
 
 def clear(log_dir: Path) -> None:

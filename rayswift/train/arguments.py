@@ -6,7 +6,7 @@ from rayswift.log import UserError
 from rayswift.train.parallel.deepspeed import deepspeed_config
 from rayswift.train.spec import RunSpec
 
-# Ours alone, or passed under another name below.
+# Fields that only we have, or that are passed under another name below.
 _NOT_TRL = (
     "task",
     "matryoshka_dims",
@@ -31,7 +31,7 @@ _NO_END = 1 << 40
 """Steps: more than any run trains; HF wants a number."""
 _OF_THE_HUB = ("push_to_hub", "hub_token", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision")
 
-# What TRL's constructors would do with rows, which come from the stream: nothing.
+# TRL's constructors must not change rows, which come from the stream.
 _NO_ROWS = {"max_length": None, "packing": False, "dataset_kwargs": {"skip_prepare_dataset": True}}
 
 
@@ -67,7 +67,7 @@ def trainer_arguments(spec: RunSpec, arguments: Any, dtype: str, tracks: bool, u
     values |= {
         "output_dir": str(spec.run_dir),
         "report_to": config.train.report_to if tracks else "none",
-        # Epochs end with the data, at a step that nobody knows yet: a row may be cut into any number of pieces.
+        # Epochs end with the data, at a step that is not known yet: a row may be cut into any number of pieces.
         "max_steps": config.train.max_steps if spec.feed_plan.ends_by_steps else _NO_END,
         "save_total_limit": None,  # retention counts complete checkpoints only, so it is ours
         "remove_unused_columns": False,

@@ -30,7 +30,7 @@ from rayswift.train.spec import RunSpec
 from rayswift.train.stream import StepStream
 
 _ROUNDING = 1e-9
-"""Of epochs, which are sums of shares."""
+"""Rounding error of epochs, which are sums of shares."""
 
 
 class StreamFlow(TrainerCallback):
@@ -43,15 +43,11 @@ class StreamFlow(TrainerCallback):
         self._saved_step = self._evaluated_step = -1
         self._first, self._ended = True, False
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """A resumed run logs, evaluates and saves as it says itself: HF would go on as its checkpoint says."""
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Let a resumed run log, evaluate and save by its own config: HF would follow the checkpoint's."""
         state.compute_steps(args, state.max_steps)
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Seed from (seed, step, rank), so that a resumed step draws the same random numbers."""
         words = np.random.SeedSequence([args.seed, state.global_step, self._rank]).generate_state(1, np.uint64)
         torch.manual_seed(int(words[0]))
@@ -86,9 +82,7 @@ class StreamFlow(TrainerCallback):
             return False
         return crosses(before, now, steps * self._plan.num_epochs)
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Handle HF's only epoch, which ends with the training. All is done at the step, except after early stopping or
         if the stream ended after it."""
         control.should_log = late = self._stream.last and not self._ended
@@ -111,33 +105,24 @@ class Whereabouts(TrainerCallback):
     def __init__(self, at: Callable[[str], None], supplied: str):
         self._at, self._supplied = at, supplied
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Note that the first batch is requested."""
+    def _waits(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._at(f"waits for the {self._supplied} of step {state.global_step + 1}")
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    on_train_begin = on_save = on_evaluate = _waits
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Note that the batches have arrived."""
         self._at(f"trains step {state.global_step + 1}")
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Note what is due after the step, or that the next batch is requested."""
         due = [
             what for what, is_due in (("evaluates", control.should_evaluate), ("saves", control.should_save)) if is_due
         ]
-        done = f"{' and '.join(due)} behind step {state.global_step}"
-        self._at(done if due else f"waits for the {self._supplied} of step {state.global_step + 1}")
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Note that the checkpoint is saved."""
-        self._at(f"waits for the {self._supplied} of step {state.global_step + 1}")
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Note that the evaluation is done."""
-        self._at(f"waits for the {self._supplied} of step {state.global_step + 1}")
+        if due:
+            self._at(f"{' and '.join(due)} after step {state.global_step}")
+        else:
+            self._waits(args, state, control)
 
 
 def crosses(before: float, now: float, every: float) -> bool:
@@ -176,14 +161,12 @@ class Checkpoints(TrainerCallback):
         self._pushes = HubPushes(spec.config.train, Path(spec.config.train.output_dir).name)
         self._uploads = Uploads(spec.config.train.output_dir, self._run_dir, self._limit, self._storage_timeout_s)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Set the best of the saved checkpoints by the current metric, because a resume may name another metric."""
         if args.should_save:
             self._pushes.open()
         saved = [[each.step for each in checkpoint.find_all(self._run_dir)]]
-        if args.world_size > 1:  # whether a step is saved as the best must be one decision
+        if args.world_size > 1:  # all ranks must agree whether a step is saved as the best
             dist.broadcast_object_list(saved)
         values = evaluations(state.log_history, self._train.metric_for_best_model)
         best = best_of([pair for pair in values if pair[0] in saved[0]], bool(self._train.greater_is_better))
@@ -196,12 +179,12 @@ class Checkpoints(TrainerCallback):
 
         def check_own() -> dict[str, str]:
             if args.should_save:
-                self._uploads.wait()  # a slow storage slows the training down, rather than lose checkpoints
+                self._uploads.wait()  # if the storage is slow, the training waits, so that no checkpoint is lost
             return checkpoint.checksums(folder, checkpoint.written_by(folder, rank), write_through=True)
 
         sums = work_together(rank, size, f"saving {folder.name}", self._storage_timeout_s, check_own)
 
-        def seal() -> None:
+        def complete() -> None:
             known = {name: checksum for each in sums for name, checksum in each.items()}
             self._stream.before_save()
             (folder / checkpoint.DATA_STATE).write_text(json.dumps(self._stream.state()), encoding="utf-8")
@@ -213,12 +196,10 @@ class Checkpoints(TrainerCallback):
             self._uploads.start(state.best_global_step)
             self._pushes.start(folder)
 
-        work = seal if args.should_save else lambda: None
+        work = complete if args.should_save else lambda: None
         work_together(rank, size, f"completing {folder.name}", self._storage_timeout_s, work)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Wait until the last checkpoint is uploaded."""
 
         def finish() -> None:

@@ -35,11 +35,11 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
         from rayswift.train.trainers.base import callbacks_of
 
         if config.cluster.uses_deepspeed:
-            compile_locks.settle(compile_locks.folder(), not spec.layout.local, worker.at)
+            compile_locks.remove_stale(compile_locks.folder(), not spec.layout.local, worker.at)
         trainer_class = load(task.trainer)
     clock.lap("imports")
     import_plugins(config.train)
-    weights = weights_to_load(spec, worker)  # before the arguments: ZeRO-3 cuts whatever is built from then on
+    weights = weights_to_load(spec, worker)  # before the arguments: ZeRO-3 shards every model that is built after them
     dtype = models.resolve_dtype(config.model.dtype, spec.layout.device)
     worker.at("looks for the checkpoint to begin at, or waits for rank 0 to find it")
     resume, attempt = agree_on_checkpoint(spec, worker)
@@ -51,7 +51,7 @@ def train_loop(spec: RunSpec, worker: Worker) -> None:
     worker.supply.begin(attempt, supply_start(config, resume))
     weights_dtype = models.weights_dtype(config.model, config.cluster.uses_deepspeed, dtype)
     worker.at("loads the model")
-    set_seed(config.train.seed)  # a head that the weights do not hold is the same on every rank
+    set_seed(config.train.seed)  # a head that is missing in the weights is the same on every rank
     model, drawn = models.load_with_drawn(config.model, weights, weights_dtype, task.head)
     tokenizer = load_with_padding(str(spec.tokenizer_dir), config.model.trust_remote_code)
     stream = load(task.stream)(spec, worker.supply, resume, tokenizer, model)

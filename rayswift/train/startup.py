@@ -164,7 +164,7 @@ def weights_to_load(spec: RunSpec, worker: Worker) -> str:
 
 
 def finish_ended(spec: RunSpec, resume: Resume, worker: Worker) -> None:
-    """Do what is left of a run whose workers died behind their last save: nothing is to be trained any more."""
+    """Do what is left of a run whose workers died after their last save: no step is left to train."""
     train, last = spec.config.train, resume.saved.path
     logger.info("%s is the end of the run", last.name)
 

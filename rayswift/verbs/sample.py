@@ -1,8 +1,8 @@
-"""`rayswift sample`: prompts -> completions -> rewards -> rows, of a model as it is.
+"""`rayswift sample`: prompts -> completions -> rewards -> rows; the model is not trained.
 
     rayswift sample --model runs/demo --dataset prompts.jsonl --reward_funcs accuracy --output_file best.jsonl
 
-The rows train `sft` (the best completions) and `dpo` (with the worst as the rejected one). It is the rollout plane of
+The rows train `sft` (the best completions) and `dpo` (with the worst as the rejected one). It is the rollout service of
 task grpo without a trainer: the same prompts, engines and rewards.
 """
 
@@ -28,9 +28,9 @@ from rayswift.model.kind import abilities
 from rayswift.model.texts import settings as text_settings
 from rayswift.model.texts.row_kind import row_kind
 from rayswift.rollout import checks
+from rayswift.rollout.actors import RolloutSpec
 from rayswift.rollout.episodes import schemas
 from rayswift.rollout.ledger import LedgerSnapshot
-from rayswift.rollout.plane import PlaneSpec
 
 _SAY_EVERY_S = 30.0
 
@@ -39,7 +39,7 @@ def run(invocation: Invocation) -> None:
     """Sample all prompts of a config.
 
     Raises:
-        UserError: bad input, or a file that is there already (exit code 2); too many prompts failed (exit code 1).
+        UserError: bad input, or the output file exists (exit code 2); too many prompts failed (exit code 1).
     """
     config = _settled(invocation.config)
     output = Path(config.sample.output_file)
@@ -58,7 +58,7 @@ def run(invocation: Invocation) -> None:
     config = schemas.settled(config)
     began, run_dir = time.monotonic(), Path(config.train.output_dir).absolute()
     run_dir.mkdir(parents=True, exist_ok=True)
-    outcomes = _sampled(_plane(config, run_dir))
+    outcomes = _sampled(_rollout_spec(config, run_dir))
     logger.info("prompts\n%s", table(outcomes))
     logger.info("done in %.0f s; rows: %s", time.monotonic() - began, output)
 
@@ -75,8 +75,8 @@ def _plan(config: SampleConfig, layout: Layout) -> list[str]:
     ]
 
 
-def _plane(config: SampleConfig, run_dir: Path) -> PlaneSpec:
-    """What is to be sampled and where; behind it Ray is there."""
+def _rollout_spec(config: SampleConfig, run_dir: Path) -> RolloutSpec:
+    """The setup of the sampling; starts or joins Ray."""
     layout = lay_out(config.cluster, join(config.cluster), config.rollout, trains=False)
     with announced("looking at the rows"):
         source = model_files(config.model)
@@ -90,7 +90,7 @@ def _plane(config: SampleConfig, run_dir: Path) -> PlaneSpec:
     needed = [paths.needed(config, Path.cwd(), names) for names in (paths.FOR_WORKERS, paths.FOR_REWARDS)]
     with announced("preparing Ray"):
         connect(config.cluster, layout, run_dir, *needed)
-    return PlaneSpec(
+    return RolloutSpec(
         config=config,
         plan=rollout_plan(config),
         layout=layout,
@@ -104,7 +104,7 @@ def _plane(config: SampleConfig, run_dir: Path) -> PlaneSpec:
 
 
 def _settled(config: SampleConfig) -> SampleConfig:
-    """One pass over the rows without a trainer; the completions of a prompt are a batch of their own."""
+    """The config for one pass over the rows without a trainer; a batch has the completions of one prompt."""
     output = str(Path(config.sample.output_file).absolute())
     train = {"num_train_epochs": 1.0, "max_steps": -1, "global_batch_size": config.rollout.num_generations}
     return config.model_copy(
@@ -117,16 +117,16 @@ def _settled(config: SampleConfig) -> SampleConfig:
     )
 
 
-def _sampled(spec: PlaneSpec) -> dict[str, int]:
-    """Outcomes of all prompts, which an actor samples.
+def _sampled(spec: RolloutSpec) -> dict[str, int]:
+    """Sample in an actor, and return the number of prompts by outcome.
 
     Raises:
-        UserError: it could not.
+        UserError: the sampling failed.
     """
     import ray
 
     from rayswift.data.feed.pipeline import user_error_in
-    from rayswift.rollout.sampling.plane import SampleActor
+    from rayswift.rollout.sampling.actor import SampleActor
 
     options = {"num_cpus": 0, "max_restarts": 0, "max_concurrency": 4, "scheduling_strategy": beside_the_driver()}
     actor = ray.remote(SampleActor).options(**options).remote(spec)

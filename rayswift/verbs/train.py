@@ -78,7 +78,7 @@ def run(invocation: Invocation) -> None:
             if resume and resume.is_end_of(config.train):
                 return _finish(run_dir, config, clock)
             clock.lap("data")
-            config = paths.absolute(config, Path.cwd())  # for processes with other working folders
+            config = paths.absolute(config, Path.cwd())  # because other processes have other working folders
             windows, eval_windows = made.windows, made.eval_windows
             if _needs_ray(config, layout, windows, eval_windows):
                 needed = [paths.needed(config, Path.cwd(), names) for names in (paths.FOR_WORKERS, paths.FOR_REWARDS)]

@@ -1,4 +1,4 @@
-"""The fixtures of tests/ray, for the long checks."""
+"""The fixtures of tests/ray, for the large matrices."""
 
 import pytest
 

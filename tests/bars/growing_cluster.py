@@ -1,4 +1,4 @@
-"""A cluster on this machine whose autoscaler adds nodes that are processes, and lets them go when they idle."""
+"""A cluster on this machine whose autoscaler adds nodes, which are processes, and removes idle ones."""
 
 import json
 from pathlib import Path
@@ -16,9 +16,9 @@ def growing_cluster(file: Path, node: dict[str, float], most_nodes: int) -> Loca
     """A head of one CPU.
 
     Args:
-        file: Where its configuration is written.
-        node: What an added node has.
-        most_nodes: That are added.
+        file: The file for its configuration.
+        node: The resources of an added node.
+        most_nodes: The largest number of added nodes.
     """
     environment = {
         "PYTHONPATH": str(ROOT),

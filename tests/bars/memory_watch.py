@@ -1,10 +1,10 @@
-"""A plugin and callback that measure the most a training worker has allocated; for test_memory_estimate.py.
+"""A plugin and callback that measure the peak allocation of a training worker; for test_memory_estimate.py.
 
 What counts are the pieces of 16 KiB and more that `malloc` has given out and not got back, beyond those it had when the
 plugin was imported, which is before the model is loaded. PyTorch's CPU allocator takes every tensor from it, as do gloo
 and oneDNN their buffers; the objects of Python and its libraries are smaller or come from elsewhere. So each storage
 counts once however many views it has, files and shared memory that are mapped do not count, and pages do that nothing
-has written to yet, as on a GPU. glibc maps such pieces one by one if it is told to, and `mallinfo2` sums them.
+has written to yet, as on a GPU. glibc maps such pieces one by one if it is set to, and `mallinfo2` sums them.
 A thread looks every half millisecond; the moments that hold most last for whole copies or reductions.
 """
 

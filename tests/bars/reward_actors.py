@@ -1,4 +1,4 @@
-"""Groups of completions through real reward workers, in a process with a Ray of its own: one JSON line of what came.
+"""Groups of completions through real reward workers, in a process with its own Ray; prints one JSON line of results.
 
 python -m tests.bars.reward_actors FOLDER
 """
@@ -41,7 +41,7 @@ GROUPS = (["4", "5", "hang", "exit", "raise", "junk"], ["4", "four and more", "5
 
 
 def reward_model(folder: Path) -> tuple[Path, Any, Any]:
-    """A random reward model, its tokenizer, and itself."""
+    """A random reward model with its tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     torch.manual_seed(0)
     config = AutoConfig.from_pretrained(TINY, num_labels=1, pad_token_id=tokenizer.pad_token_id)

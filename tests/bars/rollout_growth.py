@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from rayswift.engines.pool.actors import RayEngines
+from rayswift.engines.pool.actors import ray_engines
 from rayswift.engines.pool.autoscale import Rule
 from tests.bench.simulated_run import Setting, SimulatedRun
 from tests.support.fake_engine import FakeEngine, FakeSettings
@@ -33,13 +33,13 @@ SETTING = Setting(
 
 
 def num_nodes() -> int:
-    """Alive."""
+    """The living nodes."""
     return sum(node["Alive"] for node in ray.nodes())
 
 
 async def grow_and_shrink() -> dict[str, Any]:
     """Run all rounds; returns how many nodes and engines there were."""
-    engine = RayEngines(FakeEngine, (SETTING.engine,), {"num_cpus": 0, "resources": {"rollout": 1}})
+    engine = ray_engines(FakeEngine, (SETTING.engine,), {"num_cpus": 0, "resources": {"rollout": 1}})
     nodes: list[int] = []
 
     async def count() -> None:

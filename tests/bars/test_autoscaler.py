@@ -1,4 +1,4 @@
-"""A cluster whose autoscaler adds nodes: what a run that does not fit yet says, does, and when it gives up.
+"""A cluster whose autoscaler adds nodes: the messages of a run that does not fit yet, and when it gives up.
 
 About two minutes, and on Ray's fake node provider, so not part of the suite: pytest tests/bars/test_autoscaler.py
 """

@@ -1,4 +1,4 @@
-"""Distillation: workers x ZeRO stages beside one process, for both tasks, full training and LoRA.
+"""Distillation: workers x ZeRO stages compared with one process, for both tasks, full training and LoRA.
 
 Minutes, so not part of the suite: pytest tests/bars/test_distillation_matrix.py
 """

@@ -1,4 +1,4 @@
-"""A run whose cluster changes under it: a node joins, a node is killed; the loss curve is that of a fixed run.
+"""A run whose cluster changes: a node joins, a node is killed; the loss curve is that of a fixed run.
 
 Minutes, so not part of the suite: pytest --log-cli-level INFO tests/bars/test_elastic_live.py
 """

@@ -1,4 +1,4 @@
-"""What becomes of runs over three hosts when hosts, links and heads fail: each goes on, or ends with one named error.
+"""Runs over three hosts when hosts, links and heads fail: each continues, or ends with one named error.
 
 The outcome and the time of each are printed (`-s`); two cases without trouble are in tests/ray/test_hosts.py.
 """
@@ -42,14 +42,14 @@ def three(shared: Path, environment: Mapping[str, str] | None = None, **more: An
     return LocalHosts(3, (2, 1, 1), {1: {"engine": 1}, 2: {"engine": 1}}, [shared], **made)
 
 
-def told(case: str, command: Command, since: float, *what: str) -> None:
+def outcome(case: str, command: Command, since: float, *what: str) -> None:
     """Print a line of the table of outcomes."""
     last = (command.lines or [(0.0, "")])[-1][1].strip()
     print(f"\n| {case} | {'; '.join(what)} | {command.now - since:.0f} s | {last[:160]}")  # noqa: T201
 
 
 def assert_ends_with_a_named_error(command: Command, since: float, name: str) -> None:
-    """Within a minute, said within half of one, without a traceback."""
+    """The command ends within a minute, reports within half a minute, and prints no traceback."""
     assert command.wait(ENDED_S + 60) == 1
     assert command.now - since < ENDED_S + 5
     assert command.longest_silence_s(since) < SAID_S
@@ -59,7 +59,7 @@ def assert_ends_with_a_named_error(command: Command, since: float, name: str) ->
 
 
 def assert_goes_on(command: Command, run_dir: Path, since_step: int, timeout_s: float = 200) -> float:
-    """It trains later steps; returns when."""
+    """Wait until it trains later steps; returns the time."""
     deadline = time.monotonic() + timeout_s
     while max(curve(run_dir), default=0) <= since_step + 2:
         assert command._process.poll() is None, command.text
@@ -77,7 +77,7 @@ def test_driver_on_the_head(shared: Path) -> None:
         command = rayswift(hosts, 0, shared / "project", [*SFT, *flags])
         assert command.wait() == 0
         assert sorted(curve(shared / "run")) == [1, 2, 3]
-        told("driver on the head", command, 0, "trains")
+        outcome("driver on the head", command, 0, "trains")
 
 
 def test_a_submitted_job(shared: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_submitted_job(shared: Path) -> None:
         command = Command(hosts[1], [*submit, "--working-dir", str(project), "--", *entry], Path("/"), {})
         assert command.wait() == 0
         assert sorted(curve(shared / "run")) == [1, 2, 3]
-        told("`ray job submit`", command, 0, "trains")
+        outcome("`ray job submit`", command, 0, "trains")
 
 
 def test_grpo_in_a_submitted_job(shared: Path) -> None:
@@ -101,14 +101,14 @@ def test_grpo_in_a_submitted_job(shared: Path) -> None:
         command = Command(hosts[1], [*submit, "--working-dir", str(project), "--", *entry], Path("/"), {})
         assert command.wait() == 0
         assert sorted(curve(shared / "run", "reward")) == [1, 2]
-        told("GRPO by `ray job submit`", command, 0, "trains")
+        outcome("GRPO by `ray job submit`", command, 0, "trains")
 
 
 # ---- where the run folder lies ----
 
 
 def make_bucket(hosts: LocalHosts) -> None:
-    """In the S3-like server at the switch."""
+    """A bucket in the S3-compatible server at the switch."""
     put = f"import urllib.request as r; r.urlopen(r.Request('{S3_URL}/bucket', method='PUT')).close()"
     deadline = time.monotonic() + 60
     while subprocess.run(hosts[0].command([sys.executable, "-c", put]), capture_output=True, check=False).returncode:
@@ -125,12 +125,12 @@ def test_a_run_folder_in_a_bucket(shared: Path) -> None:
         command = rayswift(hosts, 1, shared / "project", [*SFT, *with_scratch])
         assert command.wait() == 0
         assert "model: s3://bucket/run/checkpoint-3" in command.text
-        told("run folder in a bucket, scratch on the shared path", command, 0, "trains")
+        outcome("run folder in a bucket, scratch on the shared path", command, 0, "trains")
         command = rayswift(hosts, 1, shared / "project", [*SFT, *flags, "--output_dir", "s3://bucket/other"])
         assert command.wait() == 2
         assert "is not shared: node(s) 10.77.0.1, 10.77.0.3 of the Ray cluster" in command.text
         assert "cluster.scratch_dir" in command.text
-        told("run folder in a bucket, no shared path", command, 0, "refused")
+        outcome("run folder in a bucket, no shared path", command, 0, "refused")
 
 
 def test_files_that_a_node_lacks(shared: Path) -> None:
@@ -143,7 +143,7 @@ def test_files_that_a_node_lacks(shared: Path) -> None:
         assert "model.path = '/tmp/project/tiny' is not there on node(s) 10.77.0.1, 10.77.0.3 of" in command.text
         rewards = "rollout.reward_funcs = '/tmp/project/rewards.py:digits' is not there on node(s) 10.77.0.1, 10.77.0.3"
         assert rewards in command.text
-        told("model and rewards on one host only", command, 0, "refused")
+        outcome("model and rewards on one host only", command, 0, "refused")
 
 
 # ---- nodes behind a firewall ----
@@ -158,7 +158,7 @@ def test_a_node_behind_a_firewall(shared: Path, driver: int) -> None:
         assert command.now < ENDED_S + 10  # with the start of the command itself
         assert command.longest_silence_s() < SAID_S
         assert "10.77.0.3" in command.text[command.text.index("error: ") :]
-        told(f"host 2 behind a firewall, driver on host {driver}", command, 0, "refused")
+        outcome(f"host 2 behind a firewall, driver on host {driver}", command, 0, "refused")
 
 
 # ---- a host is lost ----
@@ -187,7 +187,7 @@ def test_a_host_is_lost_and_the_run_goes_on_with_the_others(shared: Path, how: s
         at = assert_goes_on(command, run_dir, step)
         silent = command.longest_silence_s(since)
         command.end()
-        told(
+        outcome(
             f"a host: {how}, 2 to 3 workers", command, since, f"goes on after {at - since:.0f} s, silent {silent:.0f} s"
         )
         assert silent < SAID_S
@@ -200,9 +200,9 @@ def test_a_host_is_lost_that_the_run_needs(shared: Path, how: str) -> None:
         lost = with_a_worker(hosts)
         since = command.now
         getattr(lost, how)()
-        told(f"a host: {how}, 3 workers", command, since)
+        outcome(f"a host: {how}, 3 workers", command, since)
         assert_ends_with_a_named_error(command, since, "cluster.num_workers")
-        told(f"a host: {how}, 3 workers", command, since, "ends")
+        outcome(f"a host: {how}, 3 workers", command, since, "ends")
 
 
 def test_a_link_becomes_slow_and_lossy(shared: Path) -> None:
@@ -213,7 +213,7 @@ def test_a_link_becomes_slow_and_lossy(shared: Path) -> None:
         how = slow.degrade("10mbit", "50ms", 5.0)
         at = assert_goes_on(command, run_dir, step)
         command.end()
-        told(f"a slow and lossy link ({how})", command, since, f"goes on, three steps in {at - since:.0f} s")
+        outcome(f"a slow and lossy link ({how})", command, since, f"goes on, three steps in {at - since:.0f} s")
 
 
 def test_a_host_with_an_engine_is_lost(shared: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_host_with_an_engine_is_lost(shared: Path) -> None:
         hosts[2].lose_power()
         at = assert_goes_on(command, shared / "run", step)
         command.end()
-        told("a host with one of two engines: no power", command, since, f"goes on after {at - since:.0f} s")
+        outcome("a host with one of two engines: no power", command, since, f"goes on after {at - since:.0f} s")
 
 
 # ---- the head is lost ----
@@ -238,7 +238,7 @@ def test_the_head_is_lost(shared: Path) -> None:
         since = command.now
         hosts[0].lose_power()
         assert_ends_with_a_named_error(command, since, "the head of the Ray cluster, 10.77.0.1:6379, has not answered")
-        told("the head: no power, no fault tolerance", command, since, "ends")
+        outcome("the head: no power, no fault tolerance", command, since, "ends")
 
 
 def test_the_head_is_lost_and_comes_back_with_redis(shared: Path) -> None:
@@ -254,5 +254,5 @@ def test_the_head_is_lost_and_comes_back_with_redis(shared: Path) -> None:
         hosts[0].wait_for_ray()
         at = assert_goes_on(command, run_dir, step + 5)
         command.end()
-        told("the head: no power, back with Redis", command, since, f"goes on after {at - since:.0f} s")
+        outcome("the head: no power, back with Redis", command, since, f"goes on after {at - since:.0f} s")
         assert json.loads((run_dir / "events.jsonl").read_text().splitlines()[0])["kind"] == "launch"

@@ -73,9 +73,9 @@ def test_nothing_is_lost_whatever_dies(task: str, max_staleness: int, run_dir: P
     assert set(curve(run_dir, "reward")) == set(range(1, STEPS + 1))
     assert killed["engine"] >= 2 and killed["worker"] == 1, killed
     counts = read_accounting(run_dir)
-    told = {name: curve(run_dir, name) for name in ("engines_lost", "tokens_salvaged", "tokens_regenerated", "failed")}
+    found = {name: curve(run_dir, name) for name in ("engines_lost", "tokens_salvaged", "tokens_regenerated", "failed")}
     print(f"\n{task}, staleness {max_staleness}: killed {dict(killed)}, rows {counts}")  # noqa: T201
-    print({name: (max(values.values()), sum(values.values())) for name, values in told.items()})  # noqa: T201
+    print({name: (max(values.values()), sum(values.values())) for name, values in found.items()})  # noqa: T201
     assert [event.kind for event in events.read(run_dir)].count("start") == 2, "the worker was not killed"
     assert counts["trained"] + sum(v for k, v in counts.items() if k.startswith("failed")) == STEPS * PROMPTS
     rows = [

@@ -1,4 +1,4 @@
-"""What the plan estimates that a worker takes, and the most that it has allocated: within 10 %.
+"""The plan's estimate of a worker's memory is within 10 % of its peak allocation.
 
 A random Llama on two workers of a CPU, for every tuner, number format and ZeRO stage; a minute for each case, so not
 part of the suite: pytest -s tests/bars/test_memory_estimate.py. memory_watch.py says what is counted. Beside the

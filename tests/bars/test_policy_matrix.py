@@ -1,4 +1,4 @@
-"""The policy trainer: every loss with what it can be combined with beside TRL, and workers x ZeRO stages beside one.
+"""The policy trainer: every loss and its options compared with TRL, and workers x ZeRO stages with one process.
 
 Minutes, so not part of the suite: pytest tests/bars/test_policy_matrix.py
 """
@@ -107,7 +107,7 @@ PPO = {
 
 @pytest.mark.parametrize("case", PPO)
 def test_ppo_trains_as_one_process_does(case: str, tmp_path: Path) -> None:
-    """Losses, and the norm of either's gradient before it is clipped; clipping changes every step here."""
+    """Losses, and the gradient norms of policy and critic before clipping, which changes every step here."""
     from tests.policy_runs import tiny_critic
 
     flags = ("ppo", *PPO[case], "--max_grad_norm", "0.05")

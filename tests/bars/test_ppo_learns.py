@@ -1,4 +1,4 @@
-"""PPO on the sums beside GRPO, from one start: as many answers right, and a critic that foresees them.
+"""PPO on the sums compared with GRPO, from one start: as many right answers, and a critic that predicts returns.
 
 The critic begins as a reward model. Twenty minutes for the first seed on two cores, and ten for each other, by hand:
 pytest -s tests/bars/test_ppo_learns.py

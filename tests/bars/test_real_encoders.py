@@ -59,7 +59,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
 
 @pytest.fixture(scope="module")
 def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """all-MiniLM-L6-v2 without dropout, which no two trainers draw alike."""
+    """all-MiniLM-L6-v2 without dropout, because no two trainers draw the same dropout."""
     folder = shutil.copytree(real_models.minilm(), tmp_path_factory.mktemp("minilm") / "model")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -186,7 +186,7 @@ def sentence_folder(folder: Path, base: Path, name: str) -> Path:
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
-    """What a folder says of itself."""
+    """The settings of a folder of sentence-transformers."""
     model = SentenceTransformer(str(folder), device="cpu")
     return {
         "modules": [type(module).__name__ for module in model],

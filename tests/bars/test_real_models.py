@@ -1,4 +1,4 @@
-"""SmolLM2, full and LoRA, padded and packed: each task against TRL's own trainer, before the first step and over ten.
+"""SmolLM2, full and LoRA, padded and packed: each task against TRL's own trainer, over ten steps.
 
 Half an hour, so not part of the suite: pytest tests/bars/test_real_models.py
 """

@@ -1,4 +1,4 @@
-"""What a run of SmolLM2 saves, in the libraries that people load it with: no warning about weights, the same numbers.
+"""The saved model of a run of SmolLM2 in other libraries: no warning about weights, the same numbers.
 
 Minutes, so not part of the suite: pytest tests/bars/test_real_saved.py
 """
@@ -38,7 +38,7 @@ def nothing_said(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 def rows(ours: Path) -> list[dict[str, Any]]:
-    """What the run was evaluated on."""
+    """The evaluation rows of the run."""
     return [json.loads(line) for line in ours.with_name("eval.jsonl").read_text().splitlines()]
 
 
@@ -77,7 +77,7 @@ def preference_loss(model: Any, folder: Path, ours: Path) -> float:
 
 
 def measured(ours: Path) -> float:
-    """The run's own evaluation of what it saved."""
+    """The run's own evaluation of the saved model."""
     return curve(ours, "eval_loss")[STEPS]
 
 

@@ -1,4 +1,4 @@
-"""Reward functions that raise, hang, die and return garbage, beside a reward model, in real workers.
+"""Reward functions that raise, hang, die and return garbage, and a reward model, in real workers.
 
 By hand: pytest tests/bars/test_reward_actors.py
 """

@@ -24,13 +24,13 @@ def test_nodes_join_for_a_starving_trainer_and_leave_when_it_is_fed(tmp_path: Pa
             check=False,
         )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    print(told)  # noqa: T201
-    nodes = told["nodes"]
+    results = json.loads(done.stdout.splitlines()[-1])
+    print(results)  # noqa: T201
+    nodes = results["nodes"]
     assert nodes[0] == 1
     assert max(nodes) == 4  # the head, and one for each of the most engines
     assert nodes[-1] == 1  # after the pool had closed
-    assert (told["most_engines"], told["engines_at_the_end"]) == (3, 1)
+    assert (results["most_engines"], results["engines_at_the_end"]) == (3, 1)
     # The nodes of engines that were not needed any more left while the run went on.
     assert 2 in nodes[nodes.index(4) :]
-    assert told["lost"] == 0  # every round had all its completions, or the run would have failed
+    assert results["lost"] == 0  # every round had all its completions, or the run would have failed

@@ -78,7 +78,7 @@ def test_a_loss_equals_plain_sentence_transformers(case: str, in_process: InProc
 @pytest.mark.parametrize("workers", [2, 3])
 @pytest.mark.parametrize("case", ["infonce", "online_contrastive", "listwise"])
 def test_workers_share_a_global_batch(case: str, workers: int, in_process: InProcess, tmp_path: Path) -> None:
-    """Three of them unevenly."""
+    """Three workers, with uneven shares."""
     ours = run(tmp_path / "run", case, "full", workers, 0)
     assert_same_curve(ours, in_process(case, "full"), test_tasks.TOLERANCE, ("loss", "grad_norm", "eval_loss"))
 

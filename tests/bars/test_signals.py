@@ -1,4 +1,4 @@
-"""Every signal, in every mode, at every moment of a run: exit code, last line, what is left, and the run goes on.
+"""Every signal, in every mode, at every moment of a run: exit code, last line, leftovers, and a resume.
 
 Some 15 minutes, by hand: pytest -s tests/bars/test_signals.py; it prints a table.
 """
@@ -59,7 +59,7 @@ def rewards(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, rewards: tuple[str, ...]) -> Callable[[str], Path]:
-    """A mode's run that nothing interrupts."""
+    """The run of a mode without interruption."""
     done: dict[str, Path] = {}
 
     def of(mode: str) -> Path:
@@ -82,7 +82,7 @@ def table() -> Iterator[Table]:
 
 
 def marked(mark: str) -> list[psutil.Process]:
-    """Processes that hold an environment variable, as all do that a command starts."""
+    """Processes with this environment variable: all that a command has started."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -221,11 +221,11 @@ def test_a_signal_ends_a_run_in_order(
     left = [each.name() for each in marked(mark)]
     last = out.splitlines()[-1]
     recorded = [event.state for event in events.read(run_dir)][-1:]
-    sealed = [saved.step for saved in checkpoint.find_all(run_dir)]
+    saved_steps = [saved.step for saved in checkpoint.find_all(run_dir)]
     train(verb, run_dir, *flags, "--resume", "auto")
     assert_same_curve(run_dir, whole(mode), *(((1e-3, ("loss", "reward"))) if mode == "GRPO" else (1e-5,)))
-    told = f"exact, from step {sealed[-1] if sealed else 0}"
-    table.append((sent, mode, moment, str(code), f"{took_s:.1f}", last, ", ".join(left) or "none", told))
+    resumed = f"exact, from step {saved_steps[-1] if saved_steps else 0}"
+    table.append((sent, mode, moment, str(code), f"{took_s:.1f}", last, ", ".join(left) or "none", resumed))
     print("\n" + " | ".join(table[-1]))  # noqa: T201
     assert code == 128 + number, out
     assert last == "interrupted", out

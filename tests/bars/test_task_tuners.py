@@ -1,4 +1,4 @@
-"""The tasks beside causal_lm with tuners beside LoRA: each trains and is continued as if it had not been stopped.
+"""Tasks other than causal_lm with tuners other than LoRA: each trains, and continues exactly.
 
 Minutes per task, so not part of the suite: pytest tests/bars/test_task_tuners.py
 """

@@ -1,4 +1,4 @@
-"""SIGKILL of a worker in the middle of a run of each kind of task: its losses are those of one that nobody killed.
+"""SIGKILL of a worker in the middle of a run of each kind of task: the losses are those of an undisturbed run.
 
 Minutes, so not part of the suite: pytest tests/bars/test_tasks_resume.py
 """

@@ -1,4 +1,4 @@
-"""A teacher as vLLM's own server: what it tells beside transformers, and a run of gkd that learns from it.
+"""A teacher in vLLM's own server: its scores compared with transformers, and a run of gkd that learns from it.
 
 Minutes, so not part of the suite: pytest tests/bars/test_teacher_server.py
 """

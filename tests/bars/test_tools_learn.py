@@ -1,4 +1,4 @@
-"""A tool and an environment, learnt by reward: products through the calculator, a number that is guessed.
+"""A tool and an environment, learnt by reward: products with the calculator, and the guessing game.
 
 Ten minutes for each seed on two idle cores, by hand: pytest -s tests/bars/test_tools_learn.py
 """
@@ -52,7 +52,7 @@ def careless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def guesser(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that plays badly."""
+    """A model that plays the game badly."""
     run_dir = tmp_path_factory.mktemp("game") / "run"
     train("sft", run_dir, *SFT, *GAME, timeout_s=LIMIT_S)
     return checkpoints(run_dir)[-1]

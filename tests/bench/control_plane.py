@@ -1,4 +1,4 @@
-"""The control plane under load: 256 simulated engines in other processes, 100,000 prompts through the real code.
+"""The coordinator and the pool under load: 256 simulated engines, 100,000 prompts, real code.
 
     python -m tests.bench.control_plane [--prompts 100000] [--engines 256] [--processes 2]
     python -m tests.bench.control_plane --decode_s 30 --engines 1000 [--sequences 256] [--length 32768] [--step_s 0.03]
@@ -75,7 +75,7 @@ class Hosted:
 
     async def placed(self) -> None:
         """See `EngineHandle`."""
-        await self._call.remote(self._name, "status")
+        await self._call.remote(self._name, "placed")
 
     async def start(self) -> None:
         """See `Engine`."""
@@ -152,7 +152,7 @@ class Timed:
 async def load_test(num_prompts: int, num_engines: int, num_processes: int) -> None:
     """Print one table."""
     hosts = Hosts(num_processes)
-    pool = Pool(hosts, Limits(max_outstanding=2 * SPEED.max_num_seqs), salvage=True)
+    pool = Pool(hosts, Limits(max_outstanding=2 * SPEED.max_num_seqs), resume_partial=True)
     pool.scale_to(num_engines)
     await pool.set_weights(PolicyVersion(1, 0), None)
     while pool.statistics().serving < num_engines:
@@ -198,13 +198,13 @@ async def load_test(num_prompts: int, num_engines: int, num_processes: int) -> N
         print(f"{name:<40}{value:>24}")  # noqa: T201
 
 
-async def decoding(given: argparse.Namespace, salvage: bool) -> None:
+async def decoding(given: argparse.Namespace, resume_partial: bool) -> None:
     """Print what listening to engines takes while they decode."""
     speed = FakeSettings(
         start_s=0.0, load_s=0.05, pause_s=0.01, step_s=given.step_s, median_length=10 * given.length,
         length_sigma=0.2, max_num_seqs=given.sequences,
     )  # fmt: skip
-    pool = Pool(Hosts(given.processes, speed), Limits(max_outstanding=given.sequences), salvage)
+    pool = Pool(Hosts(given.processes, speed), Limits(max_outstanding=given.sequences), resume_partial)
     pool.scale_to(given.engines)
     await pool.set_weights(PolicyVersion(1, 0), None)
     while pool.statistics().serving < given.engines:
@@ -212,19 +212,23 @@ async def decoding(given: argparse.Namespace, salvage: bool) -> None:
     prompt = np.zeros(100, np.int32)
     number = given.engines * given.sequences
     futures = pool.sample([SampleRequest(str(n), prompt, given.length, seed=n) for n in range(number)], 0)
-    seats = list(pool._seats.values())
+    replicas = list(pool._replicas.values())
     process, memory = psutil.Process(), []
-    while sum(seat.num_unfinished > 0 for seat in seats) < 0.9 * given.engines:
+    while sum(replica.num_unfinished > 0 for replica in replicas) < 0.9 * given.engines:
         await asyncio.sleep(0.1)
-    began, cpu_began, made = time.perf_counter(), time.process_time(), sum(seat.num_unfinished for seat in seats)
+    began, cpu_began, made = (
+        time.perf_counter(),
+        time.process_time(),
+        sum(replica.num_unfinished for replica in replicas),
+    )
     for _ in range(4):
         await asyncio.sleep(given.decode_s / 4)
         memory.append(process.memory_info().rss / 2**20)
     seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu_began
-    made = sum(seat.num_unfinished for seat in seats) - made
+    made = sum(replica.num_unfinished for replica in replicas) - made
     assert not any(future.done() for future in futures)
     rows = {
-        "what is unfinished is": "brought here" if salvage else "counted",
+        "what is unfinished is": "brought here" if resume_partial else "counted",
         "engines / sequences of each": f"{given.engines} / {given.sequences}",
         "tokens made, millions": f"{made / 1e6:,.1f}",
         "tokens of each sequence": f"{made / number:,.0f}",
@@ -283,8 +287,8 @@ def main() -> None:
         deal_out()
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     if given.decode_s:
-        for salvage in (False, True):
-            asyncio.run(decoding(given, salvage))
+        for resume_partial in (False, True):
+            asyncio.run(decoding(given, resume_partial))
     else:
         asyncio.run(load_test(given.prompts, given.engines, given.processes))
     ray.shutdown()

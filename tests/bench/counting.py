@@ -1,4 +1,4 @@
-"""The data plane as a run has it, the training left out: feed actor, Ray Data tasks, Ray Train workers that count."""
+"""The data service as a run has it, the training left out: feed actor, Ray Data tasks, Ray Train workers that count."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""Peak memory of all processes of the data plane, for one number of short rows and for twice as many.
+"""Peak memory of all processes of the data service, for one number of short rows and for twice as many.
 
     python -m tests.bench.data_memory [--rows 2000000]
     python -m tests.bench.data_memory --rows 10000000 --once      (by hand: some ten minutes)

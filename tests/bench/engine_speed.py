@@ -19,7 +19,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rayswift.engines.engine import SamplingSettings
-from rayswift.engines.pool.actors import RayEngines
+from rayswift.engines.pool.actors import ray_engines
 from rayswift.engines.pool.patience import Limits
 from rayswift.engines.pool.pool import Pool
 from rayswift.engines.samples import PolicyVersion, SampleRequest
@@ -83,7 +83,7 @@ async def measure(shape: dict[str, int], folder: Path, options: argparse.Namespa
     config.save_pretrained(folder)
     setup = EngineSetup(str(folder), SamplingSettings(1.0), PROMPT_TOKENS + options.tokens)
     direct = ray.remote(Direct).options(num_cpus=0).remote(setup)
-    pool = Pool(RayEngines(VllmEngine, (setup,), engine_options({})), Limits(), salvage=False)
+    pool = Pool(ray_engines(VllmEngine, (setup,), engine_options({})), Limits(), resume_partial=False)
     pool.scale_to(1)
     model = AutoModelForCausalLM.from_config(config)
     published = Publisher(model, "float32", False, True, ObjectStore()).publish(PolicyVersion(0, 0))

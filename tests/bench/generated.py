@@ -1,4 +1,4 @@
-"""Rows made for the benches, and the data plane set up over them as a run would."""
+"""Rows made for the benches, and the data service set up over them as a run would."""
 
 import json
 from pathlib import Path
@@ -37,8 +37,8 @@ def short_rows(path: Path, num_rows: int) -> Path:
         for begin in range(0, num_rows, _CHUNK_ROWS):
             picks = random.integers(0, len(words), (min(_CHUNK_ROWS, num_rows - begin), 8))
             for number, pick in enumerate(picks, begin):
-                asked, told = " ".join(words[i] for i in pick[:5]), " ".join(words[i] for i in pick[5:])
-                file.write(f'{{"query": "{number} {asked}", "response": "{told}"}}\n')
+                asked, answered = " ".join(words[i] for i in pick[:5]), " ".join(words[i] for i in pick[5:])
+                file.write(f'{{"query": "{number} {asked}", "response": "{answered}"}}\n')
     return path
 
 

@@ -1,11 +1,11 @@
-"""What padding-free batches would give the tasks that pad: forward and backward of the same members, padded and packed.
+"""Padding-free batches for the tasks that pad: forward and backward of the same sequences, padded and packed.
 
     python -m tests.bench.padding_free [--rounds 5] [--device cpu]
 
 Prints one table over micro-batches of real pairs and texts: the share of padded tokens that are real, milliseconds
 padded, packed into rows of up to 512 tokens, and in one row, medians of rounds that alternate, in CPU time of one
 thread: what else the machine does counts little. On a GPU a model of 0.3 B in bfloat16, by the clock. Attention is
-SDPA; packed members stay apart by their position ids.
+SDPA; packed sequences stay apart by their position ids.
 """
 
 import argparse
@@ -21,8 +21,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rayswift.config.schema import DataConfig
-from rayswift.data.collate.members import class_batch, preference_batch
 from rayswift.data.collate.packed import collate
+from rayswift.data.collate.padded import class_batch, preference_batch
 from rayswift.data.encode.config import RowKind
 from rayswift.data.prepare import plan_windows
 from rayswift.data.sequence.packing import pack
@@ -36,8 +36,8 @@ MAX_LENGTH = 512
 CASES = [("pairs (dpo, rm)", rows) for rows in (2, 4, 8)] + [("texts (seq_cls)", rows) for rows in (4, 8, 16)]
 
 
-def members(work: Path, kind: str, number: int) -> list[PackedRow]:
-    """Rows of members as a run has them, in their shuffled order."""
+def sequences(work: Path, kind: str, number: int) -> list[PackedRow]:
+    """Rows of sequences as a run has them, in their shuffled order."""
     pairs = kind.startswith("pairs")
     rows = test_tasks.pairs(200) if pairs else [row | {"label": 0} for row in test_tasks.gsm8k(200)]
     path = test_tasks.write(work / f"{number}.jsonl", rows)
@@ -48,7 +48,7 @@ def members(work: Path, kind: str, number: int) -> list[PackedRow]:
 
 
 def packed(rows: list[PackedRow], max_length: int) -> dict[str, Any]:
-    """The members, documents of packed rows."""
+    """The sequences, documents of packed rows."""
     lengths = [length for row in rows for length in row.lengths]
     tokens = torch.cat([torch.from_numpy(row.input_ids) for row in rows]).split(lengths)
     return collate(
@@ -89,7 +89,7 @@ def main() -> None:
         for kind, on_cpu in CASES:
             number = on_cpu * (4 if on_gpu else 1)
             (work / kind).mkdir(exist_ok=True)
-            rows = members(work / kind, kind, number)
+            rows = sequences(work / kind, kind, number)
             padded = (preference_batch if kind.startswith("pairs") else class_batch)(rows, 0, "rows")
             batches = [
                 to_device(each, options.device) for each in (padded, packed(rows, MAX_LENGTH), packed(rows, 1 << 14))

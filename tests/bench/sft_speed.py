@@ -100,7 +100,7 @@ def rayswift(case: Case, model: Path, run_dir: Path, steps: int) -> tuple[float,
 
 
 def rayswift_command(verb: str, model: Path, rows: Path, run_dir: Path, flags: dict[str, int]) -> list[str]:
-    """A run that logs every step; in this process and without ZeRO unless told otherwise."""
+    """A run that logs every step; by default in this process and without ZeRO."""
     every = {
         "model": model, "random_init": "true", "data.dataset": rows, "num_workers": 0, "zero_stage": 0,
         "logging_steps": 1, "gradient_checkpointing": "false", "save_strategy": "no", "report_to": "none",

@@ -81,7 +81,7 @@ class SimulatedRun:
         self._clock = asyncio.get_running_loop().time
         self._waits, self._idle, self._load = (Meter(self._clock()) for _ in range(3))
         limits = Limits(max_outstanding=setting.engine.max_num_seqs * 5 // 4, unserved_s=10_000)
-        self._pool = Pool(factory or self._engine, limits, salvage=setting.max_staleness > 0)
+        self._pool = Pool(factory or self._engine, limits, resume_partial=setting.max_staleness > 0)
         self._places = limits.max_outstanding
 
     async def go(self) -> Measured:

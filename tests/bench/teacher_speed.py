@@ -69,15 +69,15 @@ def no_request(prompt: Any) -> Any:
 
 async def pooled(args: argparse.Namespace) -> float:
     """Seconds of the fastest round of a pool of one engine in an actor."""
-    from rayswift.engines.pool.actors import RayEngines
+    from rayswift.engines.pool.actors import ray_engines
     from rayswift.engines.pool.patience import Limits
     from rayswift.engines.pool.pool import Pool
     from rayswift.engines.samples import Completion, Prompt
     from rayswift.engines.vllm.engine import VllmEngine
     from rayswift.rollout.teachers.pool import PoolTeacher
 
-    engines = RayEngines(VllmEngine, (settings(args),), {"num_cpus": 0})
-    teacher = PoolTeacher(Pool(engines, Limits(), salvage=False, prefix="teacher"), 1, args.top, no_request)
+    engines = ray_engines(VllmEngine, (settings(args),), {"num_cpus": 0})
+    teacher = PoolTeacher(Pool(engines, Limits(), resume_partial=False, prefix="teacher"), 1, args.top, no_request)
     await teacher.start()
     taken, half = [], args.length // 2
     for number in range(args.rounds + 1):  # the first waits for the engine

@@ -1,4 +1,4 @@
-"""Runs of the real command line, each in processes of its own."""
+"""Runs of the real command line, each in separate processes."""
 
 import json
 import os
@@ -39,7 +39,7 @@ class Run:
     run_dir: Path | str
 
     def wait(self, timeout_s: float = TIMEOUT_S) -> tuple[int, str]:
-        """Exit code and everything it printed."""
+        """Exit code and output."""
         out, _ = self.process.communicate(timeout=timeout_s)
         assert self.process.returncode is not None
         return self.process.returncode, out
@@ -53,13 +53,13 @@ class Run:
             time.sleep(0.02)
 
     def processes(self, name: str) -> list[psutil.Process]:
-        """Those below the command whose title begins with `name`, without what these have forked."""
+        """Child processes of the command whose title begins with `name`, without their own forks."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         named = {child.pid: child for child in children if _name(child).startswith(name[:15])}
         return [child for child in named.values() if _parent(child) not in named]
 
     def send(self, name: str, number: signal.Signals) -> None:
-        """A signal to the first of them."""
+        """Send a signal to the first of them."""
         found = self.processes(name)
         assert found, f"no process {name}"
         found[0].send_signal(number)
@@ -69,14 +69,14 @@ class Run:
         self.send(name, signal.SIGKILL)
 
     def kill_all(self) -> None:
-        """SIGKILL the train workers and at once the command itself, as a machine that goes down."""
+        """SIGKILL the train workers and the command at once, as if the machine failed."""
         for child in psutil.Process(self.process.pid).children(recursive=True):
             if _name(child).startswith("ray::RayTrainWorker"[:15]):
                 child.kill()
         self.kill_driver()
 
     def kill_driver(self) -> None:
-        """SIGKILL the command itself, and wait for the Ray it started to go down with it."""
+        """SIGKILL the command, and wait until the Ray that it started has ended too."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         self.process.kill()
         self.process.wait()
@@ -154,7 +154,7 @@ def train_through_kills(run_dir: Path, *flags: str) -> str:
 
 
 def curve(run_dir: Path, key: str = "loss") -> dict[int, float]:
-    """A metric by step."""
+    """The values of a metric, by step."""
     entries = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return {entry["step"]: entry[key] for entry in entries if key in entry}
 
@@ -183,7 +183,7 @@ def assert_same_curve(
 def assert_same_end(
     run_dir: Path, whole: Path, step: int, tolerance: float, keys: tuple[str, ...] = ("loss", "grad_norm")
 ) -> None:
-    """A run continued behind a step is as the whole one from there on."""
+    """Check that a continued run equals the whole run from that step on."""
     for key in keys:
         end = {at: value for at, value in curve(whole, key).items() if at > step}
         assert curve(run_dir, key) == close_to(end, tolerance), key

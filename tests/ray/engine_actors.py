@@ -73,6 +73,10 @@ class Probed(VllmEngine):
 
         return await self._call(take_over)
 
+    async def status(self) -> tuple[int, int]:
+        """Requests in flight, and tokens made in all."""
+        return await self._call(lambda core: (len(core._samples), core._num_tokens + sum(core._made())))
+
     async def fail_to_start(self) -> str:
         """What it says where its folder holds no model."""
         try:
@@ -171,9 +175,9 @@ def error_of(
 
 async def sampling(engine: Any, asked: Sequence[SampleRequest]) -> None:
     """Submit requests, and wait for their first tokens; they have seconds of work before them."""
-    before = (await engine.status.remote()).tokens
+    _, before = await engine.status.remote()
     await engine.submit.remote(asked)
-    while (await engine.status.remote()).tokens == before:
+    while (await engine.status.remote())[1] == before:
         await asyncio.sleep(0.001)
 
 
@@ -199,9 +203,7 @@ async def story(engine: Any, store: Any, config: Any, wanted: SamplingSettings) 
 
     async def publish(version: PolicyVersion) -> Any:
         published = Publisher(models[version], "float32", False, True, ObjectStore()).publish(version)
-        await store.publish.remote(published)
-        assert await store.settled.remote()
-        return await store.current.remote()  # the store's own objects: what a late engine gets
+        return await store.keep.remote(published)  # the store's own objects: what a late engine gets
 
     first = await publish(FIRST)
     await engine.load.remote(FIRST, first)
@@ -224,11 +226,10 @@ async def story(engine: Any, store: Any, config: Any, wanted: SamplingSettings) 
     right = text_logprobs(models[SECOND], text, wanted.temperature)
     found["scored"] = float((np.abs(scored - right) / np.maximum(1, np.abs(right))).max())
     found["late"] = await refusal(engine.score.remote(text, 0))
-    status = await engine.status.remote()
-    found["meanwhile"] = [status.running, status.waiting]
+    found["meanwhile"], _ = await engine.status.remote()
     parts = {part.key: part for part in await engine.abort.remote([request.key for request in asked])}
     found["aborted"] = [len(parts), sum(len(part.token_ids) for part in parts.values()) > 0]
-    found["left"] = (await engine.status.remote()).running
+    found["left"] = (await engine.status.remote())[0]
     going_on = [
         replace(request, key=f"{request.key}+", begun=parts[request.key].token_ids)
         for request in asked
@@ -253,13 +254,13 @@ async def troubled(engine: Any, config: Any, wanted: SamplingSettings) -> dict[s
     publications = [
         Publisher(model, "float32", False, True, ObjectStore()).publish(version) for version, model in models.items()
     ]
-    pool = Pool(lambda name: ActorEngine(engine), limits, salvage=True)
+    pool = Pool(lambda name: ActorEngine(engine), limits, resume_partial=True)
     pool.scale_to(1)
     answers, seconds = [], {}
     for step, (what, published) in enumerate(zip(troubles, publications, strict=True)):
-        asked, before = requests(what), (await engine.status.remote()).tokens
+        asked, before = requests(what), (await engine.status.remote())[1]
         futures = pool.sample(asked, max(0, step - 1))
-        while step and (await engine.status.remote()).tokens == before:
+        while step and (await engine.status.remote())[1] == before:
             await asyncio.sleep(0.001)
         await engine.have_trouble.remote(what)
         began = time.monotonic()
@@ -276,7 +277,7 @@ async def troubled(engine: Any, config: Any, wanted: SamplingSettings) -> dict[s
         "lost": stands.lost,
         "failed": stands.failed,
         "requests": stands.requests,
-        "salvaged": stands.salvaged_tokens,
+        "resumed": stands.resumed_tokens,
         "regenerated": stands.regenerated_tokens,
     }
 
@@ -296,7 +297,7 @@ async def main(folder: Path) -> None:
     await asyncio.gather(*(engine.start.remote() for engine, *_ in engines))
     found = []
     for engine, *described in engines:
-        store = ray.remote(WeightStore).options(num_cpus=0).remote(60)
+        store = ray.remote(WeightStore).options(num_cpus=0).remote()
         found.append(await story(engine, store, *described))
         found[-1]["troubled"] = await troubled(engine, *described)  # its pool ends the engine
     print(json.dumps(found))  # noqa: T201

@@ -20,7 +20,7 @@ _CONTEXT.set_forkserver_preload(["tests.ray.preloaded"])
 
 
 class Forked:
-    """A running `python -m MODULE`; the few members of `subprocess.Popen` that tests use.
+    """A running `python -m MODULE`; the few methods of `subprocess.Popen` that tests use.
 
     Args:
         module: Run as `__main__`.
@@ -52,15 +52,15 @@ class Forked:
         return self._process.exitcode
 
     def send_signal(self, number: int) -> None:
-        """A signal to the command."""
+        """Send a signal to the command."""
         os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Send SIGKILL."""
         self._process.kill()
 
     def wait(self, timeout: float | None = None) -> int:
-        """Exit code, once it has ended.
+        """Wait for the end, and return the exit code.
 
         Raises:
             subprocess.TimeoutExpired: it runs on.
@@ -71,12 +71,12 @@ class Forked:
         return self._process.exitcode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, None]:
-        """What it printed, once it has ended; as for `wait`."""
+        """Its output, once it has ended; as for `wait`."""
         self.wait(timeout)
         return self.printed(), None
 
     def printed(self) -> str:
-        """What it has printed so far, standard error too."""
+        """Its output so far, standard error included."""
         return Path(self._output.name).read_text(encoding="utf-8", errors="replace")
 
 

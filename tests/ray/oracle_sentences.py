@@ -1,6 +1,6 @@
 """Plain sentence-transformers trainers for tasks embedding, reranker and generative_reranker; see `oracle_rows`.
 
-Their batch is the whole global batch: a loss that compares rows must not see how ours is cut.
+Their batch is the whole global batch: a loss that compares rows must not depend on our micro-batches.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What test_pool.py runs, in a process of its own: a pool over engines in Ray actors, some of which are killed."""
+"""The process of test_pool.py: a pool over engines in Ray actors, some of which are killed."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from rayswift.engines.pool.actors import RayEngines
+from rayswift.engines.pool.actors import ray_engines
 from rayswift.engines.pool.patience import Limits
 from rayswift.engines.pool.pool import EnginesFailed, Pool
 from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest
@@ -22,7 +22,7 @@ OPTIONS = {"num_cpus": 0}
 
 
 class Talking(FakeEngine):
-    """Says something, and is gone."""
+    """Prints a line and dies."""
 
     async def start(self) -> None:
         """See Engine."""
@@ -31,7 +31,7 @@ class Talking(FakeEngine):
 
 
 class Refusing(FakeEngine):
-    """Cannot be made."""
+    """Its constructor fails."""
 
     def __init__(self, settings: FakeSettings):
         super().__init__(settings)
@@ -50,35 +50,35 @@ def requests() -> list[SampleRequest]:
 
 async def killed() -> dict[str, Any]:
     """One engine is killed and one stopped under their requests."""
-    pool = Pool(RayEngines(FakeEngine, (SPEED,), OPTIONS), LIMITS, salvage=True)
+    pool = Pool(ray_engines(FakeEngine, (SPEED,), OPTIONS), LIMITS, resume_partial=True)
     pool.scale_to(2)
     await pool.set_weights(PolicyVersion(1, 0), "weights")
     futures = pool.sample(requests(), 0)
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
-    for seat, signum in zip(list(pool._seats.values()), (signal.SIGKILL, signal.SIGSTOP), strict=True):
+    for replica, signum in zip(list(pool._replicas.values()), (signal.SIGKILL, signal.SIGSTOP), strict=True):
         async with asyncio.timeout(60):
-            while not any(work.current for work in seat.works.values()):  # parts have been brought here
+            while not any(work.current for work in replica.works.values()):  # parts have been brought here
                 await asyncio.sleep(0.01)
-        os.kill(seat.handle._process.pid, signum)
+        os.kill(replica.handle._process.pid, signum)
     completions = await asyncio.gather(*futures)
     await pool.set_weights(PolicyVersion(1, 1), "weights")
     pool.scale_to(1)
     async with asyncio.timeout(60):
-        while len(pool._seats) > 1:
+        while len(pool._replicas) > 1:
             await asyncio.sleep(0.01)
     stands = pool.statistics()
     await pool.close()
     return {
         "hash": digest(completions),
         "lost": stands.lost,
-        "salvaged": stands.salvaged_tokens,
+        "resumed": stands.resumed_tokens,
         "serving": stands.serving,
     }
 
 
 async def undisturbed() -> dict[str, Any]:
     """The same by an engine in this process."""
-    pool = Pool(lambda name: FakeEngine(SPEED), Limits(max_outstanding=10_000), salvage=True)
+    pool = Pool(lambda name: FakeEngine(SPEED), Limits(max_outstanding=10_000), resume_partial=True)
     pool.scale_to(4)
     await pool.set_weights(PolicyVersion(1, 0), "weights")
     completions = await asyncio.gather(*pool.sample(requests(), 0))
@@ -87,8 +87,8 @@ async def undisturbed() -> dict[str, Any]:
 
 
 async def failing(engine: type[FakeEngine]) -> dict[str, Any]:
-    """What the pool says of engines that cannot start."""
-    pool = Pool(RayEngines(engine, (SPEED,), OPTIONS), Limits(max_starts=1), salvage=True)
+    """The pool's error about engines that cannot start."""
+    pool = Pool(ray_engines(engine, (SPEED,), OPTIONS), Limits(max_starts=1), resume_partial=True)
     pool.scale_to(1)
     try:
         await pool.sample(requests()[:1], 0)[0]
@@ -106,13 +106,13 @@ def digest(completions: list[Completion]) -> int:
 
 def main() -> None:
     """Print what happened as JSON."""
-    told = {"undisturbed": asyncio.run(undisturbed())}
+    results = {"undisturbed": asyncio.run(undisturbed())}
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    told["killed"] = asyncio.run(killed())
-    told["talking"] = asyncio.run(failing(Talking))
-    told["refusing"] = asyncio.run(failing(Refusing))
+    results["killed"] = asyncio.run(killed())
+    results["talking"] = asyncio.run(failing(Talking))
+    results["refusing"] = asyncio.run(failing(Refusing))
     ray.shutdown()
-    print(json.dumps(told))  # noqa: T201
+    print(json.dumps(results))  # noqa: T201
 
 
 if __name__ == "__main__":

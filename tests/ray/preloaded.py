@@ -1,4 +1,4 @@
-"""What the process that commands are forked from has imported: all that the driver and the in-process worker want."""
+"""The imports of the process that commands are forked from: all of the driver and of the in-process worker."""
 
 import deepspeed  # noqa: F401
 import peft  # noqa: F401

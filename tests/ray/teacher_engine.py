@@ -1,4 +1,4 @@
-"""An engine that holds a teacher, in this process: what it makes of tokens beside what transformers makes of them.
+"""An engine with a teacher, in this process: its scores of tokens compared with those of transformers.
 
     python -m tests.ray.teacher_engine FOLDER
 
@@ -58,8 +58,8 @@ def main() -> None:
         best = wanted.topk(TOP, dim=-1)
         assert each.top is not None and each.top.ids.shape == (len(row) - 3, TOP)
         differences["chosen"] = max(differences["chosen"], float(np.abs(each.logprobs - chosen).max()))
-        told = wanted.gather(-1, torch.from_numpy(each.top.ids.astype(np.int64))).detach().numpy()
-        differences["misplaced"] = max(differences["misplaced"], float(np.abs(each.top.logprobs - told).max()))
+        scored = wanted.gather(-1, torch.from_numpy(each.top.ids.astype(np.int64))).detach().numpy()
+        differences["misplaced"] = max(differences["misplaced"], float(np.abs(each.top.logprobs - scored).max()))
         differences["top"] = max(
             differences["top"], float(np.abs(each.top.logprobs - best.values.detach().numpy()).max())
         )

@@ -1,4 +1,4 @@
-"""Runs on a cluster of two nodes, each a process: jobs, what does not fit, a run folder that is not shared."""
+"""Runs on a cluster of two nodes, each a process: jobs, runs that do not fit, a run folder that is not shared."""
 
 import json
 import os
@@ -83,7 +83,7 @@ class Job:
         return done.stdout
 
     def info(self) -> dict[str, Any]:
-        """What the head says of it."""
+        """The status that the head reports."""
         with urllib.request.urlopen(f"{self._cluster.dashboard_url}/api/jobs/{self.id}", timeout=30) as answer:
             return dict(json.load(answer))
 

@@ -1,4 +1,4 @@
-"""Distillation: losses beside TRL's and beside plain references; then the real command line on the real stack."""
+"""Distillation: losses compared with TRL's and with plain references; then the real command line."""
 
 import os
 import shutil
@@ -116,9 +116,9 @@ def test_loss_and_gradients_of_a_step_are_those_of_trl(
     groups = make_groups(4, 1, num_rewards=0)
     if privileged:
         rng = np.random.default_rng(5)
-        told = [rng.integers(2, VOCABULARY, 1 + n % 3 * 4).astype(np.int32) for n in range(len(groups))]
-        told_to = zip(groups, told, strict=True)
-        groups = [replace(group, prompt=replace(group.prompt, teacher_ids=ids)) for group, ids in told_to]
+        teacher_ids = [rng.integers(2, VOCABULARY, 1 + n % 3 * 4).astype(np.int32) for n in range(len(groups))]
+        with_ids = zip(groups, teacher_ids, strict=True)
+        groups = [replace(group, prompt=replace(group.prompt, teacher_ids=ids)) for group, ids in with_ids]
     student, teacher = tiny_model(0), tiny_model(1, hidden_size=48)
     given = {**options, "lmbda": 1 if sampled else 0, "micro_batch_tokens": 40, "model.teacher": "t"}
     given = {
@@ -156,10 +156,10 @@ def test_scores_of_a_teacher_outside_give_the_same_loss(torch: Any, tmp_path: Pa
         ids = torch.from_numpy(np.concatenate([group.prompt.input_ids, tokens]).astype(np.int64))
         with torch.no_grad():
             logits = teacher(ids[None]).logits[0, -len(tokens) - 1 : -1]
-            told = (logits / (options["temperature"] if where == "engines" else 1)).log_softmax(-1)
-        best = told.topk(k, dim=-1)
+            logprobs_of = (logits / (options["temperature"] if where == "engines" else 1)).log_softmax(-1)
+        best = logprobs_of.topk(k, dim=-1)
         top = TopTokens(best.indices.int().numpy(), best.values.numpy())
-        logprobs = told.gather(-1, ids[-len(tokens) :, None])[:, 0].numpy()
+        logprobs = logprobs_of.gather(-1, ids[-len(tokens) :, None])[:, 0].numpy()
         scored = replace(one.completion, logprobs=logprobs, top=top)
         groups.append(replace(group, scored=(replace(one, completion=replace(one.completion, teacher=scored)),)))
     given = {_long(name): value for name, value in options.items() if name != "sft_alpha"}
@@ -188,14 +188,14 @@ def _long(name: str) -> str:
 def test_the_advantage_of_a_token_is_how_much_likelier_the_teacher_finds_it(
     torch: Any, tmp_path: Path, teacher: str
 ) -> None:
-    """Without a reward, with one completion of each prompt; a model that is told more is its own teacher."""
+    """Without a reward, with one completion of each prompt; the model itself, with a longer prompt, is the teacher."""
     import copy
 
     from tests.policy_runs import Rounds, make_groups, make_spec, make_trainer, tiny_model
 
     groups = make_groups(3, 1, num_rewards=0)
-    told = [np.arange(2, 4 + n, dtype=np.int32) for n in range(3)]
-    groups = [replace(g, prompt=replace(g.prompt, teacher_ids=ids)) for g, ids in zip(groups, told, strict=True)]
+    teacher_ids = [np.arange(2, 4 + n, dtype=np.int32) for n in range(3)]
+    groups = [replace(g, prompt=replace(g.prompt, teacher_ids=ids)) for g, ids in zip(groups, teacher_ids, strict=True)]
     student, other = tiny_model(0), tiny_model(1)
     flags = ("--model.teacher", "t" if teacher == "model" else "self", "--teacher_kl_coef", "0.7")
     spec = make_spec(

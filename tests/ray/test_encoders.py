@@ -36,7 +36,7 @@ def flags(model: Path, rows: Path, task: str, *more: str) -> tuple[str, ...]:
 
 
 def rows_of(task: str, num_rows: int = 60) -> list[dict[str, Any]]:
-    """Word problems: with their solution and another one's, or told by its first digit."""
+    """Word problems: with their solution and another one, or with the first digit as their class."""
     pairs = list(pairwise(gsm8k(num_rows + 1)))
     if task == "embedding":
         return [{"anchor": a["question"], "positive": a["answer"], "negative": b["answer"]} for a, b in pairs]

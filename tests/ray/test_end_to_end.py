@@ -66,7 +66,7 @@ def test_the_commands_of_the_readme_are_understood(command: str, tmp_path: Path)
 
 
 def test_the_demo(tmp_path: Path) -> None:
-    """A few steps of each of its runs; the whole of it is in tests/bars/test_demo.py."""
+    """A few steps of each of its runs; tests/bars/test_demo.py runs all of it."""
     command = [sys.executable, "examples/demo.py", "--max_steps", "5", "--runs", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Tools and environments on the real stack: they answer, and whatever is killed changes nothing of what is trained."""
+"""Tools and environments on the real stack: they answer, and kills do not change the training."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def undisturbed(flags: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The whole run, in which nothing is killed."""
+    """The whole run, without kills."""
     run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
     train("rlhf", run_dir, *flags)
     return run_dir
@@ -98,14 +98,14 @@ def test_a_killed_process_of_environments_changes_nothing(
 
 
 def test_whatever_tools_and_environments_do_is_an_answer_or_a_reason(tmp_path: Path) -> None:
-    """In processes of a Ray of its own, without a model."""
-    folder = reference("tests.ray.tool_processes", tmp_path / "told", tmp_path / "told")
-    told = json.loads((folder / "told.json").read_text())
-    assert told["tools"][:2] == ["12", "{'error': 'not this one'}"]
-    assert told["tools"][2].startswith("999") and "characters left out" in told["tools"][2]
-    assert told["tools"][3] == "{'error': 'no answer within 2 s (rollout.tool_timeout_s)'}"
-    assert told["tools"][4:] == ["{'error': 'its process ended'}", "13"]
+    """In processes of a separate Ray, without a model."""
+    folder = reference("tests.ray.tool_processes", tmp_path / "results", tmp_path / "results")
+    results = json.loads((folder / "results.json").read_text())
+    assert results["tools"][:2] == ["12", "{'error': 'not this one'}"]
+    assert results["tools"][2].startswith("999") and "characters left out" in results["tools"][2]
+    assert results["tools"][3] == "{'error': 'no answer within 2 s (rollout.tool_timeout_s)'}"
+    assert results["tools"][4:] == ["{'error': 'its process ended'}", "13"]
     # What was killed and what was frozen beside them plays on elsewhere.
-    assert told["games"] == [["higher", "higher", 0.0], ["higher", "right", 1.0], ["higher", "right", 1.0]]
-    assert told["hangs"].startswith("wait: no answer within 2 s")
-    assert told["raises"].startswith("reset raised KeyError: 'number'")
+    assert results["games"] == [["higher", "higher", 0.0], ["higher", "right", 1.0], ["higher", "right", 1.0]]
+    assert results["hangs"].startswith("wait: no answer within 2 s")
+    assert results["raises"].startswith("reset raised KeyError: 'number'")

@@ -1,4 +1,4 @@
-"""Runs over three hosts of their own addresses, whose own names resolve to 127.0.1.1: see `cluster/local_hosts.py`.
+"""Runs over three hosts with separate addresses, whose own names resolve to 127.0.1.1: see `cluster/local_hosts.py`.
 
 The other cases are in tests/bars/test_hosts.py.
 """

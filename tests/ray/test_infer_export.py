@@ -1,4 +1,4 @@
-"""`infer` and `export` on the real engines: vLLM, transformers, peft and the export answer alike."""
+"""`infer` and `export` on the real engines: vLLM, transformers, peft and the export give equal answers."""
 
 import errno
 import json

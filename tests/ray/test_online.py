@@ -1,4 +1,4 @@
-"""GRPO on the real stack: it runs, and a killed driver, engine or train worker changes nothing of what is trained."""
+"""GRPO on the real stack: it runs, and a killed driver, engine or train worker does not change the training."""
 
 from collections import Counter
 from pathlib import Path
@@ -39,7 +39,7 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def undisturbed(flags: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The whole run, in which nothing is killed."""
+    """The whole run, without kills."""
     run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
     train("rlhf", run_dir, *flags)
     return run_dir

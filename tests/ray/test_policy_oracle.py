@@ -1,4 +1,4 @@
-"""The policy trainer's loss and gradients beside TRL's GRPO and RLOO trainers, on the same completions and rewards.
+"""The policy trainer's loss and gradients compared with TRL's GRPO and RLOO trainers, on the same completions.
 
 A pairwise choice of what there is; all of it: tests/bars/test_policy_matrix.py.
 """
@@ -106,7 +106,7 @@ def test_an_adapter_is_trained_without_dropout_unless_asked_for(oracle: Any, tmp
 
 
 def test_a_text_is_scored_at_the_temperature_of_the_sampling(oracle: Any, tmp_path: Path) -> None:
-    """What the canary holds engines against."""
+    """The values that the canary compares with those of engines."""
     import torch
 
     from tests.policy_runs import Rounds, make_spec, make_trainer, tiny_model
@@ -156,5 +156,5 @@ def test_online_dpo_is_the_dpo_loss_on_each_pair(oracle: Any, tmp_path: Path) ->
     for (name, wanted), found in zip(own.named_parameters(), trainer.model.parameters(), strict=True):
         scale = max(1e-2, float(wanted.grad.abs().max()))
         torch.testing.assert_close(found.grad, wanted.grad, atol=1e-5 * scale, rtol=1e-4, msg=name)
-    assert trainer._told["loss/dpo"] == pytest.approx(float(torch.stack(losses).detach().mean()), rel=1e-5)
-    assert trainer._told["pairs"] == len(losses)
+    assert trainer._rollout_metrics["loss/dpo"] == pytest.approx(float(torch.stack(losses).detach().mean()), rel=1e-5)
+    assert trainer._rollout_metrics["pairs"] == len(losses)

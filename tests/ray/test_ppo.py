@@ -1,4 +1,4 @@
-"""PPO on the real stack, with either critic: it runs, goes on from a checkpoint exactly, and is saved."""
+"""PPO on the real stack, with either critic: it runs, continues exactly from a checkpoint, and is saved."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""SmolLM2 beside TRL's own trainers: two of the cases of tests/bars/test_real_models.py, over fewer steps."""
+"""SmolLM2 compared with TRL's own trainers: two cases of tests/bars/test_real_models.py, over fewer steps."""
 
 from pathlib import Path
 

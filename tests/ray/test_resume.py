@@ -1,4 +1,4 @@
-"""SIGKILL of a worker, of Ray Train's controller, of the driver, during a save: losses go on as if nothing was."""
+"""SIGKILL of a worker, of Ray Train's controller, of the driver, during a save: the losses do not change."""
 
 import os
 import signal

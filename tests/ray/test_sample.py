@@ -1,4 +1,4 @@
-"""`rayswift sample` on the real stack: the rows are what the model says and the rewards pay, and can be trained."""
+"""`rayswift sample` on the real stack: the rows hold the completions and rewards, and can be trained."""
 
 import json
 from pathlib import Path

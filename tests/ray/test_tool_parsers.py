@@ -1,4 +1,4 @@
-"""Calls are read as vLLM's parsers read them, which its server has for the same chat templates."""
+"""Calls are parsed like by the parsers of vLLM's server for the same chat templates."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""Tuners that do more than sit on the weights; the whole matrix is tests/bars/test_tuner_matrix.py."""
+"""Tuners that change more than an adapter; the whole matrix is tests/bars/test_tuner_matrix.py."""
 
 import json
 import shutil

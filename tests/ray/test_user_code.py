@@ -1,4 +1,4 @@
-"""The user's own code in a run, early stopping and the best model across a resume, and rows that make no number."""
+"""The user's own code in a run, early stopping and the best model across a resume, and rows with NaN losses."""
 
 import json
 from pathlib import Path

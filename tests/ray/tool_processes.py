@@ -1,4 +1,4 @@
-"""Tools and environments in real processes, in a process with a Ray of its own: what came of them as JSON.
+"""Tools and environments in real processes, in a process with its own Ray; prints the results as JSON.
 
 python -m tests.ray.tool_processes FOLDER
 """
@@ -125,27 +125,27 @@ async def tell(folder: Path) -> dict[str, Any]:
         assert made is not None
         return made
 
-    told: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     alone = hosts("--tools", f"{HERE}:add")
     await alone.start()
-    told["tools"] = await tools(alone)
+    results["tools"] = await tools(alone)
     await alone.close()
     played = hosts("--environment", f"{HERE}:Game")
     await played.start()
-    told["games"] = [await game(played, 7)]
-    told["games"].append(await game(played, 5, lambda: send(signal.SIGKILL)))
-    told["games"].append(await game(played, 5, lambda: send(signal.SIGSTOP)))
-    told["hangs"] = await reason(played, {"number": 1}, Call("wait", {}))
-    told["raises"] = await reason(played, {})
+    results["games"] = [await game(played, 7)]
+    results["games"].append(await game(played, 5, lambda: send(signal.SIGKILL)))
+    results["games"].append(await game(played, 5, lambda: send(signal.SIGSTOP)))
+    results["hangs"] = await reason(played, {"number": 1}, Call("wait", {}))
+    results["raises"] = await reason(played, {})
     await played.close()
-    return told
+    return results
 
 
 def main() -> None:
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    (folder / "told.json").write_text(json.dumps(asyncio.run(tell(folder))))
+    (folder / "results.json").write_text(json.dumps(asyncio.run(tell(folder))))
     ray.shutdown()
 
 

@@ -88,7 +88,7 @@ def _modernbert() -> Any:
 
 
 def _pieces(special: list[str]) -> list[tuple[str, float]]:
-    """SentencePiece's Unigram: special tokens first, then words' pieces with their log-probabilities."""
+    """SentencePiece's Unigram: special tokens first, then pieces of words with their log-probabilities."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     unknown = next(token for token in special if "unk" in token.lower())

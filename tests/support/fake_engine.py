@@ -1,6 +1,6 @@
 """A simulated engine behind the protocol of `EngineHandle`, for load tests and simulations; many fit in one process.
 
-It decodes as an engine with continuous batching does: all running sequences get a token each step, and a step takes
+It decodes like an engine with continuous batching: all running sequences get a token in each step, and a step takes
 `step_s + sequence_step_s x sequences`. Tokens are a function of (seed, prompt, place, version) and lengths of (seed,
 prompt), so a completion that moved must equal one that did not. It computes events, not steps: cost grows with the
 number of completions, not with their tokens. Time is the event loop's, which may be virtual.
@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rayswift.engines.engine import Collected, EngineLost, EngineStatus, LoadFailed, NoWeights, RequestRefused
+from rayswift.engines.engine import Collected, EngineLost, LoadFailed, NoWeights, RequestRefused
 from rayswift.engines.pool.merge_parts import joined
 from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest, Span
 
@@ -36,7 +36,7 @@ be had; die, hang: of the engine, in the midst of it."""
 
 @dataclass(frozen=True)
 class FakeSettings:
-    """How fast it is, and how long completions get.
+    """Its speed, and the lengths of completions.
 
     start_s, load_s, pause_s: to start, to take over weights once asked, the last part of that, in which the engine does
     nothing else; step_s, sequence_step_s: of a decoding step, its fixed part and for each sequence; prefill_s: for each
@@ -57,7 +57,7 @@ class FakeSettings:
 
 @dataclass(eq=False)
 class _Sequence:
-    """begin: steps of the engine when it was admitted; handed: tokens collected; score: that it is part of."""
+    """begin: steps of the engine at its admission; handed: tokens collected; score: the score that it belongs to."""
 
     request: SampleRequest
     length: int
@@ -67,26 +67,26 @@ class _Sequence:
     spans: list[Span] = field(default_factory=list)
 
     def made(self, steps: int) -> int:
-        """Tokens behind `begun` after so many steps of the engine."""
+        """Tokens after `begun` at this step of the engine."""
         return min(self.length, steps - self.begin)
 
 
 @dataclass(eq=False)
 class _Score:
-    """A text to score: a sequence of one token for each but its first, of which `left` are to come."""
+    """A text to score: a sequence of one token for each token but the first; `left`: sequences not finished yet."""
 
     left: int
     done: asyncio.Future[None]
 
 
 class FakeEngine:
-    """See the module; `kill`, `hang`, `go_on`, `slow_down`, `spoil_loads` and `slow_loads` are what may happen to it.
+    """See the module; `kill`, `hang`, `go_on`, `slow_down`, `spoil_loads` and `slow_loads` are the events of tests.
 
     Args:
         settings: Speed and lengths.
-        placed: Whether it has a place from the start, or from `place` on.
-        start_error: What its start fails with.
-        loads: What becomes of its first loads; those behind go well.
+        placed: Whether it has a place from the start, or only after `place`.
+        start_error: The error of its start.
+        loads: The outcomes of its first loads; later loads succeed.
     """
 
     def __init__(
@@ -115,21 +115,21 @@ class FakeEngine:
         if placed:
             self._placed.set()
 
-    # ---- what happens to it ----
+    # ---- events ----
 
     def place(self) -> None:
         """Give it its place."""
         self._placed.set()
 
     def kill(self) -> None:
-        """End it: calls under way and to come raise `EngineLost`."""
+        """End it: present and later calls raise `EngineLost`."""
         self._killed.set()
         self._placed.set()
         self._thawed.set()
         self._woken.set()
 
     def hang(self) -> None:
-        """Answer nothing until `go_on`."""
+        """Do not answer until `go_on`."""
         self._thawed.clear()
 
     def go_on(self) -> None:
@@ -137,16 +137,16 @@ class FakeEngine:
         self._thawed.set()
 
     def slow_down(self, factor: float) -> None:
-        """Take so many times as long for each step."""
+        """Make each step this many times slower."""
         self._advance()
         self._slowness = factor
 
     def spoil_loads(self, loads: Iterable[Load]) -> None:
-        """What becomes of its next loads."""
+        """Set the outcomes of its next loads."""
         self._loads = iter(loads)
 
     def slow_loads(self, seconds: float) -> None:
-        """Take so long to load from now on, and do nothing else meanwhile."""
+        """Take this long for each load from now on, and block during it."""
         self._settings = replace(self._settings, load_s=seconds, pause_s=seconds)
 
     @property
@@ -219,7 +219,7 @@ class FakeEngine:
         return parts
 
     def _forget(self, keys: set[str]) -> tuple[Completion, ...]:
-        """Give up requests; returns what there is of them."""
+        """Remove requests, and return their tokens."""
         parts = tuple(
             self._part(sequence, 0)
             for sequence in self._in_flight()
@@ -286,26 +286,26 @@ class FakeEngine:
         score.done.result()
         return _logprobs(token_ids[1:])
 
-    async def status(self) -> EngineStatus:
-        """See `Engine`."""
-        async with self._turn():
-            return EngineStatus(self.version, len(self._running), len(self._waiting), self.tokens)
+    @property
+    def num_in_flight(self) -> int:
+        """Requests that it has, running or waiting."""
+        return len(self._in_flight())
 
-    # ---- its clockwork ----
+    # ---- internals ----
 
     def _clock(self) -> float:
         return asyncio.get_running_loop().time()
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        """The thread, between two steps; others wait for it in their order."""
+        """Take the thread between two steps; others wait in order."""
         async with self._thread:
             await self._answers()
             self._advance()
             yield
 
     async def _answers(self) -> None:
-        """Answer late if it hangs, not at all if it is dead."""
+        """Wait while it hangs; raise if it is dead."""
         await self._thawed.wait()
         if self.dead:
             raise EngineLost("its process died")
@@ -322,7 +322,7 @@ class FakeEngine:
         """Tokens of the whole completion."""
         noise = np.random.default_rng([request.seed & 0xFFFFFFFF, _hash(request)]).standard_normal()
         length = round(self._settings.median_length * float(np.exp(self._settings.length_sigma * noise)))
-        # Behind what is begun there is a token at least, or the engine would not have been asked.
+        # There is at least one token after `begun`, otherwise the engine would not have got the request.
         return max(len(request.begun) + 1, min(length, request.max_tokens))
 
     def _step_s(self) -> float:
@@ -335,7 +335,7 @@ class FakeEngine:
         return max(0.0, self._now + (self._ends[0][0] - self._steps) * self._step_s() - self._clock()) + 1e-6
 
     def _advance(self) -> None:
-        """Decode up to now."""
+        """Decode until the present time."""
         now = self._clock()
         while self._running:
             step_s = self._step_s()
@@ -383,13 +383,13 @@ class FakeEngine:
         return Completion(request.key, tokens, _logprobs(tokens), tuple(sequence.spans), "length" if full else "stop")
 
     def _new_part(self, sequence: _Sequence) -> Completion:
-        """What is new of an unfinished sequence."""
+        """The new tokens of an unfinished sequence."""
         part = self._part(sequence, sequence.handed)
         sequence.handed += len(part.token_ids)
         return part
 
     def _part(self, sequence: _Sequence, begin: int) -> Completion:
-        """What there is of an unfinished sequence, from a token on."""
+        """The tokens of an unfinished sequence, from a position on."""
         end = sequence.made(self._steps) if sequence.spans else 0
         if end == begin:
             return joined(sequence.request.key, (), None)
@@ -412,7 +412,7 @@ def _hash(request: SampleRequest) -> int:
 
 
 def tokens_of(request: SampleRequest, spans: Sequence[Span], begin: int, end: int) -> NDArray[np.int32]:
-    """What it samples: tokens `begin` to `end` behind what is begun, spans counted from there."""
+    """The sampled tokens `begin` to `end` after `begun`; spans are counted from there."""
     starts = [span.begin for span in spans]
     which = np.searchsorted(starts, np.arange(begin, end), side="right") - 1
     steps = np.array([span.version.step for span in spans], np.uint64)[which]

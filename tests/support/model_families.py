@@ -1,4 +1,4 @@
-"""Chat templates that behave as those of well-known model families, each with the peculiarity that matters here.
+"""Chat templates that behave like those of well-known model families, each with the property that is tested.
 
 Written for the tests and short: wording of default prompts and of tool instructions is not the families' own.
 """
@@ -324,7 +324,7 @@ REWRITING = {
     "phi3": Family(PHI3, lambda t: f"{t}<|end|>\n<|endoftext|>", None, "<|endoftext|>", ("<|end|>",)),
 }  # fmt: skip
 
-# A thought is opened with the answer that is asked for.
+# The generation prompt opens a thought.
 OPENING = {
     "deepseek-r1": Family(
         DEEPSEEK_R1, str, "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", ("<｜User｜>", "<｜Assistant｜>")

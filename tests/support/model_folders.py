@@ -49,10 +49,10 @@ def built(kind: str, folder: Path, edit: Callable[[PreTrainedModel], None] | Non
     """A model folder that loads.
 
     Args:
-        kind: One of those above.
-        folder: Where it goes.
+        kind: A kind of the table above.
+        folder: The folder to write.
         edit: Changes the model before it is saved.
-        settings: Of its config, beside the usual ones.
+        settings: Further settings of its config.
     """
     import transformers
 
@@ -91,6 +91,6 @@ def written(folder: Path, **files: str) -> Path:
 
 
 def adapter(folder: Path, base: str, task_type: str = "CAUSAL_LM") -> Path:
-    """What PEFT writes, with a file of no tensors: the length of its header, and the header."""
+    """The files of a PEFT adapter, whose weights file has a header and no tensors."""
     config = json.dumps({"peft_type": "LORA", "base_model_name_or_path": base, "task_type": task_type, "r": 4})
     return written(folder, adapter_config__json=config, adapter_model__safetensors="\x02" + "\0" * 7 + "{}")

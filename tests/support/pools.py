@@ -1,4 +1,4 @@
-"""A pool over simulated engines in virtual time, for tests that tell what happens to the engines."""
+"""A pool over simulated engines in virtual time, for tests that decide what happens to the engines."""
 
 import asyncio
 import itertools
@@ -32,7 +32,7 @@ LIMITS = Limits(
 
 
 class Engines:
-    """A factory that keeps what it made, in order."""
+    """A factory that keeps its engines, in order."""
 
     def __init__(self, speed: FakeSettings = SPEED, kind: type[FakeEngine] = FakeEngine, **options: Any):
         self.made: list[Any] = []
@@ -43,7 +43,7 @@ class Engines:
         return self.made[-1]  # type: ignore[no-any-return]
 
     def spoil_loads(self, what: Load) -> None:
-        """Every load of every engine, of those to come too, ends like this."""
+        """Make every load of every present and future engine end like this."""
         self._options["loads"] = itertools.repeat(what)
         for engine in self.made:
             engine.spoil_loads(itertools.repeat(what))
@@ -62,14 +62,14 @@ def in_pool(
     story: Callable[[Pool, Engines], Awaitable[Any]],
     engines: Engines | None = None,
     size: int = 2,
-    salvage: bool = True,
+    resume_partial: bool = True,
     limits: Limits = LIMITS,
 ) -> Any:
-    """Tell a story in virtual time, with a pool that has its first weights, and end the pool."""
+    """Run a story in virtual time, with a pool that has its first weights, and close the pool."""
 
-    async def told() -> Any:
+    async def answer() -> Any:
         factory = engines or Engines()
-        pool = Pool(factory, limits, salvage)
+        pool = Pool(factory, limits, resume_partial)
         pool.scale_to(size)
         await pool.set_weights(V0, "weights")
         try:
@@ -79,7 +79,7 @@ def in_pool(
             assert all(engine.dead for engine in factory.made)
             assert len(asyncio.all_tasks()) == 1
 
-    return run(told())
+    return run(answer())
 
 
 def same(one: Completion, other: Completion) -> bool:

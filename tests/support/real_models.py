@@ -12,12 +12,12 @@ CACHE = Path(os.environ.get("RAYSWIFT_TEST_MODELS", "~/.cache/rayswift-tests")).
 
 
 def smollm2() -> Path:
-    """Folder of SmolLM2-135M-Instruct, bfloat16; skips the test where it cannot be had."""
+    """Folder of SmolLM2-135M-Instruct, bfloat16; skips the test if it cannot be fetched."""
     return _model("smollm2")
 
 
 def minilm() -> Path:
-    """Folder of all-MiniLM-L6-v2 as sentence-transformers lays it out; skips the test where it cannot be had."""
+    """Folder of all-MiniLM-L6-v2 in the layout of sentence-transformers; skips the test if it cannot be fetched."""
     return _model("minilm")
 
 
@@ -30,7 +30,7 @@ def _model(name: str) -> Path:
 
 @functools.cache
 def _fetched(name: str) -> Path | str:
-    """The folder, or why there is none: asked once a process, for a registry out of reach answers late."""
+    """The folder, or the reason why there is none; asked once per process, because an unreachable registry is slow."""
     try:
         return pretrained.fetch(name, CACHE)
     except pretrained.OutOfReach as error:

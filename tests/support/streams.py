@@ -1,4 +1,4 @@
-"""Small data sets whose rows can be told apart once packed, and their windows in this process."""
+"""Small data sets whose rows differ from each other once packed, and their windows in this process."""
 
 import json
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def line(number: int, kind: str) -> str:
 
 
 def window_plan(folder: Path, kinds: str, window_rows: int, packing: bool = True, **row_set: Any) -> WindowPlan:
-    """A plan over one jsonl file with a row per letter of `kinds`."""
+    """A plan over a jsonl file with one row for each letter of `kinds`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "rows.jsonl"
     path.write_text("".join(line(i, kind) + "\n" for i, kind in enumerate(kinds)), encoding="utf-8")
@@ -38,7 +38,7 @@ def window_plan(folder: Path, kinds: str, window_rows: int, packing: bool = True
 
 
 def feed_plan(windows: WindowPlan, global_batch: int, **options: Any) -> FeedPlan:
-    """How its sequence is cut; one epoch, and any row may be bad, unless told otherwise."""
+    """The plan of its sequence; by default one epoch, and any row may be bad."""
     return FeedPlan(
         global_batch=global_batch,
         num_rows=windows.num_rows,
@@ -85,7 +85,7 @@ def good(kinds: str) -> list[int]:
 
 
 def shape(batch: GlobalBatch) -> tuple[Any, ...]:
-    """A batch as values that compare."""
+    """A batch as comparable values."""
     rows = tuple(
         (row.input_ids.tobytes(), row.trained.tobytes(), row.lengths, row.num_source_rows) for row in batch.rows
     )

@@ -1,4 +1,4 @@
-"""Tokenizers in the manner of well-known families: what each puts around a text, and how its folder says so."""
+"""Tokenizers in the style of well-known families: the tokens around a text, and the files that define them."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,7 @@ TEXTS = ["the quick brown fox jumps over the lazy dog", "What is 2+2?", "It is 4
 
 @dataclass(frozen=True)
 class TokenizerFamily:
-    """How a tokenizer is built, the special tokens it names, and what else its config says.
+    """How a tokenizer is built, its named special tokens, and the rest of its config.
 
     special_tokens_map: whether the names stand in the older `special_tokens_map.json` alone.
     """

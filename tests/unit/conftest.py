@@ -1,4 +1,4 @@
-"""What all unit tests share."""
+"""Shared by all unit tests."""
 
 import sys
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def no_code_of_the_test_stays(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Modules that a test wrote and imported go with it, and their folders: the next one's have the same names."""
+    """Forget modules and folders that a test wrote and imported: the next test uses the same names."""
     path, modules, written = list(sys.path), set(sys.modules), tmp_path_factory.getbasetemp()
     yield
     sys.path[:] = path

@@ -1,4 +1,4 @@
-"""`.github/CONTRIBUTING.md` names files that are there, and behaviours in the files that have them."""
+"""`.github/CONTRIBUTING.md` names files that exist, and the files that contain each behaviour."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The shape of the source: who imports whom, how long things are, what a help page costs."""
+"""The structure of the source: imports between rooms, lengths of files and functions, cost of a help page."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""Where real models come from: once, whole, and a test without them is skipped by name."""
+"""Real models for tests: fetched once, complete; a test without them is skipped with the reason."""
 
 import subprocess
 import zipfile

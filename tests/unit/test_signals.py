@@ -1,4 +1,4 @@
-"""A process that is told to end, whatever it is doing; each in a Python of its own."""
+"""A process gets a signal at any moment and ends; each test starts a Python of its own."""
 
 import signal
 import subprocess

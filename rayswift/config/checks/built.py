@@ -1,4 +1,4 @@
-"""What can be written in a config, and resolves with `--dry_run`, but is not trained by this version yet."""
+"""Settings that `--dry_run` resolves, but that this version cannot train yet."""
 
 from rayswift.config.checks.model import missing_packages, model_problems
 from rayswift.config.checks.task import task_problems
@@ -12,17 +12,17 @@ from rayswift.config.tasks import TASKS
 from rayswift.config.train import RlhfTrainConfig
 from rayswift.log import UserError
 
-# Settings of `train` and `cluster` that no training reads yet, besides their defaults.
+# Fields of `train` and `cluster` of which only the default works yet.
 _TRL = ("sync_ref_model",)
 _GRPO = ("use_adaptive_entropy", "cast_lm_head_to_fp32", "router_aux_loss_coef")
 _CLUSTER = ("sequence_parallel_size",)
 _ROLLOUT = ("placement",)
 _MODEL = ("model.reference_adapters",)
-# Fields of PEFT's LoraConfig that break something, and what; all others are passed to PEFT.
+# Fields of PEFT's LoraConfig that cannot be used, with the reason; all others are passed to PEFT.
 _LORA_REFUSED = {
     "megatron_config": "it is for the parallel layers of Megatron",
     "megatron_core": "it is for the parallel layers of Megatron",
-    "alora_invocation_tokens": "an adapter that acts behind some tokens only can be neither merged nor sampled with",
+    "alora_invocation_tokens": "an adapter that acts only after some tokens can be neither merged nor sampled with",
     "lora_bias": "it can be merged only into layers that have a bias, and most have none",
     "layer_replication": "the model has more layers then than its config.json counts",
     "runtime_config": "it is not stored with the adapter",
@@ -35,15 +35,15 @@ _LORA_REFUSED = {
     "kasa_config": "it changes the weights below the adapter, and a checkpoint holds the adapter alone",
     "use_bdlora": "it is cut for engines that spread one adapter over several GPUs",
 }
-# Fields that train something beside the two matrices, which the weights that engines get are not made from.
+# Fields that train more than the two matrices; the weights for engines would lack that part.
 _BESIDE_THE_MATRICES = ("bias", "trainable_token_indices", "target_parameters", "ensure_weight_tying")
 _LORA_INITS = (True, "gaussian", "orthogonal")
-# Why others are not.
+# The reasons for other initialisations.
 _OTHER_INITS = {"loftq": " (PEFT makes it on a GPU, where it has not been tried)"}
 
 
 def is_unbuilt(path: str) -> bool:
-    """Whether every value of a field but its default is refused as not built, whatever else is set."""
+    """Whether only the default of a field works, whatever else is set."""
     section, _, name = path.partition(".")
     tasks = tasks_with(name) if section == "train" and name not in RlhfTrainConfig.model_fields else []
     return (
@@ -56,7 +56,7 @@ def is_unbuilt(path: str) -> bool:
 
 
 def not_built(config: TrainingConfig) -> list[str]:
-    """The settings that this version cannot train, as `path = value`; empty: all of them work."""
+    """The settings that this version cannot train, as `path = value`; empty: all work."""
     found = list[str]()
     if config.train.optim.endswith(("layerwise", "lomo")):
         found.append(f"train.optim = {config.train.optim} (it steps within the backward pass)")
@@ -75,7 +75,7 @@ def not_built(config: TrainingConfig) -> list[str]:
 
 
 def _untried(config: TrainingConfig) -> list[str]:
-    """Tuners that have not been seen to train, save and continue with a task beside causal_lm."""
+    """Tuners that are not tested (training, saving, resuming) with a task other than causal_lm."""
     model, task = config.model, config.train.task
     found = []
     if model.tuner == "adalora":
@@ -94,7 +94,7 @@ def _untried(config: TrainingConfig) -> list[str]:
 
 
 def _online_not_built(config: TrainingConfig) -> list[str]:
-    """Engines are built from the `config.json` at `model.path`, beside the trainer, and stay awake."""
+    """Settings that engines cannot follow: they are built from the `config.json` at `model.path`, and never sleep."""
     rollout = rollout_of(config)
     assert rollout is not None
     changes = _changed("model", config.model, ("new_special_tokens", "rope_scaling", "max_position_embeddings"))
@@ -114,7 +114,7 @@ def _tuner_not_built(model: ModelConfig) -> list[str]:
 
 
 def refuse_unbuilt(config: TrainingConfig) -> None:
-    """Stop before anything starts if the config holds something that cannot be trained: by this version, or here.
+    """Refuse a config that cannot be trained by this version or on this machine, before anything starts.
 
     Raises:
         UserError: one line for each such setting.
@@ -125,13 +125,13 @@ def refuse_unbuilt(config: TrainingConfig) -> None:
 
 
 def static_problems(config: TrainingConfig) -> list[str]:
-    """One line for each setting that this version cannot train, or that cannot be trained here or at all, as far as the
-    config alone shows it."""
+    """One line for each setting that cannot be trained by this version, on this machine or at all, as far as the config
+    alone shows it."""
     return problems(config) + missing_packages(config) + _unbuilt(not_built(config))
 
 
 def problems(config: TrainingConfig) -> list[str]:
-    """One line for each setting that cannot work, in any version and wherever it runs."""
+    """One line for each setting that cannot work in any version or on any machine."""
     return [*tuner_problems(config.model), *task_problems(config), *model_problems(config)]
 
 

@@ -1,4 +1,4 @@
-"""What distilling from a teacher needs, and what goes with it; before anything starts."""
+"""Checks of distillation from a teacher; before anything starts."""
 
 from rayswift.config.derived import num_rewards, rollout_of
 from rayswift.config.model import SELF
@@ -7,7 +7,7 @@ from rayswift.config.schema import RlhfConfig, TrainingConfig
 
 
 def sampled_share(config: RlhfConfig) -> float:
-    """Share of rounds whose completions are sampled; the others take the answers of their rows."""
+    """The share of rounds whose completions are sampled; other rounds train the answers of the rows."""
     return float(config.train.trl_extra.get("lmbda", 0.5)) if config.train.task == "gkd" else 1.0
 
 
@@ -17,12 +17,12 @@ def trains_answers(config: RlhfConfig) -> bool:
 
 
 def has_engines(config: RlhfConfig) -> bool:
-    """Whether anything is sampled: in training, or in evaluations."""
+    """Whether completions are sampled, in training or in evaluations."""
     return sampled_share(config) > 0 or bool(config.data.eval or config.data.eval_fraction)
 
 
 def engines_of(config: TrainingConfig) -> RolloutConfig | None:
-    """Section `rollout` of a run that has engines, those of a teacher included; None: it has none."""
+    """Section `rollout` of a run with engines, also with a teacher's engines only; None: the run has no engines."""
     if not isinstance(config, RlhfConfig) or not rollout_of(config):
         return None
     return config.rollout if has_engines(config) or config.rollout.teacher_engines else None
@@ -34,18 +34,18 @@ def is_sampling(config: TrainingConfig) -> bool:
 
 
 def completions_per_prompt(config: RlhfConfig) -> int:
-    """Completions of a prompt in training: its group, or one where nothing compares them."""
+    """Completions of a prompt in training: the size of its group, or 1 if they are not compared."""
     return 1 if config.train.task == "gkd" else config.rollout.num_generations
 
 
 def has_teacher_outside(config: RlhfConfig) -> bool:
-    """Whether completions are scored by engines or servers, and not by a teacher in the workers."""
+    """Whether engines or servers score the completions, instead of a teacher in the workers."""
     scores = config.train.task == "grpo" or config.train.trl_extra.get("logits_topk")
     return bool(config.rollout.teacher_server or (config.rollout.teacher_engines and scores))
 
 
 def teacher_writes(config: RlhfConfig) -> bool:
-    """Whether a teacher writes what is trained in rounds that the student does not sample."""
+    """Whether the teacher writes the answers of rounds that the student does not sample."""
     return config.train.task == "gkd" and bool(config.train.trl_extra.get("seq_kd"))
 
 
@@ -55,14 +55,14 @@ def has_teacher(config: RlhfConfig) -> bool:
 
 
 def _outside_problems(config: RlhfConfig) -> list[str]:
-    """Of a teacher that is not in the workers."""
+    """Problems of a teacher outside of the workers."""
     model, rollout, given = config.model, config.rollout, config.train.trl_extra
     found = []
     if rollout.teacher_engines and model.teacher in (None, SELF):
         found.append("rollout.teacher_engines: name the model that they hold in model.teacher")
     if rollout.teacher_engines and model.teacher_adapters:
         found.append(
-            "model.teacher_adapters: vLLM tells no log-probabilities of a prompt under an adapter; merge them "
+            "model.teacher_adapters: vLLM gives no log-probabilities of a prompt with an adapter; merge them "
             "(`rayswift export --merge_lora`) and give the folder as model.teacher, or set rollout.teacher_engines 0"
         )
     if rollout.teacher_server and model.teacher:
@@ -79,12 +79,12 @@ def _outside_problems(config: RlhfConfig) -> list[str]:
     outside = bool(rollout.teacher_engines or rollout.teacher_server)
     if config.train.task == "gkd" and outside and not (given.get("logits_topk") or teacher_writes(config)):
         found.append(
-            "train.logits_topk is not set: engines and servers tell the likeliest tokens of a teacher alone; set how "
+            "train.logits_topk is not set: engines and servers give only a teacher's likeliest tokens; set how "
             "many, say 64, or let the teacher compute in the workers"
         )
     if config.train.task == "grpo" and rollout.teacher_server and rollout.temperature != 1:
         found.append(
-            f"rollout.temperature = {rollout.temperature}: a server tells log-probabilities at temperature 1, which "
+            f"rollout.temperature = {rollout.temperature}: a server gives log-probabilities at temperature 1, which "
             "those of the policy are compared with; set it to 1, or name the model in model.teacher"
         )
     return found

@@ -1,4 +1,4 @@
-"""What model, tuner and optimizer need of each other, of the cluster and of installed packages; before Ray starts."""
+"""Checks of model, tuner and optimizer against each other, the cluster and installed packages; before Ray starts."""
 
 import difflib
 from importlib.util import find_spec
@@ -9,9 +9,9 @@ from rayswift.config.schema import TrainingConfig
 
 _ROPE_TYPES = ("linear", "dynamic", "yarn", "longrope", "llama3")
 MUON_OPTIONS = ("momentum", "ns_steps", "nesterov")
-"""What `train.optim_args` may hold for optimizer muon."""
+"""The keys of `train.optim_args` for optimizer muon."""
 _BITSANDBYTES = ("bitsandbytes", "bitsandbytes")
-# How the name of an optimizer begins -> module it comes from, and what pip calls it.
+# Prefix of an optimizer's name -> its module, and the name of its package for pip.
 _OPTIMIZER_PACKAGES = (
     (("galore",), ("galore_torch", "galore-torch")),
     (("apollo",), ("apollo_torch", "apollo-torch")),
@@ -25,7 +25,7 @@ _OPTIMIZER_PACKAGES = (
 
 
 def model_problems(config: TrainingConfig) -> list[str]:
-    """One line for each setting that cannot work, wherever it runs."""
+    """One line for each setting that cannot work on any machine."""
     parts = (_names, _quantization, _adalora, _lisa, _loha, _optimizer)
     return [*(line for part in parts for line in part(config)), *_rope(config.model)]
 
@@ -51,16 +51,16 @@ def missing_packages(config: TrainingConfig) -> list[str]:
 
 
 def _names(config: TrainingConfig) -> list[str]:
-    """Names that `transformers` would refuse after the workers have started."""
+    """Problems of names that `transformers` would refuse only after the workers have started."""
     train, attention = config.train, config.model.attn_implementation
     given = [
         ("train.optim", train.optim, (*transformers_names.optimizers(), "muon")),
         ("train.lr_scheduler_type", train.lr_scheduler_type, transformers_names.schedules()),
     ]
-    if not train.plugins:  # which may register their own
+    if not train.plugins:  # plugins may register their own
         trackers = ("all", "none", *transformers_names.trackers())
         given += [("train.report_to", name, trackers) for name in train.report_to]
-        if attention is not None and "/" not in attention:  # which is a kernel of the hub
+        if attention is not None and "/" not in attention:  # a kernel of the hub
             names = transformers_names.attentions()
             given.append(("model.attn_implementation", attention.removeprefix("paged|"), names))
     return [_unknown(field, name, known) for field, name, known in given if name not in known]
@@ -100,9 +100,9 @@ def _adalora(config: TrainingConfig) -> list[str]:
             f"{what}: tinit + tfinal = {fixed} leave no step of train.max_steps = {max_steps} to lower the ranks"
         )
     if config.cluster.uses_deepspeed:
-        found.append(f"{what} reads gradients behind the step, and ZeRO has freed them; set cluster.zero_stage 0")
+        found.append(f"{what} reads gradients after the step, and ZeRO has freed them; set cluster.zero_stage 0")
     if model.dtype == "float16":
-        found.append(f"{what} scores by gradients, which float16 lets be infinite; set model.dtype bfloat16 or float32")
+        found.append(f"{what} scores by gradients, infinite at times in float16; set model.dtype bfloat16 or float32")
     return found
 
 

@@ -1,4 +1,4 @@
-"""What a task that samples completions needs, and what has no meaning for it; before anything starts."""
+"""Checks of tasks that sample completions: missing fields, and fields without a meaning; before anything starts."""
 
 import re
 
@@ -11,7 +11,7 @@ _EVAL_NAME = re.compile(r"[\w-]+")
 
 
 def online_problems(config: RlhfConfig) -> list[str]:
-    """One line for each setting that such a task lacks or cannot use."""
+    """One line for each field that such a task needs but lacks, or cannot use."""
     found = [*_reward_problems(config), *_length_problems(config), *_round_problems(config)]
     found += [*_turn_problems(config), *_eval_problems(config)]
     if config.train.task in ("grpo", "ppo"):
@@ -102,7 +102,7 @@ def _reward_problems(config: RlhfConfig) -> list[str]:
     task, rollout, found = config.train.task, config.rollout, []
     number = num_rewards(config)
     named = number - (rollout.environment is not None)
-    # A teacher is a signal too.
+    # A teacher can replace rewards.
     distils = has_teacher(config) and (task != "grpo" or config.train.trl_extra.get("teacher_kl_coef", 1.0) != 0)
     if task in ("grpo", "ppo") and not number and not distils:
         found.append(f"train.task = {task} has no reward; set rollout.reward_funcs or rollout.reward_models")

@@ -1,4 +1,4 @@
-"""How the fields of a policy's loss and advantages go together; before anything starts."""
+"""Checks of the fields of a policy's loss and advantages; before anything starts."""
 
 from typing import Any
 

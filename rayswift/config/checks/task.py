@@ -1,4 +1,4 @@
-"""What a task needs, and what has no meaning for it: checks across sections, before anything starts."""
+"""Checks of a task across sections: missing fields, and fields without a meaning; before anything starts."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from rayswift.config.schema import RlhfConfig, SftConfig, TrainingConfig
 from rayswift.config.tasks import TASKS
 from rayswift.config.train import PtTrainConfig, SftTrainConfig
 
-# Fields of one task of `sft` alone.
+# Fields of a single task of `sft`.
 _OF_TASK = {
     "model.pooling": "embedding",
     "model.normalize": "embedding",
@@ -21,13 +21,13 @@ _OF_TASK = {
 }
 
 LEAVES_OUT = ("ignore_empty_think", "ignore_think_prefix")
-"""Values of `data.loss_scale` that only leave something untrained, which needs no weights."""
+"""Values of `data.loss_scale` that only exclude parts from the loss, so no weights are needed."""
 _F_DIVERGENCE_LOSSES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
 _SORTING_LOSSES = ("aot", "aot_unpaired")
 
 
 def task_problems(config: TrainingConfig) -> list[str]:
-    """One line for each setting that the task lacks or cannot use."""
+    """One line for each field that the task needs but lacks, or cannot use."""
     found = []
     if config.model.quantization and config.model.tuner == "full":
         found.append(
@@ -82,7 +82,7 @@ def _fields_of_other_tasks(config: TrainingConfig) -> list[str]:
 
 
 def _sft_problems(config: SftConfig) -> list[str]:
-    """Values that belong to another task of `sft`."""
+    """Problems of values that belong to another task of `sft`."""
     train, found = config.train, []
     losses = TASKS[train.task].losses
     if losses and train.loss_type is not None and train.loss_type not in losses:
@@ -96,7 +96,7 @@ def _sft_problems(config: SftConfig) -> list[str]:
 
 
 def _loss_scale_problems(config: TrainingConfig) -> list[str]:
-    """Weights of parts of answers, where the loss takes none."""
+    """Problems of weights for parts of answers, if the loss takes no weights."""
     data, train = config.data, config.train
     given = [f"data.loss_scale = {' '.join(data.loss_scale)}"] if data.loss_scale else []
     given += ["data.ignore_empty_think"] if data.ignore_empty_think else []
@@ -125,7 +125,7 @@ def _loss_scale_problems(config: TrainingConfig) -> list[str]:
 
 
 def _whole_row_problems(config: TrainingConfig) -> list[str]:
-    """Of tasks whose loss judges whole texts."""
+    """Problems of tasks whose loss judges whole texts."""
     data, train, why = config.data, config.train, f"task {config.train.task}"
     found = []
     if data.truncation == "split":
@@ -168,7 +168,7 @@ def _loss_problems(config: TrainingConfig) -> list[str]:
 
 
 def _reference_problems(config: TrainingConfig) -> list[str]:
-    """Of what takes the place of a reference model in memory."""
+    """Problems of fields that replace a reference model in memory."""
     model, given = config.model, config.train.trl_extra
     named = model.reference if isinstance(model, RlhfModelConfig) else None
     found = []

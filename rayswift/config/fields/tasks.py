@@ -1,4 +1,4 @@
-"""Fields of tasks for which TRL has none, written as TRL writes its configs: `trl_fields.py` reads both alike.
+"""Fields of tasks that TRL does not have, in the style of TRL's configs: `trl.py` reads both.
 
 A field here belongs to section `train` of its task (`train.kl_coef` of task ppo).
 """
@@ -119,5 +119,5 @@ class GkdFields:
 
     sft_alpha: float = field(default=0.0, metadata={"help": "Weight of the cross-entropy on rows with answers."})
     logits_topk: int | None = field(
-        default=None, metadata={"help": "Compare so many most likely tokens of the teacher; null: all."}
+        default=None, metadata={"help": "Compare this number of the teacher's most likely tokens; null: all."}
     )

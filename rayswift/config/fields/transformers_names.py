@@ -27,7 +27,7 @@ def trackers() -> tuple[str, ...]:
 
 @cache
 def attentions() -> tuple[str, ...]:
-    """Values of `attn_implementation` beside kernels of the hub."""
+    """Values of `attn_implementation`, without kernels of the hub."""
     return ("eager", *_keys(_class("modeling_utils.py", "AttentionInterface").body, "_global_mapping"))
 
 
@@ -43,7 +43,7 @@ def _class(file: str, name: str) -> ast.ClassDef:
 
 
 def _values(file: str, name: str) -> tuple[str, ...]:
-    """The values of an enumeration of texts."""
+    """The values of an enumeration of strings."""
     return tuple(str(value.value) for _, value in _assigned(_class(file, name).body) if isinstance(value, ast.Constant))
 
 

@@ -1,6 +1,6 @@
 """The fields of TRL's config classes, read from their source: importing them would load torch into the driver.
 
-`train` accepts each of them under its TRL name, except those whose work Ray or another section does (`OWNED`).
+`train` accepts each of them under its TRL name, except those that Ray or another section replaces (`OWNED`).
 """
 
 import ast
@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from rayswift.config.tasks import TASKS
 
-# TRL fields that another section owns under the same meaning and values: they are moved there.
+# TRL fields that have the same meaning and values in another section: they are moved there.
 MOVED = {
     "max_length": "data.max_length",
     "packing": "data.packing",
@@ -105,7 +105,7 @@ class TrlField:
 
 @cache
 def read_fields(task: str = "causal_lm") -> dict[str, TrlField]:
-    """All fields of a task's config and its bases by name; a subclass's word replaces its base's."""
+    """All fields of a task's config and its bases by name; a subclass overrides its base."""
     fields: dict[str, TrlField] = {}
     for source in TASKS[task].fields:
         fields |= read_class(*source)
@@ -149,7 +149,7 @@ def _field(node: ast.AnnAssign) -> TrlField:
 
 
 def owner_of(name: str) -> str | None:
-    """What replaces a TRL field that RaySwift sets itself; None if the field is the user's."""
+    """The replacement of a TRL field that RaySwift sets itself; None if the user sets the field."""
     for pattern, owner in (MOVED | OWNED).items():
         if name == pattern or (pattern.endswith("*") and name.startswith(pattern[:-1])):
             return owner
@@ -158,13 +158,13 @@ def owner_of(name: str) -> str | None:
 
 @cache
 def type_of(annotation: str) -> TypeAdapter[Any]:
-    """A validator for an annotation; a type that needs `transformers` to name it is left to `transformers` to check."""
+    """A validator for an annotation; `transformers` itself checks types that only it defines."""
     return TypeAdapter(python_type(annotation))
 
 
 @cache
 def python_type(annotation: str) -> Any:
-    """The type that an annotation writes; Any where only `transformers` or `torch` can name it."""
+    """The type of an annotation; Any if only `transformers` or `torch` defines it."""
     names = {
         "str": str,
         "int": int,

@@ -1,4 +1,4 @@
-"""What `model.tuner_kwargs` may hold: the fields of the tuner's PEFT config, read from PEFT's source."""
+"""The keys of `model.tuner_kwargs`: the fields of the tuner's PEFT config, read from PEFT's source."""
 
 import difflib
 import re
@@ -19,7 +19,7 @@ _CLASSES = {
     "miss": (("miss", "MissConfig"),),
 }
 
-# PEFT's name -> the field of `model` that says it.
+# PEFT's name -> the field of `model` with the same meaning.
 _OWNED = {
     "target_modules": "model.target_modules",
     "modules_to_save": "model.modules_to_save",
@@ -34,25 +34,25 @@ _OF_ADAPTERS = ("tuner_kwargs", "adapters", "modules_to_save", "target_regex", "
 _OF_FULL = ("freeze", "freeze_ratio", "unfreeze", "new_blocks", "lisa_layers")
 _ON_QUANTIZED = ("lora", "ia3")
 
-# Initialisations of a LoRA that are made once, before the training: they move part of the weights into the adapter, or
-# look at rows.
+# Initialisations of a LoRA that are computed once, before the training: they move part of the weights into the adapter,
+# or read rows.
 _MADE_BEFORE = re.compile(r"pissa(_niter_\d+)?|olora|eva|corda|lora_ga")
 _FROM_ROWS = ("eva", "corda", "lora_ga")
 
 
 def is_initialised_before(model: ModelConfig) -> bool:
-    """Whether the fresh adapter, and the weights below it, are written before the training."""
+    """Whether the new adapter and its base weights are written before the training."""
     initial = model.tuner_kwargs.get("init_lora_weights")
     return not model.adapters and isinstance(initial, str) and _MADE_BEFORE.fullmatch(initial) is not None
 
 
 def looks_at_rows(model: ModelConfig) -> bool:
-    """Whether the fresh adapter's initialisation is made from rows."""
+    """Whether rows initialise the new adapter."""
     return is_initialised_before(model) and model.tuner_kwargs["init_lora_weights"] in _FROM_ROWS
 
 
 def begins_with_other_weights(model: ModelConfig) -> bool:
-    """Whether training begins with other weights, or another `config.json`, than those at `model.path`."""
+    """Whether the initial weights or the `config.json` differ from those at `model.path`."""
     stretched = model.rope_scaling or model.max_position_embeddings
     merged = len(model.adapters) > 1
     grown = model.new_special_tokens or model.new_blocks
@@ -60,7 +60,7 @@ def begins_with_other_weights(model: ModelConfig) -> bool:
 
 
 def tuner_problems(model: ModelConfig) -> list[str]:
-    """One line for each setting of an adapter, or of full training, that the tuner does not take."""
+    """One line for each setting of an adapter or of full training that the tuner does not accept."""
     if model.tuner == "full":
         found = [
             f"model.{name} needs a tuner, and model.tuner is full" for name in _OF_ADAPTERS if getattr(model, name)
@@ -86,7 +86,7 @@ def tuner_problems(model: ModelConfig) -> list[str]:
 
 
 def _chosen_twice(model: ModelConfig) -> list[str]:
-    """Several answers to the question which weights full training trains."""
+    """Problems of several fields that choose the weights of full training."""
     chosen = [name for name in ("new_blocks", "lisa_layers") if getattr(model, name)]
     others = [name for name in ("freeze", "freeze_ratio") if getattr(model, name)]
     if chosen and len(chosen) + len(others) > 1:

@@ -1,4 +1,4 @@
-"""Names of tasks that set some fields, most of them on another task; what a user sets of these wins."""
+"""Names of tasks that are another task with some fields set; the user's own values win."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,11 +7,11 @@ Tree = dict[str, Any]
 Flag = tuple[str, list[str]]
 
 ALIASES: Mapping[str, tuple[str, Mapping[str, Mapping[str, Any]]]] = {
-    # As TRL's RLOOTrainer has it.
+    # The defaults of TRL's RLOOTrainer.
     "rloo": ("grpo", {"train": {"advantage_estimator": "rloo", "loss_type": "rloo", "beta": 0.05}}),
-    "ppo": ("ppo", {"rollout": {"num_generations": 1}}),  # a critic judges, no other completion
+    "ppo": ("ppo", {"rollout": {"num_generations": 1}}),  # a critic judges, not other completions
     "reinforce_plus_plus": ("grpo", {"train": {"advantage_estimator": "reinforce_plus_plus"}}),
-    # As TRL's OnlineDPOTrainer has it: two completions of a prompt, and the DPO loss of the pair.
+    # The defaults of TRL's OnlineDPOTrainer: two completions of a prompt, and the DPO loss of the pair.
     "online_dpo": (
         "grpo",
         {
@@ -25,7 +25,7 @@ _NAMES = ("rlhf_type", "task", "train.task")
 
 
 def without_aliases(trees: Sequence[Tree], flags: Sequence[Flag]) -> tuple[list[Tree], list[Flag]]:
-    """Files and flags with tasks for aliases; what the alias that was named last sets is a file before all others."""
+    """Files and flags with aliases replaced; the values of the last alias become a file before all others."""
     named = ""
     found: list[Tree] = []
     for tree in trees:

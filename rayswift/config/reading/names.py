@@ -16,7 +16,7 @@ def section_of(schema: type[Section], name: str) -> type[Section]:
 
 
 def tasks_of(schema: type[Section]) -> list[str]:
-    """The tasks of a verb, its default first; empty for a verb that trains nothing."""
+    """The tasks of a verb, the default first; empty for a verb without training."""
     if "train" not in schema.model_fields:
         return []
     task = section_of(schema, "train").model_fields["task"]
@@ -48,7 +48,7 @@ def trl_names(section: type[Section]) -> dict[str, trl_fields.TrlField]:
 
 
 def owner_in(schema: type[Section], name: str) -> str | None:
-    """What replaces a TRL field in this verb; None if its new section is not in the verb."""
+    """The replacement of a TRL field in this verb; None if the verb lacks that section."""
     owner = trl_fields.owner_of(name)
     return None if name in trl_fields.MOVED and owner and owner not in paths_of(schema) else owner
 

@@ -1,6 +1,6 @@
-"""What files written for OpenRLHF's agents and for verl's function tools import, where those are not installed.
+"""Stand-ins for the modules that files with OpenRLHF's agents or verl's function tools import, if not installed.
 
-The names have what the files use of them: base classes, the decorator and its registry, types of schemas and answers
+They have the names that such files use: base classes, the decorator and its registry, types of schemas and answers
 (OpenRLHF 0.11, verl 0.9).
 """
 
@@ -19,23 +19,23 @@ class AgentInstanceBase:
     """An agent's environment; its coroutines are `reset(states)` and `step(states)`."""
 
     async def reset(self, states: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """What the model is to answer."""
+        """Return the prompt of the episode."""
         return states
 
 
 class AgentExecutorBase:
-    """What plays an agent."""
+    """Runs an agent."""
 
 
 class MultiTurnAgentExecutor(AgentExecutorBase):
-    """Plays turn by turn."""
+    """Runs an agent turn by turn."""
 
     def __init__(self, agent_instance_cls: type):
         self.agent_instance_cls = agent_instance_cls
 
 
 class ToolResponse(BaseModel):
-    """What a tool answers."""
+    """The answer of a tool."""
 
     text: str | None = None
     image: list[Any] | None = None
@@ -96,7 +96,7 @@ _MODULES: dict[str, dict[str, Any]] = {
 
 
 def install() -> None:
-    """Let files of the user's import them."""
+    """Make them importable for the user's files."""
     missing = {
         package
         for package in ("openrlhf", "verl")
@@ -111,5 +111,5 @@ def install() -> None:
 
 
 def of(module: str, attribute: str) -> Any:
-    """What files import by that name from that module, wherever it comes from; None: nothing imported it."""
+    """The object of this name in this module, real or a stand-in; None: no file imported it."""
     return getattr(sys.modules.get(module), attribute, None)

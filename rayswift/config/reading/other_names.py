@@ -1,4 +1,4 @@
-"""Names of TRL, LLaMA-Factory and axolotl that are no fields here, and the fields to use instead."""
+"""Names of TRL, LLaMA-Factory and axolotl that are not fields here, and the fields to use instead."""
 
 _TRL = {
     "model.path": "model_name_or_path sft_model_path",
@@ -117,5 +117,5 @@ def answer(name: str) -> str | None:
     for peer, names in (("TRL", TRL), ("LLaMA-Factory", LLAMA_FACTORY), ("axolotl", AXOLOTL)):
         if name in names:
             answers.setdefault(names[name], []).append(peer)
-    told = [f"it is a name of {' and '.join(peers)}; here it is {ours}" for ours, peers in answers.items()]
-    return "; ".join(told) or None
+    lines = [f"it is a name of {' and '.join(peers)}; here it is {ours}" for ours, peers in answers.items()]
+    return "; ".join(lines) or None

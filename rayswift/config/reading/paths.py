@@ -1,4 +1,4 @@
-"""Paths of a config, made absolute once, because actors have other working folders.
+"""Makes the paths of a config absolute once, because actors have other working folders.
 
 Not in a submitted job: each of its processes starts in its node's copy of the working folder, perhaps under another
 path, so relative paths are right.
@@ -34,7 +34,7 @@ FOR_REWARDS = (
     "rollout.environment",
     "data.map",
 )
-# Those of them that are `file.py:name`, or a name and no path.
+# Those of them with `file.py:name`, or a name instead of a path.
 _CODE = ("rollout.tools", "rollout.environment")
 _PACKAGES = "working_dir_files"
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
@@ -55,7 +55,7 @@ def absolute(config: ConfigT, folder: Path) -> ConfigT:
         return str(folder / found) + written[len(found) :] if (folder / found).exists() else written
 
     def made_code(written: str) -> str:
-        return made(written) if _is_file(written) else written  # else a name, whatever lies in the folder
+        return made(written) if _is_file(written) else written  # else it is a name, even if the folder has such a file
 
     changed: dict[str, dict[str, Any]] = {}
     for name in (*FOR_WORKERS, *FOR_REWARDS):

@@ -20,17 +20,16 @@ Tree = dict[str, Any]
 
 @dataclass
 class Problems:
-    """What is wrong with a command line, a line each.
+    """The problems of a command line, one line each.
 
-    explains_missing: of which fields it is said already why they have no value; None: of all, because a file cannot be
-    read.
+    explains_missing: fields whose missing value is explained already; None: all, because a file cannot be read.
     """
 
     lines: list[str] = field(default_factory=list)
     explains_missing: set[str] | None = field(default_factory=set)
 
     def explains(self, path: str) -> bool:
-        """Whether it is said already why a field has no value."""
+        """Whether a problem already explains why a field has no value."""
         return self.explains_missing is None or path in self.explains_missing
 
     def add(self, what: str, fix: str = "") -> None:
@@ -96,14 +95,14 @@ def words_for(annotation: Any, path: str, words: list[str], problems: Problems) 
 
 
 def with_values(schema: type[Section], task: str, flags: list[swift.Flag], problems: Problems) -> list[swift.Flag]:
-    """The flags without those that lack a value and are no switches, which are problems."""
+    """The flags that have a value or are switches; all others are problems."""
     found = []
     for name, words in flags:
         known = paths_of(schema) if not words else ()
         paths = [path for path in known if path in (name, f"{name}.path") or path.split(".")[1] == name]
         kinds = [annotation_of(schema, task, path) for path in paths]
         if kinds and not any(takes(kind, bool) or kind is Any for kind in kinds):
-            problems.add(f"--{name} has no value", "write one behind it")
+            problems.add(f"--{name} has no value", "write one after it")
             if problems.explains_missing is not None:
                 problems.explains_missing.update(paths)
         else:
@@ -112,10 +111,10 @@ def with_values(schema: type[Section], task: str, flags: list[swift.Flag], probl
 
 
 def last_of_each(flags: list[swift.Flag]) -> tuple[list[swift.Flag], list[str]]:
-    """The flags, of those with one name the last; and a line for each value that another one replaces."""
+    """The last flag of each name; and a line for each value that a later one replaces."""
     last: dict[str, list[str]] = {}
     for name, words in flags:
-        last.pop(name, None)  # where it was the last time is its place
+        last.pop(name, None)  # keep the place of the last one
         last[name] = words
     return list(last.items()), [said_twice(name, words, last[name]) for name, words in flags if words != last[name]]
 

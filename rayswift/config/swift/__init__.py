@@ -2,9 +2,9 @@
 
     translate([("tuner_type", ["lora"]), ("torch_dtype", ["bfloat16"])], "sft", "causal_lm", has_eval_rows=False)
 
-`table_*.py` have a rule for each single flag, `together.py` for flags that are read together, `whole.py` for the whole
-command, and `environment.py` for environment variables. Flags with the same name here (`--learning_rate`) are in no
-table.
+`table_*.py` have a rule for each single flag, `combined_flags.py` for flags that are read together, `whole.py` for the
+whole command, and `environment.py` for environment variables. Flags with the same name here (`--learning_rate`) are in
+no table.
 """
 
 from rayswift.config.swift.other_verbs import VERBS, translate_other

@@ -47,7 +47,7 @@ _TABLES = {"infer": INFER, "export": EXPORT}
 
 _SERVE = "serve a run's model with `vllm serve FOLDER`; an adapter is merged by `rayswift export --merge_lora`"
 _MERGE = "`rayswift export --merge_lora --model CHECKPOINT`"
-_PLAN = "`--dry_run` behind a training command shows its plan"
+_PLAN = "`--dry_run` after a training command shows its plan"
 
 # Other verbs, those of `swift` and of other trainers -> what to use here.
 VERBS = {
@@ -65,7 +65,7 @@ VERBS = {
 
 
 def translate_other(flags: Sequence[Flag], verb: str) -> Translation:
-    """Translate the flags of a verb that trains nothing; our own flags stay as they are."""
+    """Translate the flags of a verb without training; our own flags stay unchanged."""
     result, table = Translation(verb, ""), _TABLES.get(verb, {})
     names = {name for name, _ in flags}
     if "to_cached_dataset" in names and verb == "export":  # one error for the whole command

@@ -1,7 +1,7 @@
-"""What a plugin file that is written for ms-swift imports from it, where ms-swift is not installed.
+"""Stand-ins for the modules of ms-swift that plugin files import, if ms-swift is not installed.
 
-Each of ms-swift's modules that plugins import has the names that they take from it: base classes, registries, and the
-objects that their hooks are called with. `GYMScheduler` plays an `Env` turn by turn, as ms-swift's does.
+Each module has the names that plugins import from it: base classes, registries, and the
+arguments of their hooks. `GYMScheduler` runs an `Env` turn by turn, as in ms-swift.
 """
 
 import importlib.util
@@ -47,7 +47,7 @@ class RolloutInferRequest:
 
 @dataclass
 class ChatMessage:
-    """What the model said."""
+    """The text of the model."""
 
     role: str
     content: str
@@ -80,36 +80,36 @@ class Env:
 
 
 class MultiTurnScheduler:
-    """What comes between two turns; see ms-swift's."""
+    """Acts between two turns, as in ms-swift."""
 
     def __init__(self, infer_engine: Any = None, max_turns: int | None = None, *args: Any, **kwargs: Any):
         self.infer_engine, self.max_turns = infer_engine, max_turns
 
     async def on_trajectory_start(self, requests: list[RolloutInferRequest]) -> None:
-        """Before the first turn."""
+        """Called before the first turn."""
 
     async def on_turn_end(
         self, infer_request: RolloutInferRequest, response_choice: ChatCompletionResponseChoice, current_turn: int
     ) -> dict[str, Any]:
-        """Behind a turn, which is a message of the request."""
+        """Called after a turn, which is the last message of the request."""
         return {}
 
     def check_finished(
         self, infer_request: RolloutInferRequest, response_choice: ChatCompletionResponseChoice, current_turn: int
     ) -> bool:
-        """Whether it was the last."""
+        """Whether the turn was the last one."""
         is_last = bool(self.max_turns) and current_turn >= int(self.max_turns or 0)
         return response_choice.finish_reason == "length" or is_last
 
     def step(
         self, infer_request: RolloutInferRequest, response_choice: ChatCompletionResponseChoice, current_turn: int
     ) -> dict[str, Any]:
-        """The request with what the turn is answered."""
+        """Return the request with the answer to the turn."""
         raise NotImplementedError(f"{type(self).__name__} has no method step")
 
 
 class GYMScheduler(MultiTurnScheduler):
-    """Plays an environment, which the row's `env_config` names, or else `gym_env`."""
+    """Runs an environment: the one that the row's `env_config` names, or else `gym_env`."""
 
     def __init__(self, infer_engine: Any = None, max_turns: int | None = None, **kwargs: Any):
         super().__init__(infer_engine, max_turns, **kwargs)
@@ -119,7 +119,7 @@ class GYMScheduler(MultiTurnScheduler):
         self._observed: dict[str | None, str | None] = {}
 
     async def on_trajectory_start(self, requests: list[RolloutInferRequest]) -> None:
-        """Reset the environments; what they observe is the prompt."""
+        """Reset the environments; their observation is the prompt."""
         for request in requests:
             config = request.data_dict.get("env_config") or {}
             env = self._create_env(config)
@@ -143,7 +143,7 @@ class GYMScheduler(MultiTurnScheduler):
     def step(
         self, infer_request: RolloutInferRequest, response_choice: ChatCompletionResponseChoice, current_turn: int
     ) -> dict[str, Any]:
-        """What the environment observes is the next message."""
+        """Append the environment's observation as the next message."""
         observed = self._observed.pop(infer_request.uuid, None)
         if observed is not None:
             infer_request.messages.append({"role": "user", "content": observed})
@@ -186,7 +186,7 @@ _NAMES: dict[str, Any] = {
 
 
 def install() -> None:
-    """Let files of the user's import them."""
+    """Make them importable for the user's files."""
     if "swift" in sys.modules or importlib.util.find_spec("swift") is not None:
         return
     for name in _MODULES:
@@ -197,7 +197,7 @@ def install() -> None:
 
 
 def registry(name: str) -> dict[str, Any]:
-    """`envs` or `multi_turns`, wherever plugins registered theirs."""
+    """The registry `envs` or `multi_turns`, of ms-swift itself or of the stand-in."""
     where = {"envs": "swift.rollout.gym_env", "multi_turns": "swift.rollout.multi_turn"}[name]
     found: dict[str, Any] = getattr(sys.modules.get(where), name, _NAMES[name])
     return found

@@ -32,7 +32,7 @@ class Into:
 
 @dataclass(frozen=True)
 class NoEffect:
-    """Accepted, with a line why it changes nothing."""
+    """Accepted; a line says why it has no effect."""
 
     why: str
 
@@ -61,7 +61,7 @@ def for_all(names: str, rule: Rule) -> dict[str, Rule]:
 
 
 def off_only(why_off: str, why_refused: str) -> ByValue:
-    """A switch that may be off, and is refused when on."""
+    """A switch that may be off; it is refused if it is on."""
     off = NoEffect(why_off)
     return ByValue({"false": off, "0": off, "0.0": off, "1": off, "none": off, "no": off}, Refused(why_refused))
 

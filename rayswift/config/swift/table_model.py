@@ -3,7 +3,7 @@
 from rayswift.config.swift.rules import ByValue, Into, NoEffect, Refused, Rule, To, for_all
 
 _TEXT_ONLY = NoEffect("models are text only: there is no vision or audio part")
-# Flags of one tuner that become entries of `model.tuner_kwargs`: prefix -> names behind it.
+# Flags of one tuner that become entries of `model.tuner_kwargs`: prefix -> the rest of the names.
 _TUNER_KWARGS = {
     "": "use_dora use_rslora boft_block_size boft_block_num boft_dropout vera_dropout",
     "lora_": "bias",
@@ -66,7 +66,7 @@ MODEL: dict[str, Rule] = {
     "lisa_activated_layers": To("model.lisa_layers"),
     "lisa_step_interval": To("model.lisa_interval"),
     "reft_*": Refused("its tuner is not one of PEFT's; see the values of model.tuner"),
-    # quantization; method, bits and 4-bit type are read together (together.py)
+    # quantization; method, bits and 4-bit type are read together (combined_flags.py)
     **for_all("bnb_4bit_compute_dtype bnb_4bit_quant_storage", NoEffect("4-bit weights are computed in model.dtype")),
     "bnb_4bit_use_double_quant": To("model.double_quantization"),
     "hqq_axis": Refused("weights are quantized by bitsandbytes only"),

@@ -25,7 +25,8 @@ TRAIN: dict[str, Rule] = {
     "mrl_dims": To("train.matryoshka_dims"),
     "resume_from_checkpoint": To("train.resume", {"true": "auto", "True": "auto"}),
     "resume_only_model": off_only(
-        "a resumed run goes on", "give the checkpoint's folder as --model to start from its weights alone"
+        "a resumed run continues with its optimizer",
+        "give the checkpoint's folder as --model to start from its weights alone",
     ),
     "ignore_data_skip": NoEffect("the data position is part of every checkpoint"),
     "optimizer": ByValue(_OPTIMIZERS, Refused("name one of transformers' optimizers, or muon, as train.optim")),

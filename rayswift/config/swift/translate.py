@@ -6,12 +6,12 @@ from typing import Any
 
 from rayswift.config.rollout import RolloutConfig
 from rayswift.config.schema import DataConfig
+from rayswift.config.swift.combined_flags import COMBINED
 from rayswift.config.swift.rules import Flag, Rule, Translation, apply
 from rayswift.config.swift.table_data import DATA
 from rayswift.config.swift.table_model import MODEL
 from rayswift.config.swift.table_rollout import ROLLOUT
 from rayswift.config.swift.table_train import TRAIN
-from rayswift.config.swift.together import TOGETHER
 
 TABLE: dict[str, Rule] = MODEL | DATA | TRAIN | ROLLOUT
 _PATTERNS = {name[:-1]: rule for name, rule in TABLE.items() if name.endswith("*")}
@@ -33,7 +33,7 @@ def translate(flags: Sequence[Flag], verb: str, task: str, has_eval_rows: bool) 
             result.no_effect(name, f"{task} samples no completions")
         else:
             result.flags.append((name, words))
-    for names, read in TOGETHER.items():
+    for names, read in COMBINED.items():
         given = {name: words for name, words in bare.items() if name in names}
         for name in given:
             del bare[name]
@@ -60,7 +60,7 @@ def _leave_out_evaluation(result: Translation) -> None:
 
 def knows(name: str) -> bool:
     """Whether a flag is translated."""
-    return rule_of(name) is not None or any(name in names for names in TOGETHER)
+    return rule_of(name) is not None or any(name in names for names in COMBINED)
 
 
 def rule_of(name: str) -> Rule | None:

@@ -35,7 +35,7 @@ def complete(tree: Tree, written: Sequence[Flag], environ: Mapping[str, str], re
     if task in ONLINE_TASKS:
         flags += _prompt_room(tree, given, result)
         flags += _round(tree, words, result)
-    if verb != "sample":  # which trains nothing
+    if verb != "sample":  # it has no training
         _say_defaults(tree, verb, task, given, result)
     says_so = words["use_hf"] if "use_hf" in words else [environ.get("USE_HF", "0")]
     if says_so and says_so[0].lower() not in ("1", "true"):
@@ -106,7 +106,7 @@ def _say_defaults(tree: Tree, verb: str, task: str, given: set[str], result: Tra
         theirs["train.infonce_temperature"] = "--infonce_temperature 0.1"
     if verb == "sft" and task == "causal_lm" and "data.loss_scale" not in given:
         theirs["data.ignore_empty_think"] = "--ignore_empty_think true"  # of models that may think
-    if lora and verb == "sft":  # the same there
+    if lora and verb == "sft":  # the same default in ms-swift
         del theirs["train.learning_rate"]
     missing = [flag for path, flag in theirs.items() if path not in given]
     if not given & {"train.gradient_accumulation_steps", "train.global_batch_size"}:

@@ -5,7 +5,7 @@ from functools import cache
 
 from rayswift.data.encode.config import EncodeConfig
 from rayswift.data.encode.encoder import Encoder
-from rayswift.data.encode.families.members import KtoEncoder, PreferenceEncoder
+from rayswift.data.encode.families.preferences import KtoEncoder, PreferenceEncoder
 from rayswift.data.encode.families.prompts import PromptEncoder
 from rayswift.data.encode.families.rerankers import RerankerEncoder
 from rayswift.data.encode.families.texts import ClassificationEncoder, EmbeddingEncoder

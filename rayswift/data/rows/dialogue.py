@@ -102,11 +102,11 @@ def continued(prompt: list[Any], response: Any, given: NamedRow) -> Conversation
         return conversation([*prompt, *behind], given)
     whole, before = conversation(behind, given), conversation(prompt, given)
     asked_of = [message for message in before.messages if message["role"] not in ("system", "developer")]
-    told = [message for message in whole.messages if message["role"] not in ("system", "developer")]
+    without_system = [message for message in whole.messages if message["role"] not in ("system", "developer")]
     # The prompt may also be the text of one question of several.
-    questions = [message["content"].strip() for message in told if message["role"] == "user"]
+    questions = [message["content"].strip() for message in without_system if message["role"] == "user"]
     is_one_of_them = len(asked_of) == 1 and asked_of[0]["content"].strip() in questions
-    if told[: len(asked_of)] == asked_of or is_one_of_them:
+    if without_system[: len(asked_of)] == asked_of or is_one_of_them:
         return whole
     if asked_of and asked_of[-1]["role"] == "assistant":
         return conversation([*prompt, *behind], given)

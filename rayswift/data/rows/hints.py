@@ -65,7 +65,7 @@ def _nearest(row: Row, parts: tuple[str, ...]) -> dict[str, str]:
             match for name in known if len(name) > 3 for match in difflib.get_close_matches(name, plain, 1, 0.8)
         ]
         if close:
-            # Beside an answer, a text is what is asked: a row with the column `text` is trained as it stands.
+            # Beside an answer, a text is the question: a row with the column `text` alone is trained unchanged.
             is_question = part == "text" and ("response" in found.values() or not row.keys().isdisjoint(RESPONSE))
             found[plain[close[0]]] = "query" if is_question else part
     return found

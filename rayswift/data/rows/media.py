@@ -26,7 +26,7 @@ def is_read(column: Any, columns: Mapping[str, str]) -> bool:
 
 
 def refuse_media(row: Row) -> None:
-    """Raise if the row has something to see or to hear."""
+    """Raise if the row has images, videos or audio."""
     if _COLUMNS.isdisjoint(row):
         return
     for name in sorted(_COLUMNS & row.keys()):

@@ -24,7 +24,7 @@ from rayswift.data.rows.messages import conversation, role_of, turns
 from rayswift.data.rows.values import as_cell_number, as_list, is_list, shown
 
 _WANTED = (
-    "chosen + rejected as lists of messages, as dialogues in text, or behind prompt | query | question | instruction | "
+    "chosen + rejected as lists of messages, as dialogues in text, or after prompt | query | question | instruction | "
     "messages; a conversation + one of rejected_response, rejected_messages"
 )
 _KTO_WANTED = "a conversation in any format of sft + label | kto_tag; or pairs: chosen + rejected"

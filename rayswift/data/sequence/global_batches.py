@@ -203,7 +203,7 @@ def _sequence(
 
 
 def _raw_rows_done(window: Window) -> list[float]:
-    """Raw rows that are done before each packed row of a window, and behind the last.
+    """Raw rows that are done before each packed row of a window, and after the last one.
 
     A raw row that is cut into pieces counts where its first piece is, which may be long before the others: in a window
     with packed rows of later pieces alone, all packed rows are the same share of its raw rows.

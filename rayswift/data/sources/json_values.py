@@ -53,7 +53,7 @@ def holds_lines(path: Path, is_jsonl: bool = False) -> bool:
         return False
     if not newline and len(start) > _FIRST_LINE_BYTES - 100:
         return is_jsonl
-    # An object that is open at the end of the line spans several lines, and an object behind another on the line begins
+    # An object that is open at the end of the line spans several lines, and an object after another on the line begins
     # a stream of objects. Anything else is a bad line.
     scan = _Scan()
     _, _, depths = scan.marks(line)

@@ -1,4 +1,4 @@
-"""Whether two tokenizers read token ids alike, judged by their files."""
+"""Whether two tokenizers give token ids the same meaning, compared by their files."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,9 @@ from tokenizers import Tokenizer
 
 
 def difference(ours: Path, theirs: Path) -> str:
-    """What differs between the vocabularies of two model folders; empty: no id stands for two tokens.
+    """The difference between the vocabularies of two model folders; empty: no id stands for two tokens.
 
-    An id that only one of them has is no difference. Where a folder has no tokenizer, the sizes of the heads are
+    An id that only one of them has is no difference. If a folder has no tokenizer, the sizes of the heads are
     compared.
     """
     files = [folder / "tokenizer.json" for folder in (ours, theirs)]

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayswift.engines.engine import Collected, EngineLost, EngineStatus
+from rayswift.engines.engine import Collected, EngineLost, Factory
 from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest
-from rayswift.engines.wire import Requests
+from rayswift.engines.serialization import Requests
 
 _T = TypeVar("_T")
 _NUM_LINES = 15
@@ -28,23 +28,20 @@ _RAYS_OWN = (":job_id:", ":actor_name:", ":task_name:")
 _WHO = ("class_name", "actor_id", "pid", "namespace", "ip", "name:")
 
 
-class RayEngines:
-    """Makes each engine in an actor of its own; the calling process owns the actors.
+def ray_engines(engine: type[Any], arguments: tuple[Any, ...], options: Mapping[str, Any]) -> Factory:
+    """Return a factory that makes each engine in its own actor; the calling process owns the actors.
+
+    An engine's process may have to wait for room.
 
     Args:
         engine: A class with the methods of `Engine`.
         arguments: For its constructor.
         options: Of the actor, see `ray.remote`: its resources and its environment.
     """
-
-    def __init__(self, engine: type[Any], arguments: tuple[Any, ...], options: Mapping[str, Any]):
-        self._engine, self._arguments = engine, arguments
-        # Ray would run the constructor of one that died again, and it would answer without its weights.
-        self._options = {"max_concurrency": _CALLS_AT_ONCE, **options, "max_restarts": 0, "max_task_retries": 0}
-
-    def __call__(self, name: str) -> "ActorEngine":
-        """Make an engine; its process may have to wait for room."""
-        return ActorEngine(ray.remote(self._engine).options(**self._options).remote(*self._arguments))
+    # After a restart by Ray, an engine would answer without its weights.
+    options = {"max_concurrency": _CALLS_AT_ONCE, **options, "max_restarts": 0, "max_task_retries": 0}
+    actor_class = ray.remote(engine).options(**options)
+    return lambda name: ActorEngine(actor_class.remote(*arguments))
 
 
 @dataclass(frozen=True)
@@ -64,44 +61,31 @@ class ActorEngine:
         self._process: _Process | None = None
 
     async def placed(self) -> None:
-        """See `EngineHandle`."""
         self._process = await self._answer(self._actor.__ray_call__.remote(_process))
 
     async def start(self) -> None:
-        """See `Engine`."""
         await self._answer(self._actor.start.remote())
 
     async def submit(self, requests: Sequence[SampleRequest]) -> None:
-        """See `Engine`."""
         await self._answer(self._actor.submit.remote(Requests(requests)))
 
     async def collect(self, timeout_s: float, part_tokens: int | None) -> Collected:
-        """See `Engine`."""
         collected: Collected = await self._answer(self._actor.collect.remote(timeout_s, part_tokens))
         return collected
 
     async def abort(self, keys: Sequence[str]) -> tuple[Completion, ...]:
-        """See `Engine`."""
         parts: tuple[Completion, ...] = await self._answer(self._actor.abort.remote(keys))
         return parts
 
     async def load(self, version: PolicyVersion, weights: Any) -> float:
-        """See `Engine`."""
         pause_s: float = await self._answer(self._actor.load.remote(version, weights))
         return pause_s
 
     async def score(self, token_ids: NDArray[np.int32], timeout_s: float) -> NDArray[np.float32]:
-        """See `Engine`."""
         logprobs: NDArray[np.float32] = await self._answer(self._actor.score.remote(token_ids, timeout_s))
         return logprobs
 
-    async def status(self) -> EngineStatus:
-        """See `Engine`."""
-        status: EngineStatus = await self._answer(self._actor.status.remote())
-        return status
-
     async def last_lines(self) -> str:
-        """See `EngineHandle`."""
         if self._process is None or self._process.log is None:
             return ""
         if self._process.node_id == ray.get_runtime_context().get_node_id():
@@ -111,7 +95,6 @@ class ActorEngine:
         return lines
 
     def kill(self) -> None:
-        """See `EngineHandle`."""
         ray.kill(self._actor)
 
     async def _answer(self, call: Awaitable[_T]) -> _T:
@@ -140,5 +123,5 @@ def _tail(file: str) -> str:
 def _reason(error: RayActorError) -> str:
     """Return Ray's reason for a death, without the actor's name and without Ray's list of common causes."""
     lines = [line.strip() for line in str(error).splitlines()[1:]]
-    told = " ".join(line for line in lines if line and not line.startswith(_WHO)) or str(error)
-    return told.partition(" Some common causes include")[0]
+    message = " ".join(line for line in lines if line and not line.startswith(_WHO)) or str(error)
+    return message.partition(" Some common causes include")[0]

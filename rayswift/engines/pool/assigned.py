@@ -20,33 +20,33 @@ class Assigned:
         self._unwanted: list[str] = []
         self._has_news = asyncio.Event()
 
-    def add(self, work: Work, wire_key: str) -> None:
+    def add(self, work: Work, try_key: str) -> None:
         """Queue a request for sending; the engine continues after the tokens that exist."""
         parts = [part.token_ids for part in work.carried if len(part.token_ids)]
-        request = replace(work.request, key=wire_key)
+        request = replace(work.request, key=try_key)
         if parts:
             request = replace(request, begun=np.concatenate([work.request.begun, *parts]))
-        self.works[wire_key] = work
-        work.wire_key = wire_key
+        self.works[try_key] = work
+        work.try_key = try_key
         self.num_tokens += len(request.prompt_ids) + work.room
         self._outbox.append(request)
         self._has_news.set()
 
     def give_up(self, work: Work) -> None:
         """Have the engine abort a request."""
-        if self.take(work.wire_key) is not None:
-            kept = [request for request in self._outbox if request.key != work.wire_key]
+        if self.take(work.try_key) is not None:
+            kept = [request for request in self._outbox if request.key != work.try_key]
             if len(kept) == len(self._outbox):
-                self._unwanted.append(work.wire_key)
+                self._unwanted.append(work.try_key)
                 self._has_news.set()
             self._outbox = kept
 
-    def take(self, wire_key: str) -> Work | None:
+    def take(self, try_key: str) -> Work | None:
         """Remove a request that the engine is done with and return it; None if it was aborted meanwhile."""
-        work = self.works.pop(wire_key, None)
+        work = self.works.pop(try_key, None)
         if work is not None:
             self.num_tokens -= len(work.request.prompt_ids) + work.room
-            work.seat = None
+            work.replica = None
         return work
 
     def take_unsent(self) -> list[Work]:

@@ -3,7 +3,7 @@
     more, if the trainer waits for completions and the engines are full
     fewer, if engines are idle while the trainer never waits, or if they are almost empty
 
-Each look adds the measurements since the last one. The rule judges means over a window, which begins anew with every
+Each look adds the measurements since the last one. The rule judges means over a window, which begins again with every
 change of the number. Growth follows the need: a trainer that waits half of its time wants twice the engines. A missing
 measurement does not count as idleness. The number does not grow while engines are still joining, so a cluster without
 room is asked once. The pool itself replaces dead engines.
@@ -119,8 +119,8 @@ def _wanted(rule: Rule, scale: Scale) -> int:
 class Meter:
     """Time average of a value since the last reading; the value is constant between two calls of `set`."""
 
-    def __init__(self, now: float, value: float = 0.0):
-        self._value, self._area = value, 0.0
+    def __init__(self, now: float):
+        self._value, self._area = 0.0, 0.0
         self._since = self._read_at = now
 
     def set(self, value: float, now: float) -> None:

@@ -34,7 +34,7 @@ class State(Enum):
 
 
 @dataclass(frozen=True)
-class Member:
+class ReplicaStatus:
     """The facts about an engine.
 
     placed: its process runs; started: it can load weights; version: of its weights, None: it has none; current: the
@@ -91,12 +91,12 @@ class Member:
             return False
         return self.version.step >= min_step
 
-    def has_loaded(self, version: PolicyVersion) -> "Member":
+    def has_loaded(self, version: PolicyVersion) -> "ReplicaStatus":
         """Note that it has loaded these weights."""
         assert self.started, "weights before the engine"
         return replace(self, version=version)
 
-    def has_died(self, why: str) -> "Member":
+    def has_died(self, why: str) -> "ReplicaStatus":
         """Note that it is dead; the first reason is kept."""
         return self if self.died is not None else replace(self, died=why)
 
@@ -121,28 +121,28 @@ def name_of(version: PolicyVersion | None) -> str:
 
 @dataclass(frozen=True)
 class Change:
-    """The changes that bring the pool to its wanted size: `start` new engines, and members by name."""
+    """The changes that bring the pool to its wanted size: `start` new engines, and statuses by name."""
 
     start: int = 0
     drain: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
 
 
-def change(members: Sequence[tuple[str, Member]], wanted: int) -> Change:
+def change(statuses: Sequence[tuple[str, ReplicaStatus]], wanted: int) -> Change:
     """Return what to start, drain or keep, so that `wanted` engines stay.
 
     The newest engines leave first, and before them those that do not serve yet. A draining engine is kept before a new
     one is started.
 
     Args:
-        members: In the order of their start; dead ones are ignored.
+        statuses: In the order of their start; dead ones are ignored.
         wanted: At least 0.
     """
-    alive = [(name, member) for name, member in members if member.alive]
-    staying = [(name, member) for name, member in alive if not member.draining]
+    alive = [(name, status) for name, status in statuses if status.alive]
+    staying = [(name, status) for name, status in alive if not status.draining]
     missing = wanted - len(staying)
     if missing >= 0:
-        draining = [name for name, member in alive if member.draining]
+        draining = [name for name, status in alive if status.draining]
         keep = tuple(draining[:missing])
         return Change(start=missing - len(keep), keep=keep)
     order = sorted(range(len(staying)), key=lambda i: (staying[i][1].version is None, i), reverse=True)
@@ -189,7 +189,7 @@ class Joins:
 
     def failed(self, generation: int, why: str) -> None:
         """Note that an engine was lost before it joined."""
-        # A process, a node or a time in it tells two engines apart, not two reasons.
+        # Two reasons are equal if they differ only in a process, a node or a time.
         why = why.partition("\n")[0]
         self._failures.append(_Failure(generation, why, re.sub(r"\b(?=\w*\d)\w+", "#", why)))
         self.generation = max(self.generation, generation + 1)
@@ -200,17 +200,17 @@ class Joins:
             return ""
         return f"{self.num_failed} in a row were lost before they served, the last: {self._failures[-1].why}"
 
-    def hopeless(self, others: Sequence[tuple[int, Member]]) -> bool:
+    def hopeless(self, others: Sequence[tuple[int, ReplicaStatus]]) -> bool:
         """Whether no engine will ever serve.
 
         Args:
             others: The present engines, with their generation.
         """
-        alive = [(generation, member) for generation, member in others if member.alive and member.placed]
-        if not self._failures or any(member.version or member.awaits_weights for _, member in alive):
+        alive = [(generation, status) for generation, status in others if status.alive and status.placed]
+        if not self._failures or any(status.version or status.awaits_weights for _, status in alive):
             return False
         last = self._failures[-1]
-        if any(generation < last.generation and not member.draining for generation, member in alive):
+        if any(generation < last.generation and not status.draining for generation, status in alive):
             return False
         alike = [failure for failure in self._failures if failure.alike == last.alike]
         return any(

@@ -6,7 +6,7 @@ which the engine is lost.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from rayswift.config.rollout import RolloutConfig
 from rayswift.engines.engine import EngineLost
 
 _T = TypeVar("_T")
-# A timer fires up to a nanosecond early, and what is then left may be too little to move the clock.
+# A timer may fire a nanosecond early, and the rest may be too short to move the clock.
 _SHORTEST_WAIT_S = 1e-3
 _LOOK_AGAIN_S = 5.0
 _LAST_LOOK_S = 0.1
@@ -66,11 +66,7 @@ def limits_of(rollout: RolloutConfig, max_outstanding: int) -> Limits:
 
 
 class Patience:
-    """Waits for one engine, without counting the time of loads.
-
-    Args:
-        clock: Seconds, the event loop's.
-    """
+    """Waits for one engine, without counting the time of loads."""
 
     def __init__(self, clock: Callable[[], float]):
         self._clock = clock
@@ -101,16 +97,9 @@ class Patience:
         while not call.done() and (self.loads or self.now() < deadline):
             left_s = deadline - self.now()
             await asyncio.wait({call}, timeout=max(left_s, _LOOK_AGAIN_S if self.loads else _SHORTEST_WAIT_S))
-        if not call.done():  # where this process itself was held up, the answer may be a moment away
+        if not call.done():  # if this process itself was delayed, the answer may come in a moment
             await asyncio.wait({call}, timeout=_LAST_LOOK_S)
         return call.done()
-
-    @staticmethod
-    async def until(event: asyncio.Event, seconds: float) -> None:
-        """Wait for an event, for at most so many seconds."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await event.wait()
 
     async def answer(self, what: str, call: Awaitable[_T], timeout_s: float, limit: str) -> _T:
         """Return the result of a call.

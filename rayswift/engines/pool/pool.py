@@ -1,13 +1,13 @@
 """The pool of engines: requests in, completions out, even if engines are lost.
 
-    pool = Pool(factory, limits, salvage=True)
+    pool = Pool(factory, limits, resume_partial=True)
     pool.scale_to(2)
     await pool.set_weights(version, weights)
     completions = await asyncio.gather(*pool.sample(requests, min_step=0))
 
 Each request is answered once: by a whole completion, or by an error with the reason. A request whose engine is lost
-moves to another one: with the tokens that had arrived (`salvage`), or from its beginning, with the seed that gives the
-same completion. `queues` decides which engine takes a request.
+moves to another one: it continues after the tokens that had arrived (`resume_partial`), or starts again with the same
+seed, which gives the same completion. `queues` decides which engine takes a request.
 
 The pool consists of plain objects in one event loop; a factory makes the engines.
 """
@@ -29,7 +29,7 @@ from rayswift.engines.pool.merge_parts import joined, num_tokens
 from rayswift.engines.pool.patience import Limits
 from rayswift.engines.pool.probing import Probed, ask_all
 from rayswift.engines.pool.queues import Queues
-from rayswift.engines.pool.replica import Seat
+from rayswift.engines.pool.replica import Replica
 from rayswift.engines.pool.statistics import PoolStatistics, statistics
 from rayswift.engines.pool.work import Work
 from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest
@@ -55,15 +55,15 @@ class Pool:
     Args:
         factory: Makes an engine, given its name.
         limits: Deadlines and bounds.
-        salvage: Whether tokens of a lost engine are kept; if not, its requests start anew.
+        resume_partial: Whether a request of a lost engine continues after its tokens; if not, it starts again.
         prefix: Beginning of the engines' names, before their number.
     """
 
-    def __init__(self, factory: Factory, limits: Limits, salvage: bool, prefix: str = "engine"):
-        if not salvage:
+    def __init__(self, factory: Factory, limits: Limits, resume_partial: bool, prefix: str = "engine"):
+        if not resume_partial:
             limits = replace(limits, part_tokens=None)
-        self._factory, self._limits, self._salvage, self._prefix = factory, limits, salvage, prefix
-        self._seats: dict[str, Seat] = {}
+        self._factory, self._limits, self._resume_partial, self._prefix = factory, limits, resume_partial, prefix
+        self._replicas: dict[str, Replica] = {}
         self._wanted = 0
         self._numbers, self._orders = itertools.count(), itertools.count()
         self._queues = Queues()
@@ -87,11 +87,11 @@ class Pool:
     def scale_to(self, wanted: int) -> None:
         """Start new engines up to this number, or let the newest ones finish their requests and leave."""
         self._wanted = wanted
-        planned = change([(name, seat.member) for name, seat in self._seats.items()], wanted)
+        planned = change([(name, replica.status) for name, replica in self._replicas.items()], wanted)
         for name in planned.keep:
-            self._seats[name].drain(False)
+            self._replicas[name].drain(False)
         for name in planned.drain:
-            self._seats[name].drain()
+            self._replicas[name].drain()
         if self._error is None and self._loop.time() >= self._replace_at:
             for _ in range(planned.start):
                 self._start_engine()
@@ -131,15 +131,15 @@ class Pool:
             if version.attempt != self._version.attempt:
                 self.abandon()
         self._version, self._weights = version, weights
-        seats = [seat for seat in self._seats.values() if seat.member.started]
-        for seat in self._seats.values():
-            seat.publish(version, weights)
-        await self._until(lambda: all(_has(seat, version) for seat in seats))
-        return {seat.name: seat.pauses_s[version] for seat in seats if version in seat.pauses_s}
+        replicas = [replica for replica in self._replicas.values() if replica.status.started]
+        for replica in self._replicas.values():
+            replica.publish(version, weights)
+        await self._until(lambda: all(_has(replica, version) for replica in replicas))
+        return {replica.name: replica.pauses_s[version] for replica in replicas if version in replica.pauses_s}
 
     async def score(self, token_ids: NDArray[np.int32]) -> Probed:
         """Have every started engine score a text [T], as soon as it holds the current weights."""
-        return await ask_all(self._seats, self._until, token_ids)
+        return await ask_all(self._replicas, self._until, token_ids)
 
     def abandon(self) -> None:
         """Abort all requests: their futures are cancelled."""
@@ -153,63 +153,58 @@ class Pool:
 
     def statistics(self) -> PoolStatistics:
         """Return counts since the start, and the present state."""
-        return statistics(self._counts, self._seats.values(), len(self._unfinished))
+        return statistics(self._counts, self._replicas.values(), len(self._unfinished))
 
     def describe(self) -> str:
         """Describe the state of each engine, and why others were lost before they served."""
-        engines = "; ".join(map(str, self._seats.values())) or "no engine"
+        engines = "; ".join(map(str, self._replicas.values())) or "no engine"
         return f"{engines}; {self._joins}" if self._joins.num_failed else engines
 
     def summary(self) -> str:
         """Describe the engines in one line, however many there are."""
         stands = self.statistics()
         engines = {"serve": stands.serving, "join": stands.joining, "do not answer": stands.suspect}
-        told = [f"{number} engines {what}" for what, number in engines.items() if number or what == "serve"]
-        return f"{', '.join(told)}, {stands.running} requests are with them and {stands.queued} wait"
+        counts = [f"{number} engines {what}" for what, number in engines.items() if number or what == "serve"]
+        return f"{', '.join(counts)}, {stands.running} requests are with them and {stands.queued} wait"
 
     async def close(self) -> None:
         """End all engines and cancel all requests."""
         self._watcher.cancel()
         self._wanted = 0
         self.abandon()
-        await asyncio.gather(*(seat.close() for seat in self._seats.values()))
+        await asyncio.gather(*(replica.close() for replica in self._replicas.values()))
         await asyncio.wait({self._watcher})
 
-    # ---- what a seat calls ----
+    # ---- what a replica calls ----
 
-    def changed(self, seat: Seat) -> None:
-        """See `work.Owner`."""
+    def changed(self, replica: Replica) -> None:
         self.moved()
         self._dispatch_soon()
         self._ring()
 
-    def joined(self, seat: Seat) -> None:
-        """See `work.Owner`."""
-        if seat.member.version == self._version:
+    def joined(self, replica: Replica) -> None:
+        if replica.status.version == self._version:
             self._joins.joined()
 
     def finished(self, work: Work, completion: Completion) -> None:
-        """See `work.Owner`."""
         self._answer(work, [*work.carried, completion], completion)
 
     def refused(self, work: Work, why: str) -> None:
-        """See `work.Owner`."""
         self._fail(work, [why])
 
-    def returned(self, seat: Seat, works: Sequence[Work], num_made: int, why: str | None) -> None:
-        """See `work.Owner`."""
-        kept = sum(num_tokens(work.current) for work in works) if self._salvage else 0
+    def returned(self, replica: Replica, works: Sequence[Work], num_made: int, why: str | None) -> None:
+        kept = sum(num_tokens(work.current) for work in works) if self._resume_partial else 0
         self._counts["regenerated_tokens"] += max(0, num_made - kept)
         for work in works:
-            work.seat = None
+            work.replica = None
             if work.future.done():
                 continue
             self._counts["moved"] += 1
-            if self._salvage:
+            if self._resume_partial:
                 work.carried += work.current
             work.current = []
             if why is not None:
-                work.tries.append(f"{seat.name}: {why}")
+                work.tries.append(f"{replica.name}: {why}")
             if work.room <= 0:
                 self._answer(work, work.carried, None)
             elif len(work.tries) >= self._limits.max_tries:
@@ -218,27 +213,27 @@ class Pool:
                 self._queues.put(work)
         if why is not None:
             self._counts["lost"] += 1
-            if seat.member.version is None or seat.member.version != self._version:
-                self._joins.failed(seat.generation, why)
+            if replica.status.version is None or replica.status.version != self._version:
+                self._joins.failed(replica.generation, why)
                 self._replace_at = self._loop.time() + self._joins.backoff_s
         self._dispatch_soon()
 
-    def gone(self, seat: Seat) -> None:
-        """See `work.Owner`."""
-        del self._seats[seat.name]
-        if self._joins.hopeless([(other.generation, other.member) for other in self._seats.values()]):
-            what = "come to serve" if seat.member.started else "start"
-            self._break(f"{self._joins.num_failed} engines in a row could not {what}; {seat.name}: {seat.member.died}")
+    def gone(self, replica: Replica) -> None:
+        del self._replicas[replica.name]
+        if self._joins.hopeless([(other.generation, other.status) for other in self._replicas.values()]):
+            what = "come to serve" if replica.status.started else "start"
+            self._break(
+                f"{self._joins.num_failed} engines in a row could not {what}; {replica.name}: {replica.status.died}"
+            )
         self.scale_to(self._wanted)
         self._ring()
 
     def moved(self) -> None:
-        """See `work.Owner`."""
         self.moved_at = self._loop.time()
 
     def pace_s(self) -> float:
         """See `work.Owner`: all engines together take a bounded share of this process's time."""
-        return len(self._seats) / _MAX_COLLECTS_PER_S
+        return len(self._replicas) / _MAX_COLLECTS_PER_S
 
     # ---- requests ----
 
@@ -250,7 +245,7 @@ class Pool:
 
     def _dispatch(self) -> None:
         self._dispatch_due = False
-        self._queues.hand_out(self._seats.values())
+        self._queues.hand_out(self._replicas.values())
 
     def _answer(self, work: Work, parts: Sequence[Completion], last: Completion | None) -> None:
         if work.future.done():
@@ -259,7 +254,7 @@ class Pool:
         whole = joined(work.request.key, parts, finish)
         self._counts["requests"] += 1
         self._counts["tokens"] += len(whole.token_ids)
-        self._counts["salvaged_tokens"] += num_tokens(work.carried)
+        self._counts["resumed_tokens"] += num_tokens(work.carried)
         work.future.set_result(whole)
 
     def _fail(self, work: Work, reasons: Sequence[str]) -> None:
@@ -269,17 +264,17 @@ class Pool:
 
     def _settled(self, work: Work, future: asyncio.Future[Completion]) -> None:
         self._unfinished.discard(work)
-        if future.cancelled() and work.seat is not None:
-            work.seat.give_up(work)
+        if future.cancelled() and work.replica is not None:
+            work.replica.give_up(work)
 
     # ---- engines ----
 
     def _start_engine(self) -> None:
         name = f"{self._prefix}-{next(self._numbers)}"
-        seat = Seat(name, self._factory(name), self._limits, self, self._joins.generation)
-        self._seats[name] = seat
+        replica = Replica(name, self._factory(name), self._limits, self, self._joins.generation)
+        self._replicas[name] = replica
         if self._version is not None:
-            seat.publish(self._version, self._weights)
+            replica.publish(self._version, self._weights)
 
     async def _watch(self) -> None:
         """Replace lost engines after their delay, and make sure that requests do not wait for ever."""
@@ -289,11 +284,11 @@ class Pool:
                 continue
             self.scale_to(self._wanted)
             now = self._loop.time()
-            members = [seat.member for seat in self._seats.values()]
-            served = all(any(member.takes(step) for member in members) for step in self._queues.min_steps)
-            coming = any(member.is_coming for member in members)
+            statuses = [replica.status for replica in self._replicas.values()]
+            served = all(any(status.takes(step) for status in statuses) for step in self._queues.min_steps)
+            coming = any(status.is_coming for status in statuses)
             if coming and not served:
-                self.moved()  # what starts or loads has deadlines of its own
+                self.moved()  # starts and loads have their own deadlines
             if served or coming:
                 self._unserved_since = None
             elif self._unserved_since is None:
@@ -320,6 +315,6 @@ class Pool:
             await self._bell.wait()
 
 
-def _has(seat: Seat, version: PolicyVersion) -> bool:
-    held = seat.member.version
-    return not seat.member.alive or (held is not None and held >= version)
+def _has(replica: Replica, version: PolicyVersion) -> bool:
+    held = replica.status.version
+    return not replica.status.alive or (held is not None and held >= version)

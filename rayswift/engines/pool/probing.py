@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rayswift.engines.engine import EngineLost, NoWeights
 from rayswift.engines.pool.membership import State
-from rayswift.engines.pool.replica import Seat
+from rayswift.engines.pool.replica import Replica
 from rayswift.log import UserError, logger
 
 _TRIES = 3
@@ -26,40 +26,44 @@ class Probed:
     missing: tuple[str, ...]
 
 
-async def ask_all(seats: Mapping[str, Seat], until: Until, token_ids: NDArray[np.int32]) -> Probed:
+async def ask_all(replicas: Mapping[str, Replica], until: Until, token_ids: NDArray[np.int32]) -> Probed:
     """Have every started engine score a text [T], as soon as it holds the current weights.
 
     Raises:
         UserError: there are engines, and none of them answers.
     """
-    asked = [seat for seat in seats.values() if _has_started(seat)]
-    answers = await asyncio.gather(*(_ask(seat, until, token_ids) for seat in asked))
-    found = {seat.name: answer for seat, answer in zip(asked, answers, strict=True) if answer is not None}
-    late = [seat.name for seat in asked if seat.name not in found and _has_started(seat)]
+    asked = [replica for replica in replicas.values() if _has_started(replica)]
+    answers = await asyncio.gather(*(_ask(replica, until, token_ids) for replica in asked))
+    found = {replica.name: answer for replica, answer in zip(asked, answers, strict=True) if answer is not None}
+    late = [replica.name for replica in asked if replica.name not in found and _has_started(replica)]
     if late and not found:
         raise UserError(
             f"no engine scored a text of {len(token_ids)} tokens, asked {_TRIES} times: {', '.join(late)}", exit_code=1
         )
-    coming = [seat for seat in seats.values() if seat.member.placed and seat.member.alive and not seat.member.draining]
-    return Probed(found, tuple(seat.name for seat in coming if seat.name not in found))
+    coming = [
+        replica
+        for replica in replicas.values()
+        if replica.status.placed and replica.status.alive and not replica.status.draining
+    ]
+    return Probed(found, tuple(replica.name for replica in coming if replica.name not in found))
 
 
-async def _ask(seat: Seat, until: Until, token_ids: NDArray[np.int32]) -> NDArray[np.float32] | None:
+async def _ask(replica: Replica, until: Until, token_ids: NDArray[np.int32]) -> NDArray[np.float32] | None:
     for _ in range(_TRIES):
-        await until(lambda: not _has_started(seat) or seat.member.state is State.HEALTHY)
-        if not _has_started(seat):
+        await until(lambda: not _has_started(replica) or replica.status.state is State.HEALTHY)
+        if not _has_started(replica):
             return None
         try:
-            return await seat.score(token_ids)
+            return await replica.score(token_ids)
         except EngineLost:
             return None
         except (TimeoutError, NoWeights) as error:
-            logger.warning("%s has not scored the fixed text, and is asked again: %s", seat.name, error)
+            logger.warning("%s has not scored the fixed text, and is asked again: %s", replica.name, error)
     return None
 
 
-def _has_started(seat: Seat) -> bool:
-    return seat.member.alive and seat.member.started and not seat.member.draining
+def _has_started(replica: Replica) -> bool:
+    return replica.status.alive and replica.status.started and not replica.status.draining
 
 
 Scored = Callable[[NDArray[np.float32] | NoWeights], None]

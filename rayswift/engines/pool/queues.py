@@ -8,7 +8,7 @@ import heapq
 import itertools
 from collections.abc import Collection, Sequence
 
-from rayswift.engines.pool.replica import Seat
+from rayswift.engines.pool.replica import Replica
 from rayswift.engines.pool.work import Work
 
 
@@ -28,21 +28,21 @@ class Queues:
         """Add a request, at its place in the order."""
         heapq.heappush(self._queues.setdefault(work.min_step, []), (work.order, work))
 
-    def hand_out(self, seats: Collection[Seat]) -> None:
+    def hand_out(self, replicas: Collection[Replica]) -> None:
         """Give requests to engines that can take them now."""
         for min_step in sorted(self._queues):
             queue = self._queues[min_step]
-            takers = [seat for seat in seats if seat.has_room and seat.member.takes(min_step)]
+            takers = [replica for replica in replicas if replica.has_room and replica.status.takes(min_step)]
             if takers:
                 self._assign(queue, takers)
             if not queue:
                 del self._queues[min_step]
 
-    def _assign(self, queue: list[tuple[int, Work]], seats: Sequence[Seat]) -> None:
+    def _assign(self, queue: list[tuple[int, Work]], replicas: Sequence[Replica]) -> None:
         """Assign requests in their order as long as an engine has room."""
-        loads = [(seat.num_tokens_ahead, number, seat) for number, seat in enumerate(seats)]
+        loads = [(replica.num_tokens_ahead, number, replica) for number, replica in enumerate(replicas)]
         heapq.heapify(loads)
-        prompt, its_seat = None, None
+        prompt, its_replica = None, None
         while queue and loads:
             ahead, number, least = loads[0]
             if not least.has_room:
@@ -54,11 +54,11 @@ class Queues:
             _, work = heapq.heappop(queue)
             if work.future.done():
                 continue
-            seat = least
-            if its_seat is not None and work.request.prompt_ids is prompt and its_seat.has_room:
-                # What is still to be handed out evens out what goes to this one beforehand.
+            replica = least
+            if its_replica is not None and work.request.prompt_ids is prompt and its_replica.has_room:
+                # The remaining requests will balance a small excess of this engine.
                 to_come = len(queue) * work.room / len(loads)
-                if its_seat.num_tokens_ahead - ahead <= to_come:
-                    seat = its_seat
-            prompt, its_seat = work.request.prompt_ids, seat
-            seat.give(work, f"{work.request.key}#{next(self._tries)}")
+                if its_replica.num_tokens_ahead - ahead <= to_come:
+                    replica = its_replica
+            prompt, its_replica = work.request.prompt_ids, replica
+            replica.give(work, f"{work.request.key}#{next(self._tries)}")

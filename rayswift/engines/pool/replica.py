@@ -7,6 +7,7 @@ arrived.
 
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from rayswift.engines.engine import Collected, EngineHandle, EngineLost, LoadFailed, NoWeights, RequestRefused
 from rayswift.engines.pool.assigned import Assigned
-from rayswift.engines.pool.membership import Left, Member, name_of, why_lost
+from rayswift.engines.pool.membership import Left, ReplicaStatus, name_of, why_lost
 from rayswift.engines.pool.merge_parts import alone, num_tokens
 from rayswift.engines.pool.patience import Limits, Patience
 from rayswift.engines.pool.work import Owner, Work
@@ -30,26 +31,24 @@ _LAST_LINES_S = 5.0
 _SCORE_GRACE_S = 5.0
 
 
-class Seat:
+class Replica:
     """An engine and its requests.
 
     Args:
-        name: Of the engine, in messages.
         handle: The engine; its process may still have to start.
-        limits: Deadlines.
-        owner: Is told of all events.
+        owner: Gets all events.
         generation: See `membership.Joins`.
     """
 
     def __init__(self, name: str, handle: EngineHandle, limits: Limits, owner: Owner, generation: int):
         self.name, self.handle, self.generation = name, handle, generation
-        self.member = Member()
+        self.status = ReplicaStatus()
         self._clock = asyncio.get_running_loop().time
         self._since = self._clock()
         self._patience = Patience(self._clock)
         self._assigned = Assigned()
         self.num_unfinished = 0
-        """Tokens that its requests have, as far as it told."""
+        """Tokens of its unfinished requests, by its last report."""
         self._num_made = 0
         self.pauses_s: dict[PolicyVersion, float] = {}
         self._limits, self._owner = limits, owner
@@ -73,12 +72,12 @@ class Seat:
         """Whether it has room for one more request."""
         return len(self._assigned.works) < self._limits.max_outstanding
 
-    def give(self, work: Work, wire_key: str) -> None:
+    def give(self, work: Work, try_key: str) -> None:
         """Give it a request; it continues after the tokens that exist."""
         if not self.works:
             self._token_at = self._patience.now()
-        work.seat = self
-        self._assigned.add(work, wire_key)
+        work.replica = self
+        self._assigned.add(work, try_key)
 
     def give_up(self, work: Work) -> None:
         """Have it abort a request."""
@@ -95,8 +94,8 @@ class Seat:
         self._become(draining=draining)
         if draining:
             self._to_leave.set()
-            if not self.member.started:
-                self.member = self.member.has_died("left")
+            if not self.status.started:
+                self.status = self.status.has_died("left")
                 self._life.cancel()
         else:
             self._to_leave.clear()
@@ -108,11 +107,11 @@ class Seat:
         await asyncio.wait({self._life})
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.member} for {self._clock() - self._since:.0f} s, {len(self.works)} requests"
+        return f"{self.name}: {self.status} for {self._clock() - self._since:.0f} s, {len(self.works)} requests"
 
     def _become(self, **changes: Any) -> None:
-        before, self.member = self.member.state, replace(self.member, **changes)
-        if self.member.state is not before:
+        before, self.status = self.status.state, replace(self.status, **changes)
+        if self.status.state is not before:
             self._since = self._clock()
 
     # ---- its life ----
@@ -126,16 +125,16 @@ class Seat:
                 for loop in (self._load, self._send, self._collect, self._leave):
                     group.create_task(loop())
         except asyncio.CancelledError:
-            why = None  # closed, or told to leave before it had started
-        except Exception as error:  # an engine may fail in any way, the pool must not
+            why = None  # closed, or asked to leave before it had started
+        except Exception as error:  # an engine may fail in any way; the pool must continue
             why, read_log = why_lost(error)
-        self.member = self.member.has_died(why or "left")
+        self.status = self.status.has_died(why or "left")
         works = self._assigned.take_all()
         self._owner.returned(self, works, self.num_unfinished, why)
         try:
             if read_log and (lines := await self._last_lines()):
                 why = f"{why}; its last lines:\n{lines}"
-                self.member = replace(self.member, died=why)
+                self.status = replace(self.status, died=why)
         finally:
             self.handle.kill()
             if why is not None:
@@ -143,7 +142,7 @@ class Seat:
             self._owner.gone(self)
 
     async def _start(self) -> None:
-        # How long a place may take is the pool's to judge: other engines may serve meanwhile.
+        # The pool decides how long a place may take: other engines may serve meanwhile.
         await self.handle.placed()
         self._since = self._clock()
         self._become(placed=True)
@@ -157,7 +156,7 @@ class Seat:
             async with asyncio.timeout(_LAST_LINES_S):
                 lines = await self.handle.last_lines()
             return "\n".join(f"  {line}" for line in lines.splitlines())
-        except Exception as error:  # an explanation that cannot be had must not hide what it was to explain
+        except Exception as error:  # a failure here must not hide the error that it should explain
             return f"  (cannot be read: {type(error).__name__}: {error})"
 
     async def _answer(self, what: str, call: Awaitable[_T]) -> _T:
@@ -187,13 +186,13 @@ class Seat:
         while True:
             await self._to_load.wait()
             self._to_load.clear()
-            if self.member.current is not None:
-                await self._take_over(self.member.current, self._weights)
+            if self.status.current is not None:
+                await self._take_over(self.status.current, self._weights)
 
     async def _take_over(self, wanted: PolicyVersion, weights: Any) -> None:
         """Have it load a version, and try again after a failure, until there is a newer version."""
         began, num_failed = self._clock(), 0
-        while wanted != self.member.version and not self._to_load.is_set():
+        while wanted != self.status.version and not self._to_load.is_set():
             try:
                 pause_s = await self._loaded(wanted, weights)
             except EngineLost:
@@ -205,18 +204,19 @@ class Seat:
                 if num_failed >= self._limits.max_loads:
                     why = f"it could not load {name_of(wanted)} in {num_failed} tries: {error}"
                     raise EngineLost(why) from error
-            except Exception as error:  # perhaps its publisher is dead: wait for the next one's weights
+            except Exception as error:  # its publisher may be dead: wait for newer weights
                 failure = error
                 if self._clock() - began > self._limits.load_s:
                     raise EngineLost(f"it could not load {name_of(wanted)}: {error}") from error
             else:
-                self.member = self.member.has_loaded(wanted)
+                self.status = self.status.has_loaded(wanted)
                 self.pauses_s = {wanted: pause_s}
                 self._owner.joined(self)
                 self._owner.changed(self)
                 return
             logger.warning("%s could not load %s, and tries again: %s", self.name, name_of(wanted), failure)
-            await self._patience.until(self._to_load, _RETRY_LOAD_S)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._to_load.wait(), _RETRY_LOAD_S)
 
     async def _loaded(self, version: PolicyVersion, weights: Any) -> float:
         call = asyncio.ensure_future(self.handle.load(version, weights))
@@ -270,10 +270,10 @@ class Seat:
     async def _submit(self, batch: Sequence[SampleRequest]) -> None:
         try:
             await self._answer("submit", self.handle.submit(batch))
-        except NoWeights:  # a load has failed; that is not the requests' fault
+        except NoWeights:  # a load has failed; the requests are valid
             self._return([work for request in batch if (work := self._assigned.take(request.key)) is not None])
         except RequestRefused as error:
-            if len(batch) > 1:  # one of them is to blame, and the engine has taken none
+            if len(batch) > 1:  # one of them is invalid, and the engine has taken none
                 await self._submit(batch[: len(batch) // 2])
                 await self._submit(batch[len(batch) // 2 :])
             elif (work := self._assigned.take(batch[0].key)) is not None:
@@ -305,7 +305,7 @@ class Seat:
                 raise EngineLost(f"it did not answer for {limits.dead_s:g} s (rollout.engine_silence_timeout_s)")
         finally:
             call.cancel()
-        if self.member.silent:
+        if self.status.silent:
             self._become(silent=False)
             self._owner.changed(self)
         return call.result()
@@ -328,7 +328,7 @@ class Seat:
             self._owner.changed(self)
 
     def _check_versions(self, work: Work, part: Completion) -> None:
-        current = self.member.current
+        current = self.status.current
         for span in part.spans:
             if current is None or span.version.attempt != current.attempt or span.version.step < work.min_step:
                 raise EngineLost(f"it sampled with {span.version} where step {work.min_step} or later was asked")
@@ -339,9 +339,9 @@ class Seat:
         while True:
             await self._to_leave.wait()
             deadline = self._clock() + self._limits.drain_s
-            while self.works and self.member.draining and self._clock() < deadline:
+            while self.works and self.status.draining and self._clock() < deadline:
                 await asyncio.sleep(0.1)
-            if not self.member.draining:
+            if not self.status.draining:
                 continue
             if self.works:
                 parts = await self._answer("abort", self.handle.abort(list(self.works)))

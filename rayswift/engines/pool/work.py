@@ -9,7 +9,7 @@ from rayswift.engines.pool.merge_parts import num_tokens
 from rayswift.engines.samples import Completion, SampleRequest
 
 if TYPE_CHECKING:
-    from rayswift.engines.pool.replica import Seat
+    from rayswift.engines.pool.replica import Replica
 
 
 @dataclass(eq=False)
@@ -17,7 +17,7 @@ class Work:
     """A request in the pool.
 
     order: its place among all; future: what the caller waits for; carried: parts made by lost engines; current:
-    what has arrived of its present try; tries: why earlier ones failed; seat, wire_key: where it is, under what key.
+    what has arrived of its present try; tries: why earlier ones failed; replica, try_key: where it is, under what key.
     """
 
     request: SampleRequest
@@ -27,8 +27,8 @@ class Work:
     carried: list[Completion] = field(default_factory=list)
     current: list[Completion] = field(default_factory=list)
     tries: list[str] = field(default_factory=list)
-    seat: "Seat | None" = None
-    wire_key: str = ""
+    replica: "Replica | None" = None
+    try_key: str = ""
 
     @property
     def room(self) -> int:
@@ -37,12 +37,12 @@ class Work:
 
 
 class Owner(Protocol):
-    """The events that a seat reports to the pool."""
+    """The events that a replica reports to the pool."""
 
-    def changed(self, seat: "Seat") -> None:
-        """The seat may take more requests, or fewer."""
+    def changed(self, replica: "Replica") -> None:
+        """The replica may take more requests, or fewer."""
 
-    def joined(self, seat: "Seat") -> None:
+    def joined(self, replica: "Replica") -> None:
         """The engine has loaded the current weights."""
 
     def finished(self, work: Work, completion: Completion) -> None:
@@ -51,11 +51,11 @@ class Owner(Protocol):
     def refused(self, work: Work, why: str) -> None:
         """No engine can do this request."""
 
-    def returned(self, seat: "Seat", works: Sequence[Work], num_made: int, why: str | None) -> None:
-        """The engine will not finish these requests; it made so many tokens of them. why: it is lost, None: it is
+    def returned(self, replica: "Replica", works: Sequence[Work], num_made: int, why: str | None) -> None:
+        """The engine will not finish these requests; it made `num_made` tokens of them. why: it is lost, None: it is
         not, but hands them back."""
 
-    def gone(self, seat: "Seat") -> None:
+    def gone(self, replica: "Replica") -> None:
         """The engine has ended; this is its last event."""
 
     def moved(self) -> None:

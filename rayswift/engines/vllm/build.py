@@ -15,7 +15,7 @@ SCORE_PLACES = 8
 
 
 def build(setup: EngineSetup) -> tuple[Any, Callable[[int, int, RequestSampling | None], Any]]:
-    """vLLM's engine, and how the sampling of a request is told to it: (room in tokens, seed, its own way to choose
+    """vLLM's engine, and how it takes the sampling of a request: (room in tokens, seed, its own way to choose
     tokens) -> parameters."""
     require_vllm("rollout")
     prepare_environment(setup)
@@ -24,7 +24,7 @@ def build(setup: EngineSetup) -> tuple[Any, Callable[[int, int, RequestSampling 
 
         torch.set_num_threads(setup.num_threads)
         if setup.device == "cpu":
-            # What vLLM compiles even so asks for a compiler, and may come from a cache that another CPU filled.
+            # vLLM still compiles parts: this needs a compiler, or takes code from a cache that another CPU filled.
             torch.compiler.set_stance("force_eager")
         from vllm import EngineArgs, LLMEngine, SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
@@ -47,11 +47,11 @@ def build(setup: EngineSetup) -> tuple[Any, Callable[[int, int, RequestSampling 
             stop=list(wanted.stop) or None,
             stop_token_ids=list(wanted.stop_token_ids),
             detokenize=bool(wanted.stop),
-            logprobs=0,  # of the sampled token
+            logprobs=0,  # only of the sampled token
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
             structured_outputs=StructuredOutputsParams(regex=regex) if regex else None,
-            skip_clone=True,  # they are made for one request
+            skip_clone=True,  # each is made for one request
         )
 
     return engine, sampling
@@ -88,9 +88,9 @@ def arguments(setup: EngineSetup) -> dict[str, Any]:
         "generation_config": "vllm",  # all sampling settings are ours
         "max_model_len": setup.max_model_len,
         "max_num_seqs": setup.max_num_seqs,
-        "scheduling_policy": "priority",  # all samples are alike, in the order they came; a score comes first
+        "scheduling_policy": "priority",  # samples run in the order of their arrival; scores run first
         "seed": setup.seed,
-        # Of the policy's own distribution, whatever `sampling` then leaves out; see `put_policy_before_sampling`.
+        # Of the policy's whole distribution, before sampling leaves tokens out; see `put_policy_before_sampling`.
         "logprobs_mode": "raw_logits" if _is_unpenalised(setup.sampling) else "raw_logprobs",
         "async_scheduling": False,  # a load must not meet a step that is under way
         "worker_extension_cls": "rayswift.engines.vllm.worker.PolicyWorker",

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayswift.data.feed.feed import StaleAttempt
-from rayswift.engines.engine import Collected, EngineStatus, LoadFailed, NoWeights, RequestRefused
+from rayswift.engines.engine import Collected, LoadFailed, NoWeights, RequestRefused
 from rayswift.engines.pool.merge_parts import continued_seed, part
 from rayswift.engines.pool.probing import Scored, TextScore
 from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest, Span
@@ -119,7 +119,7 @@ class VllmCore:
     def step(self) -> None:
         """Make one token for every running request."""
         scheduler, places = self._llm.engine_core.engine_core.scheduler, self._most_running
-        # Samples that took a place meanwhile keep it: vLLM would not have more running than may run.
+        # Samples that took a place meanwhile keep it: vLLM must not have more running requests than the limit.
         scheduler.max_num_running_reqs = places + SCORE_PLACES if self._scores else max(places, len(scheduler.running))
         for output in self._llm.step():
             if output.finished:
@@ -141,7 +141,6 @@ class VllmCore:
         self.finished.append(part(sample.request.key, sample.spans, 0, made.token_ids, logprobs, made.finish_reason))
 
     def take(self, part_tokens: int | None) -> Collected:
-        """See `Engine.collect`."""
         finished, self.finished = tuple(self.finished), []
         made = self._made()
         parts: list[Completion] = []
@@ -171,7 +170,7 @@ class VllmCore:
     def _new(self, sample: _Sample, begin: int) -> Completion:
         """Return the tokens of an unfinished sample from a position on."""
         state = self._llm.output_processor.request_states[sample.internal_id]
-        if sample.request.top is not None:  # it is scored whole or not at all
+        if sample.request.top is not None:  # a partly scored text has no result
             return part(sample.request.key, sample.spans, 0, (), (), None)
         tokens, logprobs = state.detokenizer.output_token_ids, state.logprobs_processor.logprobs.logprobs
         return part(sample.request.key, sample.spans, begin, tokens, logprobs, None)
@@ -196,9 +195,9 @@ class VllmCore:
             else:
                 self._llm.collective_rpc("load_in_place", args=(as_tensors(tensors),))
         except Exception as error:
-            # Half of them may be in place: nothing is sampled from that.
+            # Some of the tensors may be in place: nothing is sampled from such weights.
             raise LoadFailed(str(self.explained("vLLM stopped", error)), self._lose_weights()) from error
-        # What was computed with the old weights, keys and values of running requests included, is computed anew.
+        # Results of the old weights, keys and values of running requests included, are computed again.
         self._llm.reset_prefix_cache(reset_running_requests=True)
         self._version = version
         for sample in self._samples.values():
@@ -273,12 +272,6 @@ class VllmCore:
         for key in keys:
             del self._scores[key]
         self._llm.abort_request(keys)
-
-    def status(self) -> EngineStatus:
-        """Return the status."""
-        made = self._made()
-        running = min(len(made), self._setup.max_num_seqs)
-        return EngineStatus(self._version, running, len(made) - running, self._num_tokens + sum(made))
 
     def close(self) -> None:
         """Free vLLM's memory."""

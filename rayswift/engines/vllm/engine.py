@@ -11,6 +11,7 @@ import queue
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from rayswift.cluster.machine import interfaces, network_environment
 from rayswift.engines import heap
-from rayswift.engines.engine import Collected, EngineStatus
+from rayswift.engines.engine import Collected
 from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest
 from rayswift.engines.vllm.setup import EngineSetup, require_model
 from rayswift.engines.weights import ObjectStore, Published, Transport, fetch
@@ -28,16 +29,12 @@ if TYPE_CHECKING:
     from rayswift.engines.vllm.core import VllmCore
 
 T = TypeVar("T")
-# Behind the first completion that has finished: one answer for the many that finish with it.
+# Wait after the first finished completion, so that one answer holds the many that finish with it.
 _LINGER_S = 0.02
 
 
 class VllmEngine:
-    """An `Engine` over vLLM.
-
-    Args:
-        setup: From which `start` builds it.
-    """
+    """An `Engine` over vLLM."""
 
     def __init__(self, setup: EngineSetup):
         self._setup = setup
@@ -67,20 +64,15 @@ class VllmEngine:
         await self._call(lambda core: core.submit(requests))
 
     async def collect(self, timeout_s: float, part_tokens: int | None) -> Collected:
-        """See Engine."""
         self._check()
-        try:
+        with suppress(TimeoutError):
             await asyncio.wait_for(self._has_finished.wait(), timeout_s)
-        except TimeoutError:
-            pass
-        else:
-            await _wait(self._is_idle, _LINGER_S)
+            await asyncio.wait_for(self._is_idle.wait(), _LINGER_S)
         self._check()
         self._has_finished.clear()
         return await self._call(lambda core: core.take(part_tokens))
 
     async def abort(self, keys: Sequence[str]) -> tuple[Completion, ...]:
-        """See Engine."""
         return await self._call(lambda core: core.abort(keys))
 
     async def load(self, version: PolicyVersion, weights: Published | None) -> float:
@@ -113,13 +105,6 @@ class VllmEngine:
         await self._call(lambda core: core.give_up_score(number))
         raise TimeoutError(f"a text of {len(token_ids)} tokens was not scored within {timeout_s:g} s")
 
-    async def status(self) -> EngineStatus:
-        """See Engine; answered between two steps, so an engine that hangs does not answer."""
-        if not self._is_built:
-            self._check_error()
-            return EngineStatus(None, 0, 0, 0)
-        return await self._call(lambda core: core.status())
-
     async def close(self) -> None:
         """Stop, and free vLLM's memory."""
         if self._is_built and not self._error:
@@ -136,13 +121,10 @@ class VllmEngine:
         return await answer
 
     def _check(self) -> None:
-        self._check_error()
-        if not self._is_built:
-            raise UserError("the engine has not started", exit_code=1)
-
-    def _check_error(self) -> None:
         if self._error:
             raise self._error
+        if not self._is_built:
+            raise UserError("the engine has not started", exit_code=1)
 
     def _run(self, built: asyncio.Future[None]) -> None:
         """The engine's thread."""
@@ -150,7 +132,7 @@ class VllmEngine:
 
         try:
             core = VllmCore(self._setup)
-        except BaseException as error:  # whoever waits for `start` must hear of it
+        except BaseException as error:  # raised in the caller of `start`
             self._resolve(built, error)
             return
         heap.freeze()
@@ -165,7 +147,7 @@ class VllmEngine:
                     self._loop.call_soon_threadsafe(self._has_finished.set)
                 if core.busy == self._is_idle.is_set():
                     self._loop.call_soon_threadsafe(self._is_idle.clear if core.busy else self._is_idle.set)
-        except BaseException as error:  # every waiting call must hear of it
+        except BaseException as error:  # raised in every waiting call
             self._error = core.explained("the vLLM engine stopped", error)
             self._loop.call_soon_threadsafe(self._has_finished.set)
             self._fail_calls(self._error)
@@ -214,10 +196,3 @@ def _node_address() -> str:
     import ray
 
     return str(ray.util.get_node_ip_address()) if ray.is_initialized() else "127.0.0.1"
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    try:
-        await asyncio.wait_for(event.wait(), seconds)
-    except TimeoutError:
-        return

@@ -7,11 +7,7 @@ _NUM_LINES = 15
 
 
 class LogTail(logging.Handler):
-    """Keeps the last lines of a logger, and keeps them out of this process's output.
-
-    Args:
-        name: The logger's.
-    """
+    """Keeps the last lines of a logger, and keeps them out of this process's output."""
 
     def __init__(self, name: str):
         super().__init__(logging.INFO)

@@ -16,12 +16,12 @@ from rayswift.log import UserError
 
 INSTALL_VLLM = "pip install 'rayswift[gpu]' (with no GPU: 'rayswift[cpu]')"
 _VLLM_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-# Settings of an adapter that vLLM refuses, or ignores without a word.
+# Settings of an adapter that vLLM refuses or silently ignores.
 _NOT_IN_VLLM = ("alpha_pattern", "bias", "lora_bias", "modules_to_save", "rank_pattern", "use_dora")
 _UNSET: tuple[Any, ...] = (None, False, "none", [], {})
-# Initialisations of a LoRA that go with other weights than the base model's.
+# Initialisations of a LoRA that change the base weights.
 _CHANGES_WEIGHTS = ("pissa", "olora", "loftq", "corda", "lora_ga")
-# Arguments of vLLM that the engine's exactness rests on.
+# Arguments of vLLM that must not change, or log-probabilities would be wrong.
 _OURS = (
     "async_scheduling",
     "enable_batch_sharded_sampling",
@@ -97,7 +97,7 @@ def engine_setup(
         max_model_len=rollout.max_model_len or max_model_len,
         device=layout.device,
         dtype=dtype,
-        # An adapter is served over the weights it was made for; all others arrive by `load`.
+        # An adapter is served over its base weights from disk; all other weights arrive by `load`.
         load_format="auto" if more.get("lora_rank") else "dummy",
         tokenizer=tokenizer if rollout.stop or rollout.structured_outputs_regex else None,
         num_threads=layout.engine_threads,
@@ -213,4 +213,4 @@ def prepare_environment(setup: EngineSetup) -> None:
     os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
     if setup.device == "cpu":
         os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(setup.num_threads)}
-        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would win over kv_cache_memory_bytes
+        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override kv_cache_memory_bytes

@@ -26,7 +26,7 @@ class PolicyWorker:
             try:
                 loaded = model.load_weights(tensors)
             except Exception:
-                for info in map(get_layerwise_info, model.modules()):  # it would count at the next load
+                for info in map(get_layerwise_info, model.modules()):  # otherwise it would count at the next load
                     info.loaded_weights, info.load_numel = [], 0
                 raise
             finally:
@@ -42,7 +42,7 @@ class PolicyWorker:
         vLLM 0.29 reports log-probabilities before the temperature (its raw modes, after the mask of a regular
         expression) or after all that `sampling` leaves out (its processed ones). The trainer computes neither of these,
         but the whole distribution at the temperature. If logits are normalised here, they are its log-probabilities,
-        and vLLM reports them for sampled tokens (raw_logits) whatever is masked later. A repetition penalty depends on
+        and vLLM reports them for sampled tokens (raw_logits), before any mask. A repetition penalty depends on
         the sign of logits: with one they are not normalised here, and raw_logprobs normalises them before the penalty.
 
         Raises:
@@ -61,7 +61,7 @@ class PolicyWorker:
         wrapped = {layer.base_layer for layer in layers if isinstance(layer, LogitsProcessorWithLoRA)}
         ends = [each for each in layers if isinstance(each, LogitsProcessor | LogitsProcessorWithLoRA)]
         if not ends:
-            raise ValueError("the model has no LogitsProcessor, which tells its log-probabilities")
+            raise ValueError("the model has no LogitsProcessor, which its log-probabilities come from")
         for end in ends:
             if end not in wrapped:
                 end.register_forward_hook(policy_logits)

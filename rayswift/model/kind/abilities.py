@@ -21,7 +21,7 @@ TABLE: dict[Kind, frozenset[str]] = {
     "headless decoder": JUDGING | EMBEDDING,
     "encoder": JUDGING | EMBEDDING,
     "encoder-decoder": NOTHING,
-    "vision-language": NOTHING,  # but for `TEXT_OF_SEVERAL`
+    "vision-language": NOTHING,  # except `TEXT_OF_SEVERAL`
     "sequence classifier": JUDGING | EMBEDDING,
     "other head": EMBEDDING,
     "adapter": NOTHING,
@@ -66,9 +66,9 @@ def problems(
     random_init: bool = False,
     quantization: str | None = None,
 ) -> list[str]:
-    """Why a model cannot be used for a task (one of `ALL`); empty: it can, or the model is not on this machine.
+    """Reasons why a model cannot be used for a task (one of `ALL`); empty: it can, or it is not on this machine.
 
-    field: that names the model; random_init: only the `config.json` is used; quantization: of the loaded weights.
+    field: the config's field; random_init: only its `config.json` is used; quantization: of the loaded weights.
     """
     model = look(path, revision)
     if model is None:
@@ -114,7 +114,7 @@ def _packing_problems(what: str, model: Model, task: str, tuner: str, quantizati
 
 
 def score_problems(field: str, path: str) -> list[str]:
-    """Why a model cannot score completions; empty: it can, or the model is not on this machine."""
+    """Reasons why a model cannot score completions; empty: it can, or it is not on this machine."""
     model = look(path)
     if model is None or model.kind == "adapter":
         return []
@@ -129,7 +129,7 @@ def score_problems(field: str, path: str) -> list[str]:
 
 
 def label_problem(field: str, model: ModelConfig, num_labels: int | None) -> str:
-    """Why a classifier cannot have this number of labels; empty: it can, or gets a new head."""
+    """The reason why a classifier cannot have this number of labels; empty: it can, or it gets a new head."""
     found = None if model.random_init else look(model.path, model.revision)
     if found is None or found.kind != "sequence classifier" or num_labels in (None, found.num_outputs):
         return ""
@@ -140,7 +140,7 @@ def label_problem(field: str, model: ModelConfig, num_labels: int | None) -> str
 
 
 def training_problems(config: TrainingConfig) -> list[str]:
-    """Why a run cannot train its model or use its reference model, as far as they are on this machine."""
+    """Reasons why a run cannot train its model or use its reference, if these are on this machine."""
     model, task = config.model, config.train.task
     found = problems(
         "model.path",
@@ -159,7 +159,7 @@ def training_problems(config: TrainingConfig) -> list[str]:
 
 
 def _critic_problems(config: RlhfConfig) -> list[str]:
-    """Why a separate critic cannot start from its model."""
+    """Reasons why a separate critic cannot start from its model."""
     path, field = critic_start(config)
     if path is None or config.train.trl_extra.get("critic", "shared") == "shared":
         return []

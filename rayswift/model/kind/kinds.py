@@ -74,7 +74,7 @@ class Model:
 
     @property
     def vocab_size(self) -> int | None:
-        """Rows of the embedding; None: not said."""
+        """Rows of the embedding; None: unknown."""
         size = (self.config.get("text_config") or self.config).get("vocab_size")
         return size if isinstance(size, int) else None
 
@@ -101,7 +101,7 @@ def look(path: str, revision: str | None = None) -> Model | None:
 
 
 def vocabulary(path: str) -> Any:
-    """The tokens in a folder's `tokenizer.json`, as they are written there; None: it has none."""
+    """The tokens in a folder's `tokenizer.json`, as written in it; None: there is no such file."""
     return (_read(Path(path) / "tokenizer.json").get("model") or {}).get("vocab")
 
 
@@ -200,7 +200,7 @@ def is_encoder(config: Mapping[str, Any]) -> bool:
         return True
     if config.get("model_type") in ENCODERS:
         return not config.get("is_decoder", False)
-    # For a model with code in its own folder.
+    # For a model whose folder has its code.
     return any(name.endswith("ForMaskedLM") for name in config.get("architectures") or ())
 
 

@@ -1,4 +1,4 @@
-"""An environment behind a server of OpenEnv: its WebSocket, one session for each episode (OpenEnv 0.10).
+"""An environment on a server of OpenEnv: its WebSocket, one session for each episode (OpenEnv 0.10).
 
 Actions are tools: those of an MCP environment as it lists them, else one tool `step` with the fields of its Action. The
 reward is the sum of all steps. OpenEnv's own client is not needed, and would not fit beside vLLM (it wants mcp 1).

@@ -69,7 +69,6 @@ class AgentSession:
         return None if self._text == start.text else cut(self._text, len(self._text))
 
     async def answer(self, turn: Turn) -> Answer:
-        """See Session."""
         said = turn.text + turn.end
         states = {"observation_text": self._text, "action_text": said, "label": self._label, "sampling_params": None}
         found = _texts(await self._run(self._agent.step, states), "step", "environment_feedback")

@@ -37,7 +37,6 @@ class SchedulerSession:
         self._infos: dict[str, Any] = {}
 
     async def reset(self, start: Start) -> Sequence[Message] | None:
-        """See Session."""
         messages = [dict(each) for each in start.messages]
         self._request = RolloutInferRequest(messages, dict(start.columns), self._uuid)
         await self._run(self._scheduler.on_trajectory_start, [self._request])
@@ -46,20 +45,19 @@ class SchedulerSession:
         return [self._message(each) for each in self._request.messages]
 
     async def answer(self, turn: Turn) -> Answer:
-        """See Session."""
         choice = ChatCompletionResponseChoice(
             0, ChatMessage("assistant", turn.text), turn.finish, token_ids=list(turn.token_ids)
         )
         messages = self._request.messages
-        if messages and messages[-1]["role"] == "assistant":  # it was cut short, and goes on
+        if messages and messages[-1]["role"] == "assistant":  # the turn was cut, and continues
             messages[-1]["content"] += turn.text
         else:
             messages.append({"role": "assistant", "content": turn.text})
         asked = self._request, choice, turn.number + 1
-        told = await self._run(self._scheduler.on_turn_end, *asked) or {}
-        self._infos.update(told.get("rollout_infos") or {})
+        answer = await self._run(self._scheduler.on_turn_end, *asked) or {}
+        self._infos.update(answer.get("rollout_infos") or {})
         done = await self._run(self._scheduler.check_finished, *asked)
-        if told.get("done", done) or turn.last:
+        if answer.get("done", done) or turn.last:
             return Answer(done=True, infos=dict(self._infos))
         return await self._stepped(asked, turn.text)
 
@@ -85,8 +83,8 @@ class SchedulerSession:
         kept = same - (len(whole) - len(text))
         if len(messages) != before or kept < 0 or same == len(content):
             raise ValueError(
-                "step changes what was there before the turn, or puts nothing behind it; it may put messages behind "
-                "the turn, or text in place of its end"
+                "step changes what was there before the turn, or adds nothing after it; it may add messages after "
+                "the turn, or replace its end by text"
             )
         return Answer(raw=cut(content[same:], self._max_chars), kept=kept, infos=dict(self._infos))
 
@@ -99,7 +97,6 @@ class SchedulerSession:
         return as_reward(self._infos.get("total_reward"))
 
     async def close(self) -> None:
-        """See Session."""
         end = getattr(self._scheduler, "end", None) or getattr(self._scheduler, "_close_and_remove", None)
         if end is not None:
             await self._run(end, self._uuid)
@@ -113,7 +110,6 @@ class MathTips(MultiTurnScheduler):
     def check_finished(
         self, infer_request: RolloutInferRequest, response_choice: ChatCompletionResponseChoice, current_turn: int
     ) -> bool:
-        """See MultiTurnScheduler."""
         said = infer_request.messages[-1]["content"]
         completions, solutions = [[{"content": said}]], [infer_request.data_dict["solution"]]
         if self.tip in said or accuracy(completions, solution=solutions) == [1.0]:
@@ -123,7 +119,6 @@ class MathTips(MultiTurnScheduler):
     def step(
         self, infer_request: RolloutInferRequest, response_choice: ChatCompletionResponseChoice, current_turn: int
     ) -> dict[str, Any]:
-        """See MultiTurnScheduler."""
         said = infer_request.messages[-1]["content"]
         ends = [at for mark in ("<answer>", "</think>") if (at := said.find(mark)) >= 0]
         infer_request.messages[-1]["content"] = said[: min(ends, default=len(said))] + self.tip

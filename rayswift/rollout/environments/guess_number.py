@@ -1,4 +1,4 @@
-"""A game as an environment: the model finds a number and hears after each guess whether it is higher or lower; pure."""
+"""A game as an environment: the model guesses a number, and learns after each guess whether it is higher; pure."""
 
 import random
 

@@ -235,7 +235,7 @@ def _filter() -> Sequence[tuple[int, int, int, int]]:
     steps += [(_RETURN, 0, 0, _ALLOW), (_EQUAL, 0, 6, fcntl), (_LOAD, 0, 0, 24)]
     steps += [(_EQUAL, 2, 0, _SET_OWNER), (_EQUAL, 1, 0, _SET_SIGNAL), (_EQUAL, 0, 1, _SET_OWNER_EX)]
     steps += [(_RETURN, 0, 0, _REFUSE), (_RETURN, 0, 0, _ALLOW)]
-    # Threads are made by clone where clone3 seems to be missing; whatever else it makes is a process.
+    # If clone3 is missing, threads are made by clone; all other uses of clone make processes.
     steps += [(_EQUAL, 0, 1, clone3), (_RETURN, 0, 0, _MISSING), (_EQUAL, 0, 4, clone), (_LOAD, 0, 0, 16)]
     steps += [(_HAS_BITS, 1, 0, _CLONE_THREAD), (_RETURN, 0, 0, _REFUSE), (_RETURN, 0, 0, _ALLOW)]
     return [*steps, (_RETURN, 0, 0, _ALLOW)]

@@ -134,7 +134,7 @@ def schemas_of(tools: Mapping[str, Tool], where: str) -> list[dict[str, Any]]:
         try:
             _refuse_what_cannot_be_called(tool)
             found.append(getattr(tool, "tool_schema", None) or get_json_schema(tool))
-        except Exception as error:  # of foreign code and docstrings, whatever it is
+        except Exception as error:  # any error of the user's code and docstrings
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
                 f"{where}: {name} cannot be shown to the model: {reason}. A tool has a type hint for each argument, "

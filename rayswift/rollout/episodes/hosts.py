@@ -1,7 +1,7 @@
 """The processes for tools and environments, spread over the nodes; a lost process is replaced.
 
 An episode survives the loss of its process once: another process repeats the call of a tool; an environment is made
-anew there and gets the turns of the model again. If it answers as before, the episode continues.
+there and gets the turns of the model again. If it answers as before, the episode continues.
 """
 
 import asyncio
@@ -137,7 +137,7 @@ class Hosts:
         limit_s = self._timeout_s * max(1, num_calls) + _GRACE_S
         asking = asyncio.ensure_future(host.process.ask(method, *arguments, timeout_s=None))
         try:
-            # A process that answers has calls wait for its threads, and ends those that hang.
+            # A process that answers `beat` works: calls wait for its threads, and it ends calls that hang.
             while not (await asyncio.wait({asking}, timeout=limit_s))[0]:
                 await host.process.ask("beat", timeout_s=_GRACE_S)
             answer = asking.result()
@@ -146,7 +146,7 @@ class Hosts:
             why = f"it did not answer within {limit_s:g} s" if gave_up else "its process ended"
             self._replace(host, why, at_once=True)
             raise Lost(why) from error
-        except Exception as error:  # what it answers cannot travel, whatever that is
+        except Exception as error:  # its answer cannot be serialized
             raise EpisodeFailed(f"{method} failed: {(str(error).strip().splitlines() or [''])[-1]}") from error
         finally:
             asking.cancel()
@@ -162,7 +162,7 @@ class Hosts:
         try:
             await self.ask(host, "close", 2, key)
         except (Lost, EpisodeFailed):
-            pass  # with what it held
+            pass  # its state is lost too
         finally:
             self.leave(host)
 
@@ -195,7 +195,7 @@ class Hosts:
         for left in reversed(range(_MOST_STARTS)):
             try:
                 return await self._start(number)
-            except Exception as error:  # of a cluster in trouble too: episodes wait for this process
+            except Exception as error:  # also errors of the cluster: episodes wait for this process
                 logger.warning("%s", error)
                 if not left:
                     self._error = error if isinstance(error, UserError) else UserError(str(error), exit_code=1)
@@ -203,19 +203,13 @@ class Hosts:
 
 
 class RemoteSession:
-    """The tools and the environment of an episode, in any process.
-
-    Args:
-        hosts: The processes.
-        key: Of the episode.
-        start: The start of the episode.
-    """
+    """The tools and the environment of an episode, in any process."""
 
     def __init__(self, hosts: Hosts, key: str, start: Start):
         self._hosts, self._key, self._start = hosts, key, start
         self._host: Host | None = None
         self._opening: Opening | None = None
-        self._told: list[tuple[Turn, Answer]] = []
+        self._history: list[tuple[Turn, Answer]] = []
         self._losses = 0
 
     async def open(self) -> Sequence[Message] | str | None:
@@ -240,7 +234,7 @@ class RemoteSession:
         opening: Opening = await self._ask("open", 2, self._start)
         if opening.problem:
             raise EpisodeFailed(opening.problem)
-        for turn, before in self._told:
+        for turn, before in self._history:
             if await self._ask("answer", len(turn.said.calls), turn) != before:
                 raise EpisodeFailed("its process was lost, and its answers have changed: it cannot be resumed")
         if self._opening is not None and opening.messages != self._opening.messages:
@@ -270,7 +264,7 @@ class RemoteSession:
             if answer.problem:
                 raise EpisodeFailed(answer.problem)
             if self._hosts.has_environment:
-                self._told.append((turn, answer))
+                self._history.append((turn, answer))
             return answer
 
     async def _moved(self) -> None:

@@ -26,7 +26,7 @@ Generate = Callable[[SampleRequest], Awaitable[Completion]]
 
 
 @dataclass(frozen=True)
-class Limits:
+class EpisodeLimits:
     """max_turns: of the model, None: as many as fit; max_completion_length: tokens of all turns and
     answers, or with `per_round` of each turn; window: tokens of prompt, turns and answers."""
 
@@ -64,7 +64,7 @@ def turn_seed(seed: int, number: int) -> int:
 
 
 async def play(
-    request: SampleRequest, generate: Generate, session: RemoteSession, turns: Turns, limits: Limits
+    request: SampleRequest, generate: Generate, session: RemoteSession, turns: Turns, limits: EpisodeLimits
 ) -> Completion:
     """Play an episode.
 
@@ -173,16 +173,9 @@ def _whole(
 
 
 class Episodes:
-    """Plays the completion of each request as an episode; a `Sampler` on a sampler of single turns.
+    """Plays the completion of each request as an episode; a `Sampler` on a sampler of single turns."""
 
-    Args:
-        sampler: The pool.
-        hosts: The processes of tools and environments.
-        turns: See there.
-        limits: See there.
-    """
-
-    def __init__(self, sampler: Sampler, hosts: Hosts, turns: Turns, limits: Limits):
+    def __init__(self, sampler: Sampler, hosts: Hosts, turns: Turns, limits: EpisodeLimits):
         self._sampler, self._hosts, self._turns, self._limits = sampler, hosts, turns, limits
 
     def sample(self, requests: Sequence[SampleRequest], min_step: int) -> list[asyncio.Future[Completion]]:

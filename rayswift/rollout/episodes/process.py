@@ -11,7 +11,7 @@ from rayswift.data.rows import Message
 from rayswift.log import logger, setup_worker
 from rayswift.rollout.adapters import named
 from rayswift.rollout.episodes.contract import EnvironmentSpec, load_environment, load_tools
-from rayswift.rollout.episodes.sessions import Answer, Hangs, Runner, Session, Start, ToolSession, Turn, told
+from rayswift.rollout.episodes.sessions import Answer, Hangs, Runner, Session, Start, ToolSession, Turn, described
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,7 @@ class Closing:
 
 
 class EnvironmentProcess:
-    """The actor that runs tools and environments.
-
-    Args:
-        spec: The tools and the environment.
-        work_dir: Where the user's files are found.
-        log_dir: Where this process logs.
-        name: Of its log.
-    """
+    """The actor that runs tools and environments."""
 
     def __init__(self, spec: EnvironmentSpec, work_dir: Path, log_dir: Path, name: str):
         self._spec, self._work_dir, self._log_dir, self._name = spec, work_dir, log_dir, name
@@ -64,7 +57,7 @@ class EnvironmentProcess:
         own = spec.environment
         self._adapter = await named.make(spec, self._run) if own else None
         self._make = load_environment(own) if own and self._adapter is None else None
-        # Of episodes without an environment, which have no state.
+        # For episodes without an environment: they have no state.
         self._tools_alone = ToolSession(self._run, self._tools, None, spec.max_tool_response_chars)
 
     async def open(self, key: str, start: Start) -> Opening:
@@ -76,7 +69,7 @@ class EnvironmentProcess:
         except Hangs as error:
             return Opening(problem=f"reset: {error}", hangs=error.in_thread)
         except (Exception, SystemExit) as error:
-            return Opening(problem=f"reset raised {told(error)}")
+            return Opening(problem=f"reset raised {described(error)}")
 
     async def beat(self) -> None:
         """Answer, to show that the process is alive."""
@@ -95,7 +88,7 @@ class EnvironmentProcess:
         except Hangs as error:
             return Answer(done=True, problem=str(error), hangs=error.in_thread)
         except (Exception, SystemExit) as error:
-            return Answer(done=True, problem=f"it raised {told(error)}")
+            return Answer(done=True, problem=f"it raised {described(error)}")
 
     async def close(self, key: str) -> Closing:
         """End an episode."""
@@ -107,9 +100,9 @@ class EnvironmentProcess:
         except Hangs as error:
             return Closing(problem=f"get_reward: {error}", hangs=error.in_thread)
         except (Exception, SystemExit) as error:
-            return Closing(problem=f"get_reward raised {told(error)}")
+            return Closing(problem=f"get_reward raised {described(error)}")
         finally:
             try:
                 await session.close()
             except (Exception, SystemExit) as error:
-                logger.warning("an environment could not be closed: %s", told(error))
+                logger.warning("an environment could not be closed: %s", described(error))

@@ -149,7 +149,7 @@ class Hangs(Exception):
         self.in_thread = in_thread
 
 
-def told(error: BaseException) -> str:
+def described(error: BaseException) -> str:
     """Describe an exception, with its place in the user's code."""
     where = traceback.extract_tb(error.__traceback__)
     at = f" ({Path(where[-1].filename).name}:{where[-1].lineno})" if where else ""
@@ -204,7 +204,7 @@ class ToolSession:
     async def answer(self, turn: Turn) -> Answer:
         """See Session. Calls run one after the other, because they may depend on each other."""
         calls = () if turn.finish == "length" else turn.said.calls
-        # Nobody reads what tools answer to the last turn; an environment it may still change.
+        # Answers of tools to the last turn are not used, but a call may still change an environment.
         if turn.last and not any(call.name in self._own for call in calls):
             calls = ()
         messages, num_failed, problem, hangs = [], 0, "", False
@@ -238,12 +238,10 @@ class ToolSession:
         return value if isinstance(value, str) else str(await self._run(str, value))
 
     async def reward(self) -> float | None:
-        """See Session."""
         function = getattr(self._environment, "get_reward", None)
         return None if function is None else as_reward(await self._run(function))
 
     async def close(self) -> None:
-        """See Session."""
         function = getattr(self._environment, "close", None)
         if callable(function):
             await self._run(function)

@@ -10,7 +10,7 @@ from rayswift.config.schema import RlhfConfig
 from rayswift.rollout.admission import RolloutPlan
 from rayswift.rollout.episodes.contract import spec_of
 from rayswift.rollout.episodes.hosts import Hosts
-from rayswift.rollout.episodes.play import Episodes, Limits
+from rayswift.rollout.episodes.play import EpisodeLimits, Episodes
 from rayswift.rollout.episodes.process import EnvironmentProcess
 from rayswift.rollout.episodes.turns import Turns
 from rayswift.rollout.groups import Sampler
@@ -53,5 +53,5 @@ def episodes_of(config: RlhfConfig, plan: RolloutPlan, sampler: Sampler, hosts: 
     """Return a sampler whose completions are episodes."""
     rollout = config.rollout
     per_round = rollout.completion_length_limit_scope == "per_round"
-    limits = Limits(rollout.max_turns, rollout.max_completion_length, per_round, plan.max_sequence_length)
+    limits = EpisodeLimits(rollout.max_turns, rollout.max_completion_length, per_round, plan.max_sequence_length)
     return Episodes(sampler, hosts, turns_of(config, tokenizer_dir), limits)

@@ -72,7 +72,7 @@ class Turns:
         if self.call_format is None:
             raise UserError(
                 "the chat template writes tool calls in no known format, between <tool_call> tags (Hermes, Qwen), as "
-                f"JSON with `parameters` (Llama 3) or behind [TOOL_CALLS] (Mistral); {_FIX}"
+                f"JSON with `parameters` (Llama 3) or after [TOOL_CALLS] (Mistral); {_FIX}"
             )
         answer = self._text([{"role": "tool", "name": "t", "content": "rrr"}])
         if "rrr" not in answer:

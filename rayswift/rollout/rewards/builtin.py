@@ -26,7 +26,7 @@ _THINK_FORMAT = re.compile(
 )
 _TAGS = ("<think>\n", "\n</think>\n", "\n<answer>\n", "\n</answer>")
 _PARSE_S, _VERIFY_S = 10, 5
-# What tells mathematics from words.
+# Marks that distinguish mathematics from words.
 _DOLLARS = re.compile(r"\$|\\[(\[]")
 _MARK = re.compile(r"\$|\\[a-zA-Z(\[]")
 _COMMAND = re.compile(r"\\[a-zA-Z]+(?:\{[a-zA-Z ]*\})?")

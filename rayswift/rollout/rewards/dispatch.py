@@ -21,7 +21,7 @@ _NUM_PARTS = 8
 # A call that is shorter is not worth sharing; the longest takes this share of the time that one completion may take.
 _SHORTEST_S = 0.05
 _LONGEST = 0.5
-# A call may take so many times what its completions took so far.
+# The time limit of a call, as a multiple of the usual time of its completions.
 _SLACK = 3.0
 
 
@@ -129,7 +129,7 @@ class Dispatcher:
                 if not isinstance(outcome, str):
                     self._note(part, asyncio.get_running_loop().time() - began)
                 self._settle(part, outcome)
-        except Exception as error:  # whoever waits for a reward must hear of it
+        except Exception as error:  # raised in all callers that wait for a reward
             self._error = error
             for request in list(self._requests):
                 if not request.done.done():

@@ -55,12 +55,7 @@ def reward_in(text: str) -> float | None:
 
 
 class GenerativeJudge:
-    """A language model that is asked for a reward and writes it.
-
-    Args:
-        model: A causal language model.
-        tokenizer: With a chat template.
-    """
+    """A language model that is asked for a reward and writes it."""
 
     def __init__(self, model: Any, tokenizer: Any):
         self._model, self._tokenizer = model, tokenizer

@@ -43,7 +43,7 @@ class RewardRunner:
         self.names = names_of(config.rollout)
         self._weights = reward_weights(config)
         self._workers: list[ActorWorker] = []
-        # Of each reward: who scores, and as which of its sources.
+        # For each reward: its dispatcher, and the number of the source there.
         self._routes: list[tuple[Dispatcher, int]] = []
         self._dispatchers: list[Dispatcher] = []
         self._failures = _FailureFile(run_dir / "completions" / "failed.jsonl")

@@ -10,17 +10,17 @@ from fractions import Fraction
 from itertools import pairwise
 
 _BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
-# Of what is read around a number, and the longest number: completions may be anything, and of any length.
+# Limits of the text that is read around a number, and of its digits: completions may have any text and length.
 _CONTEXT_CHARS, _MOST_DIGITS = 80, 400
 
-# What stands for a number; digits beyond ASCII are found, so that they are not passed over, and refused.
+# Forms of a number; digits beyond ASCII are found too, so that they are refused and not skipped.
 _NUMBER = re.compile(
     r"(?P<grouped>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,]*[0-9]{4})(?:\.[0-9]+)?(?![\w]))"
     r"|(?P<plain>(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3}(?![\w]))?)"
     r"|(?P<foreign>(?:\d|[²³¹⁰-⁹₀-₉①-⓿¼-¾⅐-⅞])+)"
 )
 _SIGN = re.compile(r"(?<![\w)\]%])\s*[-−–+]\s*$")  # noqa: RUF001
-# What may stand between two numbers of one statement.
+# Text between two numbers of one statement.
 _EQUALS = re.compile(r"\W*(?:=|≈|≡|→|⇒|->|=>|\bequals\b|\bmakes\b)\W*")
 _OPERATOR = re.compile(
     r"[\s()\[\]]*(?:[-+−–/×÷·∗^:]|\*{1,2}|\b(?:plus|minus|times|over|mod|divided by|multiplied by|to the power of)\b)"  # noqa: RUF001
@@ -31,7 +31,7 @@ _LISTS = re.compile(r"(?:[,;|&~…()\[\]]|\.\.+|[^\S\n])*(?:\b(?:or|and|to|throu
 _CHOICE = re.compile(
     r"[^\n;:]{0,40}\b(?:or|maybe|perhaps|possibly|alternatively)\b(?! (?:more|less|fewer))[^\n.;:]{0,20}", re.IGNORECASE
 )
-# What makes of the number before or behind it another one, or none.
+# Text before or after a number that changes the number, or means that there is none.
 _DENIED = re.compile(
     r"(?:\b(?:not|never|nor|neither|than|least|most|except|without)\b|n['’]t\b|[<>≤≥≠!])"  # noqa: RUF001
     r"(?:\s*(?:be|equal|to|exactly|the|a|number|=))*\W*$",

@@ -1,7 +1,7 @@
 """Processes that run reward functions and reward models, each with a deadline; lost ones are replaced.
 
 A worker is an actor without CPUs that gets one batch at a time. If it gives no answer in time, or its process ends, it
-is killed and started anew; its batch has failed, and `dispatch.py` isolates the cause. Workers are spread over the
+is killed and started again; its batch has failed, and `dispatch.py` isolates the cause. Workers are spread over the
 nodes by their CPUs; a worker that cannot start on its node runs on the node of its owner.
 """
 
@@ -53,7 +53,6 @@ class FunctionProcess:
         self._functions = [functions.load(spec) for spec in self._specs]
 
     def score(self, source: int, items: Sequence[Item]) -> list[Value] | str:
-        """See `functions.call`."""
         found = functions.call(self._specs[source], self._functions[source], items, self._conversational, self._loop)
         if isinstance(found, str):
             logger.warning("%s", found)
@@ -105,7 +104,6 @@ class ActorWorker:
             raise user_error_in(error) or UserError(f"the process for {who} did not start: {error}", 1) from error
 
     async def score(self, source: int, items: Sequence[Item], timeout_s: float) -> list[Value] | str:
-        """See `dispatch.Worker`."""
         who = self._who[source]
         try:
             found: list[Value] | str = await _answer(self._actor.score.remote(source, items), timeout_s)

@@ -48,7 +48,7 @@ class SampledFile:
             raise UserError(f"sample.output_file = {str(path)!r} is there {how}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._tell(num_bytes)  # first: a file without its progress cannot be gone on with
+            self._tell(num_bytes)  # first: a file without its progress cannot be continued
             self._file = open(path, "ab")  # noqa: SIM115 - until `close`
             self._file.truncate(num_bytes)  # rows that no progress counts are sampled again
         except OSError as error:
@@ -86,9 +86,9 @@ class SampledFile:
             )
 
     def _tell(self, num_bytes: int) -> None:
-        told = {"position": self.position.to_json(), "bytes": num_bytes, "outcomes": dict(self.outcomes)}
+        state = {"position": self.position.to_json(), "bytes": num_bytes, "outcomes": dict(self.outcomes)}
         partial = self._progress.with_suffix(".partial")
-        partial.write_text(json.dumps(told), encoding="utf-8")
+        partial.write_text(json.dumps(state), encoding="utf-8")
         partial.replace(self._progress)
 
     def close(self) -> None:

@@ -66,9 +66,7 @@ class PoolTeacher:
             return str(error)
 
     def describe(self) -> str:
-        """See `Teacher`."""
         return self._pool.describe()
 
     async def close(self) -> None:
-        """See `Teacher`."""
         await self._pool.close()

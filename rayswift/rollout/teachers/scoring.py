@@ -29,7 +29,7 @@ class Writer(Protocol):
         """Return an answer to the teacher's prompt, or why there is none."""
 
 
-class Taught:
+class TeacherScorer:
     """A scorer by rewards, while a teacher scores the same completions.
 
     Args:

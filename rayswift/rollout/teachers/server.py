@@ -1,6 +1,6 @@
 """A teacher as a server: vLLM's OpenAI-compatible server gives the log-probabilities of a prompt's tokens.
 
-Token ids go in, so nothing is tokenised twice. Log-probabilities are at temperature 1, whatever the run samples at.
+Token ids go in, so nothing is tokenised twice. Log-probabilities are at temperature 1, not at that of the run.
 """
 
 import asyncio
@@ -91,11 +91,9 @@ class ServerTeacher:
         return [why] * len(completions)
 
     def describe(self) -> str:
-        """See `Teacher`."""
         return f"server {self._url}"
 
     async def close(self) -> None:
-        """See `Teacher`."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _call(self, path: str, body: Mapping[str, Any] | None) -> Any:

@@ -22,7 +22,6 @@ class TaggedTeachers:
         self._teachers, self._tag_key = [teacher for _, teacher in teachers], tag_key
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> Sequence[Completion | str]:
-        """See `Teacher`."""
         tag = prompt.columns.get(self._tag_key)
         if tag is None and self._tag_key == "dataset":  # the entry of data.dataset that the row came from
             tag = max((entry for entry in self._by_tag if is_of(prompt, entry)), key=len, default=prompt.id)
@@ -33,9 +32,7 @@ class TaggedTeachers:
         return await teacher.score(prompt, completions)
 
     def describe(self) -> str:
-        """See `Teacher`."""
         return "; ".join(teacher.describe() for teacher in self._teachers)
 
     async def close(self) -> None:
-        """See `Teacher`."""
         await asyncio.gather(*(teacher.close() for teacher in self._teachers))

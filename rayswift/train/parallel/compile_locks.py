@@ -21,7 +21,7 @@ def folder() -> Path:
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
 
 
-def settle(extensions: Path, is_shared: bool, at: Callable[[str], None]) -> None:
+def remove_stale(extensions: Path, is_shared: bool, at: Callable[[str], None]) -> None:
     """Wait for processes that compile there, and remove locks that no process holds.
 
     torch keeps a lock file open while it compiles.

@@ -40,7 +40,7 @@ def deepspeed_config(cluster: ClusterConfig, device: str, dtype: str, universal:
         "gradient_clipping": "auto",
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
-        # The optimizer is the one that train.optim names, on whatever device its states lie.
+        # The optimizer is the one that train.optim names, also if its states are on the CPU.
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": dtype == "bfloat16"},
         "fp16": {"enabled": dtype == "float16"},

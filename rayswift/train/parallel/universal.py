@@ -34,7 +34,7 @@ def convert(saved: Checkpoint) -> None:
 
     source = saved.path / (saved.path / "latest").read_text(encoding="utf-8").strip()
     target = saved.path / f"{source.name}{_SUFFIX}"
-    shutil.rmtree(target, ignore_errors=True)  # half of one, by a process that was killed
+    shutil.rmtree(target, ignore_errors=True)  # a partial one of a killed process
     logger.info("%s was saved by %d workers: converting it", saved.path, saved.world_size)
     settings = SimpleNamespace(
         input_folder=str(source),
@@ -53,7 +53,7 @@ def discard(run_dir: Path) -> None:
     """Remove the converted files, because a newer checkpoint replaces them."""
     for latest in run_dir.glob(f"checkpoint-*/{_LATEST}"):
         if read_complete(latest.parent) is None:
-            continue  # the converted form may be all that is left
+            continue  # the converted form may be the only complete one
         latest.unlink(missing_ok=True)
         for folder in latest.parent.glob(f"global_step*{_SUFFIX}"):
             if folder.with_name(folder.name.removesuffix(_SUFFIX)).is_dir():

@@ -43,7 +43,7 @@ def influence(
     gamma = 2.0 ** (-1.0 / decay_rate)
     total = torch.zeros_like(padded[:, 0])
     futures = []
-    for column in reversed(padded.unbind(1)):  # padding stands behind, and adds nothing
+    for column in reversed(padded.unbind(1)):  # padding is at the end, and adds nothing
         total = column + gamma * total
         futures.append(total)
     is_token = torch.arange(padded.shape[1], device=lengths.device) < lengths[:, None]

@@ -217,7 +217,7 @@ LOSS_TYPES: dict[str, LossType] = {
     "fipo": LossType(_fipo, _per_round_token),
     "real": LossType(_policy_gradient, _per_sequence_mean),
     "online_dpo": LossType(_policy_gradient, _per_sequence_sum),
-    # Each completion is one action: its term stands at each of its tokens.
+    # Each completion is one action: all of its tokens have the same term.
     "rloo": LossType(_clipped, _per_sequence_mean),
 }
 """TRL's loss types, ms-swift's `fipo`, and `rloo`, the loss of TRL's RLOOTrainer. bnpo takes the step's tokens, dapo

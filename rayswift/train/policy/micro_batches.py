@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rayswift.rollout.episodes.trajectories import checksum
 from rayswift.rollout.rounds import Indices, RoundTable, Tokens, group_begins
-from rayswift.train.policy.cuts import PolicyLayout
+from rayswift.train.policy.micro_batch_plan import PolicyLayout
 from rayswift.train.policy.shared_prompts import SharedPrompts, ranges
 
 Place = tuple[int, int]
@@ -70,7 +70,7 @@ class Scores:
     top_logprobs: torch.Tensor | None = None
 
 
-class Sequences:
+class MicroBatcher:
     """A rank's prompts with their completions, concatenated; makes micro-batches."""
 
     def __init__(self, table: RoundTable, tokens: Tokens, pad_token_id: int, layout: PolicyLayout):
@@ -90,14 +90,14 @@ class Sequences:
             lengths_seen = table.prompt_lengths.copy()
             lengths_seen[tokens.rows] = tokens.teacher_lengths
             seen = replace(tokens, prompt_ids=tokens.teacher_ids, teacher_ids=None)
-            # What it sees was not sampled from.
+            # The teacher's prompt was not sampled from, so it has no checksum.
             table_seen = replace(table, prompt_lengths=lengths_seen, checksums=None)
-            self._teacher = Sequences(table_seen, seen, pad_token_id, layout)
+            self._teacher = MicroBatcher(table_seen, seen, pad_token_id, layout)
         self._written, self._written_lengths = tokens.written, table.written_lengths[tokens.rows]
         _check(table, tokens, self._ids, self._begins, prompts + lengths)
 
     def batch(self, rows: Indices) -> MicroBatch:
-        """Return the micro-batch of some lines of the table; for shared prompts in the order of `cuts.ordered`."""
+        """Return the micro-batch of these lines of the table; shared prompts: in the order of `ordered`."""
         places = np.array([self._place[int(row)] for row in rows], np.int64)
         prompts, lengths = self._prompts[places], self._lengths[places]
         totals = prompts + lengths

@@ -10,8 +10,8 @@ from rayswift.config.derived import max_sequence_length, micro_batch_tokens, rou
 from rayswift.config.schema import RlhfConfig
 from rayswift.engines.samples import PolicyVersion
 from rayswift.engines.weights import ObjectStore
+from rayswift.rollout.actors import RolloutClient, engine_dtype
 from rayswift.rollout.ledger import LedgerSnapshot
-from rayswift.rollout.plane import RolloutClient, engine_dtype
 from rayswift.run.folder import Resume
 from rayswift.train.policy.policy_stream import CutSettings, PolicyStream, RoundFlow
 from rayswift.train.policy.sync import canary
@@ -45,13 +45,7 @@ def attach(trainer: Any, spec: RunSpec, worker: Worker) -> None:
 
 
 class Publishing(TrainerCallback):
-    """Publishes the policy, and compares log-probabilities of engines and trainer; on all ranks.
-
-    Args:
-        trainer: Its model and its stream.
-        spec: The run.
-        worker: This rank.
-    """
+    """Publishes the policy, and compares log-probabilities of engines and trainer; on all ranks."""
 
     def __init__(self, trainer: Any, spec: RunSpec, worker: Worker):
         config = spec.config
@@ -69,9 +63,7 @@ class Publishing(TrainerCallback):
         self._probe = canary.probe_tokens(trainer.processing_class, longest)
         self._since_probe: int | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Publish the weights with which training begins or continues."""
         self._publish()
 
@@ -99,12 +91,12 @@ class Publishing(TrainerCallback):
         if not every or (self._since_probe is not None and self._since_probe < every):
             return
         self._since_probe = 0
-        # Every rank: under ZeRO-3 each of them holds a part of the weights, and none waits for another in a collective.
+        # On every rank: under ZeRO-3 each holds a part of the weights, and no rank waits in a collective.
         ours = self._trainer.text_logprobs(self._probe)
         probed = self._client.probe(number, self._probe)
         drifts = canary.drift(ours, probed.logprobs)
         canary.judge(
             PolicyVersion(self._client.attempt, number), drifts, len(self._probe), self._rollout.max_logprob_drift
         )
-        if probed.missing:  # they have yet to start: none samples for long without having been asked
+        if probed.missing:  # some engines have not started yet: ask again at the next version
             self._since_probe = every

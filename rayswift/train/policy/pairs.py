@@ -41,7 +41,7 @@ def of_round(rewards: Floats, ordinals: NDArray[np.int64], scaled_ratios: Floats
         better, other = rows if rewards[rows[0]] > rewards[rows[1]] else rows[::-1]
         margin = scaled_ratios[better] - scaled_ratios[other]
         weight = 1 / (1 + np.exp(margin))
-        # A mean over pairs, where the loss divides by completions: two of each pair.
+        # The loss divides by completions, two for each pair: the factor 2 makes it a mean over pairs.
         advantages[better], advantages[other] = 2 * beta * weight, -2 * beta * weight
         margins.append(margin)
         losses.append(np.logaddexp(0.0, -margin))

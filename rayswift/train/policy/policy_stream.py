@@ -12,8 +12,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from rayswift.data.sequence.global_batches import Position
 from rayswift.log import logger
 from rayswift.rollout.rounds import Round, RoundTable, shares
-from rayswift.train.policy.cuts import PolicyLayout, cut, ordered
-from rayswift.train.policy.micro_batches import MicroBatch, Place, Sequences
+from rayswift.train.policy.micro_batch_plan import PolicyLayout, cut, ordered
+from rayswift.train.policy.micro_batches import MicroBatch, MicroBatcher, Place
 from rayswift.train.stream import Rows, StepStream
 
 
@@ -27,7 +27,7 @@ class RolloutClient(Protocol):
         """Have the completions of the rounds so far written."""
 
     def evaluate(self, number: int) -> Mapping[str, float]:
-        """Mean rewards on the evaluation prompts by the weights behind `number` rounds; the same on all ranks."""
+        """Mean rewards on the evaluation prompts with the weights after `number` rounds; the same on all ranks."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class PolicyStream(StepStream):
     def _cut(self, received: Round) -> list[PolicyStep]:
         settings, table = self._settings, received.table
         is_trained = trained_rows(table, settings.leave_truncated)
-        texts = Sequences(table, received.tokens, settings.pad_token_id, self.layout)
+        texts = MicroBatcher(table, received.tokens, settings.pad_token_id, self.layout)
         batches = []
         for of_ranks in shares(table, received.num_steps, received.size):
             rows = [ordered(table, each[is_trained[each]], self.layout) for each in of_ranks]
@@ -153,7 +153,6 @@ class PolicyStream(StepStream):
         return super().state() | {"ledger": dict(self.ledger)}
 
     def before_save(self) -> None:
-        """See StepStream."""
         self._client.keep()
 
     def evaluate(self) -> Mapping[str, float]:
@@ -161,7 +160,7 @@ class PolicyStream(StepStream):
         return self._client.evaluate(self.number)
 
     def evaluation_batches(self, batch_size: int) -> Iterator[tuple[Rows, dict[str, Any]]]:
-        """Yield nothing, because completions are sampled anew, see `evaluate`."""
+        """Yield nothing: `evaluate` samples new completions."""
         return iter(())
 
     def _count(self, step: PolicyStep) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from datasets import Dataset
 from numpy.typing import NDArray
 from transformers.trainer_utils import EvalLoopOutput
 from trl.models import prepare_deepspeed
@@ -91,7 +90,7 @@ class StreamedPolicyTrainer(Streamed):
         self._set_losses(config, args)
         self._values: RoundValues
         self._sums: evaluation.Sums = {}
-        self._told: dict[str, float] = {}  # by the rollout plane, of the last round
+        self._rollout_metrics: dict[str, float] = {}  # of the last round, from the coordinator
         self._ordinals: NDArray[np.int64]  # of the round's completions
         self._num_counted = 0
         # The step's micro-batches and their losses.
@@ -107,11 +106,6 @@ class StreamedPolicyTrainer(Streamed):
 
     def _complete(self, model: Any) -> None:
         """Add a model that is trained beside the policy, by the same DeepSpeed engine."""
-
-    @staticmethod
-    def placeholder() -> Dataset:
-        """A row that is never read."""
-        return Dataset.from_dict({"input_ids": [[0, 0]]})
 
     def _prepared(self, model: Any) -> Any:
         model.eval().requires_grad_(False)
@@ -152,7 +146,7 @@ class StreamedPolicyTrainer(Streamed):
         self.accelerator.backward(loss, **scaling)
 
     def _gradients_summed(self, model: Any, now: bool) -> AbstractContextManager[Any]:
-        """Sum gradients over ranks at this micro-batch, or leave it to a later one. The accelerator tells DeepSpeed."""
+        """Sum gradients over ranks at this micro-batch, or at a later one. The accelerator informs DeepSpeed."""
         return nullcontext() if now or self.is_deepspeed_enabled else self.accelerator.no_sync(model)
 
     def _micro_loss(
@@ -203,14 +197,20 @@ class StreamedPolicyTrainer(Streamed):
         if shared:
             shared.check_used()
 
-    @torch.no_grad()
-    def _score(self, model: Any, batches: dict[Place, MicroBatch]) -> Sequence[Tokenwise]:
-        """Return the same for some micro-batches, without gradient or dropout, on the CPU."""
+    @contextmanager
+    def _scoring(self, model: Any) -> Iterator[None]:
+        """Compute without dropout, in the number format of the training, within the block."""
         was_training = model.training
         model.eval()
         with self.compute_loss_context_manager():
-            scored = {place: self._forward(model, batch) for place, batch in batches.items()}
+            yield
         model.train(was_training)
+
+    @torch.no_grad()
+    def _score(self, model: Any, batches: dict[Place, MicroBatch]) -> Sequence[Tokenwise]:
+        """Return the same for some micro-batches, without gradient or dropout, on the CPU."""
+        with self._scoring(model):
+            scored = {place: self._forward(model, batch) for place, batch in batches.items()}
         if not scored:
             return {}, {}, {}
         columns = zip(*scored.values(), strict=True)
@@ -224,14 +224,16 @@ class StreamedPolicyTrainer(Streamed):
         0.19 has no buffer for the gradient of an untied head.
         """
         model, ids = self.model_wrapped, torch.from_numpy(token_ids.astype(np.int64)).to(self.args.device)
-        was_training = model.training
-        model.eval()
-        with self.compute_loss_context_manager():
+        with self._scoring(model):
             followed = torch.arange(len(ids) - 1, device=ids.device)
-            logprobs, _ = self._score_policy(model, {"input_ids": ids[None]}, followed, ids[1:])
-        model.train(was_training)
+            logprobs = self._target_logprobs(model, {"input_ids": ids[None]}, followed, ids[1:])
         found: NDArray[np.float32] = logprobs.float().cpu().numpy()
         return found
+
+    def _target_logprobs(
+        self, model: Any, inputs: dict[str, Any], followed: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
+        return self._score_policy(model, inputs, followed, targets)[0]
 
     def _score_reference(self, model: Any, batches: dict[Place, MicroBatch]) -> Tokenwise:
         if self._reference is not None:
@@ -251,7 +253,7 @@ class StreamedPolicyTrainer(Streamed):
         """Compute advantages, and the old log-probabilities for later steps."""
         batches = step.batches_of_round
         values = self._values = RoundValues()
-        # The first step computes its own on the way.
+        # The first step computes its own in its forward pass.
         later = {place: batch for place, batch in batches.items() if place[0] > 0}
         takes_kl = self.args.takes_kl_off_rewards
         values.old_logprobs = self._score(model, batches if takes_kl or self._teacher else later)[0]
@@ -265,9 +267,9 @@ class StreamedPolicyTrainer(Streamed):
             num_tokens = sum(int(batch.lengths.sum()) for batch in batches.values())
             evaluation.add(self._sums, {"kl": (kl, num_tokens)})
         table = step.round.table
-        self._ordinals, self._told = table.ordinals, dict(step.round.metrics)
+        self._ordinals, self._rollout_metrics = table.ordinals, dict(step.round.metrics)
         values.advantages = token_advantages(
-            table, batches, self._advantages, penalties, self.sum_over_ranks, self._told
+            table, batches, self._advantages, penalties, self.sum_over_ranks, self._rollout_metrics
         )
         if self._teacher:
             theirs = self._score_teacher(model, batches)
@@ -284,7 +286,7 @@ class StreamedPolicyTrainer(Streamed):
             dist.all_gather_object(gathered, torch.cat(entropies).numpy())
         everywhere = np.concatenate(gathered)
         quantile = 1 - self.args.top_entropy_quantile
-        # First tokens of a prompt's completions have one distribution: rounding must not decide which of them count.
+        # First tokens of a prompt's completions have equal entropies: rounding must not decide which of them count.
         threshold = float(np.quantile(everywhere, quantile)) - _TIE if len(everywhere) else 0.0
         self._num_counted = int((everywhere >= threshold).sum())
         return [each >= threshold for each in entropies]
@@ -320,7 +322,7 @@ class StreamedPolicyTrainer(Streamed):
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Return mean rewards of new completions, sampled with the newest published weights."""
-        found = self.stream.evaluate()  # every rank: one that waited in a collective would end with its deadline
+        found = self.stream.evaluate()  # on every rank: a rank that waited in a collective would exceed its deadline
         prefix = kwargs.get("metric_key_prefix", "eval")
         num_samples = int(found["completions"])
         metrics = {f"{prefix}_{name}": value for name, value in found.items() if name != "completions"}
@@ -329,7 +331,7 @@ class StreamedPolicyTrainer(Streamed):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log rewards, lengths and metrics of the loss since the last entry, beside the loss."""
         if "loss" in logs:
-            logs.update(self._metrics() | self._told)
+            logs.update(self._metrics() | self._rollout_metrics)
         super().log(logs, start_time)
 
     def _metrics(self) -> dict[str, float]:

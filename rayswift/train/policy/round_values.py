@@ -3,7 +3,7 @@
 Pure but for `sum_over_ranks`, which sums a float64 tensor over ranks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -69,11 +69,17 @@ def token_advantages(
         place: np.concatenate([np.empty(0), *map(advantages.returns, rewards[batch.rows], taken[place])])
         for place, batch in batches.items()
     }
-    own = sum((advantages.moments(each) for each in returns.values()), np.zeros(3))
-    summed = sum_over_ranks(torch.from_numpy(own)).numpy()
+    summed = all_moments(returns.values(), sum_over_ranks)
     return {
         place: torch.from_numpy(advantages.whitened(each, summed).astype(np.float32)) for place, each in returns.items()
     }
+
+
+def all_moments(values: Iterable[Floats], sum_over_ranks: SumOverRanks) -> Floats:
+    """Return `advantages.moments` of the values of all ranks."""
+    own = sum((advantages.moments(each) for each in values), np.zeros(3))
+    summed: Floats = sum_over_ranks(torch.from_numpy(own)).numpy()
+    return summed
 
 
 def _penalties(batch: MicroBatch, penalties: torch.Tensor | None) -> list[Floats]:

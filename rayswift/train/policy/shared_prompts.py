@@ -26,13 +26,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rayswift.log import UserError
 from rayswift.model.load import layout_of
-from rayswift.train.policy.cuts import PolicyLayout, padded_pieces
+from rayswift.train.policy.micro_batch_plan import PolicyLayout, padded_pieces
 
 _KERNEL = "shared_prompts"
 _PIECE_TOKENS = 64
 """The cost of one more call of SDPA, in tokens."""
 _FLASH_HEAD_DIM = 256
-# Their layers keep to themselves what their attention should be told (transformers 5.19).
+# Their layers do not pass these arguments on to their attention (transformers 5.19).
 _DEAF_MODELS = ("nemotron", "stablelm")
 
 
@@ -162,7 +162,7 @@ class SharedPrompts:
         begins = np.cumsum(self.prompt_lengths) - self.prompt_lengths
         own = int(self.prompt_lengths.sum()) + np.cumsum(self.lengths) - self.lengths
         of, zeros = self.prompt_of, np.zeros_like(self.prompt_lengths)
-        seen = np.concatenate([zeros, self.prompt_lengths[of]])  # of a prompt nothing but itself
+        seen = np.concatenate([zeros, self.prompt_lengths[of]])  # a prompt attends only to itself
         lengths = np.concatenate([self.prompt_lengths, self.lengths])
         each = np.stack([np.concatenate([zeros, begins[of]]), np.concatenate([begins, own])], axis=1).ravel()
         places = ranges(each, np.stack([seen, lengths], axis=1).ravel())

@@ -5,12 +5,13 @@ import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import torch
 import torch.distributed as dist
 from accelerate.optimizer import AcceleratedOptimizer
+from datasets import Dataset
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
 
 from rayswift.config import user_code
@@ -44,17 +45,16 @@ class _Batches:
 
 
 class Streamed(Trainer):
-    """A mixin, before a trainer's class, that adds RaySwift's batches, progress and checkpoints.
-
-    Args:
-        spec: The run.
-        rank: This rank.
-        stream: Its batches.
-        kwargs: Of that trainer.
-    """
+    """A mixin, before a trainer's class, that adds RaySwift's batches, progress and checkpoints."""
 
     lr_scheduler: Any
     stream: StepStream
+    placeholder_row: ClassVar[dict[str, list[Any]]] = {"input_ids": [[0, 0]]}
+
+    @classmethod
+    def placeholder(cls) -> Dataset:
+        """Return one row for the trainer's constructor to look at; the rows of the training come from the stream."""
+        return Dataset.from_dict(cls.placeholder_row)
 
     def __init__(self, *, spec: RunSpec, rank: int, stream: StepStream, **kwargs: Any):
         super().__init__(**kwargs)
@@ -74,7 +74,7 @@ class Streamed(Trainer):
 
     def _until_the_end(self) -> Iterator[dict[str, Any]]:
         yield from self.stream
-        self.control.should_training_stop = True  # HF would look for more until the last step it counts with
+        self.control.should_training_stop = True  # otherwise HF would ask for more batches until its last step
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Return the evaluation rows, encoded once."""
@@ -88,12 +88,12 @@ class Streamed(Trainer):
 
     def create_optimizer(self, model: Any = None) -> Any:
         """Make HF's optimizer without empty parameter groups: DeepSpeed drops them, and checkpoints count groups."""
-        if self._train.optim == "muon":  # of torch, which HF has no name for
+        if self._train.optim == "muon":  # an optimizer of torch without a name in HF
             self.optimizer_cls_and_kwargs = muon.recipe(model or self.model, self.args)
         optimizer = super().create_optimizer(model)
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         optimizer.param_groups[:] = self._optimizer_groups(optimizer.param_groups)
-        kept = ("params", "lr")  # what the checkpoint brings back
+        kept = ("params", "lr")  # restored from the checkpoint
         self._group_settings = [{k: v for k, v in g.items() if k not in kept} for g in optimizer.param_groups]
         return optimizer
 
@@ -169,7 +169,7 @@ class Streamed(Trainer):
     def _use_eval_weights(self) -> None:
         """Switch to the weights for evaluations and saves: a schedule-free optimizer trains with others."""
         if isinstance(self.optimizer, AcceleratedOptimizer):
-            self.optimizer.eval()  # undone by HF's next step; others have nothing to do
+            self.optimizer.eval()  # HF's next step switches back; other optimizers do nothing
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Compare evaluations that have a checkpoint, as HF does; the run's new best model is saved at once."""
@@ -183,7 +183,7 @@ class Streamed(Trainer):
         if not (keeps_best or control.should_save or control.should_training_stop):
             return False
         is_best = bool(super()._determine_best_metric(metrics, trial))
-        if is_best:  # HF notes it where something is saved as the run goes; here something is saved in any case
+        if is_best:  # HF sets it only if something is saved during the run; here something is always saved
             self.state.best_global_step = self.state.global_step
         control.should_save |= is_best and keeps_best
         return is_best
@@ -194,7 +194,7 @@ class Streamed(Trainer):
             logs.update(self._throughput())
             logs["workers"] = self.args.world_size
         if "eval_steps_per_second" in logs:
-            # HF takes the number of rows over the batch size for it, and a packed row holds many examples.
+            # HF divides the number of rows by the batch size, but a packed row holds many examples.
             del logs["eval_steps_per_second"]
             if self._num_eval_batches:
                 logs["eval_steps_per_second"] = round(self._num_eval_batches / max(1e-9, logs["eval_runtime"]), 3)
@@ -225,7 +225,7 @@ class Streamed(Trainer):
         )
         memory = torch.zeros(self.args.world_size, 2, dtype=torch.float64)
         memory[self.args.process_index] = torch.tensor(_memory_gib(), dtype=torch.float64)
-        # One sum for all: each rank's memory has a place of its own.
+        # One sum for all values: each rank's memory has its own place.
         sums = self.sum_over_ranks(torch.cat([sums, memory.flatten()]))
         tokens, trained, capacity, wait_s = sums[:4].tolist()
         host_gib, gpu_gib = sums[4:].view(-1, 2).max(dim=0).values.tolist()
@@ -293,7 +293,7 @@ def callbacks_of(
         callbacks.append(Metrics(spec.run_dir, stream, resume.saved.step if resume else 0, spec.feed_plan))
     if train.early_stopping_patience:
         callbacks.append(EarlyStopping(train))
-    # Behind all that decides what is due.
+    # After all callbacks that decide what is due.
     callbacks.append(Whereabouts(worker.at, "completions" if rollout_of(spec.config) else "rows"))
     return callbacks + [user_code.make_callback(name) for name in train.callbacks]
 

@@ -10,7 +10,7 @@ from peft import PeftModel
 from rayswift.data.sequence.windows import PackedRow
 from rayswift.model import heads
 from rayswift.train import evaluation
-from rayswift.train.trainers.row_means import HeadTrainer
+from rayswift.train.trainers.per_example import HeadTrainer
 
 _OF_CLASS = "f1 of class "
 

@@ -8,21 +8,21 @@ TRL would with a single batch.
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from datasets import Dataset
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
 from rayswift.data.collate.packed import IGNORED
 from rayswift.data.sequence.windows import PackedRow
 from rayswift.train import evaluation
-from rayswift.train.trainers.row_means import RowMeans
+from rayswift.train.trainers.per_example import PerExampleTrainer
 
 _OF_PAIRS = "loss of pairs"
 
 
-class _Odds(RowMeans):
+class _Odds(PerExampleTrainer):
     """The common part of both trainers: keeps their metrics under one name in training and evaluation."""
 
+    placeholder_row: ClassVar[dict[str, list[Any]]] = {"prompt": ["a "], "chosen": ["b"], "rejected": ["c"]}
     token_metrics: ClassVar[dict[str, tuple[int, ...]]] = {"logits/chosen": (0,), "logits/rejected": (1,)}
     _stored_metrics: Any
 
@@ -65,11 +65,6 @@ class _Odds(RowMeans):
 
     def _take_metrics(self) -> dict[str, float]:
         return {name: float(values[-1]) for name, values in self._stored_metrics.pop("train", {}).items()}
-
-    @staticmethod
-    def placeholder() -> Dataset:
-        """Return one row for TRL's constructor to tokenise. Real rows come from the stream."""
-        return Dataset.from_dict({"prompt": ["a "], "chosen": ["b"], "rejected": ["c"]})
 
 
 def _predicting(logits: Any, labels: Any) -> Any:

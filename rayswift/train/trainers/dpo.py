@@ -7,16 +7,17 @@ import torch
 from datasets import Dataset
 from trl import DPOTrainer
 
-from rayswift.data.collate.members import REFERENCE_LOGPS
+from rayswift.data.collate.padded import REFERENCE_LOGPS
 from rayswift.data.sequence.windows import PackedRow
 from rayswift.train import evaluation
 from rayswift.train.spec import RunSpec
-from rayswift.train.trainers.row_means import RowMeans
+from rayswift.train.trainers.per_example import PerExampleTrainer
 
 
-class StreamedDPOTrainer(RowMeans, DPOTrainer):
+class StreamedDPOTrainer(PerExampleTrainer, DPOTrainer):
     """TRL's `DPOTrainer`, streamed."""
 
+    placeholder_row: ClassVar[dict[str, list[Any]]] = {"prompt": [""], "chosen": ["b"], "rejected": ["c"]}
     token_metrics: ClassVar[dict[str, tuple[int, ...]]] = {
         "entropy": (0, 1),
         "mean_token_accuracy": (0,),
@@ -27,11 +28,6 @@ class StreamedDPOTrainer(RowMeans, DPOTrainer):
     def __init__(self, *, spec: RunSpec, **kwargs: Any):
         self._reference_free = bool(spec.config.train.trl_extra.get("reference_free"))
         super().__init__(spec=spec, **kwargs)
-
-    @staticmethod
-    def placeholder() -> Dataset:
-        """Return one row for TRL's constructor to tokenise. Real rows come from the stream."""
-        return Dataset.from_dict({"prompt": [""], "chosen": ["b"], "rejected": ["c"]})
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         # TRL's is over the dataset of its constructor; the stream's rows bring their own.

@@ -24,7 +24,7 @@ from rayswift.model.texts import sentence_folder
 from rayswift.train import evaluation
 from rayswift.train.spec import RunSpec
 from rayswift.train.trainers.embedding_losses import WIDTH, EmbeddingLoss, text_metadata
-from rayswift.train.trainers.row_means import HeadTrainer
+from rayswift.train.trainers.per_example import HeadTrainer
 
 
 class StreamedEmbeddingTrainer(HeadTrainer):
@@ -38,11 +38,11 @@ class StreamedEmbeddingTrainer(HeadTrainer):
         self._modules = sentence_folder.modules_of(spec.config, spec.tokenizer_dir, hidden_size)
         self._loss_of = EmbeddingLoss(train)
         self._micro_batches: list[dict[str, Any]] = []
-        # What is left of a step whose rows are compared: the gradient for each micro-batch, and the loss of all.
+        # State of a step whose rows are compared: the gradient for each remaining micro-batch, and the loss.
         self._gradients: deque[torch.Tensor] = deque()
         self._step_loss = torch.zeros(())
         for name, parameter in model.named_parameters():
-            if name.startswith("pooler."):  # an encoder's own, which no embedding comes through
+            if name.startswith("pooler."):  # an encoder's own pooler, which embeddings do not use
                 parameter.requires_grad_(False)
         layers = torch.nn.ModuleList(each.module for each in self._modules)
         has_weights = any(True for _ in layers.parameters())
@@ -52,7 +52,7 @@ class StreamedEmbeddingTrainer(HeadTrainer):
     def _measured_prompts(self, layers: Iterable[torch.nn.Module]) -> tuple[int, int]:
         """Return the numbers of tokens at the beginning of queries and of documents that the pooling leaves out."""
         excludes = any(isinstance(module, Pooling) and not module.include_prompt for module in layers)
-        if not excludes or self._config.data.use_chat_template:  # of a rendered prompt nobody knows where it ends
+        if not excludes or self._config.data.use_chat_template:  # the end of a rendered prompt is unknown
             return 0, 0
         prompts = sentence_folder.prompts_of(self._config, self._model_files)
         query, document = (sentence_folder.prompt_length(self.processing_class, prompt) for prompt in prompts)
@@ -66,7 +66,7 @@ class StreamedEmbeddingTrainer(HeadTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the loss; see `RowMeans`. For a loss that compares rows, the value is that of the global batch.
+        """Return the loss; see `PerExampleTrainer`. A loss that compares rows has the value of the global batch.
 
         Raises:
             UserError: a NaN or infinite loss.

@@ -5,18 +5,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-from datasets import Dataset
 from transformers.trainer_utils import EvalLoopOutput
 from trl import KTOTrainer
 
 from rayswift.data.sequence.windows import PackedRow
 from rayswift.train import evaluation
-from rayswift.train.trainers.row_means import RowMeans, trained_tokens
+from rayswift.train.trainers.per_example import PerExampleTrainer, trained_tokens
 
 _Batches = Iterable[tuple[Sequence[PackedRow], dict[str, Any]]]
 
 
-class StreamedKTOTrainer(RowMeans, KTOTrainer):
+class StreamedKTOTrainer(PerExampleTrainer, KTOTrainer):
     """TRL's `KTOTrainer`, streamed.
 
     Its loss compares each row with the KL term of a batch. In TRL this is the micro-batch of all ranks; here it is the
@@ -24,7 +23,8 @@ class StreamedKTOTrainer(RowMeans, KTOTrainer):
     those of TRL in another order: those without a gradient first.
     """
 
-    # The difference of two means over different rows: made of their totals.
+    placeholder_row: ClassVar[dict[str, list[Any]]] = {"prompt": [""], "completion": ["b"], "label": [True]}
+    # The difference of two means over different rows: computed from their totals.
     extremes: ClassVar[tuple[str, ...]] = ("rewards/margins",)
 
     def __init__(self, *, args: Any, **kwargs: Any):
@@ -32,16 +32,11 @@ class StreamedKTOTrainer(RowMeans, KTOTrainer):
         args.per_device_train_batch_size = max(2, rows)  # TRL pairs rows within it, and refuses 1
         super().__init__(args=args, **kwargs)
         args.per_device_train_batch_size = self._train_batch_size = rows
-        # The loss then takes the reference's log-probabilities from its batch.
+        # With this, the loss takes the reference's log-probabilities from its batch.
         self.precompute_ref_logps = True
         self._coming: _Batches = ()
         self._reference_logps: deque[torch.Tensor] = deque()
         self._kl = torch.zeros(1)
-
-    @staticmethod
-    def placeholder() -> Dataset:
-        """Return one row for TRL's constructor to tokenise. Real rows come from the stream."""
-        return Dataset.from_dict({"prompt": [""], "completion": ["b"], "label": [True]})
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """Return HF's micro-batches of a step, and remember them."""
@@ -50,7 +45,6 @@ class StreamedKTOTrainer(RowMeans, KTOTrainer):
         return batches, num_items
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """See `RowMeans`."""
         self._coming = dataloader
         return super().evaluation_loop(dataloader, *args, **kwargs)
 
@@ -76,7 +70,7 @@ class StreamedKTOTrainer(RowMeans, KTOTrainer):
         self._kl = torch.tensor([total / max(1, num_rows)], dtype=torch.float32, device=self.args.device)
 
     def _compute_kl_logps(self, model: Any, batch: dict[str, Any]) -> torch.Tensor:
-        # What TRL takes the mean of, and holds against the reference's, here 0.
+        # TRL takes its mean, and subtracts the reference's, here 0.
         return self._kl
 
     def _count(self, name: str, rows: Sequence[PackedRow]) -> int:

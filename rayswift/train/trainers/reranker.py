@@ -12,7 +12,7 @@ from rayswift.data.sequence.windows import PackedRow
 from rayswift.model.texts import sentence_folder
 from rayswift.train import evaluation
 from rayswift.train.spec import RunSpec
-from rayswift.train.trainers.row_means import HeadTrainer
+from rayswift.train.trainers.per_example import HeadTrainer
 
 
 class StreamedRerankerTrainer(HeadTrainer):

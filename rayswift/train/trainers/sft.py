@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from datasets import Dataset
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
@@ -42,7 +41,7 @@ class TokenOutputs:
 
     def losses_of(self, rows: Sequence[PackedRow]) -> list[guard.TokenLosses]:
         """Return the loss of each token of a micro-batch's rows, [T] each, times its weight if rows have weights."""
-        if not rows:  # a micro-batch behind the end of the data
+        if not rows:  # a micro-batch after the end of the data
             return []
         losses = -self._log_probs.double().cpu().numpy()
         losses = np.concatenate([np.zeros((len(losses), 1)), losses], axis=1)
@@ -55,6 +54,7 @@ class TokenOutputs:
 class StreamedSFTTrainer(Streamed, SFTTrainer):
     """`SFTTrainer`, streamed, with loss weights, and metrics and losses of the user; see `Streamed`."""
 
+    placeholder_row: ClassVar[dict[str, list[Any]]] = {"input_ids": [[0, 0]], "labels": [[0, 0]]}
     stream: Stream
 
     def __init__(self, *, spec: RunSpec, **kwargs: Any):
@@ -65,14 +65,9 @@ class StreamedSFTTrainer(Streamed, SFTTrainer):
         self._head = ScoredPositions(self.model)
         self._is_adalora = spec.config.model.tuner == "adalora"
         self._eval_metrics = [(name, user_code.load("train.metrics", name)) for name in train.metrics]
-        # What the last forward pass said of each token, and the same of the step's micro-batches with their rows.
+        # Results of the last forward pass for each token, and those of the step's micro-batches with their rows.
         self._tokens: TokenOutputs
         self._step: list[tuple[Sequence[PackedRow], TokenOutputs]] = []
-
-    @staticmethod
-    def placeholder() -> Dataset:
-        """Return one tokenised row for TRL's constructor. Real rows come from the stream."""
-        return Dataset.from_dict({"input_ids": [[0, 0]], "labels": [[0, 0]]})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as TRL does, without its count of tokens."""

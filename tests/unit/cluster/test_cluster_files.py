@@ -1,4 +1,4 @@
-"""The files of `cluster/`: valid for those who read them, and in step with the rest of the repository."""
+"""The files of `cluster/`: valid for the tools that read them, and consistent with the repository."""
 
 import copy
 import os

@@ -1,4 +1,4 @@
-"""The GPUs of this machine, as its device files and nvidia-smi show them."""
+"""The GPUs of this machine, counted from device files and nvidia-smi."""
 
 from pathlib import Path
 

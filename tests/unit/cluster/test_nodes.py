@@ -1,4 +1,4 @@
-"""What is wrong with nodes, in words; and who answers."""
+"""Messages about problems of nodes; and which nodes answer."""
 
 import socket
 from pathlib import Path

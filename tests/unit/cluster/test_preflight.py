@@ -1,4 +1,4 @@
-"""What fits a cluster, and addresses where no head is."""
+"""Which runs fit a cluster, and addresses without a head."""
 
 import socket
 import time

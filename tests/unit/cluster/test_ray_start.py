@@ -1,4 +1,4 @@
-"""Ray that does not start in time, on a machine that is too busy: again, then one error."""
+"""Ray does not start in time on a busy machine: it is tried again, then there is one error."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""How any number of workers shares one global batch, and what a range of counts resolves to."""
+"""Any number of workers shares one global batch; a range of worker counts is resolved."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""argv + YAML -> config: precedence, spelling, types, TRL's names, and what a person is told."""
+"""argv + YAML -> config: precedence, spelling, types, TRL's names, and what a person reads."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Settings of tasks that sample completions: what is refused before anything starts, and with which words."""
+"""Settings of tasks that sample completions: what is refused before anything starts, and the messages."""
 
 import json
 from pathlib import Path
@@ -106,11 +106,11 @@ def test_a_plain_run_has_no_problem() -> None:
         ({"rollout__teacher_server": ["http://a", "http://b"]}, "rollout.teacher_server: two servers have no tags"),
         (
             {"rollout__teacher_server": "http://a", "rollout__temperature": 0.9},
-            "rollout.temperature = 0.9: a server tells log-probabilities at temperature 1",
+            "rollout.temperature = 0.9: a server gives log-probabilities at temperature 1",
         ),
         (
             {"train__task": "gkd", "model__teacher": "t", "rollout__teacher_engines": 1},
-            "train.logits_topk is not set: engines and servers tell the likeliest tokens of a teacher alone",
+            "train.logits_topk is not set: engines and servers give only a teacher's likeliest tokens",
         ),
         (
             {"model__teacher": "t", "rollout__reward_funcs": [], "rollout__dynamic_sampling": True},

@@ -1,4 +1,4 @@
-"""Names of TRL, LLaMA-Factory and axolotl are answered with ours."""
+"""For names of TRL, LLaMA-Factory and axolotl, the error suggests our names."""
 
 import re
 from pathlib import Path
@@ -18,11 +18,11 @@ KNOWN = {path for verb in ("pt", "sft", "rlhf") for path in paths_of(VERB_CONFIG
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_answer_names_a_field_that_is_there(name: str) -> None:
-    told = answer(name)
-    assert told is not None
-    for path in re.findall(r"\b(?:model|data|train|cluster|rollout)\.\w+", told):
+    hint = answer(name)
+    assert hint is not None
+    for path in re.findall(r"\b(?:model|data|train|cluster|rollout)\.\w+", hint):
         if path not in ("train.jsonl",):
-            assert path in KNOWN, told
+            assert path in KNOWN, hint
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Paths of a config made absolute for actors, and what nodes must have of them."""
+"""Paths of a config are made absolute for actors; nodes must have the files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What task grpo's loss cannot use is refused, with what to do."""
+"""Settings that the loss of task grpo cannot use are refused, with a remedy."""
 
 import pytest
 
@@ -88,7 +88,7 @@ def test_a_value_of_the_wrong_type_is_an_error_not_a_crash_of_the_checks(flags: 
     assert message in str(raised.value)
 
 
-def test_ppo_samples_one_completion_of_a_prompt_unless_told_otherwise() -> None:
+def test_ppo_samples_one_completion_of_a_prompt_by_default() -> None:
     for flags, wanted in (((), 1), (("--num_generations", "4"), 4)):
         config = load("rlhf", [*PPO, *flags]).config
         assert isinstance(config, RlhfConfig)

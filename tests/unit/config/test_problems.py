@@ -1,4 +1,4 @@
-"""Problems that are found before anything starts: all of them, each once, and each with a way out."""
+"""Problems found before anything starts: all are reported, each once, each with a remedy."""
 
 import json
 import shutil
@@ -54,7 +54,7 @@ def test_a_flag_without_a_value_is_no_text() -> None:
     with pytest.raises(UserError) as caught:
         load("sft", ["--model", "--dataset", "--output_dir", "--learning_rate", "--packing"])
     names = ("model", "dataset", "output_dir", "learning_rate")
-    assert str(caught.value).splitlines() == [f"--{name} has no value; write one behind it" for name in names]
+    assert str(caught.value).splitlines() == [f"--{name} has no value; write one after it" for name in names]
     assert load("sft", [*NEEDED, "--random_init", "--packing"]).config.model.random_init
 
 

@@ -1,4 +1,4 @@
-"""ms-swift's spelling: whole command lines, single flags, and what a person is told."""
+"""ms-swift's spelling: whole command lines, single flags, and what a person reads."""
 
 import json
 import shlex
@@ -16,8 +16,8 @@ from rayswift.config.load import Invocation, load, to_yaml
 from rayswift.config.reading.names import paths_of
 from rayswift.config.schema import VERB_CONFIGS
 from rayswift.config.swift import translate
+from rayswift.config.swift.combined_flags import COMBINED
 from rayswift.config.swift.rules import ByValue, Into, NoEffect, Refused, Rule, To
-from rayswift.config.swift.together import TOGETHER
 from rayswift.config.swift.translate import TABLE
 from rayswift.launch import plan
 from rayswift.log import UserError, logger
@@ -74,9 +74,9 @@ def test_a_rule_leads_to_a_field_or_gives_a_reason(name: str) -> None:
 
 
 def test_no_flag_has_two_rules() -> None:
-    together = [name for names in TOGETHER for name in names]
-    assert len(together) == len(set(together))
-    assert not set(together) & set(TABLE)
+    combined = [name for names in COMBINED for name in names]
+    assert len(combined) == len(set(combined))
+    assert not set(combined) & set(TABLE)
 
 
 # ---- single flags ----

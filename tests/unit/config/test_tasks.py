@@ -1,4 +1,4 @@
-"""The trainer factory's table: what is built is what the config lets through and what the documentation says."""
+"""The table of tasks: it agrees with the checks of the config and with the documentation."""
 
 from pathlib import Path
 from typing import get_args

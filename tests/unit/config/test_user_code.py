@@ -1,4 +1,4 @@
-"""The user's own code: found, checked before anything starts, and blamed for what it raises."""
+"""The user's own code: it is found, checked before anything starts, and named in the errors that it raises."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is written means the same in YAML, in a dict inside YAML, in a flag and in JSON inside a flag."""
+"""A written value means the same in YAML, in a dict inside YAML, in a flag and in JSON inside a flag."""
 
 import json
 from pathlib import Path

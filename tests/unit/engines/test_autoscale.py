@@ -1,4 +1,4 @@
-"""The rule for the number of engines: bounds, directions, no flapping."""
+"""The rule for the number of engines: bounds, directions, no oscillation."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Where completions end is where transformers' own reading of the folder ends them."""
+"""The end tokens of completions are those that transformers reads from the folder."""
 
 import json
 import shutil

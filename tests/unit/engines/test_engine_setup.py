@@ -1,4 +1,4 @@
-"""What an engine is built from, and what is refused before one is."""
+"""The setup of an engine, and settings that are refused before it is built."""
 
 import logging
 import socket
@@ -17,9 +17,9 @@ from rayswift.engines.vllm import setup as engine_setup
 from rayswift.engines.vllm.log_tail import LogTail
 from rayswift.launch.rollout_supply import rollout_plan
 from rayswift.log import UserError
-from rayswift.rollout import plane
+from rayswift.rollout import actors
+from rayswift.rollout.actors import RolloutSpec
 from rayswift.rollout.ledger import LedgerSnapshot
-from rayswift.rollout.plane import PlaneSpec
 from tests.conftest import TINY
 
 CPU, GPU = Layout(1, "cpu", 1, True), Layout(1, "cuda", 1, False)
@@ -111,7 +111,7 @@ def test_the_last_log_lines_are_kept() -> None:
     assert "after" not in tail.indented()
 
 
-def spec(**rollout: object) -> PlaneSpec:
+def spec(**rollout: object) -> RolloutSpec:
     config = RlhfConfig.model_validate(
         {
             "model": {"path": "org/model", "revision": "v2"},
@@ -122,20 +122,20 @@ def spec(**rollout: object) -> PlaneSpec:
     )
     here = Path()
     windows: Any = None  # a pool needs none
-    return PlaneSpec(config, rollout_plan(config), CPU, here, TINY, here, windows, None, LedgerSnapshot())
+    return RolloutSpec(config, rollout_plan(config), CPU, here, TINY, here, windows, None, LedgerSnapshot())
 
 
 def test_engines_are_built_from_the_revision_that_is_trained() -> None:
-    made = plane.setup_of(spec())
+    made = actors.setup_of(spec())
     assert (made.model, made.revision) == ("org/model", "v2")
 
 
 def test_what_cannot_go_on_behind_its_tokens_starts_anew() -> None:
     """A grammar would begin again in the midst of an answer, and a stop string across the seam would not be seen."""
-    assert plane.salvages(spec(max_staleness=1))
-    assert not plane.salvages(spec(max_staleness=0))
-    assert not plane.salvages(spec(max_staleness=1, stop=["END"]))
-    assert not plane.salvages(spec(max_staleness=1, structured_outputs_regex=r"\d+"))
+    assert actors.resumes_partial(spec(max_staleness=1))
+    assert not actors.resumes_partial(spec(max_staleness=0))
+    assert not actors.resumes_partial(spec(max_staleness=1, stop=["END"]))
+    assert not actors.resumes_partial(spec(max_staleness=1, structured_outputs_regex=r"\d+"))
 
 
 def test_limits_are_the_configs() -> None:

@@ -1,4 +1,4 @@
-"""The pool over simulated engines, in virtual time: each request is answered once, whatever dies meanwhile."""
+"""The pool over simulated engines, in virtual time: each request is answered once, whichever engines die."""
 
 import asyncio
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from tests.support.pools import LIMITS, SPEED, V0, V1, Engines, in_pool, request
 
 
 class Noting(FakeEngine):
-    """Notes what it is asked."""
+    """Notes its calls."""
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
@@ -63,9 +63,9 @@ schedules = st.lists(
 
 
 @settings(max_examples=25)
-@given(events=schedules, salvage=st.booleans(), size=st.integers(1, 4))
+@given(events=schedules, resume_partial=st.booleans(), size=st.integers(1, 4))
 def test_no_kill_schedule_loses_a_request_or_changes_a_completion(
-    events: list[Event], salvage: bool, size: int
+    events: list[Event], resume_partial: bool, size: int
 ) -> None:
     wanted = requests(25, 3)
     limits = replace(LIMITS, max_tries=20, max_starts=20)
@@ -89,13 +89,13 @@ def test_no_kill_schedule_loses_a_request_or_changes_a_completion(
         return await asyncio.gather(*futures), pool.statistics()
 
     engines = Engines(replace(SPEED, start_s=3))
-    completions, statistics = in_pool(story, engines, size, salvage, limits)
+    completions, statistics = in_pool(story, engines, size, resume_partial, limits)
     assert all(same(one, other) for one, other in zip(completions, plain(25, 3), strict=True))
     assert statistics.requests == len(wanted)
     assert statistics.tokens == sum(len(completion.token_ids) for completion in completions)
     assert (statistics.failed, statistics.queued, statistics.running) == (0, 0, 0)
-    assert not statistics.salvaged_tokens or salvage
-    assert not statistics.regenerated_tokens or not salvage
+    assert not statistics.resumed_tokens or resume_partial
+    assert not statistics.regenerated_tokens or not resume_partial
 
 
 @settings(max_examples=20)
@@ -164,15 +164,15 @@ def test_what_moves_is_counted() -> None:
         return pool.statistics()
 
     slow = replace(SPEED, median_length=5000)
-    kept, anew = (in_pool(story, Engines(slow), salvage=salvage) for salvage in (True, False))
+    kept, anew = (in_pool(story, Engines(slow), resume_partial=resume_partial) for resume_partial in (True, False))
     assert (kept.moved, kept.lost, kept.tokens) == (4, 1, 800)
-    assert kept.salvaged_tokens == anew.regenerated_tokens > 100
-    assert kept.regenerated_tokens == anew.salvaged_tokens == 0
+    assert kept.resumed_tokens == anew.regenerated_tokens > 100
+    assert kept.regenerated_tokens == anew.resumed_tokens == 0
 
 
-@pytest.mark.parametrize(("salvage", "room", "expected"), [(False, 2000, 0), (True, 400, 0), (True, 2000, 3)])
+@pytest.mark.parametrize(("resume_partial", "room", "expected"), [(False, 2000, 0), (True, 400, 0), (True, 2000, 3)])
 def test_unfinished_tokens_stay_in_their_engine_until_a_loss_would_weigh(
-    salvage: bool, room: int, expected: int
+    resume_partial: bool, room: int, expected: int
 ) -> None:
     """Not at all where they would be thrown away; else once there are 512 more of a request."""
     handed: list[int] = []
@@ -186,11 +186,11 @@ def test_unfinished_tokens_stay_in_their_engine_until_a_loss_would_weigh(
     async def story(pool: Pool, engines: Engines) -> Any:
         futures = pool.sample(requests(8, room=room), 0)
         await asyncio.sleep(28)
-        assert pool._seats["engine-0"].num_unfinished > 4 * 300  # counted all the same
+        assert pool._replicas["engine-0"].num_unfinished > 4 * 300  # counted all the same
         await asyncio.gather(*futures)
 
     slow = Engines(replace(SPEED, median_length=50_000), kind=Watched)
-    in_pool(story, slow, salvage=salvage, limits=replace(LIMITS, part_tokens=Limits().part_tokens))
+    in_pool(story, slow, resume_partial=resume_partial, limits=replace(LIMITS, part_tokens=Limits().part_tokens))
     assert len(handed) == 8 * expected
     assert all(512 <= number < 600 for number in handed)
 
@@ -580,8 +580,8 @@ def test_an_engine_that_does_not_score_in_time_is_asked_again_and_then_left_out(
 # ---- fewer engines, fewer requests ----
 
 
-@pytest.mark.parametrize("salvage", [True, False])
-def test_a_leaving_engine_hands_over_what_it_cannot_finish(salvage: bool) -> None:
+@pytest.mark.parametrize("resume_partial", [True, False])
+def test_a_leaving_engine_hands_over_what_it_cannot_finish(resume_partial: bool) -> None:
     async def story(pool: Pool, engines: Engines) -> Any:
         await asyncio.sleep(25)
         futures = pool.sample(requests(8, room=500), 0)
@@ -591,11 +591,11 @@ def test_a_leaving_engine_hands_over_what_it_cannot_finish(salvage: bool) -> Non
         assert [engine.dead for engine in engines.made] == [False, True]
         return completions, pool.statistics()
 
-    completions, statistics = in_pool(story, Engines(replace(SPEED, median_length=5000)), salvage=salvage)
+    completions, statistics = in_pool(story, Engines(replace(SPEED, median_length=5000)), resume_partial=resume_partial)
     assert {len(completion.token_ids) for completion in completions} == {500}
     assert (statistics.moved, statistics.lost, statistics.serving) == (4, 0, 1)
     # A second before it was asked to leave, and drain_s after.
-    made = statistics.salvaged_tokens if salvage else statistics.regenerated_tokens
+    made = statistics.resumed_tokens if resume_partial else statistics.regenerated_tokens
     assert made == pytest.approx(4 * 3 / 0.02, rel=0.05)
 
 
@@ -669,8 +669,7 @@ def test_what_is_given_up_makes_room() -> None:
             future.cancel()
         began = asyncio.get_running_loop().time()
         await asyncio.gather(*pool.sample(requests(4, room=10), 0))
-        statuses = [await engine.status() for engine in engines.made]
-        return asyncio.get_running_loop().time() - began, [each.running + each.waiting for each in statuses]
+        return asyncio.get_running_loop().time() - began, [engine.num_in_flight for engine in engines.made]
 
     seconds, left = in_pool(story, Engines(replace(SPEED, median_length=90_000)))
     assert seconds < 1

@@ -1,4 +1,4 @@
-"""The pool is held to what the rule says of measured waiting, in virtual time over simulated engines."""
+"""The pool follows the rule for measured waiting, in virtual time over simulated engines."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ SPEED = FakeSettings(start_s=5, load_s=0.1, step_s=0.05, median_length=100, leng
 
 def test_a_trainer_that_waits_gets_more_engines_and_one_that_does_not_gives_them_back() -> None:
     async def story() -> tuple[int, int]:
-        pool = Pool(lambda name: FakeEngine(SPEED), Limits(max_outstanding=10), salvage=True)
+        pool = Pool(lambda name: FakeEngine(SPEED), Limits(max_outstanding=10), resume_partial=True)
         pool.scale_to(1)
         scaler = Scaler(Rule(1, 3), pool, places=10)
         scaling = asyncio.create_task(scaler.run())

@@ -1,6 +1,7 @@
 """Published weights: bytes and back, checksums, the store, gathering with and without an adapter."""
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,11 +31,13 @@ class Here:
 
     def __init__(self) -> None:
         self.sent: dict[int, tuple[Bytes, ...]] = {}
+        self._handles = itertools.count()
         self.is_down = False
 
     def send(self, tensors: Sequence[Bytes]) -> int:
-        self.sent[len(self.sent)] = tuple(tensor.copy() for tensor in tensors)
-        return len(self.sent) - 1
+        handle = next(self._handles)
+        self.sent[handle] = tuple(tensor.copy() for tensor in tensors)
+        return handle
 
     async def receive(self, handle: int) -> Sequence[Bytes]:
         await asyncio.sleep(3600 if self.is_down else 0)
@@ -189,34 +192,27 @@ def version(step: int, transport: Here, attempt: int = 1) -> Published:
 def test_the_store_keeps_the_newest_version_in_objects_of_its_own() -> None:
     async def story() -> None:
         transport = Here()
-        store = WeightStore(10, transport)
-        assert await store.current() is None
+        store = WeightStore(transport)
         first, second = version(3, transport), version(4, transport)
-        await store.publish(first)
-        await store.publish(second)
-        assert await store.settled()
-        kept = await store.current()
-        assert kept and kept.version == second.version
+        stale, kept = await asyncio.gather(store.keep(first), store.keep(second), return_exceptions=True)
+        assert isinstance(stale, StaleAttempt)
+        assert isinstance(kept, Published) and kept.version == second.version
         del transport.sent[first.buckets[0].handle], transport.sent[second.buckets[0].handle]  # the trainer dies
         [(_, tensor)] = as_tensors(await weights.fetch(kept, transport, 10))
         assert tensor[0] == 4
         with pytest.raises(StaleAttempt):
-            await store.publish(first)
-        await store.publish(version(2, transport, attempt=2))  # a later group, from an older checkpoint
+            await store.keep(first)
+        await store.keep(version(2, transport, attempt=2))  # a later group, from an older checkpoint
 
     asyncio.run(story())
 
 
 def test_a_store_says_when_the_bytes_were_lost_before_it_had_them() -> None:
-    async def story() -> None:
-        transport = Here()
-        store = WeightStore(10, transport)
-        lost = version(1, transport)
-        transport.sent.clear()
-        await store.publish(lost)
-        assert not await store.settled()
-
-    asyncio.run(story())
+    transport = Here()
+    lost = version(1, transport)
+    transport.sent.clear()
+    with pytest.raises(KeyError):
+        asyncio.run(WeightStore(transport).keep(lost))
 
 
 def test_the_canary_measures_and_judges() -> None:

@@ -1,4 +1,4 @@
-"""What restarts the workers, what ends a run, and when a second time is enough."""
+"""Which failures restart the workers, and which end a run at once or at their second time."""
 
 import errno
 import pickle

@@ -1,4 +1,4 @@
-"""Sizes from files alone, against the real models, and what they mean for each ZeRO stage."""
+"""Sizes from files alone, compared with the real models, and the memory of each ZeRO stage."""
 
 import dataclasses
 import json

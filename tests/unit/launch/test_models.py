@@ -1,4 +1,4 @@
-"""The plan of a run names its models: what is trained, where each stands, and its memory."""
+"""The plan of a run lists its models: trained parts, devices and memory."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Workers that do not start: tried again within limits, said on the screen, and ended with a reason."""
+"""Workers that do not start: tried again within limits, reported on the screen, and ended with a reason."""
 
 import pickle
 import time

@@ -1,4 +1,4 @@
-"""Folders as they lie on the hub: each quirk trains one step, and what is saved loads as it did."""
+"""Unusual folders of the hub: each trains one step, and the saved model loads like the original."""
 
 import json
 import logging

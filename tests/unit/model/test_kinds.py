@@ -1,4 +1,4 @@
-"""The table of what a model is and what it can: each cell gives a loss, or is refused by name before all else."""
+"""The table of kinds of models and tasks: each cell gives a loss, or is refused by name before anything starts."""
 
 import json
 import math

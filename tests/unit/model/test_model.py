@@ -1,4 +1,4 @@
-"""What a worker makes of a model before it is trained: number formats, dropout, and files that can be saved."""
+"""The model of a worker before training: number formats, dropout, and files that can be saved."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Reference log-probabilities computed before training: each answer's own, brought to its pair in every epoch."""
+"""Reference log-probabilities computed before training: each answer gets its own, in every epoch."""
 
 import json
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ def test_every_pair_has_what_the_model_gives_its_answers(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from rayswift.data.collate.members import preference_batch
+    from rayswift.data.collate.padded import preference_batch
 
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
@@ -54,10 +54,10 @@ def test_every_pair_has_what_the_model_gives_its_answers(
         rows = replace(plan, columns=columns).make(epoch, window).rows
         for row in rows:
             border = row.lengths[0]
-            members = [(row.input_ids[:border], row.trained[:border]), (row.input_ids[border:], row.trained[border:])]
-            shortest = min(int(trained.sum()) for _, trained in members)
+            sequences = [(row.input_ids[:border], row.trained[:border]), (row.input_ids[border:], row.trained[border:])]
+            shortest = min(int(trained.sum()) for _, trained in sequences)
             expected = []
-            for ids, trained in members:
+            for ids, trained in sequences:
                 with torch.inference_mode():
                     logits = model(torch.from_numpy(ids.astype(np.int64))[None]).logits[0]
                 logps = logits.log_softmax(-1)

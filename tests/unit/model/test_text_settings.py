@@ -1,4 +1,4 @@
-"""What tasks that read whole texts take from a model's folder, and what is said where the user sets it otherwise."""
+"""Settings that tasks on whole texts take from a model's folder, and remarks if the user sets other values."""
 
 import json
 from pathlib import Path

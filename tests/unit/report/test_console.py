@@ -1,4 +1,4 @@
-"""The screen follows rank 0's log, whatever bytes stand in it."""
+"""The screen follows the log of rank 0, whatever bytes it contains."""
 
 import time
 from collections.abc import Callable

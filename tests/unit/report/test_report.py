@@ -1,4 +1,4 @@
-"""`report.html`: curves, charts, advice, the whole page; what a kill, a NaN or a hundred thousand lines do to it."""
+"""`report.html`: curves, charts, advice, the whole page; also after a kill, a NaN or a hundred thousand lines."""
 
 import json
 import math
@@ -207,7 +207,7 @@ def advised(
     return [advice.text for advice in advise(config_of(*argv), named, counts or {}, happened or [], local)]
 
 
-def test_a_run_that_lacks_nothing_is_told_so() -> None:
+def test_a_run_that_lacks_nothing_has_no_advice() -> None:
     assert advised(counts={"trained": 100}) == []
     page = render(view_of(curves={name: curve_of(values) for name, values in GOOD.items()}))
     assert "No bottleneck: workers wait for data 1 % of the time, rows are 98 % full." in page
@@ -299,8 +299,8 @@ def test_completions_and_prompts_that_teach_nothing() -> None:
 def test_the_live_line() -> None:
     assert live_line({}) == ""
     assert live_line({"loss": curve_of([2.0, 1.5])}) == "loss 1.5"
-    told = ROLLOUTS | {"rollout_tokens_per_s": [4100.0], "staleness": [0.5], "completions/mean_length": [12.0]}
-    line = live_line({name: curve_of(values) for name, values in told.items()})
+    curves = ROLLOUTS | {"rollout_tokens_per_s": [4100.0], "staleness": [0.5], "completions/mean_length": [12.0]}
+    line = live_line({name: curve_of(values) for name, values in curves.items()})
     assert line == (
         "reward 0.5  12 tokens each  4,100 tokens/s  1 engine(s)  0.5 version(s) behind  trainer waits 20 %"
     )

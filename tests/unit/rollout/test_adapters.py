@@ -1,4 +1,4 @@
-"""OpenRLHF's agents, verl's function tools and servers of OpenEnv, each in the words of its own project."""
+"""OpenRLHF's agents, verl's function tools and servers of OpenEnv, each written as in its own project."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from rayswift.log import UserError
 from rayswift.rollout.adapters import named
 from rayswift.rollout.episodes import contract
 from rayswift.rollout.episodes.calls import Call, Said
-from rayswift.rollout.episodes.play import Limits, play
+from rayswift.rollout.episodes.play import EpisodeLimits, play
 from rayswift.rollout.episodes.sessions import Answer, Runner, Session, Start, ToolSession, Turn
 from rayswift.rollout.episodes.trajectories import checksum
 from rayswift.rollout.episodes.turns import Turns
@@ -159,7 +159,9 @@ def test_an_agents_texts_are_raw(agent: str, name: str, label: str, tokenizer_di
 
     async def story() -> Completion:
         session: Any = Direct(await session_of(f"{agent}:{name}"), start)
-        return await play(SampleRequest("k", prompt, 200, 3), generate, session, turns, Limits(None, 300, False, 400))
+        return await play(
+            SampleRequest("k", prompt, 200, 3), generate, session, turns, EpisodeLimits(None, 300, False, 400)
+        )
 
     made = asyncio.run(story())
     played = made.trajectory
@@ -393,11 +395,11 @@ async def serving(is_typed: bool) -> AsyncIterator[tuple[Server, str]]:
 
 
 def with_server(is_typed: bool, story: Callable[[Server, str], Coroutine[Any, Any, Any]]) -> Any:
-    async def told() -> Any:
+    async def answer() -> Any:
         async with serving(is_typed) as (server, url):
             return await story(server, url)
 
-    return asyncio.run(told())
+    return asyncio.run(answer())
 
 
 START = Start([{"role": "user", "content": "Hi."}], {"level": 2}, 7)

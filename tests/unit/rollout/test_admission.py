@@ -1,4 +1,4 @@
-"""Admission and ledger under every order of events: each prompt once, whatever dies when."""
+"""Admission and ledger under every order of events: each prompt counts once, whatever fails."""
 
 import random
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Rewards to advantages: against the papers' formulas in plain float64, and what must always hold."""
+"""Rewards -> advantages: compared with the papers' formulas in plain float64; and invariants."""
 
 import itertools
 from typing import Any

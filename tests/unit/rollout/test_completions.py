@@ -1,4 +1,4 @@
-"""Completions as Parquet: complete and readable at any moment, in bounded parts, without rounds that come again."""
+"""Completions as Parquet: readable at any moment, in bounded parts, without rounds that are made again."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_what_a_row_says(tmp_path: Path) -> None:
     assert (third["ordinal"], third["outcome"]) == (6, "filtered: all rewards equal")
 
 
-def test_of_a_prompt_that_was_cut_the_rest_is_told(tmp_path: Path) -> None:
+def test_the_rest_of_a_prompt_that_was_cut_is_written(tmp_path: Path) -> None:
     whole = group(5, [1.0])
     file = CompletionsFile(tmp_path, ["accuracy", "judge"], lambda ids: f"tokens {ids}")
     file.add(3, [replace(whole, prompt=replace(whole.prompt, cut=True))], "trained")

@@ -128,7 +128,7 @@ def weights(attempt: int, step: int) -> Published:
     return Published(PolicyVersion(attempt, step), (), 0)
 
 
-def told(
+def coordinated(
     story: Callable[[Coordinator], Awaitable[Any]],
     num_prompts: int = 100,
     plan: RolloutPlan = PLAN,
@@ -141,7 +141,7 @@ def told(
     cut: Sequence[int] = (),
 ) -> Any:
     async def tell() -> Any:
-        pool = Pool(lambda name: FakeEngine(engine), Limits(), salvage=plan.rounds.max_staleness > 0)
+        pool = Pool(lambda name: FakeEngine(engine), Limits(), resume_partial=plan.rounds.max_staleness > 0)
         prompts: Any = ListedPrompts(num_prompts, num_epochs, cut)
         coordinator = Coordinator(
             plan, prompts, pool, rewards or Lengths(), Kept(), kept or Kept(), Rule(num_engines, num_engines)
@@ -156,11 +156,11 @@ def told(
 
 
 async def there(ask: Callable[[], Awaitable[Any]]) -> tuple[Any, list[str]]:
-    """What a rank gets in the end, and what it is told meanwhile."""
-    told = []
+    """What a rank gets in the end, and the texts of its waits."""
+    texts = []
     while isinstance(answer := await ask(), Waiting):
-        told.append(answer.text)
-    return answer, told
+        texts.append(answer.text)
+    return answer, texts
 
 
 async def trained(coordinator: Coordinator, attempt: int, start: LedgerSnapshot, most: int = 1000) -> list[Round]:
@@ -185,12 +185,12 @@ def after(received: Round) -> LedgerSnapshot:
 
 
 def test_prompts_that_were_cut_are_counted_by_themselves() -> None:
-    rounds = told(lambda coordinator: trained(coordinator, 5, LedgerSnapshot()), num_prompts=6, cut=(1, 4, 5))
+    rounds = coordinated(lambda coordinator: trained(coordinator, 5, LedgerSnapshot()), num_prompts=6, cut=(1, 4, 5))
     assert rounds[-1].position.counts == {TRAINED: 3, CUT: 3}
 
 
 def test_rounds_hold_the_prompts_in_order_until_these_end() -> None:
-    rounds = told(lambda coordinator: trained(coordinator, 5, LedgerSnapshot()), num_prompts=8)
+    rounds = coordinated(lambda coordinator: trained(coordinator, 5, LedgerSnapshot()), num_prompts=8)
     assert [each.table.ordinals.tolist() for each in rounds] == [[0, 0, 1, 1, 2, 2], [3, 3, 4, 4, 5, 5]]
     assert rounds[-1].last
     assert rounds[-1].position.counts == {TRAINED: 6, REMAINDER: 2}
@@ -201,7 +201,7 @@ def test_rounds_hold_the_prompts_in_order_until_these_end() -> None:
 
 def test_what_is_read_ahead_when_the_steps_end_is_not_in_the_accounting() -> None:
     plan = replace(PLAN, rounds=replace(PLAN.rounds, num_rounds=2))
-    rounds = told(lambda coordinator: trained(coordinator, 5, LedgerSnapshot()), plan=plan)
+    rounds = coordinated(lambda coordinator: trained(coordinator, 5, LedgerSnapshot()), plan=plan)
     assert [each.last for each in rounds] == [False, True]
     assert rounds[-1].position.counts == {TRAINED: 6}
 
@@ -213,7 +213,7 @@ def test_ranks_get_shares_of_one_round() -> None:
         await coordinator.published(1, weights(1, 0))
         return list(await asyncio.gather(*(coordinator.next(1, 0, rank, 2, 20) for rank in (1, 0))))
 
-    shares = told(story)
+    shares = coordinated(story)
     assert sorted(np.concatenate([each.tokens.rows for each in shares]).tolist()) == list(range(6))
     # What is the same for all is made once, however many ranks there are.
     assert shares[0].table is shares[1].table
@@ -225,7 +225,7 @@ def test_filtered_and_failed_prompts_are_replaced_and_named(staleness: int) -> N
     rounds = replace(PLAN.rounds, max_staleness=staleness)
     plan = replace(PLAN, rounds=rounds, drops_equal=True)
     rewards = Lengths(flat=(1, 4), broken=(2,))
-    received = told(lambda coordinator: trained(coordinator, 1, LedgerSnapshot()), 12, plan, rewards)
+    received = coordinated(lambda coordinator: trained(coordinator, 1, LedgerSnapshot()), 12, plan, rewards)
     ordinals = [ordinal for each in received for ordinal in each.table.ordinals[::2].tolist()]
     assert sorted(ordinals) == [0, 3, *range(5, 12)]
     if not staleness:
@@ -240,7 +240,7 @@ def test_oversampling_changes_when_prompts_are_sampled_and_nothing_else(oversamp
 
     def rounds(share: float) -> list[Round]:
         plan = replace(PLAN, rounds=replace(PLAN.rounds, max_resamples=4, oversampling=share), drops_equal=True)
-        return told(lambda coordinator: trained(coordinator, 1, LedgerSnapshot()), 19, plan, rewards)
+        return coordinated(lambda coordinator: trained(coordinator, 1, LedgerSnapshot()), 19, plan, rewards)
 
     plain, ahead = rounds(0.0), rounds(oversampling)
     assert [each.table.ordinals.tolist() for each in ahead] == [each.table.ordinals.tolist() for each in plain]
@@ -264,7 +264,7 @@ def test_a_later_attempt_goes_on_at_its_ledger_and_older_ones_are_refused() -> N
             await coordinator.begin(1, LedgerSnapshot())
         return first, second
 
-    first, second = told(story)
+    first, second = coordinated(story)
     # The same prompts and the same tokens: at staleness 0 both follow from seed and weights alone.
     assert [each[:2] for each in contents(second)] == [each[:2] for each in contents(first[1:])]
 
@@ -276,7 +276,7 @@ def test_prompts_are_read_before_there_are_workers() -> None:
         found = await trained(coordinator, number, LedgerSnapshot(), most=1)
         return found, coordinator._prompts.begins  # type: ignore[attr-defined]
 
-    found, begins = told(story)
+    found, begins = coordinated(story)
     assert begins == 1
     assert found[0].table.ordinals[::2].tolist() == [0, 1, 2]
 
@@ -295,7 +295,7 @@ def test_a_wait_ends_where_nothing_comes_forward_and_says_for_what_it_waited() -
             await coordinator.published(1, weights(1, 0))
         return waited
 
-    waited = told(story, plan=replace(PLAN, max_still_s=300.0), num_engines=0, run=virtual_time.run)
+    waited = coordinated(story, plan=replace(PLAN, max_still_s=300.0), num_engines=0, run=virtual_time.run)
     assert [300 <= each <= 320 for each in waited] == [True, True]
 
 
@@ -314,7 +314,7 @@ def test_a_round_may_take_as_long_as_its_tokens_come() -> None:
         evaluated = await there(lambda: coordinator.evaluate(1, 0, 10))
         return received, evaluated, round_s, clock() - began
 
-    received, evaluated, round_s, evaluation_s = told(story, plan=plan, engine=slow, run=virtual_time.run)
+    received, evaluated, round_s, evaluation_s = coordinated(story, plan=plan, engine=slow, run=virtual_time.run)
     assert received[0].table.lengths.tolist() == [32_768] * 6
     assert evaluated[0]["completion_length"] == 32_768
     assert round_s == pytest.approx(983, abs=20)
@@ -333,7 +333,7 @@ def test_who_waits_for_an_older_worker_group_waits_no_longer() -> None:
                 while isinstance(await each, Waiting):
                     each = coordinator.next(1, 0, 0, 8, 1e6)
 
-    told(story, num_engines=0)
+    coordinated(story, num_engines=0)
 
 
 def test_nothing_to_train_ends_the_run_with_the_reasons() -> None:
@@ -341,13 +341,13 @@ def test_nothing_to_train_ends_the_run_with_the_reasons() -> None:
         with pytest.raises(UserError, match=r"none of the 9 prompts drawn for round 0 can be trained: 9 failed"):
             await trained(coordinator, 1, LedgerSnapshot())
 
-    told(broken, rewards=Lengths(broken=range(100)))
+    coordinated(broken, rewards=Lengths(broken=range(100)))
 
     async def few(coordinator: Coordinator) -> None:
         with pytest.raises(UserError, match="2 prompts are left, fewer than the 3 of a round"):
             await trained(coordinator, 1, LedgerSnapshot())
 
-    told(few, num_prompts=2)
+    coordinated(few, num_prompts=2)
 
 
 EQUAL = replace(PLAN, drops_equal=True, rounds=replace(PLAN.rounds, max_resamples=1))
@@ -358,7 +358,7 @@ def test_a_run_whose_prompts_are_all_solved_ends_well_and_says_so(staleness: int
     kept = Kept()
     plan = replace(EQUAL, rounds=replace(EQUAL.rounds, max_staleness=staleness))
     solved = Lengths(flat=range(6, 100))
-    received = told(lambda each: trained(each, 1, LedgerSnapshot()), 30, plan, solved, kept=kept)
+    received = coordinated(lambda each: trained(each, 1, LedgerSnapshot()), 30, plan, solved, kept=kept)
     *rounds, end = received
     assert [each.table.ordinals[::2].tolist() for each in rounds] == [[0, 1, 2], [3, 4, 5]]
     assert not any(each.ended for each in rounds)
@@ -377,7 +377,7 @@ def test_a_run_whose_prompts_are_all_solved_ends_well_and_says_so(staleness: int
 
 
 def test_a_whole_pass_without_anything_to_learn_is_enough() -> None:
-    received = told(
+    received = coordinated(
         lambda each: trained(each, 1, LedgerSnapshot()), 100, EQUAL, Lengths(flat=range(3, 100)), num_epochs=10
     )
     assert [len(each.table) for each in received] == [6, 0]
@@ -385,7 +385,7 @@ def test_a_whole_pass_without_anything_to_learn_is_enough() -> None:
 
 
 def test_a_stretch_of_solved_prompts_is_passed_over() -> None:
-    received = told(lambda each: trained(each, 1, LedgerSnapshot()), 33, EQUAL, Lengths(flat=range(3, 29)))
+    received = coordinated(lambda each: trained(each, 1, LedgerSnapshot()), 33, EQUAL, Lengths(flat=range(3, 29)))
     assert [each.table.ordinals[::2].tolist() for each in received] == [[0, 1, 2], [29, 30, 31]]
     assert received[1].metrics["filtered"] == 26
     assert received[-1].position.counts == {TRAINED: 6, ALL_EQUAL: 26, REMAINDER: 1}
@@ -397,7 +397,7 @@ def test_a_run_that_never_had_anything_to_learn_is_an_error() -> None:
         with pytest.raises(UserError, match=message):
             await trained(coordinator, 1, LedgerSnapshot())
 
-    told(story, 9, EQUAL, Lengths(flat=range(9)))
+    coordinated(story, 9, EQUAL, Lengths(flat=range(9)))
 
 
 def test_evaluations_are_made_once_for_all_ranks() -> None:
@@ -406,7 +406,7 @@ def test_evaluations_are_made_once_for_all_ranks() -> None:
         await coordinator.published(1, weights(1, 0))
         return list(await asyncio.gather(*(coordinator.evaluate(1, 0, 20) for _ in range(2))))
 
-    first, second = told(story)
+    first, second = coordinated(story)
     assert first == second
     assert first["reward"] == first["rewards/length/mean"] == pytest.approx(first["completion_length"])
 
@@ -444,7 +444,7 @@ def test_rounds_of_rows_own_answers_need_no_engine(monkeypatch: pytest.MonkeyPat
         await coordinator.begin(5, LedgerSnapshot())
         return [(await there(lambda n=n: coordinator.next(5, n, 0, 1, 20)))[0] for n in range(2)]  # type: ignore[misc]
 
-    rounds = told(story, num_prompts=8, plan=plan, num_engines=0)
+    rounds = coordinated(story, num_prompts=8, plan=plan, num_engines=0)
     assert [each.table.ordinals.tolist() for each in rounds] == [[0, 1, 2], [3, 4, 5]]
     assert [each.tokens.token_ids.tolist() for each in rounds] == [[0, 0, 1, 1, 2, 2], [3, 3, 4, 4, 5, 5]]
     assert [each.last for each in rounds] == [False, True]

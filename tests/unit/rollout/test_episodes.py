@@ -1,4 +1,4 @@
-"""Episodes: what an engine sampled is what is trained, token by token, whatever tools and environments do."""
+"""Episodes: the trained tokens are the sampled ones, whatever tools and environments do."""
 
 import asyncio
 import random
@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 from rayswift.engines.pool.pool import Pool
 from rayswift.engines.samples import Completion, Group, Prompt, SampleRequest, Scored
 from rayswift.rollout.episodes.hosts import Hosts
-from rayswift.rollout.episodes.play import Episodes, Limits
+from rayswift.rollout.episodes.play import EpisodeLimits, Episodes
 from rayswift.rollout.episodes.process import Closing, Opening
 from rayswift.rollout.episodes.sessions import Answer, Turn
 from rayswift.rollout.episodes.turns import Turns
 from rayswift.rollout.groups import requests_for, scored_group
 from rayswift.rollout.rounds import lines_of, make_table, make_tokens
-from rayswift.train.policy.cuts import PolicyLayout
-from rayswift.train.policy.micro_batches import Sequences
+from rayswift.train.policy.micro_batch_plan import PolicyLayout
+from rayswift.train.policy.micro_batches import MicroBatcher
 from tests.support.pools import LIMITS as LIMITS_OF_POOL
 from tests.support.pools import SPEED, V0, Engines, in_pool
 
 ROOT = Path(__file__).parents[3]
-LIMITS = Limits(max_turns=None, max_completion_length=400, per_round=False, window=460)
+LIMITS = EpisodeLimits(max_turns=None, max_completion_length=400, per_round=False, window=460)
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +65,7 @@ class World:
 
     fails: Mapping[str, str] = field(default_factory=dict)
     dies: Counter[str] = field(default_factory=Counter)
-    told: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
     dead: bool = False
     frozen: bool = False
 
@@ -97,7 +97,7 @@ class World:
             return Opening(None if key.endswith("1") else [{"role": "user", "content": f"guess {key}"}])
         if method == "close":
             return Closing(float(len(key)))
-        self.told[key] += 1
+        self.notes[key] += 1
         turn: Turn = arguments[1]
         rng = random.Random(f"{key}{turn.number}")
         role = rng.choice(["tool", "user"])
@@ -139,7 +139,7 @@ class Constant:
 
 
 async def play_all(
-    pool: Pool, turns: Turns, number: int, limits: Limits, fails: Mapping[str, str] | None = None
+    pool: Pool, turns: Turns, number: int, limits: EpisodeLimits, fails: Mapping[str, str] | None = None
 ) -> Any:
     """Groups of two, what was asked of the pool, and why others failed."""
     recording = Recording(pool)
@@ -149,11 +149,11 @@ async def play_all(
     asked = prompts(number, turns)
     requests = [one for prompt in asked for one in requests_for(prompt, "train", 2, 400, 460, 0)]
     futures = episodes.sample(requests, 0)
-    told = await asyncio.gather(
+    results = await asyncio.gather(
         *(scored_group(Constant(), each, futures[2 * n : 2 * n + 2], lambda *_: None) for n, each in enumerate(asked))
     )
     await hosts.close()
-    return [group for group, _ in told], recording, [reason for _, reasons in told for reason in reasons], hosts
+    return [group for group, _ in results], recording, [reason for _, reasons in results for reason in reasons], hosts
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_of_a_thousand_episodes_no_token_is_made_twice_or_tokenised_again(
     groups, recording = thousand
     table = make_table(groups, ("r",), V0)
     tokens = make_tokens(lines_of(groups), np.arange(len(table)))
-    batch = Sequences(table, tokens, 0, layout).batch(np.arange(len(table)))
+    batch = MicroBatcher(table, tokens, 0, layout).batch(np.arange(len(table)))
     assert table.turns is not None and table.turns.max() > 3
     assert batch.lengths.tolist() == table.written_lengths.tolist()
     targets, logprobs = batch.targets.numpy(), batch.sampling_logprobs.numpy()
@@ -210,7 +210,7 @@ def test_tokens_that_were_not_sampled_are_not_trained(tokenizer_dir: Path) -> No
     tokens = make_tokens(lines_of(groups), np.arange(len(table)))
     tokens.token_ids[len(tokens.token_ids) // 2] += 1
     with pytest.raises(RuntimeError, match="not those that were sampled"):
-        Sequences(table, tokens, 0, "rows")
+        MicroBatcher(table, tokens, 0, "rows")
 
 
 def test_an_episode_is_the_same_whenever_it_is_played_and_wherever(tokenizer_dir: Path) -> None:
@@ -222,7 +222,7 @@ def test_an_episode_is_the_same_whenever_it_is_played_and_wherever(tokenizer_dir
                 engines.made[0].kill()
             return (await work)[0]
 
-        return in_pool(story, Engines(), size, salvage=False)
+        return in_pool(story, Engines(), size, resume_partial=False)
 
     def ids(groups: list[Group]) -> list[list[int]]:
         return [scored.completion.token_ids.tolist() for group in groups for scored in group.scored]
@@ -232,9 +232,9 @@ def test_an_episode_is_the_same_whenever_it_is_played_and_wherever(tokenizer_dir
 
 def test_lengths_are_of_all_turns_or_of_each(tokenizer_dir: Path) -> None:
     async def story(pool: Pool, _: Engines) -> Any:
-        per_round = Limits(None, 40, True, 460)
+        per_round = EpisodeLimits(None, 40, True, 460)
         turns = Watched(tokenizer_dir)
-        total = await play_all(pool, turns, 50, Limits(None, 40, False, 460))
+        total = await play_all(pool, turns, 50, EpisodeLimits(None, 40, False, 460))
         return total, await play_all(pool, turns, 50, per_round)
 
     total, per_round = in_pool(story, Engines())
@@ -245,7 +245,7 @@ def test_lengths_are_of_all_turns_or_of_each(tokenizer_dir: Path) -> None:
 
 def test_max_turns_ends_an_episode(tokenizer_dir: Path) -> None:
     turns = Watched(tokenizer_dir)
-    limits = Limits(2, 400, False, 460)
+    limits = EpisodeLimits(2, 400, False, 460)
     groups, *_ = in_pool(lambda pool, _: play_all(pool, turns, 50, limits), Engines())
     played = [scored.completion.trajectory for group in groups for scored in group.scored]
     assert {each.num_turns for each in played if each} == {1, 2}
@@ -255,8 +255,8 @@ def test_max_turns_ends_an_episode(tokenizer_dir: Path) -> None:
 def test_an_environment_that_hangs_is_an_outcome(tokenizer_dir: Path) -> None:
     turns = Watched(tokenizer_dir)
     fails = {"train:1:0": "open", "train:2:0": "answer", "train:3:1": "close"}
-    told = in_pool(lambda pool, _: play_all(pool, turns, 6, LIMITS, fails), Engines())
-    groups, _, reasons, _ = told
+    results = in_pool(lambda pool, _: play_all(pool, turns, 6, LIMITS, fails), Engines())
+    groups, _, reasons, _ = results
     # Others that were in its process twice may be lost with it.
     assert len(reasons) >= 3 and all(reason.startswith("environment: it") for reason in reasons)
     assert sum(len(group.scored) for group in groups) + len(reasons) == 12
@@ -316,7 +316,7 @@ def test_an_episode_survives_the_loss_of_its_process_once(tokenizer_dir: Path) -
 
 def test_a_prompt_without_room_is_an_outcome(tokenizer_dir: Path) -> None:
     turns = Watched(tokenizer_dir)
-    limits = Limits(None, 400, False, 5)
+    limits = EpisodeLimits(None, 400, False, 5)
     _, _, reasons, _ = in_pool(lambda pool, _: play_all(pool, turns, 2, limits), Engines())
     assert len(reasons) == 4
     assert all("leaves the model no room" in each for each in reasons)
@@ -342,7 +342,7 @@ def test_engines_are_as_busy_with_episodes_as_with_single_turns(tokenizer_dir: P
             sampler: Any = pool
             if hosts is not None:
                 await hosts.start()
-                sampler = Episodes(pool, hosts, turns, Limits(8, 2000, False, 2060))
+                sampler = Episodes(pool, hosts, turns, EpisodeLimits(8, 2000, False, 2060))
             requests = [one for each in prompts(64, turns) for one in requests_for(each, "train", 8, 2000, 2060, 0)]
             began = asyncio.get_running_loop().time()
             made = await asyncio.gather(*sampler.sample(requests, 0))

@@ -1,4 +1,4 @@
-"""Evaluations by name: which prompts, how their completions are chosen, what is counted and kept."""
+"""Named evaluations: their prompts, sampling settings, metrics and kept completions."""
 
 import asyncio
 import pickle
@@ -13,7 +13,7 @@ import pytest
 from rayswift.config.checks.online import online_problems
 from rayswift.config.load import load
 from rayswift.engines.samples import Completion, PolicyVersion, Prompt, RequestSampling, SampleRequest, Scored, Span
-from rayswift.engines.wire import Requests
+from rayswift.engines.serialization import Requests
 from rayswift.launch.rollout_supply import rollout_plan
 from rayswift.log import UserError
 from rayswift.rollout.completions import CompletionsFile, newest_evaluated

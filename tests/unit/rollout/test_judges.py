@@ -1,4 +1,4 @@
-"""Reward models with a plugin: what it is given, what it gives, and a judge that writes its reward."""
+"""Reward models with a plugin: its input and output, and a judge that writes its reward."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Rewards: built-ins against TRL's, how a function is called, and which completions of a failing batch fail."""
+"""Rewards: built-ins compared with TRL's, calls of functions, and the completions of a batch that fail."""
 
 import asyncio
 import math
@@ -229,8 +229,8 @@ def test_no_wrong_answer_is_worth_as_much_as_a_right_one() -> None:
     """Of cosine: questions restated, candidates and padding to any length are worth less than the longest answer."""
     wrong = ["4 + 18 = ?", "21 or 22", r"\boxed{}", "22, 23", "", "22 " * 40]
     lengths = [[0] * n for n in (0, 1, 8, 64, 640)]
-    told = [(text, ids) for text in wrong for ids in lengths]
-    values = builtin.cosine([text for text, _ in told], [ids for _, ids in told], ["22"] * len(told), max_len=64)
+    pairs = [(text, ids) for text in wrong for ids in lengths]
+    values = builtin.cosine([text for text, _ in pairs], [ids for _, ids in pairs], ["22"] * len(pairs), max_len=64)
     right = builtin.cosine(["22"] * len(lengths), lengths, ["22"] * len(lengths), max_len=64)
     assert max(values) <= 0 < 0.5 <= min(right)
     assert right == sorted(right, reverse=True)

@@ -1,4 +1,4 @@
-"""Rounds: their tables, who trains what, and how a rank's share is cut."""
+"""Rounds: tables, shares of ranks, and micro-batches."""
 
 from typing import Any
 
@@ -10,22 +10,22 @@ from hypothesis import strategies as st
 
 from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, Scored, Span
 from rayswift.rollout.rounds import RoundTable, group_begins, lines_of, make_table, make_tokens, rows_of_ranks, shares
-from rayswift.train.policy.cuts import PolicyLayout, cut, ordered, padded_pieces
-from rayswift.train.policy.micro_batches import Sequences
+from rayswift.train.policy.micro_batch_plan import PolicyLayout, cut, ordered, padded_pieces
+from rayswift.train.policy.micro_batches import MicroBatcher
 
 PAD = 0
 
 
 def make_groups(lengths: list[tuple[int, int]], of_group: int = 2) -> list[Group]:
-    """Completions of (prompt, completion) lengths; each token is told from every other one."""
+    """Completions of (prompt, completion) lengths; all tokens differ."""
     groups, token = [], 1
     for ordinal in range(0, len(lengths), of_group):
-        members = lengths[ordinal : ordinal + of_group]
-        ids = np.arange(token, token + members[0][0], dtype=np.int32)
+        sequences = lengths[ordinal : ordinal + of_group]
+        ids = np.arange(token, token + sequences[0][0], dtype=np.int32)
         prompt = Prompt(ordinal, f"rows:{ordinal}", 0, ids, (), {})
-        token += members[0][0]
+        token += sequences[0][0]
         scored = []
-        for number, (_, length) in enumerate(members):
+        for number, (_, length) in enumerate(sequences):
             tokens = np.arange(token, token + length, dtype=np.int32)
             spans = (Span(0, PolicyVersion(0, 3)), Span(length - 1, PolicyVersion(0, 4)))
             logprobs = -tokens.astype(np.float32)
@@ -126,7 +126,7 @@ def test_micro_batches_hold_the_tokens_they_are_of(layout: Any) -> None:
     lines = [(group.prompt.input_ids, each.completion.token_ids) for group in groups for each in group.scored]
     for rank in range(2):
         tokens = make_tokens(lines_of(groups), rows_of_ranks(table, 1, 2)[rank])
-        texts = Sequences(table, tokens, PAD, layout)
+        texts = MicroBatcher(table, tokens, PAD, layout)
         mine = ordered(table, tokens.rows, layout)
         for rows in (mine[:2], mine[2:], mine[:0]):
             batch = texts.batch(rows)

@@ -1,4 +1,4 @@
-"""`rayswift sample`: which completions become rows, what is in them, and a file that is gone on with."""
+"""`rayswift sample`: which completions become rows, the content of rows, and a continued file."""
 
 import json
 from pathlib import Path

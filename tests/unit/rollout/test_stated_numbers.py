@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001 - the letters that look like others are what is tested
-"""What a completion must say where the reference is a number: hacks are worth nothing, honest spellings are answers."""
+"""Answers to a reference that is a number: hacks get no reward, honest spellings do."""
 
 import time
 from fractions import Fraction

@@ -18,7 +18,7 @@ from rayswift.rollout.adapters import named
 from rayswift.rollout.episodes import contract
 from rayswift.rollout.episodes.calls import Said
 from rayswift.rollout.episodes.hosts import RemoteSession
-from rayswift.rollout.episodes.play import Limits, play
+from rayswift.rollout.episodes.play import EpisodeLimits, play
 from rayswift.rollout.episodes.sessions import Answer, Runner, Session, Start, Turn
 from rayswift.rollout.episodes.trajectories import checksum
 from rayswift.rollout.episodes.turns import Turns
@@ -93,7 +93,7 @@ def said(text: str, number: int = 0, last: bool = False) -> Turn:
     return Turn(number, text, Said(text), [1, 2], "stop", last)
 
 
-def told(environment: str, story: Any, **options: Any) -> Any:
+def answer_of(environment: str, story: Any, **options: Any) -> Any:
     async def tell() -> Any:
         with ThreadPoolExecutor(2) as threads:
             make = await named.make(spec(environment, **options), Runner(threads, 5.0))
@@ -116,7 +116,7 @@ def test_an_env_is_played(environment: str) -> None:
         await session.close()
         return opened, first, second, reward
 
-    opened, first, second, reward = told(environment, story)
+    opened, first, second, reward = answer_of(environment, story)
     assert opened == [{"role": "system", "content": "You open locks."}, {"role": "user", "content": "Open 2."}]
     assert (first.messages, first.done) == (({"role": "user", "content": "1 right"},), False)
     assert second.done
@@ -134,13 +134,13 @@ def test_a_scheduler_answers_by_step_until_it_is_finished() -> None:
             await session.reward(),
         )
 
-    opened, first, second, reward = told("swift_scheduler:tool", story)
+    opened, first, second, reward = answer_of("swift_scheduler:tool", story)
     assert opened is None
     assert first.messages == ({"role": "tool", "content": "GO ON", "name": "tool"},)
     assert first.infos == {"turns": 1}
     assert second.done
     assert reward is None
-    assert told("swift_scheduler:tool", lambda session: _both(session), max_turns=1).done
+    assert answer_of("swift_scheduler:tool", lambda session: _both(session), max_turns=1).done
 
 
 async def _both(session: Session) -> Answer:
@@ -150,7 +150,7 @@ async def _both(session: Session) -> Answer:
 
 def test_a_scheduler_that_changes_what_was_there_fails() -> None:
     with pytest.raises(ValueError, match="changes what was there before the turn"):
-        told("swift_scheduler:rewrites", _both)
+        answer_of("swift_scheduler:rewrites", _both)
 
 
 def test_what_cannot_be_had_is_said_before_anything_starts() -> None:
@@ -201,9 +201,9 @@ def test_a_tip_takes_the_place_of_a_wrong_answer(tokenizer_dir: Path, room: int)
 
     async def story(session: Session) -> Completion:
         script: RemoteSession = Script(session)  # type: ignore[assignment]
-        return await play(request, generate, script, turns, Limits(None, room, False, 400))
+        return await play(request, generate, script, turns, EpisodeLimits(None, room, False, 400))
 
-    made = told("swift_scheduler:math_tip_trick", story)
+    made = answer_of("swift_scheduler:math_tip_trick", story)
     played = made.trajectory
     assert played is not None
     assert checksum(prompt, made.token_ids) == played.checksum

@@ -1,4 +1,4 @@
-"""Teachers beside the trainer: what a server's answer means, who is asked for which row, what travels to a rank."""
+"""Teachers outside the trainer: a server's answer, the teacher of each row, the scores that a rank gets."""
 
 import asyncio
 import json
@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, SampleRequest, Scored, Span, TopTokens
-from rayswift.engines.wire import Requests, columns_of, completions_of
+from rayswift.engines.serialization import Requests, columns_of, completions_of
 from rayswift.log import UserError
 from rayswift.rollout.rounds import TeacherScores, lines_of, make_tokens
-from rayswift.rollout.teachers.scoring import Taught
+from rayswift.rollout.teachers.scoring import TeacherScorer
 from rayswift.rollout.teachers.server import ServerTeacher, scored
 from rayswift.rollout.teachers.several import TaggedTeachers
 
@@ -38,14 +38,14 @@ def place(chosen: int, rank: int, *best: int) -> dict[str, Any]:
 
 
 def test_what_a_server_tells_is_read_by_token_and_rank() -> None:
-    told = [None, place(3, 5, 8, 9), place(4, 1, 4, 6), place(7, 9, 6, 8)]
-    found = scored(completion(4, 7), told, 2)
+    scores = [None, place(3, 5, 8, 9), place(4, 1, 4, 6), place(7, 9, 6, 8)]
+    found = scored(completion(4, 7), scores, 2)
     assert found.logprobs.tolist() == [-1.0, -9.0]
     assert found.top is not None
     assert (found.top.ids.tolist(), found.top.logprobs.tolist()) == ([[4, 6], [6, 8]], [[-1.0, -2.0], [-1.0, -2.0]])
-    assert scored(completion(4, 7), told, 0).top is None
+    assert scored(completion(4, 7), scores, 0).top is None
     with pytest.raises(ValueError, match="start the server with --max-logprobs 4"):
-        scored(completion(4, 7), told, 4)
+        scored(completion(4, 7), scores, 4)
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -168,7 +168,7 @@ def test_a_row_without_a_tag_is_of_the_entry_that_it_came_from(entry: str, wante
 
 def test_a_row_that_no_teacher_takes_fails_by_name() -> None:
     teacher = TaggedTeachers([(("math",), Says(1.0))], "domain")
-    found = asyncio.run(Taught(Rewarded(), teacher).score(prompt(domain="law"), [completion(5)]))
+    found = asyncio.run(TeacherScorer(Rewarded(), teacher).score(prompt(domain="law"), [completion(5)]))
     assert found == ["teacher: no teacher for domain = 'law'; there are math"]
 
 
@@ -182,12 +182,12 @@ class Writes:
 def test_a_teacher_writes_what_is_not_rewarded_and_scores_it_too() -> None:
     begun = replace(completion(), spans=(Span(0, PolicyVersion(5, 3)),))
     for teacher, logprobs in ((None, [0.0] * 3), (Says(2.0), [2.0] * 3)):
-        taught = Taught(Rewarded(), teacher, Writes())
+        taught = TeacherScorer(Rewarded(), teacher, Writes())
         (found,) = asyncio.run(taught.score(prompt(1), [begun], rewarded=False))
         assert isinstance(found, Scored)
         assert (found.completion.token_ids.tolist(), found.completion.spans) == ([7, 7, 7], begun.spans)
-        told = found.completion.teacher
-        assert (told.logprobs.tolist() if told else [0.0] * 3) == logprobs
+        scores = found.completion.teacher
+        assert (scores.logprobs.tolist() if scores else [0.0] * 3) == logprobs
         assert asyncio.run(taught.score(prompt(0), [begun], rewarded=False)) == ["teacher: it is gone"]
         (sampled,) = asyncio.run(taught.score(prompt(1), [completion(5)]))
         assert isinstance(sampled, Scored) and sampled.completion.token_ids.tolist() == [5]

@@ -1,4 +1,4 @@
-"""Calls in what a model writes, answers as tokens, and tools in a process, all without Ray."""
+"""Calls in a model's text, answers as tokens, and tools in a process, without Ray."""
 
 import asyncio
 import json
@@ -263,7 +263,7 @@ def test_schemas_are_those_of_the_tools_and_of_the_environments_methods() -> Non
 
 
 class Rude:
-    """Does all that an environment should not."""
+    """Does everything that an environment should not do."""
 
     def reset(self, what: str, **row: Any) -> Any:
         self.what = what
@@ -298,12 +298,12 @@ def turn(*names: str, number: int = 0, last: bool = False) -> Turn:
 
 
 def in_session(story: Callable[[ToolSession], Any], environment: Any = None, timeout_s: float = 0.2) -> Any:
-    async def told() -> Any:
+    async def listed() -> Any:
         with ThreadPoolExecutor(4) as threads:
             session = ToolSession(Runner(threads, timeout_s), {"calculator": calculator}, environment, 1000)
             return await story(session)
 
-    return asyncio.run(told())
+    return asyncio.run(listed())
 
 
 def start(**columns: Any) -> Start:
@@ -357,7 +357,7 @@ def test_tools_are_not_asked_behind_the_last_turn_but_an_environment_is() -> Non
     assert game.get_reward() == 1.0
 
 
-def test_what_goes_wrong_in_a_process_is_told() -> None:
+def test_an_error_in_a_process_is_reported() -> None:
     async def story(what: str) -> tuple[Any, Any]:
         spec = contract.EnvironmentSpec((), f"{__file__}:Rude", 0.2, 1000, 2, None)
         process = EnvironmentProcess(spec, TINY, TINY / "logs", "tools-0")

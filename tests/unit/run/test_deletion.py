@@ -1,4 +1,4 @@
-"""Nothing that holds weights is ever gone after a launch, whatever state its folder is in."""
+"""No launch deletes a file with weights, whatever the state of its folder."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""What `train.push_to_hub` publishes, on a hub of our own that speaks the real one's protocol."""
+"""The files that `train.push_to_hub` publishes, on a local server with the hub's protocol."""
 
 import base64
 import json

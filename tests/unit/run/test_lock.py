@@ -1,4 +1,4 @@
-"""Two launches and one run folder: the second is refused and told of the first, which holds nothing once it is dead."""
+"""Two launches and one run folder: the second is refused with the name of the first; a dead launch holds no lock."""
 
 import json
 import signal

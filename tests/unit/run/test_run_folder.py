@@ -1,4 +1,4 @@
-"""What a launch finds in its run folder, what may change when a run is continued, and its record."""
+"""A launch and its run folder: what it finds, what may change when a run continues, and its record."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ def save(
     run_dir: Path,
     step: int = 20,
     only_model: bool = False,
-    sealed: bool = True,
+    complete: bool = True,
     zero_stage: int = 0,
     **state: Any,
 ) -> Path:
@@ -49,7 +49,7 @@ def save(
     data_state = {"position": dataclasses.asdict(dataclasses.replace(POSITION, step=step)), "epochs": 1.5}
     (folder / "data_state.json").write_text(json.dumps(data_state))
     (folder / "trainer_state.json").write_text(json.dumps({"best_global_step": None, "best_metric": None} | state))
-    if sealed:
+    if complete:
         checkpoint.write_manifest(folder, step, 1, zero_stage)
     return folder
 
@@ -74,7 +74,7 @@ def test_a_new_folder(tmp_path: Path, resume: str) -> None:
 
 def test_never_refuses_a_folder_with_a_checkpoint_and_touches_nothing(tmp_path: Path) -> None:
     save(tmp_path)
-    save(tmp_path, 30, sealed=False)
+    save(tmp_path, 30, complete=False)
     with pytest.raises(UserError, match=r"checkpoint-20 of an earlier run; continue it with --resume auto") as caught:
         open_run(config_of(tmp_path), tmp_path)
     assert caught.value.exit_code == 2
@@ -85,7 +85,7 @@ def test_never_clears_what_a_run_without_a_checkpoint_left(tmp_path: Path) -> No
     run_folder.write_record(tmp_path, config_of(tmp_path), FOUND)
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     (tmp_path / "logs").mkdir()
-    save(tmp_path, 5, sealed=False)
+    save(tmp_path, 5, complete=False)
     (tmp_path / "notes.md").write_text("mine")
     assert open_run(config_of(tmp_path), tmp_path) is None
     assert not {"metrics.jsonl", "logs", "checkpoint-5"} & set(names(tmp_path))
@@ -124,7 +124,7 @@ def test_other_files_do_not_keep_a_run_out(tmp_path: Path) -> None:
 def test_auto_continues_the_newest_complete_checkpoint(tmp_path: Path) -> None:
     save(tmp_path, 10)
     save(tmp_path, 20)
-    save(tmp_path, 30, sealed=False)
+    save(tmp_path, 30, complete=False)
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     resume = open_run(config_of(tmp_path, "--resume", "auto"), tmp_path)
     assert resume is not None
@@ -151,7 +151,7 @@ def test_a_path_is_continued_into_another_folder(tmp_path: Path) -> None:
 def test_a_path_must_be_a_complete_checkpoint(tmp_path: Path, harm: str, said: str) -> None:
     folder = tmp_path / "old" / "checkpoint-20"
     if harm == "incomplete":
-        save(tmp_path / "old", sealed=False)
+        save(tmp_path / "old", complete=False)
     with pytest.raises(UserError, match=rf"is not a complete checkpoint: .*{said}"):
         open_run(config_of(tmp_path / "new", "--resume", str(folder)), tmp_path / "new")
     assert folder.exists() == (harm == "incomplete")
@@ -404,7 +404,7 @@ def test_no_other_checkpoint_is_continued_where_the_run_folder_holds_one(tmp_pat
 
 def test_another_runs_checkpoint_is_continued_where_a_run_left_none(tmp_path: Path) -> None:
     other = save(tmp_path / "other", 10)
-    save(tmp_path / "run", 5, sealed=False)
+    save(tmp_path / "run", 5, complete=False)
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 5}\n')
     assert agreed(tmp_path / "run", str(other)) == other
     assert names(tmp_path / "run") == ["events.jsonl", "fingerprint.json", "set_aside"]

@@ -1,4 +1,4 @@
-"""A run folder behind a URL: what goes up and in which order, what comes back, what is refused."""
+"""A run folder behind a URL: uploads and their order, downloads, refusals."""
 
 import dataclasses
 import json

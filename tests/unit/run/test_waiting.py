@@ -1,4 +1,4 @@
-"""What the driver says when nothing moves, and when it gives up."""
+"""Reports of the driver if there is no progress, and when it ends the run."""
 
 import socket
 import time

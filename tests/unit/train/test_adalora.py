@@ -1,4 +1,4 @@
-"""AdaLoRA beside a loss of our own is PEFT's, and goes on from a checkpoint as if nothing had happened."""
+"""AdaLoRA with our loss equals PEFT's, and continues exactly from a checkpoint."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

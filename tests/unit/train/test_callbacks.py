@@ -1,4 +1,4 @@
-"""When a step logs, evaluates and saves, over a stream whose length in steps is not known beforehand."""
+"""When a step logs, evaluates and saves, over a stream whose number of steps is not known in advance."""
 
 import math
 from collections.abc import Iterator

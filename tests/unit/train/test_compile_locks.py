@@ -1,4 +1,4 @@
-"""Locks that a killed compile leaves."""
+"""Locks that a killed compilation leaves behind."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ def test_a_lock_that_nobody_holds_is_removed(tmp_path: Path, monkeypatch: pytest
     locks = [lock_of(tmp_path), lock_of(tmp_path / "py311_cpu", "utils")]
     for lock in locks:
         lock.touch()
-    compile_locks.settle(compile_locks.folder(), False, pytest.fail)
+    compile_locks.remove_stale(compile_locks.folder(), False, pytest.fail)
     assert not any(lock.exists() for lock in locks)
 
 
@@ -41,7 +41,7 @@ def test_whoever_compiles_is_waited_for_until_it_ends_or_dies(tmp_path: Path) ->
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout
         assert holder.stdout.readline() == "holds\n"
-        waits = threading.Thread(target=compile_locks.settle, args=(tmp_path, False, said.append))
+        waits = threading.Thread(target=compile_locks.remove_stale, args=(tmp_path, False, said.append))
         waits.start()
         time.sleep(1)
         assert lock.exists()
@@ -63,6 +63,6 @@ def test_a_lock_that_another_machine_may_hold_is_left_while_it_is_young(tmp_path
         said.append(what)
         os.utime(lock, (time.time() - 3600,) * 2)  # an hour passes
 
-    compile_locks.settle(tmp_path, True, at)
+    compile_locks.remove_stale(tmp_path, True, at)
     assert len(said) == 1
     assert not lock.exists()

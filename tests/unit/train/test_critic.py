@@ -1,4 +1,4 @@
-"""The critic beside a policy: what it reads, what trains it, and how it is saved."""
+"""The critic of a policy: its inputs, its training, and how it is saved."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Two ranks that wait for each other's work, and that agree on a checkpoint, over gloo."""
+"""Two ranks wait for each other's work, and agree on a checkpoint, over gloo."""
 
 import json
 import os
@@ -99,7 +99,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[str]
     folder = tmp_path_factory.mktemp("ranks")
     for name in ("seen", "flipped", "unseen"):
         for step in (10, 20):
-            made = save(folder / name, step, sealed=False)
+            made = save(folder / name, step, complete=False)
             for rank in (0, 1):
                 (made / f"rng_state_{rank}.pth").write_text(f"{step} {rank}")
             checkpoint.write_manifest(made, step, 2, 0)

@@ -1,4 +1,4 @@
-"""ORPO, CPO and SimPO: an evaluation's numbers are those of all its rows, whatever batch they come in and to whom."""
+"""ORPO, CPO and SimPO: the metrics of an evaluation do not depend on batches and ranks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rayswift.cluster.layout import Layout
 from rayswift.config.load import load as load_config
 from rayswift.config.tasks import TASKS, load
-from rayswift.data.collate.members import pair_batch
+from rayswift.data.collate.padded import pair_batch
 from rayswift.data.sequence.global_batches import FeedPlan
 from rayswift.data.sequence.windows import PackedRow
 from rayswift.launch import plan as planning
@@ -33,10 +33,10 @@ def rows() -> list[PackedRow]:
     found = []
     for prompt, chosen, rejected in zip(PROMPTS, CHOSEN, REJECTED, strict=True):
         asked = numbers.integers(5, 500, prompt)
-        members = [np.concatenate([asked, numbers.integers(5, 500, n)]).astype(np.int32) for n in (chosen, rejected)]
-        trained = [np.arange(len(member)) >= prompt for member in members]
-        lengths = tuple(len(member) for member in members)
-        found.append(PackedRow(np.concatenate(members), np.concatenate(trained), lengths, 0))
+        sequences = [np.concatenate([asked, numbers.integers(5, 500, n)]).astype(np.int32) for n in (chosen, rejected)]
+        trained = [np.arange(len(sequence)) >= prompt for sequence in sequences]
+        lengths = tuple(len(sequence) for sequence in sequences)
+        found.append(PackedRow(np.concatenate(sequences), np.concatenate(trained), lengths, 0))
     return found
 
 
@@ -64,10 +64,10 @@ def batches(of: Sequence[PackedRow], size: int) -> list[Any]:
 
 def measured(trainer: Any, shares: Sequence[Sequence[PackedRow]], size: int, monkeypatch: Any) -> dict[str, float]:
     """An evaluation's numbers where each worker has a share of the rows; one without any has a batch of nothing."""
-    told: evaluation.Sums = {}
+    sums: evaluation.Sums = {}
     for share in shares:
         with monkeypatch.context() as patch:
-            patch.setattr(trainer, "sums_over_ranks", lambda totals: evaluation.add(told, totals) or dict(told))
+            patch.setattr(trainer, "sums_over_ranks", lambda totals: evaluation.add(sums, totals) or dict(sums))
             metrics = trainer.evaluation_loop(batches(share, size) or [([], pair_batch([], 0, "rows"))], "").metrics
     return dict(metrics)
 

@@ -1,4 +1,4 @@
-"""Online DPO's pairs: who is chosen, how much each counts, and what is refused."""
+"""Online DPO's pairs: the chosen completion, the weight of each, and what is refused."""
 
 import math
 from pathlib import Path

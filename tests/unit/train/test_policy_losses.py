@@ -1,4 +1,4 @@
-"""Policy losses: the parts of a step add up to it; what clips, masks and bounds do. Beside TRL: tests/ray."""
+"""Policy losses: the parts of a step add up; clips, masks and bounds. Comparisons with TRL: tests/ray."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The policy trainer's steps: what they are cut from, and what a checkpoint would hold behind each of them."""
+"""The steps of the policy trainer: their micro-batches, and the state of a checkpoint after each."""
 
 from dataclasses import dataclass
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""PPO's advantages, losses and KL control beside plain float64 loops written as TRL's PPO trainer had them."""
+"""PPO's advantages, losses and KL control, compared with plain float64 loops after TRL's PPO trainer."""
 
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def test_returns_of_a_round(tmp_path: Path, size: int, estimator: str, whitens: 
             }
             for name, each in made.items()
         }
-        scored = returns.Scored(tokenwise["logprobs"], tokenwise["values"], tokenwise["reference"])
+        scored = returns.RoundScores(tokenwise["logprobs"], tokenwise["values"], tokenwise["reference"])
         return returns.make_returns(table, scores, batches, scored, trainer.args, 0.3, shared)
 
     found = _together([lambda shared, rank=rank: of_rank(rank, shared) for rank in range(size)])
@@ -137,7 +137,7 @@ def test_a_completion_without_a_score_teaches_nothing(tmp_path: Path) -> None:
     table = make_table(groups, ("f0",), VERSION)
     values = {place: torch.rand(int(batch.lengths.sum()))}
     scores = np.array([np.nan, 1.0, 2.0, 0.0])
-    scored = returns.Scored({place: torch.zeros_like(values[place])}, values, None)
+    scored = returns.RoundScores({place: torch.zeros_like(values[place])}, values, None)
     made = returns.make_returns(table, scores, batches, scored, trainer.args, 0.0, lambda each: each)
     is_without = torch.from_numpy(np.repeat(batch.rows == 0, batch.lengths.numpy()))
     assert not made.advantages[place][is_without].any()

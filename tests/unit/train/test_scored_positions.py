@@ -1,4 +1,4 @@
-"""The head at the trained positions alone: the same log-probabilities, entropies and gradients as at all of them."""
+"""The head at the trained positions alone gives the same log-probabilities, entropies and gradients."""
 
 from pathlib import Path
 from typing import Any

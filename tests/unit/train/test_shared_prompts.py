@@ -1,4 +1,4 @@
-"""Completions that share a prompt's computation have the distributions and gradients that each has alone."""
+"""Completions that share the computation of a prompt have the same distributions and gradients as alone."""
 
 from typing import Any
 
@@ -90,7 +90,7 @@ def test_attention_is_that_of_each_text_alone(groups: Lengths, seed: int) -> Non
 
 @settings(max_examples=30, deadline=None)
 @given(GROUPS)
-def test_flash_attention_is_told_which_keys_each_text_has(groups: Lengths) -> None:
+def test_flash_attention_gets_the_keys_of_each_text(groups: Lengths) -> None:
     groups = sorted(groups, key=lambda each: -each[0])
     queries, keys, places = plan_of(groups)._borders(torch.device("cpu"))
     lengths = [prompt for prompt, _ in groups] + [length for _, each in groups for length in each]
@@ -110,7 +110,7 @@ def test_models_score_as_if_alone(is_tuned: bool) -> None:
     ids = torch.randint(0, 32, (8 + 12,))
     wanted = [model(input_ids=ids[places][None]).logits[0, -length:] for length, places in texts_of(groups)]
     assert choose_layout(model) == "shared"
-    # A call that is told nothing of prompts, as for the canary, stays what it was.
+    # Without prompts, as for the canary, a call does not change.
     again = [model(input_ids=ids[places][None]).logits[0, -length:] for length, places in texts_of(groups)]
     torch.testing.assert_close(again, wanted)
     positions = torch.tensor([[*range(6), *range(2), *range(6, 9), *range(6, 11), *range(2, 6)]])

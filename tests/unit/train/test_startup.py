@@ -1,4 +1,4 @@
-"""What a group of workers does before it trains."""
+"""The start of a worker group, before it trains."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Muon and LISA: which parameters a step moves, and by how much."""
+"""Muon and LISA: the parameters that a step moves, and the size of the update."""
 
 import copy
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a prompt's row brings for a teacher: the answer it has, and a prompt that the teacher sees in its place; pure.
+"""The parts of a prompt's row for a teacher: the row's answer, and another prompt for the teacher; pure.
 
 Their tokens go into the record of the prompt (see `prompts`): `answer_ids` [prompt, answer], and `teacher_ids`.
 """
@@ -20,10 +20,10 @@ TEACHER_PROMPT = "teacher_prompt"
 
 
 def teacher_prompt(sample: PromptRow, config: EncodeConfig) -> Conversation | None:
-    """The conversation with the teacher's prompt in place of the last question; None: it has none.
+    """The conversation with the teacher's prompt in place of the last question; None: the row has none.
 
     Raises:
-        BadRow: it must have one, or it is no text.
+        BadRow: it is missing but required, or it is not text.
     """
     given = sample.columns.get(TEACHER_PROMPT) if config.teacher_prompts else None
     if given is None:
@@ -41,7 +41,7 @@ def teacher_prompt(sample: PromptRow, config: EncodeConfig) -> Conversation | No
 def answered(
     sample: PromptRow, marking: Marking, end: str, template: Callable[[], ChatTemplate], config: EncodeConfig
 ) -> Document:
-    """The conversation with the row's answer, which alone is trained.
+    """The conversation with the row's answer; only the answer is trained.
 
     Args:
         sample: The row.
@@ -68,7 +68,7 @@ def answered(
 
 
 def refuse_long(sample: PromptRow, max_answer: int, bound: Bound) -> None:
-    """Leave out an answer that is surely too long before more is spent on it."""
+    """Leave out an answer that is surely too long, before it is tokenised."""
     least = bound.min_tokens(sample.answer or "")
     if least > max_answer:
         raise _too_long(f"at least {least}", max_answer)
@@ -83,7 +83,7 @@ def _untrained(row: Conversation) -> list[MessageLoss]:
 
 
 def answer_ids(row: EncodedRow, max_answer: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """What is before the answer, and the answer.
+    """The tokens before the answer, and those of the answer.
 
     Raises:
         BadRow: the answer is empty or too long.

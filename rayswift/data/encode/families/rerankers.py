@@ -40,18 +40,18 @@ class RerankerEncoder(TextEncoder):
         if query["role"] != "user" or (self.config.answers and roles - {"system"}):
             raise BadRow("bad query", "a query is one message of the user, behind a system prompt at most")
         made = [] if self.config.use_chat_template else [replace(self._text(sample.query), framed=False)]
-        for label, members in ((1.0, sample.positives), (0.0, sample.negatives)):
-            for member in members:
-                if len(member.messages) != 1:
-                    raise BadRow("bad document", f"a document is one message, this has {len(member.messages)}")
-                made.append(replace(self._judged_by(sample.query, member), numbers=(("label", label),)))
+        for label, sequences in ((1.0, sample.positives), (0.0, sample.negatives)):
+            for sequence in sequences:
+                if len(sequence.messages) != 1:
+                    raise BadRow("bad document", f"a document is one message, this has {len(sequence.messages)}")
+                made.append(replace(self._judged_by(sample.query, sequence), numbers=(("label", label),)))
         return made
 
-    def _judged_by(self, query: Conversation, member: Conversation) -> Document:
+    def _judged_by(self, query: Conversation, sequence: Conversation) -> Document:
         """A document, together with its query if the chat template renders both."""
-        content = member.messages[0]["content"]
+        content = sequence.messages[0]["content"]
         if not self.config.use_chat_template:
-            return replace(self._text(member), framed=False)
+            return replace(self._text(sequence), framed=False)
         pair = [
             *query.messages[:-1],
             {"role": "query", "content": query.messages[-1]["content"]},
@@ -65,11 +65,11 @@ class RerankerEncoder(TextEncoder):
     def _all_fitted(self, made: Sequence[Document], tokens: Iterator[EncodedRow]) -> list[EncodedRow] | BadRow:
         if self.config.use_chat_template:
             return super()._all_fitted(made, tokens)
-        query, *members = [next(tokens).input_ids for _ in made]
-        if not len(query) or not all(map(len, members)):
+        query, *sequences = [next(tokens).input_ids for _ in made]
+        if not len(query) or not all(map(len, sequences)):
             return BadRow("no trainable token", "the tokenizer leaves nothing of a text of the row")
         try:
-            pairs = [self._pair(query, member) for member in members]
+            pairs = [self._pair(query, sequence) for sequence in sequences]
         except TooLong as too_long:
             return too_long
         cut = any(pair.cut for pair in pairs)

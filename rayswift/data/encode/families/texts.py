@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from rayswift.data.encode.encoder import EncodedRow
-from rayswift.data.encode.families.members import MemberEncoder
+from rayswift.data.encode.families.preferences import SequencesEncoder
 from rayswift.data.encode.truncation import kept
 from rayswift.data.encode.turns import Document, Marking, Numbers, Span, joined
 from rayswift.data.rows import BadRow, ClassificationRow, Conversation, EmbeddingRow, MessageLoss, Row, parse_row
@@ -15,7 +15,7 @@ _MULTI = "multi_label_classification"
 _WHOLE = Marking("all")
 
 
-class TextEncoder(MemberEncoder):
+class TextEncoder(SequencesEncoder):
     """Encodes texts for models that predict no tokens.
 
     A text gets the tokenizer's frame, such as [CLS] and [SEP]; or the chat template renders it and writes such tokens
@@ -23,12 +23,12 @@ class TextEncoder(MemberEncoder):
     reads the state of the last token.
     """
 
-    def _text(self, member: Conversation) -> Document:
+    def _text(self, sequence: Conversation) -> Document:
         """The document of one text."""
         if self.config.use_chat_template:
-            document = self._with_closing(Document(self._rendered(member), ()), member.messages[-1]["content"])
+            document = self._with_closing(Document(self._rendered(sequence), ()), sequence.messages[-1]["content"])
         else:
-            document = joined(member, _WHOLE, "")
+            document = joined(sequence, _WHOLE, "")
         if not document.text:
             raise BadRow("empty text", "a text of the row has no characters")
         self._refuse(document.text, True, 1)
@@ -126,17 +126,17 @@ class EmbeddingEncoder(TextEncoder):
         first = anchor.messages[0]
         if not config.pools_prompt and first["role"] == "system" and first["content"] != config.system:
             raise BadRow("prompt of its own", "the model pools without its own prompt, so rows cannot bring another")
-        documents = [_prompted(member, config.document_prompt) for member in (*sample.positives, *sample.negatives)]
-        made = [self._text(member) for member in (anchor, *documents)]
+        documents = [_prompted(sequence, config.document_prompt) for sequence in (*sample.positives, *sample.negatives)]
+        made = [self._text(sequence) for sequence in (anchor, *documents)]
         return [replace(made[0], numbers=numbers), *made[1:]]
 
 
-def _prompted(member: Conversation, prompt: str) -> Conversation:
+def _prompted(sequence: Conversation, prompt: str) -> Conversation:
     """A text with a prompt before it, unless it has a system message."""
-    if not prompt or member.messages[0]["role"] == "system":
-        return member
-    messages = ({"role": "system", "content": prompt}, *member.messages)
-    return replace(member, messages=messages, losses=(MessageLoss(), *member.losses))
+    if not prompt or sequence.messages[0]["role"] == "system":
+        return sequence
+    messages = ({"role": "system", "content": prompt}, *sequence.messages)
+    return replace(sequence, messages=messages, losses=(MessageLoss(), *sequence.losses))
 
 
 def _similarity(sample: EmbeddingRow, loss: str) -> Numbers:

@@ -6,10 +6,8 @@ is TRL's: the sum over the tokens of completions, divided by their number in the
 
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rayswift.config.derived import reward_weights
@@ -26,7 +24,7 @@ from rayswift.train.policy.policy_trainer import StreamedPolicyTrainer
 from rayswift.train.policy.round_values import RoundValues, reward_metrics
 
 
-def told(batch: MicroBatch, logits: Tensor, temperature: float) -> TopK:
+def outside_top_k(batch: MicroBatch, logits: Tensor, temperature: float) -> TopK:
     """Return the likeliest tokens that an outside teacher gave at the positions of logits [n, V], as logits.
 
     Args:
@@ -35,10 +33,10 @@ def told(batch: MicroBatch, logits: Tensor, temperature: float) -> TopK:
         temperature: Of the teacher's log-probabilities.
     """
     if batch.scores is None:
-        return top_k(logits.detach(), 1)  # of no place
+        return top_k(logits.detach(), 1)  # there are no positions
     assert batch.scores.top_ids is not None and batch.scores.top_logprobs is not None, "asked for with `logits_topk`"
     ids, logprobs = batch.scores.top_ids.to(logits.device), batch.scores.top_logprobs.to(logits.device)
-    # An entry that is no token, of a head with more of them, has next to no probability.
+    # Entries of a larger head that are no tokens here get nearly no probability.
     logprobs = (logprobs * temperature).masked_fill(ids >= logits.shape[-1], -1e4)
     return TopK(ids.clamp(max=logits.shape[-1] - 1), logprobs)
 
@@ -50,8 +48,8 @@ class StreamedGkdTrainer(StreamedPolicyTrainer):
         rollout = config.rollout
         self._advantages = AdvantageSettings(reward_weights(config))
         self._temperature, self._seed = rollout.temperature, config.train.seed
-        # Engines tell of the temperature that they sample at, servers of 1.
-        self._told_temperature = rollout.temperature if rollout.teacher_engines else 1.0
+        # Engines give log-probabilities at the temperature of sampling, servers at 1.
+        self._outside_temperature = rollout.temperature if rollout.teacher_engines else 1.0
 
     def _begin_round(self, model: Any, step: PolicyStep) -> None:
         """Only note the metrics of the round."""
@@ -59,7 +57,7 @@ class StreamedGkdTrainer(StreamedPolicyTrainer):
         table = step.round.table
         evaluation.add(self._sums, reward_metrics(table, self._advantages))
         evaluation.add(self._sums, {"on_policy": (float(self._is_sampled(step)), 1.0)})
-        self._ordinals, self._told = table.ordinals, dict(step.round.metrics)
+        self._ordinals, self._rollout_metrics = table.ordinals, dict(step.round.metrics)
 
     def _is_sampled(self, step: PolicyStep) -> bool:
         return is_sampled(self._seed, step.round.number, self.args.lmbda)
@@ -74,12 +72,12 @@ class StreamedGkdTrainer(StreamedPolicyTrainer):
         counted: Tensor | None,
     ) -> Tensor:
         args, temperature = self.args, self._temperature
-        theirs = self._teacher_logits(model, batch)  # first: ZeRO-3 goes back through the pass that came last
+        theirs = self._teacher_logits(model, batch)  # first: ZeRO-3 needs the pass with gradients to be the last one
         with self.compute_loss_context_manager():
             ours = self._logits(model, batch)
         best = None
         if theirs is None:
-            best = told(batch, ours, self._told_temperature)
+            best = outside_top_k(batch, ours, self._outside_temperature)
         else:
             width = min(ours.shape[-1], theirs.shape[-1])  # a head may have more entries than there are tokens
             ours, theirs = ours[:, :width], theirs[:, :width]
@@ -99,7 +97,7 @@ class StreamedGkdTrainer(StreamedPolicyTrainer):
         self, ours: Tensor, theirs: Tensor | None, best: TopK | None, batch: MicroBatch, targets: Tensor
     ) -> dict[str, Tensor]:
         """Return the sums of logged metrics over tokens, at the temperature of the teacher's log-probabilities."""
-        temperature = self._told_temperature if theirs is None else self._temperature
+        temperature = self._outside_temperature if theirs is None else self._temperature
         if theirs is None:
             wanted = outside_logprobs(batch).to(ours.device)
         else:
@@ -122,22 +120,10 @@ class StreamedGkdTrainer(StreamedPolicyTrainer):
         assert self._teacher is not None
         if self._teacher.is_outside:
             return None
-        was_training = model.training
-        model.eval()
-        with self._teacher.asked(model, self.accelerator) as asked, self.compute_loss_context_manager():
+        with self._scoring(model), self._teacher.asked(model, self.accelerator) as asked:
             logits = self._logits(asked, batch.teacher or batch)
-        model.train(was_training)
         return in_order(logits, batch)
 
-    @torch.no_grad()
-    def text_logprobs(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32]:
-        """See the policy trainer; with the model's own head, as in training."""
-        model, ids = self.model_wrapped, torch.from_numpy(token_ids.astype(np.int64)).to(self.args.device)
-        was_training = model.training
-        model.eval()
-        with self.compute_loss_context_manager():
-            followed = torch.arange(len(ids) - 1, device=ids.device)
-            logits = self._score_policy.logits(model, {"input_ids": ids[None]}, followed)
-        model.train(was_training)
-        found: NDArray[np.float32] = target_logprobs(logits, ids[1:], self._temperature).cpu().numpy()
-        return found
+    def _target_logprobs(self, model: Any, inputs: dict[str, Any], followed: Tensor, targets: Tensor) -> Tensor:
+        """Return log-probabilities by the model's own head, as in training."""
+        return target_logprobs(self._score_policy.logits(model, inputs, followed), targets, self._temperature)

@@ -60,7 +60,7 @@ class Teacher:
 
 def outside_logprobs(batch: MicroBatch) -> Tensor:
     """Return the log-probabilities [n] of a teacher that has already scored the completions."""
-    assert batch.scores is not None or not len(batch.targets), "the plane has them scored"
+    assert batch.scores is not None or not len(batch.targets), "the coordinator has them scored"
     return batch.scores.logprobs if batch.scores else torch.empty(0)
 
 

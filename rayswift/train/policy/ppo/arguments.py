@@ -1,6 +1,7 @@
 """The arguments of the PPO trainer, and what is derived from them."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from trl.trainer.base_config import _BaseConfig
 
@@ -13,6 +14,10 @@ from rayswift.train.policy.losses import PolicySettings
 class PPOArguments(PpoFields, _BaseConfig):
     """The fields of task ppo, on the common base of TRL's configs, and the values that the policy trainer needs."""
 
+    # All tokens are trained, those of truncated completions too, with `missing_eos_penalty`.
+    top_entropy_quantile: ClassVar[float] = 1.0
+    mask_truncated_completions: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         self.gradient_accumulation_steps = 1  # an item of the stream is an optimizer step, which the trainer cuts
         super().__post_init__()
@@ -21,16 +26,6 @@ class PPOArguments(PpoFields, _BaseConfig):
     def beta(self) -> float:
         """Return the weight of the KL to the reference; at 0 no reference is held."""
         return self.kl_coef
-
-    @property
-    def top_entropy_quantile(self) -> float:
-        """Return the share of trained tokens: all of them."""
-        return 1.0
-
-    @property
-    def mask_truncated_completions(self) -> bool:
-        """Return false: truncated completions are trained, with `missing_eos_penalty`."""
-        return False
 
 
 def policy_settings(config: RlhfConfig, args: PPOArguments) -> PolicySettings:

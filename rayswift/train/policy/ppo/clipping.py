@@ -46,7 +46,7 @@ def clip_in_engine(engine: Any, num_policy_groups: int, most: float) -> Norms:
             "critic; ask for ZeRO 1, 2 or 3 in it without data_types, or set cluster.zero_stage",
             exit_code=1,
         )
-    parts = _parts_of_3(zero) if engine.zero_optimization_stage() == 3 else _parts_of_1_and_2(zero)
+    parts = _parts(zero, engine.zero_optimization_stage() == 3)
     squares = [0.0, 0.0]
     for part in parts:
         norm = float(part.norm) / zero.loss_scale
@@ -69,26 +69,22 @@ class _Part:
     gradients: Sequence[torch.Tensor]
 
 
-def _parts_of_1_and_2(zero: Any) -> list[_Part]:
+def _parts(zero: Any, is_stage_3: bool) -> list[_Part]:
+    if is_stage_3:
+        slices, masters, is_offloaded = zero.fp16_groups, zero.fp32_partitioned_groups_flat, zero.offload_optimizer
+    else:
+        slices, masters, is_offloaded = (
+            zero.params_in_partition,
+            zero.single_partition_of_fp32_groups,
+            zero.cpu_offload,
+        )
     parts = []
-    for i, parameters in enumerate(zero.params_in_partition):
-        if zero.cpu_offload:
+    for i, parameters in enumerate(slices):
+        if is_offloaded:
+            gradients = [masters[i].grad]
             norm = zero.complete_grad_norm_calculation_for_cpu_offload(parameters)
-            parts.append(_Part(i, norm, [zero.single_partition_of_fp32_groups[i].grad]))
         else:
             gradients = zero.averaged_gradients[i]
-            parts.append(_Part(i, zero.get_grad_norm_direct(gradients, parameters), gradients))
-    return parts
-
-
-def _parts_of_3(zero: Any) -> list[_Part]:
-    parts = []
-    for i, parameters in enumerate(zero.fp16_groups):
-        group = zero.sub_group_to_group_id[i]
-        if zero.offload_optimizer:
-            norm = zero.complete_grad_norm_calculation_for_cpu_offload(parameters)
-            parts.append(_Part(group, norm, [zero.fp32_partitioned_groups_flat[i].grad]))
-        else:
-            gradients = zero.averaged_gradients[i]
-            parts.append(_Part(group, zero.get_grad_norm_direct(gradients, parameters), gradients))
+            norm = zero.get_grad_norm_direct(gradients, parameters)
+        parts.append(_Part(zero.sub_group_to_group_id[i] if is_stage_3 else i, norm, gradients))
     return parts

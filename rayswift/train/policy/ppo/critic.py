@@ -96,14 +96,8 @@ class Critic(torch.nn.Module):
             states = self.network.base_model(**inputs).last_hidden_state
         self._values = _values(self.network.score, states)
 
-    def save(self, folder: Path, state: Mapping[str, Tensor], told: Mapping[str, float]) -> None:
-        """Save it beside a checkpoint's model: as the folder of a sequence classifier, or the head alone.
-
-        Args:
-            folder: Of the checkpoint.
-            state: The whole model's.
-            told: Further values to save.
-        """
+    def save(self, folder: Path, state: Mapping[str, Tensor], values: Mapping[str, float]) -> None:
+        """Save it beside a checkpoint's model: as the folder of a sequence classifier, or the head alone."""
         own, beside = own_state(state), folder / NAME
         beside.mkdir(exist_ok=True)
         if self.network is None:
@@ -112,7 +106,7 @@ class Critic(torch.nn.Module):
             whole = {name.removeprefix("network."): tensor for name, tensor in own.items()}
             share_tied(self.network, whole)
             self.network.save_pretrained(beside, state_dict=whole)
-        (beside / _STATE).write_text(json.dumps(dict(told)) + "\n", encoding="utf-8")
+        (beside / _STATE).write_text(json.dumps(dict(values)) + "\n", encoding="utf-8")
 
     def load(self, folder: Path) -> None:
         """Load its weights from a checkpoint."""
@@ -124,7 +118,7 @@ class Critic(torch.nn.Module):
         self.network.load_state_dict(saved.state_dict())
 
 
-def told(folder: Path) -> dict[str, float]:
+def saved_values(folder: Path) -> dict[str, float]:
     """Return the further values that `Critic.save` saved."""
     found: dict[str, float] = json.loads((folder / NAME / _STATE).read_text(encoding="utf-8"))
     return found

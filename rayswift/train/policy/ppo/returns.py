@@ -4,7 +4,7 @@ Pure but for `sum_over_ranks`, which sums a float64 tensor over ranks. As in the
 the score is at a completion's last token, not at the padding after it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from rayswift.rollout.rounds import RoundTable
 from rayswift.train import evaluation
 from rayswift.train.policy.micro_batches import MicroBatch, Place
 from rayswift.train.policy.ppo.arguments import PPOArguments
-from rayswift.train.policy.round_values import SumOverRanks, Tokenwise
+from rayswift.train.policy.round_values import SumOverRanks, Tokenwise, all_moments
 
 _MIN_VARIANCE = 1e-8
 _MOST_ERROR = 0.2
@@ -41,7 +41,7 @@ def adapted(kl_coef: float, kl: float, target: float, num_completions: int, hori
 
 
 @dataclass(frozen=True)
-class Scored:
+class RoundScores:
     """The models' outputs for this rank's completion tokens: values of the states before them, and log-probabilities of
     policy and reference; those of the reference are None at `kl_coef` 0."""
 
@@ -71,7 +71,7 @@ def make_returns(
     table: RoundTable,
     scores: Floats,
     batches: Mapping[Place, MicroBatch],
-    scored: Scored,
+    scored: RoundScores,
     args: PPOArguments,
     kl_coef: float,
     sum_over_ranks: SumOverRanks,
@@ -98,16 +98,16 @@ def make_returns(
         sums.add(batch, logprobs, kl, penalties[place])
     rewards = {place: _with_scores(each, scores, batches[place]) for place, each in penalties.items()}
     if args.whiten_rewards:
-        summed = _all_moments(rewards.values(), sum_over_ranks)
+        summed = all_moments(rewards.values(), sum_over_ranks)
         for place, each in rewards.items():
             whitened = advantages.whitened(each, summed, shift_mean=False)
             rewards[place] = np.where(np.isnan(each), np.nan, whitened)
     values = {place: each.double().numpy() for place, each in scored.values.items()}
     raw = {place: _gae(rewards[place], values[place], batch, args) for place, batch in batches.items()}
-    summed = _all_moments(raw.values(), sum_over_ranks)
+    summed = all_moments(raw.values(), sum_over_ranks)
     targets = {place: np.where(np.isnan(raw[place]), values[place], raw[place] + values[place]) for place in batches}
     known = {place: np.where(np.isnan(raw[place]), np.nan, targets[place]) for place in batches}
-    spread = _all_moments(known.values(), sum_over_ranks)
+    spread = all_moments(known.values(), sum_over_ranks)
     totals = sum_over_ranks(torch.tensor([sums.kl, sums.completions], dtype=torch.float64)).tolist()
     metrics = sums.metrics() | _of_table(table, scores) | {"critic/vf_explained_var": (_explained(summed, spread), 1.0)}
     penalty, count = metrics["objective/non_score_reward"]
@@ -171,12 +171,6 @@ def _gae(rewards: Floats, values: Floats, batch: MicroBatch, args: PPOArguments)
     lengths = batch.lengths.numpy()
     padded, is_token = _padded(rewards, lengths)
     return advantages.gae(padded, _padded(values, lengths)[0], args.gamma, args.lam)[is_token]
-
-
-def _all_moments(values: Iterable[Floats], sum_over_ranks: SumOverRanks) -> Floats:
-    own = sum((advantages.moments(each) for each in values), np.zeros(3))
-    summed: Floats = sum_over_ranks(torch.from_numpy(own)).numpy()
-    return summed
 
 
 def _variance(summed: Floats) -> float:

@@ -24,12 +24,7 @@ _KL_COEF = "kl_coef"
 
 
 class StreamedPPOTrainer(StreamedPolicyTrainer):
-    """PPO on rounds of completions; see `StreamedPolicyTrainer`.
-
-    Args:
-        critic: The critic, trained beside the policy.
-        kwargs: As for that trainer.
-    """
+    """PPO on rounds of completions; see `StreamedPolicyTrainer`."""
 
     args: PPOArguments
 
@@ -71,7 +66,7 @@ class StreamedPPOTrainer(StreamedPolicyTrainer):
         """See `StreamedPolicyTrainer`; while the critic warms up, the policy does not change."""
         self._trains_policy = inputs["step"].round.number >= self.args.critic_warmup_rounds
         self._critic.leaves_policy = not self._trains_policy
-        if not self._trains_policy:  # gradients of zero would still leave the decay of weights
+        if not self._trains_policy:  # with zero gradients, weight decay would still change the policy
             for group in self.optimizer.param_groups[: self._num_policy_groups]:
                 group["lr"] = 0.0
         return super().training_step(model, inputs, num_items_in_batch)
@@ -127,7 +122,7 @@ class StreamedPPOTrainer(StreamedPolicyTrainer):
             table,
             returns.scores(table, self._advantages.weights, self.args.missing_eos_penalty),
             batches,
-            returns.Scored(old_logprobs, self._old_values, reference),
+            returns.RoundScores(old_logprobs, self._old_values, reference),
             self.args,
             self._kl_coef,
             self.sum_over_ranks,
@@ -142,7 +137,7 @@ class StreamedPPOTrainer(StreamedPolicyTrainer):
             self._kl_coef = returns.adapted(
                 self._kl_coef, made.kl, self.args.kl_target, len(table), self.args.kl_horizon
             )
-        self._ordinals, self._told = table.ordinals, dict(step.round.metrics)
+        self._ordinals, self._rollout_metrics = table.ordinals, dict(step.round.metrics)
 
     def _micro_loss(
         self, model: Any, step: PolicyStep, batch: MicroBatch, place: Place, counts: StepCounts, counted: Tensor | None
@@ -193,4 +188,4 @@ class StreamedPPOTrainer(StreamedPolicyTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint:
-            self._kl_coef = critic.told(Path(checkpoint))[_KL_COEF]
+            self._kl_coef = critic.saved_values(Path(checkpoint))[_KL_COEF]

@@ -42,7 +42,7 @@ def judge(version: PolicyVersion, drifts: Mapping[str, float], num_tokens: int, 
         return
     figures = ", ".join(f"{engine} by {value:.3g}" for engine, value in wrong.items())
     raise UserError(
-        f"engines do not hold the trainer's weights: behind {version.step} rounds their log-probabilities of a fixed "
+        f"engines do not hold the trainer's weights: after {version.step} rounds their log-probabilities of a fixed "
         f"text of {num_tokens} tokens differ from the trainer's, in nats per token: {figures}; more than "
         f"rollout.max_logprob_drift = {max_drift}\n  raise it only where the engines are meant to compute otherwise "
         "(another number format, quantization)",

@@ -1,4 +1,4 @@
-"""Rows -> tokens and mask: equal to `apply_chat_template`, and exactly the assistant's words are trained."""
+"""Rows -> tokens and mask: equal to `apply_chat_template`; exactly the assistant's words are trained."""
 
 import json
 import shutil

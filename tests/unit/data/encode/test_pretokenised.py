@@ -1,4 +1,4 @@
-"""Rows that are tokens already."""
+"""Rows that contain token ids."""
 
 from typing import Any
 

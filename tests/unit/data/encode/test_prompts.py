@@ -1,4 +1,4 @@
-"""Prompts: what is rendered and recorded, which rows are left out and why, and the sequence from any position."""
+"""Prompts: rendering and records, rows that are left out with the reason, and the sequence from any position."""
 
 import datetime
 import decimal

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from rayswift.cluster.layout import Layout
 from rayswift.config.load import load
 from rayswift.config.model import ModelConfig
-from rayswift.data.collate.members import left_padded_batch, text_batch
+from rayswift.data.collate.padded import left_padded_batch, text_batch
 from rayswift.data.encode.config import EncodeConfig
 from rayswift.data.encode.encoder import EncodedRow
 from rayswift.data.encode.encoders import encoder_of

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rayswift.config.model import ModelConfig
-from rayswift.data.collate.members import text_batch
+from rayswift.data.collate.padded import text_batch
 from rayswift.data.encode.config import EncodeConfig, RowKind
 from rayswift.data.encode.encoder import EncodedRow
 from rayswift.data.encode.encoders import cached_encoder

@@ -1,4 +1,4 @@
-"""The feed: every rank its slice, one life after another, and no rank left waiting."""
+"""The feed: every rank gets its slice, over restarts, and no rank waits for ever."""
 
 import json
 import threading

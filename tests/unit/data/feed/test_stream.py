@@ -1,4 +1,4 @@
-"""A rank's batches, what is counted of them, and windows that need no task."""
+"""A rank's batches, their counters, and windows that need no data task."""
 
 import time
 from typing import Any

@@ -1,4 +1,4 @@
-"""`rayswift data inspect`: true figures, the trained tokens marked, a page that stands alone."""
+"""`rayswift data inspect`: correct figures, marked trained tokens, a self-contained page."""
 
 import json
 from collections.abc import Iterator

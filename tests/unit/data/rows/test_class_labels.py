@@ -1,4 +1,4 @@
-"""What labels are, seen from the rows: names, numbers, several, values; and what is refused as unclear."""
+"""The kind of labels, found from the rows: names, numbers, several, values; unclear labels are refused."""
 
 import json
 from dataclasses import replace

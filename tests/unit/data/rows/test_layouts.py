@@ -499,7 +499,7 @@ def test_what_a_tool_returns_as_an_object_is_its_json() -> None:
         assert made.conversation.messages[2]["content"] == text
 
 
-def test_a_value_inside_a_column_may_be_what_rewards_are_told() -> None:
+def test_a_value_inside_a_column_may_be_a_field_of_rewards() -> None:
     row = {"prompt": [USER], "reward_model": {"style": "rule", "ground_truth": "2"}}
     made = parse_row(row, "prompt", {"reward_model.ground_truth": "solution"})
     assert made == PromptRow(said("q"), None, {"reward_model": row["reward_model"], "solution": "2"})

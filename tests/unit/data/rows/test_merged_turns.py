@@ -1,4 +1,4 @@
-"""Messages of one role in a row, for templates that take none such: one message, or the row is refused."""
+"""Consecutive messages of one role, for templates that refuse them: merged, or the row is refused."""
 
 import shutil
 from pathlib import Path

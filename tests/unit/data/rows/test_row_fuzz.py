@@ -1,4 +1,4 @@
-"""Whatever a row holds, it ends as documents, as too long, or as bad with a reason; never as an exception."""
+"""Any row becomes documents, is too long, or is bad with a reason; it never raises another exception."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""`data.map` and sources that are read each in its own way: what is trained, and where every raw row goes."""
+"""`data.map` and sources with settings of their own: what is trained, and the outcome of every raw row."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The global sequence: every good row once an epoch, cut into steps, continued anywhere."""
+"""The global sequence: every good row once per epoch, divided into steps, continued from any position."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""KTO's rows: what is trained, which are refused, and the partners that a global batch gives them."""
+"""KTO's rows: what is trained, which are refused, and their mismatched completions."""
 
 from pathlib import Path
 from typing import Any
@@ -200,7 +200,7 @@ def test_partners_are_the_same_for_any_number_of_workers_and_after_a_resume(tmp_
 
 
 def test_a_batch_of_judged_answers() -> None:
-    from rayswift.data.collate.members import kto_batch
+    from rayswift.data.collate.padded import kto_batch
 
     pair = [row(1, 1, 2, label=False), row(2, 1, 1)]
     alone = {k: v.tolist() for k, v in kto_batch(pair, 0, "rows").items()}

@@ -1,4 +1,4 @@
-"""Mixes: exact proportions in every stretch, no row again before all others came, any stretch computed by itself."""
+"""Mixes: exact proportions in every part, no row repeats before all others came, any part is computed alone."""
 
 from collections import Counter
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""The order of an epoch: a bijection, computed anywhere, another one for each key."""
+"""The order of an epoch: a bijection, computed at any position, different for each key."""
 
 import numpy as np
 import pytest

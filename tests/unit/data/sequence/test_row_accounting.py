@@ -1,4 +1,4 @@
-"""Whatever other people's rows hold: rows in = rows trained + filtered + quarantined, each by name."""
+"""For any rows: rows read = rows trained + filtered + quarantined, each by name."""
 
 from collections import Counter
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Rows that are not trained are said while it happens; history that costs, and the day that a template sees."""
+"""Warnings about rows that are not trained, about rewritten history, and the date of a chat template."""
 
 import datetime
 import json

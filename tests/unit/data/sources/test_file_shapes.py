@@ -1,4 +1,4 @@
-"""Files as people have them: other encodings and delimiters, JSON of every shape; read, or named for what they are."""
+"""Files of real users: other encodings and delimiters, JSON of every shape; they are read, or the error names them."""
 
 import gzip
 import json

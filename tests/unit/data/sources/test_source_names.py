@@ -1,4 +1,4 @@
-"""What a source names: parts of its spelling, files of a folder by split, globs and URLs, data sets of the hub."""
+"""Names of sources: their parts, files of a folder by split, globs and URLs, data sets of the hub."""
 
 import http.server
 import json

@@ -1,4 +1,4 @@
-"""A step that is no number: its documents, by loss, and what the user reads."""
+"""A step with a NaN or infinite loss: its documents, by loss, and the error."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Rows of one or more sequences each (members) -> the padded tensors that TRL's losses take; pure.
+"""Rows of one or more sequences each -> the padded tensors that TRL's losses take; pure.
 
 Each function takes B rows, `pad_token_id` for the ends of shorter sequences, and `layout`, which padding does not need.
 Without rows it returns a batch of padding tokens. T is the length of the longest sequence.
@@ -25,7 +25,7 @@ def preference_batch(rows: Sequence[PackedRow], pad_token_id: int, layout: Layou
         input_ids, attention_mask and completion_mask, int64 [2 B, T]: all chosen sequences, then all rejected ones. If
         rows have the reference's log-probabilities, also ref_chosen_logps and ref_rejected_logps, float32 [B].
     """
-    ids, trained = _members(rows, 2, pad_token_id)
+    ids, trained = _sequences(rows, 2, pad_token_id)
     batch = {**_with_mask(ids, pad_token_id), "completion_mask": padded(trained, 0)}
     for name in REFERENCE_LOGPS:
         if any(name in dict(row.numbers) for row in rows):
@@ -56,14 +56,14 @@ def pair_batch(rows: Sequence[PackedRow], pad_token_id: int, layout: Layout) -> 
         chosen_input_ids, chosen_attention_mask and chosen_labels (-100 where not trained), int64 [B, T], and the same
         for rejected.
     """
-    ids, trained = _members(rows, 2, pad_token_id)
+    ids, trained = _sequences(rows, 2, pad_token_id)
     lengths = [int(np.flatnonzero(mask)[-1]) + 1 for mask in trained]  # each has a trained token
-    ids = [member[:length] for member, length in zip(ids, lengths, strict=True)]
+    ids = [one[:length] for one, length in zip(ids, lengths, strict=True)]
     trained = [mask[:length] for mask, length in zip(trained, lengths, strict=True)]
     batch: dict[str, Any] = {}
-    for name, members in (("chosen", slice(0, len(ids) // 2)), ("rejected", slice(len(ids) // 2, None))):
-        labels = [np.where(mask, one, IGNORED) for one, mask in zip(ids[members], trained[members], strict=True)]
-        batch |= _with_mask(ids[members], pad_token_id, f"{name}_")
+    for name, part in (("chosen", slice(0, len(ids) // 2)), ("rejected", slice(len(ids) // 2, None))):
+        labels = [np.where(mask, one, IGNORED) for one, mask in zip(ids[part], trained[part], strict=True)]
+        batch |= _with_mask(ids[part], pad_token_id, f"{name}_")
         batch[f"{name}_labels"] = padded(labels, IGNORED)
     return batch
 
@@ -76,7 +76,7 @@ def kto_batch(rows: Sequence[PackedRow], pad_token_id: int, layout: Layout) -> d
         KL_input_ids, KL_attention_mask and KL_completion_mask; label, bool [B]: whether the answer is desirable.
     """
     number = len(rows[0].lengths) if rows else 2
-    ids, trained = _members(rows, number, pad_token_id)
+    ids, trained = _sequences(rows, number, pad_token_id)
     batch: dict[str, Any] = {}
     for position, prefix in enumerate(("", "KL_")[:number]):
         part = slice(position * len(ids) // number, (position + 1) * len(ids) // number)
@@ -144,7 +144,7 @@ def _texts(rows: Sequence[PackedRow], pad_token_id: int) -> list[NDArray[np.int3
     return [text for row in rows for text in np.split(row.input_ids, np.cumsum(row.lengths)[:-1])]
 
 
-def _members(
+def _sequences(
     rows: Sequence[PackedRow], number: int, pad_token_id: int
 ) -> tuple[list[NDArray[np.int32]], list[NDArray[np.bool_]]]:
     """Tokens and masks of the first sequence of every row, then of the second of every row, and so on."""
@@ -155,6 +155,6 @@ def _members(
     ids_of = [np.split(row.input_ids, border) for row, border in zip(rows, borders, strict=True)]
     trained_of = [np.split(row.trained, border) for row, border in zip(rows, borders, strict=True)]
     return (
-        [members[i] for i in range(number) for members in ids_of],
-        [members[i] for i in range(number) for members in trained_of],
+        [sequences[i] for i in range(number) for sequences in ids_of],
+        [sequences[i] for i in range(number) for sequences in trained_of],
     )

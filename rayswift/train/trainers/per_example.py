@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from datasets import Dataset
 from transformers.trainer_utils import EvalLoopOutput
 
 from rayswift.data.sequence.windows import PackedRow
@@ -46,14 +45,14 @@ class _OneRank:
         return getattr(self._accelerator, name)
 
 
-class RowMeans(Streamed):
+class PerExampleTrainer(Streamed):
     """Corrects the mean of a trainer whose loss is a mean over rows, in training and evaluation; see `Streamed`."""
 
     accelerator: Any
     stream: Stream
-    # Metrics that are means over the trained tokens of some members, by name; all others are means over rows.
+    # Metrics that are means over the trained tokens of some sequences of a row, by name; others are means over rows.
     token_metrics: ClassVar[dict[str, tuple[int, ...]]] = {}
-    # Those that are no means at all, and are left out.
+    # Metrics that are not means; they are left out.
     extremes: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *, spec: RunSpec, **kwargs: Any):
@@ -128,11 +127,11 @@ class RowMeans(Streamed):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save as HF does, without TRL's reference copy of the initial adapter.
 
-        Every start makes that copy anew. If HF found a saved copy, it would continue with it and not with the trained
+        Every start makes that copy again. If HF found a saved copy, it would continue with it and not with the trained
         one.
         """
         super()._save(output_dir, state_dict)
-        if output_dir:  # never one of the run folder's own
+        if output_dir:  # never a folder of the run itself
             shutil.rmtree(Path(output_dir) / "ref", ignore_errors=True)
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
@@ -158,14 +157,14 @@ class RowMeans(Streamed):
         super().log(logs, start_time)
 
 
-def trained_tokens(rows: Sequence[PackedRow], members: tuple[int, ...]) -> int:
+def trained_tokens(rows: Sequence[PackedRow], sequences: tuple[int, ...]) -> int:
     """Return the number of trained tokens of some sequences of rows."""
     borders = [np.cumsum(row.lengths)[:-1] for row in rows]
     split = [np.split(row.trained, border) for row, border in zip(rows, borders, strict=True)]
-    return sum(int(trained[member].sum()) for trained in split for member in members)
+    return sum(int(trained[i].sum()) for trained in split for i in sequences)
 
 
-class HeadTrainer(RowMeans):
+class HeadTrainer(PerExampleTrainer):
     """`transformers`' `Trainer`, streamed, with an adapter around the model if one is trained.
 
     Args:
@@ -173,6 +172,7 @@ class HeadTrainer(RowMeans):
             for checkpoints, but not of the saved weights of the model.
     """
 
+    placeholder_row: ClassVar[dict[str, list[Any]]] = {"input_ids": [[0, 0]], "labels": [0]}
     loss_is_scaled_for_ga: ClassVar[bool] = False
 
     def __init__(
@@ -185,7 +185,7 @@ class HeadTrainer(RowMeans):
         behind: torch.nn.Module | None = None,
         **kwargs: Any,
     ):
-        # A classification head looks at the last token that is no padding.
+        # A classification head reads the last token that is not padding.
         model.config.get_text_config().pad_token_id = processing_class.pad_token_id
         if peft_config is not None:
             model = tuners.with_new_adapter(model, peft_config, args)
@@ -198,8 +198,3 @@ class HeadTrainer(RowMeans):
             whole = self.model.state_dict() if state_dict is None else state_dict
             state_dict = {name: tensor for name, tensor in whole.items() if not name.startswith(f"{_BEHIND}.")}
         super()._save(output_dir, state_dict)
-
-    @staticmethod
-    def placeholder() -> Dataset:
-        """A row that is never read."""
-        return Dataset.from_dict({"input_ids": [[0, 0]], "labels": [0]})

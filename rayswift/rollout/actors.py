@@ -18,7 +18,7 @@ from rayswift.data.feed.feed import DRIVERS_ATTEMPT, StaleAttempt
 from rayswift.data.feed.pipeline import stream_windows, user_error_in
 from rayswift.data.sequence.windows import Windows
 from rayswift.engines import heap
-from rayswift.engines.pool.actors import RayEngines
+from rayswift.engines.pool.actors import ray_engines
 from rayswift.engines.pool.autoscale import Rule
 from rayswift.engines.pool.patience import limits_of
 from rayswift.engines.pool.pool import Pool
@@ -37,18 +37,18 @@ from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.rollout.prompts import PromptFeed, prompt_plan
 from rayswift.rollout.rewards.runner import RewardRunner
 from rayswift.rollout.rounds import Round, Waiting
-from rayswift.rollout.teachers.opening import Opening, opened, taught
 from rayswift.rollout.teachers.scoring import Teacher
+from rayswift.rollout.teachers.start import start_teacher, with_teacher
 
 _CLOSE_S = 20.0
 _WAIT_S = 10.0
 """Longest wait of a call in the coordinator; then it answers `Waiting`, and the rank asks again."""
-_TELL_EVERY_S = 30.0
+_LOG_EVERY_S = 30.0
 _CALLS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
-class PlaneSpec:
+class RolloutSpec:
     """The setup of the coordinator's actor, as plain values.
 
     work_dir: base of relative paths; start: where prompts begin.
@@ -68,7 +68,7 @@ class PlaneSpec:
 class CoordinatorActor(Coordinator):
     """The coordinator in a process of its own; its parts are made in their event loop."""
 
-    def __init__(self, spec: PlaneSpec, store: Any):
+    def __init__(self, spec: RolloutSpec, store: Any):
         self._spec, self._store = spec, _Store(store, spec.config.cluster.timeout_s)
         self._opening: asyncio.Task[None] | None = None
         self._teacher: Teacher | None = None
@@ -95,7 +95,6 @@ class CoordinatorActor(Coordinator):
         return await super().new_attempt()
 
     async def standing(self) -> tuple[object, str]:
-        """See `Plane.standing`."""
         if self._opening is None or not self._opening.done():
             return None, "the rollout coordinator starts engines and rewards"
         under_way = self._life.describe() if self._life else "no worker group yet"
@@ -103,7 +102,6 @@ class CoordinatorActor(Coordinator):
         return (self._pool.statistics(), under_way), f"rollouts: {under_way}; engines: {self._pool.describe()}{teacher}"
 
     async def close(self) -> None:
-        """See Coordinator."""
         await super().close()
         if self._hosts is not None:
             await self._hosts.close()
@@ -125,17 +123,11 @@ class CoordinatorActor(Coordinator):
         sampler = episodes_of(spec.config, spec.plan, pool, self._hosts, spec.tokenizer_dir) if self._hosts else None
         engines = Rule(spec.layout.min_engines, spec.layout.max_engines)
         completions = CompletionsFile(spec.run_dir, rewards.names, rewards.decode)
-        self._teacher = await opened(
-            Opening(
-                spec.config,
-                spec.layout,
-                engine_dtype(spec.config, spec.layout),
-                spec.plan.max_outstanding,
-                spec.tokenizer_dir,
-                rewards.encode,
-            )
+        dtype = engine_dtype(spec.config, spec.layout)
+        self._teacher = await start_teacher(
+            spec.config, spec.layout, dtype, spec.plan.max_outstanding, spec.tokenizer_dir, rewards.encode
         )
-        scorer = taught(spec.config, rewards, self._teacher)
+        scorer = with_teacher(spec.config, rewards, self._teacher)
         super().__init__(spec.plan, prompts, pool, rewards, self._store, completions, engines, scorer, sampler)
         heap.freeze()
         await self.begin(DRIVERS_ATTEMPT, spec.start)
@@ -148,14 +140,8 @@ class _Store:
         self._actor, self._timeout_s = actor, timeout_s
 
     async def keep(self, published: Published) -> Published:
-        """See `engines.weights.Weights`."""
         async with asyncio.timeout(self._timeout_s):
-            await self._actor.publish.remote(published)
-            if not await self._actor.settled.remote():
-                raise UserError("the store could not copy them", exit_code=1)
-            kept: Published | None = await self._actor.current.remote()
-        if kept is None or kept.version != published.version:
-            raise StaleAttempt("newer weights were published")
+            kept: Published = await self._actor.keep.remote(published)
         return kept
 
 
@@ -166,19 +152,19 @@ def engine_dtype(config: RlhfConfig, layout: Layout) -> str:
     return config.model.dtype
 
 
-def _make_pool(spec: PlaneSpec) -> Pool:
+def _make_pool(spec: RolloutSpec) -> Pool:
     # Resources of an engine are the layout's: preflight has seen that they fit.
     options = engine_options(spec.layout.engine)
     limits = limits_of(spec.config.rollout, spec.plan.max_outstanding)
-    return Pool(RayEngines(VllmEngine, (setup_of(spec),), options), limits, salvages(spec))
+    return Pool(ray_engines(VllmEngine, (setup_of(spec),), options), limits, resumes_partial(spec))
 
 
-def salvages(spec: PlaneSpec) -> bool:
+def resumes_partial(spec: RolloutSpec) -> bool:
     """Whether the tokens of a lost engine are kept."""
     return spec.config.rollout.max_staleness > 0 and setup_of(spec).sampling.can_resume
 
 
-def setup_of(spec: PlaneSpec) -> EngineSetup:
+def setup_of(spec: RolloutSpec) -> EngineSetup:
     """Return the setup of the run's engines."""
     config, layout = spec.config, spec.layout
     lora_rank = config.model.lora_rank if config.rollout.lora_sync == "adapter" else None
@@ -262,15 +248,15 @@ class RolloutClient:
 
     def _once_there(self, what: str, ask: Callable[[], Any]) -> Any:
         """Ask until there is an answer; the coordinator decides how long that may take."""
-        began = told_at = time.monotonic()
+        began = logged_at = time.monotonic()
         while isinstance(answer := self._get(what, ask()), Waiting):
             now = time.monotonic()
-            if now - told_at >= _TELL_EVERY_S:
-                told_at = now
-                self._tell(what, now - began, answer.text)
+            if now - logged_at >= _LOG_EVERY_S:
+                logged_at = now
+                self._log_wait(what, now - began, answer.text)
         return answer
 
-    def _tell(self, what: str, seconds: float, why: str) -> None:
+    def _log_wait(self, what: str, seconds: float, why: str) -> None:
         logger.info("rank %d has waited %.0f s for the rollout coordinator to %s: %s", self._rank, seconds, what, why)
 
     def _get(self, what: str, asked: Any) -> Any:
@@ -280,7 +266,7 @@ class RolloutClient:
             while True:
                 seconds = time.monotonic() - began
                 try:
-                    return self._ray.get(asked, timeout=max(0.1, min(_TELL_EVERY_S, self._timeout_s - seconds)))
+                    return self._ray.get(asked, timeout=max(0.1, min(_LOG_EVERY_S, self._timeout_s - seconds)))
                 except exceptions.GetTimeoutError as error:
                     if (seconds := time.monotonic() - began) >= self._timeout_s:
                         raise UserError(
@@ -288,7 +274,7 @@ class RolloutClient:
                             "continue with --resume auto",
                             exit_code=1,
                         ) from error
-                    self._tell(what, seconds, "it does not answer")
+                    self._log_wait(what, seconds, "it does not answer")
         except exceptions.RayActorError as error:
             first_line = str(error).splitlines()[0]
             raise UserError(
@@ -303,7 +289,7 @@ class RolloutClient:
             raise (user_error_in(error) or error) from error
 
 
-class Plane:
+class RolloutActors:
     """The driver's side of the rollout actors.
 
     Args:
@@ -312,16 +298,16 @@ class Plane:
         placement: Of the actors, as Ray takes it.
     """
 
-    def __init__(self, spec: PlaneSpec, name: str, placement: Any):
+    def __init__(self, spec: RolloutSpec, name: str, placement: Any):
         import ray
 
         self._ray = ray
         options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": placement}
-        self._store = ray.remote(WeightStore).options(**options).remote(spec.config.cluster.timeout_s)
-        # A place for whatever all ranks may ask and wait for, of this worker group and of one that has just died.
+        self._store = ray.remote(WeightStore).options(**options).remote()
+        # Room for the calls of all ranks, of this worker group and of one that has just died.
         options |= {"name": name, "max_concurrency": _CALLS_AT_ONCE + 4 * spec.layout.num_workers}
         self._coordinator = ray.remote(CoordinatorActor).options(**options).remote(spec, self._store)
-        # Engines take the longest to start, so nothing waits for this; what goes wrong is told to who asks first.
+        # Engines take the longest to start, so nothing waits for this; the first call that needs them gets the error.
         self._opened = self._coordinator.opened.remote()
 
     def progress(self) -> tuple[int, float]:

@@ -1,4 +1,4 @@
-"""What travels between processes comes out as it went in."""
+"""Serialized values are equal after the transfer."""
 
 import pickle
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rayswift.engines.engine import Collected
 from rayswift.engines.samples import Completion, PolicyVersion, SampleRequest, Span
-from rayswift.engines.wire import Requests
+from rayswift.engines.serialization import Requests
 
 KEYS = st.text(max_size=5)
 TOKENS = st.lists(st.integers(0, 2**31 - 1), max_size=4).map(lambda ids: np.array(ids, np.int32))

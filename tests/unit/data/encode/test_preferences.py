@@ -1,4 +1,4 @@
-"""Rows of members: what is trained of a pair, which pairs are refused and why, and how they are counted and batched."""
+"""Preference rows: what is trained of a pair, which pairs are refused and why, how they are counted and batched."""
 
 import json
 from collections import Counter
@@ -32,7 +32,7 @@ def encode(row: Any, max_length: int = 64, folder: Path = TINY, **options: Any) 
     return result
 
 
-def members(row: Any, **options: Any) -> list[EncodedRow]:
+def sequences(row: Any, **options: Any) -> list[EncodedRow]:
     result = encode(row, **options)
     assert isinstance(result, list), result
     return result
@@ -43,7 +43,7 @@ def text(ids: Any) -> str:
 
 
 def test_both_answers_are_trained_behind_the_same_prompt() -> None:
-    chosen, rejected = members(PAIR | {"margin": 0.5})
+    chosen, rejected = sequences(PAIR | {"margin": 0.5})
     assert text(chosen.input_ids) == "<|user|>2+2<|im_end|><|assistant|>4, sure<|im_end|>"
     assert text(chosen.input_ids[chosen.trained]) == "4, sure<|im_end|>"
     assert text(rejected.input_ids[rejected.trained]) == "5<|im_end|>"
@@ -58,15 +58,15 @@ def test_what_both_conversations_begin_with_is_prompt() -> None:
             for message in ({"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": answer})
         ]
 
-    chosen, rejected = members({"messages": turns("a", "b", "c"), "rejected_messages": turns("a", "x", "y")})
+    chosen, rejected = sequences({"messages": turns("a", "b", "c"), "rejected_messages": turns("a", "x", "y")})
     assert text(chosen.input_ids[chosen.trained]) == "b<|im_end|>c<|im_end|>"
     assert text(rejected.input_ids[rejected.trained]) == "x<|im_end|>y<|im_end|>"
 
 
 def test_several_rejected_answers_are_several_pairs_of_one_row() -> None:
     row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "good"}]}
-    found = members(row | {"rejected_response": ["bad", "worse"]})
-    assert [text(member.input_ids[member.trained]) for member in found] == [
+    found = sequences(row | {"rejected_response": ["bad", "worse"]})
+    assert [text(sequence.input_ids[sequence.trained]) for sequence in found] == [
         "good<|im_end|>",
         "bad<|im_end|>",
         "good<|im_end|>",
@@ -77,7 +77,7 @@ def test_several_rejected_answers_are_several_pairs_of_one_row() -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_pairs_of_every_template(tmp_path: Path, name: str) -> None:
     write_tokenizer(tmp_path, FAMILIES[name])
-    chosen, rejected = members(PAIR, folder=tmp_path, max_length=4096)
+    chosen, rejected = sequences(PAIR, folder=tmp_path, max_length=4096)
     own = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert "4, sure" in own.decode(chosen.input_ids[chosen.trained].tolist())
     assert "2+2" not in own.decode(rejected.input_ids[rejected.trained].tolist())
@@ -144,7 +144,7 @@ def test_every_row_is_trained_left_out_or_tail(
 
 
 def test_a_batch_holds_all_chosen_then_all_rejected() -> None:
-    from rayswift.data.collate.members import preference_batch
+    from rayswift.data.collate.padded import preference_batch
 
     def row(*sizes: int) -> PackedRow:
         ids = np.arange(sum(sizes), dtype=np.int32) + 10
@@ -164,12 +164,12 @@ def test_a_batch_holds_all_chosen_then_all_rejected() -> None:
 def test_of_several_turns_the_last_alone_may_be_trained() -> None:
     turns = [{"role": role, "content": f"{role[0]}{n}"} for n in range(2) for role in ("user", "assistant")]
     other = [*turns[:1], {"role": "assistant", "content": "x"}, *turns[2:]]
-    chosen, _ = members({"messages": turns, "rejected_messages": other}, loss_on="last_turn")
+    chosen, _ = sequences({"messages": turns, "rejected_messages": other}, loss_on="last_turn")
     assert text(chosen.input_ids[chosen.trained]) == "a1<|im_end|>"
 
 
 def test_a_batch_of_pairs_side_by_side() -> None:
-    from rayswift.data.collate.members import pair_batch
+    from rayswift.data.collate.padded import pair_batch
 
     ids = np.arange(5, dtype=np.int32) + 10
     row = PackedRow(ids, np.array([False, True, False, False, True]), (2, 3), 1)
@@ -185,7 +185,7 @@ def test_a_batch_of_pairs_side_by_side() -> None:
 
 def test_what_stands_behind_an_answer_is_no_part_of_a_pair() -> None:
     """A line break that the template writes behind the end token, for instance: ORPO would train it."""
-    from rayswift.data.collate.members import pair_batch
+    from rayswift.data.collate.padded import pair_batch
 
     ids = np.arange(6, dtype=np.int32) + 10
     row = PackedRow(ids, np.array([False, True, False, False, True, False]), (3, 3), 1)
@@ -242,7 +242,7 @@ def test_labels_are_what_the_loss_takes_or_refused(
 
 
 def test_batches_of_rewards_and_of_classes() -> None:
-    from rayswift.data.collate.members import class_batch, reward_batch
+    from rayswift.data.collate.padded import class_batch, reward_batch
 
     def row(sizes: tuple[int, ...], numbers: Any = ()) -> PackedRow:
         ids = np.arange(sum(sizes), dtype=np.int32) + 10

@@ -1,6 +1,6 @@
 """Rows of tasks whose loss compares whole texts; pure.
 
-The members of a row are its sequences, in a fixed order. A preference row has two, chosen and rejected; a raw row with
+The sequences of a row have a fixed order. A preference row has two, chosen and rejected; a raw row with
 several rejected answers makes several such rows with the same chosen answer. A classification row and a KTO row have
 one; the KTO row's mismatched completion comes from its global batch. An embedding or reranker row has all texts of its
 raw row.
@@ -16,18 +16,18 @@ from rayswift.data.encode.turns import Document, documents, joined
 from rayswift.data.rows import BadRow, Conversation, KtoRow, MessageLoss, PreferenceRow, Row, parse_row
 
 
-class MemberEncoder(Encoder):
-    """Encodes rows that need all their members: one document each, not split, and with a trained token."""
+class SequencesEncoder(Encoder):
+    """Encodes rows that need all their sequences: one document each, not split, and with a trained token."""
 
     def _may_cut(self, whole: bool) -> bool:
         return self.config.truncation in ("left", "right")
 
     def _assembled(self, made: Sequence[Document], fitted: list[list[EncodedRow]]) -> list[EncodedRow] | BadRow:
         if not all(fitted):
-            return BadRow("no trainable token", "a member of the row has no trained token within data.max_length")
+            return BadRow("no trainable token", "a sequence of the row has no trained token within data.max_length")
         rows = [replace(row, numbers=document.numbers) for document, (row,) in zip(made, fitted, strict=True)]
         cut = any(row.cut for row in rows)
-        # The first member stands for the raw row in the accounting.
+        # The first sequence counts for the raw row in the accounting.
         return [replace(row, cut=cut and position == 0) for position, row in enumerate(rows)]
 
     def _judged(self, row: Conversation, loss_on: LossOn) -> Document:
@@ -48,7 +48,7 @@ class MemberEncoder(Encoder):
         return made[0]
 
 
-class PreferenceEncoder(MemberEncoder):
+class PreferenceEncoder(SequencesEncoder):
     """Encodes preference rows; the messages that both conversations begin with are not trained."""
 
     def documents(self, row: Row) -> list[Document]:
@@ -60,16 +60,16 @@ class PreferenceEncoder(MemberEncoder):
         for rejected in sample.rejected:
             pairs = zip(sample.chosen.messages, rejected.messages, strict=False)
             begin = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
-            both = [self._answer(member, begin) for member in (sample.chosen, rejected)]
+            both = [self._answer(sequence, begin) for sequence in (sample.chosen, rejected)]
             if both[0].text == both[1].text:
                 raise BadRow("no preference", "chosen and rejected are the same text once rendered")
             made += [replace(both[0], numbers=numbers), both[1]]
         return made
 
-    def _answer(self, member: Conversation, begin: int) -> Document:
+    def _answer(self, sequence: Conversation, begin: int) -> Document:
         """A conversation with the assistant's turns from message `begin` on trained."""
-        losses = [loss if i >= begin else MessageLoss(False) for i, loss in enumerate(member.losses)]
-        return self._judged(replace(member, losses=tuple(losses)), self.config.loss_on)
+        losses = [loss if i >= begin else MessageLoss(False) for i, loss in enumerate(sequence.losses)]
+        return self._judged(replace(sequence, losses=tuple(losses)), self.config.loss_on)
 
     def _assembled(self, made: Sequence[Document], fitted: list[list[EncodedRow]]) -> list[EncodedRow] | BadRow:
         rows = super()._assembled(made, fitted)
@@ -80,7 +80,7 @@ class PreferenceEncoder(MemberEncoder):
         return rows
 
 
-class KtoEncoder(MemberEncoder):
+class KtoEncoder(SequencesEncoder):
     """Encodes conversations with a number `label`, 1 or 0; only the last answer is trained."""
 
     def documents(self, row: Row) -> list[Document]:

@@ -151,7 +151,7 @@ def _max_length(given: Given, result: Translation) -> None:
         if given.get("max_length", given["packing_length"]) != given["packing_length"]:
             return result.refuse("packing_length", "rows are packed to data.max_length; give one length for both")
         return result.rename("packing_length", "data.max_length", given["packing_length"])
-    if result.task in ONLINE_TASKS:  # there it is the length of a prompt
+    if result.task in ONLINE_TASKS:  # for this verb it is the length of a prompt
         result.rename("max_length", "rollout.max_prompt_length", given["max_length"])
     else:
         result.flags.append(("data.max_length", given["max_length"]))
@@ -226,14 +226,14 @@ def _rewards(given: Given, result: Translation) -> None:
         ("reward_funcs", "rollout.reward_funcs", _BUILT_IN_REWARDS),
         ("reward_model_plugin", "rollout.reward_model_plugins", {"default", "genrm"}),
     ):
-        if name in given:  # what a plugin registers by name is a function or class of that file here
+        if name in given:  # a name that a plugin registers is a function or class of its file here
             is_own = [len(plugins) == 1 and ":" not in word and word not in built_in for word in given[name]]
             words = zip(given[name], is_own, strict=True)
             result.rename(name, path, [f"{plugins[0]}:{word}" if own else word for word, own in words])
 
 
 def _turns(given: Given, result: Translation) -> None:
-    """Several turns: a scheduler of a plugin, or the environment that its scheduler plays."""
+    """Several turns: a scheduler of a plugin, or the environment that its scheduler runs."""
     scheduler = given.get("multi_turn_scheduler", ["none"])[0]
     env = given.get("gym_env", [""])[0]
     plays_env = given.get("use_gym_env", [str(bool(env))])[0].lower() in ("true", "1", "yes")
@@ -310,7 +310,7 @@ def _seq_kd(given: Given, result: Translation) -> None:
 _GALORE = ("target_modules", "rank", "update_proj_gap", "scale", "proj_type", "optim_per_parameter", "with_embedding")
 _Q_GALORE = ("quantization", "proj_quant", "proj_bits", "proj_group_size", "cos_threshold", "gamma_proj", "queue_size")
 
-TOGETHER: dict[tuple[str, ...], Callable[[Given, Translation], None]] = {
+COMBINED: dict[tuple[str, ...], Callable[[Given, Translation], None]] = {
     ("system",): _system,
     ("task_type",): _task_type,
     ("loss_scale",): _loss_scale,

@@ -13,16 +13,16 @@ from pathlib import Path
 from rayswift.config.schema import SampleConfig
 from rayswift.data.feed.pipeline import stream_windows
 from rayswift.data.sequence.windows import TRAINED
-from rayswift.engines.pool.actors import RayEngines
+from rayswift.engines.pool.actors import ray_engines
 from rayswift.engines.pool.patience import limits_of
 from rayswift.engines.pool.pool import Pool
 from rayswift.engines.samples import Group, PolicyVersion
 from rayswift.engines.vllm.engine import VllmEngine
 from rayswift.engines.vllm.setup import engine_options
 from rayswift.log import logger, setup_worker
+from rayswift.rollout.actors import RolloutSpec, setup_of
 from rayswift.rollout.episodes.supply import episodes_of, hosts_of
 from rayswift.rollout.groups import Sampler, requests_for, scored_group
-from rayswift.rollout.plane import PlaneSpec, setup_of
 from rayswift.rollout.prompts import Drawn, PromptFeed, draw_in_thread, prompt_plan
 from rayswift.rollout.rewards.runner import RewardRunner
 from rayswift.rollout.sampling.file import FAILED, SampledFile
@@ -40,7 +40,7 @@ class SampleActor:
         spec: The setup; its config is a `SampleConfig`.
     """
 
-    def __init__(self, spec: PlaneSpec):
+    def __init__(self, spec: RolloutSpec):
         self._spec = spec
         self._standing = (0, 0)
 
@@ -62,8 +62,10 @@ class SampleActor:
         )
         rewards = RewardRunner(config, spec.tokenizer_dir, spec.run_dir, spec.work_dir, spec.layout.reward_workers)
         setup = replace(setup_of(spec), load_format="auto")
-        engines = RayEngines(VllmEngine, (setup,), engine_options(spec.layout.engine))
-        pool = Pool(engines, limits_of(config.rollout, spec.plan.max_outstanding), salvage=setup.sampling.can_resume)
+        engines = ray_engines(VllmEngine, (setup,), engine_options(spec.layout.engine))
+        pool = Pool(
+            engines, limits_of(config.rollout, spec.plan.max_outstanding), resume_partial=setup.sampling.can_resume
+        )
         pool.scale_to(spec.layout.min_engines)
         hosts = hosts_of(config, spec.layout.tool_workers, spec.work_dir, spec.run_dir / "logs")
         sampler = episodes_of(config, spec.plan, pool, hosts, spec.tokenizer_dir) if hosts else pool

@@ -108,6 +108,6 @@ def test_values_of_another_row_are_refused(tmp_path: Path) -> None:
         (lambda raw: {"x": [0 if raw[0].id.endswith(":1") else "a"] * len(raw)}, "differ in type"),
     ],
 )
-def test_a_function_that_does_not_fit_is_told_so(tmp_path: Path, function: Any, what: str) -> None:
+def test_a_function_that_does_not_fit_is_an_error(tmp_path: Path, function: Any, what: str) -> None:
     with pytest.raises(UserError, match=what):
         run(row_set(tmp_path, "g" * 8), function, tmp_path / "columns")

@@ -1,4 +1,4 @@
-"""A trace tells for each prefix of a conversation what rendering that prefix gives, or nothing."""
+"""A trace gives for each prefix of a conversation the result of rendering that prefix, or nothing."""
 
 from typing import Any
 
