@@ -118,6 +118,12 @@ class ChatTemplate:
         self.check(messages, text)
         return text
 
+    def opening(self, tools: Tools = None, kwargs: Kwargs = None) -> str:
+        """The generation prompt after a question; empty if it is not what follows the question alone."""
+        asked = self.adapted([{"role": "user", "content": _PROBE_QUESTION}])
+        before, whole = self.render(asked, tools, kwargs=kwargs), self.render(asked, tools, True, kwargs)
+        return whole.removeprefix(before) if whole.startswith(before) else ""
+
     def adapted(self, messages: Sequence[Message]) -> list[Message]:
         """Messages with contents, thoughts and tool calls in the spelling that this template reads."""
         made = [self._adapt(m) if "reasoning_content" in m or "tool_calls" in m else m for m in messages]
