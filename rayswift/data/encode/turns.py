@@ -205,7 +205,7 @@ def _all(marked: Sequence[tuple[Span, ...] | None]) -> list[Span]:
 def _weights(row: Conversation, marking: Marking) -> list[float | None]:
     """Loss weight of each message; with loss_on `all`, None for messages without a loss of their own or a rule."""
     roles = [message["role"] for message in row.messages]
-    chosen = [role == "assistant" for role in roles]
+    chosen = [role == "assistant" and not loss.asked for role, loss in zip(roles, row.losses, strict=True)]
     if marking.loss_on == "last_turn" and any(chosen):
         last = len(roles) - 1 - roles[::-1].index("assistant")
         # A turn may be several messages: tool calls, their results, the answer.

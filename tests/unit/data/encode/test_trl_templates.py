@@ -216,3 +216,17 @@ def test_words_beside_a_call_that_a_template_leaves_out_are_refused(model: Any) 
     (result,) = encoder.encode([{"messages": messages, "tools": [ADD]}])
     assert isinstance(result, BadRow)
     assert result.reason == "content not rendered"
+
+
+@pytest.mark.parametrize("name", ["qwen3_8", "gptoss", "gemma4_v5", "qwen3"])
+def test_thoughts_in_the_content_are_thoughts_where_the_template_reads_them_apart(model: Any, name: str) -> None:
+    """Qwen3.8 would put an empty block of thoughts before them, gpt-oss and Gemma 4 into the answer."""
+    encoder, _ = model(name)
+    question, apart = CONVERSATIONS["thoughts"]
+    inside = {"role": "assistant", "content": "<think>\nadd them\n</think>\n\nIt is 3."}
+    first, second = encoder.encode([{"messages": [question, answer]} for answer in (inside, apart)])
+    assert first[0].input_ids.tolist() == second[0].input_ids.tolist()
+    assert first[0].trained.tolist() == second[0].trained.tolist()
+    (no_thoughts,) = encoder.encode([{"messages": [question, {**inside, "content": "<think>\n\n</think>\n\nIt is 3."}]}])
+    (plain,) = encoder.encode([{"messages": CONVERSATIONS["plain"]}])
+    assert no_thoughts[0].input_ids.tolist() == plain[0].input_ids.tolist()

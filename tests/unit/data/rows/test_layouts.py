@@ -202,6 +202,8 @@ CHOSEN_BAD: list[Layout] = [
     ("ms-swift rejected_response", {"messages": [USER, BOT], "rejected_response": "b"}),
     ("ms-swift rejected list", {"messages": [USER, BOT], "rejected_response": ["b"]}),
     ("ms-swift rejected messages", {"messages": [USER, BOT], "rejected_messages": [USER, BAD]}),
+    ("rejected messages without the question", {"messages": [USER, BOT], "rejected_messages": [BAD]}),
+    ("implicit pairs as json text", {"chosen": json.dumps([USER, BOT]), "rejected": json.dumps([USER, BAD])}),
     ("ms-swift query", {"query": "q", "response": "a", "rejected_response": "b"}),
     ("llama-factory alpaca", {"instruction": "q", "input": "", "chosen": "a", "rejected": "b"}),
     ("llama-factory sharegpt", {
