@@ -218,7 +218,7 @@ class ChatTemplate:
 
     @cached_property
     def _reads_thoughts_apart(self) -> bool:
-        """Whether the template would render thoughts inside the content as words of the answer, behind its own marks."""
+        """Whether the template would render thoughts inside the content as words of the answer."""
         asked: Message = {"role": "user", "content": "q"}
         inside, apart = (
             {"role": "assistant", "content": f"<think>\nttt\n{_END}\n\naaa"},

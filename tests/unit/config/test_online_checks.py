@@ -49,7 +49,7 @@ def test_a_teacher_outside_tells_no_more_tokens_than_there_are() -> None:
     tiny = Path("examples/tiny")
     checks.check_tokens(config(**given, train__logits_topk=512, rollout__teacher_engines=1), tiny)
     checks.check_tokens(config(**given, train__logits_topk=513), tiny)
-    with pytest.raises(UserError, match="train.logits_topk = 513: the tokenizer has 512 tokens"):
+    with pytest.raises(UserError, match=r"train\.logits_topk = 513: the tokenizer has 512 tokens"):
         checks.check_tokens(config(**given, train__logits_topk=513, rollout__teacher_engines=1), tiny)
 
 

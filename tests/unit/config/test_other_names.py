@@ -50,7 +50,7 @@ def test_a_flag_of_theirs_is_answered_with_ours(argv: list[str], said: str) -> N
     [
         (["--pretrain", "m"], "it is a name of OpenRLHF; here it is model.path"),
         (["--n_samples_per_prompt", "8"], "here it is rollout.num_generations"),
-        (["--init_kl_coef", "0.1"], "TRL; here it is train.kl_coef; it is a name of OpenRLHF; here it is train.kl_coef"),
+        (["--init_kl_coef", "0.1"], "TRL; here it is train.kl_coef; it is a name of OpenRLHF"),
         (["--reward.model_name_or_path", "m"], "it is a name of OpenRLHF; here it is rollout.reward_models"),
         (["--algo.kl.init_coef", "0.1"], "here it is train.kl_coef (ppo) or train.beta (grpo)"),
         (["--data.train_files", "d"], "it is a name of verl; here it is data.dataset"),

@@ -227,6 +227,6 @@ def test_thoughts_in_the_content_are_thoughts_where_the_template_reads_them_apar
     first, second = encoder.encode([{"messages": [question, answer]} for answer in (inside, apart)])
     assert first[0].input_ids.tolist() == second[0].input_ids.tolist()
     assert first[0].trained.tolist() == second[0].trained.tolist()
-    (no_thoughts,) = encoder.encode([{"messages": [question, {**inside, "content": "<think>\n\n</think>\n\nIt is 3."}]}])
-    (plain,) = encoder.encode([{"messages": CONVERSATIONS["plain"]}])
+    empty = {"role": "assistant", "content": "<think>\n\n</think>\n\nIt is 3."}
+    no_thoughts, plain = encoder.encode([{"messages": each} for each in ([question, empty], CONVERSATIONS["plain"])])
     assert no_thoughts[0].input_ids.tolist() == plain[0].input_ids.tolist()

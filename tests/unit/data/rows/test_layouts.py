@@ -427,6 +427,9 @@ def test_pairs_of_blocks() -> None:
     ("family", "row", "reason", "says"),
     [
         ("causal", {"messages": [USER, BOT], "images": ["a.png"]}, "unsupported content", "images"),
+        ("causal", {"query": "<ref-object>?", "response": "<bbox>", "objects": {"ref": ["dog"], "bbox": [[1, 2]]}},
+         "unsupported content", "objects"),
+        ("causal", {"messages": [USER, BOT], "chat_template_kwargs": {"tools": []}}, "reserved names", "tools"),
         ("causal", {"query": "q", "response": "a", "image": {"bytes": b"x"}}, "unsupported content", "image"),
         ("preference", {"prompt": "q", "chosen": "a", "rejected": "b", "rejected_images": ["x"]},
          "unsupported content", "rejected_images"),
