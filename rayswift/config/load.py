@@ -190,7 +190,7 @@ def _resolve_name(schema: type[Section], flag: str, problems: Problems) -> str |
     if matches:
         problems.add(f"--{flag} could be {' or '.join('--' + m for m in matches)}", "write the one you mean")
         return None
-    hint = other_names.answer(flag.split(".")[-1])
+    hint = other_names.answer(flag)
     if hint:
         problems.add(f"--{flag} is not a field here", hint)
         return None
@@ -259,7 +259,7 @@ def _check_task(schema: type[Section], task: str, train: Tree, problems: Problem
 def _misplaced(schema: type[Section], path: str, value: Any, tree: Tree, problems: Problems) -> None:
     section, name = path.split(".", 1)
     owner = owner_in(schema, name) if section == "train" else None
-    hint = other_names.answer(name)
+    hint = other_names.answer(path)
     if owner and name in trl_fields.MOVED:
         _put(tree, owner, value)
     elif owner:

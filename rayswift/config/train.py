@@ -29,7 +29,7 @@ class TrainConfig(Section):
     """auto: continue the newest complete checkpoint of the run folder, if any; a path: that one; never: a new run."""
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate; null: 2e-5 for full training, 1e-4 for LoRA."""
-    num_train_epochs: float = Field(3.0, gt=0)
+    num_train_epochs: float = Field(3.0, gt=0, allow_inf_nan=False)
     """Passes over the data; the rows used so far decide the learning rate and the end."""
     max_steps: int = -1
     """Optimizer steps; if positive it replaces `num_train_epochs`, and the data repeats as needed."""

@@ -14,11 +14,13 @@ Label = int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...
 class MessageLoss:
     """The loss that a row sets for one message.
 
-    trained: True or False overrides `data.loss_on`, None does not; weight: factor of its loss, at least 0.
+    trained: True or False overrides `data.loss_on`, None does not; weight: factor of its loss, at least 0; asked: it is
+    part of a prompt, which only `data.loss_on all` trains.
     """
 
     trained: bool | None = None
     weight: float = 1.0
+    asked: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,8 @@ _CALLS_AT_ONCE = 1000
 class RolloutSpec:
     """The setup of the coordinator's actor, as plain values.
 
-    work_dir: base of relative paths; start: where prompts begin.
+    work_dir: base of relative paths; start: where prompts begin; made_from: what sampled rows are made from, for
+    `rayswift sample`.
     """
 
     config: RlhfConfig
@@ -63,6 +64,7 @@ class RolloutSpec:
     windows: Windows
     eval_windows: Windows | None
     start: LedgerSnapshot
+    made_from: dict[str, Any] = field(default_factory=dict)
 
 
 class CoordinatorActor(Coordinator):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rayswift.config.checks.distillation import engines_of
+from rayswift.config.checks.distillation import engines_of, has_teacher_outside, top_of
 from rayswift.config.derived import rollout_of
 from rayswift.config.model import is_own_teacher
 from rayswift.config.rollout import RolloutConfig
@@ -38,6 +38,22 @@ def check(config: TrainingConfig) -> None:
         problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
+
+
+def check_tokens(config: TrainingConfig, tokenizer_dir: Path) -> None:
+    """Check that a teacher outside the workers can tell as many tokens as it is asked for; in them, all are compared.
+
+    Raises:
+        UserError: the tokenizer has fewer.
+    """
+    if not isinstance(config, RlhfConfig) or not has_teacher_outside(config):
+        return
+    top, most = top_of(config), vocabulary.size(tokenizer_dir)
+    if top > most:
+        raise UserError(
+            f"train.logits_topk = {top}: the tokenizer has {most} tokens, and the teacher's engine or server tells no "
+            f"more; set {most} at most"
+        )
 
 
 def _teacher_problems(config: RlhfConfig) -> list[str]:

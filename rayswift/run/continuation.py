@@ -38,7 +38,8 @@ _FREE_NAMES = {
         skip_memory_metrics torch_empty_cache_steps trackio_bucket_id trackio_space_id trackio_static_space_id
     """,
 }
-_FREE = frozenset(f"{section}.{name}" for section, names in _FREE_NAMES.items() for name in names.split())
+FREE = frozenset(f"{section}.{name}" for section, names in _FREE_NAMES.items() for name in names.split())
+"""Fields that may differ when a run is continued."""
 
 
 def check_unchanged(resume: Resume, config: TrainingConfig, found: dict[str, Any]) -> None:
@@ -50,7 +51,7 @@ def check_unchanged(resume: Resume, config: TrainingConfig, found: dict[str, Any
     changed = differences(config, resume.config)
     goes_on = _may_go_on(config, resume.config)
     for path, line in changed.items():
-        if path in _FREE or (path in _LENGTH and goes_on):
+        if path in FREE or (path in _LENGTH and goes_on):
             logger.info("changed since %s: %s", resume.saved.path.name, line)
         else:
             lines.append(f"  {line}")

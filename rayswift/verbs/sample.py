@@ -31,6 +31,7 @@ from rayswift.rollout import checks
 from rayswift.rollout.actors import RolloutSpec
 from rayswift.rollout.episodes import schemas
 from rayswift.rollout.ledger import LedgerSnapshot
+from rayswift.rollout.sampling import made_from
 
 _SAY_EVERY_S = 30.0
 
@@ -84,7 +85,15 @@ def _rollout_spec(config: SampleConfig, run_dir: Path) -> RolloutSpec:
         kind = row_kind(config, source)
         tokenizer_dir = prepare_tokenizer(config.model, run_dir / "tokenizer", kind)
         schemas.check_template(config, tokenizer_dir)
-        data = prepare.with_template_date(config.data, tokenizer_dir)
+        output = Path(config.sample.output_file)
+        before = made_from.saved(output) if config.train.resume == "auto" else None
+        day = {"template_date": (before or {}).get("data.template_date")}
+        data = prepare.with_template_date(config.data, tokenizer_dir, day)
+        origin = made_from.made_from(
+            config.model_copy(update={"data": data}), tokenizer_dir, kind, user_code.content_hash(config)
+        )
+        if before is not None:
+            made_from.refuse_other(output, origin)
         windows, _ = prepare.plan_windows(data, tokenizer_dir, config.train.seed, run_dir / "data", kind)
     config = paths.absolute(config.model_copy(update={"data": data}), Path.cwd())
     needed = [paths.needed(config, Path.cwd(), names) for names in (paths.FOR_WORKERS, paths.FOR_REWARDS)]
@@ -100,6 +109,7 @@ def _rollout_spec(config: SampleConfig, run_dir: Path) -> RolloutSpec:
         windows=windows,
         eval_windows=None,
         start=LedgerSnapshot(),
+        made_from=origin,
     )
 
 

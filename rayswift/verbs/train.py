@@ -137,6 +137,7 @@ def _prepare(config: TrainingConfig, run_dir: Path) -> _Prepared:
         source = model_files(plan.config.model)
         plan, tokenizer_dir = _with_tokenizer(plan, source, run_dir / "tokenizer", resume)
         schemas.check_template(plan.config, tokenizer_dir)
+        checks.check_tokens(plan.config, tokenizer_dir)
     with announced("looking at the rows"):
         windows, eval_windows = prepare.plan_windows(
             plan.config.data, tokenizer_dir, plan.config.train.seed, run_dir / "data", row_kind(plan.config, source)

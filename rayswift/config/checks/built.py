@@ -1,5 +1,6 @@
 """Settings that `--dry_run` resolves, but that this version cannot train yet."""
 
+from rayswift.config.checks.data import data_problems
 from rayswift.config.checks.model import missing_packages, model_problems
 from rayswift.config.checks.task import task_problems
 from rayswift.config.derived import rollout_of
@@ -132,7 +133,7 @@ def static_problems(config: TrainingConfig) -> list[str]:
 
 def problems(config: TrainingConfig) -> list[str]:
     """One line for each setting that cannot work in any version or on any machine."""
-    return [*tuner_problems(config.model), *task_problems(config), *model_problems(config)]
+    return [*data_problems(config), *tuner_problems(config.model), *task_problems(config), *model_problems(config)]
 
 
 def _unbuilt(settings: list[str]) -> list[str]:

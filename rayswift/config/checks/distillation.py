@@ -90,6 +90,11 @@ def _outside_problems(config: RlhfConfig) -> list[str]:
     return found
 
 
+def top_of(config: RlhfConfig) -> int:
+    """Return the number of likeliest tokens that a teacher outside the workers is asked for at each token."""
+    return int(config.train.trl_extra.get("logits_topk") or 0) if config.train.task == "gkd" else 0
+
+
 def distillation_problems(config: RlhfConfig) -> list[str]:
     """One line for each setting of a run with a teacher, or of task gkd, that cannot be used."""
     model, given, found = config.model, config.train.trl_extra, _outside_problems(config)

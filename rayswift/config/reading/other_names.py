@@ -1,4 +1,6 @@
-"""Names of TRL, LLaMA-Factory and axolotl that are not fields here, and the fields to use instead."""
+"""Names of TRL, LLaMA-Factory, axolotl, OpenRLHF and verl that are not fields here, and the fields to use instead."""
+
+from rayswift.config.reading import rl_names
 
 _TRL = {
     "model.path": "model_name_or_path sft_model_path",
@@ -109,13 +111,27 @@ def _by_name(table: dict[str, str]) -> dict[str, str]:
 
 # Name -> the field here, or what to do instead.
 TRL, LLAMA_FACTORY, AXOLOTL = _by_name(_TRL), _by_name(_LLAMA_FACTORY), _by_name(_AXOLOTL)
+OPENRLHF, VERL = _by_name(rl_names.OPENRLHF), _by_name(rl_names.VERL)
+_PEERS = {"TRL": TRL, "LLaMA-Factory": LLAMA_FACTORY, "axolotl": AXOLOTL, "OpenRLHF": OPENRLHF, "verl": VERL}
 
 
 def answer(name: str) -> str | None:
-    """Which trainers have a field of this name, and what to use here; None for an unknown name."""
-    answers: dict[str, list[str]] = {}
-    for peer, names in (("TRL", TRL), ("LLaMA-Factory", LLAMA_FACTORY), ("axolotl", AXOLOTL)):
-        if name in names:
-            answers.setdefault(names[name], []).append(peer)
-    lines = [f"it is a name of {' and '.join(peers)}; here it is {ours}" for ours, peers in answers.items()]
-    return "; ".join(lines) or None
+    """Which trainers have a field of this name, and what to use here; None for an unknown name.
+
+    A name with dots is looked up as a whole, then without its end (a group of verl), then by its end.
+    """
+    parts = name.split(".")
+    wholes = [".".join(parts[:end]) for end in range(len(parts), 1, -1)]
+    for one in (*wholes, parts[-1], *parts[:1]):
+        answers: dict[str, list[str]] = {}
+        for peer, names in _PEERS.items():
+            if one in names:
+                answers.setdefault(names[one], []).append(peer)
+        if answers:
+            lines = [f"it is a name of {_and(peers)}; here it is {ours}" for ours, peers in answers.items()]
+            return "; ".join(lines)
+    return None
+
+
+def _and(peers: list[str]) -> str:
+    return " and ".join([", ".join(peers[:-1]), peers[-1]]) if len(peers) > 1 else peers[0]

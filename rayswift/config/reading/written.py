@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from rayswift.config import swift
-from rayswift.config.reading import yaml_text
+from rayswift.config.reading import other_names, yaml_text
 from rayswift.config.reading.names import annotation_of, paths_of, tasks_of
 from rayswift.config.reading.values import Plain, plain, takes, untyped
 from rayswift.config.section import Section
@@ -75,7 +75,8 @@ def _flags(argv: list[str], problems: Problems) -> Iterator[tuple[str, list[str]
             name, equals, value = word[2:].partition("=")
             current = (name.replace("-", "_"), [value] if equals else [])
         elif current is None:
-            problems.add(f"`{word}` is not a flag", "flags look like --data.max_length 1024")
+            hint = other_names.answer(word.lstrip("+").partition("=")[0]) if "=" in word else None  # verl's
+            problems.add(f"`{word}` is not a flag", hint or "flags look like --data.max_length 1024")
         else:
             current[1].append(word)
     if current:

@@ -17,6 +17,8 @@ from rayswift.data.sequence.windows import PackedRow
 REFERENCE_LOGPS = ("ref_chosen_logps", "ref_rejected_logps")
 """Numbers of a preference row: the reference's log-probabilities of its answers, with the names of TRL's loss."""
 
+_SECOND = "second"  # the number that says where the second text of a pair begins
+
 
 def preference_batch(rows: Sequence[PackedRow], pad_token_id: int, layout: Layout) -> dict[str, Any]:
     """B pairs for TRL's DPO.
@@ -90,12 +92,12 @@ def class_batch(rows: Sequence[PackedRow], pad_token_id: int, layout: Layout) ->
     """B texts with labels for a sequence-classification head.
 
     Returns:
-        input_ids and attention_mask, int64 [B, T]; labels: classes, int64 [B], or values, float32 [B, outputs]; without
-        rows no labels.
+        input_ids and attention_mask, int64 [B, T]; if a text is a pair with token types, also token_type_ids, int64
+        [B, T]; labels: classes, int64 [B], or values, float32 [B, outputs]; without rows no labels.
     """
-    batch = _with_mask(_texts(rows, pad_token_id), pad_token_id)
+    batch = _with_types(_texts(rows, pad_token_id), pad_token_id, [dict(row.numbers).get(_SECOND) for row in rows])
     if rows:
-        values = torch.tensor([[value for _, value in row.numbers] for row in rows])
+        values = torch.tensor([[value for name, value in row.numbers if name != _SECOND] for row in rows])
         is_class = rows[0].numbers[0][0] == "class"
         batch["labels"] = values[:, 0].long() if is_class else values
     return batch
@@ -108,11 +110,18 @@ def text_batch(rows: Sequence[PackedRow], pad_token_id: int, layout: Layout) -> 
         input_ids and attention_mask, int64 [M, T]; if a sequence is a pair of texts with token types, also
         token_type_ids, int64 [M, T].
     """
-    ids = _texts(rows, pad_token_id)
+    seconds = [value for row in rows for name, value in row.numbers if name == _SECOND]
+    return _with_types(_texts(rows, pad_token_id), pad_token_id, seconds)
+
+
+def _with_types(
+    ids: Sequence[NDArray[np.int32]], pad_token_id: int, seconds: Sequence[float | None]
+) -> dict[str, torch.Tensor]:
+    """As `_with_mask`, and token types; seconds: the first token of each second text, None for a single text."""
     batch = _with_mask(ids, pad_token_id)
-    seconds = [int(value) for row in rows for name, value in row.numbers if name == "second"]
-    if seconds:
-        types = [np.arange(len(one)) >= second for one, second in zip(ids, seconds, strict=True)]
+    if any(second is not None for second in seconds):
+        begins = (len(one) if second is None else second for one, second in zip(ids, seconds, strict=True))
+        types = [np.arange(len(one)) >= begin for one, begin in zip(ids, begins, strict=True)]
         batch["token_type_ids"] = padded(types, 0)
     return batch
 

@@ -197,13 +197,13 @@ class Encoder:
             "longer than data.max_length", f"{num_tokens} tokens, the limit is {self.config.max_length}{hint}"
         )
 
-    def _excerpts(self, text: str) -> list[tuple[int, str]]:
+    def _excerpts(self, document: Document) -> list[tuple[int, str]]:
         """The parts of a text to tokenise, as `Bound.excerpts` returns them."""
-        return self._bound.excerpts(text, self.config.max_length, self.config.truncation)
+        return self._bound.excerpts(document.text, self.config.max_length, self.config.truncation)
 
     def _tokenise(self, made: Sequence[Document]) -> Iterator[EncodedRow]:
         """The tokens of each document, in order; of a document that is too long, only what may be kept."""
-        excerpts = [self._excerpts(document.text) for document in made]
+        excerpts = [self._excerpts(document) for document in made]
         pairs = list(zip(made, excerpts, strict=True))
         texts = [pair for pair in pairs if pair[0].tokens is None]
         # Offsets cost time; they are needed only if some tokens are trained and others are not.

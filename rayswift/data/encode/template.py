@@ -25,6 +25,7 @@ _DICT_ATTRIBUTES = frozenset(dir(dict))
 _PROBE_CALL = {"type": "function", "id": "call00000", "function": {"name": "fff", "arguments": {"a": 1}}}
 _PROBE_SYSTEM, _PROBE_QUESTION = "\ue000system\ue000", "\ue000question\ue000"
 _END = "</think>"
+_THOUGHTS = re.compile(r"\s*<think>(.*?)</think>\s*(.*)", re.DOTALL)
 # Private-use characters in place of `</think>`, so that a template does not cut there.
 _MARK = "\ue000/think\ue000"
 
@@ -118,8 +119,16 @@ class ChatTemplate:
         self.check(messages, text)
         return text
 
+    def opening(self, tools: Tools = None, kwargs: Kwargs = None) -> str:
+        """The generation prompt after a question; empty if it is not what follows the question alone."""
+        asked = self.adapted([{"role": "user", "content": _PROBE_QUESTION}])
+        before, whole = self.render(asked, tools, kwargs=kwargs), self.render(asked, tools, True, kwargs)
+        return whole.removeprefix(before) if whole.startswith(before) else ""
+
     def adapted(self, messages: Sequence[Message]) -> list[Message]:
         """Messages with contents, thoughts and tool calls in the spelling that this template reads."""
+        if any(message["role"] == "assistant" and _END in _text_of(message) for message in messages):
+            messages = [self._with_thoughts_apart(message) for message in messages]
         made = [self._adapt(m) if "reasoning_content" in m or "tool_calls" in m else m for m in messages]
         return [_in_parts(message) for message in made] if self._takes_parts else made
 
@@ -167,6 +176,14 @@ class ChatTemplate:
                         f"set model.chat_template to one that renders it",
                     )
 
+    def _with_thoughts_apart(self, message: Message) -> Message:
+        """A message with the thoughts of its content in `reasoning_content`, if the template reads them there alone."""
+        found = _THOUGHTS.match(message["content"]) if message["role"] == "assistant" else None
+        if found is None or "reasoning_content" in message or not self._reads_thoughts_apart:
+            return message
+        thoughts = found[1].strip()
+        return {**message, "content": found[2], **({"reasoning_content": thoughts} if thoughts else {})}
+
     def _adapt(self, message: Message) -> Message:
         adapted = dict(message)
         if "reasoning_content" in message and self._thoughts_key != "reasoning_content":
@@ -198,6 +215,18 @@ class ChatTemplate:
             if re.search(rf"""[.'"]{key}\b""", self._source):
                 return key
         return None
+
+    @cached_property
+    def _reads_thoughts_apart(self) -> bool:
+        """Whether the template would render thoughts inside the content as words of the answer."""
+        asked: Message = {"role": "user", "content": "q"}
+        inside, apart = (
+            {"role": "assistant", "content": f"<think>\nttt\n{_END}\n\naaa"},
+            {"role": "assistant", "content": "aaa", str(self._thoughts_key): "ttt"},
+        )
+        if not self._thoughts_key or not self._shows([asked, apart], "ttt") or not self._shows([asked, inside], "ttt"):
+            return False
+        return _END not in self._source or self.render([asked, inside]).count(_END) > 1
 
     @cached_property
     def _takes_parts(self) -> bool:

@@ -205,7 +205,7 @@ def _all(marked: Sequence[tuple[Span, ...] | None]) -> list[Span]:
 def _weights(row: Conversation, marking: Marking) -> list[float | None]:
     """Loss weight of each message; with loss_on `all`, None for messages without a loss of their own or a rule."""
     roles = [message["role"] for message in row.messages]
-    chosen = [role == "assistant" for role in roles]
+    chosen = [role == "assistant" and not loss.asked for role, loss in zip(roles, row.losses, strict=True)]
     if marking.loss_on == "last_turn" and any(chosen):
         last = len(roles) - 1 - roles[::-1].index("assistant")
         # A turn may be several messages: tool calls, their results, the answer.
@@ -286,8 +286,10 @@ class _Renderer:
         return span, *_scaled(self._row, index, self._marking, words, span)
 
     def _span(self, text: str, index: int, weight: float) -> Span | None:
-        until = self.until(index)
         is_answer = self._row.messages[index]["role"] == "assistant"
+        if not index and is_answer and not self._renders_opening:
+            return self._opening(text, weight)
+        until = self.until(index)
         before = self._prefix(index, generate=is_answer) if index or is_answer else ""
         begin = len(before)
         if is_answer and not (until.startswith(before) and text.startswith(until)):
@@ -303,6 +305,32 @@ class _Renderer:
         answer, history = until[begin:], text[begin:]
         length = standing(answer, history, self._marking.end_tokens, self._marking.keep_history)
         return None if length is None else Span(begin, begin + length, weight)
+
+    @cached_property
+    def _renders_opening(self) -> bool:
+        """Whether the first message alone is rendered as what follows the rendering of no message.
+
+        Many templates read the first message, or ask for a question, whatever they are given.
+        """
+        try:
+            return self.until(0).startswith(self._prefix(0, generate=True))
+        except BadRow:
+            return False
+
+    def _opening(self, text: str, weight: float) -> Span | None:
+        """The span of an answer that begins the conversation, found by what opens any answer, and by its words."""
+        message = self._row.messages[0]
+        header = self._template.opening(self._tools, self._row.template_kwargs)
+        header, words = header[: unopened(header)], message["content"].strip()
+        begin = text.find(header) + len(header)
+        at = text.find(words, begin)
+        is_found = header and words and len(header) <= begin <= at and header not in text[begin:at]
+        if not is_found or not {"tool_calls", "reasoning_content"}.isdisjoint(message):
+            return None
+        end = at + len(words)
+        behind = text[end:].lstrip()
+        token = next((one for one in self._marking.end_tokens if behind.startswith(one)), "")
+        return Span(begin, len(text) - len(behind) + len(token) if token else end, weight)
 
     def _keeps_words(self, index: int, rendered: str) -> None:
         """Raise if the template does not render all of an answer even if it is the last message."""

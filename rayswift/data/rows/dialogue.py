@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from rayswift.data.canonical_rows import Conversation
@@ -21,10 +22,21 @@ def dialogue(given: NamedRow, form: str | None = None) -> Conversation:
     if form in ("messages", "sharegpt"):
         return conversation(row[messages_column(row) or ""], given)
     if form == "prompt_completion":
-        return continued(question(row["prompt"]), row["completion"], given)
+        return _completed(question(row["prompt"]), continued(question(row["prompt"]), row["completion"], given), given)
     if form not in ("alpaca", "query_response"):
         raise unknown(row, CAUSAL_WANTED, ("messages", "query", "response", "text"))
     return continued(asked(given), row[answer_column(row) or ""], given)
+
+
+def _completed(prompt: list[Any], made: Conversation, given: NamedRow) -> Conversation:
+    """A conversation whose prompt is marked as asked: as in TRL, answers in a prompt are not trained."""
+    if len(prompt) < 2:
+        return made
+    before = conversation(prompt, given).messages
+    if made.messages[: len(before)] != before:
+        return made
+    losses = [replace(loss, asked=place < len(before)) for place, loss in enumerate(made.losses)]
+    return replace(made, losses=tuple(losses))
 
 
 def asked(given: NamedRow) -> list[Any]:

@@ -12,6 +12,7 @@ _ONE = ("image", "video", "audio")
 _COLUMNS = frozenset(
     f"{prefix}{name}" for prefix in ("", "rejected_", "positive_", "negative_") for name in (*_MANY, *_ONE)
 )
+_OBJECT_MARKS = ("<ref-object>", "<bbox>")
 _FILE = re.compile(
     r"^data:|\.(png|jpe?g|gif|webp|bmp|tiff?|mp4|mov|avi|mkv|webm|mp3|wav|flac|ogg|m4a)($|\?)", re.IGNORECASE
 )
@@ -26,7 +27,13 @@ def is_read(column: Any, columns: Mapping[str, str]) -> bool:
 
 
 def refuse_media(row: Row) -> None:
-    """Raise if the row has images, videos or audio."""
+    """Raise if the row has images, videos or audio, or marks in its text that objects fill."""
+    if isinstance(row.get("objects"), Mapping) and any(mark in str(row) for mark in _OBJECT_MARKS):
+        raise BadRow(
+            "unsupported content",
+            "column objects holds what ms-swift writes in place of <ref-object> and <bbox>, and only text is trained: "
+            "write them into the messages, or train the text as it stands: data.columns {objects: unused}",
+        )
     if _COLUMNS.isdisjoint(row):
         return
     for name in sorted(_COLUMNS & row.keys()):

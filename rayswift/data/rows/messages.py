@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from rayswift.config.checks.data import TEMPLATE_OWN
 from rayswift.data.canonical_rows import Conversation, Message, MessageLoss
 from rayswift.data.rows.calls import call_of, calls_of, tools_of
 from rayswift.data.rows.columns import BadRow, MessageNames, NamedRow, Row
@@ -129,6 +130,8 @@ def _template_kwargs(row: Row) -> dict[str, Any]:
     kwargs = parsed(kwargs, "chat_template_kwargs")
     if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
         raise BadRow("wrong type", "chat_template_kwargs is no object")
+    if own := sorted(TEMPLATE_OWN & kwargs.keys()):
+        raise BadRow("reserved names", f"chat_template_kwargs holds {', '.join(own)}, which the row's columns set")
     return {key: value for key, value in kwargs.items() if value is not None}
 
 

@@ -17,7 +17,15 @@ from rayswift.data.rows.columns import (
     named,
     one_of,
 )
-from rayswift.data.rows.dialogue import asked, continued, dialogue, ends_with_answer, names_question, written_dialogue
+from rayswift.data.rows.dialogue import (
+    asked,
+    continued,
+    dialogue,
+    ends_with_answer,
+    messages_in,
+    names_question,
+    written_dialogue,
+)
 from rayswift.data.rows.formats import causal_format
 from rayswift.data.rows.hints import unknown, without_label
 from rayswift.data.rows.messages import conversation, role_of, turns
@@ -46,10 +54,13 @@ def preference(given: NamedRow) -> PreferenceRow:
         value = row[worse]
         # A list of texts is several answers, a list of messages is one.
         several = is_list(value) and len(value) > 0 and not isinstance(next(iter(value)), Mapping)
+        before = list(chosen.messages[:-1])
         if worse == "rejected_messages":
-            rejected = [conversation(value, given)]
+            messages = turns(value, given.names)
+            # They may be the answer alone.
+            is_answer = role_of(next(iter(messages), None), given.names) in ("assistant", "tool_call")
+            rejected = [conversation([*before, *messages] if is_answer else messages, given)]
         else:
-            before = list(chosen.messages[:-1])
             rejected = [continued(before, one, given) for one in (as_list(value, worse) if several else [value])]
     if chosen.messages[-1]["role"] != "assistant":
         raise BadRow("no answer", "the chosen conversation does not end with the assistant's answer")
@@ -95,7 +106,7 @@ def _sides(value: Any, prompt: list[Any] | None, given: NamedRow, several: bool)
     if several and is_list(value) and (items := as_list(value, "rejected")) and all(isinstance(i, str) for i in items):
         return [side for item in items for side in _sides(item, prompt, given, several=False)]
     if prompt is None:
-        messages = written_dialogue(value) or value
+        messages = messages_in(value) or written_dialogue(value) or value
         if isinstance(messages, str) or not (is_list(messages) or isinstance(messages, Mapping)):
             raise unknown(given.columns, _WANTED, ("query",))
         return [conversation(messages, given)]

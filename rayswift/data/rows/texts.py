@@ -108,6 +108,8 @@ def _texts(value: Any, what: str, role: str, given: NamedRow) -> Texts:
     if isinstance(value, str) and what.endswith("_messages"):
         value = parsed_list(value, what)
     items = as_list(value, what) if is_list(value) else [value]
+    if what.endswith("_messages") and any(isinstance(item, Mapping) for item in items):
+        raise BadRow("wrong type", f"{what} is a list of messages, expected a list of such lists, one for each text")
     texts = [messages_in(item) or item for item in items]
     lists = [text if is_list(text) else [{"role": role, "content": text}] for text in texts]
     return tuple(conversation(messages, given.alone) for messages in lists)

@@ -1,4 +1,4 @@
-"""Whether two tokenizers give token ids the same meaning, compared by their files."""
+"""Whether two tokenizers give token ids the same meaning, and how many tokens one has, by their files."""
 
 import json
 from pathlib import Path
@@ -24,6 +24,11 @@ def difference(ours: Path, theirs: Path) -> str:
         return ""
     number, token = moved[0]
     return f"{len({token for _, token in moved})} of {len(first)} tokens, for one {token!r} with id {number}"
+
+
+def size(folder: Path) -> int:
+    """The number of tokens of a tokenizer folder."""
+    return Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size(with_added_tokens=True)
 
 
 def _head_size(folder: Path) -> int | None:

@@ -56,7 +56,7 @@ class SampleActor:
         setup_worker(spec.run_dir / "logs", "sample")
         if spec.work_dir.is_dir():
             os.chdir(spec.work_dir)
-        written = SampledFile(Path(config.sample.output_file), config.train.resume == "auto")
+        written = SampledFile(Path(config.sample.output_file), config.train.resume == "auto", spec.made_from)
         prompts = PromptFeed(
             spec.windows, None, prompt_plan(config, spec.windows), str(spec.run_dir / "data"), stream_windows
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 from rayswift.data.sequence.global_batches import Position
 from rayswift.log import UserError
+from rayswift.rollout.sampling.made_from import MadeFrom, progress_of, refuse_other
 
 FAILED = "failed"
 """Outcome of a prompt without a scored completion."""
@@ -16,20 +17,22 @@ _FIRST_JUDGED = 100
 
 
 class SampledFile:
-    """Rows as JSON lines; `<name>.progress` beside them has their size, the position and the outcomes.
+    """Rows as JSON lines; `<name>.progress` beside them has their size, the position, the outcomes and their origin.
 
     Args:
         path: The file of rows.
         goes_on: Whether to continue an existing file.
+        made_from: What the rows are made from; a file of other rows is not continued.
 
     Raises:
         UserError: the file exists and is not to be continued, cannot be continued, or cannot be written.
     """
 
-    def __init__(self, path: Path, goes_on: bool):
-        self._path, self._progress = path, path.with_name(f"{path.name}.progress")
+    def __init__(self, path: Path, goes_on: bool, made_from: MadeFrom):
+        self._path, self._progress, self._made_from = path, progress_of(path), made_from
         self.position, self.outcomes, num_bytes = Position(), Counter[str](), 0
         if goes_on and self._progress.exists():
+            refuse_other(path, made_from)
             saved = json.loads(self._progress.read_text(encoding="utf-8"))
             self.position, num_bytes = Position(**saved["position"]), int(saved["bytes"])
             self.outcomes = Counter(saved["outcomes"])
@@ -87,6 +90,7 @@ class SampledFile:
 
     def _tell(self, num_bytes: int) -> None:
         state = {"position": self.position.to_json(), "bytes": num_bytes, "outcomes": dict(self.outcomes)}
+        state["made_from"] = self._made_from
         partial = self._progress.with_suffix(".partial")
         partial.write_text(json.dumps(state), encoding="utf-8")
         partial.replace(self._progress)

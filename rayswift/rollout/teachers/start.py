@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rayswift.cluster.layout import Layout
-from rayswift.config.checks.distillation import has_teacher_outside, teacher_writes
+from rayswift.config.checks.distillation import has_teacher_outside, teacher_writes, top_of
 from rayswift.config.derived import max_sequence_length
 from rayswift.config.schema import RlhfConfig
 from rayswift.engines.pool.actors import ray_engines
@@ -64,11 +64,6 @@ def with_teacher(config: RlhfConfig, rewards: Scorer, teacher: PoolTeacher | Tag
     scores = teacher if has_teacher_outside(config) else None
     writer = teacher if teacher_writes(config) and isinstance(teacher, PoolTeacher) else None
     return TeacherScorer(rewards, scores, writer) if scores or writer else rewards
-
-
-def top_of(config: RlhfConfig) -> int:
-    """Return the number of likeliest tokens to request at each token."""
-    return int(config.train.trl_extra.get("logits_topk") or 0) if config.train.task == "gkd" else 0
 
 
 def teacher_setup(config: RlhfConfig, layout: Layout, dtype: str, tokenizer_dir: Path) -> EngineSetup:

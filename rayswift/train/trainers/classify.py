@@ -33,7 +33,7 @@ class StreamedClassTrainer(HeadTrainer):
 
     def _loss(self, model: Any, inputs: dict[str, Any], rows: Sequence[PackedRow]) -> tuple[Any, evaluation.Sums]:
         labels = inputs.get("labels")
-        outputs = model(**inputs)
+        outputs = model(**self.taken(inputs))
         if labels is None:  # no row is left for this rank
             return outputs.logits.sum() * 0, {}
         return outputs.loss, _sums(outputs.logits.detach().float(), labels, self._is_regression)

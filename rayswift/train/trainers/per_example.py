@@ -198,3 +198,8 @@ class HeadTrainer(PerExampleTrainer):
             whole = self.model.state_dict() if state_dict is None else state_dict
             state_dict = {name: tensor for name, tensor in whole.items() if not name.startswith(f"{_BEHIND}.")}
         super()._save(output_dir, state_dict)
+
+    def taken(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Return a batch of texts as the model takes it: token types only if its tokenizer names them."""
+        named = self.processing_class.model_input_names
+        return {name: tensor for name, tensor in inputs.items() if name != "token_type_ids" or name in named}

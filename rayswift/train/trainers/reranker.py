@@ -30,9 +30,7 @@ class StreamedRerankerTrainer(HeadTrainer):
 
     def _scores(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         """Return the scores of texts [M]."""
-        if "token_type_ids" not in self.processing_class.model_input_names:
-            inputs = {name: tensor for name, tensor in inputs.items() if name != "token_type_ids"}
-        return model(**inputs).logits.squeeze(-1)
+        return model(**self.taken(inputs)).logits.squeeze(-1)
 
     def _answers(self) -> tuple[int, int] | None:
         """Return the token ids of the two answers; None: the model has a head of one output."""

@@ -43,6 +43,16 @@ def test_a_teacher_is_a_signal_of_its_own() -> None:
     assert not has_teacher_outside(written)  # the whole vocabulary is compared in the workers
 
 
+def test_a_teacher_outside_tells_no_more_tokens_than_there_are() -> None:
+    """vLLM would refuse the first request; in the workers more than all are all."""
+    given = {"train__task": "gkd", "model__teacher": "t", "rollout__reward_funcs": []}
+    tiny = Path("examples/tiny")
+    checks.check_tokens(config(**given, train__logits_topk=512, rollout__teacher_engines=1), tiny)
+    checks.check_tokens(config(**given, train__logits_topk=513), tiny)
+    with pytest.raises(UserError, match=r"train\.logits_topk = 513: the tokenizer has 512 tokens"):
+        checks.check_tokens(config(**given, train__logits_topk=513, rollout__teacher_engines=1), tiny)
+
+
 @pytest.mark.parametrize("lmbda", [0, 0.5, 1])
 def test_engines_start_where_something_is_sampled(lmbda: float) -> None:
     given = {"train__task": "gkd", "model__teacher": "t", "rollout__reward_funcs": [], "train__lmbda": lmbda}

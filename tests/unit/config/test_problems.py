@@ -290,3 +290,25 @@ def test_fields_that_are_not_built_are_marked_where_they_are_listed(verb: str) -
     assert not marked & {"train.learning_rate", "model.path", "data.max_length", "rollout.temperature", "train.beta"}
     if verb == "rlhf":
         assert {"model.reference_adapters", "rollout.placement"} <= marked
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (
+            ["--data.eval", "b.jsonl", "--data.eval_fraction", "0.5"],
+            "data.eval and data.eval_fraction = 0.5 both bring",
+        ),
+        (["--data.dataset", "[]"], "data.dataset names no rows"),
+        (["--data.chat_template_kwargs", '{"tools": []}'], "data.chat_template_kwargs: tools of a chat template"),
+    ],
+)
+def test_settings_of_rows_that_contradict_each_other(argv: list[str], said: str) -> None:
+    config = load("sft", ["--model", "m", "--data.dataset", "a.jsonl", *argv]).config
+    (line,) = built.problems(config)
+    assert said in line
+
+
+def test_epochs_end() -> None:
+    with pytest.raises(UserError, match="num_train_epochs"):
+        load("sft", ["--model", "m", "--dataset", "a.jsonl", "--num_train_epochs", "inf"])

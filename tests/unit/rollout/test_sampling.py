@@ -7,13 +7,19 @@ import numpy as np
 import pytest
 
 from rayswift.config.load import load
+from rayswift.config.schema import SampleConfig
+from rayswift.data.encode.config import RowKind
 from rayswift.data.sequence.global_batches import Position
 from rayswift.engines.samples import Completion, Group, Prompt, Scored, Trajectory
 from rayswift.log import UserError
 from rayswift.rollout import checks
 from rayswift.rollout.episodes import schemas
 from rayswift.rollout.sampling.file import FAILED, SampledFile
+from rayswift.rollout.sampling.made_from import MadeFrom, made_from
 from rayswift.rollout.sampling.rows import BAD, EASY, KEPT, RowSettings, rows_of
+
+TINY = Path(__file__).resolve().parents[3] / "examples" / "tiny"
+ORIGIN: MadeFrom = {}
 
 
 def group_of(*scored: tuple[str, float]) -> Group:
@@ -92,47 +98,71 @@ def test_which_prompts_and_completions_are_kept(settings: RowSettings, kept: lis
 
 def test_a_killed_command_goes_on_behind_the_last_prompt_that_counts(tmp_path: Path) -> None:
     path = tmp_path / "deep/rows.jsonl"
-    file = SampledFile(path, goes_on=False)
+    file = SampledFile(path, goes_on=False, made_from=ORIGIN)
     file.add([{"n": 1}, {"n": 2}], KEPT, Position(1))
     file.flush()
     file.add([{"n": 3}], KEPT, Position(2))
     file._file.flush()  # killed here: the row is there, and nothing counts it
     with pytest.raises(UserError, match="is there already; continue it with --resume auto"):
-        SampledFile(path, goes_on=False)
-    again = SampledFile(path, goes_on=True)
+        SampledFile(path, goes_on=False, made_from=ORIGIN)
+    again = SampledFile(path, goes_on=True, made_from=ORIGIN)
     assert (again.position, again.outcomes) == (Position(1), {KEPT: 1})
     again.add([{"n": 3}], KEPT, Position(2))
     again.add([], BAD, Position(3))
     again.close()
     assert [json.loads(line)["n"] for line in path.read_text().splitlines()] == [1, 2, 3]
-    assert SampledFile(path, goes_on=True).outcomes == {KEPT: 2, BAD: 1}
+    assert SampledFile(path, goes_on=True, made_from=ORIGIN).outcomes == {KEPT: 2, BAD: 1}
+
+
+def test_rows_of_something_else_are_not_continued(tmp_path: Path) -> None:
+    """Prompts by their content, the model and what decides the samples; a file that is moved is the same."""
+
+    def origin(prompts: str, *argv: str) -> MadeFrom:
+        path = tmp_path / "prompts.jsonl"
+        path.write_text(json.dumps({"query": prompts}), encoding="utf-8")
+        given = ["sample", "--dataset", str(path), "--model", str(TINY), "--reward_funcs", "accuracy", *argv]
+        config = load("sample", given[1:]).config
+        assert isinstance(config, SampleConfig)
+        return made_from(config, TINY, RowKind("prompt"), "")
+
+    path, first = tmp_path / "rows.jsonl", origin("2 + 3?")
+    SampledFile(path, goes_on=False, made_from=first).close()
+    SampledFile(path, goes_on=True, made_from=origin("2 + 3?", "--num_engines", "2")).close()
+    for other, said in (
+        (origin("3 + 3?"), "data.dataset: was"),
+        (origin("2 + 3?", "--temperature", "0.5"), "rollout.temperature: was 1.0, is 0.5"),
+        (origin("2 + 3?", "--model.adapters", str(tmp_path)), "model.adapters: was"),
+    ):
+        with pytest.raises(UserError, match="made from something else") as refused:
+            SampledFile(path, goes_on=True, made_from=other)
+        assert said in str(refused.value)
 
 
 def test_a_command_that_was_killed_before_its_first_flush_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    file = SampledFile(path, goes_on=False)
+    file = SampledFile(path, goes_on=False, made_from=ORIGIN)
     file.add([{"n": 1}], KEPT, Position(1))
     file._file.flush()  # killed here
-    again = SampledFile(path, goes_on=True)
+    again = SampledFile(path, goes_on=True, made_from=ORIGIN)
     assert (again.position, again.outcomes, path.read_bytes()) == (Position(), {}, b"")
 
 
 def test_a_file_that_does_not_fit_its_progress_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    file = SampledFile(path, goes_on=False)
+    file = SampledFile(path, goes_on=False, made_from=ORIGIN)
     file.add([{"n": 1}], KEPT, Position(1))
     file.close()
     path.write_bytes(b"")
     with pytest.raises(UserError, match=r"has 0 bytes, but rows.jsonl.progress beside it counts 9: rows are missing"):
-        SampledFile(path, goes_on=True)
+        SampledFile(path, goes_on=True, made_from=ORIGIN)
     path.with_name("rows.jsonl.progress").unlink()
     with pytest.raises(UserError, match=r"cannot be continued: rows.jsonl.progress is not beside it; name another"):
-        SampledFile(path, goes_on=True)
+        SampledFile(path, goes_on=True, made_from=ORIGIN)
 
 
 def test_prompts_that_fail_end_the_command_with_an_error(tmp_path: Path) -> None:
     """From 100 prompts on, and behind the last one however few there are."""
-    file = SampledFile(tmp_path / "rows.jsonl", goes_on=False)
+    file = SampledFile(tmp_path / "rows.jsonl", goes_on=False, made_from=ORIGIN)
     for number in range(99):
         file.add([], FAILED, Position(number))
     file.judge(0.5)

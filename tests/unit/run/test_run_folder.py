@@ -294,7 +294,7 @@ STEERING = {"data.eval_fraction"}  # it takes rows from the training
 def test_fields_that_only_watch_are_free() -> None:
     fields = [path for path in paths_of(SftConfig) if path.split(".")[1].startswith(WATCHING)]
     assert {"train.save_steps", "train.callbacks", "cluster.timeout_s", "train.hub_token"} <= set(fields)
-    assert set(fields) - STEERING <= continuation._FREE, "give it a line in _FREE_NAMES, or in STEERING here"
+    assert set(fields) - STEERING <= continuation.FREE, "give it a line in _FREE_NAMES, or in STEERING here"
 
 
 @pytest.mark.parametrize(("patience", "ended"), [(None, False), (3, False), (2, True), (1, True)])
@@ -323,11 +323,11 @@ def test_other_contents(tmp_path: Path) -> None:
 
 
 def test_free_fields_exist_and_change_no_step() -> None:
-    assert {*paths_of(SftConfig), *paths_of(RlhfConfig)} >= continuation._FREE
+    assert {*paths_of(SftConfig), *paths_of(RlhfConfig)} >= continuation.FREE
     steps = ["seed", "num_train_epochs", "max_steps", "learning_rate", "warmup_steps", "optim"]
-    assert not continuation._FREE & {f"train.{name}" for name in steps}
-    assert not {field for field in continuation._FREE if field.startswith("model.")}
-    assert {field for field in continuation._FREE if field.startswith("data.")} == {
+    assert not continuation.FREE & {f"train.{name}" for name in steps}
+    assert not {field for field in continuation.FREE if field.startswith("model.")}
+    assert {field for field in continuation.FREE if field.startswith("data.")} == {
         "data.eval",
         "data.max_bad_fraction",
     }

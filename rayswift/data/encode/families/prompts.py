@@ -45,10 +45,10 @@ class PromptEncoder(Encoder):
         self._refuse(text, True, len(asked.messages))
         return Document(text, (Span(0, len(text)),), record=record, framed=not is_rendered)
 
-    def _excerpts(self, text: str) -> list[tuple[int, str]]:
+    def _excerpts(self, document: Document) -> list[tuple[int, str]]:
         """See `Encoder`; with room for an answer."""
         return self._bound.excerpts(
-            text, self.config.max_length + (self.config.max_answer or 0), self.config.truncation
+            document.text, self.config.max_length + (self.config.max_answer or 0), self.config.truncation
         )
 
     def _may_cut(self, whole: bool) -> bool:

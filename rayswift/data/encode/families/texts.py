@@ -1,13 +1,15 @@
 """Texts for classification and embedding; pure."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rayswift.data.encode.encoder import EncodedRow
+from rayswift.data.encode.encoder import EncodedRow, TooLong
 from rayswift.data.encode.families.preferences import SequencesEncoder
-from rayswift.data.encode.truncation import kept
+from rayswift.data.encode.truncation import kept, longest_first
 from rayswift.data.encode.turns import Document, Marking, Numbers, Span, joined
 from rayswift.data.rows import BadRow, ClassificationRow, Conversation, EmbeddingRow, MessageLoss, Row, parse_row
 
@@ -21,7 +23,19 @@ class TextEncoder(SequencesEncoder):
     A text gets the tokenizer's frame, such as [CLS] and [SEP]; or the chat template renders it and writes such tokens
     itself. A text that is cut keeps the frame and what the template writes after the last content, because the model
     reads the state of the last token.
+
+    Without a chat template the tokenizer joins the two texts of a pair; the number `second` is the first token of the
+    second one, if it has a token type of its own. The documents of pairs are the first text, then each second one.
     """
+
+    def _part_of_pair(self, sequence: Conversation) -> Document:
+        """The document of one of two texts."""
+        return replace(self._text(sequence), framed=False)
+
+    def _excerpts(self, document: Document) -> list[tuple[int, str]]:
+        # The longer of two texts loses tokens first, so both are tokenised as a whole.
+        is_part = not document.framed and not self.config.use_chat_template
+        return [(0, document.text)] if is_part else super()._excerpts(document)
 
     def _text(self, sequence: Conversation) -> Document:
         """The document of one text."""
@@ -60,15 +74,58 @@ class TextEncoder(SequencesEncoder):
             return ()
         return tuple(self._tokenizer.encode(document.closing, add_special_tokens=False).ids)
 
+    def _all_fitted(self, made: Sequence[Document], tokens: Iterator[EncodedRow]) -> list[EncodedRow] | BadRow:
+        if made[0].framed or self.config.use_chat_template:
+            return super()._all_fitted(made, tokens)
+        first, *others = [next(tokens).input_ids for _ in made]
+        if not len(first) or not all(map(len, others)):
+            return BadRow("no trainable token", "the tokenizer leaves nothing of a text of the row")
+        try:
+            pairs = [self._pair(first, second) for second in others]
+        except TooLong as too_long:
+            return too_long
+        cut = any(pair.cut for pair in pairs)
+        return [
+            replace(pair, numbers=document.numbers + pair.numbers, cut=cut and position == 0)
+            for position, (pair, document) in enumerate(zip(pairs, made[1:], strict=True))
+        ]
+
+    def _pair(self, first: NDArray[np.int32], second: NDArray[np.int32]) -> EncodedRow:
+        """The tokens of two texts, of which the longer one is cut first.
+
+        Raises:
+            TooLong: it is longer than `max_length`, and not to be cut.
+        """
+        frame, limit = self._frame, self.config.max_length
+        room, whole = limit - len(frame) - len(frame.between), len(first) + len(second)
+        if whole > room:
+            if not self._may_cut(True) or room < 2:
+                raise self._too_long(str(whole + limit - room))
+            for_first, for_second = longest_first(len(first), len(second), room)
+            (of_first,) = kept(len(first), for_first, self.config.truncation)
+            (of_second,) = kept(len(second), for_second, self.config.truncation)
+            first, second = first[of_first], second[of_second]
+        ids = np.concatenate(
+            [np.asarray(part, np.int32) for part in (frame.before, first, frame.between, second, frame.behind)]
+        )
+        begin = len(frame.before) + len(first) + len(frame.between)
+        numbers = (("second", float(begin)),) if frame.second_type else ()
+        return EncodedRow(ids, np.ones(len(ids), np.bool_), cut=whole > room, numbers=numbers)
+
 
 class ClassificationEncoder(TextEncoder):
     """Encodes texts with their labels as numbers: `class` for one class, else `value` for each output."""
 
     def documents(self, row: Row) -> list[Document]:
-        """The text with its label."""
+        """The text with its label; without a chat template an answer is the second text of a pair."""
         sample = parse_row(row, "classification", self.config.columns, self.config.system)
         assert isinstance(sample, ClassificationRow)
-        return [replace(self._text(sample.conversation), numbers=self._label(sample.label))]
+        text, numbers = sample.conversation, self._label(sample.label)
+        if self.config.use_chat_template or len(text.messages) < 2 or text.messages[-1]["role"] != "assistant":
+            return [replace(self._text(text), numbers=numbers)]
+        parts = (slice(-1), slice(-1, None))
+        first, second = (replace(text, messages=text.messages[part], losses=text.losses[part]) for part in parts)
+        return [self._part_of_pair(first), replace(self._part_of_pair(second), numbers=numbers)]
 
     def _numbers(self, given: tuple[Any, ...]) -> tuple[Any, ...]:
         """Labels with names of classes replaced by their numbers."""

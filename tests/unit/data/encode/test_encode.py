@@ -1,6 +1,7 @@
 """Rows -> tokens and mask: equal to `apply_chat_template`; exactly the assistant's words are trained."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -134,6 +135,20 @@ def test_loss_on() -> None:
     assert trained_text(good(row, loss_on="last_turn")) == "a2<|im_end|>"
     everything = good(row, loss_on="all")
     assert everything.trained.tolist() == [False] + [True] * (len(everything.trained) - 1)
+
+
+@pytest.mark.parametrize(
+    ("loss_on", "trained"), [("assistant", ["a"]), ("last_turn", ["a"]), ("all", ["q", "a0", "q1", "a"])]
+)
+def test_answers_in_a_prompt_are_trained_only_with_everything(loss_on: str, trained: list[str]) -> None:
+    """TRL trains the completion, whatever the prompt holds."""
+    prompt = chat("q", "a0", "q1")["messages"]
+    for completion in ("a", [{"role": "assistant", "content": "a"}], chat("q", "a0", "q1", "a")["messages"]):
+        row = good({"prompt": prompt, "completion": completion}, loss_on=loss_on)
+        assert re.findall("q1|a0|q|a", re.sub("<.*?>", "", trained_text(row))) == trained
+    own = chat("q", "a0", "q1")["messages"]
+    own[1]["loss"] = True
+    assert trained_text(good({"prompt": own, "completion": "a"})) == "a0<|im_end|>a<|im_end|>"
 
 
 def test_loss_of_single_messages() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rayswift.config.model import ModelConfig
-from rayswift.data.collate.padded import text_batch
+from rayswift.data.collate.padded import class_batch, text_batch
 from rayswift.data.encode.config import EncodeConfig, RowKind
 from rayswift.data.encode.encoder import EncodedRow
 from rayswift.data.encode.encoders import cached_encoder
@@ -128,13 +128,37 @@ def test_prompts_of_queries_and_documents(model: Any) -> None:
 def test_a_batch_has_token_types(model: Any) -> None:
     folder, tokenizer = model("bert")
     made = pairs(folder, {"query": QUERY, "positive": [FITS], "negative": [OTHER]})
-    ids, trained = (np.concatenate([getattr(each, name) for each in made]) for name in ("input_ids", "trained"))
-    lengths, numbers = tuple(len(each.input_ids) for each in made), tuple(n for each in made for n in each.numbers)
-    batch = text_batch([PackedRow(ids, trained, lengths, 1, numbers=numbers)], tokenizer.pad_token_id, "rows")
+    batch = text_batch([_packed(made)], tokenizer.pad_token_id, "rows")
     expected = tokenizer([QUERY, QUERY], [FITS, OTHER], padding=True, return_tensors="pt")
     assert {name: tensor.tolist() for name, tensor in batch.items()} == {
         name: tensor.tolist() for name, tensor in expected.items()
     }
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_a_classified_pair_is_what_the_tokenizer_makes_of_two_texts(model: Any, name: str) -> None:
+    folder, tokenizer = model(name)
+    options = {"family": "classification", "num_labels": 3, "problem_type": "single_label_classification"}
+    rows = [{"query": QUERY, "response": FITS, "label": 2}, {"text": OTHER, "label": 0}]
+    made = [one for row in rows for one in pairs(folder, row, **options)]
+    batch = class_batch([_packed([one]) for one in made], tokenizer.pad_token_id or 0, "rows")
+    expected = [tokenizer(QUERY, FITS, return_token_type_ids=True), tokenizer(OTHER, return_token_type_ids=True)]
+    assert [one.input_ids.tolist() for one in made] == [one["input_ids"] for one in expected]
+    assert batch["labels"].tolist() == [2, 0]
+    if "token_type_ids" in tokenizer.model_input_names and any(expected[0]["token_type_ids"]):
+        for types, wanted in zip(batch["token_type_ids"].tolist(), expected, strict=True):
+            assert types[: len(wanted["input_ids"])] == wanted["token_type_ids"]
+    tokenizer.truncation_side = "right"
+    length = len(tokenizer(QUERY, LONG)["input_ids"]) * 2 // 3
+    (cut,) = pairs(folder, {"query": QUERY, "response": LONG, "label": 1}, **options, max_length=length)
+    assert cut.cut
+    assert cut.input_ids.tolist() == tokenizer(QUERY, LONG, truncation=True, max_length=length)["input_ids"]
+
+
+def _packed(made: list[EncodedRow]) -> PackedRow:
+    ids, trained = (np.concatenate([getattr(each, name) for each in made]) for name in ("input_ids", "trained"))
+    lengths, numbers = tuple(len(each.input_ids) for each in made), tuple(n for each in made for n in each.numbers)
+    return PackedRow(ids, trained, lengths, 1, numbers=numbers)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

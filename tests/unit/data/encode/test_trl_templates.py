@@ -36,6 +36,11 @@ CALL = {"type": "function", "id": "abcdefghi", "function": {"name": "add", "argu
 CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
     "plain": [{"role": "user", "content": "What is 1 + 2?"}, {"role": "assistant", "content": "It is 3."}],
     "turns": [{"role": role, "content": f"{role} says {i}."} for i in range(3) for role in ("user", "assistant")],
+    "greeting": [
+        {"role": "assistant", "content": "Good day."},
+        {"role": "user", "content": "What is 1 + 2?"},
+        {"role": "assistant", "content": "It is 3."},
+    ],
     "thoughts": [
         {"role": "user", "content": "What is 1 + 2?"},
         {"role": "assistant", "content": "It is 3.", "reasoning_content": "add them"},
@@ -49,29 +54,32 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
 }
 # Each template with the conversations that it can render.
 TEMPLATES = {
-    "qwen3": ("plain", "thoughts", "tools", "turns"),
-    "qwen3_instruct_2507": ("plain", "turns", "tools"),
-    "qwen2_5": ("plain", "turns", "tools"),
-    "qwen3_5_think": ("plain", "thoughts"),
-    "qwen3_5_nothink": ("plain", "thoughts"),
-    "deepseek_r1_distill": ("plain", "turns", "thoughts"),
+    "qwen3": ("plain", "greeting", "thoughts", "tools", "turns"),
+    "qwen3_instruct_2507": ("plain", "greeting", "turns", "tools"),
+    "qwen2_5": ("plain", "greeting", "turns", "tools"),
+    "qwen3_5_think": ("plain", "greeting", "thoughts"),
+    "qwen3_5_nothink": ("plain", "greeting", "thoughts"),
+    "deepseek_r1_distill": ("plain", "greeting", "turns", "thoughts"),
     "deepseekv3": ("plain", "turns"),
-    "gptoss": ("plain", "turns", "thoughts", "tools"),
-    "llama3": ("plain", "turns"),
-    "llama3_1": ("plain", "turns", "tools"),
+    "gptoss": ("plain", "greeting", "turns", "thoughts", "tools"),
+    "llama3": ("plain", "greeting", "turns"),
+    "llama3_1": ("plain", "greeting", "turns", "tools"),
     "gemma": ("plain", "turns"),
     "gemma3": ("plain", "turns"),
     "smolvlm": ("plain", "turns"),
     "idefics3": ("plain", "turns"),
     "llava_next": ("plain", "turns"),
-    "nemotron_3_nano": ("plain", "turns", "thoughts", "tools"),
-    "phi3": ("plain", "turns"),
+    "nemotron_3_nano": ("plain", "greeting", "turns", "thoughts", "tools"),
+    "phi3": ("plain", "greeting", "turns"),
     "cohere2": ("plain", "turns"),
-    "lfm2_2_5": ("plain", "turns", "thoughts", "tools"),
+    "lfm2_2_5": ("plain", "greeting", "turns", "thoughts", "tools"),
 }
 CASES = [(name, kind) for name, kinds in TEMPLATES.items() for kind in kinds]
 # Where TRL's training template keeps of earlier answers what the model's own leaves out, or drops what it has to keep.
-OTHER_HISTORY = {("qwen3", "turns"), ("qwen3", "tools"), ("gptoss", "turns"), ("deepseek_r1_distill", "tools")}
+OTHER_HISTORY = {
+    *(("qwen3", "turns"), ("qwen3", "tools"), ("gptoss", "turns"), ("deepseek_r1_distill", "tools")),
+    *(("qwen3", "greeting"), ("gptoss", "greeting"), ("qwen3_5_think", "greeting"), ("qwen3_5_nothink", "greeting")),
+}
 # TRL ships a training template that drops the thoughts, or none.
 NO_MARKS = {"llama3_1"}
 Model = tuple[Encoder, Any]
@@ -120,7 +128,8 @@ def test_bytes_and_trained_spans(model: Any, name: str, kind: str) -> None:
     trained = tokenizer.decode(document.input_ids[document.trained])
     last = messages[-1]["content"]
     assert last in trained
-    assert messages[0]["content"] not in trained
+    assert ("Good day." in trained) == (kind == "greeting")
+    assert not any(message["content"] in trained for message in messages if message["role"] == "user")
     if name in NO_MARKS or (name, kind) in OTHER_HISTORY:
         return
     marks = training.read_text(encoding="utf-8") if training.exists() else None
@@ -207,3 +216,17 @@ def test_words_beside_a_call_that_a_template_leaves_out_are_refused(model: Any) 
     (result,) = encoder.encode([{"messages": messages, "tools": [ADD]}])
     assert isinstance(result, BadRow)
     assert result.reason == "content not rendered"
+
+
+@pytest.mark.parametrize("name", ["qwen3_8", "gptoss", "gemma4_v5", "qwen3"])
+def test_thoughts_in_the_content_are_thoughts_where_the_template_reads_them_apart(model: Any, name: str) -> None:
+    """Qwen3.8 would put an empty block of thoughts before them, gpt-oss and Gemma 4 into the answer."""
+    encoder, _ = model(name)
+    question, apart = CONVERSATIONS["thoughts"]
+    inside = {"role": "assistant", "content": "<think>\nadd them\n</think>\n\nIt is 3."}
+    first, second = encoder.encode([{"messages": [question, answer]} for answer in (inside, apart)])
+    assert first[0].input_ids.tolist() == second[0].input_ids.tolist()
+    assert first[0].trained.tolist() == second[0].trained.tolist()
+    empty = {"role": "assistant", "content": "<think>\n\n</think>\n\nIt is 3."}
+    no_thoughts, plain = encoder.encode([{"messages": each} for each in ([question, empty], CONVERSATIONS["plain"])])
+    assert no_thoughts[0].input_ids.tolist() == plain[0].input_ids.tolist()

@@ -202,6 +202,8 @@ CHOSEN_BAD: list[Layout] = [
     ("ms-swift rejected_response", {"messages": [USER, BOT], "rejected_response": "b"}),
     ("ms-swift rejected list", {"messages": [USER, BOT], "rejected_response": ["b"]}),
     ("ms-swift rejected messages", {"messages": [USER, BOT], "rejected_messages": [USER, BAD]}),
+    ("rejected messages without the question", {"messages": [USER, BOT], "rejected_messages": [BAD]}),
+    ("implicit pairs as json text", {"chosen": json.dumps([USER, BOT]), "rejected": json.dumps([USER, BAD])}),
     ("ms-swift query", {"query": "q", "response": "a", "rejected_response": "b"}),
     ("llama-factory alpaca", {"instruction": "q", "input": "", "chosen": "a", "rejected": "b"}),
     ("llama-factory sharegpt", {
@@ -425,6 +427,9 @@ def test_pairs_of_blocks() -> None:
     ("family", "row", "reason", "says"),
     [
         ("causal", {"messages": [USER, BOT], "images": ["a.png"]}, "unsupported content", "images"),
+        ("causal", {"query": "<ref-object>?", "response": "<bbox>", "objects": {"ref": ["dog"], "bbox": [[1, 2]]}},
+         "unsupported content", "objects"),
+        ("causal", {"messages": [USER, BOT], "chat_template_kwargs": {"tools": []}}, "reserved names", "tools"),
         ("causal", {"query": "q", "response": "a", "image": {"bytes": b"x"}}, "unsupported content", "image"),
         ("preference", {"prompt": "q", "chosen": "a", "rejected": "b", "rejected_images": ["x"]},
          "unsupported content", "rejected_images"),

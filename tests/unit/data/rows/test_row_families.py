@@ -119,6 +119,7 @@ def test_prompts_keep_reward_columns_and_the_answer() -> None:
         ("kto", {"messages": ASKED, "label": 2}, "bad label"),
         ("kto", {"messages": ASKED[:1], "label": True}, "no answer"),
         ("embedding", {"anchor": "a"}, "no positive"),
+        ("embedding", {"messages": ASKED[:1], "positive_messages": ASKED[:1]}, "wrong type"),
         ("embedding", {"positive": "b"}, "no known columns"),
         ("reranker", {"messages": ASKED[:1], "positive_messages": []}, "no positive"),
         ("classification", {"text": "t"}, "no known columns"),
