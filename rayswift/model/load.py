@@ -14,7 +14,7 @@ from rayswift.config.model import ModelConfig, is_own_teacher
 from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.config.tasks import Head
 from rayswift.data.collate.packed import Layout
-from rayswift.model import generation_config, heads, tuners
+from rayswift.model import generation_config, heads, tuners, whole
 from rayswift.model.adapters import adapter_folder
 
 # Matches attention_dropout, attn_pdrop, hidden_dropout_prob, ...
@@ -73,6 +73,7 @@ def load_with_drawn(
         path, output_loading_info=True, **kwargs, **heads.settings(config, head)
     )
     drawn = sorted(found["missing_keys"])
+    whole.refuse_drawn(model, drawn, path)
     model.config.use_cache = False
     generation_config.mend(model)
     if config.tuner == "full":
@@ -125,8 +126,8 @@ def reference(config: TrainingConfig, is_wanted: bool, initial: str, dtype: str)
     named = config.model.reference if isinstance(config, RlhfConfig) else None
     if not is_wanted or (named is None and config.model.tuner != "full"):
         return {}
-    whole: dict[str, Any] = {"tuner": "full", "adapters": [], "freeze": None, "freeze_ratio": 0.0, "unfreeze": None}
-    model = config.model.model_copy(update=whole | ({"revision": None} if named else {}))
+    plain: dict[str, Any] = {"tuner": "full", "adapters": [], "freeze": None, "freeze_ratio": 0.0, "unfreeze": None}
+    model = config.model.model_copy(update=plain | ({"revision": None} if named else {}))
     return {"ref_model": load_model(model, named or initial, dtype)}
 
 
@@ -145,11 +146,11 @@ def teacher(config: TrainingConfig, dtype: str) -> dict[str, Any]:
         return {}
     if is_own_teacher(config.model) or has_teacher_outside(config):
         return {}
-    whole: dict[str, Any] = {"tuner": "full", "adapters": [], "freeze": None, "freeze_ratio": 0.0, "unfreeze": None}
-    model = config.model.model_copy(update=whole | {"revision": None, "quantization": None})
+    plain: dict[str, Any] = {"tuner": "full", "adapters": [], "freeze": None, "freeze_ratio": 0.0, "unfreeze": None}
+    model = config.model.model_copy(update=plain | {"revision": None, "quantization": None})
     network = load_model(model, named, dtype)
     for folder in config.model.teacher_adapters:
-        network = tuners.continue_adapter(network, adapter_folder(folder)).merge_and_unload()
+        network = whole.merged(whole.put_on(network, adapter_folder(folder)))
     return {"teacher": network}
 
 

@@ -14,13 +14,12 @@ import torch
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from transformers import PreTrainedModel, TrainingArguments, set_seed
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from rayswift.config.fields.tuners import is_initialised_before
 from rayswift.config.model import ModelConfig
 from rayswift.config.tasks import Head
-from rayswift.log import UserError, first_line
-from rayswift.model import layers
+from rayswift.log import UserError
+from rayswift.model import layers, whole
 from rayswift.model.adapters import adapter_folder
 from rayswift.model.heads import PEFT_TASK_TYPES
 
@@ -136,16 +135,8 @@ def starting_adapter(model: ModelConfig, weights: Path) -> Path | None:
 
 def continue_adapter(network: PreTrainedModel, folder: Path) -> PeftModel:
     """The model with the adapter in `folder`, trainable; raise UserError if the adapter does not fit."""
-    base = network.name_or_path
-    try:
-        # Under ZeRO-3 all parameters that are not partitioned must have one dtype (DeepSpeed issue 8072).
-        tuned = PeftModel.from_pretrained(
-            network, folder, is_trainable=True, autocast_adapter_dtype=not is_deepspeed_zero3_enabled()
-        )
-    except (ValueError, RuntimeError, KeyError) as error:
-        reason = first_line(error)
-        raise UserError(f"the adapter {folder} does not fit the model {base}: {reason}", exit_code=1) from error
-    tuned.peft_config["default"].base_model_name_or_path = base
+    tuned = whole.put_on(network, folder, trains=True)
+    tuned.peft_config["default"].base_model_name_or_path = network.name_or_path
     return tuned
 
 

@@ -50,7 +50,7 @@ def run(invocation: Invocation) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        merge(model, partial)
+        merge(model, partial, section.trust_remote_code)
         partial.replace(output)
     except OSError as error:
         raise UserError(f"merging {model} into {output} failed: {error}", exit_code=1) from error
@@ -59,19 +59,20 @@ def run(invocation: Invocation) -> None:
     logger.info("merged model: %s", output)
 
 
-def merge(model: FoundModel, folder: Path) -> None:
+def merge(model: FoundModel, folder: Path, trust_remote_code: bool = False) -> None:
     """Add an adapter to its base weights, and save a complete model: also tokenizer, generation config, the files of
     sentence-transformers, and a critic."""
-    from peft import PeftModel
-
-    from rayswift.model import generation_config
+    from rayswift.model import generation_config, whole
     from rayswift.model.heads import class_of_adapter
 
     network, settings = class_of_adapter(model.adapter, model.folder)
-    base = network.from_pretrained(model.weights, dtype="auto", **settings)
+    base, found = network.from_pretrained(
+        model.weights, dtype="auto", trust_remote_code=trust_remote_code, output_loading_info=True, **settings
+    )
+    whole.refuse_drawn(base, found["missing_keys"], str(model.weights))
     generation_config.mend(base)
-    merged = PeftModel.from_pretrained(base, model.folder).merge_and_unload(safe_merge=True)
-    tokenizer = load_tokenizer(model)
+    merged = whole.merged(whole.put_on(base, model.folder))
+    tokenizer = load_tokenizer(model, trust_remote_code)
     if merged.can_generate():
         merged.generation_config.eos_token_id = stop_token_ids(model, tokenizer) or None
     merged.save_pretrained(folder)

@@ -9,6 +9,7 @@ from typing import Any
 
 from rayswift.data.tokenizer.loaded import load_with_padding
 from rayswift.log import UserError, setup_worker
+from rayswift.model.find import find_model
 from rayswift.rollout.rewards import judges
 from rayswift.rollout.rewards.functions import Item, RewardSpec, Value, call
 
@@ -78,20 +79,26 @@ class ModelProcess:
     def _loaded(self) -> Any:
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+        from rayswift.model import whole
+
+        options: dict[str, Any] = {"trust_remote_code": self._trust, "output_loading_info": True}
         if self._plugin != judges.DEFAULT:  # which may read the texts that a language model writes
             found = AutoConfig.from_pretrained(self._path, trust_remote_code=self._trust)
             is_classifier = any("SequenceClassification" in name for name in found.architectures or ())
             kind = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
-            return kind.from_pretrained(self._path, trust_remote_code=self._trust)
-        options: dict[str, Any] = {"num_labels": 1, "trust_remote_code": self._trust}
-        if not (Path(self._path) / "adapter_config.json").exists():
-            return AutoModelForSequenceClassification.from_pretrained(self._path, **options)
-        from peft import PeftConfig, PeftModel
-
-        base = PeftConfig.from_pretrained(self._path).base_model_name_or_path
-        return PeftModel.from_pretrained(
-            AutoModelForSequenceClassification.from_pretrained(base, **options), self._path
-        ).merge_and_unload()
+            model, told = kind.from_pretrained(self._path, **options)
+            whole.refuse_drawn(model, told["missing_keys"], self._path)
+            return model
+        folder = Path(self._path)
+        is_adapter = (folder / "adapter_config.json").exists()
+        weights = find_model(self._path, "rollout.reward_models").weights if is_adapter else self._path
+        model, told = AutoModelForSequenceClassification.from_pretrained(weights, num_labels=1, **options)
+        whole.refuse_drawn(model, told["missing_keys"], str(weights))
+        if is_adapter:
+            return whole.merged(whole.put_on(model, folder))
+        if told["missing_keys"]:
+            raise UserError(f"rollout.reward_models = {self._path!r} has no head for a score: it would be random", 1)
+        return model
 
     def score(self, source: int, items: Sequence[Item]) -> list[Value] | str:
         """Return the model's score of each item, or a text with the reason why there is none. `source` is 0."""

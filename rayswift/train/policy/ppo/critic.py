@@ -22,6 +22,7 @@ from rayswift.config.derived import critic_start
 from rayswift.config.schema import RlhfConfig
 from rayswift.log import UserError
 from rayswift.model.load import share_tied
+from rayswift.model.whole import refuse_drawn
 from rayswift.train.scored_positions import ScoredPositions
 
 NAME = "critic"
@@ -181,6 +182,7 @@ def _network(path: str, field: str, policy: Any, trusts_code: bool) -> PreTraine
     except (OSError, ValueError, RuntimeError) as error:
         first_line = (str(error).splitlines() or [""])[0]
         raise UserError(f"{field} = {path!r} cannot be loaded as a critic: {first_line}", exit_code=1) from error
+    refuse_drawn(network, found["missing_keys"], path)
     if not isinstance(getattr(network, "score", None), torch.nn.Linear):
         raise UserError(
             f"{field} = {path!r}: a {type(network).__name__} has no head `score` on each state; name a decoder",

@@ -1,0 +1,111 @@
+"""Weights and adapters that are loaded whole: what `transformers` would draw, or PEFT leave out, is an error here."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from rayswift.log import UserError, first_line
+from rayswift.model.adapters import saved_shapes
+
+_ADAPTER = "default"
+# Of a module in `modules_to_save` that PEFT saves a second time, as an embedding that has grown.
+_COPIES = (".modules_to_save.", ".original_module.")
+
+
+def refuse_drawn(network: PreTrainedModel, missing: Collection[str], path: str) -> None:
+    """Raise UserError if weights are in no file, other than those of a new head: `transformers` has drawn them.
+
+    missing: their names; path: the model's folder or hub id.
+    """
+    body = f"{network.base_model_prefix}."
+    is_bare = network.base_model is network
+    # Heads of classes are new, or those of an adapter. Embeddings do not use an encoder's pooler.
+    lost = [
+        name
+        for name in sorted(missing)
+        if network.can_generate() or ("pooler." not in name and len(body) > 1 and (is_bare or name.startswith(body)))
+    ]
+    if lost:
+        shown = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+        raise UserError(
+            f"{path} has no weights for {shown}, so they would be random; its config.json describes another model than "
+            "its weights, or files are missing: copy or download it again",
+            exit_code=1,
+        )
+
+
+def put_on(network: PreTrainedModel, folder: Path, *, trains: bool = False) -> PeftModel:
+    """The model with the adapter in `folder`; raise UserError if a part of the adapter has no place in it."""
+    # Under ZeRO-3 all parameters that are not partitioned must have one dtype (DeepSpeed issue 8072).
+    options: dict[str, Any] = {"is_trainable": trains, "autocast_adapter_dtype": not is_deepspeed_zero3_enabled()}
+    base = network.name_or_path
+    try:
+        if not trains:
+            _grow(network, folder)
+        tuned = PeftModel.from_pretrained(network, str(folder), **options)
+        # `from_pretrained` only warns of missing tensors, and leaves out others without a word.
+        found = tuned.load_adapter(str(folder), _ADAPTER, **options)
+    except (ValueError, RuntimeError, KeyError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), first_line(error))
+        raise UserError(f"the adapter {folder} does not fit the model {base}: {reason}", exit_code=1) from error
+    if tuned.peft_config[_ADAPTER].is_prompt_learning:
+        return tuned  # its tensors have no names of the model
+    left = [name for name in found.unexpected_keys if not any(part in name for part in _COPIES)]
+    for names, what in (
+        (left, "the adapter's {} has no place in it"),
+        (found.missing_keys, "its {} is not in the adapter"),
+    ):
+        if names:
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise UserError(
+                f"the adapter {folder} does not fit the model {base}: {what.format(names[0])}{more}", exit_code=1
+            )
+    return tuned
+
+
+def merged(tuned: PeftModel) -> PreTrainedModel:
+    """The model with its adapter merged into the weights; raise UserError if that cannot be done.
+
+    If embedding and output matrix are tied and only one of them is changed, they are separate from then on.
+    """
+    config = tuned.peft_config[_ADAPTER]
+    if config.is_prompt_learning:
+        raise UserError(f"an adapter of kind {config.peft_type.value} is no change of weights and cannot be merged")
+    _untie(tuned.get_base_model())
+    try:
+        network: PreTrainedModel = tuned.merge_and_unload(safe_merge=True)
+    except ValueError as error:  # NaN in the adapter
+        raise UserError(f"the adapter cannot be merged: {first_line(error)}", exit_code=1) from error
+    return network
+
+
+def _untie(network: PreTrainedModel) -> None:
+    """Give the output matrix a weight of its own if an adapter is on it or on the embedding."""
+    ends = [network.get_input_embeddings(), network.get_output_embeddings()]
+    if not any(isinstance(end, BaseTunerLayer) for end in ends):
+        return
+    embedding, output = (end.get_base_layer() if isinstance(end, BaseTunerLayer) else end for end in ends)
+    if output is None or output.weight is not embedding.weight:
+        return
+    output.weight = torch.nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
+    network.config.tie_word_embeddings = False
+    network.config.get_text_config().tie_word_embeddings = False
+
+
+def _grow(network: PreTrainedModel, folder: Path) -> None:
+    """Add rows for tokens that the adapter holds and the model does not."""
+    embedding, output = network.get_input_embeddings(), network.get_output_embeddings()
+    names = {id(module): name for name, module in network.named_modules()}
+    saved, num_rows = saved_shapes(folder), embedding.weight.shape[0]
+    shape = saved.get(f"{names[id(embedding)]}.weight", [0])
+    if shape[0] <= num_rows:
+        return
+    if output is not None and output.weight is not embedding.weight and f"{names[id(output)]}.weight" not in saved:
+        raise ValueError(f"it holds an embedding of {shape[0]} rows, the model has {num_rows}, and no output matrix")
+    network.resize_token_embeddings(shape[0], mean_resizing=False)
