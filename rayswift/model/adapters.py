@@ -1,9 +1,11 @@
 """Checks of adapter folders; pure, without torch."""
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from rayswift.config.model import ModelConfig
+from rayswift.config.model import ModelConfig, RlhfModelConfig
 from rayswift.log import UserError
 from rayswift.model.size.parameters import read_header
 from rayswift.run.checkpoint import model_folder
@@ -12,36 +14,68 @@ _CONFIG = "adapter_config.json"
 _PLAIN = ("F32", "F16", "BF16")
 
 
-def adapter_folder(name: str) -> Path:
+def adapter_folder(name: str, field: str = "model.adapters") -> Path:
     """The adapter's folder: as named, or the result of a run folder; raise UserError if there is none."""
     folder = Path(name)
     if not folder.is_dir():
-        raise UserError(f"model.adapters: {name!r} is not a folder here; give an adapter's folder or a run folder")
+        raise UserError(f"{field}: {name!r} is not a folder here; give an adapter's folder or a run folder")
     return folder if (folder / _CONFIG).exists() else model_folder(folder)
 
 
 def adapter_problems(model: ModelConfig) -> list[str]:
-    """One line for each of `model.adapters` that cannot be used."""
+    """One line for each adapter of the model or its teacher that cannot be used."""
+    found = _folder_problems("model.adapters", model.adapters, Path(model.path))
+    if model.adapters and not found:
+        folder = adapter_folder(model.adapters[-1])
+        new = new_tokens(folder, Path(model.path))
+        found += [f"model.adapters: {new}"] if new else []
+        kind = str(json.loads((folder / _CONFIG).read_text(encoding="utf-8")).get("peft_type", "LORA")).lower()
+        if kind != model.tuner:
+            found.append(f"model.adapters: {folder} is of kind {kind}; set model.tuner {kind} to train it on")
+    if isinstance(model, RlhfModelConfig) and model.teacher:
+        found += _folder_problems("model.teacher_adapters", model.teacher_adapters, Path(model.teacher))
+    return found
+
+
+def _folder_problems(field: str, names: Sequence[str], weights: Path) -> list[str]:
+    """Why the adapters that a field names cannot be put onto the model in the folder `weights`."""
     found = []
-    for name in model.adapters:
+    for name in names:
         try:
-            folder = adapter_folder(name)
+            folder = adapter_folder(name, field)
         except UserError as error:
             found.append(str(error))
             continue
         if not (folder / _CONFIG).exists():
-            found.append(f"model.adapters: {folder} holds no {_CONFIG}, so it is not an adapter")
+            found.append(f"{field}: {folder} holds no {_CONFIG}, so it is not an adapter")
         elif not any(folder.glob("adapter_model.*")):
-            found.append(f"model.adapters: {folder} holds no weights (adapter_model.safetensors)")
-    for name in model.adapters if not found else ():
-        problem = misfit(adapter_folder(name), Path(model.path)) or new_tokens(adapter_folder(name), Path(model.path))
-        found += [f"model.adapters: {problem}"] if problem else []
-    if model.adapters and not found:
-        folder = adapter_folder(model.adapters[-1])
-        kind = str(json.loads((folder / _CONFIG).read_text(encoding="utf-8")).get("peft_type", "LORA")).lower()
-        if kind != model.tuner:
-            found.append(f"model.adapters: {folder} is of kind {kind}; set model.tuner {kind} to train it on")
+            found.append(f"{field}: {folder} holds no weights (adapter_model.safetensors)")
+        elif problem := misfit(folder, weights):
+            found.append(f"{field}: {problem}")
     return found
+
+
+def target_problem(model: ModelConfig, modules: Sequence[str], matrices: Sequence[str]) -> str:
+    """Why a new adapter cannot be made: a field names no module of the model; empty: each does.
+
+    modules: full names of all modules; matrices: of those that can be adapted.
+    """
+    if model.target_regex and not any(re.fullmatch(model.target_regex, name) for name in modules):
+        example = min(matrices, key=lambda name: ("layer" not in name, name), default="")
+        return (
+            f"model.target_regex = {model.target_regex!r} matches no module of the model; whole names look like "
+            f"{example}"
+        )
+    lists = {"model.target_modules": [] if model.target_regex else model.target_modules}
+    lists["model.modules_to_save"] = model.modules_to_save
+    for field, wanted in lists.items():
+        missing = [
+            name for name in wanted if name != "all-linear" and not any(f".{n}".endswith(f".{name}") for n in modules)
+        ]
+        if missing:
+            known = sorted({name.rpartition(".")[2] for name in matrices})
+            return f"{field}: the model has no module {', '.join(missing)}; it has {', '.join(known)}"
+    return ""
 
 
 def misfit(adapter: Path, weights: Path) -> str:
@@ -74,7 +108,8 @@ def new_tokens(adapter: Path, weights: Path) -> str:
 
 def saved_shapes(folder: Path) -> dict[str, list[int]]:
     """Shapes of the whole layers in an adapter's safetensors file (`modules_to_save`), by their names in the model."""
-    return {name: shape for name, shape in _tensors(folder).items() if name.endswith((".weight", ".bias"))}
+    found = _tensors(folder).items()
+    return {name: shape for name, shape in found if name.endswith((".weight", ".bias")) and ".lora_" not in name}
 
 
 def _tensors(folder: Path) -> dict[str, list[int]]:

@@ -53,15 +53,8 @@ def write(
     if model.random_init:
         network = heads.CLASSES[head].from_config(architecture, dtype=torch.float32)
     else:
-        network, found = heads.CLASSES[head].from_pretrained(
-            model.path,
-            config=architecture,
-            dtype="auto",
-            revision=model.revision,
-            trust_remote_code=model.trust_remote_code,
-            output_loading_info=True,
-        )
-        whole.refuse_drawn(network, found["missing_keys"], model.path)
+        options: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+        network, _ = whole.load(heads.CLASSES[head], model.path, config=architecture, dtype="auto", **options)
     generation_config.mend(network)
     if model.new_special_tokens:
         _add_rows(network, tokenizer_dir)

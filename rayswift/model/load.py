@@ -69,11 +69,7 @@ def load_with_drawn(
     if config.quantization:
         kwargs |= _quantized(config, kwargs["dtype"])
     model: PreTrainedModel
-    model, found = heads.CLASSES[head].from_pretrained(
-        path, output_loading_info=True, **kwargs, **heads.settings(config, head)
-    )
-    drawn = sorted(found["missing_keys"])
-    whole.refuse_drawn(model, drawn, path)
+    model, drawn = whole.load(heads.CLASSES[head], path, **kwargs, **heads.settings(config, head))
     model.config.use_cache = False
     generation_config.mend(model)
     if config.tuner == "full":
@@ -127,7 +123,7 @@ def reference(config: TrainingConfig, is_wanted: bool, initial: str, dtype: str)
     if not is_wanted or (named is None and config.model.tuner != "full"):
         return {}
     plain: dict[str, Any] = {"tuner": "full", "adapters": [], "freeze": None, "freeze_ratio": 0.0, "unfreeze": None}
-    model = config.model.model_copy(update=plain | ({"revision": None} if named else {}))
+    model = config.model.model_copy(update=plain | ({"revision": None} if named not in (None, config.model.path) else {}))
     return {"ref_model": load_model(model, named or initial, dtype)}
 
 
@@ -147,7 +143,8 @@ def teacher(config: TrainingConfig, dtype: str) -> dict[str, Any]:
     if is_own_teacher(config.model) or has_teacher_outside(config):
         return {}
     plain: dict[str, Any] = {"tuner": "full", "adapters": [], "freeze": None, "freeze_ratio": 0.0, "unfreeze": None}
-    model = config.model.model_copy(update=plain | {"revision": None, "quantization": None})
+    revision = config.model.revision if named == config.model.path else None
+    model = config.model.model_copy(update=plain | {"revision": revision, "quantization": None})
     network = load_model(model, named, dtype)
     for folder in config.model.teacher_adapters:
         network = whole.merged(whole.put_on(network, adapter_folder(folder)))

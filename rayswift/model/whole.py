@@ -18,6 +18,31 @@ _ADAPTER = "default"
 _COPIES = (".modules_to_save.", ".original_module.")
 
 
+def load(kind: Any, path: str, **options: Any) -> tuple[Any, list[str]]:
+    """The model at `path` by an auto class of `transformers`, and the names of weights of its head that were drawn.
+
+    Raises:
+        UserError: it cannot be loaded, or other weights would be drawn. Errors of the system are raised as they are.
+    """
+    try:
+        network, found = kind.from_pretrained(path, output_loading_info=True, **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        is_of_system = isinstance(error, OSError) and error.errno is not None
+        is_of_device = isinstance(error, RuntimeError) and "mismatch" not in str(error)
+        if is_of_system or is_of_device:
+            raise
+        raise UserError(f"{path} cannot be loaded: {why(error)}", exit_code=1) from error
+    drawn = sorted(found["missing_keys"])
+    refuse_drawn(network, drawn, path)
+    return network, drawn
+
+
+def why(error: Exception) -> str:
+    """The first line of an error of `transformers`, and the field that it asks for."""
+    asks = "trust_remote_code" in str(error)
+    return first_line(error) + ("; set trust_remote_code to run the code in its folder" if asks else "")
+
+
 def refuse_drawn(network: PreTrainedModel, missing: Collection[str], path: str) -> None:
     """Raise UserError if weights are in no file, other than those of a new head: `transformers` has drawn them.
 

@@ -66,10 +66,8 @@ def merge(model: FoundModel, folder: Path, trust_remote_code: bool = False) -> N
     from rayswift.model.heads import class_of_adapter
 
     network, settings = class_of_adapter(model.adapter, model.folder)
-    base, found = network.from_pretrained(
-        model.weights, dtype="auto", trust_remote_code=trust_remote_code, output_loading_info=True, **settings
-    )
-    whole.refuse_drawn(base, found["missing_keys"], str(model.weights))
+    settings |= {"dtype": "auto", "trust_remote_code": trust_remote_code}
+    base, _ = whole.load(network, str(model.weights), **settings)
     generation_config.mend(base)
     merged = whole.merged(whole.put_on(base, model.folder))
     tokenizer = load_tokenizer(model, trust_remote_code)

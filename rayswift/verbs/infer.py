@@ -25,6 +25,7 @@ from rayswift.engines.samples import PolicyVersion, SampleRequest
 from rayswift.engines.vllm.setup import INSTALL_VLLM, EngineSetup, adapter_obstacles
 from rayswift.log import UserError, logger, refuse
 from rayswift.model import whole
+from rayswift.model.adapters import saved_shapes
 from rayswift.model.find import FoundModel, find_model, load_tokenizer, prompt_ids, stop_token_ids
 from rayswift.model.kind import abilities
 from rayswift.model.kind.kinds import NOTHING_KNOWN, look, num_positions
@@ -50,7 +51,7 @@ def run(invocation: Invocation) -> None:
     section: InferSection = invocation.config.infer
     transformers_logging.disable_progress_bar()
     model = _found(section, fetch=not invocation.dry_run)
-    backend = choose_backend(section.backend, model.adapter)
+    backend = choose_backend(section.backend, _with_whole_layers(model))
     if invocation.dry_run:
         print(to_yaml(invocation.config))  # noqa: T201
         print(f"{model} would answer {len(section.prompt)} prompt(s) with {backend}")  # noqa: T201
@@ -75,6 +76,12 @@ def _found(section: InferSection, fetch: bool = True) -> FoundModel:
         )
     refuse(abilities.problems("infer.model", str(model.weights), "infer"))
     return model
+
+
+def _with_whole_layers(model: FoundModel) -> dict[str, Any]:
+    """The adapter's config, which does not name an embedding that PEFT saves because it has grown."""
+    layers = sorted({name.rpartition(".")[0] for name in saved_shapes(model.folder)}) if model.adapter else []
+    return model.adapter | ({"modules_to_save": layers} if layers else {})
 
 
 def ask(backend: str, model: FoundModel, request: Request) -> list[list[int]]:
@@ -103,8 +110,11 @@ def choose_backend(wanted: str, adapter: dict[str, Any]) -> str:
 def encode(section: InferSection, model: FoundModel, tokenizer: PreTrainedTokenizerBase) -> Request:
     """Token ids of the prompts, rendered by the chat template if there is one; raise UserError if one is too long."""
     prompts = [prompt_ids(tokenizer, prompt, section.system) for prompt in section.prompt]
-    whole_config = AutoConfig.from_pretrained(model.weights, trust_remote_code=section.trust_remote_code)
-    context = num_positions(whole_config.get_text_config().to_dict()) or sys.maxsize
+    try:
+        found = AutoConfig.from_pretrained(model.weights, trust_remote_code=section.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{model.weights} cannot be loaded: {whole.why(error)}") from error
+    context = num_positions(found.get_text_config().to_dict()) or sys.maxsize
     for prompt, ids in zip(section.prompt, prompts, strict=True):
         if not 0 < len(ids) < context:
             limits = f"the model takes 1 to {context - 1}"
@@ -117,10 +127,8 @@ def encode(section: InferSection, model: FoundModel, tokenizer: PreTrainedTokeni
 def answer_with_transformers(model: FoundModel, request: Request) -> list[list[int]]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, resolve_dtype("auto", device))
-    network, found = AutoModelForCausalLM.from_pretrained(
-        model.weights, dtype=dtype, trust_remote_code=request.trust_remote_code, output_loading_info=True
-    )
-    whole.refuse_drawn(network, found["missing_keys"], str(model.weights))
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": request.trust_remote_code}
+    network, _ = whole.load(AutoModelForCausalLM, str(model.weights), **options)
     if model.adapter:
         network = whole.put_on(network, model.folder)
     network = network.to(device).eval()

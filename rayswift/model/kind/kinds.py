@@ -152,9 +152,13 @@ def of_encoder(model: Model) -> bool:
     return _looks_both_ways(model.config, model.model_type)
 
 
+def holds_weights(folder: Path) -> bool:
+    """Whether a model's weights are in a folder, under a name that `transformers` loads."""
+    return any(any(folder.glob(pattern)) for pattern in _WHOLE_WEIGHTS)
+
+
 def _folder(folder: Path) -> Model | None:
-    has_weights = any(any(folder.glob(pattern)) for pattern in _WHOLE_WEIGHTS)
-    if (folder / _ADAPTER).exists() and not has_weights:
+    if (folder / _ADAPTER).exists() and not holds_weights(folder):
         adapter = _read(folder / _ADAPTER)
         base = str(adapter.get("base_model_name_or_path") or "")
         what = f"an adapter ({adapter.get('peft_type', 'LORA')} on {base or 'a base it does not name'})"

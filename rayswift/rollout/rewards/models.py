@@ -81,22 +81,19 @@ class ModelProcess:
 
         from rayswift.model import whole
 
-        options: dict[str, Any] = {"trust_remote_code": self._trust, "output_loading_info": True}
+        options: dict[str, Any] = {"trust_remote_code": self._trust}
         if self._plugin != judges.DEFAULT:  # which may read the texts that a language model writes
             found = AutoConfig.from_pretrained(self._path, trust_remote_code=self._trust)
             is_classifier = any("SequenceClassification" in name for name in found.architectures or ())
             kind = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
-            model, told = kind.from_pretrained(self._path, **options)
-            whole.refuse_drawn(model, told["missing_keys"], self._path)
-            return model
+            return whole.load(kind, self._path, **options)[0]
         folder = Path(self._path)
         is_adapter = (folder / "adapter_config.json").exists()
-        weights = find_model(self._path, "rollout.reward_models").weights if is_adapter else self._path
-        model, told = AutoModelForSequenceClassification.from_pretrained(weights, num_labels=1, **options)
-        whole.refuse_drawn(model, told["missing_keys"], str(weights))
+        weights = str(find_model(self._path, "rollout.reward_models").weights) if is_adapter else self._path
+        model, drawn = whole.load(AutoModelForSequenceClassification, weights, num_labels=1, **options)
         if is_adapter:
             return whole.merged(whole.put_on(model, folder))
-        if told["missing_keys"]:
+        if drawn:
             raise UserError(f"rollout.reward_models = {self._path!r} has no head for a score: it would be random", 1)
         return model
 

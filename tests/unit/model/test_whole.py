@@ -24,6 +24,7 @@ from rayswift.model.adapters import adapter_problems
 from rayswift.model.find import find_model, load_tokenizer, stop_token_ids
 from rayswift.model.kind import abilities
 from rayswift.model.load import load_model, load_with_drawn
+from rayswift.verbs import infer
 from rayswift.verbs.export import merge
 from tests.support.model_folders import built
 
@@ -99,7 +100,7 @@ def test_an_adapter_of_other_names_is_not_left_out(base: Path, tmp_path: Path) -
     file = tmp_path / "adapter/adapter_model.safetensors"
     state = {name.replace("layers", "language_model.layers"): value for name, value in load_file(file).items()}
     save_file(state, file, metadata={"format": "pt"})
-    with pytest.raises(UserError, match="does not fit the model .*language_model.* has no place in it"):
+    with pytest.raises(UserError, match=r"does not fit the model .*language_model.* has no place in it"):
         tuners.continue_adapter(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter")
     with pytest.raises(UserError, match="has no place in it"):
         exported(tmp_path / "adapter")
@@ -147,6 +148,9 @@ def test_tokens_that_an_adapter_brings(fields: dict[str, Any], is_tied: bool, tm
     tokenizer.add_tokens([f"<new{number}>" for number in range(8)])
     tokenizer.save_pretrained(tmp_path / "adapter")
 
+    assert infer.choose_backend("auto", infer._with_whole_layers(find_model(str(tmp_path / "adapter"), "x"))) == (
+        "transformers"
+    )
     merged = exported(tmp_path / "adapter")
     network = AutoModelForCausalLM.from_pretrained(merged)
     assert network.get_input_embeddings().num_embeddings == len(AutoTokenizer.from_pretrained(merged)) == 520
