@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rayswift.config.model import ModelConfig, RlhfModelConfig
 from rayswift.log import UserError
-from rayswift.model.size.parameters import read_header
+from rayswift.model.kind.kinds import read_config
+from rayswift.model.size.parameters import BY_NAME, read_header
 from rayswift.run.checkpoint import model_folder
 
 _CONFIG = "adapter_config.json"
@@ -80,9 +81,11 @@ def target_problem(model: ModelConfig, modules: Sequence[str], matrices: Sequenc
 
 def misfit(adapter: Path, weights: Path) -> str:
     """The first tensor of an adapter that does not fit its base weights, if both are local; empty: all fit."""
+    family = read_config(weights).get("model_type")
     shapes: dict[str, list[int]] = {}
     for file in weights.glob("*.safetensors"):
         shapes |= {name: tensor["shape"] for name, tensor in read_header(file).items() if tensor["dtype"] in _PLAIN}
+    modules = {name.removeprefix("model.").rpartition(".")[0] for name in shapes}
     for name, own in _tensors(adapter).items():
         module, _, matrix = name.rpartition(".lora_")
         below = shapes.get(f"{module}.weight")
@@ -90,6 +93,9 @@ def misfit(adapter: Path, weights: Path) -> str:
         side = {"A.weight": own[-1:], "B.weight": own[:1]}.get(matrix)
         if below and side and side[0] not in below:
             return f"{adapter} does not fit the model {weights}: its {module} is {own}, the model's {below}"
+        inner = module.removeprefix("model.")
+        if side and family in BY_NAME and modules and inner not in modules and ".layers." in f".{inner}":
+            return f"{adapter} does not fit the model {weights}, which has no {module}"
     return ""
 
 

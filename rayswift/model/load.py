@@ -123,7 +123,9 @@ def reference(config: TrainingConfig, is_wanted: bool, initial: str, dtype: str)
     if not is_wanted or (named is None and config.model.tuner != "full"):
         return {}
     plain: dict[str, Any] = {"tuner": "full", "adapters": [], "freeze": None, "freeze_ratio": 0.0, "unfreeze": None}
-    model = config.model.model_copy(update=plain | ({"revision": None} if named not in (None, config.model.path) else {}))
+    model = config.model.model_copy(
+        update=plain | ({"revision": None} if named not in (None, config.model.path) else {})
+    )
     return {"ref_model": load_model(model, named or initial, dtype)}
 
 
@@ -142,10 +144,7 @@ def teacher(config: TrainingConfig, dtype: str) -> dict[str, Any]:
         return {}
     if is_own_teacher(config.model) or has_teacher_outside(config):
         return {}
-    plain: dict[str, Any] = {"tuner": "full", "adapters": [], "freeze": None, "freeze_ratio": 0.0, "unfreeze": None}
-    revision = config.model.revision if named == config.model.path else None
-    model = config.model.model_copy(update=plain | {"revision": revision, "quantization": None})
-    network = load_model(model, named, dtype)
+    network = load_model(_beside(config.model, named).model_copy(update={"quantization": None}), named, dtype)
     for folder in config.model.teacher_adapters:
         network = whole.merged(whole.put_on(network, adapter_folder(folder)))
     return {"teacher": network}

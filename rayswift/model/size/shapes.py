@@ -1,6 +1,6 @@
 """Names and shapes of a model's parameters, without its weights and without torch in the driver.
 
-For families in `_BY_NAME` they come from the headers of safetensors files, local or on the hub, or (`_PLAIN`) from
+For families in `BY_NAME` they come from the headers of safetensors files, local or on the hub, or (`PLAIN`) from
 `config.json`. For all other families another process builds the model on torch's meta device, which takes 7.6 s on two
 cores, nearly all of it imports.
 """
@@ -18,15 +18,12 @@ from rayswift.config.model import ModelConfig
 from rayswift.config.tasks import Head
 from rayswift.log import UserError, logger
 from rayswift.model.adapters import target_problem
-from rayswift.model.size.parameters import SIZES, read_header
+from rayswift.model.size.parameters import BY_NAME, PLAIN, SIZES, read_header
 
 Shapes = dict[str, tuple[int, ...]]
 """Name of each parameter -> its shape."""
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_PLAIN = ("llama", "mistral", "qwen2", "qwen3")
-# For these, files contain what is trained, and names show linear layers; tests/unit/launch/test_memory.py checks it.
-_BY_NAME = (*_PLAIN, "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "phi3", "starcoder2")
 _BUILD_S = 600
 _USERS = "rayswift.log.UserError: "
 _EXCEPTION = re.compile(r"[\w.]+(Error|Exception|Exit|Interrupt): ")
@@ -55,7 +52,7 @@ def find(model: ModelConfig, head: Head) -> Found:
         folder, fetch = shapes_on_hub.folder_and_headers(model.path, model.revision)
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     shapes = None
-    if config.get("model_type") in _BY_NAME and all(name in config for name in SIZES):
+    if config.get("model_type") in BY_NAME and all(name in config for name in SIZES):
         # Tensors in files are sorted by name, but `freeze_ratio` needs the model's order.
         if not model.random_init and "quantization_config" not in config and not model.freeze_ratio:
             shapes = stored(folder) or (fetch() if fetch else None)
@@ -101,7 +98,7 @@ def stored(folder: Path) -> Shapes | None:
 
 def written_out(config: dict[str, Any]) -> Shapes | None:
     """Shapes from the `config.json` of a plain decoder, in the model's order; None for another family."""
-    if config.get("model_type") not in _PLAIN:
+    if config.get("model_type") not in PLAIN:
         return None
     try:
         hidden, inner = config["hidden_size"], config["intermediate_size"]

@@ -112,7 +112,7 @@ SMALL = {
     "pad_token_id": 0,
 }
 OTHERS = ["gpt2", "qwen2_moe", "mixtral", "deepseek_v3", "gpt_oss"]
-BY_NAME = [family for family in shapes._BY_NAME if family not in shapes._PLAIN]
+BY_NAME = [family for family in shapes.BY_NAME if family not in shapes.PLAIN]
 
 
 def small(family: str) -> Any:
