@@ -122,11 +122,14 @@ def reference(config: TrainingConfig, is_wanted: bool, initial: str, dtype: str)
     named = config.model.reference if isinstance(config, RlhfConfig) else None
     if not is_wanted or (named is None and config.model.tuner != "full"):
         return {}
-    plain: dict[str, Any] = {"tuner": "full", "adapters": [], "freeze": None, "freeze_ratio": 0.0, "unfreeze": None}
-    model = config.model.model_copy(
-        update=plain | ({"revision": None} if named not in (None, config.model.path) else {})
-    )
-    return {"ref_model": load_model(model, named or initial, dtype)}
+    return {"ref_model": load_model(_beside(config.model, named), named or initial, dtype)}
+
+
+def _beside(model: ModelConfig, path: str | None) -> ModelConfig:
+    """The section of another model without an adapter: at `path`, or of the policy's weights for None."""
+    alone: dict[str, Any] = {"tuner": "full", "adapters": [], "freeze": None, "freeze_ratio": 0.0, "unfreeze": None}
+    revision = model.revision if path in (None, model.path) else None
+    return model.model_copy(update=alone | {"revision": revision})
 
 
 def teacher(config: TrainingConfig, dtype: str) -> dict[str, Any]:
