@@ -18,8 +18,14 @@ _ADAPTER = "default"
 _COPIES = (".modules_to_save.", ".original_module.")
 
 
-def load(kind: Any, path: str, **options: Any) -> tuple[Any, list[str]]:
+def load(kind: Any, path: str, what: str = "", **options: Any) -> tuple[Any, list[str]]:
     """The model at `path` by an auto class of `transformers`, and the names of weights of its head that were drawn.
+
+    Args:
+        kind: The class.
+        path: A folder or hub id.
+        what: Names it in errors; empty: the path.
+        options: Of `from_pretrained`.
 
     Raises:
         UserError: it cannot be loaded, or other weights would be drawn. Errors of the system are raised as they are.
@@ -27,13 +33,14 @@ def load(kind: Any, path: str, **options: Any) -> tuple[Any, list[str]]:
     try:
         network, found = kind.from_pretrained(path, output_loading_info=True, **options)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        is_of_system = isinstance(error, OSError) and error.errno is not None
+        # `transformers` raises OSError without a number, for what a folder lacks and for a hub that does not answer.
+        is_of_system = isinstance(error, OSError) and (error.errno is not None or not Path(path).is_dir())
         is_of_device = isinstance(error, RuntimeError) and "mismatch" not in str(error)
         if is_of_system or is_of_device:
             raise
-        raise UserError(f"{path} cannot be loaded: {why(error)}", exit_code=1) from error
+        raise UserError(f"{what or path} cannot be loaded: {why(error)}", exit_code=1) from error
     drawn = sorted(found["missing_keys"])
-    refuse_drawn(network, drawn, path)
+    refuse_drawn(network, drawn, what or path)
     return network, drawn
 
 
@@ -43,10 +50,10 @@ def why(error: Exception) -> str:
     return first_line(error) + ("; set trust_remote_code to run the code in its folder" if asks else "")
 
 
-def refuse_drawn(network: PreTrainedModel, missing: Collection[str], path: str) -> None:
+def refuse_drawn(network: PreTrainedModel, missing: Collection[str], what: str) -> None:
     """Raise UserError if weights are in no file, other than those of a new head: `transformers` has drawn them.
 
-    missing: their names; path: the model's folder or hub id.
+    missing: their names; what: names the model.
     """
     body = f"{network.base_model_prefix}."
     is_bare = network.base_model is network
@@ -59,7 +66,7 @@ def refuse_drawn(network: PreTrainedModel, missing: Collection[str], path: str) 
     if lost:
         shown = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
         raise UserError(
-            f"{path} has no weights for {shown}, so they would be random; its config.json describes another model than "
+            f"{what} has no weights for {shown}, so they would be random; its config.json describes another model than "
             "its weights, or files are missing: copy or download it again",
             exit_code=1,
         )

@@ -82,6 +82,7 @@ class ModelProcess:
         from rayswift.model import whole
 
         options: dict[str, Any] = {"trust_remote_code": self._trust}
+        options["what"] = f"rollout.reward_models = {self._path!r}"
         if self._plugin != judges.DEFAULT:  # which may read the texts that a language model writes
             found = AutoConfig.from_pretrained(self._path, trust_remote_code=self._trust)
             is_classifier = any("SequenceClassification" in name for name in found.architectures or ())

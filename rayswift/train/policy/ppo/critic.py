@@ -174,8 +174,8 @@ def make_critic(config: RlhfConfig, policy: Any, kind: str, initial: str) -> Cri
 
 def _network(path: str, field: str, policy: Any, trusts_code: bool) -> PreTrainedModel:
     kwargs: dict[str, Any] = {"num_labels": 1, "dtype": policy.dtype, "trust_remote_code": trusts_code}
-    kernel = policy.config._attn_implementation
-    network, drawn = whole.load(AutoModelForSequenceClassification, path, attn_implementation=kernel, **kwargs)
+    kwargs["attn_implementation"] = policy.config._attn_implementation
+    network, drawn = whole.load(AutoModelForSequenceClassification, path, f"{field} = {path!r}", **kwargs)
     if not isinstance(getattr(network, "score", None), torch.nn.Linear):
         raise UserError(
             f"{field} = {path!r}: a {type(network).__name__} has no head `score` on each state; name a decoder",
