@@ -119,6 +119,8 @@ def merged(tuned: PeftModel) -> PreTrainedModel:
 
 def _untie(network: PreTrainedModel) -> None:
     """Give the output matrix a weight of its own if an adapter is on it or on the embedding."""
+    if not network.all_tied_weights_keys:
+        return
     ends = [network.get_input_embeddings(), network.get_output_embeddings()]
     if not any(isinstance(end, BaseTunerLayer) for end in ends):
         return
@@ -132,9 +134,12 @@ def _untie(network: PreTrainedModel) -> None:
 
 def _grow(network: PreTrainedModel, folder: Path) -> None:
     """Add rows for tokens that the adapter holds and the model does not."""
+    saved = saved_shapes(folder)
+    if not any(len(shape) == 2 for shape in saved.values()):
+        return
     embedding, output = network.get_input_embeddings(), network.get_output_embeddings()
     names = {id(module): name for name, module in network.named_modules()}
-    saved, num_rows = saved_shapes(folder), embedding.weight.shape[0]
+    num_rows = embedding.weight.shape[0]
     shape = saved.get(f"{names[id(embedding)]}.weight", [0])
     if shape[0] <= num_rows:
         return

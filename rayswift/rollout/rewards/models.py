@@ -9,7 +9,6 @@ from typing import Any
 
 from rayswift.data.tokenizer.loaded import load_with_padding
 from rayswift.log import UserError, setup_worker
-from rayswift.model.find import find_model
 from rayswift.rollout.rewards import judges
 from rayswift.rollout.rewards.functions import Item, RewardSpec, Value, call
 
@@ -80,6 +79,7 @@ class ModelProcess:
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
         from rayswift.model import whole
+        from rayswift.model.find import find_model
 
         options: dict[str, Any] = {"trust_remote_code": self._trust}
         options["what"] = f"rollout.reward_models = {self._path!r}"
