@@ -258,45 +258,6 @@ def test_a_critic_reads_the_policys_tokens(folders: dict[str, Path], tmp_path: P
     assert not critic_problems(folders["decoder"], larger, "--train.critic", "shared")
 
 
-@pytest.mark.parametrize(
-    ("kind", "wanted"),
-    [
-        ("decoder", None),
-        ("encoder", "and a teacher writes; its attention looks both ways"),
-        ("one output", "and a teacher writes; it has no language-model head"),
-        ("adapter", "and model.teacher_adapters to this folder"),
-    ],
-)
-def test_a_teacher_writes(kind: str, wanted: str | None, folders: dict[str, Path]) -> None:
-    found = teacher_problems(folders["decoder"], folders[kind])
-    assert len(found) == (wanted is not None)
-    assert not wanted or wanted in found[0]
-
-
-def teacher_problems(policy: Path, teacher: Path, *flags: str) -> list[str]:
-    own = ("--rlhf_type", "gkd", "--model.teacher", str(teacher))
-    return abilities.training_problems(
-        load("rlhf", ["--model", str(policy), "--data.dataset", "r.jsonl", *own, *flags]).config
-    )
-
-
-def test_a_quantised_teacher_is_held_by_engines(folders: dict[str, Path], tmp_path: Path) -> None:
-    teacher = packed(tmp_path / "packed", "awq")
-    (found,) = teacher_problems(folders["decoder"], teacher)
-    assert "quantised by awq, which workers do not load; let engines hold it (rollout.teacher_engines)" in found
-    engines = ("--teacher_engines", "1", "--logits_topk", "8")
-    assert not teacher_problems(folders["decoder"], teacher, *engines)
-
-
-def test_a_teacher_reads_the_policys_tokens(tmp_path: Path) -> None:
-    teacher = with_tokenizer(built("decoder", tmp_path / "teacher"))
-    tokens = json.loads((teacher / "tokenizer.json").read_text())
-    tokens["model"]["vocab"]["another"] = tokens["model"]["vocab"].pop(next(iter(tokens["model"]["vocab"])))
-    (teacher / "tokenizer.json").write_text(json.dumps(tokens))
-    (found,) = teacher_problems(with_tokenizer(built("decoder", tmp_path / "policy")), teacher)
-    assert "whose tokenizer has other tokens than that of model.path" in found
-
-
 def test_ready_packed_weights_are_trained_below_an_adapter(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
