@@ -11,10 +11,12 @@ import argparse
 import json
 import logging
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -120,12 +122,34 @@ def train(verb: str, config: str, run: Path, *more: str) -> None:
     print(f"\n$ python {' '.join(command)}\n", flush=True)
     if "--resume" not in more:
         shutil.rmtree(run, ignore_errors=True)
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, check=False)
-    if done.returncode:
+    code, _ = run_child([sys.executable, *command])
+    if code:
         raise DemoFailed(
-            f"wanted `rayswift {verb}` to end with exit code 0, got {done.returncode}; its error is above, "
+            f"wanted `rayswift {verb}` to end with exit code 0, got {code}; its error is above, "
             f"its logs in {run / 'logs'}"
         )
+
+
+def run_child(line: list[str], stdout: int | None = None) -> tuple[int, str]:
+    """Run a command, and return its exit code and what it printed, if `stdout` is a pipe.
+
+    A signal that is to end this process ends the command first; this process then exits as the command does.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    heard: list[int] = []
+    with subprocess.Popen(line, cwd=ROOT, stdout=stdout, text=True) as child:
+
+        def pass_on(number: int, frame: FrameType | None) -> None:
+            heard.append(number)
+            child.send_signal(number)
+
+        before = {number: signal.signal(number, pass_on) for number in numbers}
+        printed, _ = child.communicate()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    if heard:
+        sys.exit(128 + heard[0])
+    return child.returncode, printed or ""
 
 
 def supervised(run: Path, sums: list[tuple[str, str]], more: list[str]) -> float:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from demo import ROOT, DemoFailed, checkpoints, train
+from demo import ROOT, DemoFailed, checkpoints, run_child, train
 from pretrained import OutOfReach, fetch
 from transformers.utils import logging as transformers_logging
 from words.rewards import last_number
@@ -108,10 +108,10 @@ def command(verb: str, *words: str) -> str:
     """Run a verb of the command line, and return its output."""
     print(f"\n$ python -m rayswift {verb} {' '.join(words[:6])}{' ...' if words[6:] else ''}", flush=True)
     line = [sys.executable, "-m", "rayswift", verb, *words]
-    done = subprocess.run(line, cwd=ROOT, check=False, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise DemoFailed(f"wanted `rayswift {verb}` to end with exit code 0, got {done.returncode}; see above")
-    return done.stdout
+    code, printed = run_child(line, stdout=subprocess.PIPE)
+    if code:
+        raise DemoFailed(f"wanted `rayswift {verb}` to end with exit code 0, got {code}; see above")
+    return printed
 
 
 def ask(model: Path) -> float:

@@ -249,6 +249,8 @@ class InferSection(Section):
     """Run folder, checkpoint, model folder or hub id."""
     base: PathText | None = None
     """Model below an adapter; null: the one that the adapter's own config names."""
+    trust_remote_code: bool = False
+    """Run model code shipped with the model."""
     prompt: Strings
     """Questions, each answered independently."""
     system: str | None = None
@@ -276,6 +278,8 @@ class ExportSection(Section):
     """Run folder or checkpoint with a LoRA adapter."""
     base: PathText | None = None
     """Model below the adapter; null: the one that the adapter's own config names."""
+    trust_remote_code: bool = False
+    """Run model code shipped with the model; it is saved with the merged one."""
     merge_lora: bool = False
     """Merge the adapter into its base model."""
     output_dir: PathText | None = None

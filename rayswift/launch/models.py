@@ -34,7 +34,8 @@ def whole_size(model: ModelConfig, path: str | None, head: Head) -> ModelSize:
 
 def _whole(model: ModelConfig, path: str | None) -> ModelConfig:
     """The model at `path`, or the policy's for None, without an adapter."""
-    named = {"path": path, "revision": None, "random_init": False} if path else {}
+    revision = model.revision if path == model.path else None
+    named = {"path": path, "revision": revision, "random_init": False} if path else {}
     return model.model_copy(update=_WHOLE | named)
 
 

@@ -59,7 +59,12 @@ def resolve(config: ConfigT, layout: Layout, resume: Resume | None) -> Plan[Conf
     is_here = folder.is_dir() and not wrong_kind
     if is_here:
         config = text_settings.settled(config, folder)
-    estimates = "no model of the task" if wrong_kind else _estimates(config, layout)
+    estimates: list[memory.MemoryEstimate] | str = "no model of the task"
+    if not wrong_kind:
+        try:
+            estimates = _estimates(config, layout)
+        except UserError as error:  # one more problem
+            wrong_kind = [str(error)]
     available = memory_per_worker_bytes(layout)
     stage = config.cluster.zero_stage
     if stage is None and resume:

@@ -11,7 +11,7 @@ from rayswift.data.sequence.mixing import weights_of
 from rayswift.data.sources import parse_source
 from rayswift.log import UserError
 from rayswift.model.kind import abilities
-from rayswift.model.kind.kinds import stretched_positions
+from rayswift.model.kind.kinds import holds_weights, stretched_positions
 from rayswift.run import checkpoint
 from rayswift.train import evaluation
 
@@ -68,11 +68,13 @@ def config_problems(config: TrainingConfig, has_eval: bool) -> list[str]:
     if train.max_steps <= 0 and _counts_steps(train):
         found.append(f"train.lr_scheduler_type = {train.lr_scheduler_type} counts steps; set train.max_steps")
     folder = Path(config.model.path)
-    has_weights = any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")) or config.model.random_init
+    has_weights = config.model.random_init or holds_weights(folder)
     if folder.is_dir() and not has_weights and not abilities.training_problems(config):
         result = checkpoint.model_folder(folder) if checkpoint.newest(folder) else folder
         remedy = f"name its checkpoint {result}" if result != folder else "set model.random_init for random weights"
-        found.append(f"model.path = {str(folder)!r} holds no weights (*.safetensors); {remedy}")
+        found.append(
+            f"model.path = {str(folder)!r} holds no weights (model*.safetensors or pytorch_model*.bin); {remedy}"
+        )
     positions = stretched_positions(config.model)
     online = isinstance(config, RlhfConfig) and rollout_of(config) is not None
     longest = max_sequence_length(config) if isinstance(config, RlhfConfig) and online else data.max_length

@@ -1,60 +1,124 @@
-"""Checks of the adapter folders that a run starts from; pure, without torch."""
+"""Checks of adapter folders; pure, without torch."""
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from rayswift.config.model import ModelConfig
+from rayswift.config.model import ModelConfig, RlhfModelConfig
 from rayswift.log import UserError
-from rayswift.model.size.parameters import read_header
+from rayswift.model.kind.kinds import read_config
+from rayswift.model.size.parameters import BY_NAME, read_header
 from rayswift.run.checkpoint import model_folder
 
 _CONFIG = "adapter_config.json"
 _PLAIN = ("F32", "F16", "BF16")
 
 
-def adapter_folder(name: str) -> Path:
+def adapter_folder(name: str, field: str = "model.adapters") -> Path:
     """The adapter's folder: as named, or the result of a run folder; raise UserError if there is none."""
     folder = Path(name)
     if not folder.is_dir():
-        raise UserError(f"model.adapters: {name!r} is not a folder here; give an adapter's folder or a run folder")
+        raise UserError(f"{field}: {name!r} is not a folder here; give an adapter's folder or a run folder")
     return folder if (folder / _CONFIG).exists() else model_folder(folder)
 
 
 def adapter_problems(model: ModelConfig) -> list[str]:
-    """One line for each of `model.adapters` that cannot be used."""
+    """One line for each adapter of the model or its teacher that cannot be used."""
+    found = _folder_problems("model.adapters", model.adapters, Path(model.path))
+    if model.adapters and not found:
+        folder = adapter_folder(model.adapters[-1])
+        new = new_tokens(folder, Path(model.path))
+        found += [f"model.adapters: {new}"] if new else []
+        kind = str(json.loads((folder / _CONFIG).read_text(encoding="utf-8")).get("peft_type", "LORA")).lower()
+        if kind != model.tuner:
+            found.append(f"model.adapters: {folder} is of kind {kind}; set model.tuner {kind} to continue its training")
+    if isinstance(model, RlhfModelConfig) and model.teacher:
+        found += _folder_problems("model.teacher_adapters", model.teacher_adapters, Path(model.teacher))
+    return found
+
+
+def _folder_problems(field: str, names: Sequence[str], weights: Path) -> list[str]:
+    """Why the adapters that a field names cannot be put onto the model in the folder `weights`."""
     found = []
-    for name in model.adapters:
+    for name in names:
         try:
-            folder = adapter_folder(name)
+            folder = adapter_folder(name, field)
         except UserError as error:
             found.append(str(error))
             continue
         if not (folder / _CONFIG).exists():
-            found.append(f"model.adapters: {folder} holds no {_CONFIG}, so it is not an adapter")
+            found.append(f"{field}: {folder} holds no {_CONFIG}, so it is not an adapter")
         elif not any(folder.glob("adapter_model.*")):
-            found.append(f"model.adapters: {folder} holds no weights (adapter_model.safetensors)")
-    for name in model.adapters if not found else ():
-        problem = misfit(adapter_folder(name), Path(model.path))
-        found += [f"model.adapters: {problem}"] if problem else []
-    if model.adapters and not found:
-        folder = adapter_folder(model.adapters[-1])
-        kind = str(json.loads((folder / _CONFIG).read_text(encoding="utf-8")).get("peft_type", "LORA")).lower()
-        if kind != model.tuner:
-            found.append(f"model.adapters: {folder} is of kind {kind}; set model.tuner {kind} to continue its training")
+            found.append(f"{field}: {folder} holds no weights (adapter_model.safetensors)")
+        elif problem := misfit(folder, weights):
+            found.append(f"{field}: {problem}")
     return found
 
 
+def target_problem(model: ModelConfig, modules: Sequence[str], matrices: Sequence[str]) -> str:
+    """Why a new adapter cannot be made: a field names no module of the model; empty: each does.
+
+    modules: full names of all modules; matrices: of those that can be adapted.
+    """
+    if model.target_regex and not any(re.fullmatch(model.target_regex, name) for name in modules):
+        example = min(matrices, key=lambda name: ("layer" not in name, name), default="")
+        return (
+            f"model.target_regex = {model.target_regex!r} matches no module of the model; whole names look like "
+            f"{example}"
+        )
+    lists = {"model.target_modules": [] if model.target_regex else model.target_modules}
+    lists["model.modules_to_save"] = model.modules_to_save
+    for field, wanted in lists.items():
+        missing = [
+            name for name in wanted if name != "all-linear" and not any(f".{n}".endswith(f".{name}") for n in modules)
+        ]
+        if missing:
+            known = sorted({name.rpartition(".")[2] for name in matrices})
+            return f"{field}: the model has no module {', '.join(missing)}; it has {', '.join(known)}"
+    return ""
+
+
 def misfit(adapter: Path, weights: Path) -> str:
-    """The first LoRA matrix whose shape does not fit its base weights, if both are local; empty: all fit."""
+    """The first tensor of an adapter that does not fit its base weights, if both are local; empty: all fit."""
+    family = read_config(weights).get("model_type")
     shapes: dict[str, list[int]] = {}
     for file in weights.glob("*.safetensors"):
         shapes |= {name: tensor["shape"] for name, tensor in read_header(file).items() if tensor["dtype"] in _PLAIN}
-    for file in adapter.glob("adapter_model.safetensors"):
-        for name, tensor in read_header(file).items():
-            module, _, matrix = name.removeprefix("base_model.model.").rpartition(".lora_")
-            own, below = tensor["shape"], shapes.get(f"{module}.weight")
-            # A is [rank, in] and B is [out, rank]; GPT-2 stores weights transposed.
-            side = {"A.weight": own[-1], "B.weight": own[0]}.get(matrix)
-            if below and side is not None and side not in below:
-                return f"{adapter} does not fit the model {weights}: its {module} is {own}, the model's {below}"
+    modules = {name.removeprefix("model.").rpartition(".")[0] for name in shapes}
+    for name, own in _tensors(adapter).items():
+        module, _, matrix = name.rpartition(".lora_")
+        below = shapes.get(f"{module}.weight")
+        # A is [rank, in] and B is [out, rank]; GPT-2 stores weights transposed.
+        side = {"A.weight": own[-1:], "B.weight": own[:1]}.get(matrix)
+        if below and side and side[0] not in below:
+            return f"{adapter} does not fit the model {weights}: its {module} is {own}, the model's {below}"
+        inner = module.removeprefix("model.")
+        if side and family in BY_NAME and modules and inner not in modules and ".layers." in f".{inner}":
+            return f"{adapter} does not fit the model {weights}, which has no {module}"
     return ""
+
+
+def new_tokens(adapter: Path, weights: Path) -> str:
+    """Why an adapter cannot be trained further: it holds rows of tokens that its base has not; empty: it holds none."""
+    for file in weights.glob("*.safetensors"):
+        for name, tensor in read_header(file).items():
+            below, own = tensor["shape"], saved_shapes(adapter).get(name, tensor["shape"])
+            if len(below) == 2 and own[0] > below[0] and own[1] == below[1]:
+                return (
+                    f"{adapter} holds {own[0]} rows of {name}, the model {weights} has {below[0]}; merge it with "
+                    "rayswift export --merge_lora, and train the result"
+                )
+    return ""
+
+
+def saved_shapes(folder: Path) -> dict[str, list[int]]:
+    """Shapes of the whole layers in an adapter's safetensors file (`modules_to_save`), by their names in the model."""
+    found = _tensors(folder).items()
+    return {name: shape for name, shape in found if name.endswith((".weight", ".bias")) and ".lora_" not in name}
+
+
+def _tensors(folder: Path) -> dict[str, list[int]]:
+    """Shapes in an adapter's safetensors file, by names in the model."""
+    files = [read_header(file) for file in folder.glob("adapter_model.safetensors")]
+    return {name.removeprefix("base_model.model."): each["shape"] for file in files for name, each in file.items()}

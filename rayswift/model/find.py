@@ -20,7 +20,8 @@ from rayswift.run.checkpoint import model_folder
 
 _ADAPTER = "adapter_config.json"
 _GENERATION = "generation_config.json"
-_HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+_HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py", "*.tiktoken")
+_HUB_BINS = (*_HUB_FILES, "pytorch_model*.bin", "adapter_model.bin")
 _MARK = "rayswift"
 
 
@@ -57,7 +58,7 @@ def find_model(name: str, setting: str, fetch: bool = True, base: str | None = N
     what = f"{setting} = {name!r}"
     folder = _of_hub(name, what, fetch) if _is_hub_id(name) else model_folder(Path(name))
     if (folder / _ADAPTER).exists():
-        adapter = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))
+        adapter = _adapter_config(folder)
         recorded = str(adapter.get("base_model_name_or_path") or "")
         weights = _base_model(folder, recorded, setting, fetch, base)
         if problem := misfit(folder, weights):
@@ -70,6 +71,16 @@ def find_model(name: str, setting: str, fetch: bool = True, base: str | None = N
     if folder.exists():
         _check_weights(folder, what)
     return FoundModel(folder, folder, {})
+
+
+def _adapter_config(folder: Path) -> dict[str, Any]:
+    """PEFT's config of an adapter; raise UserError if it is damaged, or the adapter has no weights."""
+    if not any(folder.glob("adapter_model.*")):
+        raise UserError(f"{folder} holds no weights of an adapter (adapter_model.safetensors)")
+    try:
+        return dict(json.loads((folder / _ADAPTER).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{folder / _ADAPTER} is no JSON object: {error}; copy or download it again") from error
 
 
 def _base_model(folder: Path, recorded: str, setting: str, fetch: bool, given: str | None) -> Path:
@@ -104,12 +115,15 @@ def _check_weights(folder: Path, what: str) -> None:
 
 
 def _of_hub(name: str, what: str, fetch: bool) -> Path:
-    return download(name, _HUB_FILES, what) if fetch else Path(name)
+    if not fetch:
+        return Path(name)
+    folder = download(name, _HUB_FILES, what)
+    return folder if any(folder.glob("*.safetensors")) else download(name, _HUB_BINS, what)
 
 
-def load_tokenizer(model: FoundModel) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: FoundModel, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The model's tokenizer; raise UserError if there is none."""
-    tokenizer: PreTrainedTokenizerBase = load(model.tokenizer, False, str(model.tokenizer))
+    tokenizer: PreTrainedTokenizerBase = load(model.tokenizer, trust_remote_code, str(model.tokenizer))
     return tokenizer
 
 
@@ -132,7 +146,10 @@ def stop_token_ids(model: FoundModel, tokenizer: PreTrainedTokenizerBase) -> lis
     found: set[int] = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
     for folder in {model.folder, model.weights}:
         if (folder / _GENERATION).exists():
-            eos = GenerationConfig.from_pretrained(folder).eos_token_id
+            try:
+                eos = GenerationConfig.from_pretrained(folder).eos_token_id
+            except OSError as error:
+                raise UserError(f"{folder / _GENERATION} is no JSON; delete it, or copy it again") from error
             found.update([eos] if isinstance(eos, int) else eos or [])
     if tokenizer.chat_template:
         turns = [{"role": "user", "content": "-"}, {"role": "assistant", "content": _MARK}]

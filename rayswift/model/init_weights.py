@@ -18,7 +18,7 @@ from rayswift.config.model import ModelConfig
 from rayswift.config.tasks import Head
 from rayswift.data.sequence.windows import PackedRow
 from rayswift.log import UserError, logger
-from rayswift.model import generation_config, heads, init_blocks, tuners
+from rayswift.model import generation_config, heads, init_blocks, tuners, whole
 from rayswift.model import init_adapter as initial_adapter
 from rayswift.model.adapters import adapter_folder
 from rayswift.run import checkpoint
@@ -53,13 +53,8 @@ def write(
     if model.random_init:
         network = heads.CLASSES[head].from_config(architecture, dtype=torch.float32)
     else:
-        network = heads.CLASSES[head].from_pretrained(
-            model.path,
-            config=architecture,
-            dtype="auto",
-            revision=model.revision,
-            trust_remote_code=model.trust_remote_code,
-        )
+        options: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+        network, _ = whole.load(heads.CLASSES[head], model.path, config=architecture, dtype="auto", **options)
     generation_config.mend(network)
     if model.new_special_tokens:
         _add_rows(network, tokenizer_dir)
@@ -68,7 +63,7 @@ def write(
     for name in model.adapters[:-1]:
         adapter = adapter_folder(name)
         logger.info("merging the adapter %s into the weights", adapter)
-        network = tuners.continue_adapter(network, adapter).merge_and_unload(safe_merge=True)
+        network = whole.merged(whole.put_on(network, adapter))
     if model.new_blocks:
         network = init_blocks.expand(network, model.new_blocks)
     partial = folder.with_name(f"{folder.name}.partial")

@@ -14,7 +14,7 @@ from rayswift.config.model import ModelConfig, is_own_teacher
 from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.config.tasks import Head
 from rayswift.data.collate.packed import Layout
-from rayswift.model import generation_config, heads, tuners
+from rayswift.model import generation_config, heads, tuners, whole
 from rayswift.model.adapters import adapter_folder
 
 # Matches attention_dropout, attn_pdrop, hidden_dropout_prob, ...
@@ -69,10 +69,7 @@ def load_with_drawn(
     if config.quantization:
         kwargs |= _quantized(config, kwargs["dtype"])
     model: PreTrainedModel
-    model, found = heads.CLASSES[head].from_pretrained(
-        path, output_loading_info=True, **kwargs, **heads.settings(config, head)
-    )
-    drawn = sorted(found["missing_keys"])
+    model, drawn = whole.load(heads.CLASSES[head], path, **kwargs, **heads.settings(config, head))
     model.config.use_cache = False
     generation_config.mend(model)
     if config.tuner == "full":
@@ -125,9 +122,14 @@ def reference(config: TrainingConfig, is_wanted: bool, initial: str, dtype: str)
     named = config.model.reference if isinstance(config, RlhfConfig) else None
     if not is_wanted or (named is None and config.model.tuner != "full"):
         return {}
-    whole: dict[str, Any] = {"tuner": "full", "adapters": [], "freeze": None, "freeze_ratio": 0.0, "unfreeze": None}
-    model = config.model.model_copy(update=whole | ({"revision": None} if named else {}))
-    return {"ref_model": load_model(model, named or initial, dtype)}
+    return {"ref_model": load_model(_beside(config.model, named), named or initial, dtype)}
+
+
+def _beside(model: ModelConfig, path: str | None) -> ModelConfig:
+    """The section of another model without an adapter: at `path`, or of the policy's weights for None."""
+    alone: dict[str, Any] = {"tuner": "full", "adapters": [], "freeze": None, "freeze_ratio": 0.0, "unfreeze": None}
+    revision = model.revision if path in (None, model.path) else None
+    return model.model_copy(update=alone | {"revision": revision})
 
 
 def teacher(config: TrainingConfig, dtype: str) -> dict[str, Any]:
@@ -145,11 +147,9 @@ def teacher(config: TrainingConfig, dtype: str) -> dict[str, Any]:
         return {}
     if is_own_teacher(config.model) or has_teacher_outside(config):
         return {}
-    whole: dict[str, Any] = {"tuner": "full", "adapters": [], "freeze": None, "freeze_ratio": 0.0, "unfreeze": None}
-    model = config.model.model_copy(update=whole | {"revision": None, "quantization": None})
-    network = load_model(model, named, dtype)
+    network = load_model(_beside(config.model, named).model_copy(update={"quantization": None}), named, dtype)
     for folder in config.model.teacher_adapters:
-        network = tuners.continue_adapter(network, adapter_folder(folder)).merge_and_unload()
+        network = whole.merged(whole.put_on(network, adapter_folder(folder)))
     return {"teacher": network}
 
 

@@ -57,7 +57,8 @@ def _function(config: TrainingConfig, layout: Layout, encode: EncodeConfig) -> "
     extra = config.train.trl_extra
     whole: dict[str, Any] = {"freeze": None, "freeze_ratio": 0.0, "unfreeze": None}
     if named:  # otherwise it is the initial model, with the adapter that is continued
-        whole |= {"tuner": "full", "adapters": [], "path": named, "revision": None}
+        revision = model.revision if named == model.path else None
+        whole |= {"tuner": "full", "adapters": [], "path": named, "revision": revision}
     alone = model.model_copy(update=whole)
     return ReferenceLogps(
         encode=encode,

@@ -14,14 +14,13 @@ import torch
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from transformers import PreTrainedModel, TrainingArguments, set_seed
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from rayswift.config.fields.tuners import is_initialised_before
 from rayswift.config.model import ModelConfig
 from rayswift.config.tasks import Head
-from rayswift.log import UserError, first_line
-from rayswift.model import layers
-from rayswift.model.adapters import adapter_folder
+from rayswift.log import UserError
+from rayswift.model import layers, whole
+from rayswift.model.adapters import adapter_folder, target_problem
 from rayswift.model.heads import PEFT_TASK_TYPES
 
 # Folder of the adapter of such an initialisation, below that of the initial weights.
@@ -106,25 +105,10 @@ def named_refusals(model: ModelConfig) -> Iterator[None]:
 def check_targets(network: torch.nn.Module, model: ModelConfig) -> None:
     """Raise UserError if a name in `target_modules` or `modules_to_save`, or the pattern, matches no module."""
     names = [name for name, _ in network.named_modules()]
-    if model.target_regex and not any(re.fullmatch(model.target_regex, name) for name in names):
-        raise UserError(
-            f"model.target_regex = {model.target_regex!r} matches no module of the model; whole names look like "
-            f"{names[-1]}",
-            exit_code=1,
-        )
-    lists = {"model.target_modules": [] if model.target_regex else model.target_modules}
-    lists["model.modules_to_save"] = model.modules_to_save
-    for field, wanted in lists.items():
-        missing = [
-            name for name in wanted if name != "all-linear" and not any(f".{n}".endswith(f".{name}") for n in names)
-        ]
-        if missing:
-            kinds = (torch.nn.Linear, torch.nn.Embedding)
-            known = {name.rpartition(".")[2] for name, module in network.named_modules() if isinstance(module, kinds)}
-            raise UserError(
-                f"{field}: the model has no module {', '.join(missing)}; it has {', '.join(sorted(known))}",
-                exit_code=1,
-            )
+    kinds = (torch.nn.Linear, torch.nn.Embedding)
+    problem = target_problem(model, names, [n for n, module in network.named_modules() if isinstance(module, kinds)])
+    if problem:
+        raise UserError(problem, exit_code=1)
 
 
 def starting_adapter(model: ModelConfig, weights: Path) -> Path | None:
@@ -136,16 +120,8 @@ def starting_adapter(model: ModelConfig, weights: Path) -> Path | None:
 
 def continue_adapter(network: PreTrainedModel, folder: Path) -> PeftModel:
     """The model with the adapter in `folder`, trainable; raise UserError if the adapter does not fit."""
-    base = network.name_or_path
-    try:
-        # Under ZeRO-3 all parameters that are not partitioned must have one dtype (DeepSpeed issue 8072).
-        tuned = PeftModel.from_pretrained(
-            network, folder, is_trainable=True, autocast_adapter_dtype=not is_deepspeed_zero3_enabled()
-        )
-    except (ValueError, RuntimeError, KeyError) as error:
-        reason = first_line(error)
-        raise UserError(f"the adapter {folder} does not fit the model {base}: {reason}", exit_code=1) from error
-    tuned.peft_config["default"].base_model_name_or_path = base
+    tuned = whole.put_on(network, folder, trains=True)
+    tuned.peft_config["default"].base_model_name_or_path = network.name_or_path
     return tuned
 
 

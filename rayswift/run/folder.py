@@ -220,16 +220,29 @@ def say_what_is_left_behind(run_dir: Path, train: TrainConfig, history: list[dic
         )
 
 
+def result_of(run_dir: Path, train: TrainConfig, best: int | None) -> Path | None:
+    """The checkpoint that is a run's result: the best one if `load_best_model_at_end` is set, else the newest."""
+    path = run_dir / f"checkpoint-{best}"
+    if train.load_best_model_at_end and checkpoint.read_complete(path):
+        return path
+    saved = checkpoint.newest(run_dir)
+    return saved.path if saved else None
+
+
+def best_step(folder: Path) -> int | None:
+    """The step of the best evaluation that a checkpoint knows."""
+    state = json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
+    best: int | None = state.get("best_global_step")
+    return best
+
+
 def write_result(run_dir: Path, config: TrainingConfig) -> tuple[Path, dict[str, int]]:
     """Write `result.json` and the row accounting; return the best (or last) checkpoint and the row counts."""
     saved = checkpoint.newest(run_dir)
     if saved is None:
         raise UserError(f"{run_dir} holds no complete checkpoint", exit_code=1)
-    model = saved.path
+    model = result_of(run_dir, config.train, best_step(saved.path)) or saved.path
     state = json.loads((saved.path / TRAINER_STATE).read_text(encoding="utf-8"))
-    best = run_dir / f"checkpoint-{state.get('best_global_step')}"
-    if config.train.load_best_model_at_end and checkpoint.read_complete(best):
-        model = best
     say_what_is_left_behind(run_dir, config.train, state.get("log_history", []))
     counts = json.loads((saved.path / checkpoint.DATA_STATE).read_text(encoding="utf-8"))["position"]["counts"]
     result = {"model": model.name, "last": saved.path.name, "best_metric": state.get("best_metric")}

@@ -1,7 +1,9 @@
 """`train.push_to_hub`: upload the model files of checkpoints to a repository on the hub."""
 
 import json
+import threading
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,9 @@ _MODEL_FILES = (
     "vocab.*",
     "merges.txt",
     "*.model",
+    "*.tiktoken",
+    "*.py",
+    "head_config.json",
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
@@ -44,16 +49,17 @@ def model_files(folder: Path) -> list[str]:
 class HubPushes:
     """Pushes checkpoints during training, one at a time; without `train.push_to_hub` it does nothing.
 
-    A failed push is logged; only `finish` raises. name: of the repository, if `hub_model_id` is not set.
+    A failed push is logged; only `finish` raises. name: of the repository, if `hub_model_id` is not set; limit_s: time
+    of a push.
     """
 
-    def __init__(self, train: TrainConfig, name: str, api: HfApi | None = None):
+    def __init__(self, train: TrainConfig, name: str, limit_s: float, api: HfApi | None = None):
         settings = train.trl_extra
         self._enabled = bool(settings.get("push_to_hub"))
         self._strategy = str(settings.get("hub_strategy") or "every_save")
         self._repository = str(settings.get("hub_model_id") or name)
         self._private, self._revision = settings.get("hub_private_repo"), settings.get("hub_revision")
-        self._always = bool(settings.get("hub_always_push"))
+        self._always, self._limit_s = bool(settings.get("hub_always_push")), limit_s
         self._api = api or HfApi(token=settings.get("hub_token"))
         self._under_way: Future[Any] | None = None
         self._pushed: Path | None = None
@@ -75,15 +81,15 @@ class HubPushes:
             return
         if self._under_way and not self._under_way.done() and not self._always:
             return
-        self._finish()
-        self._push(folder)
+        if self._finish():
+            self._push(folder)
 
     def finish(self, folder: Path) -> None:
         """Push the last checkpoint, if that is not done; raise UserError if it fails."""
         if not self._enabled:
             return
-        self._finish()
-        if self._pushed != folder:
+        ended = self._finish()
+        if ended and self._pushed != folder:
             self._push(folder)
             self._finish()
         if self._pushed != folder:
@@ -99,29 +105,42 @@ class HubPushes:
         if self._strategy in ("checkpoint", "all_checkpoints"):
             uploads.append(("last-checkpoint" if self._strategy == "checkpoint" else folder.name, None))
 
-        def push() -> Path:
-            for place, names in uploads:
-                self._api.upload_folder(
-                    repo_id=self._repository,
-                    folder_path=folder,
-                    path_in_repo=place,
-                    allow_patterns=names,
-                    commit_message=f"Training in progress, {folder.name}",
-                    revision=self._revision,
-                )
-            return folder
+        done: Future[Path] = Future()
 
-        self._under_way = self._api.run_as_future(push)
+        def push() -> None:
+            try:
+                for place, names in uploads:
+                    self._api.upload_folder(
+                        repo_id=self._repository,
+                        folder_path=folder,
+                        path_in_repo=place,
+                        allow_patterns=names,
+                        commit_message=f"Training in progress, {folder.name}",
+                        revision=self._revision,
+                    )
+                done.set_result(folder)
+            except Exception as error:  # for whoever waits
+                done.set_exception(error)
 
-    def _finish(self) -> None:
+        # No thread of a pool: Python would wait for its end without limit.
+        threading.Thread(target=push, name="push to hub", daemon=True).start()
+        self._under_way = done
+
+    def _finish(self) -> bool:
+        """Wait for the push in progress; return whether it came to an end."""
         if self._under_way is None:
-            return
+            return True
         try:
-            self._pushed = self._under_way.result()
+            self._pushed = self._under_way.result(self._limit_s)
+        except FutureTimeoutError:
+            self._failure = f"not done within cluster.storage_timeout_s = {self._limit_s:g}"
+            logger.info("train.push_to_hub: a push to %s is %s", self._repository, self._failure)
+            return False
         except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
             self._failure = _reason(error)
             logger.info("train.push_to_hub: a push to %s failed: %s", self._repository, self._failure)
         self._under_way = None
+        return True
 
 
 def _reason(error: Exception) -> str:

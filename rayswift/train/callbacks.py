@@ -20,7 +20,7 @@ from rayswift.log import logger
 from rayswift.run import checkpoint
 from rayswift.run.accounting import Vanishing, write_accounting
 from rayswift.run.best import best_of, evaluations, num_without_improvement
-from rayswift.run.folder import CONFIG, METRICS
+from rayswift.run.folder import CONFIG, METRICS, result_of
 from rayswift.run.hub import HubPushes
 from rayswift.run.remote import Uploads
 from rayswift.train.clock import Clock
@@ -158,7 +158,8 @@ class Checkpoints(TrainerCallback):
         self._zero_stage = spec.config.cluster.zero_stage or 0
         self._limit = spec.config.train.save_total_limit
         self._storage_timeout_s = spec.config.cluster.storage_timeout_s
-        self._pushes = HubPushes(spec.config.train, Path(spec.config.train.output_dir).name)
+        name = Path(spec.config.train.output_dir).name
+        self._pushes = HubPushes(spec.config.train, name, self._storage_timeout_s)
         self._uploads = Uploads(spec.config.train.output_dir, self._run_dir, self._limit, self._storage_timeout_s)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -200,13 +201,13 @@ class Checkpoints(TrainerCallback):
         work_together(rank, size, f"completing {folder.name}", self._storage_timeout_s, work)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Wait until the last checkpoint is uploaded."""
+        """Wait until the last checkpoint is uploaded, and the result pushed."""
 
         def finish() -> None:
             self._uploads.wait()
-            last = checkpoint.newest(self._run_dir)
-            if last:
-                self._pushes.finish(last.path)
+            model = result_of(self._run_dir, self._train, state.best_global_step)
+            if model:
+                self._pushes.finish(model)
 
         work = finish if args.should_save else lambda: None
         what = "uploading the last checkpoint"

@@ -17,7 +17,7 @@ from rayswift.log import logger
 from rayswift.run import checkpoint, events
 from rayswift.run.checkpoint import Damaged
 from rayswift.run.fingerprint import initial_recipe
-from rayswift.run.folder import INITIAL, Resume, load_resume, refuse_damaged
+from rayswift.run.folder import INITIAL, Resume, best_step, load_resume, refuse_damaged, result_of
 from rayswift.run.hub import HubPushes
 from rayswift.train.parallel import universal
 from rayswift.train.parallel.group_work import work_together
@@ -169,11 +169,11 @@ def finish_ended(spec: RunSpec, resume: Resume, worker: Worker) -> None:
     logger.info("%s is the end of the run", last.name)
 
     def push() -> None:
-        pushes = HubPushes(train, Path(train.output_dir).name)
+        pushes = HubPushes(train, Path(train.output_dir).name, spec.config.cluster.storage_timeout_s)
         pushes.open()
-        pushes.finish(last)
+        pushes.finish(result_of(spec.run_dir, train, best_step(last)) or last)
 
-    _rank_zero_works(spec, worker, "uploading the last checkpoint", push)
+    _rank_zero_works(spec, worker, "pushing the result", push)
 
 
 def _rank_zero_works(spec: RunSpec, worker: Worker, what: str, work: Callable[[], None]) -> None:

@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from rayswift.config.load import Invocation, to_yaml
 from rayswift.config.schema import ExportSection
+from rayswift.data.filesystem import is_url
 from rayswift.log import UserError, logger
 from rayswift.model.find import FoundModel, find_model, load_tokenizer, stop_token_ids
 from rayswift.model.kind.kinds import look
@@ -27,6 +28,8 @@ def run(invocation: Invocation) -> None:
     section: ExportSection = invocation.config.export
     if not section.merge_lora:
         raise UserError("export.merge_lora = False: nothing to do; give --merge_lora")
+    if section.output_dir and is_url(section.output_dir):
+        raise UserError(f"export.output_dir = {section.output_dir!r} is a URL; export to a folder, and copy that there")
     folder = model_folder(Path(section.model)).resolve()
     if not (folder / "adapter_config.json").exists():
         raise UserError(f"export.model = {section.model!r}: {folder} has no adapter to merge")
@@ -50,7 +53,7 @@ def run(invocation: Invocation) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        merge(model, partial)
+        merge(model, partial, section.trust_remote_code)
         partial.replace(output)
     except OSError as error:
         raise UserError(f"merging {model} into {output} failed: {error}", exit_code=1) from error
@@ -59,19 +62,18 @@ def run(invocation: Invocation) -> None:
     logger.info("merged model: %s", output)
 
 
-def merge(model: FoundModel, folder: Path) -> None:
+def merge(model: FoundModel, folder: Path, trust_remote_code: bool = False) -> None:
     """Add an adapter to its base weights, and save a complete model: also tokenizer, generation config, the files of
     sentence-transformers, and a critic."""
-    from peft import PeftModel
-
-    from rayswift.model import generation_config
+    from rayswift.model import generation_config, whole
     from rayswift.model.heads import class_of_adapter
 
     network, settings = class_of_adapter(model.adapter, model.folder)
-    base = network.from_pretrained(model.weights, dtype="auto", **settings)
+    settings |= {"dtype": "auto", "trust_remote_code": trust_remote_code}
+    base, _ = whole.load(network, str(model.weights), **settings)
     generation_config.mend(base)
-    merged = PeftModel.from_pretrained(base, model.folder).merge_and_unload(safe_merge=True)
-    tokenizer = load_tokenizer(model)
+    merged = whole.merged(whole.put_on(base, model.folder))
+    tokenizer = load_tokenizer(model, trust_remote_code)
     if merged.can_generate():
         merged.generation_config.eos_token_id = stop_token_ids(model, tokenizer) or None
     merged.save_pretrained(folder)

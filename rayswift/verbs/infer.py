@@ -24,9 +24,11 @@ from rayswift.engines.engine import SamplingSettings
 from rayswift.engines.samples import PolicyVersion, SampleRequest
 from rayswift.engines.vllm.setup import INSTALL_VLLM, EngineSetup, adapter_obstacles
 from rayswift.log import UserError, logger, refuse
+from rayswift.model import whole
+from rayswift.model.adapters import saved_shapes
 from rayswift.model.find import FoundModel, find_model, load_tokenizer, prompt_ids, stop_token_ids
 from rayswift.model.kind import abilities
-from rayswift.model.kind.kinds import NOTHING_KNOWN, look
+from rayswift.model.kind.kinds import NOTHING_KNOWN, look, num_positions
 from rayswift.model.load import resolve_dtype
 
 _INSTALL = {"vllm": INSTALL_VLLM, "transformers": "pip install transformers"}
@@ -41,6 +43,7 @@ class Request:
     stop_token_ids: list[int]
     temperature: float
     seed: int
+    trust_remote_code: bool = False
 
 
 def run(invocation: Invocation) -> None:
@@ -48,12 +51,12 @@ def run(invocation: Invocation) -> None:
     section: InferSection = invocation.config.infer
     transformers_logging.disable_progress_bar()
     model = _found(section, fetch=not invocation.dry_run)
-    backend = choose_backend(section.backend, model.adapter)
+    backend = choose_backend(section.backend, _with_whole_layers(model))
     if invocation.dry_run:
         print(to_yaml(invocation.config))  # noqa: T201
         print(f"{model} would answer {len(section.prompt)} prompt(s) with {backend}")  # noqa: T201
         return
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, section.trust_remote_code)
     request = encode(section, model, tokenizer)
     logger.info("%s answers with %s", model, backend)
     for prompt, answer in zip(section.prompt, ask(backend, model, request), strict=True):
@@ -73,6 +76,12 @@ def _found(section: InferSection, fetch: bool = True) -> FoundModel:
         )
     refuse(abilities.problems("infer.model", str(model.weights), "infer"))
     return model
+
+
+def _with_whole_layers(model: FoundModel) -> dict[str, Any]:
+    """The adapter's config, which does not name an embedding that PEFT saves because it has grown."""
+    layers = sorted({name.rpartition(".")[0] for name in saved_shapes(model.folder)}) if model.adapter else []
+    return model.adapter | ({"modules_to_save": layers} if layers else {})
 
 
 def ask(backend: str, model: FoundModel, request: Request) -> list[list[int]]:
@@ -101,24 +110,27 @@ def choose_backend(wanted: str, adapter: dict[str, Any]) -> str:
 def encode(section: InferSection, model: FoundModel, tokenizer: PreTrainedTokenizerBase) -> Request:
     """Token ids of the prompts, rendered by the chat template if there is one; raise UserError if one is too long."""
     prompts = [prompt_ids(tokenizer, prompt, section.system) for prompt in section.prompt]
-    config: dict[str, Any] = AutoConfig.from_pretrained(model.weights).get_text_config().to_dict()
-    context = config.get("max_position_embeddings") or sys.maxsize
+    try:
+        found = AutoConfig.from_pretrained(model.weights, trust_remote_code=section.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{model.weights} cannot be loaded: {whole.why(error)}") from error
+    context = num_positions(found.get_text_config().to_dict()) or sys.maxsize
     for prompt, ids in zip(section.prompt, prompts, strict=True):
         if not 0 < len(ids) < context:
             limits = f"the model takes 1 to {context - 1}"
             raise UserError(f"infer.prompt {prompt[:40]!r} is {len(ids)} tokens; {limits}")
     rooms = [min(section.max_new_tokens, context - len(ids)) for ids in prompts]
-    return Request(prompts, rooms, stop_token_ids(model, tokenizer), section.temperature, section.seed)
+    stops = stop_token_ids(model, tokenizer)
+    return Request(prompts, rooms, stops, section.temperature, section.seed, section.trust_remote_code)
 
 
 def answer_with_transformers(model: FoundModel, request: Request) -> list[list[int]]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, resolve_dtype("auto", device))
-    network = AutoModelForCausalLM.from_pretrained(model.weights, dtype=dtype)
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": request.trust_remote_code}
+    network, _ = whole.load(AutoModelForCausalLM, str(model.weights), **options)
     if model.adapter:
-        from peft import PeftModel
-
-        network = PeftModel.from_pretrained(network, model.folder)
+        network = whole.put_on(network, model.folder)
     network = network.to(device).eval()
     # Ignore the model's generation config (top_p, penalties, ...), as the other backend does.
     network.generation_config = GenerationConfig()
@@ -154,6 +166,7 @@ def answer_with_vllm(model: FoundModel, request: Request) -> list[list[int]]:
         device=device,
         dtype=resolve_dtype("auto", device),
         load_format="auto",
+        trust_remote_code=request.trust_remote_code,
         lora_rank=model.adapter["r"] if model.adapter else None,
         num_threads=torch.get_num_threads(),
     )

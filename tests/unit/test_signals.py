@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -188,3 +189,23 @@ cli.command()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout) == (3, "thread\nhandler\n"), done.stderr
+
+
+def test_an_example_ends_what_it_started(repo: Path, tmp_path: Path) -> None:
+    """`make demo`, told to end: its training ends first, in order, and its exit code is the signal's."""
+    child = tmp_path / "child.py"
+    child.write_text(
+        "import pathlib, signal, sys, time\n"
+        f"here = pathlib.Path({str(tmp_path)!r})\n"
+        "signal.signal(signal.SIGTERM, lambda *_: ((here / 'ended').touch(), sys.exit(143)))\n"
+        "(here / 'began').touch()\n"
+        "time.sleep(120)\n"
+    )
+    code = f"import sys; from examples.demo import run_child; run_child([sys.executable, {str(child)!r}])"
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=repo)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "began").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    parent.terminate()
+    assert parent.wait(60) == 143
+    assert (tmp_path / "ended").exists()

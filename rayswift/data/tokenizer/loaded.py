@@ -16,6 +16,7 @@ from rayswift.log import UserError, logger
 _READ_AS_WRITTEN = ("TokenizersBackend", "PreTrainedTokenizerFast")
 _BESIDE_WEIGHTS = (
     *("tokenizer*", "special_tokens_map.json", "chat_template*", "*config.json", "*.model", "vocab*", "merges*"),
+    *("*.py", "*.tiktoken"),
     *("modules.json", "config_sentence_transformers.json", "*_*/model.safetensors", "*_*/pytorch_model.bin"),
 )
 _PROBES = (

@@ -17,7 +17,10 @@ from rayswift.log import UserError
 INSTALL_VLLM = "pip install 'rayswift[gpu]' (with no GPU: 'rayswift[cpu]')"
 _VLLM_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 # Settings of an adapter that vLLM refuses or silently ignores.
-_NOT_IN_VLLM = ("alpha_pattern", "bias", "lora_bias", "modules_to_save", "rank_pattern", "use_dora")
+_NOT_IN_VLLM = (
+    *("alora_invocation_tokens", "alpha_pattern", "bias", "layer_replication", "lora_bias", "modules_to_save"),
+    *("rank_pattern", "target_parameters", "trainable_token_indices", "use_dora", "use_qalora"),
+)
 _UNSET: tuple[Any, ...] = (None, False, "none", [], {})
 # Initialisations of a LoRA that change the base weights.
 _CHANGES_WEIGHTS = ("pissa", "olora", "loftq", "corda", "lora_ga")

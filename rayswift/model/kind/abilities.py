@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 
 from rayswift.config.derived import critic_start
-from rayswift.config.model import ModelConfig
+from rayswift.config.model import SELF, ModelConfig
 from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.config.tasks import TASKS
 from rayswift.model.kind.kinds import Kind, Model, look, of_encoder, vocabulary
@@ -155,7 +155,35 @@ def training_problems(config: TrainingConfig) -> list[str]:
         found += problems("model.reference", config.model.reference, task)
     if isinstance(config, RlhfConfig) and config.train.task == "ppo":
         found += _critic_problems(config)
-    return found
+    return found + (_teacher_problems(config) if isinstance(config, RlhfConfig) else [])
+
+
+def _teacher_problems(config: RlhfConfig) -> list[str]:
+    """Why a model cannot be the teacher of a run."""
+    path, policy = config.model.teacher, config.model.path
+    teacher = look(path) if path and path not in (SELF, policy) else None
+    if path is None or teacher is None:
+        return []
+    what = f"model.teacher = {path!r} is {teacher.what}"
+    if teacher.kind == "adapter":
+        base = teacher.base or "its base"
+        return [f"{what}, not a model; set model.teacher to {base}, and model.teacher_adapters to this folder"]
+    if "infer" not in taken_for(teacher):
+        return [f"{what}, and a teacher writes; {_INSTEAD[teacher.kind]}"]
+    if teacher.quantization and not config.rollout.teacher_engines:
+        return [
+            f"{what} with weights quantised by {teacher.quantization}, which workers do not load; let engines hold it "
+            "(rollout.teacher_engines), or name the model that they were made from"
+        ]
+    if _reads_other_tokens(path, policy):
+        return [f"{what} whose tokenizer has other tokens than that of model.path, which it is to judge; name another"]
+    return []
+
+
+def _reads_other_tokens(path: str, policy: str) -> bool:
+    """Whether the tokenizers of two models have different tokens, as far as both are on this machine."""
+    tokens, of_policy = vocabulary(path), vocabulary(policy)
+    return tokens is not None and of_policy is not None and tokens != of_policy
 
 
 def _critic_problems(config: RlhfConfig) -> list[str]:
@@ -179,8 +207,7 @@ def _critic_problems(config: RlhfConfig) -> list[str]:
             f"{what} of {critic.vocab_size} tokens, the policy has {policy.vocab_size}, and the critic reads the "
             f"policy's tokens; {instead}"
         ]
-    tokens, of_policy = vocabulary(path), vocabulary(config.model.path)
-    if tokens is not None and of_policy is not None and tokens != of_policy:
+    if _reads_other_tokens(path, config.model.path):
         return [
             f"{what} whose tokenizer has other tokens than that of model.path, and the critic reads the policy's "
             f"tokens; {instead}"

@@ -40,6 +40,7 @@ _OFFSET = (
     *("camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "roberta-prelayernorm"),
     *("xlm-roberta", "xlm-roberta-xl", "xmod"),
 )
+_POSITIONS = ("max_position_embeddings", "n_positions")  # n_positions: of GPT-2 and its like
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
 NOTHING_KNOWN = "a folder without config.json"
 """Description of a folder without model files; it may be a run that has saved nothing."""
@@ -140,8 +141,9 @@ def _kind(config: Mapping[str, Any], architecture: str, family: str) -> tuple[Ki
 
 
 def _looks_both_ways(config: Mapping[str, Any], family: str) -> bool:
+    is_bert = "bert" in family and "decoder" not in family
     return bool(config.get("use_bidirectional_attention")) or (
-        (family in ENCODERS or "bert" in family) and not config.get("is_decoder")
+        (family in ENCODERS or is_bert) and not config.get("is_decoder")
     )
 
 
@@ -150,13 +152,20 @@ def of_encoder(model: Model) -> bool:
     return _looks_both_ways(model.config, model.model_type)
 
 
+def holds_weights(folder: Path) -> bool:
+    """Whether a model's weights are in a folder, under a name that `transformers` loads."""
+    return any(any(folder.glob(pattern)) for pattern in _WHOLE_WEIGHTS)
+
+
 def _folder(folder: Path) -> Model | None:
-    has_weights = any(any(folder.glob(pattern)) for pattern in _WHOLE_WEIGHTS)
-    if (folder / _ADAPTER).exists() and not has_weights:
+    if (folder / _ADAPTER).exists() and not holds_weights(folder):
         adapter = _read(folder / _ADAPTER)
         base = str(adapter.get("base_model_name_or_path") or "")
         what = f"an adapter ({adapter.get('peft_type', 'LORA')} on {base or 'a base it does not name'})"
         return Model("adapter", what, {}, base)
+    if (folder / _ADAPTER).exists():
+        what = "a folder of both a model's weights and an adapter, which would be put onto them"
+        return Model("no model", f"{what} (move adapter_config.json and adapter_model.* away)", {})
     if (folder / "config.json").exists():
         config = _object(folder / "config.json")
         if config is None:
@@ -196,17 +205,15 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def is_encoder(config: Mapping[str, Any]) -> bool:
     """Whether attention is bidirectional."""
-    if config.get("use_bidirectional_attention"):
+    if _looks_both_ways(config, str(config.get("model_type", ""))):
         return True
-    if config.get("model_type") in ENCODERS:
-        return not config.get("is_decoder", False)
     # For a model whose folder has its code.
     return any(name.endswith("ForMaskedLM") for name in config.get("architectures") or ())
 
 
 def num_positions(config: Mapping[str, Any]) -> int | None:
     """Length of the longest text; None: unknown or unlimited."""
-    positions = config.get("max_position_embeddings")
+    positions = next((config[name] for name in _POSITIONS if name in config), None)
     if not isinstance(positions, int) or positions < 1:
         return None
     if config.get("model_type") not in _OFFSET:

@@ -19,6 +19,11 @@ from rayswift.model import layers
 _NOT_LINEAR = ("embed", "wte", "wpe", "norm", ".experts.")
 _HEADS = ("lm_head", "embed_out", "score", "classifier")
 
+PLAIN = ("llama", "mistral", "qwen2", "qwen3")
+"""Families whose `config.json` tells all shapes."""
+BY_NAME = (*PLAIN, "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "phi3", "starcoder2")
+"""Families whose files name parameters as the model does, which tests/unit/launch/test_memory.py checks."""
+
 # The sizes that activations depend on, under the common names of `transformers`.
 SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 

@@ -1,6 +1,6 @@
 """Names and shapes of a model's parameters, without its weights and without torch in the driver.
 
-For families in `_BY_NAME` they come from the headers of safetensors files, local or on the hub, or (`_PLAIN`) from
+For families in `BY_NAME` they come from the headers of safetensors files, local or on the hub, or (`PLAIN`) from
 `config.json`. For all other families another process builds the model on torch's meta device, which takes 7.6 s on two
 cores, nearly all of it imports.
 """
@@ -9,7 +9,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,15 @@ from typing import Any
 from rayswift.config.model import ModelConfig
 from rayswift.config.tasks import Head
 from rayswift.log import UserError, logger
-from rayswift.model.size.parameters import SIZES, read_header
+from rayswift.model.adapters import target_problem
+from rayswift.model.size.parameters import BY_NAME, PLAIN, SIZES, read_header
 
 Shapes = dict[str, tuple[int, ...]]
 """Name of each parameter -> its shape."""
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_PLAIN = ("llama", "mistral", "qwen2", "qwen3")
-# For these, files contain what is trained, and names show linear layers; tests/unit/launch/test_memory.py checks it.
-_BY_NAME = (*_PLAIN, "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "phi3", "starcoder2")
 _BUILD_S = 600
+_USERS = "rayswift.log.UserError: "
 _EXCEPTION = re.compile(r"[\w.]+(Error|Exception|Exit|Interrupt): ")
 
 
@@ -43,7 +42,8 @@ class Found:
 def find(model: ModelConfig, head: Head) -> Found:
     """Config and shapes of a model in a folder or on the hub, with the head of the task.
 
-    Raise OSError with the reason if the model is missing or cannot be built.
+    Raise OSError with the reason if the model is missing or cannot be built, and UserError if it is of a type that
+    `transformers` does not know, or an adapter's modules are not in it.
     """
     folder, fetch = Path(model.path), None
     if not folder.is_dir():
@@ -52,7 +52,7 @@ def find(model: ModelConfig, head: Head) -> Found:
         folder, fetch = shapes_on_hub.folder_and_headers(model.path, model.revision)
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     shapes = None
-    if config.get("model_type") in _BY_NAME and all(name in config for name in SIZES):
+    if config.get("model_type") in BY_NAME and all(name in config for name in SIZES):
         # Tensors in files are sorted by name, but `freeze_ratio` needs the model's order.
         if not model.random_init and "quantization_config" not in config and not model.freeze_ratio:
             shapes = stored(folder) or (fetch() if fetch else None)
@@ -63,7 +63,21 @@ def find(model: ModelConfig, head: Head) -> Found:
         shapes["score.weight"] = (model.num_labels or 1 if head == "classes" else 1, config["hidden_size"])
     if config.get("tie_word_embeddings") or head != "causal_lm":
         shapes.pop("lm_head.weight", None)
+    if head == "none":  # the model without a head, whose files may be those of one with a head
+        shapes = {name.removeprefix("model."): shape for name, shape in shapes.items()}
+    output = ["lm_head"] if head == "causal_lm" else []  # tied, it has no weight of its own
+    parts = [name.split(".")[:-1] for name in shapes]
+    modules = {".".join(each[:end]) for each in parts for end in range(1, len(each) + 1)}
+    matrices = {name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) > 1}
+    _refuse_targets(model, [*modules, *output], [*matrices, *output])
     return Found(config, shapes)
+
+
+def _refuse_targets(model: ModelConfig, modules: Sequence[str], matrices: Sequence[str]) -> None:
+    """Raise UserError if a new adapter is for modules that the model does not have."""
+    problem = "" if model.tuner == "full" or model.adapters else target_problem(model, modules, matrices)
+    if problem:
+        raise UserError(problem)
 
 
 def stored(folder: Path) -> Shapes | None:
@@ -84,7 +98,7 @@ def stored(folder: Path) -> Shapes | None:
 
 def written_out(config: dict[str, Any]) -> Shapes | None:
     """Shapes from the `config.json` of a plain decoder, in the model's order; None for another family."""
-    if config.get("model_type") not in _PLAIN:
+    if config.get("model_type") not in PLAIN:
         return None
     try:
         hidden, inner = config["hidden_size"], config["intermediate_size"]
@@ -128,8 +142,13 @@ def built(folder: Path, head: Head, model: ModelConfig) -> Found:
         raise OSError(f"building the model of {folder}/config.json took longer than {_BUILD_S} s") from error
     except subprocess.CalledProcessError as error:
         lines = [line for line in error.stderr.splitlines() if _EXCEPTION.match(line)]
+        if lines and lines[-1].startswith(_USERS):
+            raise UserError(lines[-1].removeprefix(_USERS)) from error
         reason = lines[-1] if lines else f"exit code {error.returncode}"
         raise OSError(f"no model can be built from {folder}/config.json ({reason})") from error
     result = json.loads(done.stdout.splitlines()[-1])
     shapes = {name: tuple(shape) for name, shape in result["shapes"].items()}
+    _refuse_targets(model, result["modules"], result["matrices"])
+    if result["adapter_problem"]:
+        raise OSError(f"PEFT makes no adapter of {folder}/config.json ({result['adapter_problem']})")
     return Found(result["config"], shapes, result["num_trainable"], result["num_quantizable"])

@@ -78,20 +78,25 @@ class ModelProcess:
     def _loaded(self) -> Any:
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+        from rayswift.model import whole
+        from rayswift.model.find import find_model
+
+        options: dict[str, Any] = {"trust_remote_code": self._trust}
+        options["what"] = f"rollout.reward_models = {self._path!r}"
         if self._plugin != judges.DEFAULT:  # which may read the texts that a language model writes
             found = AutoConfig.from_pretrained(self._path, trust_remote_code=self._trust)
             is_classifier = any("SequenceClassification" in name for name in found.architectures or ())
             kind = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
-            return kind.from_pretrained(self._path, trust_remote_code=self._trust)
-        options: dict[str, Any] = {"num_labels": 1, "trust_remote_code": self._trust}
-        if not (Path(self._path) / "adapter_config.json").exists():
-            return AutoModelForSequenceClassification.from_pretrained(self._path, **options)
-        from peft import PeftConfig, PeftModel
-
-        base = PeftConfig.from_pretrained(self._path).base_model_name_or_path
-        return PeftModel.from_pretrained(
-            AutoModelForSequenceClassification.from_pretrained(base, **options), self._path
-        ).merge_and_unload()
+            return whole.load(kind, self._path, **options)[0]
+        folder = Path(self._path)
+        is_adapter = (folder / "adapter_config.json").exists()
+        weights = str(find_model(self._path, "rollout.reward_models").weights) if is_adapter else self._path
+        model, drawn = whole.load(AutoModelForSequenceClassification, weights, num_labels=1, **options)
+        if is_adapter:
+            return whole.merged(whole.put_on(model, folder))
+        if drawn:
+            raise UserError(f"rollout.reward_models = {self._path!r} has no head for a score: it would be random", 1)
+        return model
 
     def score(self, source: int, items: Sequence[Item]) -> list[Value] | str:
         """Return the model's score of each item, or a text with the reason why there is none. `source` is 0."""

@@ -112,7 +112,7 @@ SMALL = {
     "pad_token_id": 0,
 }
 OTHERS = ["gpt2", "qwen2_moe", "mixtral", "deepseek_v3", "gpt_oss"]
-BY_NAME = [family for family in shapes._BY_NAME if family not in shapes._PLAIN]
+BY_NAME = [family for family in shapes.BY_NAME if family not in shapes.PLAIN]
 
 
 def small(family: str) -> Any:
@@ -131,6 +131,7 @@ def test_what_is_built_without_storage_is_what_is_trained(family: str, tmp_path:
     from transformers import AutoModelForCausalLM
 
     from rayswift.model import tuners
+    from rayswift.model.adapters import target_problem
     from rayswift.model.size import built_on_meta
 
     config = small(family)
@@ -145,7 +146,10 @@ def test_what_is_built_without_storage_is_what_is_trained(family: str, tmp_path:
     with torch.device("meta"):
         tuned = get_peft_model(network, tuners.new_adapter(lora))
     expected = sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
-    assert made["num_trainable"] == expected
+    assert made["num_trainable"] == expected and not made["adapter_problem"]
+    named = lora.model_copy(update={"target_modules": ["lm_head", "q_prj"]})
+    problem = target_problem(named, made["modules"], made["matrices"])
+    assert problem.startswith("model.target_modules: the model has no module q_prj; it has ") and "lm_head" in problem
     if family in BY_NAME:
         stored = shapes.stored(tmp_path)
         assert stored
@@ -380,7 +384,7 @@ def test_smallest_stage() -> None:
 
 def test_a_config_that_cannot_be_built_says_so(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nothing_known"}')
-    with pytest.raises(OSError, match="nothing_known"):
+    with pytest.raises(UserError, match=r"model\.path = '.*' cannot be loaded: .*nothing_known"):
         shapes.find(ModelConfig(path=str(tmp_path)), "causal_lm")
 
 

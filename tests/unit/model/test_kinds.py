@@ -304,6 +304,7 @@ def test_a_head_that_is_left_out_is_said(folders: dict[str, Path]) -> None:
             "encoder",
         ),
         ({"architectures": ["BertLMHeadModel"], "model_type": "bert", "is_decoder": True}, "decoder"),
+        ({"architectures": ["ModernBertDecoderForCausalLM"], "model_type": "modernbert-decoder"}, "decoder"),
         ({"architectures": ["BertLMHeadModel"], "model_type": "bert"}, "encoder"),
         ({"architectures": ["BertModel"], "model_type": "bert"}, "encoder"),
         ({"model_type": "xlm-roberta"}, "encoder"),

@@ -62,7 +62,9 @@ def test_encoders() -> None:
     for name in ("bert", "roberta", "xlm-roberta", "deberta-v2", "modernbert", "distilbert", "mpnet", "electra"):
         assert is_encoder({"model_type": name})
     assert is_encoder({"model_type": "new", "architectures": ["NewForMaskedLM"]})
+    assert is_encoder({"model_type": "jina_bert_v2", "architectures": ["JinaBertModel"]})  # code of its own
     assert not is_encoder({"model_type": "bert", "is_decoder": True})
+    assert not is_encoder({"model_type": "modernbert-decoder", "architectures": ["ModernBertDecoderForCausalLM"]})
     assert not is_encoder({"model_type": "llama", "architectures": ["LlamaForCausalLM"]})
 
 
@@ -73,6 +75,7 @@ def test_encoders() -> None:
         ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
         ({"model_type": "xlm-roberta", "max_position_embeddings": 514}, 512),
         ({"model_type": "xlnet"}, None),
+        ({"model_type": "gpt2", "n_positions": 1024}, 1024),
     ],
 )
 def test_positions_that_a_text_can_have(config: dict[str, Any], expected: int | None) -> None:

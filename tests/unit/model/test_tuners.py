@@ -27,6 +27,7 @@ from rayswift.model import parameters, tuners
 from rayswift.model.adapters import adapter_problems
 from rayswift.model.find import find_model
 from rayswift.model.load import load_model
+from rayswift.model.size import shapes
 from rayswift.verbs.infer import choose_backend
 
 TINY = Path(__file__).parents[3] / "examples/tiny"
@@ -216,9 +217,15 @@ def test_modules_that_are_not_there(base: Path) -> None:
         ({"modules_to_save": ["head"]}, "model.modules_to_save: the model has no module head"),
         ({"target_regex": "q_proj"}, "model.target_regex = 'q_proj' matches no module"),
     ]:
-        with pytest.raises(UserError) as refused:
-            load_model(ModelConfig(path=str(base), tuner="lora", **fields), str(base), "float32")
-        assert message in str(refused.value)
+        config = ModelConfig(path=str(base), tuner="lora", **fields)
+        for look in (lambda: load_model(config, str(base), "float32"), lambda: shapes.find(config, "causal_lm")):  # noqa: B023
+            with pytest.raises(UserError) as refused:
+                look()
+            assert message in str(refused.value)
+    tied = ModelConfig(path=str(base), tuner="lora", target_modules=["q_proj", "lm_head"])
+    assert shapes.find(tied, "causal_lm").shapes
+    with pytest.raises(UserError, match="has no module lm_head"):
+        shapes.find(tied, "none")
 
 
 def test_lora_plus_cuts_each_group(base: Path, tmp_path: Path) -> None:

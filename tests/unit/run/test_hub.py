@@ -21,7 +21,7 @@ TOKEN = "hf_" + "s" * 20
 
 
 class FakeHub(ThreadingHTTPServer):
-    """Keeps the files of every commit; `refuses`: answers 403 to commits."""
+    """Keeps the files of every commit; `refuses`: answers 403 to commits; `answers` cleared: does not answer them."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -29,6 +29,8 @@ class FakeHub(ThreadingHTTPServer):
         self.commits = 0
         self.refuses = False
         self.tokens: set[str | None] = set()
+        self.answers = threading.Event()
+        self.answers.set()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -58,6 +60,7 @@ class _Handler(BaseHTTPRequestHandler):
                 for f in json.loads(content)["files"]
             ]
             return self._answer(200, {"files": files})
+        self.server.answers.wait()
         if "/commit/" in self.path and not self.server.refuses:
             for line in map(json.loads, content.splitlines()):
                 if line["key"] == "file":
@@ -78,15 +81,16 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     server = FakeHub()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
+    server.answers.set()
     server.shutdown()
 
 
-def pushes_to(hub: FakeHub, run_dir: Path, *flags: str) -> HubPushes:
+def pushes_to(hub: FakeHub, run_dir: Path, *flags: str, limit_s: float = 60) -> HubPushes:
     config = config_of(
         run_dir, "--push_to_hub", "true", "--hub_model_id", "me/model", "--train.hub_token", TOKEN, *flags
     )
     api = HfApi(endpoint=f"http://127.0.0.1:{hub.server_port}", token=TOKEN)
-    pushes = HubPushes(config.train, "run", api)
+    pushes = HubPushes(config.train, "run", limit_s, api)
     pushes.open()
     return pushes
 
@@ -96,7 +100,7 @@ def saved(run_dir: Path, step: int) -> Path:
     files = (
         "model.safetensors", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
         "1_Pooling/config.json", "training_args.bin", "scheduler.pt", "rng_state.pth", "global_step3/optim.pt",
-        "README.md",
+        "README.md", "head_config.json", "modeling_own.py",
     )  # fmt: skip
     for name in files:
         (folder / name).parent.mkdir(exist_ok=True)
@@ -108,7 +112,7 @@ def saved(run_dir: Path, step: int) -> Path:
 
 MODEL = {
     "config.json", "model.safetensors", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-    "chat_template.jinja", "modules.json", "1_Pooling/config.json",
+    "chat_template.jinja", "modules.json", "1_Pooling/config.json", "head_config.json", "modeling_own.py",
 }  # fmt: skip
 
 
@@ -155,6 +159,28 @@ def test_a_push_that_fails_ends_the_run_last(hub: FakeHub, tmp_path: Path) -> No
         pushes.finish(saved(tmp_path, 6))
     assert caught.value.exit_code == 1
     assert str(tmp_path / "checkpoint-6") in str(caught.value)
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for_without_limit(hub: FakeHub, tmp_path: Path) -> None:
+    pushes = pushes_to(hub, tmp_path, limit_s=0.2)
+    hub.answers.clear()
+    pushes.start(saved(tmp_path, 3))
+    with pytest.raises(UserError, match=r"not done within cluster\.storage_timeout_s = 0\.2; the model is complete in"):
+        pushes.finish(saved(tmp_path, 6))
+
+
+def test_the_best_model_is_pushed_last(hub: FakeHub, tmp_path: Path) -> None:
+    """With `load_best_model_at_end` the repository ends with what the run calls its result."""
+    config = config_of(tmp_path, "--load_best_model_at_end", "true", "--data.eval", "e.jsonl")
+    for step in (3, 6):
+        saved(tmp_path, step)
+    pushes = pushes_to(hub, tmp_path)
+    pushes.start(tmp_path / "checkpoint-6")
+    best = run_folder.result_of(tmp_path, config.train, 3)
+    assert best == tmp_path / "checkpoint-3"
+    pushes.finish(best)
+    assert hub.files["model.safetensors"] == b"model.safetensors of 3"
+    assert run_folder.result_of(tmp_path, config.train, 9) == tmp_path / "checkpoint-6", "without the best, the newest"
 
 
 def test_the_token_is_never_written(tmp_path: Path) -> None:

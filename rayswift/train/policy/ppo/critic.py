@@ -21,6 +21,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from rayswift.config.derived import critic_start
 from rayswift.config.schema import RlhfConfig
 from rayswift.log import UserError
+from rayswift.model import whole
 from rayswift.model.load import share_tied
 from rayswift.train.scored_positions import ScoredPositions
 
@@ -167,14 +168,8 @@ def make_critic(config: RlhfConfig, policy: Any, kind: str, initial: str) -> Cri
 
 def _network(path: str, field: str, policy: Any, trusts_code: bool) -> PreTrainedModel:
     kwargs: dict[str, Any] = {"num_labels": 1, "dtype": policy.dtype, "trust_remote_code": trusts_code}
-    kernel = policy.config._attn_implementation
-    try:
-        network, found = AutoModelForSequenceClassification.from_pretrained(
-            path, output_loading_info=True, attn_implementation=kernel, **kwargs
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        first_line = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{field} = {path!r} cannot be loaded as a critic: {first_line}", exit_code=1) from error
+    kwargs["attn_implementation"] = policy.config._attn_implementation
+    network, drawn = whole.load(AutoModelForSequenceClassification, path, f"{field} = {path!r}", **kwargs)
     if not isinstance(getattr(network, "score", None), torch.nn.Linear):
         raise UserError(
             f"{field} = {path!r}: a {type(network).__name__} has no head `score` on each state; name a decoder",
@@ -187,7 +182,7 @@ def _network(path: str, field: str, policy: Any, trusts_code: bool) -> PreTraine
             "another model.critic_path, or set train.critic shared",
             exit_code=1,
         )
-    if any(name.startswith("score.") for name in found["missing_keys"]):
+    if any(name.startswith("score.") for name in drawn):
         with _whole(network.score.weight):
             torch.nn.init.zeros_(network.score.weight)
     network.config.use_cache = False
