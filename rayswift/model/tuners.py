@@ -1,6 +1,6 @@
 """`model.tuner` -> PEFT's config of the adapter, the adapter to start from, and the frozen weights of full training.
 
-Initialisations that change the base weights (PiSSA, OLoRA) are done once, before the training, by `init_weights`.
+Initialisations that change the base weights (PiSSA, OLoRA) are done once, before the training, by `initial.weights`.
 """
 
 import re

@@ -153,7 +153,7 @@ def weights_to_load(spec: RunSpec, worker: Worker) -> str:
     def write() -> None:
         if folder.exists():
             return
-        from rayswift.model import init_weights as initial_weights
+        from rayswift.model.initial import weights as initial_weights
 
         rows = cast(FeedClient, worker.supply).first_rows(model.init_rows) if looks_at_rows(model) else ()
         head, recipe = TASKS[spec.config.train.task].head, initial_recipe(spec.config)

@@ -12,8 +12,9 @@ from rayswift.config.fields.tuners import tuner_problems
 from rayswift.config.load import load
 from rayswift.config.model import ModelConfig
 from rayswift.log import UserError
-from rayswift.model import init_weights, layers, tuners
-from rayswift.model.init_blocks import expand
+from rayswift.model import layers, tuners
+from rayswift.model.initial import weights as init_weights
+from rayswift.model.initial.blocks import expand
 from rayswift.model.size import parameters as model_size
 
 SMALL = {

@@ -22,10 +22,10 @@ from rayswift.data.sequence.windows import PackedRow
 from rayswift.data.tokenizer.training_copy import prepare_tokenizer
 from rayswift.launch.plan import resolve
 from rayswift.log import UserError
-from rayswift.model import init_weights as initial_weights
 from rayswift.model import parameters, tuners
 from rayswift.model.adapters import adapter_problems
 from rayswift.model.find import find_model
+from rayswift.model.initial import weights as initial_weights
 from rayswift.model.load import load_model
 from rayswift.model.size import shapes
 from rayswift.verbs.infer import choose_backend

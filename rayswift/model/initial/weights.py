@@ -18,9 +18,10 @@ from rayswift.config.model import ModelConfig
 from rayswift.config.tasks import Head
 from rayswift.data.sequence.windows import PackedRow
 from rayswift.log import UserError, logger
-from rayswift.model import generation_config, heads, init_blocks, tuners, whole
-from rayswift.model import init_adapter as initial_adapter
+from rayswift.model import generation_config, heads, tuners, whole
 from rayswift.model.adapters import adapter_folder
+from rayswift.model.initial import adapter as initial_adapter
+from rayswift.model.initial import blocks
 from rayswift.run import checkpoint
 from rayswift.run.folder import RECIPE
 
@@ -65,7 +66,7 @@ def write(
         logger.info("merging the adapter %s into the weights", adapter)
         network = whole.merged(whole.put_on(network, adapter))
     if model.new_blocks:
-        network = init_blocks.expand(network, model.new_blocks)
+        network = blocks.expand(network, model.new_blocks)
     partial = folder.with_name(f"{folder.name}.partial")
     checkpoint.set_aside(partial, "a process that was killed left it half-written")
     if is_initialised_before(model):
