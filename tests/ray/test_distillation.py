@@ -251,19 +251,28 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+GKD = ("--rlhf_type", "gkd", "--logits_topk", "16")
 KEYS = ("loss", "grad_norm", "teacher_kl", "on_policy")
 
 
-def test_a_killed_run_of_gkd_continues_as_if_undisturbed(flags: tuple[str, ...], run_dir: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def undisturbed(flags: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with the teacher in the workers."""
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    train("rlhf", run_dir, *GKD, *flags)
+    return run_dir
+
+
+def test_a_killed_run_of_gkd_continues_as_if_undisturbed(
+    flags: tuple[str, ...], run_dir: Path, undisturbed: Path
+) -> None:
     """Sampled rounds and those of answers are the same ones, with the same losses."""
-    undisturbed = tmp_path / "undisturbed"
-    train("rlhf", undisturbed, "--rlhf_type", "gkd", *flags)
     assert set(curve(undisturbed, "on_policy").values()) == {0.0, 1.0}
     assert read_accounting(undisturbed) == {"trained": 32 * STEPS}
-    run = start("rlhf", run_dir, "--rlhf_type", "gkd", *flags)
+    run = start("rlhf", run_dir, *GKD, *flags)
     run.wait_for(lambda: checkpoint.newest(run_dir) is not None, "a checkpoint", timeout_s=200)
     run.kill_driver()
-    train("rlhf", run_dir, "--rlhf_type", "gkd", *flags, "--resume", "auto")
+    train("rlhf", run_dir, *GKD, *flags, "--resume", "auto")
     assert_same_curve(run_dir, undisturbed, 1e-3, keys=KEYS)
     assert read_accounting(run_dir) == {"trained": 32 * STEPS}
 
@@ -288,14 +297,12 @@ def test_a_teacher_writes_the_answers(flags: tuple[str, ...], run_dir: Path) -> 
 
 
 def test_a_pool_of_engines_teaches_as_a_teacher_in_the_workers(
-    flags: tuple[str, ...], run_dir: Path, tmp_path: Path
+    flags: tuple[str, ...], run_dir: Path, undisturbed: Path
 ) -> None:
     """The same losses of its likeliest tokens, at each step; rounds of both kinds."""
-    kinds = ("--rlhf_type", "gkd", "--logits_topk", "16")
-    train("rlhf", tmp_path / "workers", *kinds, *flags)
-    train("rlhf", run_dir, *kinds, *flags, "--teacher_engines", "1")
+    train("rlhf", run_dir, *GKD, *flags, "--teacher_engines", "1")
     keys = ("loss", "grad_norm", "on_policy", "distillation/teacher_mass", "distillation/student_mass")
-    assert_same_curve(run_dir, tmp_path / "workers", 1e-3, keys=keys)
+    assert_same_curve(run_dir, undisturbed, 1e-3, keys=keys)
 
 
 @pytest.mark.parametrize("where", [(), ("--teacher_engines", "1")])
