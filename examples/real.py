@@ -92,11 +92,12 @@ def ppo(models: Path, runs: Path, more: list[str]) -> str:
 
 
 def tool(models: Path, runs: Path, more: list[str]) -> str:
-    """Products in words: how many are right through the calculator, after a few examples and after GRPO."""
+    """Products in words: how many are right through the calculator, halfway through the examples and after GRPO."""
     shown, run = runs / "smollm2_tools_sft", runs / "smollm2_tools_grpo"
     train("sft", "examples/smollm2_tools_sft.yaml", shown, "--model", str(fetch("smollm2", models)), *more)
     merged = shown / "merged"
-    command("export", "--model", str(checkpoints(shown)[-1]), "--merge_lora", "--output_dir", str(merged))
+    early = checkpoints(shown)[1]  # later ones leave nothing to learn
+    command("export", "--model", str(early), "--merge_lora", "--output_dir", str(merged))
     train("rlhf", "examples/smollm2_tools_grpo.yaml", run, "--model", str(merged), *more)
     before, after = evaluations(run, "eval_reward")
     gain = f"{before:.1%} -> {after:.1%}"
