@@ -3,8 +3,8 @@
 SmolLM2-135M-Instruct, with LoRA: word problems and their solutions (`rayswift sft`), pairs of solutions (DPO), and sums
 asked in words by reward alone (GRPO on rollouts of a vLLM engine); then the adapter is merged, and vLLM answers.
 all-MiniLM-L6-v2: retrieval of the calculations that answer a question. No model hub is needed: see `pretrained.py`.
-Two parts run only if they are named, because each takes ten minutes more: the same sums by PPO (ppo), and products with
-a calculator (tool).
+Two parts run only if they are named, because each takes a quarter of an hour or more: the same sums by PPO (ppo), and
+products with a calculator (tool).
 If one of them did not learn, it exits with 1 and prints the expected and the measured value, and the logs.
 
 Run: make real

@@ -1,6 +1,6 @@
 """A student of half the width closes at least half of its gap to its teacher, by GKD and by on-policy distillation.
 
-Ten minutes on two idle cores, so not part of the suite: pytest tests/bars/test_distillation_learns.py
+Half an hour on two cores, so not part of the suite: pytest tests/bars/test_distillation_learns.py
 """
 
 import subprocess
