@@ -7,16 +7,16 @@ from contextlib import contextmanager
 
 @contextmanager
 def of_libraries() -> Iterator[None]:
-    """Around imports of thousands of modules: nothing is collected, and what is there afterwards never will be.
+    """Around imports of thousands of modules: nothing is collected meanwhile.
 
     Python looks through all objects for garbage each time a quarter more of them exist. Modules make many objects and
-    hardly any garbage, and they stay until the process ends. Later collections, during the training, leave them out.
+    hardly any garbage. Later collections see these objects: a command that froze them would not clean them up at its
+    exit (see `engines/heap.py`).
     """
     collects = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
         if collects:
             gc.enable()
