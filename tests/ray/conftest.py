@@ -138,9 +138,15 @@ def sft(run_dir: Path | str, *flags: str, code: int = 0) -> str:
     return train("sft", run_dir, *flags, code=code)
 
 
-def train_through_kills(run_dir: Path, *flags: str) -> str:
-    """A run of `rlhf` whose driver is killed behind its first checkpoint, and an engine once it is continued."""
+def train_through_kills(run_dir: Path, *flags: str, first: str = "") -> str:
+    """A run of `rlhf` whose driver is killed behind its first checkpoint, and an engine once it is continued.
+
+    first: a process that is killed behind the first step. Returns what both commands printed.
+    """
     run = start("rlhf", run_dir, *flags)
+    if first:
+        run.wait_for(lambda: (run_dir / "metrics.jsonl").exists() and 1 in curve(run_dir), "a step", timeout_s=200)
+        run.kill(first)
     run.wait_for(lambda: checkpoint.newest(run_dir) is not None, "a checkpoint", timeout_s=200)
     run.kill_driver()
     resumed = start("rlhf", run_dir, *flags, "--resume", "auto")
@@ -150,7 +156,7 @@ def train_through_kills(run_dir: Path, *flags: str) -> str:
         resumed.kill("ray::VllmEngine")
     code, out = resumed.wait()
     assert code == 0, out
-    return out
+    return run.process.communicate()[0] + out
 
 
 def curve(run_dir: Path, key: str = "loss") -> dict[int, float]:

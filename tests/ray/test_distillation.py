@@ -305,10 +305,9 @@ def test_a_pool_of_engines_teaches_as_a_teacher_in_the_workers(
     assert_same_curve(run_dir, undisturbed, 1e-3, keys=keys)
 
 
-@pytest.mark.parametrize("where", [(), ("--teacher_engines", "1")])
-def test_grpo_learns_from_a_teacher_alone(flags: tuple[str, ...], run_dir: Path, where: tuple[str, ...]) -> None:
-    """No reward, one completion of each prompt."""
-    train("rlhf", run_dir, "--rlhf_type", "grpo", *flags, *where, "--num_generations", "1")
+def test_grpo_learns_from_engines_of_a_teacher_alone(flags: tuple[str, ...], run_dir: Path) -> None:
+    """No reward, one completion of each prompt. The teacher in the workers: tests/bars/test_distillation_matrix.py."""
+    train("rlhf", run_dir, "--rlhf_type", "grpo", *flags, "--teacher_engines", "1", "--num_generations", "1")
     kl = curve(run_dir, "teacher_kl")
     assert set(kl) == set(range(1, STEPS + 1))
     assert kl[STEPS] < kl[1]

@@ -8,7 +8,7 @@ import pytest
 
 from rayswift.run.accounting import read_accounting
 from rayswift.run.folder import COMPLETIONS
-from tests.ray.conftest import assert_same_curve, curve, reference, start, train, train_through_kills
+from tests.ray.conftest import assert_same_curve, curve, reference, train, train_through_kills
 
 STEPS, SAVED_AT = 4, 2
 GAME = """
@@ -77,23 +77,11 @@ def test_episodes_are_trained_as_they_were_sampled(undisturbed: Path) -> None:
     assert any("[user] " in text for _, text in completions(undisturbed))
 
 
-def test_a_killed_driver_and_a_killed_engine_change_nothing(
+def test_a_killed_process_of_environments_a_killed_driver_and_a_killed_engine_change_nothing(
     flags: tuple[str, ...], run_dir: Path, undisturbed: Path
 ) -> None:
-    train_through_kills(run_dir, *flags)
-    assert_same_run(run_dir, undisturbed)
-
-
-def test_a_killed_process_of_environments_changes_nothing(
-    flags: tuple[str, ...], run_dir: Path, undisturbed: Path
-) -> None:
-    run = start("rlhf", run_dir, *flags)
-    metrics = run_dir / "metrics.jsonl"
-    run.wait_for(lambda: metrics.exists() and 1 in curve(run_dir), "a step", timeout_s=200)
-    run.kill("ray::EnvironmentProcess")
-    code, out = run.wait()
-    assert code == 0, out
-    assert "another one takes its place" in out
+    printed = train_through_kills(run_dir, *flags, first="ray::EnvironmentProcess")
+    assert "another one takes its place" in printed
     assert_same_run(run_dir, undisturbed)
 
 

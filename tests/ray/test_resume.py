@@ -49,8 +49,12 @@ def report_of(run_dir: Path) -> Page:
     return Page((run_dir / "report.html").read_text(encoding="utf-8"))
 
 
-def test_a_killed_worker_is_replaced(killed: Callable[[int], Run], run_dir: Path, uninterrupted: Path) -> None:
-    run = killed(6)
+def test_a_killed_feed_and_a_killed_worker_are_replaced(
+    killed: Callable[[int], Run], run_dir: Path, uninterrupted: Path
+) -> None:
+    run = killed(3)
+    run.kill("ray::Feed")
+    run.wait_for(lambda: max(curve(run_dir)) >= 8, "step 8")
     run.kill("ray::RayTrainWorker")
     code, out = run.wait()
     assert code == 0, out
@@ -74,21 +78,10 @@ def test_a_killed_controller_ends_the_run_with_a_named_error(
     assert_same_curve(run_dir, uninterrupted, 1e-5)
 
 
-def test_a_killed_driver_continues_exactly(
+def test_a_kill_during_a_save_and_a_killed_driver_continue_exactly(
     killed: Callable[[int], Run], run_dir: Path, tiny: tuple[str, ...], uninterrupted: Path
 ) -> None:
-    killed(9).kill_driver()
-    report_of(run_dir)
-    sft(run_dir, *tiny, *RUN, "--resume", "auto")
-    assert_same_curve(run_dir, uninterrupted, 1e-5)
-    page = report_of(run_dir)
-    assert ("data-state", "finished") in page.attributes
-    assert "continued from checkpoint-" in page.text
-
-
-def test_a_kill_during_a_save_leaves_the_checkpoint_before(
-    killed: Callable[[int], Run], run_dir: Path, tiny: tuple[str, ...], uninterrupted: Path
-) -> None:
+    """The checkpoint before the half one is taken, then a whole one."""
     run = killed(6)
     half = run_dir / f"checkpoint-{2 * SAVE_EVERY}"
     run.wait_for(half.exists, "the second save")
@@ -99,8 +92,16 @@ def test_a_kill_during_a_save_leaves_the_checkpoint_before(
     newest = checkpoint.newest(run_dir)
     assert newest is not None
     assert newest.step == SAVE_EVERY
+    before = max(curve(run_dir))
+    run = start("sft", run_dir, *tiny, *RUN, "--resume", "auto")
+    run.wait_for(lambda: max(curve(run_dir)) > before, "a step that is new")
+    run.kill_driver()
+    report_of(run_dir)
     sft(run_dir, *tiny, *RUN, "--resume", "auto")
     assert_same_curve(run_dir, uninterrupted, 1e-5)
+    page = report_of(run_dir)
+    assert ("data-state", "finished") in page.attributes
+    assert "continued from checkpoint-" in page.text
 
 
 def test_sigterm_during_a_save_ends_in_order_and_continues_exactly(
@@ -124,15 +125,6 @@ def test_sigterm_during_a_save_ends_in_order_and_continues_exactly(
     assert events.read(run_dir)[-1].state == "interrupted"
     assert ("data-state", "interrupted") in report_of(run_dir).attributes
     sft(run_dir, *tiny, *RUN, "--resume", "auto")
-    assert_same_curve(run_dir, uninterrupted, 1e-5)
-
-
-def test_a_killed_feed_is_rebuilt(killed: Callable[[int], Run], run_dir: Path, uninterrupted: Path) -> None:
-    run = killed(3)
-    run.kill("ray::Feed")
-    started = time.monotonic()
-    code, out = run.wait()
-    assert code == 0, f"{out} after {time.monotonic() - started:.0f} s"
     assert_same_curve(run_dir, uninterrupted, 1e-5)
 
 
