@@ -69,9 +69,8 @@ def new_adapter(
     if model.tuner == "adalora":
         values |= {"lora_alpha": model.lora_alpha, "lora_dropout": model.lora_dropout}
         fixed = sum(int(model.tuner_kwargs.get(name, 0)) for name in ("tinit", "tfinal"))
-        values["total_step"] = max(
-            num_steps, fixed + 1
-        )  # of a training in epochs, `AdaLoraCallback` sets it step by step
+        # Of a training in epochs, `AdaLoraCallback` sets it step by step.
+        values["total_step"] = max(num_steps, fixed + 1)
     if model.tuner == "ia3":
         values["feedforward_modules"] = []  # every module's output is scaled; tuner_kwargs names those whose input is
     try:

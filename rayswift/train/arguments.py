@@ -53,10 +53,8 @@ def trainer_arguments(spec: RunSpec, arguments: Any, dtype: str, tracks: bool, u
     not_passed = {*_NOT_TRL, "loss_type"} - ({"loss_type"} & fields.keys())  # HF's own has none: checked to be unset
     names = [name for name in type(config.train).model_fields if name not in not_passed]
     values: dict[str, Any] = {name: getattr(config.train, name) for name in names} | config.train.trl_extra
-    for name in _OF_THE_HUB:
-        values.pop(
-            name, None
-        )  # HF would push the run folder; `hub.py` pushes the model, and needs no token on the disk
+    for name in _OF_THE_HUB:  # HF would push the run folder; `hub.py` pushes the model, and needs no token on the disk
+        values.pop(name, None)
     if values.pop("reference_free", False):
         values["precompute_ref_log_probs"] = True  # so that TRL keeps no reference
     values |= {name: value for name, value in _NO_ROWS.items() if name in fields}
