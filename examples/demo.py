@@ -38,7 +38,7 @@ WANTED_ACCURACY, WANTED_GAIN = 0.95, 0.2
 # whose sampled accuracy is in this band: it is rewarded often enough, and can still learn.
 START_BAND = (0.4, 0.6)
 # How fast a model learns differs by seed and by arithmetic: both train in stages until the result suffices.
-SAVE_STEPS, SFT_STEPS, MOST_SFT_STEPS = 25, 1400, 4200
+SAVE_STEPS, SFT_STEPS, MOST_SFT_STEPS = 40, 2400, 7200
 GRPO_STEPS, MOST_GRPO_STEPS = 160, 640
 SAMPLES_PER_SUM = 4
 MAX_ANSWER_TOKENS = 4  # three digits and the end token of the turn

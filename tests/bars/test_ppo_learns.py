@@ -23,7 +23,7 @@ LAST = 20  # rounds that the explained variance is a mean over
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A model that is right in a third of its sampled answers, and a reward model."""
     folder = tmp_path_factory.mktemp("sums")
-    often = ("--save_steps", "25", "--save_total_limit", "60")
+    often = ("--save_steps", "40", "--save_total_limit", "1000")
     train("sft", folder / "sft", "--config", "examples/sums_sft.yaml", *often, timeout_s=LIMIT_S)
     adds = ("--model", str(checkpoints(folder / "sft")[-1]), "--random_init", "false")
     train("rlhf", folder / "rm", "--config", "examples/sums_rm.yaml", *adds, timeout_s=LIMIT_S)

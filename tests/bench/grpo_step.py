@@ -32,7 +32,7 @@ def sums(work: Path) -> Scene:
     """Short completions."""
     rows = [json.loads(line)["messages"] for line in (EXAMPLES / "sums/train.jsonl").read_text().splitlines()]
     asked = [{"messages": [question], "answer": answer["content"]} for question, answer in rows]
-    flags = {"max_steps": 300, "eval_strategy": "no", "save_steps": 300}
+    flags = {"max_steps": 800, "eval_strategy": "no", "save_steps": 800}
     model = supervised(work / "sums", EXAMPLES / "sums_sft.yaml", flags)
     return Scene(str(model), write_rows(work / "sums.jsonl", asked), 128, (32, 8), 10240)
 
