@@ -1,6 +1,7 @@
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-# Two at a time: much of a test is waiting. A file's tests share what they start, so that one process runs them all.
+# Two at a time: much of a test is waiting. A file's tests share what they start, so that one process runs them all;
+# the long files come first.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .NOTPARALLEL:
@@ -21,8 +22,8 @@ demo: setup  ## teach a tiny model to add, and measure it
 real: setup  ## train two real models, SmolLM2 and MiniLM, and measure them: half an hour or more; PARTS="ppo tool": those
 	@$(BIN)/python examples/real.py $(PARTS)
 
-test: style unit  ## style and all tests: what CI runs
-	$(PYTEST) tests/ray
+test: style  ## style and all tests: what CI runs
+	$(PYTEST) tests/ray tests/unit
 
 unit: setup  ## the tests that need no Ray
 	$(PYTEST) tests/unit

@@ -138,10 +138,11 @@ def sft(run_dir: Path | str, *flags: str, code: int = 0) -> str:
     return train("sft", run_dir, *flags, code=code)
 
 
-def train_through_kills(run_dir: Path, *flags: str, first: str = "") -> str:
+def train_through_kills(run_dir: Path, *flags: str, first: str = "", last: str = "") -> str:
     """A run of `rlhf` whose driver is killed behind its first checkpoint, and an engine once it is continued.
 
-    first: a process that is killed behind the first step. Returns what both commands printed.
+    first: a process that is killed behind the first step; last: one that is killed behind the second checkpoint.
+    Returns what both commands printed.
     """
     run = start("rlhf", run_dir, *flags)
     if first:
@@ -154,6 +155,10 @@ def train_through_kills(run_dir: Path, *flags: str, first: str = "") -> str:
     resumed.wait_for(lambda: max(curve(run_dir)) > before or resumed.process.poll() is not None, "a step", 200)
     if resumed.process.poll() is None:
         resumed.kill("ray::VllmEngine")
+    if last:
+        saved = len(checkpoint.find_all(run_dir))
+        resumed.wait_for(lambda: len(checkpoint.find_all(run_dir)) > saved, "a second checkpoint", timeout_s=200)
+        resumed.kill(last)
     code, out = resumed.wait()
     assert code == 0, out
     return run.process.communicate()[0] + out

@@ -7,12 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayswift.rollout.completions import newest
-from rayswift.run import checkpoint, events
+from rayswift.run import events
 from rayswift.run.accounting import read_accounting
 from rayswift.run.folder import COMPLETIONS
-from tests.ray.conftest import assert_same_curve, curve, start, train, train_through_kills
+from tests.ray.conftest import assert_same_curve, curve, train, train_through_kills
 
-STEPS, SAVED_AT = 6, 2
+STEPS, SAVED_AT = 8, 2
 WINDOWS, ONE_WINDOW = ("--window_rows", "16"), ("--window_rows", "500")
 REWARDS = """
 def digits(completions):
@@ -22,7 +22,7 @@ def digits(completions):
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """A few rounds of a tiny model that is rewarded for digits; on-policy, over three windows of prompts."""
+    """A few rounds of a tiny model that is rewarded for digits; on-policy, over four windows of prompts."""
     rewards = tmp_path_factory.mktemp("rewards") / "rewards.py"
     rewards.write_text(REWARDS)
     return (
@@ -71,38 +71,29 @@ def test_every_prompt_is_trained_and_kept(undisturbed: Path) -> None:
     assert_every_completion_is_kept(undisturbed)
 
 
-def test_a_killed_driver_and_a_killed_engine_change_nothing(
+def test_a_killed_driver_a_killed_engine_and_a_killed_worker_change_nothing(
     flags: tuple[str, ...], run_dir: Path, undisturbed: Path
 ) -> None:
-    out = train_through_kills(run_dir, *flags)
+    out = train_through_kills(run_dir, *flags, last="ray::RayTrainWorker")
     assert "continuing" in out
+    assert [event.kind for event in events.read(run_dir)].count("start") == 3, "the worker was not killed"
     assert_same_run(run_dir, undisturbed)
 
 
-def test_a_killed_train_worker_changes_nothing(flags: tuple[str, ...], run_dir: Path, undisturbed: Path) -> None:
-    run = start("rlhf", run_dir, *flags)
-    run.wait_for(lambda: checkpoint.newest(run_dir) is not None, "a checkpoint", timeout_s=200)
-    run.kill("ray::RayTrainWorker")
-    code, out = run.wait()
-    assert code == 0, out
-    assert [event.kind for event in events.read(run_dir)].count("start") == 2, "the worker was not killed"
-    assert_same_run(run_dir, undisturbed)
-
-
-def test_engines_serve_the_adapter_that_is_trained(flags: tuple[str, ...], run_dir: Path, tiny_model_dir: Path) -> None:
-    """The canary holds both against each other at every other version, with a bound of float32's rounding."""
+def test_engines_serve_the_adapter_that_is_trained_also_for_evaluations_by_name(
+    flags: tuple[str, ...], run_dir: Path, tiny_model_dir: Path
+) -> None:
+    """The canary holds engines and trainer against each other at every other version, with a bound of float32's
+    rounding. Greedy completions of a prompt are one; sampled ones are not; training samples as before.
+    """
     begin = flags.index("--model")
     model, others = ("--model", str(tiny_model_dir)), (*flags[:begin], *flags[begin + 3 :])
     adapter = ("--tuner", "lora", "--lora_sync", "adapter", "--max_logprob_drift", "2e-6")
-    train("rlhf", run_dir, *model, *others, *adapter, *ONE_WINDOW)
-    assert set(curve(run_dir)) == set(range(1, STEPS + 1))
-
-
-def test_evaluations_by_name_are_sampled_in_their_own_way(flags: tuple[str, ...], run_dir: Path) -> None:
-    """Greedy completions of a prompt are one; sampled ones are not; the engines sample as before for the training."""
     sets = '{"greedy": {"temperature": 0, "num_generations": 2}, "hot": {"temperature": 1.2, "num_generations": 4}}'
     evaluation = ("--data.eval", "examples/sums/test.jsonl#8", "--eval_steps", str(STEPS), "--rollout.eval", sets)
-    train("rlhf", run_dir, *flags, *ONE_WINDOW, *evaluation, "--dynamic_sampling", "true", "--oversampling", "0.5")
+    sampling = ("--dynamic_sampling", "true", "--oversampling", "0.5")
+    train("rlhf", run_dir, *model, *others, *adapter, *ONE_WINDOW, *evaluation, *sampling)
+    assert set(curve(run_dir)) == set(range(1, STEPS + 1))
     weights = curve(run_dir, "importance_sampling_ratio").values()
     assert 1 - 1e-4 < min(weights) <= max(weights) < 1 + 1e-4
     rows = pq.read_table(run_dir / COMPLETIONS / f"eval/round-{STEPS:08d}.parquet").to_pylist()
