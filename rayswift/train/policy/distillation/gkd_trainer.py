@@ -63,13 +63,7 @@ class StreamedGkdTrainer(StreamedPolicyTrainer):
         return is_sampled(self._seed, step.round.number, self.args.lmbda)
 
     def _micro_loss(
-        self,
-        model: Any,
-        step: PolicyStep,
-        batch: MicroBatch,
-        place: Place,
-        counts: StepCounts,
-        counted: Tensor | None,
+        self, model: Any, step: PolicyStep, batch: MicroBatch, place: Place, counts: StepCounts, counted: Tensor | None
     ) -> Tensor:
         args, temperature = self.args, self._temperature
         theirs = self._teacher_logits(model, batch)  # first: ZeRO-3 needs the pass with gradients to be the last one
