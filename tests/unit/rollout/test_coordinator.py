@@ -185,8 +185,14 @@ def after(received: Round) -> LedgerSnapshot:
 
 
 def test_prompts_that_were_cut_are_counted_by_themselves() -> None:
-    rounds = coordinated(lambda coordinator: trained(coordinator, 5, LedgerSnapshot()), num_prompts=6, cut=(1, 4, 5))
+    kept = Kept()
+    rounds = coordinated(
+        lambda coordinator: trained(coordinator, 5, LedgerSnapshot()), num_prompts=6, cut=(1, 4, 5), kept=kept
+    )
     assert rounds[-1].position.counts == {TRAINED: 3, CUT: 3}
+    assert sorted(kept.prompts) == [
+        (0, TRAINED, 0), (0, TRAINED, 2), (0, CUT, 1), (1, TRAINED, 3), (1, CUT, 4), (1, CUT, 5),
+    ]  # fmt: skip
 
 
 def test_rounds_hold_the_prompts_in_order_until_these_end() -> None:

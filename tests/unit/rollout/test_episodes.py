@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from rayswift.engines.pool.pool import Pool
 from rayswift.engines.samples import Completion, Group, Prompt, SampleRequest, Scored
+from rayswift.log import UserError
 from rayswift.rollout.episodes.hosts import Hosts
 from rayswift.rollout.episodes.play import EpisodeLimits, Episodes
 from rayswift.rollout.episodes.process import Closing, Opening
@@ -320,6 +321,22 @@ def test_a_prompt_without_room_is_an_outcome(tokenizer_dir: Path) -> None:
     _, _, reasons, _ = in_pool(lambda pool, _: play_all(pool, turns, 2, limits), Engines())
     assert len(reasons) == 4
     assert all("leaves the model no room" in each for each in reasons)
+
+
+class Strict(Watched):
+    """Its template takes no answer of two tools."""
+
+    def answer(self, messages: Any, ended: bool) -> NDArray[np.int32]:
+        if len(messages) > 1:
+            raise UserError("the chat template refuses it")
+        return super().answer(messages, ended)
+
+
+def test_an_answer_that_the_template_refuses_is_an_outcome_of_its_episode_alone(tokenizer_dir: Path) -> None:
+    turns = Strict(tokenizer_dir)
+    groups, _, reasons, _ = in_pool(lambda pool, _: play_all(pool, turns, 10, LIMITS), Engines())
+    assert set(reasons) == {"environment: the chat template refuses it"}
+    assert sum(len(group.scored) for group in groups) + len(reasons) == 20
 
 
 class EightTurns(World):

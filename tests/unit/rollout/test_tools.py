@@ -165,6 +165,15 @@ def test_an_answer_is_what_the_template_writes_behind_the_models_turn(family: st
     assert whole_end == end + text
 
 
+def test_answers_to_several_calls_follow_a_template_that_takes_one_call_in_a_turn(tmp_path: Path) -> None:
+    source = (TEMPLATES / "llama3_1.jinja").read_text()
+    turns = Turns(tokenizer_folder(tmp_path, source, "<|eot_id|>"), [SCHEMA], {})
+    heard = [{"role": "tool", "name": "add", "content": content} for content in ("3", "4")]
+    first, second, both = (turns.whole(turns.answer(each, True)) for each in (heard[:1], heard[1:], heard))
+    opening = "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    assert both == first.removesuffix(opening) + second
+
+
 def test_templates_that_cannot_take_tools_are_refused(tmp_path: Path) -> None:
     def problem(template: str) -> str:
         with pytest.raises(UserError) as raised:
