@@ -108,10 +108,11 @@ def reward_metrics(table: RoundTable, settings: AdvantageSettings) -> evaluation
             first, second = (name, f"{name}_std") if name == "reward" else (f"{name}/mean", f"{name}/std")
             metrics[first] = float(known.mean())
             metrics[second] = float(known.std(ddof=1)) if len(known) > 1 else 0.0
+    lengths, ended = table.written_lengths, ~table.truncated
+    # If all are cut off, TRL's value of the lengths of the others is 0.
+    for name, of in (("length", lengths), ("terminated_length", lengths[ended] if ended.any() else np.zeros(1))):
+        metrics |= {f"completions/{what}_{name}": float(getattr(of, what)()) for what in ("mean", "min", "max")}
     metrics |= {
-        "completions/mean_length": float(table.written_lengths.mean()),
-        "completions/min_length": float(table.written_lengths.min()),
-        "completions/max_length": float(table.written_lengths.max()),
         "completions/clipped_ratio": float(table.truncated.mean()),
         "staleness": float(table.staleness.mean()),
     }

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from rayswift.engines.pool.pool import Pool
 from rayswift.engines.samples import Completion, Group, Prompt, SampleRequest, Scored
 from rayswift.log import UserError
-from rayswift.rollout.episodes.hosts import Hosts
+from rayswift.rollout.episodes.calls import Call, Said
+from rayswift.rollout.episodes.hosts import Hosts, RemoteSession
 from rayswift.rollout.episodes.play import EpisodeLimits, Episodes
 from rayswift.rollout.episodes.process import Closing, Opening
-from rayswift.rollout.episodes.sessions import Answer, Turn
+from rayswift.rollout.episodes.sessions import Answer, Start, Turn
 from rayswift.rollout.episodes.turns import Turns
 from rayswift.rollout.groups import requests_for, scored_group
 from rayswift.rollout.rounds import lines_of, make_table, make_tokens
@@ -251,6 +252,15 @@ def test_max_turns_ends_an_episode(tokenizer_dir: Path) -> None:
     played = [scored.completion.trajectory for group in groups for scored in group.scored]
     assert {each.num_turns for each in played if each} == {1, 2}
     assert "max_turns" in {each.end for each in played if each}
+
+
+def test_an_episode_of_tools_alone_ends_with_the_turn_that_calls_none() -> None:
+    async def story(said: Said, last: bool) -> bool:
+        session = RemoteSession(Hosts(lambda _: World(), 1, 60.0, False), "k", Start([], {}, 0))
+        return (await session.answer(Turn(0, "", said, [], "stop", last))).done
+
+    assert asyncio.run(story(Said("x"), False))
+    assert not asyncio.run(story(Said("", (Call("t", {}),)), True))  # it is cut by max_turns
 
 
 def test_an_environment_that_hangs_is_an_outcome(tokenizer_dir: Path) -> None:

@@ -366,6 +366,22 @@ def test_tools_are_not_asked_behind_the_last_turn_but_an_environment_is() -> Non
     assert game.get_reward() == 1.0
 
 
+@pytest.mark.parametrize(("guesses", "numbers", "wanted"), [(5, (5, 6), (1, 1.0)), (2, (1, 2, 3, 4, 5), (2, 0.0))])
+def test_no_call_is_made_after_the_one_that_ends_an_episode(
+    guesses: int, numbers: tuple[int, ...], wanted: tuple[int, float]
+) -> None:
+    async def story(session: ToolSession) -> Answer:
+        await session.reset(start(number=5, guesses=guesses))
+        calls = tuple(Call("guess", {"number": number}) for number in numbers)
+        return await session.answer(Turn(0, "", Said("", calls), [], "stop", False))
+
+    game = GuessNumber()
+    answer = in_session(story, game)
+    assert answer.done
+    assert (answer.calls, game.get_reward()) == (len(answer.messages), wanted[1])
+    assert answer.calls == wanted[0]
+
+
 def test_an_error_in_a_process_is_reported() -> None:
     async def story(what: str) -> tuple[Any, Any]:
         spec = contract.EnvironmentSpec((), f"{__file__}:Rude", 0.2, 1000, 2, None)
