@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from rayswift.config import user_code
 from rayswift.config.rollout import RolloutConfig
+from rayswift.config.swift import plugin_modules
 from rayswift.data.rows import Message
 from rayswift.log import UserError
 from rayswift.rollout.episodes.contract import environment_name
@@ -24,6 +25,11 @@ from rayswift.rollout.rewards.builtin import BUILT_IN
 
 FIELD = "rollout.reward_funcs"
 _OURS = ("prompts", "completions", "completion_ids")
+_OF_TRL = {
+    "environments": "give the environment a get_reward()",
+    **dict.fromkeys(("trainer_state", "log_extra", "log_metric"), "give it a default"),
+}
+"""Arguments that only TRL's trainer passes, because its rewards run beside it, and what to do instead."""
 RewardFunction = Callable[..., Any]
 
 Value = float | None | str
@@ -117,6 +123,8 @@ def load(spec: RewardSpec) -> RewardFunction:
         raise UserError(f"{FIELD} = {spec.written!r} with {dict(spec.kwargs)}: {error}") from error
     if not callable(made):
         raise UserError(f"{FIELD} = {spec.written!r} makes a {type(made).__name__} that cannot be called")
+    for name in set(_needed(made)) & set(_OF_TRL):
+        raise UserError(f"{FIELD} = {spec.written!r} needs `{name}`, which is not passed here; {_OF_TRL[name]}")
     return made
 
 
@@ -149,6 +157,9 @@ def call(
         loop: One loop of this process, so that clients that a function keeps stay usable.
     """
     who = f"reward {spec.name}"
+    if plugin_modules.is_reward(function):
+        conversational = False
+        items = [each._replace(columns={**each.columns, "messages": [*each.messages, *each.answer]}) for each in items]
     lacks = _lacks(function, items)
     try:
         returned = function(**_arguments(spec, function, items, conversational))

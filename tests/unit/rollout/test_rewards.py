@@ -2,8 +2,10 @@
 
 import asyncio
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rayswift.config import user_code
 from rayswift.config.rollout import RolloutConfig
 from rayswift.engines.samples import Completion, Prompt, Trajectory
+from rayswift.log import UserError
 from rayswift.rollout.rewards import builtin, functions, runner
 from rayswift.rollout.rewards.dispatch import Dispatcher
 from rayswift.rollout.rewards.functions import Item, RewardSpec, Value
@@ -265,6 +269,40 @@ def test_lengths_are_those_of_the_run_unless_given() -> None:
         {"max_len": 64},
         {"max_length": 32, "cache_length": 8},
     ]
+
+
+def test_a_reward_of_ms_swift_is_found_by_its_registered_name_and_gets_texts(tmp_path: Path) -> None:
+    file = tmp_path / "plugin.py"
+    file.write_text(
+        """from swift.rewards import AsyncORM, ORM, orms, rm_plugins
+
+class MathAccuracy(ORM):
+    def __call__(self, completions, solution, **kwargs):
+        assert [each[-1]["content"] for each in kwargs["messages"]] == completions
+        return [float(given.strip() == wanted) for given, wanted in zip(completions, solution)]
+
+class Slow(AsyncORM):
+    async def __call__(self, completions, **kwargs):
+        return [float(len(each)) for each in completions]
+
+orms["external_math_acc"] = MathAccuracy
+orms["external_slow"] = Slow
+rm_plugins["my_judge"] = Slow
+"""
+    )
+    items = [item("4 ", solution="4"), item("5", solution="4")]
+    for name, wanted in (("external_math_acc", [1.0, 0.0]), ("external_slow", [2.0, 1.0])):
+        assert call(functions.load(RewardSpec(name, f"{file}:{name}")), items) == wanted
+    assert user_code.load("rollout.reward_model_plugins", f"{file}:my_judge").__name__ == "Slow"
+
+
+@pytest.mark.parametrize(("argument", "remedy"), [("environments", "get_reward()"), ("trainer_state", "a default")])
+def test_a_function_that_needs_trls_trainer_is_refused(argument: str, remedy: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(f"def f({argument}, **columns): ...\ndef g(completions, {argument}=None): ...\n")
+    with pytest.raises(UserError, match=f"needs `{argument}`, which is not passed here; .*{re.escape(remedy)}"):
+        functions.load(RewardSpec("f", f"{file}:f"))
+    functions.load(RewardSpec("g", f"{file}:g"))
 
 
 # ---- one call ----
