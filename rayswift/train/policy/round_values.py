@@ -3,7 +3,7 @@
 Pure but for `sum_over_ranks`, which sums a float64 tensor over ranks.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 
 from rayswift.rollout import advantages
 from rayswift.rollout.advantages import AdvantageSettings, Floats
-from rayswift.rollout.rounds import RoundTable
+from rayswift.rollout.rounds import OF_PROMPTS, RoundTable
 from rayswift.train import evaluation
 from rayswift.train.policy import pairs
 from rayswift.train.policy.micro_batches import MicroBatch, Place
@@ -93,13 +93,14 @@ def _repeated(of_rows: Floats, batch: MicroBatch) -> torch.Tensor:
     return torch.from_numpy(np.repeat(of_rows[batch.rows], batch.lengths.numpy()).astype(np.float32))
 
 
-def reward_metrics(table: RoundTable, settings: AdvantageSettings) -> evaluation.Sums:
-    """Return the metrics of a round's rewards and lengths, under TRL's names; the same on every rank."""
+def reward_metrics(table: RoundTable, settings: AdvantageSettings, rollout: Mapping[str, float]) -> evaluation.Sums:
+    """Return the metrics of a round's rewards and lengths, under TRL's names, and those of `rollout` that are of its
+    prompts; the same on every rank."""
     if not len(table):
         return {}
     reward = advantages.weighted(table.rewards, settings.weights)
     columns = {"reward": reward} if table.reward_names else {}
-    metrics: dict[str, float] = {}
+    metrics = {name: value for name, value in rollout.items() if name in OF_PROMPTS}
     for name, column in zip(table.reward_names, table.rewards.T, strict=True):
         columns[f"rewards/{name}"] = column
     for name, column in columns.items():

@@ -114,7 +114,9 @@ def test_lengths_of_completions_that_ended_are_logged_too(
     table = RoundTable(
         ("a",), np.array([0, 0, 1, 1]), np.ones((4, 1)), lengths, lengths, np.array(truncated), np.zeros(4)
     )
-    found = reward_metrics(table, AdvantageSettings((1.0,)))
+    found = reward_metrics(table, AdvantageSettings((1.0,)), {"failed": 2.0, "engines": 3.0})
+    assert found["failed"] == (2.0, 1.0)  # a sum over rounds, with their number
+    assert "engines" not in found
     names = [f"completions/{what}" for what in ("mean", "min", "max")]
     assert tuple(found[f"{name}_terminated_length"][0] for name in names) == ended
     assert tuple(found[f"{name}_length"][0] for name in names) == (7.0, 3.0, 9.0)
