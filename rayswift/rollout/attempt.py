@@ -292,10 +292,10 @@ class Attempt:
         Raises:
             UserError: the prompts failed, or nothing was ever trained.
         """
-        num_failed = sum(outcome.startswith(FAILED) for outcome in outcomes.values())
         counts = self._fruitless + Counter(outcomes.values())
+        num_failed = sum(count for outcome, count in counts.items() if outcome.startswith(FAILED))
         what = f"none of the {counts.total()} prompts drawn for round {number} can be trained: {books.counted(counts)}"
-        if num_failed > self._plan.max_failed_fraction * len(outcomes):
+        if num_failed > self._plan.max_failed_fraction * counts.total():
             raise UserError(f"{what}{books.examples_of(self._reasons)}", exit_code=1)
         if self._equal_rewards:
             rewards = (f"{reward:g} in {count}" for reward, count in self._equal_rewards.most_common(5))

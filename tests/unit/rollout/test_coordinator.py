@@ -397,6 +397,18 @@ def test_a_stretch_of_solved_prompts_is_passed_over() -> None:
     assert received[-1].position.counts == {TRAINED: 6, ALL_EQUAL: 26, REMAINDER: 1}
 
 
+def test_the_last_prompt_fails_after_solved_ones_and_the_run_ends_well() -> None:
+    rounds = coordinated(
+        lambda coordinator: trained(coordinator, 5, LedgerSnapshot()),
+        num_prompts=13,
+        plan=replace(PLAN, drops_equal=True),
+        rewards=Lengths(flat=range(3, 12), broken=[12]),
+    )
+    assert len(rounds) == 2
+    assert "none of the 10 prompts drawn for round 1 can be trained" in rounds[-1].ended
+    assert rounds[-1].position.counts == {TRAINED: 3, ALL_EQUAL: 9, "failed: length": 1}
+
+
 def test_a_run_that_never_had_anything_to_learn_is_an_error() -> None:
     async def story(coordinator: Coordinator) -> None:
         message = r"none of the 9 prompts .* 9 filtered: all rewards equal \(reward 1 in 9\)\n  rewards that tell"
