@@ -24,8 +24,10 @@ _MODULES = (
     "swift.plugin.env",
     "swift.plugin.multi_turn",
     "swift.plugin.orm",
+    "swift.plugin.rm_plugin",
     "swift.rewards",
     "swift.rewards.orm",
+    "swift.rewards.rm_plugin",
     "swift.rollout",
     "swift.rollout.gym_env",
     "swift.rollout.multi_turn",
@@ -193,8 +195,23 @@ def install() -> None:
     for name in _MODULES:
         module = ModuleType(name)
         module.__path__ = []
-        module.__dict__.update(_NAMES)
+        module.__dict__.update(_NAMES, __getattr__=_absent)
         sys.modules[name] = module
+
+
+def _absent(name: str) -> type:
+    """A stand-in for what has none: a file with several plugins may import it, and use it in one that is not asked for.
+
+    Raises:
+        AttributeError: it is no name of ms-swift.
+    """
+    if name.startswith("__"):
+        raise AttributeError(name)
+
+    def refuse(self: Any, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError(f"ms-swift's {name} is not part of RaySwift")
+
+    return type(name, (), {"__init__": refuse})
 
 
 _WHERE = {

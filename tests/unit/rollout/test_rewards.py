@@ -274,7 +274,9 @@ def test_lengths_are_those_of_the_run_unless_given() -> None:
 def test_a_reward_of_ms_swift_is_found_by_its_registered_name_and_gets_texts(tmp_path: Path) -> None:
     file = tmp_path / "plugin.py"
     file.write_text(
-        """from swift.rewards import AsyncORM, ORM, orms, rm_plugins
+        """from swift.llm import Template, to_device
+from swift.plugin.rm_plugin import DefaultRMPlugin
+from swift.rewards import AsyncORM, ORM, orms, rm_plugins
 
 class MathAccuracy(ORM):
     def __call__(self, completions, solution, **kwargs):
@@ -285,6 +287,11 @@ class Slow(AsyncORM):
     async def __call__(self, completions, **kwargs):
         return [float(len(each)) for each in completions]
 
+class OnDevice(ORM):
+    def __call__(self, completions, **kwargs):
+        return to_device(completions)
+
+orms["external_device"] = OnDevice
 orms["external_math_acc"] = MathAccuracy
 orms["external_slow"] = Slow
 rm_plugins["my_judge"] = Slow
@@ -293,6 +300,8 @@ rm_plugins["my_judge"] = Slow
     items = [item("4 ", solution="4"), item("5", solution="4")]
     for name, wanted in (("external_math_acc", [1.0, 0.0]), ("external_slow", [2.0, 1.0])):
         assert call(functions.load(RewardSpec(name, f"{file}:{name}")), items) == wanted
+    asked = call(functions.load(RewardSpec("d", f"{file}:external_device")), items)
+    assert "ms-swift's to_device is not part of RaySwift" in str(asked)
     assert user_code.load("rollout.reward_model_plugins", f"{file}:my_judge").__name__ == "Slow"
 
 
