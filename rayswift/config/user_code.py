@@ -20,6 +20,8 @@ from rayswift.config.swift import plugin_modules
 from rayswift.config.train import TrainConfig
 from rayswift.log import UserError
 
+_REGISTRIES = {"rollout.reward_funcs": "orms", "rollout.reward_model_plugins": "rm_plugins"}
+"""Where plugins of ms-swift register what a field names, often under another name than that of the class."""
 Named = tuple[str, str]
 """A config field and what the user wrote in it."""
 
@@ -32,6 +34,9 @@ def load(field: str, name: str) -> Any:
     """
     place, attribute = split(field, name)
     module = _import(field, name, place)
+    registered = plugin_modules.registry(_REGISTRIES[field]) if field in _REGISTRIES else {}
+    if attribute in registered and attribute not in vars(module):
+        return registered[attribute]
     value: Any = module
     for part in attribute.split(".") if attribute else []:
         if part not in dir(value):

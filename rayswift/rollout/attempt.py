@@ -205,9 +205,9 @@ class Attempt:
             logger.warning("prompt %s failed: %s", prompt.id, "; ".join(sorted(set(reasons)))[:500])
         elif self._plan.drops_equal and len({each.reward for each in group.scored}) == 1:
             outcome = ALL_EQUAL
-        else:
+        if outcome.startswith(TRAINED):
             self._groups.setdefault(number, []).append(group)
-        if outcome != TRAINED:
+        else:
             self._left_out.setdefault(number, {}).setdefault(outcome, []).append(group)
         self._reasons += reasons[: max(0, _MOST_REASONS - len(self._reasons))]
         self._admission.finish(prompt.ordinal, outcome)
@@ -282,8 +282,9 @@ class Attempt:
             self._keep(number, sorted(left_out, key=_ordinal), outcome)
             if outcome == ALL_EQUAL:
                 self._equal_rewards.update(group.scored[0].reward for group in left_out)
-        if groups:
-            self._keep(number, groups, TRAINED)
+        for is_cut, outcome in ((False, TRAINED), (True, CUT)):
+            if part := [group for group in groups if group.prompt.cut == is_cut]:
+                self._keep(number, part, outcome)
 
     def _goes_on(self, number: int, outcomes: Mapping[int, str]) -> bool:
         """Let a round without a trainable prompt draw again, or end the run.
@@ -291,10 +292,10 @@ class Attempt:
         Raises:
             UserError: the prompts failed, or nothing was ever trained.
         """
-        num_failed = sum(outcome.startswith(FAILED) for outcome in outcomes.values())
         counts = self._fruitless + Counter(outcomes.values())
+        num_failed = sum(count for outcome, count in counts.items() if outcome.startswith(FAILED))
         what = f"none of the {counts.total()} prompts drawn for round {number} can be trained: {books.counted(counts)}"
-        if num_failed > self._plan.max_failed_fraction * len(outcomes):
+        if num_failed > self._plan.max_failed_fraction * counts.total():
             raise UserError(f"{what}{books.examples_of(self._reasons)}", exit_code=1)
         if self._equal_rewards:
             rewards = (f"{reward:g} in {count}" for reward, count in self._equal_rewards.most_common(5))

@@ -106,7 +106,7 @@ class CompletionsFile:
         ]
         folder = self._folder / EVALUATIONS
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(pa.Table.from_pylist(rows), folder / f"round-{number:08d}.parquet")
+        _replace(_table(rows), folder / f"round-{number:08d}.parquet")
 
     def close(self) -> None:
         """Write the part in memory; later rounds begin a new part."""
@@ -126,7 +126,7 @@ class CompletionsFile:
         if self._part is None or not self._rows:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        _replace(pa.Table.from_pylist(self._rows), self._part)
+        _replace(_table(self._rows), self._part)
         self._written_s = time.monotonic()
 
 
@@ -150,6 +150,12 @@ def _spread(part: Path, number: int) -> list[dict[str, Any]]:
     if len(rows) <= number:
         return rows
     return [rows[i * (len(rows) - 1) // max(1, number - 1)] for i in range(number)]
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Return rows as a table with the columns of all of them: completions of several turns have more."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: [row.get(name) for row in rows] for name in names})
 
 
 def _replace(table: pa.Table, path: Path) -> None:

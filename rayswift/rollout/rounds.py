@@ -18,6 +18,8 @@ from rayswift.rollout.episodes.trajectories import checksum
 from rayswift.rollout.ledger import LedgerSnapshot
 
 Indices = NDArray[np.int64]
+OF_PROMPTS = ("round_s", "drawn", "filtered", "failed", "surplus")
+"""Metrics of one round's prompts; the others are of the engines, since the start or at present."""
 _PARTS_OF_RANK = 4
 """With this number of parts for each rank, ranks get almost equal work."""
 

@@ -151,10 +151,14 @@ def test_online_dpo_is_the_dpo_loss_on_each_pair(oracle: Any, tmp_path: Path) ->
     assert num_ties and len(losses) > 2
 
     flags = ("--rlhf_type", "online_dpo", "--beta", str(beta), "--micro_batch_tokens", "20", "--temperature", "1.0")
-    trainer = make_trainer(make_spec(tmp_path, *flags), Rounds([groups]), policy, reference)
-    trainer.training_step(trainer.model, next(iter(trainer.stream)))
+    ties = [group for group in groups if len({scored.reward for scored in group.scored}) == 1]
+    trainer = make_trainer(make_spec(tmp_path, *flags), Rounds([groups, ties]), policy, reference)
+    steps = iter(trainer.stream)
+    trainer.training_step(trainer.model, next(steps))
     for (name, wanted), found in zip(own.named_parameters(), trainer.model.parameters(), strict=True):
         scale = max(1e-2, float(wanted.grad.abs().max()))
         torch.testing.assert_close(found.grad, wanted.grad, atol=1e-5 * scale, rtol=1e-4, msg=name)
-    assert trainer._rollout_metrics["loss/dpo"] == pytest.approx(float(torch.stack(losses).detach().mean()), rel=1e-5)
-    assert trainer._rollout_metrics["pairs"] == len(losses)
+    trainer.training_step(trainer.model, next(steps))  # what is logged is of all rounds since the last entry
+    logged = trainer._metrics()
+    assert logged["loss/dpo"] == pytest.approx(float(torch.stack(losses).detach().mean()), rel=1e-5)
+    assert logged["pairs"] == len(losses) / 2

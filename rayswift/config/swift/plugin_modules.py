@@ -5,6 +5,7 @@ arguments of their hooks. `GYMScheduler` runs an `Env` turn by turn, as in ms-sw
 """
 
 import importlib.util
+import inspect
 import logging
 import sys
 from copy import deepcopy
@@ -23,8 +24,10 @@ _MODULES = (
     "swift.plugin.env",
     "swift.plugin.multi_turn",
     "swift.plugin.orm",
+    "swift.plugin.rm_plugin",
     "swift.rewards",
     "swift.rewards.orm",
+    "swift.rewards.rm_plugin",
     "swift.rollout",
     "swift.rollout.gym_env",
     "swift.rollout.multi_turn",
@@ -66,7 +69,7 @@ class ChatCompletionResponseChoice:
 
 
 class ORM:
-    """A reward function as a class."""
+    """A reward function as a class; called with the texts of completions and the columns of their rows."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         pass
@@ -192,12 +195,41 @@ def install() -> None:
     for name in _MODULES:
         module = ModuleType(name)
         module.__path__ = []
-        module.__dict__.update(_NAMES)
+        module.__dict__.update(_NAMES, __getattr__=_absent)
         sys.modules[name] = module
 
 
+def _absent(name: str) -> type:
+    """A stand-in for what has none: a file with several plugins may import it, and use it in one that is not asked for.
+
+    Raises:
+        AttributeError: it is no name of ms-swift.
+    """
+    if name.startswith("__"):
+        raise AttributeError(name)
+
+    def refuse(self: Any, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError(f"ms-swift's {name} is not part of RaySwift")
+
+    return type(name, (), {"__init__": refuse})
+
+
+_WHERE = {
+    "envs": "swift.rollout.gym_env",
+    "multi_turns": "swift.rollout.multi_turn",
+    "orms": "swift.rewards",
+    "rm_plugins": "swift.rewards",
+}
+
+
 def registry(name: str) -> dict[str, Any]:
-    """The registry `envs` or `multi_turns`, of ms-swift itself or of the stand-in."""
-    where = {"envs": "swift.rollout.gym_env", "multi_turns": "swift.rollout.multi_turn"}[name]
-    found: dict[str, Any] = getattr(sys.modules.get(where), name, _NAMES[name])
+    """The registry `envs`, `multi_turns`, `orms` or `rm_plugins`, of ms-swift itself or of the stand-in."""
+    found: dict[str, Any] = getattr(sys.modules.get(_WHERE[name]), name, _NAMES[name])
     return found
+
+
+def is_reward(function: Any) -> bool:
+    """Whether a reward function is one of ms-swift: it takes completions as texts."""
+    module = sys.modules.get("swift.rewards")
+    bases = {getattr(module, name, ORM) for name in ("ORM", "AsyncORM")}
+    return isinstance(function, (*bases, *filter(inspect.isclass, registry("orms").values())))

@@ -249,7 +249,7 @@ class RemoteSession:
             EpisodeFailed: the episode can have no reward.
         """
         if not self._hosts.has_environment and (turn.last or not turn.said.calls):
-            return Answer(done=True)
+            return Answer(done=not turn.said.calls)
         while True:
             try:
                 if self._host is None:

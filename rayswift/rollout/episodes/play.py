@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rayswift.data.rows import BadRow, Message
 from rayswift.engines.samples import Completion, SampleRequest, Trajectory
+from rayswift.log import UserError
 from rayswift.rollout.episodes.calls import Said, parse
 from rayswift.rollout.episodes.hosts import EpisodeFailed, Hosts, RemoteSession
 from rayswift.rollout.episodes.sessions import Answer, Start, Turn
@@ -120,13 +121,20 @@ async def play(
 
 
 def _heard(answer: Answer, made: Completion, turns: Turns) -> tuple[NDArray[np.int32], int]:
-    """Return the tokens of the answer to a turn, and how many tokens of the turn are cut off for it."""
+    """Return the tokens of the answer to a turn, and how many tokens of the turn are cut off for it.
+
+    Raises:
+        EpisodeFailed: the chat template cannot render the answer.
+    """
     if answer.raw is not None:
         kept = answer.kept
         number_cut = 0 if kept is None else len(made.token_ids) - turns.num_tokens(made.token_ids, kept)
         return turns.raw(answer.raw), number_cut
     ended = bool(len(made.token_ids)) and int(made.token_ids[-1]) in turns.end_ids
-    return turns.answer(answer.messages, ended), 0
+    try:
+        return turns.answer(answer.messages, ended), 0
+    except UserError as error:  # the template takes answers, but not these
+        raise EpisodeFailed(str(error)) from error
 
 
 def _prompt(opened: Sequence[Message] | str, turns: Turns) -> NDArray[np.int32]:

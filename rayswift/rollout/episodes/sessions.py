@@ -202,7 +202,8 @@ class ToolSession:
         return with_observation(start.messages, cut(observation, self._max_chars))
 
     async def answer(self, turn: Turn) -> Answer:
-        """See Session. Calls run one after the other, because they may depend on each other."""
+        """See Session. Calls run one after the other, because they may depend on each other; after a call that ends
+        the episode, none is made."""
         calls = () if turn.finish == "length" else turn.said.calls
         # Answers of tools to the last turn are not used, but a call may still change an environment.
         if turn.last and not any(call.name in self._own for call in calls):
@@ -220,9 +221,10 @@ class ToolSession:
                 reason = cut(str(error) or type(error).__name__, self._max_chars)
                 content, num_failed = _failed(reason), num_failed + 1
             messages.append({"role": "tool", "name": call.name or "unknown", "content": cut(content, self._max_chars)})
-            if problem:
+            if problem or self._is_done():
                 break
-        return Answer(tuple(messages), None, 0, not calls or self._is_done(), len(calls), num_failed, problem, hangs)
+        done = not turn.said.calls or self._is_done()
+        return Answer(tuple(messages), None, 0, done, len(messages), num_failed, problem, hangs)
 
     def _is_done(self) -> bool:
         done = getattr(self._environment, "done", False)

@@ -8,6 +8,7 @@ answer from a made-up conversation too, `_get_tool_suffix_ids`.)
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -106,35 +107,54 @@ class Turns:
         return self._encode(text)
 
     def _text(self, messages: Sequence[Message]) -> str:
-        """Return what the template renders after a made-up turn, from the end token of that turn on."""
-        made_up, answers = self._made_up(messages)
+        """Return what the template renders after a made-up turn, from the end token of that turn on.
+
+        Some templates take one call in a turn (Llama 3.1): then all answers follow a turn with one.
+        """
+        num_calls = len(messages)
         try:
-            text = self._template.render(self._template.adapted([*made_up, *answers]), self._tools, True, self._kwargs)
-        except BadRow as bad:
-            raise UserError(f"the chat template refuses the answer of a {messages[0]['role']}: {bad}; {_FIX}") from bad
+            text = self._rendered(messages, num_calls)
+        except BadRow:
+            num_calls = 1
+            try:
+                text = self._rendered(messages, num_calls)
+            except BadRow as bad:
+                who = messages[0]["role"]
+                raise UserError(f"the chat template refuses the answer of a {who}: {bad}; {_FIX}") from bad
         begin = 0
-        for _ in range(len(messages) if messages[0]["role"] == "tool" else 1):
+        for _ in range(num_calls if messages[0]["role"] == "tool" else 1):
             begin = text.find(_MARK, begin) + len(_MARK)
         found = [at for end in self._ends if (at := text.find(end, begin)) >= 0]
         if begin < len(_MARK) or not found:
             raise UserError(f"the chat template does not end the model's turn before an answer; {_FIX}")
         return text[min(found) :]
 
-    def _made_up(self, messages: Sequence[Message]) -> tuple[list[Message], list[Message]]:
-        """Make up a question with a turn of the model, and the answers to it; if tools answer, the turn calls them."""
+    def _rendered(self, messages: Sequence[Message], num_calls: int) -> str:
+        """Render a made-up question and turn of the model, and the answers to it; if tools answer, the turn calls as
+        many.
+
+        Raises:
+            BadRow: the template refuses them.
+        """
+        made_up = self._made_up(messages, num_calls)
+        return self._template.render(self._template.adapted(made_up), self._tools, True, self._kwargs)
+
+    def _made_up(self, messages: Sequence[Message], num_calls: int) -> list[Message]:
         asked: Message = {"role": "user", "content": "q"}
         if messages[0]["role"] != "tool":
-            return [asked, {"role": "assistant", "content": _MARK}], list(messages)
+            return [asked, {"role": "assistant", "content": _MARK}, *messages]
         called = [
             {
                 "type": "function",
                 "id": _CALL_IDS.format(number),
                 "function": {"name": message["name"], "arguments": {"mark": _MARK}},
             }
-            for number, message in enumerate(messages)
+            for number, message in enumerate(messages[:num_calls])
         ]
-        answers = [message | {"tool_call_id": call["id"]} for message, call in zip(messages, called, strict=True)]
-        return [asked, {"role": "assistant", "content": "", "tool_calls": called}], answers
+        answers = [
+            message | {"tool_call_id": call["id"]} for message, call in zip(messages, cycle(called), strict=False)
+        ]
+        return [asked, {"role": "assistant", "content": "", "tool_calls": called}, *answers]
 
     def _encode(self, text: str) -> NDArray[np.int32]:
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)

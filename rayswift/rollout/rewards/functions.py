@@ -10,12 +10,14 @@ import inspect
 import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rayswift.config import user_code
 from rayswift.config.rollout import RolloutConfig
+from rayswift.config.swift import plugin_modules
 from rayswift.data.rows import Message
 from rayswift.log import UserError
 from rayswift.rollout.episodes.contract import environment_name
@@ -23,6 +25,11 @@ from rayswift.rollout.rewards.builtin import BUILT_IN
 
 FIELD = "rollout.reward_funcs"
 _OURS = ("prompts", "completions", "completion_ids")
+_OF_TRL = {
+    "environments": "give the environment a get_reward()",
+    **dict.fromkeys(("trainer_state", "log_extra", "log_metric"), "give it a default"),
+}
+"""Arguments that only TRL's trainer passes, because its rewards run beside it, and what to do instead."""
 RewardFunction = Callable[..., Any]
 
 Value = float | None | str
@@ -116,6 +123,8 @@ def load(spec: RewardSpec) -> RewardFunction:
         raise UserError(f"{FIELD} = {spec.written!r} with {dict(spec.kwargs)}: {error}") from error
     if not callable(made):
         raise UserError(f"{FIELD} = {spec.written!r} makes a {type(made).__name__} that cannot be called")
+    for name in set(_needed(made)) & set(_OF_TRL):
+        raise UserError(f"{FIELD} = {spec.written!r} needs `{name}`, which is not passed here; {_OF_TRL[name]}")
     return made
 
 
@@ -148,21 +157,30 @@ def call(
         loop: One loop of this process, so that clients that a function keeps stay usable.
     """
     who = f"reward {spec.name}"
+    if plugin_modules.is_reward(function):
+        conversational = False
+        items = [each._replace(columns={**each.columns, "messages": [*each.messages, *each.answer]}) for each in items]
+    lacks = _lacks(function, items)
     try:
-        arguments = _arguments(spec, function, items, conversational)
-        returned = function(**arguments)
+        returned = function(**_arguments(spec, function, items, conversational))
         if inspect.isawaitable(returned):
             returned = loop.run_until_complete(_finished(returned))
     except (Exception, SystemExit) as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        return f"{who} raised {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+        why = "; ".join(dict.fromkeys([f"{type(error).__name__}: {error}", *filter(None, lacks)]))
+        return f"{who} raised {why} ({Path(where.filename).name}:{where.lineno})"
     try:
         values = list(returned)
     except TypeError:
         return f"{who} returned garbage: {type(returned).__name__}, wanted a list of numbers"
     if len(values) != len(items):
         return f"{who} returned garbage: {len(values)} values for {len(items)} completions"
-    return [_checked(who, value) for value in values]
+    checked = [_checked(who, value) for value in values]
+    # Where a row lacks what the function needs, the function may have no opinion; a number means nothing.
+    return [
+        f"{who} gave a number: {lacking}" if lacking and isinstance(value, float) else value
+        for value, lacking in zip(checked, lacks, strict=True)
+    ]
 
 
 async def _finished(awaitable: Any) -> Any:
@@ -179,30 +197,45 @@ def _checked(who: str, value: Any) -> Value:
     return number if math.isfinite(number) else f"{who} returned garbage: {str(value)[:80]!r} for a number"
 
 
+def _parameters(function: RewardFunction) -> Sequence[inspect.Parameter] | None:
+    """Return the parameters of a function; None: it is a builtin that does not tell."""
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except ValueError:
+        return None
+
+
+def _needed(function: RewardFunction) -> list[str]:
+    """Return the columns that a function needs: its arguments without a default."""
+    return [
+        p.name
+        for p in _parameters(function) or ()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in _OURS
+    ]
+
+
+def _lacks(function: RewardFunction, items: Sequence[Item]) -> list[str]:
+    """Say for each item which column that the function needs its row lacks; "": none."""
+    needed, found = _needed(function), []
+    for item in items:
+        missing = next((name for name in needed if name not in item.columns), None)
+        there = ", ".join(sorted(item.columns)) or "none"
+        what = f"no column `{missing}` in the row, there are: {there}; map yours with data.columns, or return None"
+        found.append("" if missing is None else what)
+    return found
+
+
 def _arguments(
     spec: RewardSpec, function: RewardFunction, items: Sequence[Item], conversational: bool
 ) -> dict[str, Any]:
-    """Return TRL's arguments that the function takes: prompts, completions, completion_ids and each column, as lists.
-
-    Raises:
-        ValueError: it needs a column that a row does not have.
-    """
+    """Return TRL's arguments that the function takes: prompts, completions, completion_ids and each column, as lists,
+    with None where a row lacks the column."""
     columns = {name for item in items for name in item.columns} - {*_OURS, *spec.kwargs}
-    names = {*_OURS, *columns}
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except ValueError:  # of a builtin that does not tell
-        parameters = {}.values()
-    else:
-        takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        names = names if takes_all else names & {p.name for p in parameters}
-    for p in parameters:
-        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in _OURS:
-            lacking = next((item for item in items if p.name not in item.columns), None)
-            if lacking is not None:
-                there = ", ".join(sorted(lacking.columns)) or "none"
-                raise ValueError(f"no column `{p.name}` in the row, there are: {there}; map yours with data.columns")
-    values: dict[str, Any] = {name: [item.columns.get(name) for item in items] for name in names - {*_OURS}}
+    names, parameters = {*_OURS, *columns, *_needed(function)}, _parameters(function)
+    if parameters is not None and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        names &= {p.name for p in parameters}
+    # Completions of a prompt share its row: a function that changes a value must not change that of the next one.
+    values: dict[str, Any] = {name: [deepcopy(item.columns.get(name)) for item in items] for name in names - {*_OURS}}
     if "prompts" in names:
         values["prompts"] = [_prompt(item, conversational) for item in items]
     if "completions" in names:
@@ -213,7 +246,7 @@ def _arguments(
 
 
 def _prompt(item: Item, conversational: bool) -> Any:
-    return list(item.messages) if conversational else "".join(message["content"] for message in item.messages)
+    return deepcopy(list(item.messages)) if conversational else "".join(message["content"] for message in item.messages)
 
 
 def _completion(item: Item, conversational: bool) -> Any:

@@ -155,7 +155,7 @@ def _item(prompt: Prompt, completion: Completion, text: str, ids: list[int]) -> 
     played = completion.trajectory
     if played is None:
         return Item(prompt.messages, prompt.columns, text, ids)
-    columns = {**prompt.columns, "rollout_infos": played.infos} if played.infos else prompt.columns
+    columns = {**prompt.columns, "rollout_infos": played.infos}
     said = [str(each["content"]) for each in played.messages if each["role"] == "assistant"]
     return Item(prompt.messages, columns, said[-1], ids, played.messages)
 

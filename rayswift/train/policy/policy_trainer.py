@@ -268,13 +268,13 @@ class StreamedPolicyTrainer(Streamed):
             evaluation.add(self._sums, {"kl": (kl, num_tokens)})
         table = step.round.table
         self._ordinals, self._rollout_metrics = table.ordinals, dict(step.round.metrics)
-        values.advantages = token_advantages(
-            table, batches, self._advantages, penalties, self.sum_over_ranks, self._rollout_metrics
-        )
+        own: dict[str, float] = {}
+        values.advantages = token_advantages(table, batches, self._advantages, penalties, self.sum_over_ranks, own)
+        evaluation.add(self._sums, {name: (value, 1.0) for name, value in own.items()})
         if self._teacher:
             theirs = self._score_teacher(model, batches)
             evaluation.add(self._sums, teach(values, theirs, self.args.teacher_kl_coef))
-        evaluation.add(self._sums, reward_metrics(table, self._advantages))
+        evaluation.add(self._sums, reward_metrics(table, self._advantages, step.round.metrics))
 
     def _counted(self, model: Any, step: PolicyStep) -> list[torch.Tensor]:
         """Return for each micro-batch the tokens whose entropy is in the step's top quantile (arXiv 2506.01939)."""
@@ -331,7 +331,7 @@ class StreamedPolicyTrainer(Streamed):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log rewards, lengths and metrics of the loss since the last entry, beside the loss."""
         if "loss" in logs:
-            logs.update(self._metrics() | self._rollout_metrics)
+            logs.update(self._rollout_metrics | self._metrics())
         super().log(logs, start_time)
 
     def _metrics(self) -> dict[str, float]:

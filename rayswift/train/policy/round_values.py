@@ -3,7 +3,7 @@
 Pure but for `sum_over_ranks`, which sums a float64 tensor over ranks.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 
 from rayswift.rollout import advantages
 from rayswift.rollout.advantages import AdvantageSettings, Floats
-from rayswift.rollout.rounds import RoundTable
+from rayswift.rollout.rounds import OF_PROMPTS, RoundTable
 from rayswift.train import evaluation
 from rayswift.train.policy import pairs
 from rayswift.train.policy.micro_batches import MicroBatch, Place
@@ -93,13 +93,14 @@ def _repeated(of_rows: Floats, batch: MicroBatch) -> torch.Tensor:
     return torch.from_numpy(np.repeat(of_rows[batch.rows], batch.lengths.numpy()).astype(np.float32))
 
 
-def reward_metrics(table: RoundTable, settings: AdvantageSettings) -> evaluation.Sums:
-    """Return the metrics of a round's rewards and lengths, under TRL's names; the same on every rank."""
+def reward_metrics(table: RoundTable, settings: AdvantageSettings, rollout: Mapping[str, float]) -> evaluation.Sums:
+    """Return the metrics of a round's rewards and lengths, under TRL's names, and those of `rollout` that are of its
+    prompts; the same on every rank."""
     if not len(table):
         return {}
     reward = advantages.weighted(table.rewards, settings.weights)
     columns = {"reward": reward} if table.reward_names else {}
-    metrics: dict[str, float] = {}
+    metrics = {name: value for name, value in rollout.items() if name in OF_PROMPTS}
     for name, column in zip(table.reward_names, table.rewards.T, strict=True):
         columns[f"rewards/{name}"] = column
     for name, column in columns.items():
@@ -108,10 +109,11 @@ def reward_metrics(table: RoundTable, settings: AdvantageSettings) -> evaluation
             first, second = (name, f"{name}_std") if name == "reward" else (f"{name}/mean", f"{name}/std")
             metrics[first] = float(known.mean())
             metrics[second] = float(known.std(ddof=1)) if len(known) > 1 else 0.0
+    lengths, ended = table.written_lengths, ~table.truncated
+    # If all are cut off, TRL's value of the lengths of the others is 0.
+    for name, of in (("length", lengths), ("terminated_length", lengths[ended] if ended.any() else np.zeros(1))):
+        metrics |= {f"completions/{what}_{name}": float(getattr(of, what)()) for what in ("mean", "min", "max")}
     metrics |= {
-        "completions/mean_length": float(table.written_lengths.mean()),
-        "completions/min_length": float(table.written_lengths.min()),
-        "completions/max_length": float(table.written_lengths.max()),
         "completions/clipped_ratio": float(table.truncated.mean()),
         "staleness": float(table.staleness.mean()),
     }

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, Scored, Span
+from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, Scored, Span, Trajectory
 from rayswift.rollout import completions
 from rayswift.rollout.completions import CompletionsFile, newest
 
@@ -54,6 +54,22 @@ def test_what_a_row_says(tmp_path: Path) -> None:
     }
     assert (second["completion"], second["num_tokens"]) == ("answer 1", 2)
     assert (third["ordinal"], third["outcome"]) == (6, "filtered: all rewards equal")
+
+
+def test_columns_of_episodes_are_kept_after_completions_of_one_turn(tmp_path: Path) -> None:
+    single = group(5, [1.0])
+    (scored,) = single.scored
+    written = np.ones(1, np.bool_)
+    episode = Trajectory(np.zeros(3, np.int32), None, written, (), 2, 3, 1, None, "stop", {}, 0)
+    played = replace(single, scored=(replace(scored, completion=replace(scored.completion, trajectory=episode)),))
+    file = CompletionsFile(tmp_path, ["accuracy", "judge"], str)
+    file.add(0, [single], "trained")
+    file.add(1, [played], "trained")
+    file.close()
+    assert [(row["num_turns"], row["num_calls"], row["end"]) for row in rows(tmp_path)] == [
+        (None, None, None),
+        (2, 3, "stop"),
+    ]
 
 
 def test_the_rest_of_a_prompt_that_was_cut_is_written(tmp_path: Path) -> None:

@@ -185,8 +185,14 @@ def after(received: Round) -> LedgerSnapshot:
 
 
 def test_prompts_that_were_cut_are_counted_by_themselves() -> None:
-    rounds = coordinated(lambda coordinator: trained(coordinator, 5, LedgerSnapshot()), num_prompts=6, cut=(1, 4, 5))
+    kept = Kept()
+    rounds = coordinated(
+        lambda coordinator: trained(coordinator, 5, LedgerSnapshot()), num_prompts=6, cut=(1, 4, 5), kept=kept
+    )
     assert rounds[-1].position.counts == {TRAINED: 3, CUT: 3}
+    assert sorted(kept.prompts) == [
+        (0, TRAINED, 0), (0, TRAINED, 2), (0, CUT, 1), (1, TRAINED, 3), (1, CUT, 4), (1, CUT, 5),
+    ]  # fmt: skip
 
 
 def test_rounds_hold_the_prompts_in_order_until_these_end() -> None:
@@ -389,6 +395,18 @@ def test_a_stretch_of_solved_prompts_is_passed_over() -> None:
     assert [each.table.ordinals[::2].tolist() for each in received] == [[0, 1, 2], [29, 30, 31]]
     assert received[1].metrics["filtered"] == 26
     assert received[-1].position.counts == {TRAINED: 6, ALL_EQUAL: 26, REMAINDER: 1}
+
+
+def test_the_last_prompt_fails_after_solved_ones_and_the_run_ends_well() -> None:
+    rounds = coordinated(
+        lambda coordinator: trained(coordinator, 5, LedgerSnapshot()),
+        num_prompts=13,
+        plan=replace(PLAN, drops_equal=True),
+        rewards=Lengths(flat=range(3, 12), broken=[12]),
+    )
+    assert len(rounds) == 2
+    assert "none of the 10 prompts drawn for round 1 can be trained" in rounds[-1].ended
+    assert rounds[-1].position.counts == {TRAINED: 3, ALL_EQUAL: 9, "failed: length": 1}
 
 
 def test_a_run_that_never_had_anything_to_learn_is_an_error() -> None:

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from rayswift.engines.pool.pool import Pool
 from rayswift.engines.samples import Completion, Group, Prompt, SampleRequest, Scored
-from rayswift.rollout.episodes.hosts import Hosts
+from rayswift.log import UserError
+from rayswift.rollout.episodes.calls import Call, Said
+from rayswift.rollout.episodes.hosts import Hosts, RemoteSession
 from rayswift.rollout.episodes.play import EpisodeLimits, Episodes
 from rayswift.rollout.episodes.process import Closing, Opening
-from rayswift.rollout.episodes.sessions import Answer, Turn
+from rayswift.rollout.episodes.sessions import Answer, Start, Turn
 from rayswift.rollout.episodes.turns import Turns
 from rayswift.rollout.groups import requests_for, scored_group
 from rayswift.rollout.rounds import lines_of, make_table, make_tokens
@@ -252,6 +254,15 @@ def test_max_turns_ends_an_episode(tokenizer_dir: Path) -> None:
     assert "max_turns" in {each.end for each in played if each}
 
 
+def test_an_episode_of_tools_alone_ends_with_the_turn_that_calls_none() -> None:
+    async def story(said: Said, last: bool) -> bool:
+        session = RemoteSession(Hosts(lambda _: World(), 1, 60.0, False), "k", Start([], {}, 0))
+        return (await session.answer(Turn(0, "", said, [], "stop", last))).done
+
+    assert asyncio.run(story(Said("x"), False))
+    assert not asyncio.run(story(Said("", (Call("t", {}),)), True))  # it is cut by max_turns
+
+
 def test_an_environment_that_hangs_is_an_outcome(tokenizer_dir: Path) -> None:
     turns = Watched(tokenizer_dir)
     fails = {"train:1:0": "open", "train:2:0": "answer", "train:3:1": "close"}
@@ -320,6 +331,22 @@ def test_a_prompt_without_room_is_an_outcome(tokenizer_dir: Path) -> None:
     _, _, reasons, _ = in_pool(lambda pool, _: play_all(pool, turns, 2, limits), Engines())
     assert len(reasons) == 4
     assert all("leaves the model no room" in each for each in reasons)
+
+
+class Strict(Watched):
+    """Its template takes no answer of two tools."""
+
+    def answer(self, messages: Any, ended: bool) -> NDArray[np.int32]:
+        if len(messages) > 1:
+            raise UserError("the chat template refuses it")
+        return super().answer(messages, ended)
+
+
+def test_an_answer_that_the_template_refuses_is_an_outcome_of_its_episode_alone(tokenizer_dir: Path) -> None:
+    turns = Strict(tokenizer_dir)
+    groups, _, reasons, _ = in_pool(lambda pool, _: play_all(pool, turns, 10, LIMITS), Engines())
+    assert set(reasons) == {"environment: the chat template refuses it"}
+    assert sum(len(group.scored) for group in groups) + len(reasons) == 20
 
 
 class EightTurns(World):

@@ -2,16 +2,22 @@
 
 import asyncio
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rayswift.config import user_code
 from rayswift.config.rollout import RolloutConfig
-from rayswift.rollout.rewards import builtin, functions
+from rayswift.engines.samples import Completion, Prompt, Trajectory
+from rayswift.log import UserError
+from rayswift.rollout.rewards import builtin, functions, runner
 from rayswift.rollout.rewards.dispatch import Dispatcher
 from rayswift.rollout.rewards.functions import Item, RewardSpec, Value
 from rayswift.rollout.rewards.worker import spread
@@ -265,6 +271,49 @@ def test_lengths_are_those_of_the_run_unless_given() -> None:
     ]
 
 
+def test_a_reward_of_ms_swift_is_found_by_its_registered_name_and_gets_texts(tmp_path: Path) -> None:
+    file = tmp_path / "plugin.py"
+    file.write_text(
+        """from swift.llm import Template, to_device
+from swift.plugin.rm_plugin import DefaultRMPlugin
+from swift.rewards import AsyncORM, ORM, orms, rm_plugins
+
+class MathAccuracy(ORM):
+    def __call__(self, completions, solution, **kwargs):
+        assert [each[-1]["content"] for each in kwargs["messages"]] == completions
+        return [float(given.strip() == wanted) for given, wanted in zip(completions, solution)]
+
+class Slow(AsyncORM):
+    async def __call__(self, completions, **kwargs):
+        return [float(len(each)) for each in completions]
+
+class OnDevice(ORM):
+    def __call__(self, completions, **kwargs):
+        return to_device(completions)
+
+orms["external_device"] = OnDevice
+orms["external_math_acc"] = MathAccuracy
+orms["external_slow"] = Slow
+rm_plugins["my_judge"] = Slow
+"""
+    )
+    items = [item("4 ", solution="4"), item("5", solution="4")]
+    for name, wanted in (("external_math_acc", [1.0, 0.0]), ("external_slow", [2.0, 1.0])):
+        assert call(functions.load(RewardSpec(name, f"{file}:{name}")), items) == wanted
+    asked = call(functions.load(RewardSpec("d", f"{file}:external_device")), items)
+    assert "ms-swift's to_device is not part of RaySwift" in str(asked)
+    assert user_code.load("rollout.reward_model_plugins", f"{file}:my_judge").__name__ == "Slow"
+
+
+@pytest.mark.parametrize(("argument", "remedy"), [("environments", "get_reward()"), ("trainer_state", "a default")])
+def test_a_function_that_needs_trls_trainer_is_refused(argument: str, remedy: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(f"def f({argument}, **columns): ...\ndef g(completions, {argument}=None): ...\n")
+    with pytest.raises(UserError, match=f"needs `{argument}`, which is not passed here; .*{re.escape(remedy)}"):
+        functions.load(RewardSpec("f", f"{file}:f"))
+    functions.load(RewardSpec("g", f"{file}:g"))
+
+
 # ---- one call ----
 
 
@@ -302,6 +351,19 @@ def test_a_function_is_called_as_trl_calls_it() -> None:
     assert (seen["prompts"], seen["completions"]) == (["q", "q"], ["a", "b"])
 
 
+def test_a_function_that_changes_a_row_changes_it_for_one_completion() -> None:
+    def mine(prompts: Any, completions: Any, tests: Any) -> list[float]:
+        for prompt in prompts:
+            prompt[-1]["content"] += "!"
+        assert all(prompt[-1]["content"] == "q!" for prompt in prompts)
+        return [
+            float(completion[0]["content"] == test.pop()) for completion, test in zip(completions, tests, strict=True)
+        ]
+
+    row = item("a", tests=["a"])
+    assert call(mine, [row, row._replace(text="b"), row]) == [1.0, 0.0, 1.0]
+
+
 def test_a_function_gets_only_what_it_takes_and_may_be_a_coroutine() -> None:
     async def mine(completions: Any) -> list[float | None]:
         await asyncio.sleep(0)
@@ -320,12 +382,38 @@ def raises(**columns: Any) -> list[float]:
         (raises, "reward mine raised KeyError: 'gone' (test_rewards.py:"),
         (lambda **_: None, "reward mine returned garbage: NoneType, wanted a list of numbers"),
         (lambda **_: [1], "reward mine returned garbage: 1 values for 2 completions"),
-        (lambda solution, **_: [1, 1], "reward mine raised ValueError: no column `solution` in the row, there are: x;"),
+        (
+            lambda solution, **_: [len(each) for each in solution],
+            "reward mine raised TypeError: object of type 'NoneType' has no len(); no column `solution` in the row, "
+            "there are: x;",
+        ),
     ],
 )
 def test_a_call_that_fails_says_why(function: Callable[..., Any], wanted: str) -> None:
     found = call(function, [item("a", x=1), item("b", x=1)])
     assert isinstance(found, str) and found.startswith(wanted)
+
+
+def test_every_episode_has_infos() -> None:
+    messages = ({"role": "user", "content": "q"},)
+    ids = np.zeros(2, np.int32)
+    said = ({"role": "assistant", "content": "a"},)
+    played = Trajectory(ids, None, np.ones(2, np.bool_), said, 1, 0, 0, None, "stop", {}, 0)
+    completion = Completion("k", ids, np.zeros(2, np.float32), (), "stop", trajectory=played)
+    made = runner._item(Prompt(0, "p:0", 0, ids, messages, {"x": 1}), completion, "", [0, 0])
+    assert (made.columns, made.text) == ({"x": 1, "rollout_infos": {}}, "a")
+
+
+def test_rows_of_another_data_set_may_lack_what_a_function_needs() -> None:
+    def mine(completions: Any, solution: Any) -> list[float | None]:
+        return [None if wanted is None else 1.0 for wanted in solution]
+
+    rows = [item("a", solution="a"), item("b", tests=["x"])]
+    assert call(mine, rows) == [1.0, None]
+    assert call(mine, rows[1:]) == [None]
+    first, second = call(lambda completions, solution: [0.0, 0.0], rows)
+    assert first == 0.0
+    assert str(second).startswith("reward mine gave a number: no column `solution` in the row, there are: tests;")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, "1", "good", [1], object()])

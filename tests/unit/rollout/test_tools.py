@@ -165,6 +165,15 @@ def test_an_answer_is_what_the_template_writes_behind_the_models_turn(family: st
     assert whole_end == end + text
 
 
+def test_answers_to_several_calls_follow_a_template_that_takes_one_call_in_a_turn(tmp_path: Path) -> None:
+    source = (TEMPLATES / "llama3_1.jinja").read_text()
+    turns = Turns(tokenizer_folder(tmp_path, source, "<|eot_id|>"), [SCHEMA], {})
+    heard = [{"role": "tool", "name": "add", "content": content} for content in ("3", "4")]
+    first, second, both = (turns.whole(turns.answer(each, True)) for each in (heard[:1], heard[1:], heard))
+    opening = "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    assert both == first.removesuffix(opening) + second
+
+
 def test_templates_that_cannot_take_tools_are_refused(tmp_path: Path) -> None:
     def problem(template: str) -> str:
         with pytest.raises(UserError) as raised:
@@ -355,6 +364,22 @@ def test_tools_are_not_asked_behind_the_last_turn_but_an_environment_is() -> Non
     tools, guess = in_session(story, game)
     assert (tools.calls, guess.calls, guess.done) == (0, 1, True)
     assert game.get_reward() == 1.0
+
+
+@pytest.mark.parametrize(("guesses", "numbers", "wanted"), [(5, (5, 6), (1, 1.0)), (2, (1, 2, 3, 4, 5), (2, 0.0))])
+def test_no_call_is_made_after_the_one_that_ends_an_episode(
+    guesses: int, numbers: tuple[int, ...], wanted: tuple[int, float]
+) -> None:
+    async def story(session: ToolSession) -> Answer:
+        await session.reset(start(number=5, guesses=guesses))
+        calls = tuple(Call("guess", {"number": number}) for number in numbers)
+        return await session.answer(Turn(0, "", Said("", calls), [], "stop", False))
+
+    game = GuessNumber()
+    answer = in_session(story, game)
+    assert answer.done
+    assert (answer.calls, game.get_reward()) == (len(answer.messages), wanted[1])
+    assert answer.calls == wanted[0]
 
 
 def test_an_error_in_a_process_is_reported() -> None:

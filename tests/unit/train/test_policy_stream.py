@@ -9,8 +9,10 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from rayswift.data.sequence.global_batches import Position
+from rayswift.rollout.advantages import AdvantageSettings
 from rayswift.rollout.rounds import Round, RoundTable, Tokens, rows_of_ranks
 from rayswift.train.policy.policy_stream import CutSettings, PolicyStream, RoundFlow
+from rayswift.train.policy.round_values import reward_metrics
 
 SETTINGS = CutSettings(num_iterations=2, budget=12, pad_token_id=0)
 
@@ -100,6 +102,24 @@ def test_truncated_completions_are_left_out_when_asked() -> None:
         for row in b.rows
     ]
     assert sorted(trained) == sorted([0, 1, 2, 3, 4] * 2)
+
+
+@pytest.mark.parametrize(
+    ("truncated", "ended"), [((False, True, False, True), (5.0, 3.0, 7.0)), ((True,) * 4, (0.0,) * 3)]
+)
+def test_lengths_of_completions_that_ended_are_logged_too(
+    truncated: tuple[bool, ...], ended: tuple[float, ...]
+) -> None:
+    lengths = np.array([3, 9, 7, 9])
+    table = RoundTable(
+        ("a",), np.array([0, 0, 1, 1]), np.ones((4, 1)), lengths, lengths, np.array(truncated), np.zeros(4)
+    )
+    found = reward_metrics(table, AdvantageSettings((1.0,)), {"failed": 2.0, "engines": 3.0})
+    assert found["failed"] == (2.0, 1.0)  # a sum over rounds, with their number
+    assert "engines" not in found
+    names = [f"completions/{what}" for what in ("mean", "min", "max")]
+    assert tuple(found[f"{name}_terminated_length"][0] for name in names) == ended
+    assert tuple(found[f"{name}_length"][0] for name in names) == (7.0, 3.0, 9.0)
 
 
 @pytest.mark.parametrize("what", ["save", "evaluate"])

@@ -55,7 +55,7 @@ class StreamedGkdTrainer(StreamedPolicyTrainer):
         """Only note the metrics of the round."""
         self._values = RoundValues()
         table = step.round.table
-        evaluation.add(self._sums, reward_metrics(table, self._advantages))
+        evaluation.add(self._sums, reward_metrics(table, self._advantages, step.round.metrics))
         evaluation.add(self._sums, {"on_policy": (float(self._is_sampled(step)), 1.0)})
         self._ordinals, self._rollout_metrics = table.ordinals, dict(step.round.metrics)
 

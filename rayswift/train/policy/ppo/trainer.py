@@ -130,7 +130,7 @@ class StreamedPPOTrainer(StreamedPolicyTrainer):
         self._values = RoundValues(made.advantages, old_logprobs)
         self._returns = made.returns
         evaluation.add(self._sums, made.sums)
-        of_rewards = reward_metrics(table, self._advantages)
+        of_rewards = reward_metrics(table, self._advantages, step.round.metrics)
         of_rewards.pop("frac_reward_zero_std", None)  # completions are not compared within a group
         evaluation.add(self._sums, of_rewards)
         if self.args.kl_control == "adaptive":
