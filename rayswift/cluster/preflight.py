@@ -97,14 +97,14 @@ def check_head_answers(address: str) -> None:
     if address in ("auto", "local"):
         return
     host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdigit():
+    if "://" in address or not host or not port.isdecimal():
         raise UserError(
             f"cluster.address (or RAY_ADDRESS) = {address!r} is not the host:port of a head node, such as "
             "10.0.0.1:6379; to train through a dashboard (http://...), use `ray job submit`"
         )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         raise UserError(
             f"no Ray cluster answers at {address} (cluster.address, or RAY_ADDRESS): {error}; check the address, and "
             "that `ray status` works on its head node"

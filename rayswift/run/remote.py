@@ -17,6 +17,7 @@ from pathlib import Path
 
 from rayswift.config.reading.paths import in_a_jobs_folder
 from rayswift.data.filesystem import is_url
+from rayswift.files import write_whole
 from rayswift.log import UserError, logger
 from rayswift.run import checkpoint
 from rayswift.run.checkpoint import Damaged
@@ -31,8 +32,10 @@ from rayswift.run.folder import (
 )
 from rayswift.run.url_files import Remote
 
-# Not uploaded: Ray Train's own folder, and copies and indices of the rows.
-_NOT_KEPT = re.compile(rf"ray/.*|data/[^/]+/.*|.*\.partial([./].*)?|\.[^/]*|checkpoint-.*|{checkpoint.SET_ASIDE}/.*")
+# Not uploaded: Ray Train's own folder, copies and indices of the rows, and files that may be gone before they are read.
+_NOT_KEPT = re.compile(
+    rf"ray/.*|data/[^/]+/.*|logs/[^/]*\.note|.*\.partial([./].*)?|\.[^/]*|checkpoint-.*|{checkpoint.SET_ASIDE}/.*"
+)
 # Converted from the checkpoint beside it.
 _DERIVED = re.compile(r"global_step\d+_universal/")
 
@@ -246,9 +249,7 @@ def _read_copies(run_dir: Path) -> dict[str, Stamp]:
 
 
 def _write_copies(run_dir: Path, copies: dict[str, Stamp]) -> None:
-    partial = run_dir / f"{_COPIES}.partial"
-    partial.write_text(json.dumps(copies), encoding="utf-8")
-    partial.replace(run_dir / _COPIES)
+    write_whole(run_dir / _COPIES, json.dumps(copies))
 
 
 def _note_copies(run_dir: Path, names: Iterable[str]) -> None:

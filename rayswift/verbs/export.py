@@ -30,7 +30,7 @@ def run(invocation: Invocation) -> None:
         raise UserError("export.merge_lora = False: nothing to do; give --merge_lora")
     if section.output_dir and is_url(section.output_dir):
         raise UserError(f"export.output_dir = {section.output_dir!r} is a URL; export to a folder, and copy that there")
-    folder = model_folder(Path(section.model)).resolve()
+    folder = model_folder(section.model).resolve()
     if not (folder / "adapter_config.json").exists():
         raise UserError(f"export.model = {section.model!r}: {folder} has no adapter to merge")
     beside = folder.with_name(f"merged-{folder.name}")

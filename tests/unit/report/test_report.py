@@ -450,6 +450,8 @@ def test_the_page_follows_the_run_and_says_how_it_ended(tmp_path: Path) -> None:
         (RuntimeError("boom"), "failed", "RuntimeError: boom"),
         (KeyboardInterrupt(), "interrupted", ""),
         (SystemExit(0), "interrupted", ""),
+        (UserError("the row 'a\u2028b\x85c' is bad"), "failed", "is bad"),
+        (UserError("half of a pair: \ud83d"), "failed", "half of a pair: \\ud83d"),
     ],
 )
 def test_how_a_run_ended_is_shown(tmp_path: Path, error: BaseException, state: str, text: str) -> None:

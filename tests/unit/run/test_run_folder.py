@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import logging
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -418,6 +420,22 @@ def test_the_record_reloads(tmp_path: Path) -> None:
     run_folder.write_record(tmp_path, config, FOUND)
     assert load("sft", ["--config", str(tmp_path / "config.yaml")]).config == config
     assert json.loads((tmp_path / "fingerprint.json").read_text()) == FOUND
+
+
+def test_a_full_disk_leaves_the_record_as_it_was(tmp_path: Path) -> None:
+    """Cut off, it would keep a run from being continued when there is space again."""
+    run_folder.write_record(tmp_path, config_of(tmp_path), FOUND)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            run_folder.write_record(tmp_path, config_of(tmp_path), FOUND)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
 
 
 def test_the_result_is_the_last_checkpoint_or_the_best(tmp_path: Path) -> None:

@@ -43,7 +43,13 @@ def save(run_dir: Path, step: int, sealed: bool = True, best: int | None = None)
 
 
 RECORD = {"fingerprint.json": "{}", "config.yaml": "a: 1", "logs/rank-0.log": "x", "data/quarantine.jsonl": "q"}
-LEFT_HERE = {"ray/state": "r", "data/train/0.index.npy": "i", "result.json.partial": "p", ".shared-1": ""}
+LEFT_HERE = {
+    "ray/state": "r",
+    "data/train/0.index.npy": "i",
+    "result.json.partial": "p",
+    ".shared-1": "",
+    "logs/rank-0.note": "n",
+}
 
 
 def names_of(remote: Remote) -> set[str]:
