@@ -1,5 +1,7 @@
-"""Text files that other processes read, or that a kill or a full disk must not leave half-written."""
+"""Text files that a kill or a full disk must not leave half-written."""
 
+import errno
+import os
 from pathlib import Path
 
 
@@ -14,3 +16,11 @@ def write_whole(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     partial.replace(path)
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk or quota is full; torch, safetensors and Ray wrap the system's error."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    text = str(error)
+    return f"os error {errno.ENOSPC}" in text or os.strerror(errno.ENOSPC) in text

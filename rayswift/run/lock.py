@@ -88,7 +88,10 @@ class Folder:
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Keep other launches of this machine from reading and writing the lock file."""
-        descriptor = os.open(self._folder, os.O_RDONLY)
+        try:
+            descriptor = os.open(self._folder, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(f"train.output_dir = {self.where!r} cannot be read: {error.strerror}") from error
         try:
             for _ in range(_TRIES):  # bounded: a launch that is stopped (SIGSTOP) may hold it for ever
                 try:

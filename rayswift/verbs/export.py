@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 from rayswift.config.load import Invocation, to_yaml
 from rayswift.config.schema import ExportSection
 from rayswift.data.filesystem import is_url
+from rayswift.files import disk_is_full
 from rayswift.log import UserError, logger
 from rayswift.model.find import FoundModel, find_model, load_tokenizer, stop_token_ids
 from rayswift.model.kind.kinds import look
@@ -55,7 +56,9 @@ def run(invocation: Invocation) -> None:
         partial.mkdir(parents=True)
         merge(model, partial, section.trust_remote_code)
         partial.replace(output)
-    except OSError as error:
+    except Exception as error:
+        if not isinstance(error, OSError) and not disk_is_full(error):
+            raise
         raise UserError(f"merging {model} into {output} failed: {error}", exit_code=1) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
