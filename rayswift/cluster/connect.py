@@ -9,7 +9,7 @@ from rayswift import signals
 from rayswift.cluster import nodes, preflight
 from rayswift.cluster.layout import TRAINER, Layout, is_local, worker_resources
 from rayswift.config.schema import ClusterConfig
-from rayswift.log import UserError, first_line, logger
+from rayswift.log import UserError, announced, first_line, logger
 
 _OF_RAY = ("CPU", "GPU")
 _SHARED_MEMORY = "/dev/shm"
@@ -26,7 +26,8 @@ def join(cluster: ClusterConfig) -> dict[str, float] | None:
     if not ray.is_initialized():
         _set_up_ray_train(cluster)
         problem = f"the Ray cluster at {address} (cluster.address, or RAY_ADDRESS) cannot be joined"
-        _init(problem, tries=2, address=address)
+        with announced(f"joining the Ray cluster at {address}"):
+            _init(problem, tries=2, address=address)
     resources: dict[str, float] = ray.cluster_resources()
     return resources
 

@@ -19,7 +19,7 @@ from rayswift.config.rollout import RolloutConfig
 from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.config.user_code import Named, file_of, load, split, takes
 from rayswift.data import raw_rows
-from rayswift.log import UserError, refuse
+from rayswift.log import UserError, announced, refuse
 from rayswift.rollout.adapters import named
 from rayswift.rollout.episodes import contract
 from rayswift.rollout.rewards import functions as rewards
@@ -83,13 +83,14 @@ def check(config: TrainingConfig) -> None:
 def _problems_of(named: list[Named], own_rewards: list[rewards.RewardSpec]) -> list[str]:
     code = "from rayswift.launch import user_code; user_code.print_problems()"
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            input=json.dumps([named, [asdict(spec) for spec in own_rewards]]),
-            capture_output=True,
-            text=True,
-            timeout=_CHECK_TIMEOUT_S,
-        )
+        with announced(f"importing {', '.join(name for _, name in named)}"):
+            done = subprocess.run(
+                [sys.executable, "-c", code],
+                input=json.dumps([named, [asdict(spec) for spec in own_rewards]]),
+                capture_output=True,
+                text=True,
+                timeout=_CHECK_TIMEOUT_S,
+            )
     except subprocess.TimeoutExpired as error:
         names = ", ".join(f"{field} = {name!r}" for field, name in named)
         raise UserError(f"{names}: importing it took more than {_CHECK_TIMEOUT_S} s") from error

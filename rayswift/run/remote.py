@@ -18,7 +18,7 @@ from pathlib import Path
 from rayswift.config.reading.paths import in_a_jobs_folder
 from rayswift.data.filesystem import is_url
 from rayswift.files import write_whole
-from rayswift.log import UserError, logger
+from rayswift.log import UserError, announced, logger
 from rayswift.run import checkpoint
 from rayswift.run.checkpoint import Damaged
 from rayswift.run.folder import (
@@ -83,7 +83,8 @@ def working_copy(output_dir: str, resume: str, scratch_dir: str | None, recipe: 
     run_dir = scratch / remote.url.rpartition("/")[2]
     run_dir.mkdir()
     try:
-        pull(remote, run_dir, resume, recipe)
+        with announced(f"fetching {remote.url}"):
+            pull(remote, run_dir, resume, recipe)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)  # it holds downloaded copies only
         raise
@@ -110,8 +111,9 @@ def _push_all(remote: Remote, run_dir: Path) -> str:
     """Upload what is missing; return a message about files that could not be uploaded, or ""."""
     problem = ""
     try:
-        push(remote, run_dir)
-        there = remote.sizes()
+        with announced(f"uploading to {remote.url}"):
+            push(remote, run_dir)
+            there = remote.sizes()
     except UserError as error:
         problem, there = f"{error}; ", {}
     files = [str(path.relative_to(run_dir)) for path in run_dir.rglob("*") if path.is_file()]

@@ -32,6 +32,7 @@ from rayswift.model.texts import sentence_files
 from rayswift.model.texts import settings as text_settings
 from rayswift.model.texts.row_kind import row_kind
 from rayswift.rollout.episodes import schemas
+from rayswift.run import lock
 
 _SAY_EVERY_S = 10
 
@@ -42,7 +43,12 @@ def run(invocation: Invocation) -> None:
     if invocation.dry_run:
         print(to_yaml(config))  # noqa: T201
         return
-    began, folder = time.monotonic(), Path(config.encode.to).resolve()
+    with lock.held(config.encode.to, "encode.to"):
+        _encode(config, Path(config.encode.to).resolve())
+
+
+def _encode(config: DataEncodeConfig | PtEncodeConfig | RlhfEncodeConfig, folder: Path) -> None:
+    began = time.monotonic()
     source = model_files(config.model)
     config = schemas.settled(text_settings.settled(config, source))
     kind, seed = row_kind(config, source), config.train.seed

@@ -56,11 +56,8 @@ def start(folder: Path, made_from: Fingerprint, num_epochs: int) -> bool:
             )
         return False
     begun = {"format": FORMAT, "fingerprint": asdict(made_from), "epochs": num_epochs}
-    foreign = (
-        [path.name for path in folder.iterdir() if path.name.removesuffix(".partial") not in _OWN]
-        if folder.is_dir()
-        else []
-    )
+    names = [path.name.removesuffix(".partial") for path in folder.iterdir()] if folder.is_dir() else []
+    foreign = [name for name in names if name not in _OWN and not name.startswith(".")]  # .lock, .nfs00a1
     if foreign:
         raise UserError(f"encode.to = {str(folder)!r} holds {foreign[0]}, not a file of a cache; choose another --to")
     try:
