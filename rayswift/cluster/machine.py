@@ -19,7 +19,7 @@ _WSL_DEVICE, _WSL_FOLDER = "dxg", "/usr/lib/wsl/lib"
 def count_cores() -> int:
     """CPU cores that this process may use: those of its affinity (`taskset`, Slurm), at most its container's quota."""
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quotas = [line.split() for line in _limits("", "cpu.max")]
+    quotas: list[Sequence[str]] = [line.split() for line in _limits("", "cpu.max")]
     quotas += zip(_limits("cpu", "cpu.cfs_quota_us"), _limits("cpu", "cpu.cfs_period_us"), strict=True)
     limited = [float(quota) / float(period) for quota, period in quotas if quota not in ("max", "-1")]
     return max(1, int(min([here, *limited])))

@@ -34,8 +34,21 @@ _CALLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     _PLUGINS: (("model", "tokenizer"), ()),
 }
 
-# Trackers of `transformers` that are packages of the same name.
-_TRACKERS = ("clearml", "comet_ml", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
+# Trackers of `transformers` -> their packages.
+_SAME = [
+    "clearml",
+    "codecarbon",
+    "comet_ml",
+    "dagshub",
+    "dvclive",
+    "mlflow",
+    "neptune",
+    "swanlab",
+    "tensorboard",
+    "trackio",
+    "wandb",
+]
+_TRACKERS = {"azure_ml": "azureml", "flyte": "flytekit", **{name: name for name in _SAME}}
 
 
 def named_in(config: TrainingConfig) -> list[Named]:
@@ -69,9 +82,9 @@ def check(config: TrainingConfig) -> None:
     The code is imported in a process of its own, so that the driver does not import torch.
     """
     problems = [
-        f"train.report_to = {name}: the package {name} is not installed; install it, or leave {name} out"
-        for name in config.train.report_to
-        if name in _TRACKERS and importlib.util.find_spec(name) is None
+        f"train.report_to = {name}: the package {package} is not installed; install it, or leave {name} out"
+        for name, package in _TRACKERS.items()
+        if name in config.train.report_to and importlib.util.find_spec(package) is None
     ]
     problems += rewards.problems(config.rollout) if isinstance(config, RlhfConfig) else []
     named = named_in(config)

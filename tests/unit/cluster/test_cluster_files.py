@@ -24,6 +24,12 @@ PINS = [
 MANIFESTS = ["kuberay-cluster.yaml", "kuberay-job.yaml"]
 
 
+def user_id(image: str) -> int:
+    """The number of the user of an image; ubuntu:24.04 gives 1000 to a user of its own, python:3.11 does not."""
+    (found,) = re.findall(r"useradd --uid (\d+)", (CLUSTER / f"Dockerfile.{image}").read_text())
+    return int(found)
+
+
 def manifest(name: str) -> dict[str, Any]:
     return dict(yaml.safe_load((CLUSTER / name).read_text()))
 
@@ -132,6 +138,7 @@ def test_kuberay_manifests_are_consistent(name: str) -> None:
         assert group.get("minReplicas", 0) <= group.get("replicas", 0) <= group.get("maxReplicas", 0)
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
         pod = group["template"]["spec"]
+        assert pod["securityContext"]["fsGroup"] == user_id("cpu") == user_id("gpu")  # all write to one volume
         (container,) = pod["containers"]
         assert container["resources"]["requests"] == container["resources"]["limits"]
         assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
