@@ -155,6 +155,8 @@ def _named(path: Path, found: Resume | None) -> Resume:
     if not path.is_dir():
         what = f"train.resume = {str(path)!r} is not a complete checkpoint: there is no such folder"
         raise UserError(f"{what}; give auto, never, or the checkpoint-N of a run")
+    if newest := checkpoint.newest(path):
+        raise UserError(f"train.resume = {str(path)!r} is a run folder; name one of its checkpoints: {newest.path}")
     try:
         resume = load_resume(checkpoint.read(path))
         checkpoint.verify(path, most_bytes=_MOST_BYTES_CHECKED)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import re
 import resource
 import signal
 from pathlib import Path
@@ -157,6 +158,14 @@ def test_a_path_must_be_a_complete_checkpoint(tmp_path: Path, harm: str, said: s
     with pytest.raises(UserError, match=rf"is not a complete checkpoint: .*{said}"):
         open_run(config_of(tmp_path / "new", "--resume", str(folder)), tmp_path / "new")
     assert folder.exists() == (harm == "incomplete")
+
+
+def test_a_run_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path / "old", 10)
+    old = tmp_path / "old"
+    said = f"train.resume = '{old}' is a run folder; name one of its checkpoints: {old}/checkpoint-10"
+    with pytest.raises(UserError, match=f"^{re.escape(said)}$"):
+        open_run(config_of(tmp_path / "new", "--resume", str(tmp_path / "old")), tmp_path / "new")
 
 
 def test_a_model_alone_cannot_be_continued(tmp_path: Path) -> None:
