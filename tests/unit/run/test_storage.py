@@ -178,6 +178,13 @@ def test_a_launch_that_wrote_nothing_leaves_nothing(url: str) -> None:
     assert names_of(Remote(url)) == set()
 
 
+@pytest.mark.parametrize("place", ["s3://", "file:///", "memory:///", "file:///tmp/lr#1", "s3://bucket/run#2"])
+def test_a_url_that_would_be_another_place_is_refused(place: str) -> None:
+    """Two runs of a sweep, `run#1` and `run#2`, would share the folder `run`; `s3://` would be the folder `s3:` here."""
+    with pytest.raises(UserError, match=r"a URL names a bucket or folder, and has no # in it"):
+        Remote(place)
+
+
 def test_a_plain_folder_is_worked_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with working_copy("runs/a", "never", None) as run_dir:
