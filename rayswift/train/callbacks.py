@@ -281,10 +281,10 @@ def _keep_until(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except (json.JSONDecodeError, KeyError):
-            continue  # cut off by a kill
+        except (ValueError, KeyError, TypeError):
+            continue  # cut off by a kill, or what a power failure left
     write_whole(path, "".join(f"{line}\n" for line in kept))

@@ -180,7 +180,7 @@ def test_a_launch_that_wrote_nothing_leaves_nothing(url: str) -> None:
 
 @pytest.mark.parametrize("place", ["s3://", "file:///", "memory:///", "file:///tmp/lr#1", "s3://bucket/run#2"])
 def test_a_url_that_would_be_another_place_is_refused(place: str) -> None:
-    """Two runs of a sweep, `run#1` and `run#2`, would share the folder `run`; `s3://` would be the folder `s3:` here."""
+    """Two runs of a sweep, `run#1` and `run#2`, would share `run`; `s3://` would be a folder `s3:` here."""
     with pytest.raises(UserError, match=r"a URL names a bucket or folder, and has no # in it"):
         Remote(place)
 
