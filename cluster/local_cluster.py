@@ -190,7 +190,8 @@ def main() -> None:
     parser.add_argument("--hosts", type=int, default=0, help="hosts, the head's with them, in place of nodes")
     parser.add_argument("--cpus", type=int, default=2, help="CPUs of each")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for number in (signal.SIGTERM, signal.SIGHUP):  # also when its terminal is closed
+        signal.signal(number, lambda *_: sys.exit(0))
     if args.hosts:
         from local_hosts import hold  # in the folder of this script
 

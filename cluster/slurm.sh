@@ -20,7 +20,9 @@ fi
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head_node=${nodes[0]}
-head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head_node" hostname --ip-address | awk '{print $1}')
+# The address of its own name, or, where that is loopback (Debian), of its first network.
+head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head_node" bash -c 'hostname --ip-address; hostname --all-ip-addresses' |
+    tr -s ' ' '\n' | awk '/^[0-9.]+$/ && !/^127\./ {print; exit}')
 # Several allocations may share a node: ports that depend on the job.
 port=$((20000 + SLURM_JOB_ID % 10000))
 export RAY_ADDRESS=$head_ip:$port
@@ -33,8 +35,11 @@ export RAY_health_check_timeout_ms=3000
 start_node() { # node, flags of `ray start`
     local node=$1
     shift
-    env -u RAY_ADDRESS srun --nodes=1 --ntasks=1 --overlap --nodelist="$node" \
-        ray start --block --num-cpus="${SLURM_CPUS_ON_NODE:-1}" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" "$@" &
+    # Each node's own counts: nodes may differ.
+    # shellcheck disable=SC2016
+    env -u RAY_ADDRESS srun --nodes=1 --ntasks=1 --overlap --nodelist="$node" bash -c \
+        'exec ray start --block --num-cpus="${SLURM_CPUS_ON_NODE:-1}" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" "$@"' \
+        ray "$@" &
 }
 
 start_node "$head_node" --head --node-ip-address="$head_ip" --port="$port" --include-dashboard=false
@@ -43,7 +48,8 @@ for node in "${nodes[@]:1}"; do
 done
 
 # The head must answer, and all nodes be there, before the run looks at what it has.
-for ((waited = 0; ; waited += 2)); do
+begun=$SECONDS said=$SECONDS
+while true; do
     there=$(python3 - <<'PY' || echo 0
 import ray
 ray.init(log_to_driver=False, logging_level="ERROR")
@@ -53,15 +59,20 @@ PY
     if [ "$there" -ge "${#nodes[@]}" ]; then
         break
     fi
+    waited=$((SECONDS - begun))
     if [ "$waited" -ge 300 ]; then
-        echo "only $there of ${#nodes[@]} nodes joined the Ray cluster within $waited s" >&2
+        echo "only $there of ${#nodes[@]} nodes joined the Ray cluster at $RAY_ADDRESS within $waited s" >&2
         exit 1
+    fi
+    if [ $((SECONDS - said)) -ge 20 ]; then
+        said=$SECONDS
+        echo "$there of ${#nodes[@]} nodes have joined the Ray cluster at $RAY_ADDRESS after $waited s" >&2
     fi
     sleep 2
 done
 
 resume=()
-if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [[ " $* " != *" --resume "* ]]; then
+if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [[ ! " $*" =~ " --"(train\.)?resume[\ =] ]]; then
     resume=(--resume auto)
 fi
 # In the background: bash would hear a signal only when the command in front of it has ended.

@@ -4,11 +4,14 @@ import atexit
 import difflib
 import importlib
 import os
+import select
+import signal
 import sys
 import threading
 from dataclasses import dataclass
 
 from rayswift import __version__, signals
+from rayswift.files import disk_is_full
 from rayswift.log import UserError, logger, setup_driver
 
 _SHUTDOWN_S = 10.0
@@ -60,6 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     signals.listen()
     try:
         code = _run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
         if code:
             _leave_ray_quietly(code)
     except KeyboardInterrupt:
@@ -67,8 +71,20 @@ def main(argv: list[str] | None = None) -> None:
         if "ray" in sys.modules:
             signals.leave(signals.exit_code())
         code = signals.exit_code()
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        signals.silence()
+        code = 128 + signal.SIGPIPE
     signals.stop_listening()
     sys.exit(code)
+
+
+def _reader_is_gone() -> bool:
+    """Whether the reader of stdout has ended, as `head` does once it has its lines."""
+    stdout = select.poll()
+    stdout.register(1, select.POLLOUT)
+    return any(state & select.POLLERR for _, state in stdout.poll(0))
 
 
 def _run(argv: list[str]) -> int:
@@ -108,6 +124,10 @@ def _run(argv: list[str]) -> int:
             importlib.import_module(f"rayswift.verbs.{VERBS[verb].module}").run(invocation)
     except UserError as error:
         return _complain(error, error.exit_code)
+    except OSError as error:
+        if not disk_is_full(error):
+            raise
+        return _complain(UserError(f"the disk is full: {error}"), 1)
     return 0
 
 

@@ -6,8 +6,11 @@ The driver's lines go to stderr; a worker's lines go to `<run>/logs/<name>.log`,
 import logging
 import os
 import sys
+import threading
+import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 logger = logging.getLogger("rayswift")
@@ -53,6 +56,24 @@ def raise_together(*checks: Callable[[], None]) -> None:
         except UserError as error:
             lines += [line for line in str(error).splitlines() if line not in lines]
     refuse(lines)
+
+
+@contextmanager
+def announced(what: str, every_s: float = 30.0) -> Iterator[None]:
+    """Report every `every_s` that a long step is still running."""
+    begun, done = time.monotonic(), threading.Event()
+
+    def run() -> None:
+        while not done.wait(every_s):
+            logger.info("%s goes on, %.0f s so far", what, time.monotonic() - begun)
+
+    thread = threading.Thread(target=run, name="announced", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def setup_driver() -> None:

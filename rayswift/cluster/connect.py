@@ -9,9 +9,10 @@ from rayswift import signals
 from rayswift.cluster import nodes, preflight
 from rayswift.cluster.layout import TRAINER, Layout, is_local, worker_resources
 from rayswift.config.schema import ClusterConfig
-from rayswift.log import UserError, first_line, logger
+from rayswift.log import UserError, announced, first_line, logger
 
 _OF_RAY = ("CPU", "GPU")
+_SHARED_MEMORY = "/dev/shm"
 
 
 def join(cluster: ClusterConfig) -> dict[str, float] | None:
@@ -25,7 +26,8 @@ def join(cluster: ClusterConfig) -> dict[str, float] | None:
     if not ray.is_initialized():
         _set_up_ray_train(cluster)
         problem = f"the Ray cluster at {address} (cluster.address, or RAY_ADDRESS) cannot be joined"
-        _init(problem, tries=2, address=address)
+        with announced(f"joining the Ray cluster at {address}"):
+            _init(problem, tries=2, address=address)
     resources: dict[str, float] = ray.cluster_resources()
     return resources
 
@@ -92,11 +94,13 @@ def _init(problem: str, tries: int, **how: Any) -> None:
         except Exception as error:  # Ray raises plain `Exception` for a node that starts too slowly
             reason = first_line(error)
             ray.shutdown()
+            if isinstance(error, OSError) and error.filename == _SHARED_MEMORY:
+                raise UserError(f"{problem}: {reason}; mount a tmpfs there (docker run --shm-size 8g)") from error
             if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
                 # Paths of Ray's sockets, below the temporary folder, may have at most 107 bytes.
                 raise UserError(f"{problem}: {reason}; set RAY_TMPDIR to a short path on a local disk") from error
-            if isinstance(error, ValueError):
-                raise UserError(f"{problem}: {reason}") from error
+            if isinstance(error, ValueError) or "Version mismatch" in reason:
+                raise UserError(f"{problem}: {' '.join(str(error).split())}") from error
             if number == tries:
                 tried = f"tried {tries} times: is it too busy? Ray's logs say more"
                 raise UserError(f"{problem}: {reason}; {tried}", exit_code=1) from error

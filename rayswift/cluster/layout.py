@@ -4,9 +4,7 @@ import math
 import os
 from dataclasses import dataclass, field, replace
 
-import psutil
-
-from rayswift.cluster.machine import count_gpus, nvidia_smi
+from rayswift.cluster.machine import count_cores, count_gpus, memory_bytes, nvidia_smi
 from rayswift.config.rollout import RolloutConfig
 from rayswift.config.schema import ClusterConfig
 from rayswift.log import UserError
@@ -81,7 +79,7 @@ def lay_out(
     whether there are trainers.
     """
     local = is_local(cluster)
-    num_gpus, num_cores = int(joined.get("GPU", 0)) if joined else count_gpus(), os.cpu_count() or 1
+    num_gpus, num_cores = int(joined.get("GPU", 0)) if joined else count_gpus(), count_cores()
     device = cluster.device
     if device == "auto":
         device = "cuda" if num_gpus else "cpu"
@@ -210,7 +208,7 @@ def memory_per_worker_bytes(layout: Layout) -> int:
         # A GPU that shares the host's memory reports [N/A].
         if mebibytes and mebibytes[0].strip().isdigit():
             return int(mebibytes[0]) << 20
-    return int(psutil.virtual_memory().total * 0.8) // layout.world_size
+    return int(memory_bytes() * 0.8) // layout.world_size
 
 
 def worker_resources(layout: Layout) -> dict[str, float]:

@@ -1,5 +1,6 @@
-"""GPUs and network interfaces of this machine."""
+"""Cores, memory, GPUs and network interfaces of this machine."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -10,8 +11,40 @@ from pathlib import Path
 import psutil
 
 _DEVICES = Path("/dev")
+_CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 # WSL2 has no /dev/nvidia0, and its nvidia-smi may not be on PATH.
 _WSL_DEVICE, _WSL_FOLDER = "dxg", "/usr/lib/wsl/lib"
+
+
+def count_cores() -> int:
+    """CPU cores that this process may use: those of its affinity (`taskset`, Slurm), at most its container's quota."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas: list[Sequence[str]] = [line.split() for line in _limits("", "cpu.max")]
+    quotas += zip(_limits("cpu", "cpu.cfs_quota_us"), _limits("cpu", "cpu.cfs_period_us"), strict=True)
+    limited = [float(quota) / float(period) for quota, period in quotas if quota not in ("max", "-1")]
+    return max(1, int(min([here, *limited])))
+
+
+def memory_bytes() -> int:
+    """Memory that this process may use: the machine's, at most its container's or job's limit."""
+    limits = [*_limits("", "memory.max"), *_limits("memory", "memory.limit_in_bytes")]
+    return min([psutil.virtual_memory().total, *(int(limit) for limit in limits if limit != "max")])
+
+
+def _limits(controller: str, name: str) -> list[str]:
+    """A file of this process's control group and of all above it, as far as they are visible (man 7 cgroups).
+
+    controller: "" in version 2. In a container, the root is often the container's own group.
+    """
+    root, groups = _CGROUPS / controller, [Path()]
+    with contextlib.suppress(OSError, ValueError):
+        for line in _OWN_CGROUPS.read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controller in controllers.split(","):
+                own = Path(path.lstrip("/"))
+                groups = [own, *own.parents] if own.parts else groups
+    files = [root / group / name for group in groups]
+    return [file.read_text(encoding="ascii").strip() for file in files if file.is_file()]
 
 
 def count_gpus() -> int:
@@ -22,7 +55,8 @@ def count_gpus() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return num_devices
-    return min(num_devices, len([d for d in visible.split(",") if d.strip() not in ("", "-1")]))
+    named = [each.strip() for each in visible.split(",")]  # Slurm gives jobs without GPUs "NoDevFiles"
+    return min(num_devices, len([each for each in named if each.isdecimal() or each.startswith(("GPU-", "MIG-"))]))
 
 
 def nvidia_smi(*arguments: str) -> list[str]:

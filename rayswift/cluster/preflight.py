@@ -4,6 +4,7 @@ The run waits up to `cluster.wait_for_nodes_s` for nodes that the autoscaler add
 """
 
 import json
+import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,9 @@ from rayswift.log import UserError, logger
 Resources = dict[str, float]
 
 _CONNECT_S = 5
+_ANSWER_S = 1
+_SETTINGS = b"\x04"  # the type of a frame, after three bytes of length
+_HTTP2_OPENING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS + bytes(5)
 _POLL_S = 0.5
 _REMIND_S = 30
 # Several updates of the autoscaler, which come every 5 s.
@@ -97,18 +101,37 @@ def check_head_answers(address: str) -> None:
     if address in ("auto", "local"):
         return
     host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdigit():
+    if "://" in address or not host or not port.isdecimal():
         raise UserError(
             f"cluster.address (or RAY_ADDRESS) = {address!r} is not the host:port of a head node, such as "
             "10.0.0.1:6379; to train through a dashboard (http://...), use `ray job submit`"
         )
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
-    except (OSError, OverflowError) as error:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S) as connection:
+            speaks = _speaks_grpc(connection)
+    except (OSError, OverflowError, UnicodeError) as error:
         raise UserError(
             f"no Ray cluster answers at {address} (cluster.address, or RAY_ADDRESS): {error}; check the address, and "
             "that `ray status` works on its head node"
         ) from error
+    if not speaks:
+        raise UserError(
+            f"what answers at {address} (cluster.address, or RAY_ADDRESS) is not the head of a Ray cluster; name the "
+            "--port of `ray start --head`, 6379 by default, and not that of the dashboard"
+        )
+
+
+def _speaks_grpc(connection: socket.socket) -> bool:
+    """Whether a server answers the opening of HTTP/2 (RFC 9113, 3.4) with its settings; a silent one may be busy."""
+    if os.environ.get("RAY_USE_TLS", "0") != "0":
+        return True
+    connection.settimeout(_ANSWER_S)
+    try:
+        connection.sendall(_HTTP2_OPENING)
+        answer = connection.recv(64)
+    except TimeoutError:
+        return True
+    return answer[3:4] == _SETTINGS
 
 
 def could_fit(ask: Ask) -> bool:

@@ -13,6 +13,7 @@ from rayswift.config.fields.source import Sources
 from rayswift.config.model import ModelConfig, RlhfModelConfig
 from rayswift.config.rollout import RolloutConfig
 from rayswift.config.section import (
+    LocalPathText,
     PathText,
     Section,
     Strings,
@@ -88,7 +89,7 @@ class DataConfig(Section):
     window_rows: int | None = Field(None, ge=1)
     """Rows that are packed together, the unit of streaming; null: enough for about 200 packed rows, 2,000 to 50,000,
     fewer if these hold over 16 M tokens or 256 MiB."""
-    cache: PathText | None = None
+    cache: LocalPathText | None = None
     """Folder that `rayswift data encode` wrote from these sources and settings; null: encode while training."""
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
     """Share of quarantined rows that stops the run: of the rows seen, from 1,000 rows on; before that, of all rows."""
@@ -130,7 +131,7 @@ class ClusterConfig(Section):
     """Longest wait before training for nodes that an autoscaler can add, or that other work holds."""
     node_timeout_s: int = Field(45, ge=1)
     """Longest wait for the first process on each node; raise it if a job installs its environment there first."""
-    scratch_dir: PathText | None = None
+    scratch_dir: LocalPathText | None = None
     """Folder for the working copy of a run whose `train.output_dir` is a URL; null: the system's temporary folder."""
     timeout_s: int = Field(600, ge=1)
     """Longest wait for a collective or the answer of an actor before the run ends with an error; for batches,
@@ -177,7 +178,7 @@ class RlhfConfig(TrainingConfig):
 class EncodeSection(Section):
     """Write what training would read."""
 
-    to: PathText
+    to: LocalPathText
     """Folder for the cache; finished parts of an interrupted command are kept."""
     epochs: int = Field(1, ge=1)
     """Epochs to write, each in its own order; later epochs of a training read them again in a new order."""
@@ -196,7 +197,7 @@ class InspectSection(Section):
     """Rows to look at: a random sample, or the first ones if data.shuffle is false."""
     show: int = Field(3, ge=0)
     """Rows to show as text, with trained tokens highlighted."""
-    html: PathText | None = None
+    html: LocalPathText | None = None
     """HTML file to write with the same content; null: none."""
 
 
@@ -209,7 +210,7 @@ class DataInspectConfig(SftConfig):
 class SampleSection(Section):
     """Which completions become rows."""
 
-    output_file: PathText = "sampled.jsonl"
+    output_file: LocalPathText = "sampled.jsonl"
     """JSON lines to write: the prompt's row with a completion as last message, its reward, and the worst completion."""
     n_best_to_keep: int = Field(5, ge=1)
     """Most rows of a prompt: different completions with the highest rewards."""
@@ -231,7 +232,7 @@ class SampleTrainConfig(RlhfTrainConfig):
     """The fields of task grpo that matter without a trainer: seed, folder for logs, whether to continue."""
 
     task: Literal["grpo"] = "grpo"
-    output_dir: PathText = "runs/sample"
+    output_dir: LocalPathText = "runs/sample"
 
 
 class SampleConfig(RlhfConfig):
@@ -282,7 +283,7 @@ class ExportSection(Section):
     """Run model code shipped with the model; it is saved with the merged one."""
     merge_lora: bool = False
     """Merge the adapter into its base model."""
-    output_dir: PathText | None = None
+    output_dir: LocalPathText | None = None
     """Folder to write; null: beside the checkpoint, with `merged-` before its name."""
 
 

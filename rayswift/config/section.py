@@ -23,10 +23,18 @@ def path_text(value: str) -> str:
     return home(value)
 
 
+def no_url(value: str) -> str:
+    if "://" in value:
+        raise ValueError("a URL, wanted a file or folder of this machine; copy it from or to there")
+    return value
+
+
 _VARIABLE = re.compile(r"\$\{\w|^\$\w")
 Strings = Annotated[list[str], BeforeValidator(one_or_many)]
 # A file or folder of this machine, or a hub id, `file.py:name` or URL: `~` is the user's home folder.
 PathText = Annotated[str, AfterValidator(path_text)]
+# One that is no URL.
+LocalPathText = Annotated[PathText, AfterValidator(no_url)]
 PathTexts = Annotated[list[PathText], BeforeValidator(one_or_many)]
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from rayswift.config.section import PathText, PathTexts, Section, Strings
+from rayswift.config.section import LocalPathText, PathText, PathTexts, Section, Strings
 
 SftTask = Literal["causal_lm", "seq_cls", "embedding", "reranker", "generative_reranker"]
 RlhfTask = Literal["dpo", "orpo", "cpo", "simpo", "kto", "rm", "ppo", "grpo", "gkd"]
@@ -25,7 +25,7 @@ class TrainConfig(Section):
     """What the model learns."""
     output_dir: PathText = "runs/sft"
     """Run folder: resolved config, logs, metrics, checkpoints, row accounting; a folder, or a URL (s3://bucket/run)."""
-    resume: PathText = "never"
+    resume: LocalPathText = "never"
     """auto: continue the newest complete checkpoint of the run folder, if any; a path: that one; never: a new run."""
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate; null: 2e-5 for full training, 1e-4 for LoRA."""

@@ -13,6 +13,7 @@ from typing import Any
 from rayswift.config.schema import TrainingConfig
 from rayswift.data.feed.feed import StaleAttempt
 from rayswift.data.feed.pipeline import user_error_in
+from rayswift.files import disk_is_full
 from rayswift.launch import user_code
 from rayswift.log import UserError, logger
 
@@ -40,6 +41,8 @@ def explain(error: BaseException, config: TrainingConfig, run_dir: Path, rank: i
     user_error = user_error_in(error)
     if user_error:
         return user_error
+    if disk_is_full(error):
+        return UserError(f"the disk is full: {error}; free some space and continue with --resume auto", exit_code=1)
     culprit = user_code.blame(error, config)
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     where = f"\n  traceback in {run_dir / 'logs' / f'rank-{rank}.log'}"

@@ -63,6 +63,11 @@ def config_problems(config: TrainingConfig, has_eval: bool) -> list[str]:
     ]
     if cluster.offload == "all" and cluster.zero_stage != 3:
         found.append(f"cluster.offload = all needs cluster.zero_stage 3, it is {cluster.zero_stage}")
+    if cluster.uses_deepspeed and "[" in f"{Path(train.output_dir).absolute()}{cluster.scratch_dir}{train.resume}":
+        found.append(
+            f"train.output_dir = {train.output_dir!r}: DeepSpeed looks for its checkpoints by patterns, in which [ is "
+            "special, and would not find them; choose a path without it (cluster.scratch_dir and train.resume too)"
+        )
     if cluster.offload == "optimizer" and not cluster.zero_stage:
         found.append("cluster.offload = optimizer needs cluster.zero_stage 1, 2 or 3, it is 0")
     if train.max_steps <= 0 and _counts_steps(train):

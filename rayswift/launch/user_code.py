@@ -19,7 +19,7 @@ from rayswift.config.rollout import RolloutConfig
 from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.config.user_code import Named, file_of, load, split, takes
 from rayswift.data import raw_rows
-from rayswift.log import UserError, refuse
+from rayswift.log import UserError, announced, refuse
 from rayswift.rollout.adapters import named
 from rayswift.rollout.episodes import contract
 from rayswift.rollout.rewards import functions as rewards
@@ -34,8 +34,21 @@ _CALLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     _PLUGINS: (("model", "tokenizer"), ()),
 }
 
-# Trackers of `transformers` that are packages of the same name.
-_TRACKERS = ("clearml", "comet_ml", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
+# Trackers of `transformers` -> their packages.
+_SAME = [
+    "clearml",
+    "codecarbon",
+    "comet_ml",
+    "dagshub",
+    "dvclive",
+    "mlflow",
+    "neptune",
+    "swanlab",
+    "tensorboard",
+    "trackio",
+    "wandb",
+]
+_TRACKERS = {"azure_ml": "azureml", "flyte": "flytekit", **{name: name for name in _SAME}}
 
 
 def named_in(config: TrainingConfig) -> list[Named]:
@@ -69,9 +82,9 @@ def check(config: TrainingConfig) -> None:
     The code is imported in a process of its own, so that the driver does not import torch.
     """
     problems = [
-        f"train.report_to = {name}: the package {name} is not installed; install it, or leave {name} out"
-        for name in config.train.report_to
-        if name in _TRACKERS and importlib.util.find_spec(name) is None
+        f"train.report_to = {name}: the package {package} is not installed; install it, or leave {name} out"
+        for name, package in _TRACKERS.items()
+        if name in config.train.report_to and importlib.util.find_spec(package) is None
     ]
     problems += rewards.problems(config.rollout) if isinstance(config, RlhfConfig) else []
     named = named_in(config)
@@ -83,13 +96,14 @@ def check(config: TrainingConfig) -> None:
 def _problems_of(named: list[Named], own_rewards: list[rewards.RewardSpec]) -> list[str]:
     code = "from rayswift.launch import user_code; user_code.print_problems()"
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            input=json.dumps([named, [asdict(spec) for spec in own_rewards]]),
-            capture_output=True,
-            text=True,
-            timeout=_CHECK_TIMEOUT_S,
-        )
+        with announced(f"importing {', '.join(name for _, name in named)}"):
+            done = subprocess.run(
+                [sys.executable, "-c", code],
+                input=json.dumps([named, [asdict(spec) for spec in own_rewards]]),
+                capture_output=True,
+                text=True,
+                timeout=_CHECK_TIMEOUT_S,
+            )
     except subprocess.TimeoutExpired as error:
         names = ", ".join(f"{field} = {name!r}" for field, name in named)
         raise UserError(f"{names}: importing it took more than {_CHECK_TIMEOUT_S} s") from error

@@ -2,15 +2,14 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from rayswift.cluster import nodes, preflight
 from rayswift.log import UserError, logger
 from rayswift.report.console import say
 from rayswift.run import events
-from rayswift.run.waiting import NO_SIGN_S, SAY_S, Lines, Waiting, clear, read, size_of, warnings
+from rayswift.run.waiting import NO_SIGN_S, Lines, Waiting, clear, read, size_of, warnings
 
 _LOOK_S = 1.0
 _CLOSE_S = 5.0
@@ -18,24 +17,6 @@ _HEAD_EVERY_S = 2.0
 _TELL_HEAD_S = 10.0
 # Ray kills a driver whose head is silent for 60 s (RAY_gcs_rpc_server_reconnect_timeout_s).
 _HEAD_S = 50.0
-
-
-@contextmanager
-def announced(what: str, every_s: float = SAY_S) -> Iterator[None]:
-    """Report every `every_s` that a long step of the driver is still running."""
-    begun, done = time.monotonic(), threading.Event()
-
-    def run() -> None:
-        while not done.wait(every_s):
-            say(f"{what} goes on, {time.monotonic() - begun:.0f} s so far")
-
-    thread = threading.Thread(target=run, name="announced", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 class Watch:

@@ -56,7 +56,7 @@ def find_model(name: str, setting: str, fetch: bool = True, base: str | None = N
     base model, if the adapter's config does not name the right one. Raise UserError if a model or weights are missing.
     """
     what = f"{setting} = {name!r}"
-    folder = _of_hub(name, what, fetch) if _is_hub_id(name) else model_folder(Path(name))
+    folder = _of_hub(name, what, fetch) if _is_hub_id(name) else model_folder(name)
     if (folder / _ADAPTER).exists():
         adapter = _adapter_config(folder)
         recorded = str(adapter.get("base_model_name_or_path") or "")

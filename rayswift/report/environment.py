@@ -1,6 +1,5 @@
 """Command line, commit, machine and versions of a run."""
 
-import os
 import platform
 import shlex
 import socket
@@ -9,10 +8,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import psutil
-
 from rayswift import __version__
-from rayswift.cluster.machine import count_gpus, nvidia_smi
+from rayswift.cluster.machine import count_cores, count_gpus, memory_bytes, nvidia_smi
 
 _PACKAGES = ("torch", "ray", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets", "tokenizers")
 _GIT_TIMEOUT_S = 5
@@ -28,7 +25,7 @@ def environment() -> dict[str, str]:
         "commit": commit + (" with changes" if changed else ""),
         "host": socket.gethostname(),
         "system": f"{platform.platform()}, Python {platform.python_version()}",
-        "processor": f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.1f} GiB of memory",
+        "processor": f"{count_cores()} cores, {memory_bytes() / 2**30:.1f} GiB of memory",
         "GPUs here": _gpus(),
         "rayswift": __version__,
     }

@@ -155,7 +155,8 @@ def _excerpt(text: str) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """Replace the values of `hub_token`, passwords and keys, of a command line or YAML, by stars."""
+    """Replace the values of `hub_token`, passwords and keys, of a command line, YAML or URL, by stars."""
+    text = re.sub(r"(://[^\s/:@]*:)[^\s/@]+@", r"\1***@", text)
     return re.sub(rf"(?i)([\w.-]*(?:{_SECRET})\w*['\"]?(?:\s*[:=]\s*|\s+))(?!null\b)\S+", r"\1***", text)
 
 

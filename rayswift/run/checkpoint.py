@@ -9,6 +9,7 @@ set_aside/      files with weights that a run could not use: halves of killed sa
 Only `retain` deletes complete checkpoints, for `train.save_total_limit`. All other files with weights are set aside.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from typing import Any
 
 import xxhash
 
+from rayswift.data.filesystem import is_url
 from rayswift.log import UserError, logger
 
 MANIFEST = "manifest.json"
@@ -262,15 +264,19 @@ def retain(run_dir: Path, limit: int | None, best_step: int | None) -> None:
             discard(saved.path)
 
 
-def model_folder(path: Path) -> Path:
-    """The path itself if it is a model folder, or the result of a run folder; raise UserError if there is no model."""
+def model_folder(name: str | Path) -> Path:
+    """The folder itself if it holds a model, or the result of a run folder; raise UserError if there is no model."""
+    if is_url(str(name)):
+        raise UserError(
+            f"{name} is a URL; copy the model (of a run: its newest checkpoint-N) to a folder, and name that"
+        )
+    path = Path(name)
     if not path.is_dir():
         raise UserError(f"no folder {path}; give a run folder, a checkpoint or a model folder")
     if any((path / name).exists() for name in ("config.json", "adapter_config.json")):
         return path
-    result = path / "result.json"
-    if result.exists():
-        chosen = path / Path(json.loads(result.read_text(encoding="utf-8"))["model"]).name
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or another program's
+        chosen = path / Path(json.loads((path / "result.json").read_text(encoding="utf-8"))["model"]).name
         if read_complete(chosen):
             return chosen
     saved = newest(path)

@@ -43,7 +43,7 @@ class Start:
 
 def record(run_dir: Path, kind: str, **facts: Any) -> None:
     """Append an event with the current time; `facts` are fields of `Event`."""
-    line = json.dumps({"kind": kind, "time_s": time.time(), **facts}, ensure_ascii=False)
+    line = json.dumps({"kind": kind, "time_s": time.time(), **facts})  # ASCII: any text stays on one line
     path = run_dir / EVENTS
     whole = not path.exists() or path.stat().st_size == 0 or path.read_bytes()[-1:] == b"\n"
     with open(path, "a", encoding="utf-8") as file:

@@ -12,6 +12,7 @@ from rayswift.config.load import to_yaml
 from rayswift.config.schema import TrainingConfig
 from rayswift.config.train import TrainConfig
 from rayswift.data.sequence.global_batches import Position
+from rayswift.files import write_whole
 from rayswift.log import UserError, logger
 from rayswift.run import checkpoint
 from rayswift.run.accounting import write_accounting
@@ -100,7 +101,7 @@ def open_run(config: TrainingConfig, run_dir: Path) -> Resume | None:
         if not is_here:
             _clear(run_dir, config)
     if not is_here:
-        (run_dir / FINGERPRINT).write_text("{}", encoding="utf-8")
+        write_whole(run_dir / FINGERPRINT, "{}")
     return found
 
 
@@ -154,6 +155,8 @@ def _named(path: Path, found: Resume | None) -> Resume:
     if not path.is_dir():
         what = f"train.resume = {str(path)!r} is not a complete checkpoint: there is no such folder"
         raise UserError(f"{what}; give auto, never, or the checkpoint-N of a run")
+    if newest := checkpoint.newest(path):
+        raise UserError(f"train.resume = {str(path)!r} is a run folder; name one of its checkpoints: {newest.path}")
     try:
         resume = load_resume(checkpoint.read(path))
         checkpoint.verify(path, most_bytes=_MOST_BYTES_CHECKED)
@@ -199,8 +202,8 @@ def _clear(run_dir: Path, config: TrainingConfig) -> None:
 
 
 def write_record(run_dir: Path, config: TrainingConfig, found: dict[str, Any]) -> None:
-    (run_dir / CONFIG).write_text(to_yaml(config), encoding="utf-8")
-    (run_dir / FINGERPRINT).write_text(json.dumps(found, indent=1), encoding="utf-8")
+    write_whole(run_dir / CONFIG, to_yaml(config))
+    write_whole(run_dir / FINGERPRINT, json.dumps(found, indent=1))
 
 
 def say_what_is_left_behind(run_dir: Path, train: TrainConfig, history: list[dict[str, Any]]) -> None:
@@ -246,6 +249,6 @@ def write_result(run_dir: Path, config: TrainingConfig) -> tuple[Path, dict[str,
     say_what_is_left_behind(run_dir, config.train, state.get("log_history", []))
     counts = json.loads((saved.path / checkpoint.DATA_STATE).read_text(encoding="utf-8"))["position"]["counts"]
     result = {"model": model.name, "last": saved.path.name, "best_metric": state.get("best_metric")}
-    (run_dir / RESULT).write_text(json.dumps(result, indent=1), encoding="utf-8")
+    write_whole(run_dir / RESULT, json.dumps(result, indent=1))
     write_accounting(run_dir, counts)
     return model, counts

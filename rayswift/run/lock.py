@@ -26,6 +26,7 @@ from rayswift.log import UserError, logger
 from rayswift.run.url_files import Remote
 
 NAME = ".lock"
+_FIELD = "train.output_dir"
 _TRIES = 50
 
 
@@ -57,16 +58,17 @@ def this_process() -> Holder:
 class Folder:
     """The lock file in a folder, local or shared.
 
-    beat_s: time between heartbeats; settle_s: time until a write is visible to all.
+    field: with its name; beat_s: time between heartbeats; settle_s: time until a write is visible to all.
     """
 
-    def __init__(self, folder: Path, beat_s: float = 4.0, settle_s: float = 0.1):
-        self.where, self.beat_s, self.settle_s = str(folder), beat_s, settle_s
+    def __init__(self, folder: Path, beat_s: float = 4.0, settle_s: float = 0.1, field: str = _FIELD):
+        self.where, self.field = str(folder), field
+        self.beat_s, self.settle_s = beat_s, settle_s
         self._folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"train.output_dir = {self.where!r} cannot be written: {error.strerror}") from error
+            raise UserError(f"{self.field} = {self.where!r} cannot be written: {error.strerror}") from error
 
     def read(self) -> bytes | None:
         try:
@@ -80,7 +82,7 @@ class Folder:
             partial.write_bytes(content)
             partial.replace(self._folder / NAME)
         except OSError as error:
-            raise UserError(f"train.output_dir = {self.where!r} cannot be written: {error.strerror}") from error
+            raise UserError(f"{self.field} = {self.where!r} cannot be written: {error.strerror}") from error
 
     def remove(self) -> None:
         (self._folder / NAME).unlink(missing_ok=True)
@@ -88,7 +90,10 @@ class Folder:
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Keep other launches of this machine from reading and writing the lock file."""
-        descriptor = os.open(self._folder, os.O_RDONLY)
+        try:
+            descriptor = os.open(self._folder, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(f"{self.field} = {self.where!r} cannot be read: {error.strerror}") from error
         try:
             for _ in range(_TRIES):  # bounded: a launch that is stopped (SIGSTOP) may hold it for ever
                 try:
@@ -107,7 +112,7 @@ class Url:
     """The lock file behind a URL; fields as in `Folder`."""
 
     def __init__(self, remote: Remote):
-        self.where, self.beat_s, self.settle_s = remote.url, 15.0, 1.0
+        self.where, self.field, self.beat_s, self.settle_s = remote.url, _FIELD, 15.0, 1.0
         self._remote = remote
 
     def read(self) -> bytes | None:
@@ -126,9 +131,12 @@ class Url:
 Place = Folder | Url
 
 
-def held(output_dir: str) -> contextlib.AbstractContextManager[None]:
-    """Hold the lock of `train.output_dir` while the block runs; raise UserError if another launch has or takes it."""
-    place = Url(Remote(output_dir)) if is_url(output_dir) else Folder(Path(output_dir).resolve())
+def held(output_dir: str, field: str = _FIELD) -> contextlib.AbstractContextManager[None]:
+    """Hold the lock of the folder of a field while the block runs; raise UserError if another launch has or takes it.
+
+    Only `train.output_dir` may be a URL.
+    """
+    place = Url(Remote(output_dir)) if is_url(output_dir) else Folder(Path(output_dir).resolve(), field=field)
     return hold(place, this_process())
 
 
@@ -191,8 +199,8 @@ def _shows_life(place: Place, theirs: Holder, sleep: Callable[[float], None]) ->
 
 def _taken(place: Place, holder: Holder) -> UserError:
     return UserError(
-        f"train.output_dir = {place.where!r} is in use by another launch ({holder}); wait for its end, or choose "
-        "another --train.output_dir"
+        f"{place.field} = {place.where!r} is in use by another launch ({holder}); wait for its end, or choose another "
+        f"--{place.field}"
     )
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from rayswift.config.reading.paths import in_a_jobs_folder
 from rayswift.data.filesystem import is_url
-from rayswift.log import UserError, logger
+from rayswift.files import write_whole
+from rayswift.log import UserError, announced, logger
 from rayswift.run import checkpoint
 from rayswift.run.checkpoint import Damaged
 from rayswift.run.folder import (
@@ -31,8 +32,10 @@ from rayswift.run.folder import (
 )
 from rayswift.run.url_files import Remote
 
-# Not uploaded: Ray Train's own folder, and copies and indices of the rows.
-_NOT_KEPT = re.compile(rf"ray/.*|data/[^/]+/.*|.*\.partial([./].*)?|\.[^/]*|checkpoint-.*|{checkpoint.SET_ASIDE}/.*")
+# Not uploaded: Ray Train's own folder, copies and indices of the rows, and files that may be gone before they are read.
+_NOT_KEPT = re.compile(
+    rf"ray/.*|data/[^/]+/.*|logs/[^/]*\.note|.*\.partial([./].*)?|\.[^/]*|checkpoint-.*|{checkpoint.SET_ASIDE}/.*"
+)
 # Converted from the checkpoint beside it.
 _DERIVED = re.compile(r"global_step\d+_universal/")
 
@@ -80,7 +83,8 @@ def working_copy(output_dir: str, resume: str, scratch_dir: str | None, recipe: 
     run_dir = scratch / remote.url.rpartition("/")[2]
     run_dir.mkdir()
     try:
-        pull(remote, run_dir, resume, recipe)
+        with announced(f"fetching {remote.url}"):
+            pull(remote, run_dir, resume, recipe)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)  # it holds downloaded copies only
         raise
@@ -107,8 +111,9 @@ def _push_all(remote: Remote, run_dir: Path) -> str:
     """Upload what is missing; return a message about files that could not be uploaded, or ""."""
     problem = ""
     try:
-        push(remote, run_dir)
-        there = remote.sizes()
+        with announced(f"uploading to {remote.url}"):
+            push(remote, run_dir)
+            there = remote.sizes()
     except UserError as error:
         problem, there = f"{error}; ", {}
     files = [str(path.relative_to(run_dir)) for path in run_dir.rglob("*") if path.is_file()]
@@ -246,9 +251,7 @@ def _read_copies(run_dir: Path) -> dict[str, Stamp]:
 
 
 def _write_copies(run_dir: Path, copies: dict[str, Stamp]) -> None:
-    partial = run_dir / f"{_COPIES}.partial"
-    partial.write_text(json.dumps(copies), encoding="utf-8")
-    partial.replace(run_dir / _COPIES)
+    write_whole(run_dir / _COPIES, json.dumps(copies))
 
 
 def _note_copies(run_dir: Path, names: Iterable[str]) -> None:

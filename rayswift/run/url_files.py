@@ -20,6 +20,9 @@ class Remote:
 
     def __init__(self, url: str):
         self.url = url.rstrip("/")
+        # pyarrow cuts a URL at "#", and without a place "s3:" would be a folder of this machine.
+        if "#" in url or not url.partition("://")[2].strip("/"):
+            raise UserError(f"train.output_dir = {url!r}: a URL names a bucket or folder, and has no # in it")
         with self._explained("cannot be opened"):
             self._fs, root = open_filesystem(self.url)
             self._root = root.rstrip("/")

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from rayswift.files import write_whole
+
 _SIGN_S = 5.0
 """Longest time between two writes of a note."""
 _WRITE_S = 1.0
@@ -81,10 +83,8 @@ class Notes:
 
     def _write(self) -> None:
         self._note = Note(**{**asdict(self._note), "number": self._note.number + 1})
-        partial = self._file.with_suffix(".note-partial")
         with contextlib.suppress(OSError):  # a full disk fails the run elsewhere
-            partial.write_text(json.dumps(asdict(self._note)), encoding="utf-8")
-            partial.replace(self._file)
+            write_whole(self._file, json.dumps(asdict(self._note)))
 
 
 def unnoted(what: str) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from rayswift.config.train import TrainConfig
 from rayswift.data.sequence.global_batches import FeedPlan
+from rayswift.files import write_whole
 from rayswift.log import logger
 from rayswift.run import checkpoint
 from rayswift.run.accounting import Vanishing, write_accounting
@@ -281,12 +281,10 @@ def _keep_until(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except (json.JSONDecodeError, KeyError):
-            continue  # cut off by a kill
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    os.replace(partial, path)
+        except (ValueError, KeyError, TypeError):
+            continue  # cut off by a kill, or what a power failure left
+    write_whole(path, "".join(f"{line}\n" for line in kept))

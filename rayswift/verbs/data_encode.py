@@ -8,7 +8,6 @@ The windows and their order are those of a training, from the same Ray Data task
 after the complete parts.
 """
 
-import os
 import shutil
 import tempfile
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from rayswift.cluster.connect import connect, join
 from rayswift.cluster.layout import lay_out
+from rayswift.cluster.machine import count_cores
 from rayswift.config.load import Invocation, to_yaml
 from rayswift.config.row_verbs import PtEncodeConfig, RlhfEncodeConfig
 from rayswift.config.schema import DataEncodeConfig
@@ -32,6 +32,7 @@ from rayswift.model.texts import sentence_files
 from rayswift.model.texts import settings as text_settings
 from rayswift.model.texts.row_kind import row_kind
 from rayswift.rollout.episodes import schemas
+from rayswift.run import lock
 
 _SAY_EVERY_S = 10
 
@@ -42,7 +43,12 @@ def run(invocation: Invocation) -> None:
     if invocation.dry_run:
         print(to_yaml(config))  # noqa: T201
         return
-    began, folder = time.monotonic(), Path(config.encode.to).resolve()
+    with lock.held(config.encode.to, "encode.to"):
+        _encode(config, Path(config.encode.to).resolve())
+
+
+def _encode(config: DataEncodeConfig | PtEncodeConfig | RlhfEncodeConfig, folder: Path) -> None:
+    began = time.monotonic()
     source = model_files(config.model)
     config = schemas.settled(text_settings.settled(config, source))
     kind, seed = row_kind(config, source), config.train.seed
@@ -65,7 +71,7 @@ def run(invocation: Invocation) -> None:
     plans = {"train": train} | ({"eval": evaluation} if evaluation else {})
 
     # 2. Ray, and the parts, on all cores.
-    num_cpus = max(config.cluster.num_data_cpus, os.cpu_count() or 1)
+    num_cpus = max(config.cluster.num_data_cpus, count_cores())
     cluster = config.cluster.model_copy(update={"num_workers": 0, "device": "cpu", "num_data_cpus": num_cpus})
     connect(cluster, lay_out(cluster, join(cluster)), folder)
     encoded = cache_folder.write(folder, plans, made_from, config.encode.epochs, data.max_bad_fraction, _write_parts)

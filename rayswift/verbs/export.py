@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from rayswift.config.load import Invocation, to_yaml
 from rayswift.config.schema import ExportSection
-from rayswift.data.filesystem import is_url
+from rayswift.files import disk_is_full
 from rayswift.log import UserError, logger
 from rayswift.model.find import FoundModel, find_model, load_tokenizer, stop_token_ids
 from rayswift.model.kind.kinds import look
@@ -28,9 +28,7 @@ def run(invocation: Invocation) -> None:
     section: ExportSection = invocation.config.export
     if not section.merge_lora:
         raise UserError("export.merge_lora = False: nothing to do; give --merge_lora")
-    if section.output_dir and is_url(section.output_dir):
-        raise UserError(f"export.output_dir = {section.output_dir!r} is a URL; export to a folder, and copy that there")
-    folder = model_folder(Path(section.model)).resolve()
+    folder = model_folder(section.model).resolve()
     if not (folder / "adapter_config.json").exists():
         raise UserError(f"export.model = {section.model!r}: {folder} has no adapter to merge")
     beside = folder.with_name(f"merged-{folder.name}")
@@ -55,7 +53,9 @@ def run(invocation: Invocation) -> None:
         partial.mkdir(parents=True)
         merge(model, partial, section.trust_remote_code)
         partial.replace(output)
-    except OSError as error:
+    except Exception as error:
+        if not isinstance(error, OSError) and not disk_is_full(error):
+            raise
         raise UserError(f"merging {model} into {output} failed: {error}", exit_code=1) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -22,8 +22,7 @@ from rayswift.data.tokenizer.training_copy import model_files, prepare_tokenizer
 from rayswift.launch import models, user_code
 from rayswift.launch.rollout_supply import rollout_plan
 from rayswift.launch.supply import beside_the_driver
-from rayswift.launch.watch import announced
-from rayswift.log import UserError, logger, raise_together, refuse
+from rayswift.log import UserError, announced, logger, raise_together, refuse
 from rayswift.model.kind import abilities
 from rayswift.model.texts import settings as text_settings
 from rayswift.model.texts.row_kind import row_kind
@@ -32,6 +31,8 @@ from rayswift.rollout.actors import RolloutSpec
 from rayswift.rollout.episodes import schemas
 from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.rollout.sampling import made_from
+from rayswift.run import lock
+from rayswift.run.folder import FINGERPRINT
 
 _SAY_EVERY_S = 30.0
 
@@ -58,8 +59,10 @@ def run(invocation: Invocation) -> None:
         raise UserError(f"sample.output_file = {str(output)!r} is there already; continue it with --resume auto")
     config = schemas.settled(config)
     began, run_dir = time.monotonic(), Path(config.train.output_dir).absolute()
-    run_dir.mkdir(parents=True, exist_ok=True)
-    outcomes = _sampled(_rollout_spec(config, run_dir))
+    with lock.held(config.train.output_dir):
+        if (run_dir / FINGERPRINT).exists():
+            raise UserError(f"train.output_dir = {str(run_dir)!r} holds a training run; choose another --output_dir")
+        outcomes = _sampled(_rollout_spec(config, run_dir))
     logger.info("prompts\n%s", table(outcomes))
     logger.info("done in %.0f s; rows: %s", time.monotonic() - began, output)
 

@@ -26,9 +26,8 @@ from rayswift.data.tokenizer.training_copy import model_files, prepare_tokenizer
 from rayswift.launch import plan as planning
 from rayswift.launch import user_code
 from rayswift.launch.supply import DataService, RowService
-from rayswift.launch.watch import announced
 from rayswift.launch.workers import fit
-from rayswift.log import logger, raise_together, refuse
+from rayswift.log import announced, logger, raise_together, refuse
 from rayswift.model import adapters, reference_logps
 from rayswift.model.kind import abilities
 from rayswift.model.texts import sentence_files
@@ -126,9 +125,7 @@ def _run_dir(config: TrainingConfig) -> Iterator[Path]:
 
 def _prepare(config: TrainingConfig, run_dir: Path) -> _Prepared:
     # 1. The layout, the checkpoint of an earlier launch, the plan.
-    with announced("joining the Ray cluster"):
-        joined = join(config.cluster)
-    layout = lay_out(config.cluster, joined, engines_of(config), is_sampling(config))
+    layout = lay_out(config.cluster, join(config.cluster), engines_of(config), is_sampling(config))
     resume = run_folder.open_run(config, run_dir)
     plan = planning.resolve(config, layout, resume)
 

@@ -29,6 +29,7 @@ LAYERS = (
     "config",
     "signals",
     "imports",
+    "files",
     "log",
     "__init__",
 )

@@ -171,6 +171,26 @@ def test_an_ignored_signal_stays_ignored() -> None:
     assert nohup.stdout == "SIG_IGN\n"
 
 
+@pytest.mark.parametrize("words", ["--help", "sft --help all"])
+def test_a_reader_that_has_enough_ends_the_command_in_silence(words: str) -> None:
+    """`rayswift sft --help all | head -1`; a short page is written only at the end."""
+    command = f"{sys.executable} -m rayswift {words} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == (f"{128 + signal.SIGPIPE}\n", "")
+
+
+def test_a_full_disk_is_one_error(tmp_path: Path) -> None:
+    code = """
+from rayswift import cli
+from rayswift.verbs import tasks
+def run(_): raise OSError(28, "No space left on device")
+tasks.run = run
+cli.main(["tasks"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "error: the disk is full: [Errno 28] No space left on device\n")
+
+
 def test_a_command_ends_without_pythons_teardown_but_behind_every_handler_of_its_end() -> None:
     """Trackers and user code register handlers; threads that are no daemons are waited for."""
     code = """

@@ -16,6 +16,7 @@ from rayswift.data.cache.parts import FORMAT, MANIFEST, CachedWindows, PartSumma
 from rayswift.data.encode.config import CAUSAL, RowKind
 from rayswift.data.sequence.global_batches import judge
 from rayswift.data.sequence.windows import WindowPlan
+from rayswift.files import write_whole
 from rayswift.log import UserError
 
 _STARTED = "started.json"  # ingredients of a cache that is not complete yet
@@ -55,7 +56,8 @@ def start(folder: Path, made_from: Fingerprint, num_epochs: int) -> bool:
             )
         return False
     begun = {"format": FORMAT, "fingerprint": asdict(made_from), "epochs": num_epochs}
-    foreign = [path.name for path in folder.iterdir() if path.name not in _OWN] if folder.is_dir() else []
+    names = [path.name.removesuffix(".partial") for path in folder.iterdir()] if folder.is_dir() else []
+    foreign = [name for name in names if name not in _OWN and not name.startswith(".")]  # .lock, .nfs00a1
     if foreign:
         raise UserError(f"encode.to = {str(folder)!r} holds {foreign[0]}, not a file of a cache; choose another --to")
     try:
@@ -63,7 +65,7 @@ def start(folder: Path, made_from: Fingerprint, num_epochs: int) -> bool:
             for name in _OWN:
                 _remove(folder / name)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _STARTED).write_text(json.dumps(begun), encoding="utf-8")
+        write_whole(folder / _STARTED, json.dumps(begun))
     except OSError as error:
         raise UserError(f"encode.to = {str(folder)!r} cannot be written: {error.strerror}") from error
     return True
@@ -111,9 +113,7 @@ def write(
         }
     manifest = {"format": FORMAT, "fingerprint": asdict(made_from), "splits": splits}
     _remove(folder / "work")
-    partial = folder / f"{MANIFEST}.partial"
-    partial.write_text(json.dumps(manifest), encoding="utf-8")
-    partial.replace(folder / MANIFEST)
+    write_whole(folder / MANIFEST, json.dumps(manifest))
     _remove(folder / _STARTED)
     parts = [PartSummary(**part) for part in splits["train"]["parts"]]
     return PartSummary(

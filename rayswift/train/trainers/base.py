@@ -1,6 +1,5 @@
 """Feeds any trainer of TRL or HF from the stream: overrides the few methods that depend on the data."""
 
-import errno
 import math
 import shutil
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 
 from rayswift.config import user_code
 from rayswift.config.derived import rollout_of
+from rayswift.files import disk_is_full
 from rayswift.log import UserError, logger
 from rayswift.model.load import share_tied
 from rayswift.model.tuners import lora_plus_groups
@@ -299,8 +299,5 @@ def callbacks_of(
 
 
 def _disk_is_full(error: BaseException, folder: Path) -> bool:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    # torch and safetensors wrap the system's error in their own.
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    return "os error 28" in str(error) or shutil.disk_usage(existing).free < (1 << 20)
+    return disk_is_full(error) or shutil.disk_usage(existing).free < (1 << 20)  # torch does not always say why

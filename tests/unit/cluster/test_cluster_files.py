@@ -24,6 +24,12 @@ PINS = [
 MANIFESTS = ["kuberay-cluster.yaml", "kuberay-job.yaml"]
 
 
+def user_id(image: str) -> int:
+    """The number of the user of an image; ubuntu:24.04 gives 1000 to a user of its own, python:3.11 does not."""
+    (found,) = re.findall(r"useradd --uid (\d+)", (CLUSTER / f"Dockerfile.{image}").read_text())
+    return int(found)
+
+
 def manifest(name: str) -> dict[str, Any]:
     return dict(yaml.safe_load((CLUSTER / name).read_text()))
 
@@ -53,7 +59,10 @@ def slurm(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
     """Start the script where each of Slurm's and Ray's commands is a few words of shell, and the run a long one."""
     commands = {
         "scontrol": 'if [ "$1" = requeue ]; then echo "requeued $2"; else echo node-1; fi',
-        "srun": 'case "$*" in *hostname*) echo 10.0.0.1;; esac',
+        "srun": """while [ "$1" != bash ]; do shift; done
+            SLURM_CPUS_ON_NODE=3 SLURM_GPUS_ON_NODE=1 exec "$@\"""",
+        "hostname": 'if [ "$1" = --ip-address ]; then echo "::1 127.0.1.1"; else echo "fd00::7 10.0.0.5 10.1.0.5 "; fi',
+        "ray": 'echo "$*" >"$0.log"',
         "python3": "cat >/dev/null; echo 1",
         "rayswift": """echo "run $*"
             trap 'sleep 0.3; echo interrupted; exit 143' TERM
@@ -93,8 +102,17 @@ def test_slurm_hands_a_signal_on_and_waits_for_the_run(
 def test_slurm_continues_what_it_queued_again(slurm: Callable[..., "subprocess.Popen[str]"]) -> None:
     again = slurm("quick", SLURM_RESTART_COUNT="1")
     assert (again.communicate(timeout=20)[0], again.returncode) == ("run quick --resume auto\n", 0)
-    named = slurm("quick", "--resume", "runs/x", SLURM_RESTART_COUNT="1")
-    assert named.communicate(timeout=20)[0] == "run quick --resume runs/x\n"
+    for words in (["--resume", "runs/x"], ["--resume=never"], ["--train.resume", "auto"]):
+        named = slurm("quick", *words, SLURM_RESTART_COUNT="1")
+        assert named.communicate(timeout=20)[0] == f"run quick {' '.join(words)}\n"
+
+
+def test_slurm_starts_ray_with_each_nodes_own_counts_and_no_loopback(
+    slurm: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
+) -> None:
+    slurm("quick", SLURM_CPUS_ON_NODE="64").communicate(timeout=20)
+    words = "start --block --num-cpus=3 --num-gpus=1 --head --node-ip-address=10.0.0.5 --port=20007"
+    assert (tmp_path / "ray.log").read_text() == f"{words} --include-dashboard=false\n"
 
 
 def test_the_ray_up_config_is_valid() -> None:
@@ -120,6 +138,7 @@ def test_kuberay_manifests_are_consistent(name: str) -> None:
         assert group.get("minReplicas", 0) <= group.get("replicas", 0) <= group.get("maxReplicas", 0)
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
         pod = group["template"]["spec"]
+        assert pod["securityContext"]["fsGroup"] == user_id("cpu") == user_id("gpu")  # all write to one volume
         (container,) = pod["containers"]
         assert container["resources"]["requests"] == container["resources"]["limits"]
         assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}

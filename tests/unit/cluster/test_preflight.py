@@ -1,7 +1,10 @@
 """Which runs fit a cluster, and addresses without a head."""
 
 import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from hypothesis import given
@@ -62,7 +65,7 @@ def test_resources_in_words() -> None:
     assert Ask(2, GPU_WORKER).bundles() == [GPU_WORKER, GPU_WORKER, {"CPU": 1.0}]
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://10.0.0.1:10001", "head", "10.0.0.1", ":6379"])
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://h:10001", "head", "10.0.0.1", ":6379", "h:²"])
 def test_an_address_that_is_none(address: str) -> None:
     with pytest.raises(UserError, match="is not the host:port of a head node") as caught:
         check_head_answers(address)
@@ -79,6 +82,33 @@ def test_an_address_where_nobody_listens(port: str) -> None:
             check_head_answers(address)
     assert address in str(caught.value)
     assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize("address", ["head..cluster:6379", f"{'x' * 64}:6379"])
+def test_an_address_with_a_name_that_no_host_can_have(address: str) -> None:
+    with pytest.raises(UserError, match=r"no Ray cluster answers at .*label"):
+        check_head_answers(address)
+
+
+class Dashboard(BaseHTTPRequestHandler):
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_an_address_of_another_service() -> None:
+    """Ray itself would try to join it for more than five minutes."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Dashboard) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(UserError, match="is not the head of a Ray cluster; name the --port"):
+            check_head_answers(f"127.0.0.1:{server.server_port}")
+        server.shutdown()
+
+
+def test_an_address_of_a_server_of_grpc() -> None:
+    server = pytest.importorskip("grpc").server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    check_head_answers(f"127.0.0.1:{port}")
+    server.stop(None)
 
 
 def test_an_address_where_somebody_listens() -> None:

@@ -51,3 +51,13 @@ def test_what_stays_wrong_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) ->
         start(monkeypatch, OSError("AF_UNIX path too long"))
     with pytest.raises(UserError, match="bad address"):
         start(monkeypatch, ValueError("bad address"))
+    with pytest.raises(UserError, match=r"No such file or directory: '/dev/shm'; mount a tmpfs there"):
+        start(monkeypatch, FileNotFoundError(2, "No such file or directory", "/dev/shm"))
+
+
+def test_another_version_of_ray_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = "The cluster was started with:\n    Ray: 2.9.0\n    Python: 3.10.2\n"
+    mine = "This process on 10.0.0.1 was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\n"
+    with pytest.raises(UserError, match=r"started with: Ray: 2\.9\.0 .* with: Ray: 2\.60\.0 Python: 3\.11\.7$") as e:
+        start(monkeypatch, RuntimeError(f"Version mismatch: {theirs}{mine}"))
+    assert e.value.exit_code == 2

@@ -149,7 +149,7 @@ def test_a_range_on_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_range_on_this_machine_ends_at_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("rayswift.cluster.layout.count_cores", lambda: 2)
     layout = lay_out(config_of("--num_workers", "1", "64", "--device", "cpu").cluster)
     assert (layout.num_workers, layout.min_workers) == (2, 1)
     with pytest.raises(UserError, match=r"cluster\.num_workers = 8 is more than the 2 CPU cores"):
@@ -208,7 +208,7 @@ def test_a_part_of_a_gpu_is_of_one_gpu() -> None:
 def test_rewards_are_scored_by_as_many_processes_as_there_are_free_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     rewards = ("--reward_funcs", "accuracy")
-    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr("rayswift.cluster.layout.count_cores", lambda: 16)
     monkeypatch.setattr("rayswift.cluster.layout.count_gpus", lambda: 0)
     assert grpo_layout(*rewards).reward_workers == 1  # engines compute with all
     assert grpo_layout(*rewards, "--rollout.engine_threads", "4").reward_workers == 12
@@ -252,7 +252,7 @@ def test_what_a_sampling_run_asks_a_cluster_for() -> None:
 def test_engines_and_workers_share_the_cores(
     flags: tuple[str, ...], engine: int, worker: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("rayswift.cluster.layout.count_cores", lambda: 4)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     given = ("--model", "x", "--data.dataset", "y", "--train.task", "grpo", "--device", "cpu", "--num_workers", "1")
     config = load("rlhf", [*given, "--rollout.reward_funcs", "f", *flags]).config

@@ -67,6 +67,26 @@ def test_a_path_is_neither_empty_nor_a_variable(path: str) -> None:
         assert line == f"{path} = {variable!r}: variables are not replaced; write the path itself"
 
 
+@pytest.mark.parametrize(
+    ("verb", "path"),
+    [
+        ("sft", "train.resume"),
+        ("sft", "data.cache"),
+        ("sft", "cluster.scratch_dir"),
+        ("sample", "sample.output_file"),
+        ("sample", "train.output_dir"),
+        ("data encode", "encode.to"),
+        ("data inspect", "inspect.html"),
+        ("export", "export.output_dir"),
+    ],
+)
+def test_a_url_is_no_folder_of_this_machine(verb: str, path: str) -> None:
+    """`sample --output_file s3://bucket/x.jsonl` would write hours of rows to a folder named `s3:`."""
+    lines = problems(verb, f"--{path}", "s3://bucket/x")
+    said = "a URL, wanted a file or folder of this machine; copy it from or to there"
+    assert f"{path} = 's3://bucket/x': {said}" in lines
+
+
 def test_a_config_that_is_not_read_is_the_only_problem(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     for text in ("model: {path: m}\nmodel: {path: n}\n", "model:\n\tpath: m\n", "words\n"):

@@ -137,11 +137,11 @@ def test_code_that_ends_the_process_is_an_error_too(folder: Path) -> None:
 
 
 def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(user_code, "_TRACKERS", ("no_such_package", "json"))
+    monkeypatch.setattr(user_code, "_TRACKERS", {"flyte": "no_such_package", "json": "json"})
     user_code.check(run(report_to=["json", "mine"]))
-    named = r"train.report_to = no_such_package: the package no_such_package is not installed"
+    named = r"train.report_to = flyte: the package no_such_package is not installed"
     with pytest.raises(UserError, match=named):
-        user_code.check(run(report_to=["no_such_package"]))
+        user_code.check(run(report_to=["flyte"]))
 
 
 def test_blame(folder: Path) -> None:

@@ -70,6 +70,24 @@ def test_what_is_not_the_users_own_is_restarted(error: BaseException, config: Tr
     Failures().check({1: sent}, 0)  # raises nothing
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_ends_the_run_wherever_it_is_met(
+    error: BaseException, config: TrainingConfig, tmp_path: Path
+) -> None:
+    """Not only while a model is saved: a manifest, metrics, rows."""
+    found = explain(raised(error), config, tmp_path, 0)
+    assert isinstance(found, UserError)
+    assert str(found).startswith(f"the disk is full: {error}; free some space")
+    assert found.exit_code == 1
+
+
 @pytest.mark.parametrize("error", [UserError("train.x = 1: no"), DataEnded(7)])
 def test_the_users_own_ends_the_run(error: UserError, config: TrainingConfig, tmp_path: Path) -> None:
     found = explain(raised(error), config, tmp_path, 0)

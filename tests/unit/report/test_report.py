@@ -406,6 +406,14 @@ def test_no_secret_is_shown() -> None:
         without_secrets("hub_token: abc\npad_token: x\nhub_token: null")
         == "hub_token: ***\npad_token: x\nhub_token: null"
     )
+    url = "s3://KEY:s3cret@bucket/run"
+    assert (
+        without_secrets(f"rayswift sft --output_dir {url} --x")
+        == "rayswift sft --output_dir s3://KEY:***@bucket/run --x"
+    )
+    assert without_secrets("http://10.0.0.1:8265/a:b@c") == "http://10.0.0.1:8265/a:b@c"
+    page = render(replace(view_of(error=f"no {url}"), name=url, config=config_of("--output_dir", url)))
+    assert "s3cret" not in page
     assert "s3cret" not in render(replace(view_of(), config=config_of("--train.hub_token", "s3cret")))
 
 
@@ -450,6 +458,8 @@ def test_the_page_follows_the_run_and_says_how_it_ended(tmp_path: Path) -> None:
         (RuntimeError("boom"), "failed", "RuntimeError: boom"),
         (KeyboardInterrupt(), "interrupted", ""),
         (SystemExit(0), "interrupted", ""),
+        (UserError("the row 'a\u2028b\x85c' is bad"), "failed", "is bad"),
+        (UserError("half of a pair: \ud83d"), "failed", "half of a pair: \\ud83d"),
     ],
 )
 def test_how_a_run_ended_is_shown(tmp_path: Path, error: BaseException, state: str, text: str) -> None:

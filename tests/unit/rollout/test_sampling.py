@@ -17,6 +17,9 @@ from rayswift.rollout.episodes import schemas
 from rayswift.rollout.sampling.file import FAILED, SampledFile
 from rayswift.rollout.sampling.made_from import MadeFrom, made_from
 from rayswift.rollout.sampling.rows import BAD, EASY, KEPT, RowSettings, rows_of
+from rayswift.run import lock
+from rayswift.run.folder import FINGERPRINT
+from rayswift.verbs import sample
 
 TINY = Path(__file__).resolve().parents[3] / "examples" / "tiny"
 ORIGIN: MadeFrom = {}
@@ -181,6 +184,20 @@ def test_episodes_are_sampled_too() -> None:
     ).config
     checks.check(config)
     assert [each["function"]["name"] for each in schemas.settled(config).rollout.tool_schemas] == ["calculator"]
+
+
+def test_a_folder_in_use_or_of_a_training_run_is_refused(tmp_path: Path) -> None:
+    """Two of them would write the indices of their rows over each other's; of a run, its tokenizer and rows."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"query": "2 + 3?"}\n', encoding="utf-8")
+    argv = ["--model", str(TINY), "--random_init", "--dataset", str(prompts), "--reward_funcs", "format"]
+    asked = load("sample", [*argv, "--output_dir", str(tmp_path / "run"), "--output_file", str(tmp_path / "rows")])
+    with lock.held(str(tmp_path / "run")), pytest.raises(UserError, match="is in use by another launch"):
+        sample.run(asked)
+    (tmp_path / "run" / FINGERPRINT).write_text("{}")
+    with pytest.raises(UserError, match="holds a training run"):
+        sample.run(asked)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {FINGERPRINT}
 
 
 def test_flags_of_swift_sample() -> None:

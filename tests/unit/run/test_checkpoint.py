@@ -239,9 +239,20 @@ def test_a_run_folder_is_its_result(tmp_path: Path) -> None:
     assert checkpoint.model_folder(tmp_path) == tmp_path / "checkpoint-2"
 
 
+@pytest.mark.parametrize("text", ['{"model": "check', '{"accuracy": 0.5}', "[1]", '{"model": 3}', ""])
+def test_a_result_that_is_cut_off_or_of_another_program_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(UserError, match="holds no complete checkpoint"):
+        checkpoint.model_folder(tmp_path)
+    save(tmp_path, 1)
+    assert checkpoint.model_folder(tmp_path) == tmp_path / "checkpoint-1"
+
+
 def test_folders_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no folder .*nowhere; give a run folder"):
         checkpoint.model_folder(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="s3://bucket/run is a URL; copy the model"):
+        checkpoint.model_folder("s3://bucket/run")
     save(tmp_path, 1, sealed=False)
     with pytest.raises(UserError, match="holds no complete checkpoint"):
         checkpoint.model_folder(tmp_path)

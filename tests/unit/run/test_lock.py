@@ -54,6 +54,15 @@ def test_the_other_is_named(place: Place) -> None:
     assert place.read(), "the first keeps it"
 
 
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:  # root may read all folders
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.open", refuse)
+    with pytest.raises(UserError, match=r"encode.to = '.*' cannot be read: Permission denied"):
+        acquire(Folder(tmp_path, field="encode.to"), this_process())
+
+
 def test_a_dead_process_of_this_machine_holds_nothing(place: Place) -> None:
     child = subprocess.Popen(["true"])
     child.wait()

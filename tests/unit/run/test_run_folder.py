@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import logging
+import re
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +158,14 @@ def test_a_path_must_be_a_complete_checkpoint(tmp_path: Path, harm: str, said: s
     with pytest.raises(UserError, match=rf"is not a complete checkpoint: .*{said}"):
         open_run(config_of(tmp_path / "new", "--resume", str(folder)), tmp_path / "new")
     assert folder.exists() == (harm == "incomplete")
+
+
+def test_a_run_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path / "old", 10)
+    old = tmp_path / "old"
+    said = f"train.resume = '{old}' is a run folder; name one of its checkpoints: {old}/checkpoint-10"
+    with pytest.raises(UserError, match=f"^{re.escape(said)}$"):
+        open_run(config_of(tmp_path / "new", "--resume", str(tmp_path / "old")), tmp_path / "new")
 
 
 def test_a_model_alone_cannot_be_continued(tmp_path: Path) -> None:
@@ -418,6 +429,22 @@ def test_the_record_reloads(tmp_path: Path) -> None:
     run_folder.write_record(tmp_path, config, FOUND)
     assert load("sft", ["--config", str(tmp_path / "config.yaml")]).config == config
     assert json.loads((tmp_path / "fingerprint.json").read_text()) == FOUND
+
+
+def test_a_full_disk_leaves_the_record_as_it_was(tmp_path: Path) -> None:
+    """Cut off, it would keep a run from being continued when there is space again."""
+    run_folder.write_record(tmp_path, config_of(tmp_path), FOUND)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            run_folder.write_record(tmp_path, config_of(tmp_path), FOUND)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
 
 
 def test_the_result_is_the_last_checkpoint_or_the_best(tmp_path: Path) -> None:

@@ -43,7 +43,13 @@ def save(run_dir: Path, step: int, sealed: bool = True, best: int | None = None)
 
 
 RECORD = {"fingerprint.json": "{}", "config.yaml": "a: 1", "logs/rank-0.log": "x", "data/quarantine.jsonl": "q"}
-LEFT_HERE = {"ray/state": "r", "data/train/0.index.npy": "i", "result.json.partial": "p", ".shared-1": ""}
+LEFT_HERE = {
+    "ray/state": "r",
+    "data/train/0.index.npy": "i",
+    "result.json.partial": "p",
+    ".shared-1": "",
+    "logs/rank-0.note": "n",
+}
 
 
 def names_of(remote: Remote) -> set[str]:
@@ -170,6 +176,13 @@ def test_a_launch_that_wrote_nothing_leaves_nothing(url: str) -> None:
     with pytest.raises(UserError), working_copy(url, "never", None):
         raise UserError("bad input")
     assert names_of(Remote(url)) == set()
+
+
+@pytest.mark.parametrize("place", ["s3://", "file:///", "memory:///", "file:///tmp/lr#1", "s3://bucket/run#2"])
+def test_a_url_that_would_be_another_place_is_refused(place: str) -> None:
+    """Two runs of a sweep, `run#1` and `run#2`, would share `run`; `s3://` would be a folder `s3:` here."""
+    with pytest.raises(UserError, match=r"a URL names a bucket or folder, and has no # in it"):
+        Remote(place)
 
 
 def test_a_plain_folder_is_worked_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

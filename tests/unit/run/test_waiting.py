@@ -9,8 +9,7 @@ import pytest
 
 from rayswift.cluster.preflight import Ask
 from rayswift.launch import watch
-from rayswift.launch.watch import announced
-from rayswift.log import UserError
+from rayswift.log import UserError, announced, logger
 from rayswift.run.waiting import NO_SIGN_S, SAY_S, Lines, Note, Notes, Waiting, clear, read, warnings
 
 HOSTS = ("10.0.0.1", "10.0.0.2", "10.0.0.3")
@@ -130,13 +129,17 @@ def test_new_lines_and_their_warnings(tmp_path: Path) -> None:
     assert lines.new() == []
 
 
-def test_a_long_step_of_the_driver_is_announced(capsys: pytest.CaptureFixture[str]) -> None:
-    with announced("looking at the rows", every_s=0.05):
+def test_a_long_step_of_the_driver_is_announced(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
+    with announced("looking at the rows", every_s=0.05), caplog.at_level("INFO", logger.name):
         time.sleep(0.12)
-    assert capsys.readouterr().err.startswith("looking at the rows goes on, 0 s so far\n")
+    assert caplog.messages[0] == "looking at the rows goes on, 0 s so far"
+    caplog.clear()
     with announced("looking at the rows", every_s=0.5):
         pass
-    assert capsys.readouterr().err == ""
+    assert caplog.messages == []
 
 
 def test_a_head_that_does_not_answer_is_said_and_then_ends_the_run(

@@ -13,7 +13,7 @@ from rayswift.cluster.layout import lay_out
 from rayswift.config.load import load
 from rayswift.data.sequence.global_batches import FeedPlan, Position
 from rayswift.train.arguments import trainer_arguments
-from rayswift.train.callbacks import StreamFlow, crosses
+from rayswift.train.callbacks import Metrics, StreamFlow, crosses
 from rayswift.train.clock import Clock
 from rayswift.train.spec import RunSpec
 from rayswift.train.stream import StepStream
@@ -130,3 +130,12 @@ def test_shares_of_max_steps_are_hfs(tmp_path: Path) -> None:
 def test_a_multiple_is_crossed_once(every: float) -> None:
     places = [every * k / 7 for k in range(1, 71)]
     assert sum(crosses(a, b, every) for a, b in zip([0.0, *places], places, strict=False)) == 10
+
+
+@pytest.mark.parametrize("tail", [b'{"step": 3, "lo', b"\0" * 9, b"\xff\xfe\n", b"12\n", b"null\n", b'{"step": "3"}\n'])
+def test_metrics_behind_a_kill_or_a_power_failure_stay_readable(tmp_path: Path, tail: bytes) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b'{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n' + tail)
+    spec = spec_of(tmp_path)
+    Metrics(tmp_path, Steps.__new__(Steps), 1, spec.feed_plan)
+    assert file.read_bytes() == b'{"step": 1, "loss": 2.0}\n'
