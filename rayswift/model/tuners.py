@@ -120,9 +120,7 @@ def starting_adapter(model: ModelConfig, weights: Path) -> Path | None:
 
 def continue_adapter(network: PreTrainedModel, folder: Path) -> PeftModel:
     """The model with the adapter in `folder`, trainable; raise UserError if the adapter does not fit."""
-    tuned = whole.put_on(network, folder, trains=True)
-    tuned.peft_config["default"].base_model_name_or_path = network.name_or_path
-    return tuned
+    return whole.put_on(network, folder, trains=True)
 
 
 def freeze(network: PreTrainedModel, model: ModelConfig) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model, peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -110,6 +110,23 @@ def test_an_adapter_of_other_names_is_not_left_out(base: Path, tmp_path: Path) -
     save_file({}, file, metadata={"format": "pt"})
     with pytest.raises(UserError, match="is not in the adapter"):
         whole.put_on(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter")
+
+
+@pytest.mark.filterwarnings("error:The PEFT config")
+def test_an_adapter_is_read_once(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = logits(written(tmp_path / "adapter", base))
+    read: list[str] = []
+    real = peft_model.load_peft_weights
+    monkeypatch.setattr(
+        peft_model, "load_peft_weights", lambda name, **options: read.append(name) or real(name, **options)
+    )
+    for trains in (False, True):
+        network = AutoModelForCausalLM.from_pretrained(base)
+        tuned = whole.put_on(network, tmp_path / "adapter", trains=trains)
+        assert torch.allclose(logits(tuned.eval()), trained, atol=CLOSE)
+        assert any(parameter.requires_grad for parameter in tuned.parameters()) is trains
+        assert tuned.peft_config["default"].base_model_name_or_path == str(base)
+    assert read == [str(tmp_path / "adapter")] * 2
 
 
 def test_an_adapter_of_a_deeper_model_is_not_cut(base: Path, tmp_path: Path) -> None:
