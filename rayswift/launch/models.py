@@ -109,7 +109,9 @@ class _Lines:
             return _line("critic", "a head on the policy's states", "trained", self._workers) + alone
         path = critic_start(config)[0]
         what = path or "a copy of the policy's weights with a head that begins at 0"
-        return _line("critic", what, self._weights(whole_model(config.model, path), head="reward"), self._workers) + alone
+        return (
+            _line("critic", what, self._weights(whole_model(config.model, path), head="reward"), self._workers) + alone
+        )
 
     def _of_reference(self) -> list[str]:
         config, named = self._config, _reference(self._config)
