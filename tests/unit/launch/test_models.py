@@ -84,8 +84,8 @@ def test_a_model_that_is_not_here_is_named_all_the_same(tiny_model_dir: Path) ->
 
 
 def test_another_model_has_no_new_blocks_and_the_reference_is_quantized(tiny_model_dir: Path) -> None:
-    """The policy grows by three layers, its teacher does not. Beside a policy in 4 bits, the reference is in 4 bits too,
-    a teacher is not."""
+    """The policy grows by three layers, its teacher does not. Beside a policy in 4 bits, the reference is in 4 bits, a
+    teacher is not."""
 
     def size(*flags: str) -> Any:
         command = ["--model", str(tiny_model_dir), "--data.dataset", "r.jsonl", *flags]

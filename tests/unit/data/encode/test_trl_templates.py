@@ -233,8 +233,8 @@ def test_thoughts_in_the_content_are_thoughts_where_the_template_reads_them_apar
 
 
 def test_an_answer_follows_the_thoughts_of_its_calls(model: Any) -> None:
-    """gpt-oss leaves the thoughts of calls out as soon as the final answer is there, but that answer is generated behind
-    them. Beside a second question they are gone, and the calls are trained in a text of their own."""
+    """gpt-oss leaves the thoughts of calls out as soon as the final answer is there, but it is generated behind them.
+    Beside a second question they are gone, and the calls are trained in a text of their own."""
     encoder, tokenizer = model("gptoss")
     asked, call, result, answer = (dict(message) for message in CONVERSATIONS["tools"])
     call["reasoning_content"], answer["reasoning_content"] = "add them", "that was easy"
