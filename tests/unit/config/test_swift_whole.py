@@ -217,6 +217,9 @@ def test_flags_of_infer_and_export() -> None:
     assert (both.config.infer.model, both.config.infer.base, both.config.infer.max_new_tokens) == ("run", "base", 9)
     export = load("export", shlex.split("--adapters run --merge_lora true --use_hf true"))
     assert (export.config.export.model, export.config.export.merge_lora) == ("run", True)
+    for name in ("torch_dtype", "dtype"):
+        found = load("export", shlex.split(f"--adapters run --merge_lora true --{name} bf16")).config
+        assert found.export.dtype == "bfloat16"
     for verb, argv, said in [
         ("infer", "--model m --val_dataset d", "--val_dataset is refused: questions are given with --prompt"),
         ("infer", "--model m --infer_backend lmdeploy --prompt x", "--infer_backend is refused"),

@@ -129,6 +129,20 @@ def test_an_adapter_is_read_once(base: Path, tmp_path: Path, monkeypatch: pytest
     assert read == [str(tmp_path / "adapter")] * 2
 
 
+def test_the_merged_weights_have_the_format_that_is_asked_for(base: Path, tmp_path: Path) -> None:
+    trained = written(tmp_path / "adapter", base)
+    wanted = whole.merged(trained).state_dict()
+    (tmp_path / "merged").mkdir()
+    merge(find_model(str(tmp_path / "adapter"), "export.model"), tmp_path / "merged", dtype="bfloat16")
+    found = load_file(tmp_path / "merged/model.safetensors")
+    assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "merged/config.json").read_text())["dtype"] == "bfloat16"
+    for name, below in load_file(base / "model.safetensors").items():
+        # Base weight, change and sum are rounded once each, to 8 bits: by 2**-9 of each at most.
+        change = float((wanted[name] - below).abs().max())
+        assert torch.allclose(found[name].float(), wanted[name], rtol=2**-8, atol=2**-8 * change)
+
+
 def test_an_adapter_of_a_deeper_model_is_not_cut(base: Path, tmp_path: Path) -> None:
     shallow = built("decoder", tmp_path / "shallow", num_hidden_layers=1)
     written(tmp_path / "adapter", base)
