@@ -1,5 +1,6 @@
-"""The pyarrow file system of a URL: pyarrow's own for the schemes that it knows, fsspec's for all others."""
+"""Files that are written whole, and the pyarrow file system of a URL."""
 
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,8 +14,15 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that readers and a later launch see all of its text, or what was there before."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
 def open_filesystem(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it.
+    """The file system of a URL, and the path in it: pyarrow's own for the schemes that it knows, else fsspec's.
 
     Raises:
         ValueError: nothing knows the scheme.

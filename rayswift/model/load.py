@@ -77,7 +77,7 @@ def load_with_drawn(
         return model, drawn
     adapter = tuners.starting_adapter(config, Path(path))
     if adapter:
-        return tuners.continue_adapter(model, adapter), drawn
+        return whole.put_on(model, adapter, trains=True), drawn
     tuners.check_targets(model, config)
     return model, drawn
 

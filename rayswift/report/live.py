@@ -9,6 +9,7 @@ from types import TracebackType
 
 from rayswift import signals
 from rayswift.config.schema import TrainingConfig
+from rayswift.data.filesystem import write_whole
 from rayswift.data.sequence.global_batches import UnusableRows
 from rayswift.log import UserError, logger
 from rayswift.report.curves import MetricsFile
@@ -100,9 +101,7 @@ class LiveReport:
         with self._writing:
             if state == "running" and self._done.is_set():
                 return
-            partial = self._run_dir / f"{REPORT}.partial"
-            partial.write_text(page, encoding="utf-8")
-            partial.replace(self._run_dir / REPORT)
+            write_whole(self._run_dir / REPORT, page)
 
     def _run(self) -> None:
         try:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rayswift.data.feed.feed import EVALUATED, EVALUATION_COUNTS
+from rayswift.data.filesystem import write_whole
 from rayswift.data.sequence.global_batches import REMAINDER, FeedPlan, Position
 from rayswift.data.sequence.windows import TRAINED
 
@@ -18,13 +19,11 @@ _SAID_FROM = 0.05
 def write_accounting(run_dir: Path, counts: Mapping[str, int]) -> None:
     path = run_dir / ACCOUNTING
     path.parent.mkdir(exist_ok=True)
-    partial = path.with_suffix(".partial")
     written: dict[str, Any] = {_SEEN: sum(counts.values()), **counts}
     evaluation = read_evaluation(run_dir)
     if evaluation:
         written[_EVALUATION] = {_SEEN: sum(evaluation.values()), **evaluation}
-    partial.write_text(json.dumps(written, indent=1), encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(written, indent=1))
 
 
 def read_accounting(run_dir: Path) -> dict[str, int]:

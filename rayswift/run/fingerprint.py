@@ -11,6 +11,7 @@ from typing import Any
 from rayswift.config.fields.tuners import looks_at_rows
 from rayswift.config.schema import DataConfig, RlhfConfig, TrainingConfig
 from rayswift.data.cache.fingerprint import FileContent, SourceContent, by_stamp, contents
+from rayswift.data.filesystem import write_whole
 from rayswift.log import UserError, logger
 from rayswift.run.checkpoint import model_folder
 
@@ -91,9 +92,7 @@ def record_sources(data: DataConfig, run_dir: Path, known: tuple[SourceContent, 
     def record() -> None:
         try:
             found = contents(data.dataset, by_stamp(known))
-            partial = run_dir / f"{SOURCES}.partial"
-            partial.write_text(json.dumps([asdict(source) for source in found], indent=1), encoding="utf-8")
-            partial.replace(run_dir / SOURCES)
+            write_whole(run_dir / SOURCES, json.dumps([asdict(source) for source in found], indent=1))
         except (OSError, UserError) as error:
             logger.warning("the hashes of the rows were not written, so a resume cannot compare the rows: %s", error)
 

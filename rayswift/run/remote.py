@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rayswift.config.reading.paths import in_a_jobs_folder
-from rayswift.data.filesystem import is_url
+from rayswift.data.filesystem import is_url, write_whole
 from rayswift.log import UserError, logger
 from rayswift.run import checkpoint
 from rayswift.run.checkpoint import Damaged
@@ -246,9 +246,7 @@ def _read_copies(run_dir: Path) -> dict[str, Stamp]:
 
 
 def _write_copies(run_dir: Path, copies: dict[str, Stamp]) -> None:
-    partial = run_dir / f"{_COPIES}.partial"
-    partial.write_text(json.dumps(copies), encoding="utf-8")
-    partial.replace(run_dir / _COPIES)
+    write_whole(run_dir / _COPIES, json.dumps(copies))
 
 
 def _note_copies(run_dir: Path, names: Iterable[str]) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rayswift.config.train import TrainConfig
+from rayswift.data.filesystem import write_whole
 from rayswift.data.sequence.global_batches import FeedPlan
 from rayswift.log import logger
 from rayswift.run import checkpoint
@@ -287,6 +287,4 @@ def _keep_until(path: Path, step: int) -> None:
                 kept.append(line)
         except (json.JSONDecodeError, KeyError):
             continue  # cut off by a kill
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, "".join(f"{line}\n" for line in kept))

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayswift.data.cache.fingerprint import changes
+from rayswift.data.filesystem import write_whole
 from rayswift.data.sequence.windows import RowSet
 from rayswift.data.sources import RawRow
 from rayswift.log import UserError
@@ -145,9 +146,7 @@ def compute(
             continue
         names = _join(writer, folder / _VALUES)
         manifest = {"ingredients": described, "num_rows": writer.num_rows, "names": names}
-        partial = folder / f"{MANIFEST}.partial"
-        partial.write_text(json.dumps(manifest), encoding="utf-8")
-        partial.replace(folder / MANIFEST)
+        write_whole(folder / MANIFEST, json.dumps(manifest))
         shutil.rmtree(folder / "parts")
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     if lines := changes(manifest["ingredients"], described):

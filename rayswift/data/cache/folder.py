@@ -14,6 +14,7 @@ from rayswift.data.cache import fingerprint
 from rayswift.data.cache.fingerprint import Fingerprint
 from rayswift.data.cache.parts import FORMAT, MANIFEST, CachedWindows, PartSummary, PartWriter
 from rayswift.data.encode.config import CAUSAL, RowKind
+from rayswift.data.filesystem import write_whole
 from rayswift.data.sequence.global_batches import judge
 from rayswift.data.sequence.windows import WindowPlan
 from rayswift.log import UserError
@@ -111,9 +112,7 @@ def write(
         }
     manifest = {"format": FORMAT, "fingerprint": asdict(made_from), "splits": splits}
     _remove(folder / "work")
-    partial = folder / f"{MANIFEST}.partial"
-    partial.write_text(json.dumps(manifest), encoding="utf-8")
-    partial.replace(folder / MANIFEST)
+    write_whole(folder / MANIFEST, json.dumps(manifest))
     _remove(folder / _STARTED)
     parts = [PartSummary(**part) for part in splits["train"]["parts"]]
     return PartSummary(

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rayswift.data.filesystem import write_whole
 from rayswift.data.sequence.global_batches import FeedPlan, GlobalBatch, Position, global_batches, share, table
 from rayswift.data.sequence.quarantine import QuarantineFile
 from rayswift.data.sequence.windows import TRAINED, PackedRow, Window, Windows
@@ -216,8 +217,7 @@ class Feed:
                     self._quarantine.add(window)
                 file = self._data_dir / EVALUATION_COUNTS
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.with_suffix(".partial").write_text(json.dumps(counts, indent=1), encoding="utf-8")
-                file.with_suffix(".partial").replace(file)
+                write_whole(file, json.dumps(counts, indent=1))
                 if not encoded:
                     raise UserError(
                         f"no evaluation row can be used; see data/quarantine.jsonl\n{table(counts)}", exit_code=1

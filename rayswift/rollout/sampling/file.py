@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rayswift.data.filesystem import write_whole
 from rayswift.data.sequence.global_batches import Position
 from rayswift.log import UserError
 from rayswift.rollout.sampling.made_from import MadeFrom, progress_of, refuse_other
@@ -91,9 +92,7 @@ class SampledFile:
     def _tell(self, num_bytes: int) -> None:
         state = {"position": self.position.to_json(), "bytes": num_bytes, "outcomes": dict(self.outcomes)}
         state["made_from"] = self._made_from
-        partial = self._progress.with_suffix(".partial")
-        partial.write_text(json.dumps(state), encoding="utf-8")
-        partial.replace(self._progress)
+        write_whole(self._progress, json.dumps(state))
 
     def close(self) -> None:
         """Write everything, and close the files."""

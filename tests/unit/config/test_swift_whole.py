@@ -241,3 +241,20 @@ def test_their_other_verbs_are_answered(verb: str, capfd: pytest.CaptureFixture[
 def test_a_path_of_ours_wins_over_their_name() -> None:
     for argv in (["--val_dataset", "a", "--data.eval", "b"], ["--data.eval", "b", "--val_dataset", "a"]):
         assert resolve("sft", argv).config.data.eval == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "ours"),
+    [
+        (["--rlhf_type", "ppo", "--reward_funcs", "format"], "train.num_ppo_epochs"),
+        (["--rlhf_type", "grpo", "--reward_funcs", "format"], "train.num_iterations"),
+        (["--rlhf_type", "gkd", "--teacher_model", "t"], None),
+        (["--rlhf_type", "dpo"], None),
+    ],
+)
+def test_max_epochs_is_ms_swifts_and_openrlhfs_is_named(argv: list[str], ours: str | None) -> None:
+    found = load("rlhf", ["--model", "m", "--dataset", "d.jsonl", "--max_epochs", "2", "--bf16", *argv])
+    assert (found.config.train.num_train_epochs, found.config.model.dtype) == (2, "bfloat16")
+    said = [note for note in found.notes if note.startswith("--max_epochs counts")]
+    wanted = f"--max_epochs counts passes over the prompts; OpenRLHF's, over a round, are {ours}"
+    assert said == ([wanted] if ours else [])

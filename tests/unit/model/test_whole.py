@@ -19,7 +19,7 @@ from transformers import (
 
 from rayswift.config.model import ModelConfig
 from rayswift.log import UserError
-from rayswift.model import tuners, whole
+from rayswift.model import whole
 from rayswift.model.adapters import adapter_problems
 from rayswift.model.find import find_model, load_tokenizer, stop_token_ids
 from rayswift.model.kind import abilities
@@ -103,7 +103,7 @@ def test_an_adapter_of_other_names_is_not_left_out(base: Path, tmp_path: Path) -
     state = {name.replace("layers", "language_model.layers"): value for name, value in load_file(file).items()}
     save_file(state, file, metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"does not fit the model .*language_model.* has no place in it"):
-        tuners.continue_adapter(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter")
+        whole.put_on(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter", trains=True)
     for verb in ("infer", "export"):  # before anything is loaded, so for vLLM too
         with pytest.raises(UserError, match=r"which has no model\.language_model\.layers\.0"):
             find_model(str(tmp_path / "adapter"), f"{verb}.model")
