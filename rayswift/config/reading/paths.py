@@ -50,8 +50,7 @@ def at_first_module(config: Any) -> Any:
     """The config with the model of a folder of sentence-transformers in its old layout, where `modules.json` names a
     subfolder for it (`0_Transformer`)."""
     model = dict(config).get("model")
-    file = Path(model.path) / "modules.json" if model else None
-    if file is None or not file.is_file():
+    if model is None or not (file := Path(model.path) / "modules.json").is_file():
         return config
     try:
         folder = file.parent / json.loads(file.read_text(encoding="utf-8"))[0]["path"]
