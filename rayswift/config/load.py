@@ -19,6 +19,7 @@ from rayswift.config.fields import trl as trl_fields
 from rayswift.config.reading import other_names, yaml_text
 from rayswift.config.reading.aliases import without_aliases
 from rayswift.config.reading.names import annotation_of, owner_in, paths_of, section_of, suggest, tasks_of
+from rayswift.config.reading.paths import at_first_module
 from rayswift.config.reading.values import home, plain, read
 from rayswift.config.reading.written import (
     Problems,
@@ -86,7 +87,7 @@ def load(verb: str, argv: list[str], environ: Mapping[str, str] = MappingProxyTy
         problems.lines += [line for line in more if line not in problems.lines]
     problems.raise_if_any()
     renamed = [f"{_TRANSLATED}: {'; '.join(said.renamed)}"] if said.renamed else []
-    return Invocation(config, dry_run=dry_run, notes=(*renamed, *said.notes))
+    return Invocation(at_first_module(config), dry_run=dry_run, notes=(*renamed, *said.notes))
 
 
 def _merged(

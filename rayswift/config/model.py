@@ -110,6 +110,18 @@ class RlhfModelConfig(ModelConfig):
     """Adapter folders on the teacher."""
 
 
+def whole_model(model: ModelConfig, path: str | None, *, quantizes: bool = False) -> ModelConfig:
+    """Another model of the run, without an adapter and with nothing frozen.
+
+    path: its folder or hub id; None: the weights that the policy begins with. quantizes: `model.quantization` applies.
+    """
+    other: dict[str, Any] = {"tuner": "full", "adapters": [], "freeze": None, "freeze_ratio": 0.0, "unfreeze": None}
+    if path is not None:
+        revision = model.revision if path == model.path else None
+        other |= {"path": path, "revision": revision, "random_init": False, "new_blocks": 0}
+    return model.model_copy(update=other if quantizes else other | {"quantization": None})
+
+
 def is_own_teacher(model: RlhfModelConfig) -> bool:
     """Whether the weights that are trained are the teacher's too: as they are, or without the adapter."""
     is_start = model.teacher == model.path and model.tuner != "full" and not model.adapters

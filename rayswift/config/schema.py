@@ -283,6 +283,8 @@ class ExportSection(Section):
     """Run model code shipped with the model; it is saved with the merged one."""
     merge_lora: bool = False
     """Merge the adapter into its base model."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the merged weights, in which they are added; auto: that of the base model."""
     output_dir: LocalPathText | None = None
     """Folder to write; null: beside the checkpoint, with `merged-` before its name."""
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from rayswift.log import UserError
+from rayswift.log import UserError, first_line
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -21,6 +21,5 @@ def download(name: str, patterns: Sequence[str], what: str, revision: str | None
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     except Exception as error:  # whatever the hub's client raises, the user asked for this id
-        first_line = (str(error).splitlines() or [""])[0]
-        reason = f"{type(error).__name__}: {first_line}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{what} is no folder here, and cannot be downloaded from the hub: {reason}") from error

@@ -8,13 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rayswift.config.fields.source import SourceConfig
 from rayswift.config.schema import DataConfig
 from rayswift.data import class_labels
 from rayswift.data.cache.folder import known, open_cache
 from rayswift.data.encode.config import CAUSAL, EncodeConfig, RowKind
 from rayswift.data.raw_rows import encode_raw, map_hash, placed, readable
-from rayswift.data.rows import BadRow, kto_remarks, unused_columns
+from rayswift.data.rows import BadRow, absent_names, kto_remarks, media_marks, unused_columns
 from rayswift.data.sequence.mixing import Mix, mix, weights_of
 from rayswift.data.sequence.windows import RowSet, WindowPlan, Windows
 from rayswift.data.sources import Store, hold_out, open_sources, parse_source
@@ -27,6 +29,7 @@ _MOST_SHOWN = 400  # characters of a list of columns
 _WARN_LOST_FRACTION = 0.1  # of the first rows
 _WARN_REWRITTEN_RATIO = 1.2  # tokens of all texts to those of the last texts
 _REMARKED_ROWS = 1000
+_NAMED_ROWS = 200  # of each source
 _PACKED_ROWS_OF_A_WINDOW = 200
 _LEAST_ROWS, _MOST_ROWS = 2000, 50_000
 # The most that a data task holds at a time.
@@ -101,24 +104,54 @@ def plan_encoding(
     elif data.eval_fraction:
         stores, held_out = _hold_out(data, stores, seed)
     rows = RowSet(stores, seed, data.shuffle, _mix(data, stores))
+    evaluation = RowSet(held_out, seed, shuffle=False)
+    encode_held_out = replace(encode, readings=_readings(data, data.eval, kind)) if data.eval else encode
+    _warn_of_absent_names([(rows, encode), (evaluation, encode_held_out)])
     mean_length, mean_bytes = _probe(rows, encode)
     _remark(rows, encode)
     window_rows = data.window_rows or derived_window_rows(encode.max_length, mean_length, mean_bytes)
     train = WindowPlan(rows, encode, data.packing, window_rows)
     if not held_out:
         return train, None
-    evaluation = RowSet(held_out, seed, shuffle=False)
-    encode = replace(encode, readings=_readings(data, data.eval, kind)) if data.eval else encode
-    _probe(evaluation, encode, "evaluation rows can be used")
-    return train, replace(train, row_set=evaluation, encode=encode)
+    _probe(evaluation, encode_held_out, "evaluation rows can be used")
+    return train, replace(train, row_set=evaluation, encode=encode_held_out)
+
+
+def _warn_of_absent_names(sets: Sequence[tuple[RowSet, EncodeConfig]]) -> None:
+    """Warn of names in `data.columns` that the first rows of each source do not have."""
+    looked_at = []
+    for rows, encode in sets:
+        if not (encode.columns or encode.readings):
+            continue
+        starts = np.cumsum([0, *(store.num_rows for store in rows.stores)])[:-1]
+        firsts = [start + np.arange(min(s.num_rows, _NAMED_ROWS)) for start, s in zip(starts, rows.stores, strict=True)]
+        looked_at += list(readable(encode, rows.read(np.concatenate(firsts)))) if firsts else []
+    absent = absent_names(looked_at)
+    if absent:
+        has = sorted({str(name) for row, _ in looked_at if isinstance(row, Mapping) for name in row})
+        logger.warning(
+            "data.columns: none of the first %d rows has %s; their columns are %s",
+            len(looked_at),
+            ", ".join(absent),
+            ", ".join(has)[:_MOST_SHOWN],
+        )
 
 
 def _remark(rows: RowSet, encode: EncodeConfig) -> None:
     """Log what the first rows of an epoch show about their columns and labels."""
-    unused = unused_columns(readable(encode, rows.read(rows.rows_at(0, _PROBED_ROWS, 0))), encode.family)
+    probed = list(readable(encode, rows.read(rows.rows_at(0, _PROBED_ROWS, 0))))
+    unused = unused_columns(probed, encode.family)
     if unused:
         shown = ", ".join(unused)[:_MOST_SHOWN]
         logger.info("data.dataset: columns without effect: %s; data.columns maps yours", shown)
+    for mark, count in media_marks(probed, encode.family).items():
+        logger.warning(
+            "data.dataset: %d of the first %d rows have %s in their texts: it is read as text, because models are text "
+            "only; leave such rows out with data.map if it stands for a file",
+            count,
+            len(probed),
+            mark,
+        )
     if encode.family == "kto":
         for line in kto_remarks(readable(encode, rows.read(rows.rows_at(0, _REMARKED_ROWS, 0)))):
             logger.warning("data.dataset: %s", line)

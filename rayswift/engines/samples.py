@@ -46,6 +46,11 @@ class Prompt:
     answer: tuple[NDArray[np.int32], NDArray[np.int32]] | None = None
     teacher_ids: NDArray[np.int32] | None = None
 
+    @property
+    def seen_by_teacher(self) -> NDArray[np.int32]:
+        """The tokens that a teacher sees in place of the prompt."""
+        return self.input_ids if self.teacher_ids is None else self.teacher_ids
+
 
 @dataclass(frozen=True)
 class TopTokens:

@@ -5,14 +5,13 @@ from pathlib import Path
 from rayswift.cluster.layout import Layout
 from rayswift.config.checks.distillation import has_teacher_outside
 from rayswift.config.derived import critic_start, keeps_reference, rollout_of
-from rayswift.config.model import SELF, ModelConfig, is_own_teacher
+from rayswift.config.model import SELF, ModelConfig, is_own_teacher, whole_model
 from rayswift.config.schema import RlhfConfig, SampleConfig, TrainingConfig
 from rayswift.config.tasks import TASKS, Head
 from rayswift.model.size import parameters as model_size
 from rayswift.model.size import shapes
 
 ModelSize = model_size.ModelSize
-_WHOLE = {"tuner": "full", "freeze": None, "freeze_ratio": 0.0, "unfreeze": None, "quantization": None}
 
 
 def is_half(config: TrainingConfig, layout: Layout) -> bool:
@@ -27,23 +26,11 @@ def size_of(model: ModelConfig, head: Head) -> ModelSize:
     return model_size.model_size(found.config, found.shapes, model, found.num_trainable, found.num_quantizable)
 
 
-def whole_size(model: ModelConfig, path: str | None, head: Head) -> ModelSize:
-    """The size of a model without an adapter: at `path`, or the policy's for None."""
-    return size_of(_whole(model, path), head)
-
-
-def _whole(model: ModelConfig, path: str | None) -> ModelConfig:
-    """The model at `path`, or the policy's for None, without an adapter."""
-    revision = model.revision if path == model.path else None
-    named = {"path": path, "revision": revision, "random_init": False} if path else {}
-    return model.model_copy(update=_WHOLE | named)
-
-
 def critic_size(config: RlhfConfig) -> ModelSize | None:
     """The size of a critic that is a separate model; None: it is a head on the policy's states."""
     if _is_head(config):
         return None
-    return whole_size(config.model, critic_start(config)[0], "reward")
+    return size_of(whole_model(config.model, critic_start(config)[0]), "reward")
 
 
 def size_in_worker(config: TrainingConfig) -> ModelSize:
@@ -54,11 +41,11 @@ def size_in_worker(config: TrainingConfig) -> ModelSize:
         return size
     reference = _reference(config)
     if reference is not None:
-        size = size.beside(whole_size(model, reference or None, head))
+        size = size.beside(size_of(whole_model(model, reference or None, quantizes=True), head))
     if config.train.task == "ppo":
         size = size.with_critic(critic_size(config))
     if _holds_teacher(config):
-        size = size.beside(whole_size(model, config.model.teacher, head))
+        size = size.beside(size_of(whole_model(model, config.model.teacher), head))
     return size
 
 
@@ -122,13 +109,15 @@ class _Lines:
             return _line("critic", "a head on the policy's states", "trained", self._workers) + alone
         path = critic_start(config)[0]
         what = path or "a copy of the policy's weights with a head that begins at 0"
-        return _line("critic", what, self._weights(_whole(config.model, path), head="reward"), self._workers) + alone
+        return (
+            _line("critic", what, self._weights(whole_model(config.model, path), head="reward"), self._workers) + alone
+        )
 
     def _of_reference(self) -> list[str]:
         config, named = self._config, _reference(self._config)
         if named is not None:
             what = named or "the policy's weights before training"
-            return [_line("reference", what, self._frozen(named or None), self._workers)]
+            return [_line("reference", what, self._frozen(named or None, quantizes=True), self._workers)]
         without = "the policy without its adapter"
         return [_line("reference", without, "no memory", self._workers)] if keeps_reference(config) else []
 
@@ -153,8 +142,8 @@ class _Lines:
         where = "a process " + (f"with {gpus:g} GPU(s)" if gpus else "on the CPU")
         return [_line("reward model", path, _on_disk(path), where) for path in rollout.reward_models]
 
-    def _frozen(self, path: str | None) -> str:
-        return self._weights(_whole(self._config.model, path), "frozen")
+    def _frozen(self, path: str | None, *, quantizes: bool = False) -> str:
+        return self._weights(whole_model(self._config.model, path, quantizes=quantizes), "frozen")
 
     def _weights(self, model: ModelConfig, how: str = "", head: Head | None = None) -> str:
         """Numbers of weights and of trained ones, and their memory, without optimizer and gradients."""

@@ -74,7 +74,7 @@ class RolloutService:
 
     def start(self, name: str) -> Connect:
         self._actors = RolloutActors(self._actor_spec, name, beside_the_driver())
-        return partial(_connect, name, self._timeout_s)
+        return partial(RolloutClient, name, timeout_s=self._timeout_s)
 
     def start_here(self) -> DataServiceClient:
         return self.start(f"rayswift-{uuid.uuid4().hex[:8]}")(0, 1)
@@ -88,7 +88,3 @@ class RolloutService:
     def close(self) -> None:
         if self._actors:
             self._actors.close()
-
-
-def _connect(name: str, timeout_s: float, rank: int, size: int) -> DataServiceClient:
-    return RolloutClient(name, rank, size, timeout_s)

@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from rayswift.config.checks.distillation import has_teacher_outside
-from rayswift.config.model import ModelConfig, is_own_teacher
+from rayswift.config.model import ModelConfig, is_own_teacher, whole_model
 from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.config.tasks import Head
 from rayswift.data.collate.packed import Layout
@@ -77,7 +77,7 @@ def load_with_drawn(
         return model, drawn
     adapter = tuners.starting_adapter(config, Path(path))
     if adapter:
-        return tuners.continue_adapter(model, adapter), drawn
+        return whole.put_on(model, adapter, trains=True), drawn
     tuners.check_targets(model, config)
     return model, drawn
 
@@ -122,14 +122,7 @@ def reference(config: TrainingConfig, is_wanted: bool, initial: str, dtype: str)
     named = config.model.reference if isinstance(config, RlhfConfig) else None
     if not is_wanted or (named is None and config.model.tuner != "full"):
         return {}
-    return {"ref_model": load_model(_beside(config.model, named), named or initial, dtype)}
-
-
-def _beside(model: ModelConfig, path: str | None) -> ModelConfig:
-    """The section of another model without an adapter: at `path`, or of the policy's weights for None."""
-    alone: dict[str, Any] = {"tuner": "full", "adapters": [], "freeze": None, "freeze_ratio": 0.0, "unfreeze": None}
-    revision = model.revision if path in (None, model.path) else None
-    return model.model_copy(update=alone | {"revision": revision})
+    return {"ref_model": load_model(whole_model(config.model, named, quantizes=True), named or initial, dtype)}
 
 
 def teacher(config: TrainingConfig, dtype: str) -> dict[str, Any]:
@@ -147,7 +140,7 @@ def teacher(config: TrainingConfig, dtype: str) -> dict[str, Any]:
         return {}
     if is_own_teacher(config.model) or has_teacher_outside(config):
         return {}
-    network = load_model(_beside(config.model, named).model_copy(update={"quantization": None}), named, dtype)
+    network = load_model(whole_model(config.model, named), named, dtype)
     for folder in config.model.teacher_adapters:
         network = whole.merged(whole.put_on(network, adapter_folder(folder)))
     return {"teacher": network}

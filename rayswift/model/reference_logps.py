@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rayswift.cluster.layout import Layout
-from rayswift.config.model import ModelConfig, RlhfModelConfig
+from rayswift.config.model import ModelConfig, RlhfModelConfig, whole_model
 from rayswift.config.schema import TrainingConfig
 from rayswift.data.cache.columns import compute
 from rayswift.data.encode.config import EncodeConfig
@@ -55,11 +55,8 @@ def _function(config: TrainingConfig, layout: Layout, encode: EncodeConfig) -> "
     model = config.model
     named = model.reference if isinstance(model, RlhfModelConfig) else None
     extra = config.train.trl_extra
-    whole: dict[str, Any] = {"freeze": None, "freeze_ratio": 0.0, "unfreeze": None}
-    if named:  # otherwise it is the initial model, with the adapter that is continued
-        revision = model.revision if named == model.path else None
-        whole |= {"tuner": "full", "adapters": [], "path": named, "revision": revision}
-    alone = model.model_copy(update=whole)
+    # Without a name it is the initial model, with the adapter that is continued.
+    alone = model if named is None and model.tuner != "full" else whole_model(model, named, quantizes=True)
     return ReferenceLogps(
         encode=encode,
         model_json=alone.model_dump_json(include=set(ModelConfig.model_fields)),

@@ -19,7 +19,7 @@ from rayswift.config.fields.tuners import is_initialised_before
 from rayswift.config.model import ModelConfig
 from rayswift.config.tasks import Head
 from rayswift.log import UserError
-from rayswift.model import layers, whole
+from rayswift.model import layers
 from rayswift.model.adapters import adapter_folder, target_problem
 from rayswift.model.heads import PEFT_TASK_TYPES
 
@@ -115,13 +115,6 @@ def starting_adapter(model: ModelConfig, weights: Path) -> Path | None:
     if model.adapters:
         return adapter_folder(model.adapters[-1])
     return weights / INITIAL if is_initialised_before(model) else None
-
-
-def continue_adapter(network: PreTrainedModel, folder: Path) -> PeftModel:
-    """The model with the adapter in `folder`, trainable; raise UserError if the adapter does not fit."""
-    tuned = whole.put_on(network, folder, trains=True)
-    tuned.peft_config["default"].base_model_name_or_path = network.name_or_path
-    return tuned
 
 
 def freeze(network: PreTrainedModel, model: ModelConfig) -> None:

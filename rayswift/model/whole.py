@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -75,14 +75,17 @@ def refuse_drawn(network: PreTrainedModel, missing: Collection[str], what: str) 
 def put_on(network: PreTrainedModel, folder: Path, *, trains: bool = False) -> PeftModel:
     """The model with the adapter in `folder`; raise UserError if a part of the adapter has no place in it."""
     # Under ZeRO-3 all parameters that are not partitioned must have one dtype (DeepSpeed issue 8072).
-    options: dict[str, Any] = {"is_trainable": trains, "autocast_adapter_dtype": not is_deepspeed_zero3_enabled()}
+    casts = not is_deepspeed_zero3_enabled()
     base = network.name_or_path
     try:
         if not trains:
             _grow(network, folder)
-        tuned = PeftModel.from_pretrained(network, str(folder), **options)
-        # `from_pretrained` only warns of missing tensors, and leaves out others without a word.
-        found = tuned.load_adapter(str(folder), _ADAPTER, **options)
+        config: Any = PeftConfig.from_pretrained(str(folder))
+        config.inference_mode = not trains
+        config.base_model_name_or_path = None  # `get_peft_model` sets it, and warns of another one
+        tuned: Any = get_peft_model(network, config, _ADAPTER, autocast_adapter_dtype=casts)
+        # `PeftModel.from_pretrained` only warns of missing tensors, and leaves out others without a word.
+        found = tuned.load_adapter(str(folder), _ADAPTER, is_trainable=trains, autocast_adapter_dtype=casts)
     except (ValueError, RuntimeError, KeyError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), first_line(error))
         raise UserError(f"the adapter {folder} does not fit the model {base}: {reason}", exit_code=1) from error

@@ -27,7 +27,7 @@ from rayswift.engines.vllm.end_tokens import end_tokens
 from rayswift.engines.vllm.engine import VllmEngine
 from rayswift.engines.vllm.setup import EngineSetup, engine_options, engine_setup
 from rayswift.engines.weights import Published, WeightStore
-from rayswift.log import UserError, logger, setup_worker
+from rayswift.log import UserError, first_line, logger, setup_worker
 from rayswift.rollout.admission import RolloutPlan
 from rayswift.rollout.completions import CompletionsFile
 from rayswift.rollout.coordinator import Coordinator
@@ -278,9 +278,8 @@ class RolloutClient:
                         ) from error
                     self._log_wait(what, seconds, "it does not answer")
         except exceptions.RayActorError as error:
-            first_line = str(error).splitlines()[0]
             raise UserError(
-                f"the rollout coordinator died ({first_line}) and could not {what}; continue with --resume auto",
+                f"the rollout coordinator died ({first_line(error)}) and could not {what}; continue with --resume auto",
                 exit_code=1,
             ) from error
         except exceptions.RayTaskError as error:

@@ -194,7 +194,7 @@ def make_tokens(lines: Lines, rows: Indices) -> Tokens:
     empty = [np.empty(0, np.int32)]
     for_teacher: dict[str, Any] = {}
     if any(prompt.teacher_ids is not None for prompt, _ in lines):
-        prompts = [prompt.input_ids if prompt.teacher_ids is None else prompt.teacher_ids for prompt, _ in picked]
+        prompts = [prompt.seen_by_teacher for prompt, _ in picked]
         lengths = np.array([len(each) for each in prompts], np.int64)
         for_teacher = {"teacher_ids": np.concatenate([*empty, *prompts]), "teacher_lengths": lengths}
     return Tokens(

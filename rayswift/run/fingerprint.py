@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,12 @@ from rayswift.config.schema import DataConfig, RlhfConfig, TrainingConfig
 from rayswift.data.cache.fingerprint import FileContent, SourceContent, by_stamp, contents
 from rayswift.files import write_whole
 from rayswift.log import UserError, logger
+from rayswift.run.checkpoint import model_folder
 
 
 def fingerprint(config: TrainingConfig, tokenizer_hash: str, num_rows: int, own_code: str) -> dict[str, Any]:
     """What must be unchanged when a run is continued, besides its config."""
-    found = {"model": _model_hash(config), "tokenizer": tokenizer_hash, "rows": num_rows}
-    if sample := _weights_sample(config):
-        found["weights"] = sample
+    found = {"model": _model_hash(config), "tokenizer": tokenizer_hash, "rows": num_rows} | weights_hashes(config)
     return found | ({"loss, plugins and rewards": own_code} if own_code else {})
 
 
@@ -43,11 +43,24 @@ def initial_recipe(config: TrainingConfig) -> str | None:
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
 
 
-def _weights_sample(config: TrainingConfig) -> str:
-    """A hash over samples of all weights in local folders; reading all bytes would take as long as loading them."""
+def weights_hashes(config: TrainingConfig) -> dict[str, str]:
+    """Hashes over samples of all weights in local folders, of the model and of those beside it.
+
+    Reading all bytes would take as long as loading them. A model from the hub has its revision in the config.
+    """
     model = config.model
-    reference = [config.model.reference] if isinstance(config, RlhfConfig) and config.model.reference else []
-    folders = [Path(name) for name in (model.path, *model.adapters, *reference)]
+    own, beside = [model.path, *model.adapters], list[str | None]()
+    if isinstance(config, RlhfConfig):
+        own += [config.model.reference] if config.model.reference else []
+        beside += [*config.model.reference_adapters, config.model.teacher, *config.model.teacher_adapters]
+        beside += [config.model.critic_path, *config.rollout.reward_models]
+    found = {"weights": _sampled(own), "weights beside the model": _sampled(name for name in beside if name)}
+    return {name: sample for name, sample in found.items() if sample}
+
+
+def _sampled(names: Iterable[str]) -> str:
+    """A hash over the weights in these folders, empty if there are none."""
+    folders = [_holding_weights(Path(name)) for name in names]
     files = [f for folder in folders for f in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])]
     digest = hashlib.sha256()
     for file in files:
@@ -58,6 +71,11 @@ def _weights_sample(config: TrainingConfig) -> str:
                 stream.seek(max(0, size - _SAMPLE_BYTES) * number // (_SAMPLES - 1))
                 digest.update(stream.read(_SAMPLE_BYTES))
     return digest.hexdigest()[:16] if files else ""
+
+
+def _holding_weights(folder: Path) -> Path:
+    """The folder itself, or the result of a run folder."""
+    return model_folder(folder) if (folder / "config.yaml").exists() else folder
 
 
 SOURCES = "sources.json"

@@ -11,7 +11,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from rayswift.config.train import TrainConfig
-from rayswift.log import UserError, logger
+from rayswift.log import UserError, first_line, logger
 
 _MODEL_FILES = (
     "*.safetensors",
@@ -144,4 +144,4 @@ class HubPushes:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return f"{type(error).__name__}: {first_line(error)}"

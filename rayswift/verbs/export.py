@@ -2,8 +2,8 @@
 
     rayswift export --model runs/lora --merge_lora
 
-It merges on the CPU, in the dtype of the base model, and needs memory for its weights once. The folder is written
-atomically.
+It merges on the CPU, in `export.dtype`, by default that of the base model, and needs memory for its weights once. The
+folder is written atomically.
 """
 
 import shutil
@@ -51,7 +51,7 @@ def run(invocation: Invocation) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        merge(model, partial, section.trust_remote_code)
+        merge(model, partial, section.trust_remote_code, section.dtype)
         partial.replace(output)
     except Exception as error:
         if not isinstance(error, OSError) and not disk_is_full(error):
@@ -62,14 +62,14 @@ def run(invocation: Invocation) -> None:
     logger.info("merged model: %s", output)
 
 
-def merge(model: FoundModel, folder: Path, trust_remote_code: bool = False) -> None:
+def merge(model: FoundModel, folder: Path, trust_remote_code: bool = False, dtype: str = "auto") -> None:
     """Add an adapter to its base weights, and save a complete model: also tokenizer, generation config, the files of
     sentence-transformers, and a critic."""
     from rayswift.model import generation_config, whole
     from rayswift.model.heads import class_of_adapter
 
     network, settings = class_of_adapter(model.adapter, model.folder)
-    settings |= {"dtype": "auto", "trust_remote_code": trust_remote_code}
+    settings |= {"dtype": dtype, "trust_remote_code": trust_remote_code}
     base, _ = whole.load(network, str(model.weights), **settings)
     generation_config.mend(base)
     merged = whole.merged(whole.put_on(base, model.folder))

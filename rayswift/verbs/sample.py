@@ -22,7 +22,7 @@ from rayswift.data.tokenizer.training_copy import model_files, prepare_tokenizer
 from rayswift.launch import models, user_code
 from rayswift.launch.rollout_supply import rollout_plan
 from rayswift.launch.supply import beside_the_driver
-from rayswift.log import UserError, announced, logger, raise_together, refuse
+from rayswift.log import UserError, announced, first_line, logger, raise_together, refuse
 from rayswift.model.kind import abilities
 from rayswift.model.texts import settings as text_settings
 from rayswift.model.texts.row_kind import row_kind
@@ -154,4 +154,4 @@ def _sampled(spec: RolloutSpec) -> dict[str, int]:
         except ray.exceptions.RayTaskError as error:
             raise (user_error_in(error) or error) from error
         except ray.exceptions.RayActorError as error:
-            raise UserError(f"the process that samples died ({str(error).splitlines()[0]})", exit_code=1) from error
+            raise UserError(f"the process that samples died ({first_line(error)})", exit_code=1) from error

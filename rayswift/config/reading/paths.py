@@ -4,6 +4,7 @@ Not in a submitted job: each of its processes starts in its node's copy of the w
 path, so relative paths are right.
 """
 
+import json
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +44,21 @@ ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 def in_a_jobs_folder(folder: Path) -> bool:
     """Whether Ray has unpacked the folder of `ray job submit --working-dir` here."""
     return _PACKAGES in folder.parts
+
+
+def at_first_module(config: Any) -> Any:
+    """The config with the model of a folder of sentence-transformers in its old layout, where `modules.json` names a
+    subfolder for it (`0_Transformer`)."""
+    model = dict(config).get("model")
+    if model is None or not (file := Path(model.path) / "modules.json").is_file():
+        return config
+    try:
+        folder = file.parent / json.loads(file.read_text(encoding="utf-8"))[0]["path"]
+    except (ValueError, LookupError, TypeError):
+        return config  # it is read again where its settings are used
+    if folder == file.parent or not (folder / "config.json").exists():
+        return config
+    return config.model_copy(update={"model": model.model_copy(update={"path": str(folder)})})
 
 
 def absolute(config: ConfigT, folder: Path) -> ConfigT:

@@ -214,6 +214,9 @@ def _length_of_the_run(given: Given, result: Translation) -> None:
         return
     if given.get("max_steps", ["-1"])[0] in ("-1", "0"):
         result.rename("max_epochs", "train.num_train_epochs", given["max_epochs"])
+        inner = {"ppo": "train.num_ppo_epochs", "gkd": ""}.get(result.task, "train.num_iterations")
+        if result.samples and inner and result.verb == "rlhf":
+            result.notes.append(f"--max_epochs counts passes over the prompts; OpenRLHF's, over a round, are {inner}")
     else:
         result.no_effect("max_epochs", "train.max_steps ends the run")
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from rayswift.config.swift.rules import ByValue, Flag, NoEffect, Refused, Rule, To, Translation, apply, for_all
+from rayswift.config.swift.rules import DTYPES, ByValue, Flag, NoEffect, Refused, Rule, To, Translation, apply, for_all
 from rayswift.config.train import RlhfTask
 
 _CACHE = Refused("`rayswift data encode` writes encoded rows, for runs with data.cache")
@@ -42,6 +42,7 @@ EXPORT: dict[str, Rule] = {
     "use_hf": NoEffect("hub ids are Hugging Face's"),
     "load_args": NoEffect("a run's config.yaml names its base model"),
     "model_type": _CONFIG_JSON,
+    **for_all("torch_dtype dtype", To("export.dtype", DTYPES)),
 }
 _TABLES = {"infer": INFER, "export": EXPORT}
 

@@ -52,6 +52,9 @@ class ByValue:
     otherwise: "Rule"
 
 
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+"""ms-swift's short names of number formats."""
+
 Rule = To | Into | NoEffect | Refused | ByValue
 
 

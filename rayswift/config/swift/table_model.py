@@ -1,6 +1,6 @@
 """ms-swift's model, tuner and quantization flags."""
 
-from rayswift.config.swift.rules import ByValue, Into, NoEffect, Refused, Rule, To, for_all
+from rayswift.config.swift.rules import DTYPES, ByValue, Into, NoEffect, Refused, Rule, To, for_all
 
 _TEXT_ONLY = NoEffect("models are text only: there is no vision or audio part")
 # Flags of one tuner that become entries of `model.tuner_kwargs`: prefix -> the rest of the names.
@@ -19,7 +19,7 @@ MODEL: dict[str, Rule] = {
         "model_type ref_model_type reward_model_type teacher_model_type",
         NoEffect("the model's config.json names its type"),
     ),
-    **for_all("torch_dtype dtype", To("model.dtype", {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"})),
+    **for_all("torch_dtype dtype", To("model.dtype", DTYPES)),
     "bf16": ByValue({"true": To("model.dtype", {"true": "bfloat16"})}, NoEffect("model.dtype sets the number format")),
     "fp16": ByValue({"true": To("model.dtype", {"true": "float16"})}, NoEffect("model.dtype sets the number format")),
     "attn_impl": To("model.attn_implementation", {"flash_attn": "flash_attention_2", "flex": "flex_attention"}),

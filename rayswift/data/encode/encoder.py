@@ -20,10 +20,10 @@ from rayswift.config.schema import LossScale
 from rayswift.data.encode.config import EncodeConfig
 from rayswift.data.encode.masks import NO_FRAME, Masked, clipped, ids_within, masked, parts_of
 from rayswift.data.encode.pretokenised import pretokenised, segmented, token_columns
-from rayswift.data.encode.template import ChatTemplate
+from rayswift.data.encode.template import ChatTemplate, merged_turns
 from rayswift.data.encode.token_spans import TokenBytes, byte_positions
 from rayswift.data.encode.truncation import bound_of, kept
-from rayswift.data.encode.turns import Document, Marking, Numbers, Span, documents, ended, joined, merged_turns
+from rayswift.data.encode.turns import Document, Marking, Numbers, Span, documents, ended, joined
 from rayswift.data.rows import BadRow, CausalRow, Conversation, Row, parse_row
 from rayswift.data.rows.columns import named
 from rayswift.data.tokenizer.folder import Frame, frame_of, read_chat_template

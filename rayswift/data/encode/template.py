@@ -7,6 +7,7 @@ import datetime
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +16,7 @@ import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rayswift.data.encode.message_ends import Trace, TracedTemplate
-from rayswift.data.rows import BadRow, Message
+from rayswift.data.rows import BadRow, Conversation, Message, MessageLoss
 
 Tools = list[Any] | None
 """Tools as JSON schemas."""
@@ -289,6 +290,36 @@ def _text_of(message: Message) -> str:
 def _with_text_arguments(call: dict[str, Any]) -> dict[str, Any]:
     function = call["function"]
     return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
+
+
+def merged_turns(row: Conversation, bad: BadRow) -> Conversation:
+    """A conversation with consecutive messages of one role merged, because the template refused it with `bad`.
+
+    Raises:
+        BadRow: there are no such messages, or they differ in their loss.
+    """
+    messages: list[Message] = []
+    losses: list[MessageLoss] = []
+    for position, (message, loss) in enumerate(zip(row.messages, row.losses, strict=True)):
+        role = message["role"]
+        if not messages or role != messages[-1]["role"] or role not in ("user", "assistant"):
+            messages.append(message)
+            losses.append(loss)
+            continue
+        if loss != losses[-1]:
+            raise BadRow(
+                "two turns in a row",
+                f"messages {position - 1} and {position} are both of the {role}, which the chat template refuses, and "
+                f"differ in their loss; make them one message",
+            ) from bad
+        first = messages.pop()
+        if "tool_calls" in first or "reasoning_content" in message or first.get("name") != message.get("name"):
+            raise bad
+        between = "" if role == "assistant" else "\n"
+        messages.append({**first, **message, "content": first["content"] + between + message["content"]})
+    if len(messages) == len(row.messages):
+        raise bad
+    return replace(row, messages=tuple(messages), losses=tuple(losses))
 
 
 def default_system(source: str, special_tokens: dict[str, str]) -> str:

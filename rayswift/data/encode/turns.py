@@ -8,7 +8,7 @@ without thoughts is trained in the later text if it differs there only in what t
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -18,8 +18,8 @@ from rayswift.config.schema import LossOn, LossScale
 from rayswift.data.encode.history import EndTokens, standing, unopened, without_end, without_space
 from rayswift.data.encode.loss_scale import scaled
 from rayswift.data.encode.message_ends import Trace
-from rayswift.data.encode.template import ChatTemplate
-from rayswift.data.rows import BadRow, Conversation, Message, MessageLoss
+from rayswift.data.encode.template import ChatTemplate, merged_turns
+from rayswift.data.rows import BadRow, Conversation, Message
 
 _KEPT_PREFIXES = 4
 # Up to this number of messages, rendering the prefixes costs no more than tracing.
@@ -140,36 +140,6 @@ def documents(
     return made[::-1]
 
 
-def merged_turns(row: Conversation, bad: BadRow) -> Conversation:
-    """A conversation with consecutive messages of one role merged, because the template refused it with `bad`.
-
-    Raises:
-        BadRow: there are no such messages, or they differ in their loss.
-    """
-    messages: list[Message] = []
-    losses: list[MessageLoss] = []
-    for position, (message, loss) in enumerate(zip(row.messages, row.losses, strict=True)):
-        role = message["role"]
-        if not messages or role != messages[-1]["role"] or role not in ("user", "assistant"):
-            messages.append(message)
-            losses.append(loss)
-            continue
-        if loss != losses[-1]:
-            raise BadRow(
-                "two turns in a row",
-                f"messages {position - 1} and {position} are both of the {role}, which the chat template refuses, and "
-                f"differ in their loss; make them one message",
-            ) from bad
-        first = messages.pop()
-        if "tool_calls" in first or "reasoning_content" in message or first.get("name") != message.get("name"):
-            raise bad
-        between = "" if role == "assistant" else "\n"
-        messages.append({**first, **message, "content": first["content"] + between + message["content"]})
-    if len(messages) == len(row.messages):
-        raise bad
-    return replace(row, messages=tuple(messages), losses=tuple(losses))
-
-
 def ended(text: str, end: str) -> str:
     """A text that ends with `end`."""
     return text if text.endswith(end) else text + end
@@ -248,8 +218,21 @@ class _Renderer:
         template.check([message for message in row.messages if message["role"] == "user"], self.text)
 
     def until(self, index: int) -> str:
-        """The text up to and with a message."""
-        return self.text if index == len(self._messages) - 1 else self._prefix(index + 1, generate=False)
+        """The text up to and with a message; an answer follows its generation prompt, if it can be found."""
+        text = self.text if index == len(self._messages) - 1 else self._prefix(index + 1, generate=False)
+        if index < 2 or self._row.messages[index]["role"] != "assistant":
+            return text
+        before = self._prefix(index, generate=True)
+        return text if text.startswith(before[: unopened(before)]) else self._served(index, text, before)
+
+    def _served(self, index: int, text: str, before: str) -> str:
+        """The text of an answer because of which the template leaves out what it has shown before, as gpt-oss does with
+        the thoughts of calls: the answer behind the generation prompt that it is generated from."""
+        asked, earlier = self._prefix(index, generate=False), self._prefix(index - 1, generate=False)
+        if not (asked.startswith(earlier) and before.startswith(asked)):
+            return text
+        _, found, answer = text.rpartition(before[len(earlier) :])
+        return before + answer if found else text
 
     @cached_property
     def _trace(self) -> Trace | None:

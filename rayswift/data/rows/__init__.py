@@ -21,8 +21,8 @@ from rayswift.data.rows.formats import format_of
 from rayswift.data.rows.media import is_read
 from rayswift.data.rows.pairs import kto_remarks
 from rayswift.data.rows.parse import parse_row
+from rayswift.data.rows.remarks import absent_names, media_marks, unused_columns
 from rayswift.data.rows.texts import label_in
-from rayswift.data.rows.unused import unused_columns
 
 __all__ = [
     "BadRow",
@@ -39,10 +39,12 @@ __all__ = [
     "PromptRow",
     "RerankerRow",
     "Row",
+    "absent_names",
     "format_of",
     "is_read",
     "kto_remarks",
     "label_in",
+    "media_marks",
     "parse_row",
     "unused_columns",
 ]

@@ -26,6 +26,7 @@ NEGATIVE = ("negative", "negatives", "neg")
 DOCUMENT = ("document", "documents", "doc", "docs", "passage", "passages")
 SCORE = ("label", "score", "similarity")
 TEXT = ("text", "sentence")
+TEXT_PAIR = "text_pair"
 
 MESSAGE_KEYS = frozenset(
     {
@@ -44,7 +45,7 @@ _GROUPS = (MESSAGES, tuple(name for name in QUERY if name not in ("input", "inst
 READ = frozenset(
     (
         *(*MESSAGES, *QUERY, *RESPONSE, *LABEL, *KTO_LABEL, *CHOSEN, *REJECTED, *ANCHOR, *POSITIVE, *NEGATIVE),
-        *(*DOCUMENT, *SCORE, *TEXT, "positive_messages", "negative_messages", "segments", "margin"),
+        *(*DOCUMENT, *SCORE, *TEXT, TEXT_PAIR, "positive_messages", "negative_messages", "segments", "margin"),
         *("context", "history", "tools", "functions", "system", "system_prompt", "chat_template_kwargs"),
         *("input_ids", "completion_mask", "assistant_masks", "attention_mask"),
     )

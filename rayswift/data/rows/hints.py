@@ -21,8 +21,10 @@ _OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "label": (
         *("class", "category", "tag", "sentiment", "intent", "topic", "is_good", "desirable", "thumbs_up", "rating"),
     ),
-    "anchor": ("query", "question", "text1", "sentence", "premise", "src"),
-    "positive": ("answer", "response", "text2", "hypothesis", "pos_text", "relevant", "duplicate", "entailment"),
+    "anchor": ("query", "question", "text1", "text", "sentence", "premise", "src"),
+    "positive": (
+        *("answer", "response", "text2", "text_pair", "hypothesis", "pos_text", "relevant", "duplicate", "entailment"),
+    ),
     "negative": ("neg_text", "hard_negative", "irrelevant", "contradiction"),
 }
 # Names of the two texts of a row, of which a task that judges texts needs both.

@@ -14,7 +14,7 @@ from rayswift.data.canonical_rows import (
     PromptRow,
     RerankerRow,
 )
-from rayswift.data.rows.columns import MESSAGES, QUERY, BadRow, NamedRow, lower_cased, messages_column, named
+from rayswift.data.rows.columns import MESSAGES, QUERY, TEXT_PAIR, BadRow, NamedRow, lower_cased, messages_column, named
 from rayswift.data.rows.dialogue import asked, dialogue, names_question, used_by_question
 from rayswift.data.rows.formats import answer_column, causal_format
 from rayswift.data.rows.hints import unknown
@@ -49,6 +49,13 @@ def parse_row(row: Any, family: Family, columns: Mapping[str, str], system: str 
 def _causal(given: NamedRow) -> CausalRow:
     row = given.columns
     form = causal_format(row)
+    if form == "text" and TEXT_PAIR in row:
+        raise BadRow(
+            "ambiguous columns",
+            f"text and {TEXT_PAIR} are two texts, and one is trained as it stands; train the second as the answer to "
+            f"the first with data.columns {{text: query, {TEXT_PAIR}: response}}, or leave it out: "
+            f"{{{TEXT_PAIR}: unused}}",
+        )
     if form == "text":
         return CausalRow(text=as_text(row["text"], "text"))
     if form == "response" and given.nulls.isdisjoint((*MESSAGES, *QUERY)):

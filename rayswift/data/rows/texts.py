@@ -14,6 +14,7 @@ from rayswift.data.rows.columns import (
     RESPONSE,
     SCORE,
     TEXT,
+    TEXT_PAIR,
     BadRow,
     NamedRow,
     Row,
@@ -21,7 +22,15 @@ from rayswift.data.rows.columns import (
     named,
     one_of,
 )
-from rayswift.data.rows.dialogue import asked, dialogue, messages_in, names_question, question, used_by_question
+from rayswift.data.rows.dialogue import (
+    asked,
+    continued,
+    dialogue,
+    messages_in,
+    names_question,
+    question,
+    used_by_question,
+)
 from rayswift.data.rows.hints import unknown, without_label
 from rayswift.data.rows.messages import conversation
 from rayswift.data.rows.values import as_cell_number, as_list, as_number, is_list, parsed_list, shown
@@ -34,7 +43,7 @@ _RERANKER_WANTED = (
     "messages + positive_messages + negative_messages; query + positive + negative; query + documents + labels; "
     "query + response + rejected_response"
 )
-_CLASSES_WANTED = "a conversation, query or text + label"
+_CLASSES_WANTED = "a conversation, query or text (+ text_pair) + label"
 
 Texts = tuple[Conversation, ...]
 
@@ -132,6 +141,8 @@ def classification(given: NamedRow) -> ClassificationRow:
         )
     elif names_question(row):
         made = conversation(asked(given), given)
+    elif text and TEXT_PAIR in row:
+        made = continued(question(row[text]), row[TEXT_PAIR], given)
     elif text:
         made = conversation(question(row[text]), given)
     else:

@@ -11,7 +11,7 @@ from fsspec.utils import glob_translate
 from rayswift.data.filesystem import is_url, open_filesystem
 from rayswift.data.sources.layout import Found, SourceFile, choose, is_hidden
 from rayswift.data.sources.named import Source, looks_like_file
-from rayswift.log import UserError
+from rayswift.log import UserError, first_line
 
 
 def find(source: Source, held_out: bool = False) -> Found:
@@ -64,7 +64,7 @@ def _behind_url(source: Source, held_out: bool) -> Found:
         if info.type == pa.fs.FileType.Directory:
             infos = filesystem.get_file_info(pa.fs.FileSelector(path, recursive=True))
     except (OSError, ValueError, ImportError, pa.ArrowException) as error:
-        raise UserError(f"data.dataset: cannot reach {url}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"data.dataset: cannot reach {url}: {first_line(error)}") from error
     if info.type != pa.fs.FileType.Directory:
         return Found((SourceFile(url, path, info.size or 0, info.mtime_ns or 0, filesystem),))
     base = path.rstrip("/") + "/"

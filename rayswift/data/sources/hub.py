@@ -6,7 +6,7 @@ from pathlib import Path
 from rayswift.data.sources.arrow import ArrowStore, copy_to_arrow
 from rayswift.data.sources.layout import pick
 from rayswift.data.sources.named import Source
-from rayswift.log import UserError
+from rayswift.log import UserError, first_line
 
 _BATCH_ROWS = 4096
 
@@ -29,7 +29,7 @@ def open_hub(source: Source, work: Path, held_out: bool = False) -> ArrowStore:
     except Exception as error:  # whatever the hub's client raises, the user asked for this id
         failed = "cannot be opened" if local.is_dir() else "is no file here, and cannot be downloaded from the hub"
         raise UserError(
-            f"data.dataset: {source.name} {failed}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            f"data.dataset: {source.name} {failed}: {type(error).__name__}: {first_line(error)}"
             "; write a data set as org/name:subset/split@revision, each part but the id as needed"
         ) from error
     tables = dataset.with_format("arrow").iter(_BATCH_ROWS)

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from rayswift.config.model import ModelConfig
 from rayswift.data.hub_files import download
 from rayswift.data.tokenizer.folder import CONFIG, read_config, read_tokenizer
-from rayswift.log import UserError, logger
+from rayswift.log import UserError, first_line, logger
 
 # Classes that use tokenizer.json unchanged; all others build the tokenizer from its vocabulary.
 _READ_AS_WRITTEN = ("TokenizersBackend", "PreTrainedTokenizerFast")
@@ -72,8 +72,7 @@ def load(folder: Path, trust_remote_code: bool, what: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # of a damaged tokenizer.json whatever `tokenizers` raises
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{what} has no tokenizer that loads: {first_line}") from error
+        raise UserError(f"{what} has no tokenizer that loads: {first_line(error)}") from error
     # Without its files, `transformers` makes one of the model's type, with special tokens alone.
     if len(tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)) <= 1:
         raise UserError(f"{what} has no tokenizer: tokenizer.json, or the vocabulary of its class, is missing")

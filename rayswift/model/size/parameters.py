@@ -46,7 +46,11 @@ class ModelSize:
 
     def beside(self, reference: "ModelSize") -> "ModelSize":
         """The sizes with one more frozen model: a reference or a teacher."""
-        return replace(self, num_reference=self.num_reference + reference.num_parameters)
+        return replace(
+            self,
+            num_reference=self.num_reference + reference.num_parameters,
+            num_quantizable=self.num_quantizable + reference.num_quantizable,
+        )
 
     def with_critic(self, network: "ModelSize | None") -> "ModelSize":
         """The sizes with a critic without an adapter: a head on the model's states (None), or a second model."""
@@ -94,12 +98,14 @@ def model_size(
         copied = sum(sizes[name] for name in sizes if _is_named(name, model.modules_to_save))
         trained, frozen = model.lora_rank * adapted + copied if num_trainable is None else num_trainable, total
     whole = model.modules_to_save if model.tuner != "full" else None
+    if num_quantizable is None:
+        num_quantizable = sum(sizes[name] for name in linear) if model.quantization else 0
     trained_sizes = [size for name, size in sizes.items() if whole is None or _is_named(name, whole)]
     return ModelSize(
         num_parameters=total,
         num_trainable=trained,
         num_frozen=frozen,
-        num_quantizable=sum(sizes[name] for name in linear) if num_quantizable is None else num_quantizable,
+        num_quantizable=num_quantizable,
         hidden_size=hidden_size,
         num_layers=num_layers,
         vocab_size=vocab_size,

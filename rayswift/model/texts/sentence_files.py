@@ -114,24 +114,33 @@ def pooling_modes(settings: Mapping[str, Any]) -> tuple[str, ...]:
     return (modes,) if isinstance(modes, str) else tuple(modes)
 
 
+def _root(folder: Path) -> Path:
+    """The folder with the modules of the model in `folder`: the same, or in the old layout the one above it."""
+    above = folder.absolute().parent
+    listed = [] if (folder / MODULES).exists() else _json(above / MODULES)
+    return above if listed and listed[0].get("path") == folder.absolute().name else folder
+
+
 def read(folder: Path) -> SentenceFiles | None:
-    """The settings in `folder`; None if it is no folder of sentence-transformers; raise UserError if it is invalid."""
-    if not (folder / MODULES).exists():
+    """The settings of the model in `folder`; None if there are none of sentence-transformers; raise UserError if they
+    are invalid."""
+    root = _root(folder)
+    if not (root / MODULES).exists():
         return None
-    listed: Sequence[Mapping[str, Any]] = _json(folder / MODULES) or []
+    listed: Sequence[Mapping[str, Any]] = _json(root / MODULES) or []
     first = listed[0] if listed else {"type": "nothing", "path": ""}
-    if _class_of(first) != "Transformer" or first["path"]:
+    if _class_of(first) != "Transformer" or (first["path"] and root == folder):
         where = f" in {first['path']}" if first["path"] else ""
         raise UserError(
             f"model.path = {str(folder)!r}: its {MODULES} begins with {_class_of(first)}{where}, and only a "
-            "Transformer in the folder itself is trained"
+            "Transformer in the folder itself is trained, or in a local folder below it"
         )
     modules = tuple(
-        ModuleFiles(_class_of(each), each["path"], _json(folder / each["path"] / "config.json") or {})
+        ModuleFiles(_class_of(each), each["path"], _json(root / each["path"] / "config.json") or {})
         for each in listed[1:]
     )
     transformer = next((_json(folder / name) for name in _TRANSFORMER_FILES if (folder / name).exists()), None)
-    return SentenceFiles(modules, transformer or {}, _json(folder / SETTINGS) or {})
+    return SentenceFiles(modules, transformer or {}, _json(root / SETTINGS) or {})
 
 
 def read_for(folder: Path, kind: Kind) -> SentenceFiles | None:
@@ -149,15 +158,18 @@ def read_for(folder: Path, kind: Kind) -> SentenceFiles | None:
 
 
 def copy(source: Path, folder: Path) -> None:
-    """Copy the files of sentence-transformers, if `source` has them."""
-    if not (source / MODULES).exists():
+    """Copy the files of sentence-transformers, if `source` has them, with the model in the folder itself."""
+    root = _root(source)
+    if not (root / MODULES).exists():
         return
-    for name in (MODULES, SETTINGS, *_TRANSFORMER_FILES):
-        if (source / name).exists():
-            shutil.copyfile(source / name, folder / name)
-    for module in json.loads((source / MODULES).read_text(encoding="utf-8")):
-        if module["path"] and (source / module["path"]).is_dir():
-            shutil.copytree(source / module["path"], folder / module["path"], dirs_exist_ok=True)
+    for place, name in ((root, SETTINGS), *((source, name) for name in _TRANSFORMER_FILES)):
+        if (place / name).exists():
+            shutil.copyfile(place / name, folder / name)
+    first, *others = json.loads((root / MODULES).read_text(encoding="utf-8"))
+    (folder / MODULES).write_text(json.dumps([first | {"path": ""}, *others], indent=2), encoding="utf-8")
+    for module in others:
+        if module["path"] and (root / module["path"]).is_dir():
+            shutil.copytree(root / module["path"], folder / module["path"], dirs_exist_ok=True)
 
 
 def activation_of(config: Mapping[str, Any]) -> str | None:

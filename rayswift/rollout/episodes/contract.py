@@ -13,7 +13,7 @@ from typing import Any
 
 from rayswift.config import user_code
 from rayswift.config.rollout import RolloutConfig
-from rayswift.log import UserError
+from rayswift.log import UserError, first_line
 from rayswift.rollout.adapters import verl_tools
 from rayswift.rollout.environments import sandbox
 
@@ -135,10 +135,9 @@ def schemas_of(tools: Mapping[str, Tool], where: str) -> list[dict[str, Any]]:
             _refuse_what_cannot_be_called(tool)
             found.append(getattr(tool, "tool_schema", None) or get_json_schema(tool))
         except Exception as error:  # any error of the user's code and docstrings
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
-                f"{where}: {name} cannot be shown to the model: {reason}. A tool has a type hint for each argument, "
-                "and a docstring that says what it does and, under `Args:`, what each argument is"
+                f"{where}: {name} cannot be shown to the model: {first_line(error)}. A tool has a type hint for each "
+                "argument, and a docstring that says what it does and, under `Args:`, what each argument is"
             ) from error
     return found
 

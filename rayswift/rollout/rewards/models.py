@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rayswift.data.tokenizer.loaded import load_with_padding
-from rayswift.log import UserError, setup_worker
+from rayswift.log import UserError, first_line, setup_worker
 from rayswift.rollout.rewards import judges
 from rayswift.rollout.rewards.functions import Item, RewardSpec, Value, call
 
@@ -62,8 +62,9 @@ class ModelProcess:
             model = self._loaded()
             tokenizer = load_with_padding(self._path, self._trust)
         except (OSError, ValueError, RuntimeError) as error:
-            first_line = (str(error).splitlines() or [""])[0]
-            raise UserError(f"rollout.reward_models = {self._path!r} cannot be loaded: {first_line}", 1) from error
+            raise UserError(
+                f"rollout.reward_models = {self._path!r} cannot be loaded: {first_line(error)}", 1
+            ) from error
         if self._plugin == judges.DEFAULT and model.config.num_labels != 1:
             raise UserError(
                 f"rollout.reward_models = {self._path!r} has {model.config.num_labels} outputs, wanted one score", 1

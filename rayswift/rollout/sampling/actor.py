@@ -16,7 +16,7 @@ from rayswift.data.sequence.windows import TRAINED
 from rayswift.engines.pool.actors import ray_engines
 from rayswift.engines.pool.patience import limits_of
 from rayswift.engines.pool.pool import Pool
-from rayswift.engines.samples import Group, PolicyVersion
+from rayswift.engines.samples import Group
 from rayswift.engines.vllm.engine import VllmEngine
 from rayswift.engines.vllm.setup import engine_options
 from rayswift.log import logger, setup_worker
@@ -27,10 +27,10 @@ from rayswift.rollout.prompts import Drawn, PromptFeed, draw_in_thread, prompt_p
 from rayswift.rollout.rewards.runner import RewardRunner
 from rayswift.rollout.sampling.file import FAILED, SampledFile
 from rayswift.rollout.sampling.rows import RowSettings, rows_of
+from rayswift.rollout.teachers.pool import OWN_WEIGHTS
 
 _FLUSH_EVERY = 50
 _MOST_UNDER_WAY = 512
-_OWN_WEIGHTS = PolicyVersion(0, 0)
 
 
 class SampleActor:
@@ -71,7 +71,7 @@ class SampleActor:
         sampler = episodes_of(config, spec.plan, pool, hosts, spec.tokenizer_dir) if hosts else pool
         try:
             await asyncio.gather(rewards.start(), *([hosts.start()] if hosts else []))
-            await pool.set_weights(_OWN_WEIGHTS, None)
+            await pool.set_weights(OWN_WEIGHTS, None)
             await asyncio.to_thread(prompts.begin, written.position)
             await self._all(prompts, sampler, rewards, written)
         finally:

@@ -11,6 +11,7 @@ from rayswift.data.cache import fingerprint
 from rayswift.data.encode.config import RowKind
 from rayswift.log import UserError
 from rayswift.run.continuation import FREE
+from rayswift.run.fingerprint import weights_hashes
 
 MadeFrom = dict[str, Any]
 """Field or file -> value; plain JSON."""
@@ -28,7 +29,7 @@ def made_from(config: SampleConfig, tokenizer_dir: Path, kind: RowKind, own_code
             field = f"{section}.{name}"
             if field not in FREE and field != "sample.output_file" and name not in SECRETS:
                 made[field] = value
-    made["rewards and plugins"] = own_code
+    made |= {"rewards and plugins": own_code, **weights_hashes(config)}
     return dict(json.loads(json.dumps(made)))
 
 

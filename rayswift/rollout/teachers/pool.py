@@ -4,18 +4,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rayswift.engines.pool.pool import Pool, SampleFailed
 from rayswift.engines.samples import Completion, PolicyVersion, Prompt, SampleRequest
 
 OWN_WEIGHTS = PolicyVersion(0, 0)
 """The version of the weights from which engines were built."""
-
-
-def _seen(prompt: Prompt) -> NDArray[np.int32]:
-    return prompt.input_ids if prompt.teacher_ids is None else prompt.teacher_ids
 
 
 class PoolTeacher:
@@ -42,9 +35,10 @@ class PoolTeacher:
         Raises:
             EnginesFailed: no engine is left that could answer.
         """
-        seen = _seen(prompt)
         requests = [
-            SampleRequest(f"teacher:{each.key}", seen, len(each.token_ids) + 1, 0, each.token_ids, self._top)
+            SampleRequest(
+                f"teacher:{each.key}", prompt.seen_by_teacher, len(each.token_ids) + 1, 0, each.token_ids, self._top
+            )
             for each in completions
         ]
         found = await asyncio.gather(*self._pool.sample(requests, 0), return_exceptions=True)
@@ -60,7 +54,7 @@ class PoolTeacher:
             EnginesFailed: no engine is left that could answer.
         """
         try:
-            (future,) = self._pool.sample([replace(self._request(prompt), prompt_ids=_seen(prompt))], 0)
+            (future,) = self._pool.sample([replace(self._request(prompt), prompt_ids=prompt.seen_by_teacher)], 0)
             return await future
         except SampleFailed as error:
             return str(error)

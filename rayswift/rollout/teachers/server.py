@@ -67,10 +67,9 @@ class ServerTeacher:
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Completion | str]:
         """See `Teacher`; all completions of a prompt in one call."""
-        seen = prompt.input_ids if prompt.teacher_ids is None else prompt.teacher_ids
         asked = {
             "model": self._model,
-            "prompt": [[*seen.tolist(), *each.token_ids.tolist()] for each in completions],
+            "prompt": [[*prompt.seen_by_teacher.tolist(), *each.token_ids.tolist()] for each in completions],
             "max_tokens": 1,
             "temperature": 0.0,
             "prompt_logprobs": self._top,
@@ -78,9 +77,10 @@ class ServerTeacher:
         for number in range(_TRIES):
             try:
                 choices = (await self._call("/v1/completions", asked))["choices"]
+                choices.sort(key=lambda choice: int(choice["index"]))
                 return [
                     scored(each, choice["prompt_logprobs"], self._top)
-                    for each, choice in zip(completions, _ordered(choices), strict=True)
+                    for each, choice in zip(completions, choices, strict=True)
                 ]
             except _BROKEN as error:
                 why = f"{self._url}: {type(error).__name__}: {error}"
@@ -108,10 +108,6 @@ class ServerTeacher:
         except urllib.error.HTTPError as error:
             error.msg = f"{error.msg}: {error.read(2000).decode(errors='replace')}"
             raise
-
-
-def _ordered(choices: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return sorted(choices, key=lambda choice: int(choice["index"]))
 
 
 def scored(completion: Completion, prompt_logprobs: Sequence[Mapping[str, Any] | None], top: int) -> Completion:

@@ -217,6 +217,9 @@ def test_flags_of_infer_and_export() -> None:
     assert (both.config.infer.model, both.config.infer.base, both.config.infer.max_new_tokens) == ("run", "base", 9)
     export = load("export", shlex.split("--adapters run --merge_lora true --use_hf true"))
     assert (export.config.export.model, export.config.export.merge_lora) == ("run", True)
+    for name in ("torch_dtype", "dtype"):
+        found = load("export", shlex.split(f"--adapters run --merge_lora true --{name} bf16")).config
+        assert found.export.dtype == "bfloat16"
     for verb, argv, said in [
         ("infer", "--model m --val_dataset d", "--val_dataset is refused: questions are given with --prompt"),
         ("infer", "--model m --infer_backend lmdeploy --prompt x", "--infer_backend is refused"),
@@ -238,3 +241,20 @@ def test_their_other_verbs_are_answered(verb: str, capfd: pytest.CaptureFixture[
 def test_a_path_of_ours_wins_over_their_name() -> None:
     for argv in (["--val_dataset", "a", "--data.eval", "b"], ["--data.eval", "b", "--val_dataset", "a"]):
         assert resolve("sft", argv).config.data.eval == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "ours"),
+    [
+        (["--rlhf_type", "ppo", "--reward_funcs", "format"], "train.num_ppo_epochs"),
+        (["--rlhf_type", "grpo", "--reward_funcs", "format"], "train.num_iterations"),
+        (["--rlhf_type", "gkd", "--teacher_model", "t"], None),
+        (["--rlhf_type", "dpo"], None),
+    ],
+)
+def test_max_epochs_is_ms_swifts_and_openrlhfs_is_named(argv: list[str], ours: str | None) -> None:
+    found = load("rlhf", ["--model", "m", "--dataset", "d.jsonl", "--max_epochs", "2", "--bf16", *argv])
+    assert (found.config.train.num_train_epochs, found.config.model.dtype) == (2, "bfloat16")
+    said = [note for note in found.notes if note.startswith("--max_epochs counts")]
+    wanted = f"--max_epochs counts passes over the prompts; OpenRLHF's, over a round, are {ours}"
+    assert said == ([wanted] if ours else [])

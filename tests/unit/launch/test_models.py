@@ -22,7 +22,7 @@ def lines_of(folder: Path, *flags: str, verb: str = "rlhf", **layout: Any) -> li
 
 def weights(folder: Path, head: Any, what: str) -> str:
     """As the plan says it."""
-    size = models.whole_size(load("sft", ["--model", str(folder), "--data.dataset", "r"]).config.model, None, head)
+    size = models.size_of(load("sft", ["--model", str(folder), "--data.dataset", "r"]).config.model, head)
     number = size.num_parameters
     return f"({number / 1e3:.3g} k weights, {what}, {4 * number / 2**20:.1f} MiB)"
 
@@ -81,3 +81,22 @@ def test_sampling_holds_the_model_in_engines_alone(tiny_model_dir: Path) -> None
 def test_a_model_that_is_not_here_is_named_all_the_same(tiny_model_dir: Path) -> None:
     _, critic = lines_of(tiny_model_dir, *PPO, "--critic", "separate", "--critic_path", "gone", "--kl_coef", "0")
     assert critic.startswith("critic        gone (size not known: ")
+
+
+def test_another_model_has_no_new_blocks_and_the_reference_is_quantized(tiny_model_dir: Path) -> None:
+    """The policy grows by three layers, its teacher does not. Beside a policy in 4 bits, the reference is in 4 bits, a
+    teacher is not."""
+
+    def size(*flags: str) -> Any:
+        command = ["--model", str(tiny_model_dir), "--data.dataset", "r.jsonl", *flags]
+        return models.size_in_worker(load("rlhf", command).config)
+
+    gkd = ("--rlhf_type", "gkd", "--model.teacher", str(tiny_model_dir))
+    assert size(*gkd, "--new_blocks", "3").num_reference == size(*gkd).num_parameters
+
+    packed = ("--tuner", "lora", "--quantization", "nf4", "--dtype", "bfloat16")
+    alone = size("--rlhf_type", "dpo", *packed)
+    beside = size("--rlhf_type", "dpo", *packed, "--reference", str(tiny_model_dir))
+    taught = size(*gkd, "--teacher_adapters", "a", *packed)
+    assert 0 < alone.num_quantizable == taught.num_quantizable
+    assert beside.num_quantizable == 2 * alone.num_quantizable

@@ -1,6 +1,7 @@
 """Settings that tasks on whole texts take from a model's folder, and remarks if the user sets other values."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,30 @@ def test_a_copy_says_the_same(tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
     copy(folder, tmp_path / "two")
     assert read(tmp_path / "two") == read(folder) is not None
+
+
+def test_the_model_in_a_subfolder(tmp_path: Path) -> None:
+    """The layout before the second version of sentence-transformers; what is saved has the new one."""
+    new, old, copied = (tmp_path / name for name in ("new", "old", "copied"))
+    sentence_folder(new)
+    inner = old / "0_Transformer"
+    shutil.copytree(new, inner, ignore=shutil.ignore_patterns("modules.json", "config_sentence_*", "?_*"))
+    for name in ("modules.json", "config_sentence_transformers.json", "1_Pooling", "2_Dense"):
+        (shutil.copytree if (new / name).is_dir() else shutil.copyfile)(new / name, old / name)
+    listed = json.loads((old / "modules.json").read_text())
+    listed[0]["path"] = "0_Transformer"
+    (old / "modules.json").write_text(json.dumps(listed), encoding="utf-8")
+    assert config_of(new, "embedding").model.path == str(new)
+    config = config_of(old, "embedding")
+    assert config.model.path == config_of(inner, "embedding").model.path == str(inner)
+    assert read(inner) == read(new) is not None
+    copied.mkdir()
+    copy(inner, copied)
+    assert read(copied) == read(new)
+    assert "modules of the folder: mean pooling" in plan.describe(plan.resolve(config, LAYOUT, None), None, [])
+    (inner / "config.json").unlink()
+    with pytest.raises(UserError, match="begins with Transformer in 0_Transformer, and only"):
+        read(Path(config_of(old, "embedding").model.path))
 
 
 def test_the_plan_shows_the_texts(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model, peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -19,7 +19,7 @@ from transformers import (
 
 from rayswift.config.model import ModelConfig
 from rayswift.log import UserError
-from rayswift.model import tuners, whole
+from rayswift.model import whole
 from rayswift.model.adapters import adapter_problems
 from rayswift.model.find import find_model, load_tokenizer, stop_token_ids
 from rayswift.model.kind import abilities
@@ -103,13 +103,44 @@ def test_an_adapter_of_other_names_is_not_left_out(base: Path, tmp_path: Path) -
     state = {name.replace("layers", "language_model.layers"): value for name, value in load_file(file).items()}
     save_file(state, file, metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"does not fit the model .*language_model.* has no place in it"):
-        tuners.continue_adapter(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter")
+        whole.put_on(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter", trains=True)
     for verb in ("infer", "export"):  # before anything is loaded, so for vLLM too
         with pytest.raises(UserError, match=r"which has no model\.language_model\.layers\.0"):
             find_model(str(tmp_path / "adapter"), f"{verb}.model")
     save_file({}, file, metadata={"format": "pt"})
     with pytest.raises(UserError, match="is not in the adapter"):
         whole.put_on(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter")
+
+
+@pytest.mark.filterwarnings("error:The PEFT config")
+def test_an_adapter_is_read_once(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = logits(written(tmp_path / "adapter", base))
+    read: list[str] = []
+    real = peft_model.load_peft_weights
+    monkeypatch.setattr(
+        peft_model, "load_peft_weights", lambda name, **options: read.append(name) or real(name, **options)
+    )
+    for trains in (False, True):
+        network = AutoModelForCausalLM.from_pretrained(base)
+        tuned = whole.put_on(network, tmp_path / "adapter", trains=trains)
+        assert torch.allclose(logits(tuned.eval()), trained, atol=CLOSE)
+        assert any(parameter.requires_grad for parameter in tuned.parameters()) is trains
+        assert tuned.peft_config["default"].base_model_name_or_path == str(base)
+    assert read == [str(tmp_path / "adapter")] * 2
+
+
+def test_the_merged_weights_have_the_format_that_is_asked_for(base: Path, tmp_path: Path) -> None:
+    trained = written(tmp_path / "adapter", base)
+    wanted = whole.merged(trained).state_dict()
+    (tmp_path / "merged").mkdir()
+    merge(find_model(str(tmp_path / "adapter"), "export.model"), tmp_path / "merged", dtype="bfloat16")
+    found = load_file(tmp_path / "merged/model.safetensors")
+    assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "merged/config.json").read_text())["dtype"] == "bfloat16"
+    for name, below in load_file(base / "model.safetensors").items():
+        # Base weight, change and sum are rounded once each, to 8 bits: by 2**-9 of each at most.
+        change = float((wanted[name] - below).abs().max())
+        assert torch.allclose(found[name].float(), wanted[name], rtol=2**-8, atol=2**-8 * change)
 
 
 def test_an_adapter_of_a_deeper_model_is_not_cut(base: Path, tmp_path: Path) -> None:

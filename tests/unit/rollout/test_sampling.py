@@ -141,6 +141,28 @@ def test_rows_of_something_else_are_not_continued(tmp_path: Path) -> None:
         assert said in str(refused.value)
 
 
+def test_rows_of_other_weights_in_the_same_folder_are_not_continued(tmp_path: Path) -> None:
+    model, judge = tmp_path / "model", tmp_path / "judge"
+    for folder in (model, judge):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(bytes(100))
+    (tmp_path / "prompts.jsonl").write_text('{"query": "2 + 3?"}')
+    argv = ["--dataset", str(tmp_path / "prompts.jsonl"), "--model", str(model), "--reward_models", str(judge)]
+
+    def origin() -> MadeFrom:
+        return made_from(load("sample", argv).config, TINY, RowKind("prompt"), "")
+
+    path = tmp_path / "rows.jsonl"
+    SampledFile(path, goes_on=False, made_from=origin()).close()
+    for folder, said in ((model, "weights: was"), (judge, "weights beside the model: was")):
+        was = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(b"\1" * 100)
+        with pytest.raises(UserError, match=said):
+            SampledFile(path, goes_on=True, made_from=origin())
+        (folder / "model.safetensors").write_bytes(was)
+    SampledFile(path, goes_on=True, made_from=origin()).close()
+
+
 def test_a_command_that_was_killed_before_its_first_flush_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     file = SampledFile(path, goes_on=False, made_from=ORIGIN)

@@ -531,6 +531,36 @@ def test_the_fingerprint_sees_weights_of_the_same_size(tmp_path: Path) -> None:
     assert found_of(config)["weights"] != was["weights"]
 
 
+def test_the_fingerprint_sees_the_models_beside_the_model(tmp_path: Path) -> None:
+    """Rewards, teacher, critic and an adapter that a run folder holds; models on the hub have a revision."""
+    folders = {name: tmp_path / name for name in ("teacher", "critic", "judge", "run/checkpoint-2")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+        (folder / "adapter_model.safetensors").write_bytes(bytes(100))
+    (tmp_path / "run/config.yaml").write_text("")
+    (folders["run/checkpoint-2"] / "adapter_config.json").write_text("{}")
+    checkpoint.write_manifest(folders["run/checkpoint-2"], 2, 1, 0)
+    flags = ["--rlhf_type", "ppo", "--model", "org/name", "--tuner", "lora", "--model.adapters", str(tmp_path / "run")]
+    flags += [
+        "--critic",
+        "separate",
+        "--critic_path",
+        str(folders["critic"]),
+        "--model.teacher",
+        str(folders["teacher"]),
+    ]
+    flags += ["--reward_models", str(folders["judge"]), "--dataset", "d.jsonl"]
+    config = load("rlhf", flags).config
+    was = fingerprint.weights_hashes(config)
+    for folder in folders.values():
+        (folder / "adapter_model.safetensors").write_bytes(b"\1" * 100)
+        now = fingerprint.weights_hashes(config)
+        name = "weights" if folder.name == "checkpoint-2" else "weights beside the model"
+        assert {key for key in was if was[key] != now[key]} == {name}
+        was = now
+    assert fingerprint.weights_hashes(load("sft", ["--model", "org/name", "--dataset", "d.jsonl"]).config) == {}
+
+
 # ---- longer, and elsewhere ----
 
 

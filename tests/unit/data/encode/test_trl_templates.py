@@ -230,3 +230,27 @@ def test_thoughts_in_the_content_are_thoughts_where_the_template_reads_them_apar
     empty = {"role": "assistant", "content": "<think>\n\n</think>\n\nIt is 3."}
     no_thoughts, plain = encoder.encode([{"messages": each} for each in ([question, empty], CONVERSATIONS["plain"])])
     assert no_thoughts[0].input_ids.tolist() == plain[0].input_ids.tolist()
+
+
+def test_an_answer_follows_the_thoughts_of_its_calls(model: Any) -> None:
+    """gpt-oss leaves the thoughts of calls out as soon as the final answer is there, but it is generated behind them.
+    Beside a second question they are gone, and the calls are trained in a text of their own."""
+    encoder, tokenizer = model("gptoss")
+    asked, call, result, answer = (dict(message) for message in CONVERSATIONS["tools"])
+    call["reasoning_content"], answer["reasoning_content"] = "add them", "that was easy"
+    again = [{"role": "user", "content": "And 2 + 2?"}, {"role": "assistant", "content": "It is 4."}]
+    rows = [[asked, call, result, answer], [asked, call, result, call, result, answer, *again]]
+    (one, two) = encoder.encode([{"messages": row, "tools": [ADD]} for row in rows])
+    thought = "<|channel|>analysis<|message|>"
+    called = f"{thought}add them<|end|><|start|>assistant to=functions.add<|channel|>commentary json<|message|>"
+    called += '{"a": 1, "b": 2}<|call|>'
+    answered = f"{thought}that was easy<|end|><|start|>assistant<|channel|>final<|message|>It is 3.<|return|>"
+
+    (document,) = one
+    served = tokenizer.apply_chat_template(
+        encoder.template.adapted(rows[0][:3]), tools=[ADD], tokenize=False, add_generation_prompt=True
+    )
+    assert tokenizer.decode(document.input_ids) == served + answered
+    assert tokenizer.decode(document.input_ids[document.trained]) == called + answered
+    trained = [tokenizer.decode(document.input_ids[document.trained]) for document in two]
+    assert trained == [called * 2 + answered, "<|channel|>final<|message|>It is 4.<|return|>"]

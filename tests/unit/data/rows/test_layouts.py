@@ -444,6 +444,8 @@ def test_pairs_of_blocks() -> None:
         ("causal", {"Article": "q", "summary": "a"}, "no known columns", "{article: query, summary: response}"),
         ("classification", {"review": "t", "stars": 1, "sentiment": 2}, "no known columns", "sentiment: label"),
         ("embedding", {"text1": "a", "text2": "b"}, "no known columns", "{text1: anchor, text2: positive}"),
+        ("embedding", {"text": "a", "text_pair": "b"}, "no known columns", "{text: anchor, text_pair: positive}"),
+        ("causal", {"text": "a", "text_pair": "b"}, "ambiguous columns", "{text: query, text_pair: response}"),
         ("reranker", {"x": "a"}, "no known columns", "query + documents + labels"),
         ("prompt", {"x": "a"}, "no known columns", "instruction"),
         ("causal", {"article": "x", "response": "a"}, "no known columns", "article: query"),

@@ -1,12 +1,23 @@
 """Every row format, and every way a row is refused."""
 
 import itertools
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rayswift.data.rows import BadRow, CausalRow, Conversation, MessageLoss, is_read, parse_row, unused_columns
+from rayswift.data.rows import (
+    BadRow,
+    CausalRow,
+    Conversation,
+    MessageLoss,
+    absent_names,
+    is_read,
+    media_marks,
+    parse_row,
+    unused_columns,
+)
 
 
 def causal(row: Any, columns: dict[str, str] | None = None, system: str | None = None) -> CausalRow:
@@ -294,8 +305,50 @@ def test_a_column_with_effect_in_one_row_has_effect() -> None:
     assert unused_columns(((row, {}) for row in rows), "classification") == []
 
 
+@pytest.mark.parametrize("name", ["text", "sentence"])
+def test_a_pair_of_texts_is_classified_as_one(name: str) -> None:
+    pair = {name: "q", "text_pair": "a", "label": 1}
+    wanted = parse_row({"query": "q", "response": "a", "label": 1}, "classification", {})
+    assert parse_row(pair, "classification", {}) == wanted
+    assert unused_columns([(pair, {})], "classification") == []
+    alone = parse_row({name: "q", "label": 1}, "classification", {})
+    assert parse_row(pair | {"text_pair": None}, "classification", {}) == alone != wanted
+
+
+TALK = {"dialog": [{"speaker": "pupil", "utterance": "q"}, {"speaker": "tutor", "utterance": "a"}]}
+TALKED = {"dialog": "messages", "speaker": "role", "utterance": "content", "pupil": "user", "tutor": "assistant"}
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "absent"),
+    [
+        (TALK, TALKED, []),
+        ({"dialog": json.dumps(TALK["dialog"])}, TALKED, []),
+        (TALK, TALKED | {"system_text": "system", "observer": "user"}, ["observer", "system_text"]),
+        ({"query": "q", "reply": None}, {"reply": "response", "q": "response"}, ["q"]),
+        ({"a": {"b": {"c": "x"}}}, {"a.b.c": "solution", "a.b.d": "query", "b": "query"}, ["a.b.d", "b"]),
+        ({"a.b": "x"}, {"a.b": "query"}, []),
+        (["no object"], {"images": "unused"}, ["images"]),
+    ],
+)
+def test_names_that_no_row_has(row: Any, columns: dict[str, str], absent: list[str]) -> None:
+    assert absent_names([(row, columns)]) == absent
+    # One row that has them is enough, but it must be of a source that is read under these names.
+    rest = dict.fromkeys(absent, "x") | {name.partition(".")[0]: {"b": {"d": "x"}} for name in absent if "." in name}
+    assert absent_names([(row, columns), (rest, columns)]) == []
+    assert absent_names([(row, columns), (rest, {})]) == absent
+
+
+def test_marks_of_images_in_texts() -> None:
+    messages = [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "a cat"}]
+    rows = [{"messages": messages, "images": None}, {"messages": messages, "images": ["a.png"]}, {"text": "<video>"}]
+    assert media_marks([(row, {}) for row in rows], "causal") == {"<image>": 1, "<video>": 1}
+    assert media_marks([(row, {"images": "unused"}) for row in rows], "causal") == {"<image>": 2, "<video>": 1}
+    assert media_marks([({"text": "t", "note": "<image>"}, {})], "causal") == {}
+
+
 def test_every_column_that_is_trained_is_read_of_a_huge_row() -> None:
-    assert all(is_read(name, {}) for name in ("context", "negative_1", "history", "Question"))
+    assert all(is_read(name, {}) for name in ("context", "text_pair", "negative_1", "history", "Question"))
     assert not is_read("thumbnail", {})
 
 

@@ -18,6 +18,7 @@ from rayswift.data.encode.encoders import encoder_of
 from rayswift.data.inspect.inspection import inspect
 from rayswift.data.sequence.global_batches import REMAINDER, FeedPlan, Position
 from rayswift.data.sequence.windows import TRAINED
+from rayswift.log import UserError
 from rayswift.run.accounting import Vanishing
 from tests.support.chat_templates import CHATML, Family, write_tokenizer
 from tests.support.model_families import REWRITING
@@ -69,6 +70,25 @@ def test_the_first_look_names_columns_that_are_not_trained(tmp_path: Path, caplo
     with caplog.at_level(logging.INFO, "rayswift"):
         plan(tmp_path, made)
     assert "columns without effect: context; data.columns maps yours" in caplog.text
+
+
+def test_the_first_look_names_names_that_no_row_has(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of all sources read under these names, evaluation rows included; a source with names of its own has others."""
+    other, held_out = tmp_path / "other.jsonl", tmp_path / "eval.jsonl"
+    other.write_text('{"ask": "q", "reply": "a"}\n')
+    held_out.write_text('{"question": "q", "answer": "a", "rule": "s"}\n')
+    first = rows(tmp_path, [{"question": "<image>?", "answer": "a"}] * 3)
+    sources = [first, {"path": str(other), "columns": {"ask": "query", "reply": "response"}}]
+    config = DataConfig(dataset=sources, eval=[str(held_out)], columns={"rule": "system", "id": "unused"})
+    with caplog.at_level(logging.WARNING, "rayswift"):
+        prepare.plan_encoding(config, TINY, 1, tmp_path / "work")
+    assert "none of the first 5 rows has id; their columns are answer, ask, question, reply, rule" in caplog.text
+    assert "3 of the first 4 rows have <image> in their texts" in caplog.text
+    caplog.clear()
+    sources[1] = {"path": str(other), "columns": {"asks": "query", "reply": "response"}}
+    with pytest.raises(UserError, match="none of the first"), caplog.at_level(logging.WARNING, "rayswift"):
+        prepare.plan_encoding(DataConfig(dataset=sources[1:]), TINY, 1, tmp_path / "work")
+    assert "none of the first 1 rows has asks; their columns are ask, reply" in caplog.text
 
 
 def test_the_first_look_says_what_history_costs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
