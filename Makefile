@@ -1,8 +1,8 @@
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-# Two at a time: much of a test is waiting. A file's tests share what they start, so that one process runs them all;
-# the long files come first.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# Two at a time: much of a test is waiting. A file's tests share what they start, so that one process runs them all.
+# Files keep their order: the long ones come first, and short ones fill the end.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .NOTPARALLEL:
 .PHONY: help setup demo real test unit style bars elsewhere clean
