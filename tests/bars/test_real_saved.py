@@ -65,14 +65,17 @@ def loss(model: Any, folder: Path, ours: Path) -> float:
 
 @torch.inference_mode()
 def preference_loss(model: Any, folder: Path, ours: Path) -> float:
-    """Mean -log sigmoid(score of the better - score of the worse)."""
-    differences = []
+    """Mean -log sigmoid(score of the better - score of the worse), of conversations as the template writes them.
+
+    The score is at the last token: a line break that may follow the end token counts, as in TRL.
+    """
+    tokenizer, differences = AutoTokenizer.from_pretrained(folder), []
     for row in rows(ours):
-        scores = [
-            model.eval()(torch.tensor([ids_of(folder, row["question"], row[which])[0]])).logits[0, 0]
-            for which in ("chosen", "rejected")
-        ]
-        differences.append(scores[0] - scores[1])
+        asked = {"role": "user", "content": row["question"]}
+        texts = ([asked, {"role": "assistant", "content": row[which]}] for which in ("chosen", "rejected"))
+        inputs = [tokenizer.apply_chat_template(text, return_tensors="pt")["input_ids"] for text in texts]
+        better, worse = (model.eval()(ids).logits[0, 0] for ids in inputs)
+        differences.append(better - worse)
     return float(-torch.nn.functional.logsigmoid(torch.stack(differences)).mean())
 
 
