@@ -19,7 +19,7 @@ $(INSTALLED): pyproject.toml .ci/setup
 demo: setup  ## teach a tiny model to add, and measure it
 	@$(BIN)/python examples/demo.py
 
-real: setup  ## train two real models, SmolLM2 and MiniLM, and measure them: half an hour or more; PARTS="ppo tool": those
+real: setup  ## train two real models, SmolLM2 and MiniLM, and measure them: half an hour; PARTS="ppo tool": those
 	@$(BIN)/python examples/real.py $(PARTS)
 
 test: style  ## style and all tests: what CI runs
