@@ -38,7 +38,7 @@ WANTED_ACCURACY, WANTED_GAIN = 0.95, 0.2
 # whose sampled accuracy is in this band: it is rewarded often enough, and can still learn.
 START_BAND = (0.4, 0.6)
 # How fast a model learns differs by seed and by arithmetic: both train in stages until the result suffices.
-SAVE_STEPS, SFT_STEPS, MOST_SFT_STEPS = 40, 2400, 7200
+SAVE_STEPS, MOST_SFT_RUNS = 40, 3
 GRPO_STEPS, MOST_GRPO_STEPS = 160, 640
 SAMPLES_PER_SUM = 4
 MAX_ANSWER_TOKENS = 4  # three digits and the end token of the turn
@@ -153,26 +153,31 @@ def run_child(line: list[str], stdout: int | None = None) -> tuple[int, str]:
     return child.returncode, printed or ""
 
 
-def supervised(run: Path, sums: list[tuple[str, str]], more: list[str]) -> float:
-    """Train on rows until the accuracy suffices, show some answers, and return it."""
+def supervised(run: Path, sums: list[tuple[str, str]], more: list[str]) -> tuple[float, Path]:
+    """Train on rows until the accuracy suffices, show some answers, and return it with the last run's folder.
+
+    A run whose learning rate has ended at 0 cannot become longer: another one begins with its weights.
+    """
     questions = [question for question, _ in sums]
     tokenizer = AutoTokenizer.from_pretrained(TINY, padding_side="left")
     before = accuracy(answer(untrained_model(seed=42), tokenizer, questions), sums)
     print(f"Before training: {before:.1%} of {len(sums)} test sums right.")
     saves = ("--save_steps", str(SAVE_STEPS), "--save_total_limit", "1000")
-    for num_steps in range(SFT_STEPS, MOST_SFT_STEPS + 1, SFT_STEPS):
-        resumed = ("--resume", "auto") if num_steps > SFT_STEPS else ()
-        train("sft", "examples/sums_sft.yaml", run, *saves, "--max_steps", str(num_steps), *resumed, *more)
-        answers = greedy_answers(checkpoints(run)[-1], sums)
+    last, begin = run, list[str]()
+    for number in range(1, MOST_SFT_RUNS + 1):
+        train("sft", "examples/sums_sft.yaml", last, *saves, *begin, *more)
+        answers = greedy_answers(checkpoints(last)[-1], sums)
         after = accuracy(answers, sums)
-        if after >= WANTED_ACCURACY or "--max_steps" in more:
+        if after >= WANTED_ACCURACY or "--max_steps" in more or number == MOST_SFT_RUNS:
             break
-        print(f"\n{after:.1%} of the test sums right after {num_steps} steps, {WANTED_ACCURACY:.0%} wanted.")
+        print(f"\n{after:.1%} of the test sums right, {WANTED_ACCURACY:.0%} wanted.")
+        begin = ["--model", str(checkpoints(last)[-1]), "--random_init", "false"]
+        last = run.with_name(f"{run.name}_{number + 1}")
     print("\nTest sums, answered by the trained model:")
     for (question, right), given in list(zip(sums, answers, strict=True))[:NUM_SHOWN]:
         print(f"  {question}{given}  {'right' if given == right else f'wrong, it is {right}'}")
     print(f"\nAccuracy on {len(sums)} test sums: {before:.1%} -> {after:.1%}")
-    return after
+    return after, last
 
 
 def choose_start(run: Path, sums: list[tuple[str, str]], band: tuple[float, float] = START_BAND) -> tuple[Path, float]:
@@ -217,11 +222,11 @@ def demo(runs: Path, sums: list[tuple[str, str]], more: list[str], measured: boo
         DemoFailed: one of the two did not learn to add.
     """
     sft, grpo = runs / "demo", runs / "demo_grpo"
-    after = supervised(sft, sums, more)
+    after, last = supervised(sft, sums, more)
     if measured and after < WANTED_ACCURACY:
         raise DemoFailed(
-            f"wanted at least {WANTED_ACCURACY:.0%} of the test sums right after {MOST_SFT_STEPS} steps of "
-            f"`rayswift sft`, got {after:.1%}; curves in {sft / 'report.html'}, logs in {sft / 'logs'}"
+            f"wanted at least {WANTED_ACCURACY:.0%} of the test sums right after {MOST_SFT_RUNS} runs of "
+            f"`rayswift sft`, got {after:.1%}; curves in {last / 'report.html'}, logs in {last / 'logs'}"
         )
     start, before = choose_start(sft, sums)
     gain = by_reward(start, before, grpo, sums, more)
@@ -232,7 +237,7 @@ def demo(runs: Path, sums: list[tuple[str, str]], more: list[str], measured: boo
             f"logs in {grpo / 'logs'}"
         )
     print(f"Reports: {sft}/report.html, {grpo}/report.html")
-    print(f'Try next: .venv/bin/rayswift infer --model {sft} --prompt "23+58="')
+    print(f'Try next: .venv/bin/rayswift infer --model {last} --prompt "23+58="')
 
 
 def main() -> int:
