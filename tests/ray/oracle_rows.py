@@ -219,6 +219,7 @@ TRAINERS: dict[str, Any] = {
     "reranker": sentences,
     "generative_reranker": sentences,
 }
+OF_ENCODERS = ("embedding", "reranker", "seq_cls")
 
 
 def main() -> None:
@@ -250,8 +251,8 @@ def main() -> None:
 
     def make(documents: list[list[dict[str, Any]]], own: dict[str, Any]) -> Any:
         rows = documents if config.train.task == "causal_lm" else [first for first, *_ in documents]
-        is_encoder = not config.data.use_chat_template and not (run_dir / "init").exists()
-        of_task = encoder if is_encoder else TRAINERS[config.train.task]
+        is_of_encoder = config.train.task in OF_ENCODERS and not config.data.use_chat_template
+        of_task = encoder if is_of_encoder and not (run_dir / "init").exists() else TRAINERS[config.train.task]
         return of_task(run_dir, config, rows, own)
 
     before = []
