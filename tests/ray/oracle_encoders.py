@@ -49,7 +49,8 @@ def embedding(config: Any, rows: list[dict[str, Any]], common: dict[str, Any]) -
 
 
 def reranker(config: Any, rows: list[dict[str, Any]], common: dict[str, Any]) -> Any:
-    """Query, a positive and as many negatives in each row: every pair by itself."""
+    """Query, a positive and as many negatives in each row: every pair by itself, with the prompt that the model's own
+    `predict` writes before it."""
     _, found = AutoModelForSequenceClassification.from_pretrained(
         config.model.path, num_labels=1, output_loading_info=True
     )
@@ -67,7 +68,9 @@ def reranker(config: Any, rows: list[dict[str, Any]], common: dict[str, Any]) ->
     arguments["per_device_train_batch_size"] *= size
     return CrossEncoderTrainer(
         model=model,
-        args=CrossEncoderTrainingArguments(**arguments, batch_sampler=InOrder),
+        args=CrossEncoderTrainingArguments(
+            **arguments, batch_sampler=InOrder, prompts=model.prompts.get(model.default_prompt_name) or ""
+        ),
         train_dataset=Dataset.from_dict(
             {
                 "query": [row["query"] for row in rows for _ in range(size)],
