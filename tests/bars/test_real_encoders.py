@@ -170,6 +170,8 @@ MODULES: dict[str, Callable[[], list[torch.nn.Module]]] = {
     "without the prompt": lambda: [Pooling(32, "mean", include_prompt=False), Normalize()],
     "weighted without the prompt": lambda: [Pooling(32, "weightedmean", include_prompt=False)],
     "dense": lambda: [Pooling(32, "mean"), Dense(32, 16), Normalize()],
+    # From 100,000 elements on, ZeRO-3 shards a weight.
+    "wide dense": lambda: [Pooling(32, "mean"), Dense(32, 4096), Normalize()],
     "two dense": lambda: [Pooling(32, ("mean", "max")), Dense(64, 32), Dense(32, 24, bias=False), LayerNorm(24)],
 }
 PROMPTS = {"query": "question: ", "document": "answer: "}
@@ -238,7 +240,7 @@ def test_modules_come_back_at_a_resume(tuner: str, family: Family, tmp_path: Pat
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_modules_on_workers(stage: int, family: Family, tmp_path: Path) -> None:
-    model = sentence_folder(tmp_path / "model", family("bert"), "dense")
+    model = sentence_folder(tmp_path / "model", family("bert"), "wide dense")
     one, rows = run_of(tmp_path / "one", model, "embedding")
     layout = ("--num_workers", "2", "--zero_stage", str(stage), "--global_batch_size", str(ROWS))
     two, _ = run_of(tmp_path / "two", model, "embedding", *layout, "--per_device_train_batch_size", "2")

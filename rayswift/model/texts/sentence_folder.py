@@ -1,16 +1,18 @@
 """The modules that sentence-transformers applies after a model, and the files with which it loads the trained model."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import sentence_transformers
 import torch
+from safetensors.torch import save_file
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Pooling
+from torch import Tensor
 
 from rayswift.config.schema import TrainingConfig
 from rayswift.model.texts.sentence_files import SETTINGS, SentenceFiles, activation_of, read_for
@@ -77,10 +79,19 @@ def load_weights(modules: Sequence[Placed], folder: Path) -> None:
             each.module.load_state_dict(saved.state_dict())
 
 
-def write_embedding(folder: Path, config: TrainingConfig, source: Path, modules: Sequence[Placed]) -> None:
+def write_embedding(
+    folder: Path, config: TrainingConfig, source: Path, modules: Sequence[Placed], weights: Mapping[str, Tensor]
+) -> None:
     """Write the files of a `SentenceTransformer` into a checkpoint, so that it embeds texts as in training.
 
-    `encode_query` puts `data.system`, or the folder's own prompt, before the text. source: folder of the initial model.
+    `encode_query` puts `data.system`, or the folder's own prompt, before the text.
+
+    Args:
+        folder: The checkpoint.
+        config: Of the run.
+        source: Folder of the initial model.
+        modules: The modules after the model.
+        weights: Theirs, as `NUMBER.NAME`, from 0.
     """
     files = read_for(source, "SentenceTransformer")
     settings: dict[str, Any] = {
@@ -93,7 +104,7 @@ def write_embedding(folder: Path, config: TrainingConfig, source: Path, modules:
         settings["prompts"] = {**settings["prompts"], "query": config.data.system}
     output = {"method": "forward", "method_output_name": "last_hidden_state"}
     _write_transformer(folder, "feature-extraction", output, "token_embeddings", config, source, files)
-    _write_modules(folder, "SentenceTransformer", modules, settings)
+    _write_modules(folder, "SentenceTransformer", modules, settings, weights)
 
 
 def write_reranker(folder: Path, config: TrainingConfig, source: Path, answers: tuple[int, int] | None) -> None:
@@ -115,7 +126,7 @@ def write_reranker(folder: Path, config: TrainingConfig, source: Path, answers: 
     task, name = ("sequence-classification", "scores") if answers is None else ("text-generation", "causal_logits")
     _write_transformer(folder, task, output, name, config, source, files, asks=answers is not None)
     behind = [] if answers is None else [LogitScore(*answers)]
-    _write_modules(folder, "CrossEncoder", [Placed(module, _path(1, module)) for module in behind], settings)
+    _write_modules(folder, "CrossEncoder", [Placed(module, _path(1, module)) for module in behind], settings, {})
 
 
 def _write_transformer(
@@ -141,15 +152,28 @@ def _write_transformer(
     _write(folder / Transformer.config_file_name, settings)
 
 
-def _write_modules(folder: Path, kind: str, modules: Sequence[Placed], settings: dict[str, Any]) -> None:
+def _write_modules(
+    folder: Path, kind: str, modules: Sequence[Placed], settings: dict[str, Any], weights: Mapping[str, Tensor]
+) -> None:
     listed = [{"idx": 0, "name": "0", "path": "", "type": _name(Transformer)}]
     for number, each in enumerate(modules, start=1):
         (folder / each.path).mkdir(exist_ok=True)
-        each.module.save(str(folder / each.path))
+        prefix = f"{number - 1}."
+        own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        _write_module(each.module, folder / each.path, own)
         listed.append({"idx": number, "name": str(number), "path": each.path, "type": _name(type(each.module))})
     _write(folder / "modules.json", listed)
     versions = {"sentence_transformers": sentence_transformers.__version__}
     _write(folder / SETTINGS, {**settings, "model_type": kind, "__version__": versions})
+
+
+def _write_module(module: Any, folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write a module as its own `save` does, with the weights given."""
+    if not weights:
+        module.save(str(folder))
+        return
+    module.save_config(str(folder))
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "model.safetensors")
 
 
 def _path(number: int, module: torch.nn.Module) -> str:

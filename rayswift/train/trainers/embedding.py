@@ -195,7 +195,8 @@ class StreamedEmbeddingTrainer(HeadTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         folder = Path(output_dir or self.args.output_dir)
-        sentence_folder.write_embedding(folder, self._config, self._model_files, self._modules)
+        weights = self.weights_behind(state_dict)
+        sentence_folder.write_embedding(folder, self._config, self._model_files, self._modules, weights)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

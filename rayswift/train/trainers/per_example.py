@@ -199,6 +199,15 @@ class HeadTrainer(PerExampleTrainer):
             state_dict = {name: tensor for name, tensor in whole.items() if not name.startswith(f"{_BEHIND}.")}
         super()._save(output_dir, state_dict)
 
+    def weights_behind(self, state_dict: Any) -> dict[str, torch.Tensor]:
+        """Return the weights of the modules after the model, as `_save` gets them.
+
+        Those in the modules themselves may be parts of DeepSpeed's buffers, or of another rank under ZeRO-3.
+        """
+        whole = self.model.state_dict() if state_dict is None else state_dict
+        prefix = f"{_BEHIND}."
+        return {name.removeprefix(prefix): tensor for name, tensor in whole.items() if name.startswith(prefix)}
+
     def taken(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Return a batch of texts as the model takes it: token types only if its tokenizer names them."""
         named = self.processing_class.model_input_names
