@@ -13,7 +13,7 @@ from rayswift.run import checkpoint, events
 from tests.html_page import Page
 from tests.ray.conftest import WINDOWS, Run, assert_same_curve, curve, sft, start
 
-STEPS, SAVE_EVERY = 14, 4
+STEPS, SAVE_EVERY = 24, 4
 # LoRA with dropout: random states must come back too. Adam's states, schedule and data position in any case.
 RUN = (
     *WINDOWS,
@@ -64,27 +64,40 @@ def test_a_killed_feed_and_a_killed_worker_are_replaced(
         assert "restarted after: worker" in report_of(run_dir).text
 
 
-def test_a_killed_controller_ends_the_run_with_a_named_error(
+def test_a_run_that_ends_in_four_ways_continues_exactly(
     killed: Callable[[int], Run], run_dir: Path, tiny: tuple[str, ...], uninterrupted: Path
 ) -> None:
-    run = killed(5)
+    """One after the other: each continues what the one before left."""
+    right = curve(uninterrupted)
+    again = (*tiny, *RUN, "--resume", "auto")
+    ends: tuple[Callable[[], None], ...] = (
+        lambda: controller_dies(killed(SAVE_EVERY + 1)),
+        lambda: save_is_killed(start("sft", run_dir, *again), run_dir),
+        lambda: save_is_interrupted(start("sft", run_dir, *again, as_a_user=True), run_dir),
+        lambda: driver_dies(start("sft", run_dir, *again), run_dir),
+    )
+    for end in ends:
+        end()
+        assert curve(run_dir) == pytest.approx({step: right[step] for step in curve(run_dir)}, abs=1e-5)
+    assert "continuing" in sft(run_dir, *again)
+    assert_same_curve(run_dir, uninterrupted, 1e-5)
+    page = report_of(run_dir)
+    assert ("data-state", "finished") in page.attributes
+    assert "continued from checkpoint-" in page.text
+
+
+def controller_dies(run: Run) -> None:
+    """The error is named, with what to do."""
     run.kill("ray::TrainController")
     code, out = run.wait()
     assert code == 1
     assert "controller died" in out
     assert "--resume auto" in out
-    out = sft(run_dir, *tiny, *RUN, "--resume", "auto")
-    assert "continuing" in out
-    assert_same_curve(run_dir, uninterrupted, 1e-5)
 
 
-def test_a_kill_during_a_save_and_a_killed_driver_continue_exactly(
-    killed: Callable[[int], Run], run_dir: Path, tiny: tuple[str, ...], uninterrupted: Path
-) -> None:
-    """The checkpoint before the half one is taken, then a whole one."""
-    run = killed(6)
-    half = run_dir / f"checkpoint-{2 * SAVE_EVERY}"
-    run.wait_for(half.exists, "the second save")
+def save_is_killed(run: Run, run_dir: Path) -> None:
+    """The checkpoint before the half one is the newest."""
+    run.wait_for((run_dir / f"checkpoint-{2 * SAVE_EVERY}").exists, "the second save")
     run.kill_all()
     for saved in checkpoint.find_all(run_dir):
         if saved.step > SAVE_EVERY:  # the save was faster than the kill: leave the half that a kill would leave
@@ -92,25 +105,11 @@ def test_a_kill_during_a_save_and_a_killed_driver_continue_exactly(
     newest = checkpoint.newest(run_dir)
     assert newest is not None
     assert newest.step == SAVE_EVERY
-    before = max(curve(run_dir))
-    run = start("sft", run_dir, *tiny, *RUN, "--resume", "auto")
-    run.wait_for(lambda: max(curve(run_dir)) > before, "a step that is new")
-    run.kill_driver()
-    report_of(run_dir)
-    sft(run_dir, *tiny, *RUN, "--resume", "auto")
-    assert_same_curve(run_dir, uninterrupted, 1e-5)
-    page = report_of(run_dir)
-    assert ("data-state", "finished") in page.attributes
-    assert "continued from checkpoint-" in page.text
 
 
-def test_sigterm_during_a_save_ends_in_order_and_continues_exactly(
-    run_dir: Path, tiny: tuple[str, ...], uninterrupted: Path
-) -> None:
-    """As `kill`, Slurm, Kubernetes and `ray job stop` do it; tests/bars/test_signals.py has all of it."""
-    run = start("sft", run_dir, *tiny, *RUN, as_a_user=True)
-    half = run_dir / f"checkpoint-{2 * SAVE_EVERY}"
-    run.wait_for(half.exists, "the second save")
+def save_is_interrupted(run: Run, run_dir: Path) -> None:
+    """By SIGTERM, as `kill`, Slurm, Kubernetes and `ray job stop` send it; tests/bars/test_signals.py has all of it."""
+    run.wait_for((run_dir / f"checkpoint-{3 * SAVE_EVERY}").exists, "the third save")
     below = psutil.Process(run.process.pid).children(recursive=True)
     assert os.getpgid(run.process.pid) not in {os.getpgid(each.pid) for each in below if "ray/core" in each.exe()}
     began = time.monotonic()
@@ -124,8 +123,14 @@ def test_sigterm_during_a_save_ends_in_order_and_continues_exactly(
     assert not alive
     assert events.read(run_dir)[-1].state == "interrupted"
     assert ("data-state", "interrupted") in report_of(run_dir).attributes
-    sft(run_dir, *tiny, *RUN, "--resume", "auto")
-    assert_same_curve(run_dir, uninterrupted, 1e-5)
+
+
+def driver_dies(run: Run, run_dir: Path) -> None:
+    """The page is still whole."""
+    before = max(curve(run_dir))
+    run.wait_for(lambda: max(curve(run_dir)) > before, "a step that is new")
+    run.kill_driver()
+    report_of(run_dir)
 
 
 def test_what_changes_a_step_is_refused(run_dir: Path, tiny: tuple[str, ...], uninterrupted: Path) -> None:
