@@ -3,7 +3,7 @@
 import itertools
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -13,7 +13,6 @@ from rayswift.config.checks.distillation import has_teacher_outside
 from rayswift.config.model import ModelConfig, is_own_teacher, whole_model
 from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.config.tasks import Head
-from rayswift.data.collate.packed import Layout
 from rayswift.model import generation_config, heads, tuners, whole
 from rayswift.model.adapters import adapter_folder
 
@@ -146,7 +145,7 @@ def teacher(config: TrainingConfig, dtype: str) -> dict[str, Any]:
     return {"teacher": network}
 
 
-def layout_of(model: PreTrainedModel | PeftModel) -> Layout:
+def layout_of(model: PreTrainedModel | PeftModel) -> Literal["rows", "flat"]:
     """The layout of batches that the model's attention kernel needs."""
     kernel = str(model.config._attn_implementation)
     return "flat" if any(mark in kernel for mark in _FLASH) else "rows"

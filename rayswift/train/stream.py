@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
+from rayswift.config.schema import TrainingConfig
 from rayswift.config.tasks import TASKS, load
-from rayswift.data.collate.packed import cut
+from rayswift.data.collate.packed import Layout, cut
 from rayswift.data.feed.client import FeedClient
 from rayswift.data.sequence.global_batches import Position
 from rayswift.data.sequence.windows import PackedRow
-from rayswift.model import load as models
+from rayswift.model import document_attention
+from rayswift.model.load import layout_of
 from rayswift.run.folder import Resume
 from rayswift.train.spec import DataServiceClient, RunSpec
 
@@ -150,5 +152,16 @@ def row_stream(spec: RunSpec, client: DataServiceClient, resume: Resume | None, 
         accumulation=config.train.gradient_accumulation_steps,
         max_length=config.data.max_length,
         packs=config.data.packing,
-        collate=partial(collate, pad_token_id=tokenizer.pad_token_id, layout=models.layout_of(model)),
+        collate=partial(collate, pad_token_id=tokenizer.pad_token_id, layout=_layout(config, model)),
     )
+
+
+def _layout(config: TrainingConfig, model: Any) -> Layout:
+    """Choose the layout of micro-batches.
+
+    NEFTune's noise depends on the length of padded rows, and `torch.compile` needs shapes that come again.
+    """
+    needs_rows = any(config.train.trl_extra.get(name) for name in ("neftune_noise_alpha", "torch_compile"))
+    if TASKS[config.train.task].packs and not needs_rows:
+        return document_attention.choose_layout(model)
+    return layout_of(model)

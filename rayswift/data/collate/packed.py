@@ -1,8 +1,8 @@
 """Packed rows -> the tensors a model takes; pure.
 
-Two layouts keep attention inside each document. `rows` is [B, T] with position ids that restart at each document; SDPA
-and eager attention build the block-diagonal mask from them. `flat` is [1, sum T] with cumulative lengths, for
-variable-length flash attention.
+Three layouts keep attention inside each document. `rows` is [B, T] with position ids that restart at each document;
+SDPA and eager attention build the block-diagonal mask from them. `flat` and `documents` are [1, sum T] without padding:
+`flat` with cumulative lengths, for variable-length flash attention, `documents` with `Documents`, for SDPA.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from rayswift.data.collate.documents import Documents
 from rayswift.data.sequence.windows import PackedRow
 
 IGNORED = -100
-Layout = Literal["rows", "flat"]
+Layout = Literal["rows", "flat", "documents"]
 
 
 def collate(rows: Sequence[PackedRow], pad_token_id: int, layout: Layout) -> dict[str, Any]:
@@ -22,8 +23,8 @@ def collate(rows: Sequence[PackedRow], pad_token_id: int, layout: Layout) -> dic
 
     Returns:
         input_ids, labels (-100 where not trained) and position_ids, int64 [B, T] or [1, sum T]; for `flat` also the
-        cumulative document lengths for flash attention in `transformers`. If a row has weights, also loss_weights,
-        float32 of the same shape, 1 in rows without weights.
+        cumulative document lengths for flash attention in `transformers`, for `documents` also documents. If a row has
+        weights, also loss_weights, float32 of the same shape, 1 in rows without weights.
     """
     if not rows:
         rows = [PackedRow(np.array([pad_token_id], np.int32), np.array([False]), (1,), 0)]
@@ -33,25 +34,25 @@ def collate(rows: Sequence[PackedRow], pad_token_id: int, layout: Layout) -> dic
     batch: dict[str, Any] = {}
     if any(row.weights is not None for row in rows):
         weights = [np.ones(len(row.input_ids), np.float32) if row.weights is None else row.weights for row in rows]
-        flat = layout == "flat"
-        batch["loss_weights"] = torch.from_numpy(np.concatenate(weights))[None] if flat else padded(weights, 1.0)
-    if layout == "flat":
+        pads = layout == "rows"
+        batch["loss_weights"] = padded(weights, 1.0) if pads else torch.from_numpy(np.concatenate(weights))[None]
+    if layout != "rows":
         lengths = [n for row in rows for n in row.lengths]
-        borders = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
         integers = {"input_ids": ids, "labels": labels, "position_ids": positions}
-        return batch | {
-            **{k: torch.from_numpy(np.concatenate(v).astype(np.int64))[None] for k, v in integers.items()},
-            "cu_seq_lens_q": borders,
-            "cu_seq_lens_k": borders,
-            "max_length_q": max(lengths),
-            "max_length_k": max(lengths),
-        }
+        batch |= {k: torch.from_numpy(np.concatenate(v).astype(np.int64))[None] for k, v in integers.items()}
+        return batch | (_for_flash(lengths) if layout == "flat" else {"documents": Documents(np.array(lengths))})
     return batch | {
         "input_ids": padded(ids, pad_token_id),
         "labels": padded(labels, IGNORED),
         # Position 0 throughout the padding: each padding token is a document of its own and attends only to itself.
         "position_ids": padded(positions, 0),
     }
+
+
+def _for_flash(lengths: Sequence[int]) -> dict[str, Any]:
+    borders = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+    longest = max(lengths)
+    return {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": longest, "max_length_k": longest}
 
 
 def padded(arrays: Sequence[Any], fill: float) -> torch.Tensor:

@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rayswift.data.collate.pieces import padded_pieces
 from rayswift.rollout.rounds import Indices, RoundTable, group_begins
 
 PolicyLayout = Literal["shared", "rows", "flat"]
@@ -45,29 +46,6 @@ def _pieces(table: RoundTable, rows: Indices, budget: int, layout: PolicyLayout)
         return _shared_pieces(table, rows, budget)
     totals = table.prompt_lengths[rows] + table.lengths[rows]
     return padded_pieces(totals, _MICRO_BATCH_TOKENS, budget) if layout == "rows" else _flat_pieces(totals, budget)
-
-
-def padded_pieces(lengths: NDArray[np.int64], piece_tokens: int, budget: int | None = None) -> list[slice]:
-    """Return the cut of decreasing lengths with the least cost: padded tokens, and a fixed cost for each piece.
-
-    costs[j] is the least cost up to the j-th border: the minimum over the border i < j where the last piece begins.
-    """
-    # Equal lengths are parted by a budget alone.
-    ends = np.arange(len(lengths)) if budget else np.flatnonzero(np.diff(lengths, append=-1))
-    borders = np.concatenate([[0], ends + 1])
-    costs, begins = np.zeros(len(borders)), np.zeros(len(borders), np.int64)
-    for end in range(1, len(borders)):
-        padded = (borders[end] - borders[:end]) * lengths[borders[:end]]
-        fits = padded <= (budget or np.inf)
-        fits[end - 1] = True  # one that is longer than the budget is a piece of its own
-        each = np.where(fits, costs[:end] + padded + piece_tokens, np.inf)
-        begins[end] = np.argmin(each)
-        costs[end] = each[begins[end]]
-    pieces, end = [], len(borders) - 1
-    while end:
-        pieces.append(slice(int(borders[begins[end]]), int(borders[end])))
-        end = int(begins[end])
-    return pieces[::-1]
 
 
 def _flat_pieces(totals: NDArray[np.int64], budget: int) -> list[slice]:

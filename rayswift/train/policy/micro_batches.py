@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rayswift.data.collate.pieces import ranges
 from rayswift.rollout.episodes.trajectories import checksum
 from rayswift.rollout.rounds import Indices, RoundTable, Tokens, group_begins
 from rayswift.train.policy.micro_batch_plan import PolicyLayout
-from rayswift.train.policy.shared_prompts import SharedPrompts, ranges
+from rayswift.train.policy.shared_prompts import SharedPrompts
 
 Place = tuple[int, int]
 """The place of a micro-batch in a round: the optimizer step, and its number in the step."""

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
-from inspect import unwrap
 from typing import Any
 
 import numpy as np
@@ -21,19 +20,19 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from rayswift.data.collate.pieces import padded_pieces, ranges
 from rayswift.log import UserError
+from rayswift.model.document_attention import register, takes_kernel
 from rayswift.model.load import layout_of
-from rayswift.train.policy.micro_batch_plan import PolicyLayout, padded_pieces
+from rayswift.train.policy.micro_batch_plan import PolicyLayout
 
 _KERNEL = "shared_prompts"
 _PIECE_TOKENS = 64
 """The cost of one more call of SDPA, in tokens."""
 _FLASH_HEAD_DIM = 256
-# Their layers do not pass these arguments on to their attention (transformers 5.19).
-_DEAF_MODELS = ("nemotron", "stablelm")
 
 
 @dataclass(frozen=True)
@@ -196,13 +195,6 @@ def _picked(x: Tensor, places: Tensor) -> Tensor:
     return x.float().index_select(0, places).to(x.dtype)
 
 
-def ranges(begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the ranges that start at `begins` and have `lengths` numbers, concatenated."""
-    offsets = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    found: NDArray[np.int64] = np.repeat(begins, lengths) + offsets
-    return found
-
-
 def _attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -237,32 +229,14 @@ def _flash_takes(query: Tensor, key: Tensor, value: Tensor) -> bool:
     return query.is_cuda and is_half and query.shape[-1] == value.shape[-1] <= _FLASH_HEAD_DIM
 
 
-AttentionInterface.register(_KERNEL, _attention)
+register(_KERNEL, _attention)
 
 
 def choose_layout(*models: PreTrainedModel | PeftModel) -> PolicyLayout:
     """Choose the layout of micro-batches for models that score the same ones; prompts are shared if all models can."""
     bases = [model.get_base_model() if isinstance(model, PeftModel) else model for model in models]
-    if not all(map(_can_share, bases)):
+    if not all(takes_kernel(base, _KERNEL) for base in bases):
         return layout_of(bases[0])
     for base in bases:
         base.set_attn_implementation(_KERNEL)
     return "shared"
-
-
-def _can_share(model: PreTrainedModel) -> bool:
-    """Whether tokens interact only in SDPA over the whole text: no window, no recurrent state, no encoder.
-
-    The code of the model is checked too, because not every such model uses the attention interface.
-    """
-    config = model.config.get_text_config()
-    kinds = getattr(config, "layer_types", None)
-    is_windowed = getattr(config, "sliding_window", None) if kinds is None else set(kinds) != {"full_attention"}
-    is_deaf = config.model_type in _DEAF_MODELS
-    if str(model.config._attn_implementation) not in ("sdpa", _KERNEL) or is_windowed or model._is_stateful or is_deaf:
-        return False
-    attentions = [module for module in model.modules() if hasattr(module, "is_causal")]
-    return len(attentions) >= config.num_hidden_layers and all(
-        module.is_causal and "ALL_ATTENTION_FUNCTIONS" in unwrap(type(module).forward).__code__.co_names
-        for module in attentions
-    )

@@ -12,6 +12,7 @@ from trl import SFTTrainer
 from rayswift.config import user_code
 from rayswift.data.sequence.windows import PackedRow
 from rayswift.log import UserError
+from rayswift.model import document_attention
 from rayswift.train import evaluation
 from rayswift.train import nan_guard as guard
 from rayswift.train.scored_positions import ScoredPositions, scored
@@ -86,7 +87,7 @@ class StreamedSFTTrainer(Streamed, SFTTrainer):
             UserError: a NaN or infinite training loss, or weights with a loss that does not support them.
         """
         inputs = dict(inputs)
-        weights = inputs.pop("loss_weights", None)
+        weights, documents = inputs.pop("loss_weights", None), inputs.get("documents")
         if weights is not None:
             self._check_weights_are_taken()
 
@@ -100,6 +101,8 @@ class StreamedSFTTrainer(Streamed, SFTTrainer):
             return outputs
 
         result = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
+        if documents is not None:
+            document_attention.check_used(documents)
         if self.model.training:
             if self._is_adalora:
                 result = result + adalora.penalty(self.model) / self.current_gradient_accumulation_steps

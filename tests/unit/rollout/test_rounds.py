@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rayswift.data.collate.pieces import padded_pieces
 from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, Scored, Span
 from rayswift.rollout.rounds import RoundTable, group_begins, lines_of, make_table, make_tokens, rows_of_ranks, shares
-from rayswift.train.policy.micro_batch_plan import PolicyLayout, cut, ordered, padded_pieces
+from rayswift.train.policy.micro_batch_plan import PolicyLayout, cut, ordered
 from rayswift.train.policy.micro_batches import MicroBatcher
 
 PAD = 0

@@ -1,0 +1,107 @@
+"""Attention that the tokens of a row share in other ways than one causal text; for models with SDPA.
+
+Without a kernel of its own, a model gets a mask of T x T for packed rows, and computes all of it. With `documents`,
+attention costs what each document costs by itself, and rows need no padding.
+
+It is registered in `transformers`' attention interface; a call without documents is plain SDPA.
+"""
+
+from inspect import unwrap
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from rayswift.data.collate.documents import Documents
+from rayswift.data.collate.packed import Layout
+from rayswift.log import UserError
+from rayswift.model.load import layout_of
+
+_KERNEL = "documents"
+# Their layers do not pass these arguments on to their attention (transformers 5.19).
+_DEAF_MODELS = ("nemotron", "stablelm")
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    documents: Documents | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Called by `transformers`: query, key, value [B, H, T, D], B = 1 with documents; -> [B, T, H, D]."""
+    if documents is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        found: Tensor = sdpa_attention_forward(module, query, key, value, None, dropout, scaling)[0]
+        return found
+
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    return documents.attention(q, k, v, attend)[None], None
+
+
+def _mask(
+    batch_size: int, q_length: int, kv_length: int, *args: Any, attention_mask: Tensor | None = None, **kwargs: Any
+) -> Tensor | None:
+    """Return SDPA's mask, for calls with padding or with a cache; none is needed where all tokens are of one text."""
+    if attention_mask is None and q_length == kv_length:
+        return None
+    return sdpa_mask(batch_size, q_length, kv_length, *args, attention_mask=attention_mask, **kwargs)
+
+
+def register(kernel: str, attention: Any) -> None:
+    """Register a kernel of attention for rows without padding, with masks for all other calls of the model."""
+    AttentionInterface.register(kernel, attention)
+    AttentionMaskInterface.register(kernel, _mask)
+
+
+register(_KERNEL, _attention)
+
+
+def choose_layout(model: PreTrainedModel | PeftModel) -> Layout:
+    """Choose the layout of packed rows, and set the model's attention to it."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not takes_kernel(base, _KERNEL):
+        return layout_of(base)
+    base.set_attn_implementation(_KERNEL)
+    return "documents"
+
+
+def check_used(documents: Documents) -> None:
+    """Check that the attention of a forward pass used the documents, so that none saw another.
+
+    Raises:
+        UserError: it did not.
+    """
+    if not documents.num_uses:
+        raise UserError(
+            "the model's layers do not tell attention where a document ends; set model.attn_implementation eager",
+            exit_code=1,
+        )
+
+
+def takes_kernel(model: PreTrainedModel, kernel: str) -> bool:
+    """Whether tokens interact only in SDPA over the whole text: no window, no recurrent state, no encoder.
+
+    The code of the model is checked too, because not every such model uses the attention interface.
+    """
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    is_windowed = getattr(config, "sliding_window", None) if kinds is None else set(kinds) != {"full_attention"}
+    is_deaf = config.model_type in _DEAF_MODELS
+    if str(model.config._attn_implementation) not in ("sdpa", kernel) or is_windowed or model._is_stateful or is_deaf:
+        return False
+    attentions = [module for module in model.modules() if hasattr(module, "is_causal")]
+    return len(attentions) >= config.num_hidden_layers and all(
+        module.is_causal and "ALL_ATTENTION_FUNCTIONS" in unwrap(type(module).forward).__code__.co_names
+        for module in attentions
+    )
