@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -63,6 +64,19 @@ def tiny_critic(folder: Path, **changed: Any) -> Path:
     config = tiny_model(**changed).config
     config.num_labels, config.pad_token_id = 1, 0
     AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def tiny_adapter(folder: Path, **changed: Any) -> Path:
+    """A folder with a LoRA that was trained on `tiny_model`; changed: fields of its config."""
+    config = LoraConfig(**{"task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj", "up_proj"], **changed})
+    tuned: Any = get_peft_model(tiny_model(), config)
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    tuned.save_pretrained(folder)
     return folder
 
 
