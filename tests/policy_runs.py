@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import PeftConfig, get_peft_model
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -67,17 +67,21 @@ def tiny_critic(folder: Path, **changed: Any) -> Path:
     return folder
 
 
-def tiny_adapter(folder: Path, **changed: Any) -> Path:
-    """A folder with a LoRA that was trained on `tiny_model`; changed: fields of its config."""
-    config = LoraConfig(**{"task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj", "up_proj"], **changed})
-    tuned: Any = get_peft_model(tiny_model(), config)
+def tiny_adapter(folder: Path, config: PeftConfig) -> Path:
+    """A folder with an adapter of `tiny_model`."""
+    trained(tiny_model(), config).save_pretrained(folder)
+    return folder
+
+
+def trained(model: PreTrainedModel, config: PeftConfig) -> Any:
+    """The model with an adapter that is no longer as it began."""
+    tuned: Any = get_peft_model(model, config)
     torch.manual_seed(7)
     with torch.no_grad():
         for parameter in tuned.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    tuned.save_pretrained(folder)
-    return folder
+    return tuned
 
 
 def make_groups(

@@ -3,6 +3,7 @@
 Initialisations that change the base weights (PiSSA, OLoRA) are done once, before the training, by `initial.weights`.
 """
 
+import copy
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -193,7 +194,9 @@ def keep_start(tuned: PeftModel) -> None:
     and may have another number format.
     """
     if REFERENCE not in tuned.peft_config:
-        tuned.add_adapter(REFERENCE, tuned.peft_config[_TRAINED], autocast_adapter_dtype=False)
+        config: Any = copy.copy(tuned.peft_config[_TRAINED])
+        config.init_lora_weights = True  # PiSSA and its kind would change the weights below it once more
+        tuned.add_adapter(REFERENCE, config, autocast_adapter_dtype=False)
     parameters = dict(tuned.named_parameters(remove_duplicate=False))
     tensors = parameters | dict(tuned.named_buffers(remove_duplicate=False))
     for name in filter(_OF_TRAINED.search, tensors):

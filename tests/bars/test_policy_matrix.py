@@ -97,9 +97,11 @@ def test_workers_and_stages_train_as_one_process_does(algorithm: str, tmp_path: 
 @pytest.mark.parametrize("task", ["grpo", "ppo"])
 def test_a_policy_goes_on_from_an_adapter_as_one_process_does(task: str, tmp_path: Path) -> None:
     """The reference is the model with that adapter, so at the first step there is no KL."""
+    from peft import LoraConfig
+
     from tests.policy_runs import tiny_adapter
 
-    adapter = tiny_adapter(tmp_path / "adapter", lora_dropout=0.05)
+    adapter = tiny_adapter(tmp_path / "adapter", LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
     flags = ("--tuner", "lora", "--model.adapters", str(adapter), *(("ppo",) if task == "ppo" else ("--beta", "0.1")))
     reference = curve(tmp_path / "one", 1, *flags)
     kl = [step["kl" if task == "grpo" else "objective/kl"] for step in reference]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftModel, VeraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, VeraConfig
 from transformers import AutoTokenizer
 from trl.trainer.utils import use_adapter
 
@@ -13,27 +13,16 @@ from rayswift.config.tasks import TASKS, load
 from rayswift.model import tuners, whole
 from rayswift.train.arguments import trainer_arguments
 from rayswift.train.policy.micro_batches import MicroBatch
-from tests.policy_runs import TINY, Rounds, make_groups, make_spec, make_trainer, tiny_model
+from tests.policy_runs import TINY, Rounds, make_groups, make_spec, make_trainer, tiny_adapter, tiny_model, trained
 
 ONLINE = {"grpo": ("--train.beta", "0.1"), "ppo": ("--train.task", "ppo")}
 KINDS: dict[str, Any] = {
-    "lora": LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "up_proj"], modules_to_save=["norm"]),
+    "norm": LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], modules_to_save=["norm"]),
     # Their tensors are no modules, and TRL's copy lacks them.
     "embedding": LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["embed_tokens"]),
     "ia3": IA3Config(task_type="CAUSAL_LM", target_modules=["q_proj", "up_proj"], feedforward_modules=[]),
     "vera": VeraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"]),
 }
-
-
-def trained(kind: str) -> PeftModel:
-    """A model with an adapter that is no longer as it began."""
-    tuned: Any = get_peft_model(tiny_model(), KINDS[kind])
-    torch.manual_seed(7)
-    with torch.no_grad():
-        for parameter in tuned.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return tuned
 
 
 def policy_trainer(run_dir: Path, task: str, adapter: Path) -> Any:
@@ -57,8 +46,7 @@ def logprobs(model: Any, batch: MicroBatch, temperature: float) -> torch.Tensor:
 
 @pytest.mark.parametrize("task", ONLINE)
 def test_the_reference_of_a_policy_is_the_model_with_the_adapter_it_starts_from(tmp_path: Path, task: str) -> None:
-    adapter, saved = tmp_path / "adapter", tmp_path / "saved"
-    trained("lora").save_pretrained(adapter)
+    adapter, saved = tiny_adapter(tmp_path / "adapter", KINDS["norm"]), tmp_path / "saved"
     start = whole.put_on(tiny_model(), adapter).eval()
     trainer = policy_trainer(tmp_path / "run", task, adapter)
     trainer.train()
@@ -93,7 +81,7 @@ def test_the_reference_of_preferences_is_too(tmp_path: Path, task: str, kind: st
         spec=spec,
         rank=0,
         stream=None,
-        model=trained(kind),
+        model=trained(tiny_model(), KINDS[kind]),
         args=trainer_arguments(spec, load(TASKS[task].arguments), "float32", False, False),
         processing_class=AutoTokenizer.from_pretrained(TINY),
         train_dataset=trainer_class.placeholder(),
