@@ -102,7 +102,13 @@ def test_a_policy_goes_on_from_an_adapter_as_one_process_does(task: str, tmp_pat
     from tests.policy_runs import tiny_adapter
 
     adapter = tiny_adapter(tmp_path / "adapter", LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
-    flags = ("--tuner", "lora", "--model.adapters", str(adapter), *(("ppo",) if task == "ppo" else ("--beta", "0.1")))
+    flags = (
+        "--tuner",
+        "lora",
+        "--model.adapters",
+        str(adapter),
+        *(("ppo",) if task == "ppo" else ("--train.beta", "0.1")),
+    )
     reference = curve(tmp_path / "one", 1, *flags)
     kl = [step["kl" if task == "grpo" else "objective/kl"] for step in reference]
     assert abs(kl[0]) < 1e-6 < kl[-1]
