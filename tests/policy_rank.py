@@ -23,7 +23,7 @@ def main() -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
     }
-    from rayswift.model import tuners
+    from rayswift.model import tuners, whole
     from rayswift.train.parallel.process_group import join_process_group
     from rayswift.train.spec import Worker
     from tests.policy_runs import Rounds, make_groups, make_spec, make_trainer, tiny_model
@@ -35,10 +35,13 @@ def main() -> None:
     client = Rounds([make_groups(3, 4, seed=seed) for seed in range(3)], num_steps=2, rank=rank, size=size)
     is_gkd, is_full = spec.config.train.task == "gkd", spec.config.model.tuner == "full"
     teacher = {"teacher": tiny_model(2, hidden_size=48)} if "--model.teacher" in sys.argv else {}
+    policy: Any = tiny_model(tie_word_embeddings=not is_gkd)  # a head called separately: DeepSpeed wants its gradient
+    for adapter in spec.config.model.adapters:
+        policy = whole.put_on(policy, Path(adapter), trains=True)
     trainer = make_trainer(
         spec,
         client,
-        tiny_model(tie_word_embeddings=not is_gkd),  # its head is called separately: DeepSpeed must have its gradient
+        policy,
         tiny_model(1) if is_full and not is_gkd else None,
         peft_config=tuners.peft_config(spec.config.model),
         **teacher,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftConfig, get_peft_model
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -64,6 +65,23 @@ def tiny_critic(folder: Path, **changed: Any) -> Path:
     config.num_labels, config.pad_token_id = 1, 0
     AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
     return folder
+
+
+def tiny_adapter(folder: Path, config: PeftConfig) -> Path:
+    """A folder with an adapter of `tiny_model`."""
+    trained(tiny_model(), config).save_pretrained(folder)
+    return folder
+
+
+def trained(model: PreTrainedModel, config: PeftConfig) -> Any:
+    """The model with an adapter that is no longer as it began."""
+    tuned: Any = get_peft_model(model, config)
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return tuned
 
 
 def make_groups(

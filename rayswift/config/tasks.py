@@ -98,6 +98,7 @@ _GRPO = Task(
     packs=False,
     mean_over_rows=False,
     has_reference=True,
+    starting_adapters=True,
     stream="rayswift.train.policy.online:round_stream",
 )
 TASKS: dict[str, Task] = {

@@ -10,6 +10,7 @@ from rayswift.config.schema import TrainingConfig
 from rayswift.data.sources import parse_source
 from rayswift.launch import user_code
 from rayswift.launch.plan import describe, remarks, resolve
+from rayswift.model import adapters
 from rayswift.rollout.episodes import schemas
 
 
@@ -20,7 +21,7 @@ def dry_run(config: TrainingConfig) -> None:
         UserError: fields contradict each other, or code of the user's own cannot be used.
     """
     user_code.check(config)
-    config = schemas.settled(config)
+    config = adapters.settled(schemas.settled(config))
     plan = resolve(config, lay_out(config.cluster, rollout=engines_of(config), samples=is_sampling(config)), None)
     unchecked = []
     if not plan.layout.local:

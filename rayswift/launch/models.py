@@ -42,6 +42,8 @@ def size_in_worker(config: TrainingConfig) -> ModelSize:
     reference = _reference(config)
     if reference is not None:
         size = size.beside(size_of(whole_model(model, reference or None, quantizes=True), head))
+    elif _keeps_start(config):
+        size = size.with_reference_adapter()
     if config.train.task == "ppo":
         size = size.with_critic(critic_size(config))
     if _holds_teacher(config):
@@ -58,6 +60,11 @@ def _reference(config: RlhfConfig) -> str | None:
     """The path of a separate reference model, "" for the policy's initial weights; None: there is none."""
     named = config.model.reference or ""
     return named if keeps_reference(config) and (named or config.model.tuner == "full") else None
+
+
+def _keeps_start(config: RlhfConfig) -> bool:
+    """Whether a frozen copy of the adapter that training continues makes the policy the reference."""
+    return keeps_reference(config) and _reference(config) is None and bool(config.model.adapters)
 
 
 def _holds_teacher(config: RlhfConfig) -> bool:
@@ -118,6 +125,8 @@ class _Lines:
         if named is not None:
             what = named or "the policy's weights before training"
             return [_line("reference", what, self._frozen(named or None, quantizes=True), self._workers)]
+        if _keeps_start(config):
+            return [_line("reference", "the policy with its adapter before training", self._start(), self._workers)]
         without = "the policy without its adapter"
         return [_line("reference", without, "no memory", self._workers)] if keeps_reference(config) else []
 
@@ -144,6 +153,15 @@ class _Lines:
 
     def _frozen(self, path: str | None, *, quantizes: bool = False) -> str:
         return self._weights(whole_model(self._config.model, path, quantizes=quantizes), "frozen")
+
+    def _start(self) -> str:
+        """The size of the copy of an adapter; without DeepSpeed, PEFT holds adapters in float32."""
+        try:
+            num_copied = size_of(self._config.model, self._head).num_trainable
+        except OSError as error:
+            return f"size not known: {error}"
+        each = 2 if self._half and self._config.cluster.uses_deepspeed else 4
+        return f"a copy of {_count(num_copied)} weights, frozen, {_bytes(num_copied * each)}"
 
     def _weights(self, model: ModelConfig, how: str = "", head: Head | None = None) -> str:
         """Numbers of weights and of trained ones, and their memory, without optimizer and gradients."""

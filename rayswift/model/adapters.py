@@ -1,18 +1,22 @@
-"""Checks of adapter folders; pure, without torch."""
+"""Adapter folders: whether they can be used, and their settings; pure, without torch."""
 
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
+from rayswift.config.fields.tuners import lora_fields
 from rayswift.config.model import ModelConfig, RlhfModelConfig
-from rayswift.log import UserError
+from rayswift.config.schema import TrainingConfig
+from rayswift.log import UserError, logger
 from rayswift.model.kind.kinds import read_config
 from rayswift.model.size.parameters import BY_NAME, read_header
 from rayswift.run.checkpoint import model_folder
 
 _CONFIG = "adapter_config.json"
 _PLAIN = ("F32", "F16", "BF16")
+ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
 
 def adapter_folder(name: str, field: str = "model.adapters") -> Path:
@@ -36,6 +40,26 @@ def adapter_problems(model: ModelConfig) -> list[str]:
     if isinstance(model, RlhfModelConfig) and model.teacher:
         found += _folder_problems("model.teacher_adapters", model.teacher_adapters, Path(model.teacher))
     return found
+
+
+def settled(config: ConfigT) -> ConfigT:
+    """The config with the settings of the LoRA that training continues: those of its folder, whatever `model` says.
+
+    A line names the fields that change. A folder that cannot be used changes none: see `adapter_problems`.
+    """
+    model = config.model
+    if not model.adapters or model.tuner != "lora":
+        return config
+    try:
+        folder = adapter_folder(model.adapters[-1])
+        saved = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    except (UserError, OSError, ValueError):
+        return config
+    changed = {name: value for name, value in lora_fields(saved).items() if getattr(model, name) != value}
+    if changed:
+        fields = ", ".join(f"model.{name} = {value}" for name, value in changed.items())
+        logger.info("training continues the adapter %s as it is: %s", folder, fields)
+    return config.model_copy(update={"model": model.model_copy(update=changed)}) if changed else config
 
 
 def _folder_problems(field: str, names: Sequence[str], weights: Path) -> list[str]:

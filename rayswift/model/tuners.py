@@ -3,6 +3,7 @@
 Initialisations that change the base weights (PiSSA, OLoRA) are done once, before the training, by `initial.weights`.
 """
 
+import copy
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,9 @@ from rayswift.model.heads import PEFT_TASK_TYPES
 
 # Folder of the adapter of such an initialisation, below that of the initial weights.
 INITIAL = "adapter"
+_TRAINED, REFERENCE = "default", "ref"
+"""PEFT's name of the adapter that is trained, and TRL's of the frozen copy with which the model is the reference."""
+_OF_TRAINED = re.compile(rf"\.{_TRAINED}(?=\.|$)")
 
 
 def peft_config(
@@ -173,3 +177,29 @@ def with_new_adapter(model: PreTrainedModel, config: PeftConfig, args: TrainingA
     if args.gradient_checkpointing:
         tuned.enable_input_require_grads()
     return tuned
+
+
+def continued(tuned: PeftModel, args: TrainingArguments, keeps_start: bool) -> None:
+    """Prepare a model whose adapter is trained further; keeps_start: the model as it is now is the reference."""
+    if keeps_start:
+        keep_start(tuned)
+    if args.gradient_checkpointing:
+        tuned.enable_input_require_grads()
+
+
+def keep_start(tuned: PeftModel) -> None:
+    """Keep a frozen copy of the adapter that is trained further, under the name `REFERENCE`.
+
+    A copy that TRL has made is completed: it lacks the tensors that are no modules (a LoRA on embeddings, IA3, VeRA),
+    and may have another number format.
+    """
+    if REFERENCE not in tuned.peft_config:
+        config: Any = copy.copy(tuned.peft_config[_TRAINED])
+        config.init_lora_weights = True  # PiSSA and its kind would change the weights below it once more
+        tuned.add_adapter(REFERENCE, config, autocast_adapter_dtype=False)
+    parameters = dict(tuned.named_parameters(remove_duplicate=False))
+    tensors = parameters | dict(tuned.named_buffers(remove_duplicate=False))
+    for name in filter(_OF_TRAINED.search, tensors):
+        tensors[_OF_TRAINED.sub(f".{REFERENCE}", name)].data = tensors[name].detach().clone()
+    for name in filter(_OF_TRAINED.search, parameters):
+        parameters[_OF_TRAINED.sub(f".{REFERENCE}", name)].requires_grad_(False)

@@ -69,7 +69,7 @@ def run(invocation: Invocation) -> None:
         lambda: user_code.check(asked),
         lambda: checks.check(asked),
     )
-    asked = schemas.settled(asked)
+    asked = schemas.settled(_with_adapter(asked))
     with _run_dir(asked) as run_dir:
         made = _prepare(asked, run_dir)
         config, layout, resume = made.plan.config, made.layout, made.resume
@@ -100,6 +100,14 @@ def run(invocation: Invocation) -> None:
             )
             fit(spec, train_loop, _supply(spec, windows, eval_windows, resume))
             _finish(run_dir, config, clock)
+
+
+def _with_adapter(asked: TrainingConfig) -> TrainingConfig:
+    """The config with the settings of the adapter that training continues, which are checked like its own."""
+    found = adapters.settled(asked)
+    if found is not asked:
+        raise_together(lambda: refuse_unbuilt(found), lambda: checks.check(found))
+    return found
 
 
 @contextmanager

@@ -94,6 +94,31 @@ def test_workers_and_stages_train_as_one_process_does(algorithm: str, tmp_path: 
             assert ours == pytest.approx(theirs, abs=1e-5, rel=1e-5), (size, stage, step)
 
 
+@pytest.mark.parametrize("task", ["grpo", "ppo"])
+def test_a_policy_goes_on_from_an_adapter_as_one_process_does(task: str, tmp_path: Path) -> None:
+    """The reference is the model with that adapter, so at the first step there is no KL."""
+    from peft import LoraConfig
+
+    from tests.policy_runs import tiny_adapter
+
+    adapter = tiny_adapter(tmp_path / "adapter", LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+    flags = (
+        "--tuner",
+        "lora",
+        "--model.adapters",
+        str(adapter),
+        *(("ppo",) if task == "ppo" else ("--train.beta", "0.1")),
+    )
+    reference = curve(tmp_path / "one", 1, *flags)
+    name = {"grpo": "kl", "ppo": "objective/kl"}[task]
+    kl = [abs(step[name]) for step in reference if name in step]  # of ppo once a round
+    assert kl[0] < 1e-6 < kl[-1]
+    for size, stage in ((2, 0), (1, 2), (2, 1), (2, 2), (2, 3)):
+        found = curve(tmp_path / f"{size}-{stage}", size, *flags, "--zero_stage", str(stage))
+        for step, (ours, theirs) in enumerate(zip(found, reference, strict=True)):
+            assert ours == pytest.approx(theirs, abs=1e-5, rel=1e-5), (task, size, stage, step)
+
+
 PPO = {
     "shared": ("--train.critic", "shared", "--whiten_rewards", "true", "--num_mini_batches", "2"),
     "separate": ("--train.critic", "separate", "--num_mini_batches", "2", "--critic_learning_rate", "5e-4"),

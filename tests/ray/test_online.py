@@ -1,7 +1,9 @@
 """GRPO on the real stack: it runs, and a killed driver, engine or train worker does not change the training."""
 
+import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -80,15 +82,33 @@ def test_a_killed_driver_a_killed_engine_and_a_killed_worker_change_nothing(
     assert_same_run(run_dir, undisturbed)
 
 
-def test_engines_serve_the_adapter_that_is_trained_also_for_evaluations_by_name(
-    flags: tuple[str, ...], run_dir: Path, tiny_model_dir: Path
+def earlier_adapter(base: Path, folder: Path) -> Path:
+    """A LoRA of another rank than `model.lora_rank`, which moves the model's weights by some 15 %."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = LoraConfig(task_type="CAUSAL_LM", r=12, lora_alpha=24, target_modules="all-linear")
+    tuned: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    for name, parameter in tuned.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, std=0.01)
+    tuned.save_pretrained(folder)
+    return folder
+
+
+def test_engines_serve_the_adapter_that_is_trained_further_also_for_evaluations_by_name(
+    flags: tuple[str, ...], run_dir: Path, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    """The canary holds engines and trainer against each other at every other version, with a bound of float32's
-    rounding. Greedy completions of a prompt are one; sampled ones are not; training samples as before.
+    """The canary holds engines and trainer against each other at every other version, the first one too, with a bound
+    of float32's rounding. The reference is the model with the adapter as it was, so the first step has no KL. Greedy
+    completions of a prompt are one; sampled ones are not; training samples as before.
     """
     begin = flags.index("--model")
     model, others = ("--model", str(tiny_model_dir)), (*flags[:begin], *flags[begin + 3 :])
-    adapter = ("--tuner", "lora", "--lora_sync", "adapter", "--max_logprob_drift", "2e-6")
+    adapter = ("--tuner", "lora", "--adapters", str(earlier_adapter(tiny_model_dir, tmp_path / "earlier")))
+    adapter += ("--lora_sync", "adapter", "--max_logprob_drift", "2e-6", "--train.beta", "0.01")
     sets = '{"greedy": {"temperature": 0, "num_generations": 2}, "hot": {"temperature": 1.2, "num_generations": 4}}'
     evaluation = ("--data.eval", "examples/sums/test.jsonl#8", "--eval_steps", str(STEPS), "--rollout.eval", sets)
     sampling = ("--dynamic_sampling", "true", "--oversampling", "0.5")
@@ -96,6 +116,11 @@ def test_engines_serve_the_adapter_that_is_trained_also_for_evaluations_by_name(
     assert set(curve(run_dir)) == set(range(1, STEPS + 1))
     weights = curve(run_dir, "importance_sampling_ratio").values()
     assert 1 - 1e-4 < min(weights) <= max(weights) < 1 + 1e-4
+    kl = curve(run_dir, "kl")
+    assert abs(kl[1]) < 1e-6 < kl[STEPS]  # exp(x) - x - 1 of float32 is rounded to 1e-7
+    saved = run_dir / f"checkpoint-{STEPS}"
+    assert json.loads((saved / "adapter_config.json").read_text())["r"] == 12
+    assert not (saved / "ref").exists()
     rows = pq.read_table(run_dir / COMPLETIONS / f"eval/round-{STEPS:08d}.parquet").to_pylist()
     said: dict[tuple[str, int], list[str]] = {}
     for row in rows:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from rayswift.config.checks.distillation import has_teacher
-from rayswift.config.derived import round_shape, round_size
+from rayswift.config.derived import critic_start, round_shape, round_size
 from rayswift.config.fields.tasks import PpoFields
 from rayswift.config.schema import RlhfConfig
 
@@ -50,6 +50,11 @@ def ppo_problems(config: RlhfConfig) -> list[str]:
             wanted = "above 0"
         if wanted:
             found.append(f"train.{name} = {value}: set it {wanted}")
+    if given.get("critic") == "separate" and config.model.adapters and critic_start(config)[0] is None:
+        found.append(
+            "train.critic = separate: the critic would begin as the policy, and it takes none of model.adapters; merge "
+            "them (rayswift export --merge_lora) and name the result in model.critic_path, or set train.critic shared"
+        )
     if config.model.critic_path and given.get("critic", "shared") == "shared":
         found.append(
             f"model.critic_path = {config.model.critic_path!r} is a critic of its own, and train.critic is shared; set "

@@ -2,6 +2,8 @@
 
 import difflib
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from rayswift.config.fields.trl import read_class
 from rayswift.config.model import ModelConfig
@@ -57,6 +59,30 @@ def begins_with_other_weights(model: ModelConfig) -> bool:
     merged = len(model.adapters) > 1
     grown = model.new_special_tokens or model.new_blocks
     return bool(model.random_init or grown or stretched or merged or is_initialised_before(model))
+
+
+# Fields of PEFT's LoraConfig that change nothing of an adapter that is loaded.
+_OF_NEW = (
+    *("init_lora_weights", "eva_config", "corda_config", "lora_ga_config", "loftq_config", "runtime_config"),
+    *("megatron_core", "qalora_group_size"),
+)
+
+
+def lora_fields(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of section `model` that describe a LoRA with this `adapter_config.json`."""
+    targets, owned = saved.get("target_modules") or [], _OWNED | _RANKS["lora"]
+    is_pattern = isinstance(targets, str) and targets != "all-linear"
+    known = read_class("peft", "tuners/lora/config.py", "LoraConfig").keys() - {*owned, *_OF_NEW}
+    further = {name: value for name, value in sorted(saved.items()) if name in known and value not in ("none", [], {})}
+    return {
+        "lora_rank": int(saved.get("r", 8)),
+        "lora_alpha": float(saved.get("lora_alpha", 8)),
+        "lora_dropout": float(saved.get("lora_dropout", 0)),
+        "target_modules": ["all-linear"] if isinstance(targets, str) else sorted(targets),
+        "target_regex": targets if is_pattern else None,
+        "modules_to_save": list(saved.get("modules_to_save") or []),
+        "tuner_kwargs": {name: value for name, value in further.items() if value is not None and value is not False},
+    }
 
 
 def tuner_problems(model: ModelConfig) -> list[str]:

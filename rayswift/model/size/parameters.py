@@ -52,6 +52,10 @@ class ModelSize:
             num_quantizable=self.num_quantizable + reference.num_quantizable,
         )
 
+    def with_reference_adapter(self) -> "ModelSize":
+        """The sizes with a frozen copy of what is trained, an adapter."""
+        return replace(self, num_reference=self.num_reference + self.num_trainable)
+
     def with_critic(self, network: "ModelSize | None") -> "ModelSize":
         """The sizes with a critic without an adapter: a head on the model's states (None), or a second model."""
         added = self.hidden_size if network is None else network.num_parameters

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from peft import PeftModel
 from transformers.trainer_utils import EvalLoopOutput
 from trl.models import prepare_deepspeed
-from trl.trainer.utils import disable_dropout_in_model
+from trl.trainer.utils import disable_dropout_in_model, use_adapter
 
+from rayswift.config.derived import keeps_reference
 from rayswift.config.schema import RlhfConfig
 from rayswift.log import UserError
 from rayswift.model import tuners
@@ -48,7 +50,8 @@ class StreamedPolicyTrainer(Streamed):
         processing_class: The tokenizer.
         stream: The steps, in the layout of the models.
         peft_config: A fresh adapter to train.
-        ref_model: Reference of the KL term; None: the policy without its adapter, or no KL term.
+        ref_model: Reference of the KL term; None: the policy without its fresh adapter, or with the adapter that is
+            trained on as it is now, or no KL term.
         teacher: Teacher of the policy; None: the policy itself, with or without its adapter, or no teacher.
         kwargs: As for `Streamed`.
     """
@@ -78,6 +81,8 @@ class StreamedPolicyTrainer(Streamed):
         self._score_policy = Scorer(model, temperature, entropy=True)
         if peft_config is not None:
             model = tuners.with_new_adapter(model, peft_config, args)
+        elif isinstance(model, PeftModel):
+            tuners.continued(model, args, keeps_start=ref_model is None and keeps_reference(config))
         self._complete(model)
         super().__init__(spec=spec, stream=stream, model=model, args=args, processing_class=processing_class, **kwargs)
         if args.disable_dropout:
@@ -238,7 +243,8 @@ class StreamedPolicyTrainer(Streamed):
     def _score_reference(self, model: Any, batches: dict[Place, MicroBatch]) -> Tokenwise:
         if self._reference is not None:
             return self._score(self._reference, batches)[0]
-        with self.accelerator.unwrap_model(model).disable_adapter():
+        tuned = self.accelerator.unwrap_model(model)
+        with use_adapter(tuned, tuners.REFERENCE if tuners.REFERENCE in tuned.peft_config else None):
             return self._score(model, batches)[0]
 
     def _score_teacher(self, model: Any, batches: dict[Place, MicroBatch]) -> Tokenwise:

@@ -18,7 +18,7 @@ from rayswift.config.derived import rollout_of
 from rayswift.files import disk_is_full
 from rayswift.log import UserError, logger
 from rayswift.model.load import share_tied
-from rayswift.model.tuners import lora_plus_groups
+from rayswift.model.tuners import REFERENCE, lora_plus_groups
 from rayswift.run.accounting import left_out, read_evaluation
 from rayswift.run.checkpoint import set_aside
 from rayswift.run.folder import Resume
@@ -241,10 +241,16 @@ class Streamed(Trainer):
         }
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Save as HF does; ZeRO 1 and 2 give copies, in which tied weights are separate and would be saved twice."""
+        """Save as HF does, without the frozen copy of the adapter to start from.
+
+        ZeRO 1 and 2 give copies, in which tied weights are separate and would be saved twice. Every start makes the
+        copy of the adapter again; if HF found a saved one, it would continue with it and not with the trained one.
+        """
         if state_dict is not None and isinstance(self.model, PreTrainedModel):
             share_tied(self.model, state_dict)
         super()._save(output_dir, state_dict)
+        if output_dir:  # never a folder of the run itself
+            shutil.rmtree(Path(output_dir) / REFERENCE, ignore_errors=True)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"

@@ -5,14 +5,13 @@ row of the global batch has the same weight, and metrics are sums that ranks add
 """
 
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from peft import PeftModel
 from transformers.trainer_utils import EvalLoopOutput
 
 from rayswift.data.sequence.windows import PackedRow
@@ -57,6 +56,8 @@ class PerExampleTrainer(Streamed):
 
     def __init__(self, *, spec: RunSpec, **kwargs: Any):
         super().__init__(spec=spec, **kwargs)
+        if isinstance(self.model, PeftModel) and tuners.REFERENCE in self.model.peft_config:
+            tuners.keep_start(self.model)
         self._global_batch = spec.feed_plan.global_batch
         self._accumulation = spec.config.train.gradient_accumulation_steps
         self._sums: evaluation.Sums = {}
@@ -123,16 +124,6 @@ class PerExampleTrainer(Streamed):
             for row in rows
         ]
         return guard.stop(self._run_dir, self._rank, self.state.global_step + 1, what, found)
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Save as HF does, without TRL's reference copy of the initial adapter.
-
-        Every start makes that copy again. If HF found a saved copy, it would continue with it and not with the trained
-        one.
-        """
-        super()._save(output_dir, state_dict)
-        if output_dir:  # never a folder of the run itself
-            shutil.rmtree(Path(output_dir) / "ref", ignore_errors=True)
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Return means over all rows, for any number of workers and any batch size."""

@@ -10,7 +10,7 @@ from rayswift.config.checks.built import not_built, refuse_unbuilt
 from rayswift.config.checks.model import model_problems
 from rayswift.config.fields import trl as trl_fields
 from rayswift.config.load import load
-from rayswift.config.tasks import TASKS
+from rayswift.config.tasks import ONLINE_TASKS, TASKS
 from rayswift.config.train import RlhfTask, SftTask
 from rayswift.launch.plan import resolve
 from rayswift.log import UserError
@@ -96,6 +96,15 @@ def test_losses_that_cannot_be_are_refused(flags: tuple[str, ...], message: str)
 def test_what_a_tuner_cannot_do_with_a_task_is_refused(task: str, flags: tuple[str, ...], message: str) -> None:
     config = load("rlhf", [*DPO, "--train.task", task, "--model.tuner", "lora", *flags]).config
     assert any(message in line for line in model_problems(config) + not_built(config))
+
+
+def test_policies_start_from_adapters_and_samples_do_not() -> None:
+    flags = ["--model", "m", "--data.dataset", "d.jsonl", "--reward_funcs", "format"]
+    adapter = ["--model.tuner", "lora", "--model.adapters", "a"]
+    for task in ONLINE_TASKS:
+        assert not_built(load("rlhf", [*flags, "--train.task", task, *adapter]).config) == []
+    (line,) = not_built(load("sample", [*flags, *adapter]).config)
+    assert line.startswith("model.adapters = ['a'] with rayswift sample; merge them")
 
 
 def test_the_table_says_what_the_checks_let_through() -> None:

@@ -19,6 +19,7 @@ from rayswift.engines.samples import PolicyVersion
 from rayswift.engines.tensors import as_bytes, as_tensors, describe, spooled
 from rayswift.engines.weights import Bucket, Bytes, Published, WeightStore, checksum
 from rayswift.log import UserError
+from rayswift.model import tuners
 from rayswift.train.policy.sync import canary, gather
 from rayswift.train.policy.sync.publish import Publisher
 from tests.conftest import TINY
@@ -118,8 +119,10 @@ def test_weights_travel_in_the_engines_number_format() -> None:
     assert torch.equal(got["model.norm.weight"], model.model.norm.weight.to(torch.bfloat16))
 
 
+@pytest.mark.parametrize("starts", [False, True])
 @pytest.mark.parametrize("kind", ["lora", "rslora", "dora", "vera", "own_norms"])
-def test_an_adapter_is_merged_into_a_copy(kind: str) -> None:
+def test_an_adapter_is_merged_into_a_copy(kind: str, starts: bool) -> None:
+    """starts: the adapter as it was before the training is kept beside it, for the reference."""
     torch.manual_seed(1)
     configs: dict[str, Any] = {
         "lora": LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"),
@@ -128,7 +131,9 @@ def test_an_adapter_is_merged_into_a_copy(kind: str) -> None:
         "vera": VeraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"]),
         "own_norms": LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], modules_to_save=["norm"]),
     }
-    model = get_peft_model(tiny(), configs[kind]).eval()
+    model: Any = get_peft_model(tiny(), configs[kind]).eval()
+    if starts:
+        tuners.keep_start(model)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -149,8 +154,9 @@ def test_an_adapter_is_merged_into_a_copy(kind: str) -> None:
 
 
 def test_an_adapter_travels_alone() -> None:
-    model = get_peft_model(tiny(), LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"]))
+    model: Any = get_peft_model(tiny(), LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"]))
     transport = Here()
+    tuners.keep_start(model)
     published = publish(model, transport, adapter=True)
     assert published.adapter is not None and published.adapter["r"] == 4
     assert published.adapter["target_modules"] == ["q_proj"]

@@ -17,7 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from rayswift.model.tuners import num_elements
+from rayswift.model.tuners import REFERENCE, num_elements
 from rayswift.train.policy.ppo.critic import NAME as CRITIC
 
 Named = list[tuple[str, torch.Tensor]]
@@ -61,7 +61,8 @@ def whole_model(
 
 def adapter(model: PeftModel, keeps: bool) -> tuple[dict[str, Any], Named]:
     """Return PEFT's config of the trained adapter, and its tensors under PEFT's names, gathered at once."""
-    trained = [parameter for name, parameter in model.named_parameters() if model.base_model.prefix in name]
+    own = (model.base_model.prefix, f".{_ADAPTER}")
+    trained = [parameter for name, parameter in model.named_parameters() if all(part in name for part in own)]
     with torch.no_grad(), _gathered(trained):
         named: Named = []
         if keeps:
@@ -132,8 +133,9 @@ def _stored(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _checkpoint_name(name: str) -> str | None:
-    """Return the name of a tensor outside the adapted layers; None: `modules_to_save` has a trained copy of it."""
-    if ".original_module." in name:
+    """Return the name of a tensor outside the adapted layers; None: `modules_to_save` has a trained copy of it, or it
+    is the reference's."""
+    if ".original_module." in name or f".modules_to_save.{REFERENCE}." in name:
         return None
     return name.replace(f".modules_to_save.{_ADAPTER}.", ".")
 
