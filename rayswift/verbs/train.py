@@ -76,6 +76,7 @@ def run(invocation: Invocation) -> None:
         with LiveReport(run_dir, config, layout.local, resume.saved if resume else None):
             if resume and resume.is_end_of(config.train):
                 return _finish(run_dir, config, clock)
+            storage.withdraw_result(config.train.output_dir, run_dir)
             clock.lap("data")
             config = paths.absolute(config, Path.cwd())  # because other processes have other working folders
             windows, eval_windows = made.windows, made.eval_windows
