@@ -17,9 +17,17 @@ INFER: dict[str, Rule] = {
     ),
     "stream": NoEffect("an answer is printed when it is complete"),
     **for_all(
-        "val_dataset val_dataset_sample result_path write_batch_size",
+        "val_dataset val_dataset_sample result_path write_batch_size metric",
         Refused("questions are given with --prompt; rows are judged by evaluations while training (data.eval)"),
     ),
+    "task_type": ByValue(
+        {"causal_lm": NoEffect("answers are written")},
+        Refused(
+            "answers are written; the folder of embedding or reranker is loaded by sentence-transformers, that of "
+            "seq_cls by transformers"
+        ),
+    ),
+    **for_all("num_labels reranker_use_activation", Refused("answers are written, not scores")),
     "load_data_args": NoEffect("questions are given with --prompt"),
     "load_args": NoEffect("a run's config.yaml names its base model and its template"),
     "merge_lora": NoEffect("an adapter is used as it is; `rayswift export --merge_lora` merges it"),

@@ -223,6 +223,8 @@ def test_flags_of_infer_and_export() -> None:
     for verb, argv, said in [
         ("infer", "--model m --val_dataset d", "--val_dataset is refused: questions are given with --prompt"),
         ("infer", "--model m --infer_backend lmdeploy --prompt x", "--infer_backend is refused"),
+        ("infer", "--model m --task_type embedding --prompt x", "--task_type is refused: answers are written"),
+        ("infer", "--model m --metric acc --prompt x", "--metric is refused: questions are given with --prompt"),
         ("export", "--model m --quant_bits 4", "--quant_bits is refused: models are not quantized on disk"),
         ("export", "--model m --to_cached_dataset true", "`rayswift data encode`"),
     ]:
