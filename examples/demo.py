@@ -153,8 +153,8 @@ def run_child(line: list[str], stdout: int | None = None) -> tuple[int, str]:
     return child.returncode, printed or ""
 
 
-def supervised(run: Path, sums: list[tuple[str, str]], more: list[str]) -> tuple[float, Path]:
-    """Train on rows until the accuracy suffices, show some answers, and return it with the last run's folder.
+def supervised(run: Path, sums: list[tuple[str, str]], more: list[str]) -> tuple[float, list[Path]]:
+    """Train on rows until the accuracy suffices, show some answers, and return it with the folders of all runs.
 
     A run whose learning rate has ended at 0 cannot become longer: another one begins with its weights.
     """
@@ -163,31 +163,34 @@ def supervised(run: Path, sums: list[tuple[str, str]], more: list[str]) -> tuple
     before = accuracy(answer(untrained_model(seed=42), tokenizer, questions), sums)
     print(f"Before training: {before:.1%} of {len(sums)} test sums right.")
     saves = ("--save_steps", str(SAVE_STEPS), "--save_total_limit", "1000")
-    last, begin = run, list[str]()
+    trained, begin = [run], list[str]()
     for number in range(1, MOST_SFT_RUNS + 1):
-        train("sft", "examples/sums_sft.yaml", last, *saves, *begin, *more)
-        answers = greedy_answers(checkpoints(last)[-1], sums)
+        train("sft", "examples/sums_sft.yaml", trained[-1], *saves, *begin, *more)
+        last = checkpoints(trained[-1])[-1]
+        answers = greedy_answers(last, sums)
         after = accuracy(answers, sums)
         if after >= WANTED_ACCURACY or "--max_steps" in more or number == MOST_SFT_RUNS:
             break
         print(f"\n{after:.1%} of the test sums right, {WANTED_ACCURACY:.0%} wanted.")
-        begin = ["--model", str(checkpoints(last)[-1]), "--random_init", "false"]
-        last = run.with_name(f"{run.name}_{number + 1}")
+        begin = ["--model", str(last), "--random_init", "false"]
+        trained.append(run.with_name(f"{run.name}_{number + 1}"))
     print("\nTest sums, answered by the trained model:")
     for (question, right), given in list(zip(sums, answers, strict=True))[:NUM_SHOWN]:
         print(f"  {question}{given}  {'right' if given == right else f'wrong, it is {right}'}")
     print(f"\nAccuracy on {len(sums)} test sums: {before:.1%} -> {after:.1%}")
-    return after, last
+    return after, trained
 
 
-def choose_start(run: Path, sums: list[tuple[str, str]], band: tuple[float, float] = START_BAND) -> tuple[Path, float]:
-    """The first checkpoint whose sampled accuracy is in the band, and that accuracy.
+def choose_start(
+    trained: list[Path], sums: list[tuple[str, str]], band: tuple[float, float] = START_BAND
+) -> tuple[Path, float]:
+    """The first checkpoint of these runs whose sampled accuracy is in the band, and that accuracy.
 
     If no checkpoint is in the band, the one nearest to it is taken.
     """
     low, high = band
     before: tuple[Path, float] | None = None
-    for checkpoint in checkpoints(run):
+    for checkpoint in (each for run in trained for each in checkpoints(run)):
         found = checkpoint, sampled_accuracy(checkpoint, sums)
         if found[1] >= low:
             over = found[1] - high
@@ -222,13 +225,14 @@ def demo(runs: Path, sums: list[tuple[str, str]], more: list[str], measured: boo
         DemoFailed: one of the two did not learn to add.
     """
     sft, grpo = runs / "demo", runs / "demo_grpo"
-    after, last = supervised(sft, sums, more)
+    after, trained = supervised(sft, sums, more)
+    last = trained[-1]
     if measured and after < WANTED_ACCURACY:
         raise DemoFailed(
             f"wanted at least {WANTED_ACCURACY:.0%} of the test sums right after {MOST_SFT_RUNS} runs of "
             f"`rayswift sft`, got {after:.1%}; curves in {last / 'report.html'}, logs in {last / 'logs'}"
         )
-    start, before = choose_start(sft, sums)
+    start, before = choose_start(trained, sums)
     gain = by_reward(start, before, grpo, sums, more)
     if measured and gain < WANTED_GAIN:
         raise DemoFailed(

@@ -126,7 +126,7 @@ class RolloutConfig(Section):
     """Share of prompts without a usable group (engines or rewards failed), judged from 100 prompts on, that stops the
     run."""
     dynamic_sampling: bool = False
-    """Replace groups whose rewards are all equal by new prompts."""
+    """Replace groups whose rewards, as they are combined, are all equal by new prompts."""
     oversampling: float = Field(0.0, ge=0)
     """Prompts sampled at once beyond those that a round still lacks, as a share of the prompts of a round; those that
     it does not need are sampled again for the next; with `dynamic_sampling`."""

@@ -81,7 +81,10 @@ def _import(field: str, name: str, place: str) -> ModuleType:
     except (Exception, SystemExit) as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         at = f" ({Path(where.filename).name}:{where.lineno})" if not isinstance(error, ModuleNotFoundError) else ""
-        raise UserError(f"{field} = {name!r} cannot be imported: {type(error).__name__}: {error}{at}") from error
+        why = f"{type(error).__name__}: {error}{at}" + "".join(
+            f"; {each}" for each in [plugin_modules.remark()] if each
+        )
+        raise UserError(f"{field} = {name!r} cannot be imported: {why}") from error
 
 
 def _import_file(key: str, file: Path) -> ModuleType:

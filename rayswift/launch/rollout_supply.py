@@ -4,12 +4,13 @@ import uuid
 from functools import partial
 
 from rayswift.config.checks.distillation import completions_per_prompt, has_engines, sampled_share
-from rayswift.config.derived import max_sequence_length, num_rewards, round_shape
+from rayswift.config.derived import max_sequence_length, num_rewards, reward_weights, round_shape
 from rayswift.config.schema import RlhfConfig
 from rayswift.data.sequence.windows import Windows
 from rayswift.launch.supply import beside_the_driver
 from rayswift.rollout.actors import RolloutActors, RolloutClient, RolloutSpec
 from rayswift.rollout.admission import RolloutPlan, RoundPlan
+from rayswift.rollout.advantages import AdvantageSettings
 from rayswift.rollout.evaluation import eval_plans
 from rayswift.rollout.ledger import LedgerSnapshot
 from rayswift.train.spec import Connect, DataServiceClient, RunSpec
@@ -40,7 +41,7 @@ def rollout_plan(config: RlhfConfig) -> RolloutPlan:
         min_group=min(2, each) if compares else 1,
         max_completion_length=rollout.max_completion_length,
         max_sequence_length=max_sequence_length(config),
-        drops_equal=rollout.dynamic_sampling,
+        drops_even=_comparison(config) if rollout.dynamic_sampling else None,
         max_failed_fraction=rollout.max_failed_fraction,
         seed=train.seed,
         # The requests that it decodes, and some that wait in it, so that it is never idle between two submissions.
@@ -49,6 +50,16 @@ def rollout_plan(config: RlhfConfig) -> RolloutPlan:
         sampled=sampled_share(config),
         has_engines=has_engines(config),
         evaluations=eval_plans(rollout),
+    )
+
+
+def _comparison(config: RlhfConfig) -> AdvantageSettings:
+    """How the trainer combines the rewards of a completion."""
+    given = config.train.trl_extra
+    return AdvantageSettings(
+        reward_weights(config),
+        estimator=given.get("advantage_estimator", "grpo"),
+        aggregation=given.get("multi_objective_aggregation", "sum_then_normalize"),
     )
 
 

@@ -17,9 +17,10 @@ from typing import Any
 
 from rayswift.config.rollout import RolloutConfig
 from rayswift.config.schema import RlhfConfig, TrainingConfig
+from rayswift.config.swift import plugin_modules
 from rayswift.config.user_code import Named, file_of, load, split, takes
 from rayswift.data import raw_rows
-from rayswift.log import UserError, announced, refuse
+from rayswift.log import UserError, announced, logger, refuse
 from rayswift.rollout.adapters import named
 from rayswift.rollout.episodes import contract
 from rayswift.rollout.rewards import functions as rewards
@@ -108,16 +109,18 @@ def _problems_of(named: list[Named], own_rewards: list[rewards.RewardSpec]) -> l
         names = ", ".join(f"{field} = {name!r}" for field, name in named)
         raise UserError(f"{names}: importing it took more than {_CHECK_TIMEOUT_S} s") from error
     try:
-        problems: list[str] = json.loads(done.stdout.splitlines()[-1])
-        return problems
+        problems, remark = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, json.JSONDecodeError) as error:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         names = ", ".join(name for _, name in named)
         raise UserError(f"importing {names} ended the process with exit code {done.returncode}: {last}") from error
+    if remark and not problems:
+        logger.warning("%s: %s", ", ".join(name for _, name in named), remark)
+    return list(problems)
 
 
 def print_problems() -> None:
-    """The child process of `check`: names from stdin, problems as the last line of stdout."""
+    """The child process of `check`: names from stdin, problems and a remark as the last line of stdout."""
     problems = []
     named, own_rewards = json.loads(sys.stdin.read())
     for field, name in named:
@@ -130,7 +133,7 @@ def print_problems() -> None:
             rewards.load(rewards.RewardSpec(**spec))
         except UserError as error:
             problems += [str(error)] if str(error) not in problems else []
-    print("\n" + json.dumps(problems), flush=True)  # noqa: T201
+    print("\n" + json.dumps([problems, plugin_modules.remark()]), flush=True)  # noqa: T201
     os._exit(0)  # threads of the user's code would keep the process
 
 

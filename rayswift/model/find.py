@@ -11,8 +11,10 @@ from typing import Any
 import jinja2
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from rayswift.config.reading.paths import first_module
 from rayswift.data.hub_files import HUB_ID, download
 from rayswift.data.tokenizer.loaded import load
+from rayswift.data.tokenizer.training_copy import model_files
 from rayswift.log import UserError
 from rayswift.model.adapters import misfit
 from rayswift.model.size.parameters import read_header
@@ -22,6 +24,7 @@ _ADAPTER = "adapter_config.json"
 _GENERATION = "generation_config.json"
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py", "*.tiktoken")
 _HUB_BINS = (*_HUB_FILES, "pytorch_model*.bin", "adapter_model.bin")
+_SENTENCE_MODULES = ("*.json", "*_*/model.safetensors", "*_*/pytorch_model.bin")
 _MARK = "rayswift"
 
 
@@ -119,6 +122,20 @@ def _of_hub(name: str, what: str, fetch: bool) -> Path:
         return Path(name)
     folder = download(name, _HUB_FILES, what)
     return folder if any(folder.glob("*.safetensors")) else download(name, _HUB_BINS, what)
+
+
+def at_first_module_of_hub(config: Any) -> Any:
+    """The config with a hub model of sentence-transformers as a local folder, downloaded, if it has the old layout.
+
+    Only there is the model in a subfolder, which `transformers` finds by no id; see `paths.first_module`.
+    """
+    model = config.model
+    if not _is_hub_id(model.path) or (within := first_module(folder := model_files(model))) == folder:
+        return config
+    within = within.relative_to(folder)
+    patterns = [*_SENTENCE_MODULES, *(f"{within}/{pattern}" for pattern in _HUB_BINS)]
+    path = download(model.path, patterns, f"model.path = {model.path!r}", model.revision) / within
+    return config.model_copy(update={"model": model.model_copy(update={"path": str(path), "revision": None})})
 
 
 def load_tokenizer(model: FoundModel, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

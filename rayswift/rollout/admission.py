@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from rayswift.data.sequence.windows import TRAINED
 from rayswift.engines.samples import RequestSampling
+from rayswift.rollout.advantages import AdvantageSettings
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,10 @@ class RolloutPlan:
     rounds: sizes of rounds; num_steps: optimizer steps of one pass over a round; steps_per_round: of all passes;
     num_generations, num_generations_eval: completions of a prompt; max_completion_length, max_sequence_length: tokens
     of a completion, and of it with its prompt; min_group: least number of scored completions of a trained group;
-    drops_equal: filter groups whose rewards are all equal; max_failed_fraction: see `rollout.max_failed_fraction`;
-    max_outstanding: requests that an engine holds at once; max_still_s: longest wait without any progress; sampled:
-    share of rounds that are sampled, the others train the rows' own answers; has_engines: whether anything is sampled;
-    evaluations: named ones, (): one as in training.
+    drops_even: how rewards are combined, if groups are filtered where they are all equal; max_failed_fraction: see
+    `rollout.max_failed_fraction`; max_outstanding: requests that an engine holds at once; max_still_s: longest wait
+    without any progress; sampled: share of rounds that are sampled, the others train the rows' own answers;
+    has_engines: whether anything is sampled; evaluations: named ones, (): one as in training.
     """
 
     rounds: RoundPlan
@@ -67,7 +68,7 @@ class RolloutPlan:
     min_group: int
     max_completion_length: int
     max_sequence_length: int
-    drops_equal: bool
+    drops_even: AdvantageSettings | None
     max_failed_fraction: float
     seed: int
     max_outstanding: int

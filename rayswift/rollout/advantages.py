@@ -41,6 +41,11 @@ class AdvantageSettings:
         """Whether advantages may differ within a completion: then `returns` and `whitened` follow `baselined`."""
         return self.estimator.startswith("reinforce_plus_plus")
 
+    @property
+    def normalizes_first(self) -> bool:
+        """Whether each reward is scaled by itself."""
+        return self.aggregation == "normalize_then_sum" and self.estimator == "grpo"
+
 
 def weighted(rewards: Floats, weights: tuple[float, ...]) -> Floats:
     """Return the weighted sum of each completion's rewards [N, F] that are not NaN; NaN if all are; [N]."""
@@ -60,13 +65,10 @@ def advantages(
         settings: See there.
         penalties: [N], subtracted from the rewards: KL to the reference times its weight.
     """
-    if settings.aggregation == "normalize_then_sum" and settings.estimator == "grpo":
-        total = weighted(np.stack([_standardised(column, groups) for column in rewards.T], 1), settings.weights)
-        total[np.isnan(rewards).all(axis=1)] = np.nan
-        whole = np.zeros(len(total), np.int64)
-        return np.nan_to_num(_standardised(total if penalties is None else total - penalties, whole))
-    total = weighted(rewards, settings.weights)
+    total = _combined(rewards, groups, settings)
     total = total if penalties is None else total - penalties
+    if settings.normalizes_first:
+        return np.nan_to_num(_standardised(total, np.zeros(len(total), np.int64)))
     if settings.estimator == "real":
         return classified(total, groups, settings.tau)
     means, spreads, counts = _statistics(total, groups)
@@ -153,14 +155,35 @@ def whitened(values: Floats, summed: Floats, shift_mean: bool = True) -> Floats:
 
 
 def is_even(rewards: Floats, groups: NDArray[np.int64], settings: AdvantageSettings) -> NDArray[np.bool_]:
-    """Whether all rewards in the group of a completion [N] are equal, so that it has no advantage."""
-    _, spreads, _ = _statistics(weighted(rewards, settings.weights), groups)
-    return np.isclose(spreads, 0.0)
+    """Whether the completions in the group of each completion [N] have the same reward, as rewards are combined.
+
+    Then none of them is better than another. With normalize_then_sum the weighted sums may be equal although the scaled
+    rewards differ, or differ although these cancel out.
+    """
+    # Without the constant: two rewards of other scales, one high where the other is low, cancel out but for it.
+    return _is_even(_combined(rewards, groups, settings, epsilon=0.0), groups)
 
 
-def _standardised(values: Floats, groups: NDArray[np.int64]) -> Floats:
+def _combined(
+    rewards: Floats, groups: NDArray[np.int64], settings: AdvantageSettings, epsilon: float = _EPSILON
+) -> Floats:
+    """Return the sum of each completion's rewards [N, F], scaled before if the settings say so; NaN if all are; [N]."""
+    if settings.normalizes_first:
+        rewards = rewards.copy()
+        for column in rewards.T:
+            column[:] = _standardised(column, groups, epsilon)
+    return weighted(rewards, settings.weights)
+
+
+def _standardised(values: Floats, groups: NDArray[np.int64], epsilon: float = _EPSILON) -> Floats:
     means, spreads, _ = _statistics(values, groups)
-    return (values - means) / (spreads + _EPSILON)
+    even = _is_even(values, groups)
+    return (values - means) * ~even / np.where(even, 1.0, spreads + epsilon)
+
+
+def _is_even(values: Floats, groups: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether the values in a value's group are equal but for rounding; NaN is none of them."""
+    return np.isclose(_statistics(values, groups)[1], 0.0)
 
 
 def _statistics(values: Floats, groups: NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:

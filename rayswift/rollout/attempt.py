@@ -15,7 +15,7 @@ from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, S
 from rayswift.log import UserError, logger
 from rayswift.rollout import ledger as books
 from rayswift.rollout.admission import Admission, RolloutPlan
-from rayswift.rollout.groups import Sampler, Scorer, answer_of, is_sampled, requests_for, scored_group
+from rayswift.rollout.groups import Sampler, Scorer, answer_of, is_sampled, outcome_of, requests_for, scored_group
 from rayswift.rollout.ledger import ALL_EQUAL, CUT, FAILED, REMAINDER, Ledger, LedgerSnapshot
 from rayswift.rollout.prompts import Prompts, draw_in_thread
 from rayswift.rollout.rounds import Finished
@@ -74,7 +74,7 @@ class Attempt:
         self._left_out: dict[int, dict[str, list[Group]]] = {}
         # Outcomes of the earlier prompts of the round that is closed next, if it drew again.
         self._fruitless: Counter[str] = Counter()
-        self._equal_rewards: Counter[float] = Counter()
+        self._equal_rewards: Counter[str] = Counter()
         self._trained_epochs = start.epochs
         self._reasons: list[str] = []
         self._error: BaseException | None = None
@@ -199,12 +199,7 @@ class Attempt:
         self, prompt: Prompt, number: int, futures: Sequence[asyncio.Future[Completion]], rewarded: bool = True
     ) -> None:
         group, reasons = await scored_group(self._scorer, prompt, futures, self._stage, rewarded)
-        outcome = CUT if prompt.cut else TRAINED
-        if len(group.scored) < self._plan.min_group:
-            outcome = f"{FAILED}{books.kind_of(reasons)}"
-            logger.warning("prompt %s failed: %s", prompt.id, "; ".join(sorted(set(reasons)))[:500])
-        elif self._plan.drops_equal and len({each.reward for each in group.scored}) == 1:
-            outcome = ALL_EQUAL
+        outcome = outcome_of(group, reasons, self._plan)
         if outcome.startswith(TRAINED):
             self._groups.setdefault(number, []).append(group)
         else:
@@ -281,7 +276,8 @@ class Attempt:
         for outcome, left_out in sorted(self._left_out.pop(number, {}).items()):
             self._keep(number, sorted(left_out, key=_ordinal), outcome)
             if outcome == ALL_EQUAL:
-                self._equal_rewards.update(group.scored[0].reward for group in left_out)
+                texts = ([f"{each.reward:g}" for each in group.scored] for group in left_out)
+                self._equal_rewards.update(" and ".join(dict.fromkeys(each)) for each in texts)
         for is_cut, outcome in ((False, TRAINED), (True, CUT)):
             if part := [group for group in groups if group.prompt.cut == is_cut]:
                 self._keep(number, part, outcome)
@@ -298,7 +294,7 @@ class Attempt:
         if num_failed > self._plan.max_failed_fraction * counts.total():
             raise UserError(f"{what}{books.examples_of(self._reasons)}", exit_code=1)
         if self._equal_rewards:
-            rewards = (f"{reward:g} in {count}" for reward, count in self._equal_rewards.most_common(5))
+            rewards = (f"{reward} in {count}" for reward, count in self._equal_rewards.most_common(5))
             what += f" (reward {', '.join(rewards)})"
         ledger = self._ledger.close(outcomes, trains=False)
         # The weights have not changed: another pass would give about the same rewards.

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from rayswift.data.sequence.windows import TRAINED
 from rayswift.engines.pool.pool import SampleFailed
 from rayswift.engines.samples import (
     Completion,
@@ -21,6 +22,10 @@ from rayswift.engines.samples import (
     Scored,
     Span,
 )
+from rayswift.log import logger
+from rayswift.rollout import ledger
+from rayswift.rollout.admission import RolloutPlan
+from rayswift.rollout.advantages import is_even
 from rayswift.rollout.episodes.trajectories import with_common_prompt
 
 
@@ -110,6 +115,17 @@ async def scored_group(
         stage("rewards", -1)
     reasons += [each for each in answers if isinstance(each, str)]
     return Group(prompt, tuple(each for each in answers if isinstance(each, Scored))), reasons
+
+
+def outcome_of(group: Group, reasons: Sequence[str], plan: RolloutPlan) -> str:
+    """Return what becomes of a group; `reasons`: of its completions that failed."""
+    if len(group.scored) < plan.min_group:
+        logger.warning("prompt %s failed: %s", group.prompt.id, "; ".join(sorted(set(reasons)))[:500])
+        return f"{ledger.FAILED}{ledger.kind_of(reasons)}"
+    rewards = np.array([each.rewards for each in group.scored], np.float64)
+    if plan.drops_even and is_even(rewards, np.zeros(len(rewards), np.int64), plan.drops_even).all():
+        return ledger.ALL_EQUAL
+    return ledger.CUT if group.prompt.cut else TRAINED
 
 
 def is_of(prompt: Prompt, source: str) -> bool:

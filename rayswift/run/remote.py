@@ -25,6 +25,7 @@ from rayswift.run.folder import (
     FINGERPRINT,
     INITIAL,
     RECIPE,
+    RESULT,
     TRAINER_STATE,
     check_ownership,
     earlier_run,
@@ -224,6 +225,13 @@ def push(remote: Remote, run_dir: Path, limit: int | None = None, best_step: int
     for step in sorted(complete)[: -limit if limit else 0]:
         if step != best_step:
             remote.discard(complete[step])
+
+
+def withdraw_result(output_dir: str, run_dir: Path) -> None:
+    """Delete `result.json`, also behind a URL: a run that goes on has no result, and the old one looks like its own."""
+    (run_dir / RESULT).unlink(missing_ok=True)
+    if is_url(output_dir) and (remote := Remote(output_dir)).has(RESULT):
+        remote.remove(RESULT)
 
 
 def _is_begun(there: dict[str, int], name: str, files: dict[str, int]) -> bool:

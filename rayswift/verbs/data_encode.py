@@ -28,6 +28,7 @@ from rayswift.data.cache.parts import PartSummary, PartWriter
 from rayswift.data.sequence.global_batches import table
 from rayswift.data.tokenizer.training_copy import model_files, prepare_tokenizer
 from rayswift.log import logger
+from rayswift.model.find import at_first_module_of_hub
 from rayswift.model.texts import sentence_files
 from rayswift.model.texts import settings as text_settings
 from rayswift.model.texts.row_kind import row_kind
@@ -49,6 +50,7 @@ def run(invocation: Invocation) -> None:
 
 def _encode(config: DataEncodeConfig | PtEncodeConfig | RlhfEncodeConfig, folder: Path) -> None:
     began = time.monotonic()
+    config = at_first_module_of_hub(config)
     source = model_files(config.model)
     config = schemas.settled(text_settings.settled(config, source))
     kind, seed = row_kind(config, source), config.train.seed

@@ -20,6 +20,7 @@ from rayswift.data.inspect.inspection import inspect
 from rayswift.data.inspect.page import to_html, to_text
 from rayswift.data.tokenizer.training_copy import model_files, prepare_tokenizer
 from rayswift.log import UserError, logger
+from rayswift.model.find import at_first_module_of_hub
 from rayswift.model.texts import settings as text_settings
 from rayswift.model.texts.row_kind import row_kind
 
@@ -32,6 +33,7 @@ def run(invocation: Invocation) -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
+        config = at_first_module_of_hub(config)
         source = model_files(config.model)
         config = text_settings.settled(config, source)
         kind, packs = row_kind(config, source), TASKS[config.train.task].packs

@@ -29,6 +29,7 @@ from rayswift.launch.supply import DataService, RowService
 from rayswift.launch.workers import fit
 from rayswift.log import announced, logger, raise_together, refuse
 from rayswift.model import adapters, reference_logps
+from rayswift.model.find import at_first_module_of_hub
 from rayswift.model.kind import abilities
 from rayswift.model.texts import sentence_files
 from rayswift.model.texts.row_kind import row_kind
@@ -76,6 +77,7 @@ def run(invocation: Invocation) -> None:
         with LiveReport(run_dir, config, layout.local, resume.saved if resume else None):
             if resume and resume.is_end_of(config.train):
                 return _finish(run_dir, config, clock)
+            storage.withdraw_result(config.train.output_dir, run_dir)
             clock.lap("data")
             config = paths.absolute(config, Path.cwd())  # because other processes have other working folders
             windows, eval_windows = made.windows, made.eval_windows
@@ -134,6 +136,9 @@ def _run_dir(config: TrainingConfig) -> Iterator[Path]:
 def _prepare(config: TrainingConfig, run_dir: Path) -> _Prepared:
     # 1. The layout, the checkpoint of an earlier launch, the plan.
     layout = lay_out(config.cluster, join(config.cluster), engines_of(config), is_sampling(config))
+    if layout.local:  # on other nodes the download is not there
+        with announced("fetching the model's configuration"):
+            config = at_first_module_of_hub(config)
     resume = run_folder.open_run(config, run_dir)
     plan = planning.resolve(config, layout, resume)
 

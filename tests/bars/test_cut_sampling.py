@@ -26,7 +26,7 @@ def test_cut_distributions_learn_as_whole_ones(tmp_path: Path) -> None:
     sums = load_sums(TEST_SUMS)
     sft = tmp_path / "sft"
     train("sft", sft, "--config", "examples/sums_sft.yaml", "--save_steps", "40", "--save_total_limit", "1000")
-    begin, sampled_before = choose_start(sft, sums)
+    begin, sampled_before = choose_start([sft], sums)
     greedy_before = accuracy(greedy_answers(begin, sums), sums)
     print(f"\nstart: {greedy_before:.1%} greedy, {sampled_before:.1%} sampled")  # noqa: T201
     print("sampling | seed | greedy | sampled")  # noqa: T201

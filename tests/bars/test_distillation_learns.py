@@ -34,7 +34,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     train("sft", folder / "teacher", *SFT, "--model", str(folder / "wide"), timeout_s=LIMIT_S)
     often = ("--save_steps", "40", "--save_total_limit", "1000", "--max_steps", "1600")
     train("sft", folder / "student", *SFT, *often, timeout_s=LIMIT_S)
-    student, _ = choose_start(folder / "student", load_sums(TEST_SUMS), START_BAND)
+    student, _ = choose_start([folder / "student"], load_sums(TEST_SUMS), START_BAND)
     return checkpoints(folder / "teacher")[-1], student
 
 

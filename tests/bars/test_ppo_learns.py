@@ -27,7 +27,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     train("sft", folder / "sft", "--config", "examples/sums_sft.yaml", *often, timeout_s=LIMIT_S)
     adds = ("--model", str(checkpoints(folder / "sft")[-1]), "--random_init", "false")
     train("rlhf", folder / "rm", "--config", "examples/sums_rm.yaml", *adds, timeout_s=LIMIT_S)
-    return choose_start(folder / "sft", load_sums(TEST_SUMS), START_BAND)[0], checkpoints(folder / "rm")[-1]
+    return choose_start([folder / "sft"], load_sums(TEST_SUMS), START_BAND)[0], checkpoints(folder / "rm")[-1]
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -162,7 +162,7 @@ async def load_test(num_prompts: int, num_engines: int, num_processes: int) -> N
     plan = RolloutPlan(
         rounds=RoundPlan(ROUND_PROMPTS, MAX_STALENESS, 1, num_rounds), num_steps=1, steps_per_round=1,
         num_generations=1, num_generations_eval=1, min_group=1, max_completion_length=1024, max_sequence_length=2048,
-        drops_equal=False, max_failed_fraction=0.5, seed=0, max_outstanding=2 * SPEED.max_num_seqs,
+        drops_even=None, max_failed_fraction=0.5, seed=0, max_outstanding=2 * SPEED.max_num_seqs,
         max_still_s=120.0,
     )  # fmt: skip
     attempt = Attempt(1, LedgerSnapshot(), plan, Prompts(), timed, Constant())

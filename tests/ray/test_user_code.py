@@ -24,6 +24,7 @@ now = {"step": 0}
 class Steps(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         now["step"] = state.global_step
+        assert not (Path(args.output_dir) / "result.json").exists(), "the result of an earlier end"
 
 class Leave(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
@@ -63,6 +64,7 @@ def test_early_stopping_and_the_best_model_survive_a_resume(
     assert frames[-5:] == ["main", "_run", "run", "fit", "train_loop"], frames
     # Step 4 was the best and was saved for it, out of turn; step 2 gave way to it, and 6 is the newest.
     assert [saved.step for saved in checkpoint.find_all(run_dir)] == [4, 6]
+    assert json.loads((run_dir / "result.json").read_text())["last"] == "checkpoint-6"
 
     out = sft(run_dir, *flags, "--callbacks", f"{code}:Steps", "--resume", "auto")
     assert "changed since checkpoint-6: train.callbacks: was " in out

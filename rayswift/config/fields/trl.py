@@ -73,6 +73,7 @@ OWNED = {
     "ds3_gather_for_generation": "nothing: weights are gathered bucket by bucket",
     "max_tool_calling_iterations": "rollout.max_turns, which counts the first turn too",
     "log_completions*": "nothing: completions are always kept in the run folder",
+    "log_unique_prompts": "nothing: completions are always kept in the run folder",
     "num_completions_to_print": "nothing: completions are always kept in the run folder",
     "log_multimodal": "nothing: text only",
     "is_encoder_decoder": "nothing: decoders only",

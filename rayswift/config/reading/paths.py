@@ -46,19 +46,22 @@ def in_a_jobs_folder(folder: Path) -> bool:
     return _PACKAGES in folder.parts
 
 
-def at_first_module(config: Any) -> Any:
-    """The config with the model of a folder of sentence-transformers in its old layout, where `modules.json` names a
-    subfolder for it (`0_Transformer`)."""
-    model = dict(config).get("model")
-    if model is None or not (file := Path(model.path) / "modules.json").is_file():
-        return config
+def first_module(folder: Path) -> Path:
+    """The folder of the model within one of sentence-transformers: the folder itself, or in the old layout the
+    subfolder that `modules.json` names (`0_Transformer`)."""
     try:
-        folder = file.parent / json.loads(file.read_text(encoding="utf-8"))[0]["path"]
-    except (ValueError, LookupError, TypeError):
-        return config  # it is read again where its settings are used
-    if folder == file.parent or not (folder / "config.json").exists():
+        found = folder / json.loads((folder / "modules.json").read_text(encoding="utf-8"))[0]["path"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return folder  # it is read again where its settings are used
+    return found if (found / "config.json").exists() else folder
+
+
+def at_first_module(config: Any) -> Any:
+    """The config with the model of a local folder in its subfolder, if it is there, see `first_module`."""
+    model = dict(config).get("model")
+    if model is None or (found := first_module(Path(model.path))) == Path(model.path):
         return config
-    return config.model_copy(update={"model": model.model_copy(update={"path": str(folder)})})
+    return config.model_copy(update={"model": model.model_copy(update={"path": str(found)})})
 
 
 def absolute(config: ConfigT, folder: Path) -> ConfigT:

@@ -256,8 +256,7 @@ def _turns(given: Given, result: Translation) -> None:
 
 
 def _callbacks(given: Given, result: Translation) -> None:
-    own = [word for word in given["callbacks"] if ":" in word]
-    if own:
+    if own := [word for word in given["callbacks"] if ":" in word]:
         result.flags.append(("train.callbacks", own))
     for word in dict.fromkeys(word for word in given["callbacks"] if word not in own):
         if word in _BUILT_IN_CALLBACKS:
@@ -269,11 +268,19 @@ def _callbacks(given: Given, result: Translation) -> None:
 
 
 def _metrics(given: Given, result: Translation) -> None:
-    own = [word for word in given["eval_metric"] if ":" in word]
-    if own:
-        result.rename("eval_metric", "train.metrics", own)
-    else:
-        result.no_effect("eval_metric", "each task has its metrics; train.metrics adds your own, as file.py:name")
+    for name, words in given.items():
+        if own := [word for word in words if ":" in word]:
+            result.rename(name, "train.metrics", own)
+        else:
+            result.no_effect(name, "each task has its metrics; train.metrics adds your own, as file.py:name")
+
+
+def _ratio(given: Given, result: Translation) -> None:
+    """GSPO-token (arXiv 2507.18071) is GSPO if all tokens of a completion have one advantage, as in ms-swift."""
+    for name, (word, *_) in given.items():
+        result.flags.append((f"train.{name}", [word.removesuffix("_token")]))
+        if word == "sequence_token":
+            result.renamed.append(f"--{name} sequence_token -> train.{name} sequence, which has the same gradient")
 
 
 def _loss(given: Given, result: Translation) -> None:
@@ -337,6 +344,7 @@ COMBINED: dict[tuple[str, ...], Callable[[Given, Translation], None]] = {
     ("external_plugins", "custom_register_path", "reward_funcs", "reward_model_plugin"): _rewards,
     ("multi_turn_scheduler", "gym_env", "use_gym_env", "completion_length_limit_scope"): _turns,
     ("callbacks",): _callbacks,
-    ("eval_metric",): _metrics,
+    ("eval_metric", "metric"): _metrics,
+    ("importance_sampling_level",): _ratio,
     ("loss_type", "rpo_alpha", "loss_weights"): _loss,
 }

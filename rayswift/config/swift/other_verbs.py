@@ -17,9 +17,19 @@ INFER: dict[str, Rule] = {
     ),
     "stream": NoEffect("an answer is printed when it is complete"),
     **for_all(
-        "val_dataset val_dataset_sample result_path write_batch_size",
+        "val_dataset val_dataset_sample result_path write_batch_size metric",
         Refused("questions are given with --prompt; rows are judged by evaluations while training (data.eval)"),
     ),
+    "task_type": ByValue(
+        {"causal_lm": NoEffect("answers are written")},
+        Refused(
+            "answers are written; the folder of embedding or reranker is loaded by sentence-transformers, that of "
+            "seq_cls by transformers"
+        ),
+    ),
+    **for_all("num_labels reranker_use_activation", Refused("answers are written, not scores")),
+    **for_all("top_p top_k repetition_penalty num_beams", Refused("answers are sampled by infer.temperature alone")),
+    "enable_thinking": Refused("the chat template renders prompts with its own defaults"),
     "load_data_args": NoEffect("questions are given with --prompt"),
     "load_args": NoEffect("a run's config.yaml names its base model and its template"),
     "merge_lora": NoEffect("an adapter is used as it is; `rayswift export --merge_lora` merges it"),
@@ -42,6 +52,10 @@ EXPORT: dict[str, Rule] = {
     "use_hf": NoEffect("hub ids are Hugging Face's"),
     "load_args": NoEffect("a run's config.yaml names its base model"),
     "model_type": _CONFIG_JSON,
+    **for_all("task_type num_labels problem_type", NoEffect("the checkpoint names its task")),
+    "safe_serialization": ByValue({"true": NoEffect("it is the only format")}, Refused("weights are safetensors")),
+    "max_shard_size": NoEffect("files have the size that transformers gives them"),
+    **for_all("to_mcore to_hf mcore_*", Refused("folders have the layout of transformers, and no other")),
     **for_all("torch_dtype dtype", To("export.dtype", DTYPES)),
 }
 _TABLES = {"infer": INFER, "export": EXPORT}

@@ -4,6 +4,7 @@ Each module has the names that plugins import from it: base classes, registries,
 arguments of their hooks. `GYMScheduler` runs an `Env` turn by turn, as in ms-swift.
 """
 
+import difflib
 import importlib.util
 import inspect
 import logging
@@ -21,6 +22,7 @@ _MODULES = (
     "swift.llm.infer",
     "swift.llm.infer.protocol",
     "swift.plugin",
+    "swift.plugin.context_manager",
     "swift.plugin.env",
     "swift.plugin.multi_turn",
     "swift.plugin.orm",
@@ -29,6 +31,7 @@ _MODULES = (
     "swift.rewards.orm",
     "swift.rewards.rm_plugin",
     "swift.rollout",
+    "swift.rollout.context_manager",
     "swift.rollout.gym_env",
     "swift.rollout.multi_turn",
     "swift.template",
@@ -82,6 +85,13 @@ class Env:
         self.env_config = env_config
 
 
+class ContextManager:
+    """Changes the messages of an episode; files may define and register one, but no row may ask for it."""
+
+    def __init__(self, ctx_config: Any = None):
+        self.ctx_config = ctx_config
+
+
 class MultiTurnScheduler:
     """Acts between two turns, as in ms-swift."""
 
@@ -124,6 +134,8 @@ class GYMScheduler(MultiTurnScheduler):
     async def on_trajectory_start(self, requests: list[RolloutInferRequest]) -> None:
         """Reset the environments; their observation is the prompt."""
         for request in requests:
+            if request.data_dict.get("ctx_config"):
+                raise NotImplementedError("the row's ctx_config: RaySwift has no context managers; leave it out")
             config = request.data_dict.get("env_config") or {}
             env = self._create_env(config)
             observation, _, system = await env.reset(request)
@@ -172,6 +184,7 @@ multi_turns: dict[str, Any] = {"gym_scheduler": GYMScheduler}
 _NAMES: dict[str, Any] = {
     "AsyncORM": ORM,
     "ChatCompletionResponseChoice": ChatCompletionResponseChoice,
+    "ContextManager": ContextManager,
     "Env": Env,
     "GYMScheduler": GYMScheduler,
     "InferRequest": RolloutInferRequest,
@@ -180,12 +193,17 @@ _NAMES: dict[str, Any] = {
     "ORM": ORM,
     "RolloutInferRequest": RolloutInferRequest,
     "RolloutScheduler": MultiTurnScheduler,
+    "context_managers": {},
     "envs": envs,
     "get_logger": lambda *_: logging.getLogger("rayswift"),
     "multi_turns": multi_turns,
     "orms": {},
+    "remove_response": lambda messages: (
+        messages.pop()["content"] if messages and messages[-1]["role"] == "assistant" else None
+    ),
     "rm_plugins": {},
 }
+_asked: dict[str, None] = {}
 
 
 def install() -> None:
@@ -208,10 +226,26 @@ def _absent(name: str) -> type:
     if name.startswith("__"):
         raise AttributeError(name)
 
+    _asked[name] = None
+
     def refuse(self: Any, *args: Any, **kwargs: Any) -> None:
-        raise NotImplementedError(f"ms-swift's {name} is not part of RaySwift")
+        raise NotImplementedError(f"ms-swift's {_with_near(name)} is not part of RaySwift")
 
     return type(name, (), {"__init__": refuse})
+
+
+def _with_near(name: str) -> str:
+    near = difflib.get_close_matches(name, _NAMES, 1)
+    return f"{name} (did you mean {near[0]}?)" if near else name
+
+
+def remark() -> str:
+    """What files that were imported take from ms-swift although it has no stand-in, misspelt names too; "" if nothing.
+
+    Only ms-swift knows its names, so it is no error.
+    """
+    names = ", ".join(map(_with_near, _asked))
+    return f"not part of RaySwift are these names of ms-swift, and code that uses them fails: {names}" if names else ""
 
 
 _WHERE = {

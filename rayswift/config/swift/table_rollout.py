@@ -4,6 +4,7 @@ from rayswift.config.swift.rules import ByValue, Into, NoEffect, Refused, Rule, 
 
 _ENGINE_ACTORS = NoEffect("engines are Ray actors that the run starts itself: no server to start or to name")
 _MEMORY = NoEffect("colocated engines sleep while the trainer computes (rollout.placement)")
+_KEPT = NoEffect("completions are always kept in the run folder")
 _TEXT_ONLY = NoEffect("models are text only: there is no vision or audio part")
 _NOT_OFFERED = Refused("this method is not offered; see the fields of `rayswift rlhf --help all`")
 _OTHER_ENGINE = NoEffect("completions come from vLLM")
@@ -57,7 +58,10 @@ ROLLOUT: dict[str, Rule] = {
     "async_generate": To("rollout.max_staleness", {"true": "1", "True": "1", "false": "0", "False": "0"}),
     "rollout_importance_sampling_mode": To("rollout.importance_sampling"),
     "rollout_importance_sampling_threshold": To("rollout.importance_sampling_max"),
-    "log_completions": NoEffect("completions are always kept in the run folder"),
+    "log_completions": _KEPT,
+    "log_unique_prompts": _KEPT,
+    "wandb_log_unique_prompts": _KEPT,
+    "context_manager": Refused("messages of an episode are changed by its environment alone"),
     "log_rollout_offpolicy_metrics": NoEffect("they are always logged"),
     "log_entropy": NoEffect("it is always logged"),
     "overlong_filter": To("train.mask_truncated_completions"),

@@ -7,7 +7,7 @@ from typing import Any
 from rayswift.config.rollout import RolloutConfig
 from rayswift.config.schema import DataConfig
 from rayswift.config.swift.combined_flags import COMBINED
-from rayswift.config.swift.rules import Flag, Rule, Translation, apply
+from rayswift.config.swift.rules import Flag, Rule, Translation, apply, plain
 from rayswift.config.swift.table_data import DATA
 from rayswift.config.swift.table_model import MODEL
 from rayswift.config.swift.table_rollout import ROLLOUT
@@ -42,12 +42,31 @@ def translate(flags: Sequence[Flag], verb: str, task: str, has_eval_rows: bool) 
     entries: dict[str, Any] = {}
     for name, words in bare.items():
         apply(rule_of(name), name, words, result, entries)
-    for path, value in entries.items():
-        result.flags.append((path, [json.dumps(value)]))
     result.flags += [(name, words) for name, words in flags if "." in name]  # ours come last, so they win
+    for path, value in entries.items():
+        result.flags = _with_entries(result.flags, path, value)
     if result.renamed and not has_eval_rows:
         _leave_out_evaluation(result)
     return result
+
+
+def _with_entries(flags: Sequence[Flag], path: str, entries: dict[str, Any]) -> list[Flag]:
+    """The flags with entries of a dict field, beside those of flags that give the whole dict."""
+    others = list[Flag]()
+    for name, words in flags:
+        given = plain(" ".join(words)) if name in (path, path.partition(".")[2]) else None
+        if isinstance(given, dict):
+            entries = _merged(entries, given)
+        else:
+            others.append((name, words))
+    return [(path, [json.dumps(entries)]), *others]
+
+
+def _merged(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        k: _merged(before[k], v) for k, v in after.items() if isinstance(v, dict) and isinstance(before.get(k), dict)
+    }
+    return before | after | both
 
 
 def _leave_out_evaluation(result: Translation) -> None:

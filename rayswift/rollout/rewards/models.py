@@ -11,6 +11,7 @@ from rayswift.data.tokenizer.loaded import load_with_padding
 from rayswift.log import UserError, first_line, setup_worker
 from rayswift.rollout.rewards import judges
 from rayswift.rollout.rewards.functions import Item, RewardSpec, Value, call
+from rayswift.rollout.rewards.micro_batches import micro_batches
 
 _MOST_TOKENS = 16384
 
@@ -114,14 +115,9 @@ class ModelProcess:
             else None
             for one in ids
         ]
-        # Neighbours of like length, so that little is padded.
-        order = sorted((i for i, value in enumerate(values) if value is None), key=lambda i: len(ids[i]))
-        begin = 0
-        while begin < len(order):
-            end = begin + 1
-            while end < len(order) and (end + 1 - begin) * len(ids[order[end]]) <= _MOST_TOKENS:
-                end += 1
-            part = order[begin:end]
+        fitting = [i for i, value in enumerate(values) if value is None]
+        for chosen in micro_batches([len(ids[i]) for i in fitting], _MOST_TOKENS):
+            part = [fitting[i] for i in chosen]
             batch = self._tokenizer.pad(
                 {"input_ids": [ids[i] for i in part]}, padding_side="right", return_tensors="pt"
             )
@@ -129,7 +125,6 @@ class ModelProcess:
                 scores = self._model(**batch.to(self._model.device)).logits[:, 0].float().tolist()
             for i, score in zip(part, scores, strict=True):
                 values[i] = score if math.isfinite(score) else f"reward {self._name} returned garbage: {score}"
-            begin = end
         return values
 
     def _text(self, item: Item) -> str:

@@ -197,6 +197,33 @@ def test_no_flag_has_two_rules() -> None:
             ["--rlhf_type", "grpo", "--vllm_enforce_eager", "true", "--vllm_enable_prefix_caching", "false"],
             {"rollout.engine_kwargs": {"enforce_eager": True, "enable_prefix_caching": False}},
         ),
+        (
+            "rlhf",
+            ["--rlhf_type", "grpo", "--vllm_engine_kwargs", '{"seed": 3}', "--vllm_enforce_eager", "true"],
+            {"rollout.engine_kwargs": {"enforce_eager": True, "seed": 3}},
+        ),
+        (
+            "rlhf",
+            [
+                "--rlhf_type",
+                "grpo",
+                "--cosine_max_len",
+                "9",
+                "--rollout.reward_kwargs",
+                '{"cosine": {"max_len_value_wrong": 0}}',
+            ],
+            {"rollout.reward_kwargs": {"cosine": {"max_len": 9, "max_len_value_wrong": 0}}},
+        ),
+        (
+            "rlhf",
+            ["--rlhf_type", "grpo", "--importance_sampling_level", "sequence_token"],
+            {"train.importance_sampling_level": "sequence"},
+        ),
+        (
+            "rlhf",
+            ["--rlhf_type", "grpo", "--importance_sampling_level", "token"],
+            {"train.importance_sampling_level": "token"},
+        ),
         ("rlhf", ["--rlhf_type", "grpo", "--async_generate", "true"], {"rollout.max_staleness": 1}),
         ("rlhf", ["--rlhf_type", "grpo", "--scale_rewards", "none"], {"train.scale_rewards": "none"}),
         (

@@ -217,12 +217,20 @@ def test_flags_of_infer_and_export() -> None:
     assert (both.config.infer.model, both.config.infer.base, both.config.infer.max_new_tokens) == ("run", "base", 9)
     export = load("export", shlex.split("--adapters run --merge_lora true --use_hf true"))
     assert (export.config.export.model, export.config.export.merge_lora) == ("run", True)
+    merged = load("export", shlex.split("--model m --merge_lora true --task_type seq_cls --safe_serialization True"))
+    assert note(merged, "--task_type has no effect") and note(merged, "--safe_serialization has no effect")
     for name in ("torch_dtype", "dtype"):
         found = load("export", shlex.split(f"--adapters run --merge_lora true --{name} bf16")).config
         assert found.export.dtype == "bfloat16"
     for verb, argv, said in [
         ("infer", "--model m --val_dataset d", "--val_dataset is refused: questions are given with --prompt"),
         ("infer", "--model m --infer_backend lmdeploy --prompt x", "--infer_backend is refused"),
+        ("infer", "--model m --prompt x --top_p 0.9", "--top_p is refused: answers are sampled by infer.temperature"),
+        ("infer", "--model m --prompt x --enable_thinking false", "--enable_thinking is refused"),
+        ("export", "--model m --merge_lora true --safe_serialization false", "--safe_serialization is refused"),
+        ("export", "--model m --to_mcore true", "--to_mcore is refused: folders have the layout of transformers"),
+        ("infer", "--model m --task_type embedding --prompt x", "--task_type is refused: answers are written"),
+        ("infer", "--model m --metric acc --prompt x", "--metric is refused: questions are given with --prompt"),
         ("export", "--model m --quant_bits 4", "--quant_bits is refused: models are not quantized on disk"),
         ("export", "--model m --to_cached_dataset true", "`rayswift data encode`"),
     ]:

@@ -136,6 +136,53 @@ def test_code_that_ends_the_process_is_an_error_too(folder: Path) -> None:
         user_code.check(run(plugins=["mine.py"]))
 
 
+SWIFT = """
+from swift.llm import Template
+from swift.plugin import ORM, orms
+from swift.plugin.context_manager import ContextManager, context_managers
+from swift.rollout import MultiTurnSchedular
+from swift.utils import get_logger, remove_response
+
+logger = get_logger()
+
+class Own(ContextManager):
+    pass
+
+class Length(ORM):
+    def __call__(self, completions, **columns):
+        return [float(len(each)) for each in completions]
+
+class Later(ORM):
+    def __call__(self, completions, **columns):
+        return MultiTurnSchedular()
+
+context_managers["own"] = Own
+orms["length"] = Length
+turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+assert (remove_response(turns), remove_response(turns)) == ("b", None)
+"""
+
+
+def test_names_of_ms_swift_that_it_lacks_are_said_at_the_start(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Plugin files import more than they use of what is asked for, so it is no error; a misspelt name shows."""
+    (folder / "plugin.py").write_text(SWIFT)
+    with caplog.at_level("WARNING", logger="rayswift"):
+        user_code.check(rollout(reward_funcs=["plugin.py:length"]))
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said == (
+        "plugin.py:length: not part of RaySwift are these names of ms-swift, and code that uses them fails: "
+        "Template, MultiTurnSchedular (did you mean MultiTurnScheduler?)"
+    )
+
+
+def test_a_misspelt_registry_of_ms_swift_is_an_error_with_the_name_near_to_it(folder: Path) -> None:
+    (folder / "plugin.py").write_text("from swift.plugin import ORM, ormz\normz['mine'] = ORM\n")
+    with pytest.raises(
+        UserError, match=r"cannot be imported: TypeError: .*plugin.py:2\); .* ormz \(did you mean orms\?"
+    ):
+        user_code.check(rollout(reward_funcs=["plugin.py:mine"]))
+
+
 def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(user_code, "_TRACKERS", {"flyte": "no_such_package", "json": "json"})
     user_code.check(run(report_to=["json", "mine"]))

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants as hub_constants
 
 from rayswift.config.load import load
 from rayswift.config.schema import SftConfig
 from rayswift.launch import plan
 from rayswift.log import UserError
+from rayswift.model.find import at_first_module_of_hub
 from rayswift.model.kind.kinds import ENCODERS, is_encoder, num_positions
 from rayswift.model.texts.row_kind import row_kind
 from rayswift.model.texts.sentence_files import copy, pooling_modes, read, read_for
@@ -205,7 +207,7 @@ def test_a_copy_says_the_same(tmp_path: Path) -> None:
     assert read(tmp_path / "two") == read(folder) is not None
 
 
-def test_the_model_in_a_subfolder(tmp_path: Path) -> None:
+def test_the_model_in_a_subfolder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The layout before the second version of sentence-transformers; what is saved has the new one."""
     new, old, copied = (tmp_path / name for name in ("new", "old", "copied"))
     sentence_folder(new)
@@ -224,6 +226,18 @@ def test_the_model_in_a_subfolder(tmp_path: Path) -> None:
     copy(inner, copied)
     assert read(copied) == read(new)
     assert "modules of the folder: mean pooling" in plan.describe(plan.resolve(config, LAYOUT, None), None, [])
+    # The same behind a hub id, in the cache of the hub's client.
+    snapshot = tmp_path / "hub/models--org--old/snapshots/abc"
+    shutil.copytree(old, snapshot)
+    refs = snapshot.parents[1] / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("abc")
+    monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
+    of_hub = at_first_module_of_hub(config_of(Path("org/old"), "embedding", "--revision", "main"))
+    assert (of_hub.model.path, of_hub.model.revision) == (str(snapshot / "0_Transformer"), None)
+    assert read(Path(of_hub.model.path)) == read(new)
+    assert at_first_module_of_hub(config) == config
     (inner / "config.json").unlink()
     with pytest.raises(UserError, match="begins with Transformer in 0_Transformer, and only"):
         read(Path(config_of(old, "embedding").model.path))

@@ -59,6 +59,35 @@ def test_what_always_holds(rewards: Any, scale: Any, estimator: Any, sums_first:
         assert sum(found[:4]) == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("rewards", "weights", "summed", "scaled"),
+    [
+        ([[2, 0], [0, 1]], (1, 2), True, False),  # the sums are 2 and 2, but the second reward weighs more
+        ([[2, 0], [0, 1]], (1, 1), False, True),  # the sums are 2 and 1, but both rewards tell the two apart equally
+        ([[1, 0], [0, 1]], (1, 1), True, True),
+        ([[0.1, 0.2], [0.3, 0.0], [0.3, 0.0]], (1, 1), True, True),  # 0.1 + 0.2 is not 0.3 in binary
+        ([[1, 5], [1, 5]], (1, 1), True, True),
+        ([[1, 0], [0, 0]], (1, 0), False, False),
+        ([[1, 0], [0, 0]], (0, 1), True, True),
+        ([[1, np.nan], [1, 3]], (1, 1), False, True),  # one opinion alone compares nothing
+        ([[1, np.nan], [0, 3], [np.nan, np.nan]], (1, 1), False, False),
+    ],
+)
+def test_a_group_is_even_if_no_completion_is_better(
+    rewards: Any, weights: tuple[float, ...], summed: bool, scaled: bool
+) -> None:
+    values = np.array(rewards, np.float64)
+    # Beside a group with advantages, which sets the scale of the round.
+    both = np.concatenate([values, [[9.0, 9.0], [0.0, 0.0]]])
+    groups = np.array([0] * len(values) + [1, 1])
+    for aggregation, wanted in (("sum_then_normalize", summed), ("normalize_then_sum", scaled)):
+        chosen = AdvantageSettings(weights, aggregation=aggregation)  # type: ignore[arg-type]
+        assert is_even(both, groups, chosen).tolist() == [wanted] * len(values) + [False, False]
+        # The constant beside a deviation is 1e-4, and deviations here are at least 0.1: 1e-3 of an advantage of 1.
+        largest = np.abs(advantages(both, groups, chosen)[: len(values)]).max()
+        assert (largest < 2e-3) if wanted else (largest > 0.1)
+
+
 def reinforce(rewards: list[float], kls: list[list[float]], groups: list[int] | None) -> list[list[float]]:
     """REINFORCE++ as its paper writes it, one token after the other, with the penalties already weighted."""
     base = list(rewards)

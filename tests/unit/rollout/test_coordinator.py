@@ -19,6 +19,7 @@ from rayswift.engines.samples import Completion, Group, PolicyVersion, Prompt, S
 from rayswift.engines.weights import Published
 from rayswift.log import UserError
 from rayswift.rollout.admission import RolloutPlan, RoundPlan
+from rayswift.rollout.advantages import AdvantageSettings
 from rayswift.rollout.coordinator import Coordinator
 from rayswift.rollout.groups import is_sampled, requests_for
 from rayswift.rollout.ledger import ALL_EQUAL, CUT, REMAINDER, LedgerSnapshot
@@ -27,6 +28,7 @@ from rayswift.rollout.rounds import Round, Waiting
 from tests import virtual_time
 from tests.support.fake_engine import FakeEngine, FakeSettings
 
+SUMMED = AdvantageSettings((1.0,))
 FAST = FakeSettings(start_s=0.0, load_s=0.001, pause_s=0.0, step_s=1e-5, median_length=5, length_sigma=0.5)
 PLAN = RolloutPlan(
     rounds=RoundPlan(num_prompts=3, max_staleness=0, max_resamples=2),
@@ -37,7 +39,7 @@ PLAN = RolloutPlan(
     min_group=2,
     max_completion_length=16,
     max_sequence_length=1024,
-    drops_equal=False,
+    drops_even=None,
     max_failed_fraction=0.5,
     seed=7,
     max_outstanding=320,
@@ -229,7 +231,7 @@ def test_ranks_get_shares_of_one_round() -> None:
 @pytest.mark.parametrize("staleness", [0, 1, 4])
 def test_filtered_and_failed_prompts_are_replaced_and_named(staleness: int) -> None:
     rounds = replace(PLAN.rounds, max_staleness=staleness)
-    plan = replace(PLAN, rounds=rounds, drops_equal=True)
+    plan = replace(PLAN, rounds=rounds, drops_even=SUMMED)
     rewards = Lengths(flat=(1, 4), broken=(2,))
     received = coordinated(lambda coordinator: trained(coordinator, 1, LedgerSnapshot()), 12, plan, rewards)
     ordinals = [ordinal for each in received for ordinal in each.table.ordinals[::2].tolist()]
@@ -239,13 +241,33 @@ def test_filtered_and_failed_prompts_are_replaced_and_named(staleness: int) -> N
     assert received[-1].position.counts == {TRAINED: 9, ALL_EQUAL: 2, "failed: length": 1}
 
 
+@pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
+def test_a_group_is_filtered_by_its_advantages(aggregation: Any) -> None:
+    """Every third group has equal sums of rewards that count differently once each is scaled by itself."""
+
+    class Two(Lengths):
+        names = ("first", "second")
+
+        async def score(
+            self, prompt: Prompt, completions: Sequence[Completion], rewarded: bool = True
+        ) -> Sequence[Scored | str]:
+            parts = ((2.0, 0.0), (0.0, 1.0 if prompt.ordinal % 3 == 1 else 3.0))
+            return [Scored(each, own, own[0] + 2 * own[1]) for each, own in zip(completions, parts, strict=True)]
+
+    settings = AdvantageSettings((1.0, 2.0), aggregation=aggregation)
+    plan = replace(PLAN, drops_even=settings)
+    rounds = coordinated(lambda each: trained(each, 1, LedgerSnapshot()), 9, plan, Two())
+    learnt = [ordinal for each in rounds for ordinal in each.table.ordinals[::2].tolist()]
+    assert learnt == ([0, 2, 3, 5, 6, 8] if aggregation == "sum_then_normalize" else list(range(9)))
+
+
 @pytest.mark.parametrize("oversampling", [0.4, 1.0, 3.0])
 def test_oversampling_changes_when_prompts_are_sampled_and_nothing_else(oversampling: float) -> None:
     """On-policy the rounds are the same, prompt by prompt, and so is the ledger; only fewer waits stand between."""
     rewards = Lengths(flat=(1, 2, 4, 7, 8, 11, 12), broken=(10,))
 
     def rounds(share: float) -> list[Round]:
-        plan = replace(PLAN, rounds=replace(PLAN.rounds, max_resamples=4, oversampling=share), drops_equal=True)
+        plan = replace(PLAN, rounds=replace(PLAN.rounds, max_resamples=4, oversampling=share), drops_even=SUMMED)
         return coordinated(lambda coordinator: trained(coordinator, 1, LedgerSnapshot()), 19, plan, rewards)
 
     plain, ahead = rounds(0.0), rounds(oversampling)
@@ -356,7 +378,7 @@ def test_nothing_to_train_ends_the_run_with_the_reasons() -> None:
     coordinated(few, num_prompts=2)
 
 
-EQUAL = replace(PLAN, drops_equal=True, rounds=replace(PLAN.rounds, max_resamples=1))
+EQUAL = replace(PLAN, drops_even=SUMMED, rounds=replace(PLAN.rounds, max_resamples=1))
 
 
 @pytest.mark.parametrize("staleness", [0, 2])
@@ -401,7 +423,7 @@ def test_the_last_prompt_fails_after_solved_ones_and_the_run_ends_well() -> None
     rounds = coordinated(
         lambda coordinator: trained(coordinator, 5, LedgerSnapshot()),
         num_prompts=13,
-        plan=replace(PLAN, drops_equal=True),
+        plan=replace(PLAN, drops_even=SUMMED),
         rewards=Lengths(flat=range(3, 12), broken=[12]),
     )
     assert len(rounds) == 2

@@ -97,6 +97,38 @@ def test_a_judge_is_asked_and_its_answer_read(folder: Path, monkeypatch: pytest.
     assert "assistant:\n34" in seen[1]
 
 
+def test_a_judge_reads_bounded_batches_and_writes_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it writes of a conversation is what it writes of it alone, also where its positions leave less room."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model.generation_config.max_length = None
+    judge = judges.GenerativeJudge(model, tokenizer)
+    base = len(tokenizer(judge._question([{"role": "user", "content": ""}]), add_special_tokens=False)["input_ids"])
+    most_tokens = 4 * (base + 40)
+    model.config.max_position_embeddings = base + 40
+    monkeypatch.setattr(judges, "_MOST_NEW_TOKENS", 16)
+    monkeypatch.setattr(judges, "_MOST_TOKENS", most_tokens)
+    answers: list[str] = []
+    monkeypatch.setattr(judges, "reward_in", lambda text: answers.append(text) or float(len(answers)))
+    shapes: list[tuple[int, int]] = []
+    generate = model.generate
+
+    def noted(input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        written: torch.Tensor = generate(input_ids, **kwargs)
+        shapes.append((len(written), written.shape[1]))
+        return written
+
+    monkeypatch.setattr(model, "generate", noted)
+    asked = [{"messages": [{"role": "user", "content": "1" * (7 * number % 30)}]} for number in range(12)]
+    # The reward is the number of the answer, so this says which answer is whose.
+    together = [answers[int(number or 0) - 1] for number in judge(asked)]
+    assert len(shapes) > 3 and max(shapes)[0] > 1
+    assert all(rows * tokens <= most_tokens for rows, tokens in shapes)
+    answers.clear()
+    for each in asked:
+        judge([each])
+    assert together == answers
+
+
 def test_a_judge_really_generates(folder: Path) -> None:
     """Random weights write no reward, so there is no opinion; a conversation beyond its positions is an error."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)

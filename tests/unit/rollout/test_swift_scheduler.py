@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,12 @@ def test_an_env_is_played(environment: str) -> None:
     assert second.done
     assert second.infos["step_rewards"] == [0.1, 0.2]
     assert reward == pytest.approx(0.3)
+
+
+def test_a_row_that_asks_for_a_context_manager_fails() -> None:
+    columns = {**START.columns, "ctx_config": {"name": "own"}}
+    with pytest.raises(NotImplementedError, match="the row's ctx_config: RaySwift has no context managers"):
+        answer_of("swift_env", lambda session: session.reset(replace(START, columns=columns)))
 
 
 def test_a_scheduler_answers_by_step_until_it_is_finished() -> None:

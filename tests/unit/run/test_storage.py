@@ -12,7 +12,7 @@ import pytest
 from rayswift.log import UserError, logger
 from rayswift.run import checkpoint
 from rayswift.run import remote as storage
-from rayswift.run.remote import Remote, Uploads, checkpoints, pull, push, working_copy
+from rayswift.run.remote import Remote, Uploads, checkpoints, pull, push, withdraw_result, working_copy
 
 
 @pytest.fixture(params=["pyarrow", "fsspec"])
@@ -408,3 +408,19 @@ def test_what_has_not_changed_is_not_copied_again(url: str, tmp_path: Path, monk
     write(there, {"completions/part-00000008.parquet": "round 8"})
     push(Remote(url), there)
     assert copied == ["completions/part-00000008.parquet"]
+
+
+def test_a_run_that_goes_on_has_no_result(url: str, tmp_path: Path) -> None:
+    """Neither here nor behind the URL; at its new end it has one again, also if that says the same."""
+    here = tmp_path / "here"
+    write(here, RECORD | {"result.json": "{}"})
+    push(Remote(url), here)
+    withdraw_result(url, here)
+    assert names_of(Remote(url)) == set(RECORD)
+    assert not (here / "result.json").exists()
+    withdraw_result(url, here)
+    write(here, {"result.json": "{}"})
+    push(Remote(url), here)
+    assert names_of(Remote(url)) == {*RECORD, "result.json"}
+    withdraw_result(str(here), here)
+    assert not (here / "result.json").exists()
