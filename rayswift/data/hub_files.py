@@ -6,7 +6,14 @@ from pathlib import Path
 
 from rayswift.log import UserError, first_line
 
-HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py", "*.tiktoken")
+FILES_WITH_BINS = (*MODEL_FILES, "pytorch_model*.bin", "adapter_model.bin")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name is no path here, and may be one of the hub."""
+    return not Path(name).exists() and _HUB_ID.fullmatch(name) is not None
 
 
 def download(name: str, patterns: Sequence[str], what: str, revision: str | None = None) -> Path:
@@ -16,7 +23,7 @@ def download(name: str, patterns: Sequence[str], what: str, revision: str | None
     """
     from huggingface_hub import snapshot_download
 
-    if not HUB_ID.fullmatch(name):
+    if not _HUB_ID.fullmatch(name):
         raise UserError(f"{what} is no folder here, and no hub id (org/name)")
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))

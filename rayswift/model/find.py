@@ -11,10 +11,8 @@ from typing import Any
 import jinja2
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from rayswift.config.reading.paths import first_module
-from rayswift.data.hub_files import HUB_ID, download
+from rayswift.data.hub_files import FILES_WITH_BINS, MODEL_FILES, download, is_hub_id
 from rayswift.data.tokenizer.loaded import load
-from rayswift.data.tokenizer.training_copy import model_files
 from rayswift.log import UserError
 from rayswift.model.adapters import misfit
 from rayswift.model.size.parameters import read_header
@@ -22,9 +20,6 @@ from rayswift.run.checkpoint import model_folder
 
 _ADAPTER = "adapter_config.json"
 _GENERATION = "generation_config.json"
-_HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py", "*.tiktoken")
-_HUB_BINS = (*_HUB_FILES, "pytorch_model*.bin", "adapter_model.bin")
-_SENTENCE_MODULES = ("*.json", "*_*/model.safetensors", "*_*/pytorch_model.bin")
 _MARK = "rayswift"
 
 
@@ -48,10 +43,6 @@ class FoundModel:
         return f"{self.folder} ({'LoRA' if kind == 'LORA' else kind} on {self.weights})"
 
 
-def _is_hub_id(name: str) -> bool:
-    return not Path(name).exists() and HUB_ID.fullmatch(name) is not None
-
-
 def find_model(name: str, setting: str, fetch: bool = True, base: str | None = None) -> FoundModel:
     """Find a model, and the base model of an adapter.
 
@@ -59,7 +50,7 @@ def find_model(name: str, setting: str, fetch: bool = True, base: str | None = N
     base model, if the adapter's config does not name the right one. Raise UserError if a model or weights are missing.
     """
     what = f"{setting} = {name!r}"
-    folder = _of_hub(name, what, fetch) if _is_hub_id(name) else model_folder(name)
+    folder = _of_hub(name, what, fetch) if is_hub_id(name) else model_folder(name)
     if (folder / _ADAPTER).exists():
         adapter = _adapter_config(folder)
         recorded = str(adapter.get("base_model_name_or_path") or "")
@@ -97,7 +88,7 @@ def _base_model(folder: Path, recorded: str, setting: str, fetch: bool, given: s
     name, what = given or recorded, f"the base model of {folder}, {recorded!r} by its {_ADAPTER},"
     if given:
         what = f"{field} = {given!r}"
-    if _is_hub_id(name):
+    if is_hub_id(name):
         return _of_hub(name, what, fetch)
     if not (Path(name) / "config.json").exists():
         raise UserError(f"{what} is not a model folder here; name the folder or hub id of that model with --base")
@@ -120,22 +111,8 @@ def _check_weights(folder: Path, what: str) -> None:
 def _of_hub(name: str, what: str, fetch: bool) -> Path:
     if not fetch:
         return Path(name)
-    folder = download(name, _HUB_FILES, what)
-    return folder if any(folder.glob("*.safetensors")) else download(name, _HUB_BINS, what)
-
-
-def at_first_module_of_hub(config: Any) -> Any:
-    """The config with a hub model of sentence-transformers as a local folder, downloaded, if it has the old layout.
-
-    Only there is the model in a subfolder, which `transformers` finds by no id; see `paths.first_module`.
-    """
-    model = config.model
-    if not _is_hub_id(model.path) or (within := first_module(folder := model_files(model))) == folder:
-        return config
-    within = within.relative_to(folder)
-    patterns = [*_SENTENCE_MODULES, *(f"{within}/{pattern}" for pattern in _HUB_BINS)]
-    path = download(model.path, patterns, f"model.path = {model.path!r}", model.revision) / within
-    return config.model_copy(update={"model": model.model_copy(update={"path": str(path), "revision": None})})
+    folder = download(name, MODEL_FILES, what)
+    return folder if any(folder.glob("*.safetensors")) else download(name, FILES_WITH_BINS, what)
 
 
 def load_tokenizer(model: FoundModel, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

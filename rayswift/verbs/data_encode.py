@@ -28,9 +28,9 @@ from rayswift.data.cache.parts import PartSummary, PartWriter
 from rayswift.data.sequence.global_batches import table
 from rayswift.data.tokenizer.training_copy import model_files, prepare_tokenizer
 from rayswift.log import logger
-from rayswift.model.find import at_first_module_of_hub
 from rayswift.model.texts import sentence_files
 from rayswift.model.texts import settings as text_settings
+from rayswift.model.texts.old_layout import at_first_module_of_hub
 from rayswift.model.texts.row_kind import row_kind
 from rayswift.rollout.episodes import schemas
 from rayswift.run import lock

@@ -20,8 +20,8 @@ from rayswift.data.inspect.inspection import inspect
 from rayswift.data.inspect.page import to_html, to_text
 from rayswift.data.tokenizer.training_copy import model_files, prepare_tokenizer
 from rayswift.log import UserError, logger
-from rayswift.model.find import at_first_module_of_hub
 from rayswift.model.texts import settings as text_settings
+from rayswift.model.texts.old_layout import at_first_module_of_hub
 from rayswift.model.texts.row_kind import row_kind
 
 

@@ -29,9 +29,9 @@ from rayswift.launch.supply import DataService, RowService
 from rayswift.launch.workers import fit
 from rayswift.log import announced, logger, raise_together, refuse
 from rayswift.model import adapters, reference_logps
-from rayswift.model.find import at_first_module_of_hub
 from rayswift.model.kind import abilities
 from rayswift.model.texts import sentence_files
+from rayswift.model.texts.old_layout import at_first_module_of_hub
 from rayswift.model.texts.row_kind import row_kind
 from rayswift.report.live import LiveReport
 from rayswift.rollout import checks

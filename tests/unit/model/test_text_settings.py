@@ -12,8 +12,8 @@ from rayswift.config.load import load
 from rayswift.config.schema import SftConfig
 from rayswift.launch import plan
 from rayswift.log import UserError
-from rayswift.model.find import at_first_module_of_hub
 from rayswift.model.kind.kinds import ENCODERS, is_encoder, num_positions
+from rayswift.model.texts.old_layout import at_first_module_of_hub
 from rayswift.model.texts.row_kind import row_kind
 from rayswift.model.texts.sentence_files import copy, pooling_modes, read, read_for
 from rayswift.model.texts.settings import problems, remarks, row_texts, settled
