@@ -59,6 +59,7 @@ def swift_flags(model: Path, rows: Path, out: Path, steps: int) -> list[str]:
         "gradient_accumulation_steps": 1, "max_length": MAX_LENGTH, "learning_rate": "2e-5", "logging_steps": 1,
         "save_strategy": "no", "report_to": "none", "gradient_checkpointing": "false", "output_dir": out,
         "dataset_shuffle": "false", "train_dataloader_shuffle": "false", "load_from_cache_file": "false",
+        "packing": "false",
     }  # fmt: skip
     return [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
 
