@@ -1,9 +1,8 @@
-"""Attention that the tokens of a row share in other ways than one causal text; for models with SDPA.
+"""Attention within each document of a row, for models with SDPA.
 
-Without a kernel of its own, a model gets a mask of T x T for packed rows, and computes all of it. With `documents`,
-attention costs what each document costs by itself, and rows need no padding.
-
-It is registered in `transformers`' attention interface; a call without documents is plain SDPA.
+Without this kernel, packed rows need a mask of T x T, and SDPA computes all of it. With `Documents`, each document
+costs what it costs alone, and rows need no padding. The kernel is registered in `transformers`' attention interface; a
+call without documents is plain SDPA.
 """
 
 from inspect import unwrap
@@ -52,7 +51,8 @@ def _attention(
 def _mask(
     batch_size: int, q_length: int, kv_length: int, *args: Any, attention_mask: Tensor | None = None, **kwargs: Any
 ) -> Tensor | None:
-    """Return SDPA's mask, for calls with padding or with a cache; none is needed where all tokens are of one text."""
+    """Return SDPA's mask, for calls with padding or with a cache; None for whole rows, whose attention is causal or
+    within their documents."""
     if attention_mask is None and q_length == kv_length:
         return None
     return sdpa_mask(batch_size, q_length, kv_length, *args, attention_mask=attention_mask, **kwargs)
