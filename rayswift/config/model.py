@@ -99,7 +99,7 @@ class RlhfModelConfig(ModelConfig):
     reference: PathText | None = None
     """Reference model, to which the policy is kept close; null: the model before training."""
     reference_adapters: PathTexts = []
-    """Adapter folders that turn `model.path` into the reference."""
+    """Adapter folders of the reference: none, or those of `adapters`, as which it begins in any case."""
     critic_path: PathText | None = None
     """Task ppo with `train.critic` separate: model that the critic begins as; null: the first of
     `rollout.reward_models`, else the policy."""

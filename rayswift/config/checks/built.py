@@ -6,7 +6,7 @@ from rayswift.config.checks.task import task_problems
 from rayswift.config.derived import rollout_of
 from rayswift.config.fields.trl import tasks_with
 from rayswift.config.fields.tuners import is_initialised_before, looks_at_rows, tuner_problems
-from rayswift.config.model import ModelConfig
+from rayswift.config.model import ModelConfig, RlhfModelConfig
 from rayswift.config.schema import RlhfConfig, SampleConfig, TrainingConfig
 from rayswift.config.section import Section
 from rayswift.config.tasks import TASKS
@@ -18,7 +18,6 @@ _TRL = ("sync_ref_model",)
 _GRPO = ("use_adaptive_entropy", "cast_lm_head_to_fp32", "router_aux_loss_coef")
 _CLUSTER = ("sequence_parallel_size",)
 _ROLLOUT = ("placement",)
-_MODEL = ("model.reference_adapters",)
 # Fields of PEFT's LoraConfig that cannot be used, with the reason; all others are passed to PEFT.
 _LORA_REFUSED = {
     "megatron_config": "it is for the parallel layers of Megatron",
@@ -48,8 +47,7 @@ def is_unbuilt(path: str) -> bool:
     section, _, name = path.partition(".")
     tasks = tasks_with(name) if section == "train" and name not in RlhfTrainConfig.model_fields else []
     return (
-        path in _MODEL
-        or (section == "cluster" and name in _CLUSTER)
+        (section == "cluster" and name in _CLUSTER)
         or (section == "rollout" and name in _ROLLOUT)
         or (section == "train" and name in _TRL)
         or (bool(tasks) and name in _GRPO and tasks == ["grpo"])
@@ -66,8 +64,9 @@ def not_built(config: TrainingConfig) -> list[str]:
     fields = (*_TRL, *_GRPO) if config.train.task == "grpo" else _TRL
     given = config.train.trl_extra
     found += [f"train.{name} = {given[name]}" for name in fields if given.get(name)]
-    if isinstance(config, RlhfConfig) and config.model.reference_adapters:
-        found.append(f"model.reference_adapters = {config.model.reference_adapters}")
+    if isinstance(config, RlhfConfig) and not _refers_to_the_start(config.model):
+        others = "adapters other than model.adapters; merge them, and name the result in model.reference"
+        found.append(f"model.reference_adapters = {config.model.reference_adapters} ({others})")
     if config.train.task != "causal_lm":
         found += _untried(config)
     if rollout_of(config):
@@ -76,6 +75,11 @@ def not_built(config: TrainingConfig) -> list[str]:
         merge = "with rayswift sample; merge them (rayswift export --merge_lora), and name the result in model.path"
         found += [f"{line} {merge}" for line in _changed("model", config.model, ("adapters",))]
     return found + _tuner_not_built(config.model) + _changed("cluster", config.cluster, _CLUSTER)
+
+
+def _refers_to_the_start(model: RlhfModelConfig) -> bool:
+    """Whether the reference's adapters are none, or those that training begins with: its reference without a name."""
+    return not model.reference_adapters or (model.reference is None and model.reference_adapters == model.adapters)
 
 
 def _untried(config: TrainingConfig) -> list[str]:

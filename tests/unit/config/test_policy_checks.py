@@ -115,6 +115,16 @@ def test_what_works_is_let_through() -> None:
         assert not policy_problems(config_of("--advantage_estimator", estimator, "--beta", "0.1"))
 
 
+def test_adapters_of_the_reference_are_those_that_training_begins_with() -> None:
+    begun = ("--tuner", "lora", "--adapters", "a")
+    refuse_unbuilt(config_of(*begun, "--ref_adapters", "a"))
+    for own in (("--ref_adapters", "b"), ("--ref_adapters", "a", "--model.reference", "m")):
+        with pytest.raises(
+            UserError, match=r"model\.reference_adapters = \['.'\] \(adapters other than model\.adapters"
+        ):
+            refuse_unbuilt(config_of(*begun, *own))
+
+
 @pytest.mark.parametrize("flags", [("--use_adaptive_entropy", "true"), ("--cast_lm_head_to_fp32", "true")])
 def test_what_is_not_built_is_refused(flags: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match=f"{flags[0][2:]} = .*: not built yet"):

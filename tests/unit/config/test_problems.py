@@ -309,7 +309,7 @@ def test_fields_that_are_not_built_are_marked_where_they_are_listed(verb: str) -
     assert "cluster.sequence_parallel_size" in marked
     assert not marked & {"train.learning_rate", "model.path", "data.max_length", "rollout.temperature", "train.beta"}
     if verb == "rlhf":
-        assert {"model.reference_adapters", "rollout.placement"} <= marked
+        assert "rollout.placement" in marked
 
 
 @pytest.mark.parametrize(
