@@ -283,6 +283,8 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=32768)
     parser.add_argument("--step_s", type=float, default=0.03)
     given = parser.parse_args()
+    if given.decode_s and given.decode_s >= (whole_s := given.length * given.step_s):
+        parser.error(f"--decode_s {given.decode_s:g}: a completion ends after {whole_s:.0f} s, --length x --step_s")
     if not given.decode_s:
         deal_out()
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")

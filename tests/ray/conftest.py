@@ -29,6 +29,8 @@ TINY = (
 """Flags of a small, fast, deterministic run with dropout in it (through LoRA, where that is on)."""
 WINDOWS = ("--window_rows", "64")
 """Several windows of rows, which Ray Data makes. The rows of `TINY` are one window, which needs no Ray Data."""
+IN_PROCESS = ("--num_workers", "0")
+"""The trainer in the command's process, which has done the imports. Of two such flags the last one counts."""
 
 
 @dataclass

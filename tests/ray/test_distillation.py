@@ -12,7 +12,7 @@ import pytest
 
 from rayswift.run import checkpoint
 from rayswift.run.accounting import read_accounting
-from tests.ray.conftest import ROOT, assert_same_curve, curve, start, train
+from tests.ray.conftest import IN_PROCESS, ROOT, assert_same_curve, curve, start, train
 
 VOCABULARY = 64
 
@@ -257,9 +257,9 @@ KEYS = ("loss", "grad_norm", "teacher_kl", "on_policy")
 
 @pytest.fixture(scope="module")
 def undisturbed(flags: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with the teacher in the workers."""
+    """A run with the teacher beside the student, in one process."""
     run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    train("rlhf", run_dir, *GKD, *flags)
+    train("rlhf", run_dir, *GKD, *flags, *IN_PROCESS)
     return run_dir
 
 
@@ -278,7 +278,7 @@ def test_a_killed_run_of_gkd_continues_as_if_undisturbed(
 
 
 def test_answers_of_rows_alone_need_no_engine(flags: tuple[str, ...], run_dir: Path) -> None:
-    out = train("rlhf", run_dir, "--rlhf_type", "gkd", *flags, "--lmbda", "0", "--sft_alpha", "0.1")
+    out = train("rlhf", run_dir, "--rlhf_type", "gkd", *flags, *IN_PROCESS, "--lmbda", "0", "--sft_alpha", "0.1")
     losses = curve(run_dir, "loss")
     assert set(losses) == set(range(1, STEPS + 1))
     assert losses[STEPS] < losses[1]
@@ -288,7 +288,7 @@ def test_answers_of_rows_alone_need_no_engine(flags: tuple[str, ...], run_dir: P
 
 def test_a_teacher_writes_the_answers(flags: tuple[str, ...], run_dir: Path) -> None:
     """Of rounds that the student does not sample; the workers hold it too, for all of its vocabulary."""
-    train("rlhf", run_dir, "--rlhf_type", "gkd", *flags, "--lmbda", "0", "--seq_kd", "true")
+    train("rlhf", run_dir, "--rlhf_type", "gkd", *flags, *IN_PROCESS, "--lmbda", "0", "--seq_kd", "true")
     losses = curve(run_dir, "loss")
     assert set(losses) == set(range(1, STEPS + 1))
     assert set(curve(run_dir, "on_policy").values()) == {0.0}
@@ -300,14 +300,15 @@ def test_a_pool_of_engines_teaches_as_a_teacher_in_the_workers(
     flags: tuple[str, ...], run_dir: Path, undisturbed: Path
 ) -> None:
     """The same losses of its likeliest tokens, at each step; rounds of both kinds."""
-    train("rlhf", run_dir, *GKD, *flags, "--teacher_engines", "1")
+    train("rlhf", run_dir, *GKD, *flags, *IN_PROCESS, "--teacher_engines", "1")
     keys = ("loss", "grad_norm", "on_policy", "distillation/teacher_mass", "distillation/student_mass")
     assert_same_curve(run_dir, undisturbed, 1e-3, keys=keys)
 
 
 def test_grpo_learns_from_engines_of_a_teacher_alone(flags: tuple[str, ...], run_dir: Path) -> None:
     """No reward, one completion of each prompt. The teacher in the workers: tests/bars/test_distillation_matrix.py."""
-    train("rlhf", run_dir, "--rlhf_type", "grpo", *flags, "--teacher_engines", "1", "--num_generations", "1")
+    own = ("--teacher_engines", "1", "--num_generations", "1")
+    train("rlhf", run_dir, "--rlhf_type", "grpo", *flags, *IN_PROCESS, *own)
     kl = curve(run_dir, "teacher_kl")
     assert set(kl) == set(range(1, STEPS + 1))
     assert kl[STEPS] < kl[1]

@@ -8,7 +8,7 @@ import pytest
 
 from rayswift.run.accounting import read_accounting
 from rayswift.run.folder import COMPLETIONS
-from tests.ray.conftest import assert_same_curve, curve, reference, train, train_through_kills
+from tests.ray.conftest import IN_PROCESS, assert_same_curve, curve, reference, train, train_through_kills
 
 STEPS, SAVED_AT = 4, 2
 GAME = """
@@ -52,9 +52,9 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def undisturbed(flags: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The whole run, without kills."""
+    """The whole run, without kills, and without a worker that could be killed."""
     run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    train("rlhf", run_dir, *flags)
+    train("rlhf", run_dir, *flags, *IN_PROCESS)
     return run_dir
 
 

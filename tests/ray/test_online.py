@@ -12,7 +12,7 @@ from rayswift.rollout.completions import newest
 from rayswift.run import events
 from rayswift.run.accounting import read_accounting
 from rayswift.run.folder import COMPLETIONS
-from tests.ray.conftest import assert_same_curve, curve, train, train_through_kills
+from tests.ray.conftest import IN_PROCESS, assert_same_curve, curve, train, train_through_kills
 
 STEPS, SAVED_AT = 8, 2
 WINDOWS, ONE_WINDOW = ("--window_rows", "16"), ("--window_rows", "500")
@@ -41,9 +41,9 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def undisturbed(flags: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The whole run, without kills."""
+    """The whole run, without kills, and without a worker that could be killed."""
     run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    train("rlhf", run_dir, *flags)
+    train("rlhf", run_dir, *flags, *IN_PROCESS)
     return run_dir
 
 
@@ -112,7 +112,7 @@ def test_engines_serve_the_adapter_that_is_trained_further_also_for_evaluations_
     sets = '{"greedy": {"temperature": 0, "num_generations": 2}, "hot": {"temperature": 1.2, "num_generations": 4}}'
     evaluation = ("--data.eval", "examples/sums/test.jsonl#8", "--eval_steps", str(STEPS), "--rollout.eval", sets)
     sampling = ("--dynamic_sampling", "true", "--oversampling", "0.5")
-    train("rlhf", run_dir, *model, *others, *adapter, *ONE_WINDOW, *evaluation, *sampling)
+    train("rlhf", run_dir, *model, *others, *adapter, *ONE_WINDOW, *evaluation, *sampling, *IN_PROCESS)
     assert set(curve(run_dir)) == set(range(1, STEPS + 1))
     weights = curve(run_dir, "importance_sampling_ratio").values()
     assert 1 - 1e-4 < min(weights) <= max(weights) < 1 + 1e-4

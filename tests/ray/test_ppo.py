@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from tests import policy_curve
 from tests.conftest import TINY
 from tests.policy_runs import tiny_critic
-from tests.ray.conftest import assert_same_end, curve, train
+from tests.ray.conftest import IN_PROCESS, assert_same_end, curve, train
 from tests.support.model_folders import with_tokenizer
 
 STEPS, SAVED_AT = 8, 4
@@ -53,8 +53,10 @@ def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_goes_on_exactly(
     kind: str, flags: tuple[str, ...], run_dir: Path, tmp_path: Path, reward_model: Path
 ) -> None:
-    """Both kinds of reward; the critic's weights, its optimizer and the weight of the KL come back."""
-    own: tuple[str, ...] = ("--kl_control", "adaptive", "--kl_target", "0.1", "--kl_horizon", "100")
+    """Both kinds of reward, in this process and in a worker; the critic's weights, its optimizer and the weight of the
+    KL come back.
+    """
+    own: tuple[str, ...] = ("--kl_control", "adaptive", "--kl_target", "0.1", "--kl_horizon", "100", *IN_PROCESS)
     if kind == "separate":
         own = ("--train.critic", "separate", "--reward_models", str(reward_model), "--zero_stage", "2")
     train("rlhf", run_dir, *flags, *own)
