@@ -5,6 +5,9 @@ costs what it costs alone, and rows need no padding. The kernel is registered in
 call without documents is plain SDPA.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from inspect import unwrap
 from typing import Any
 
@@ -23,6 +26,7 @@ from rayswift.model.load import layout_of
 _KERNEL = "documents"
 # Their layers do not pass these arguments on to their attention (transformers 5.19).
 _DEAF_MODELS = ("nemotron", "stablelm")
+_needs_mask = ContextVar("needs_mask", default=True)
 
 
 def _attention(
@@ -51,15 +55,24 @@ def _attention(
 def _mask(
     batch_size: int, q_length: int, kv_length: int, *args: Any, attention_mask: Tensor | None = None, **kwargs: Any
 ) -> Tensor | None:
-    """Return SDPA's mask, for calls with padding or with a cache; None for whole rows, whose attention is causal or
-    within their documents."""
-    if attention_mask is None and q_length == kv_length:
+    """Return SDPA's mask; None within `without_mask`."""
+    if not _needs_mask.get():
         return None
     return sdpa_mask(batch_size, q_length, kv_length, *args, attention_mask=attention_mask, **kwargs)
 
 
+@contextmanager
+def without_mask() -> Iterator[None]:
+    """Around a forward pass whose kernel is told which tokens see which: the model makes no mask of T x T for it."""
+    before = _needs_mask.set(False)
+    try:
+        yield
+    finally:
+        _needs_mask.reset(before)
+
+
 def register(kernel: str, attention: Any) -> None:
-    """Register a kernel of attention for rows without padding, with masks for all other calls of the model."""
+    """Register a kernel of attention for rows without padding, with SDPA's masks for all other calls of the model."""
     AttentionInterface.register(kernel, attention)
     AttentionMaskInterface.register(kernel, _mask)
 
@@ -76,12 +89,15 @@ def choose_layout(model: PreTrainedModel | PeftModel) -> Layout:
     return "documents"
 
 
-def check_used(documents: Documents) -> None:
-    """Check that the attention of a forward pass used the documents, so that none saw another.
+@contextmanager
+def attended(documents: Documents) -> Iterator[None]:
+    """Around the forward pass of these documents, which needs no mask.
 
     Raises:
-        UserError: it did not.
+        UserError: attention did not use them, so that one saw another.
     """
+    with without_mask():
+        yield
     if not documents.num_uses:
         raise UserError(
             "the model's layers do not tell attention where a document ends; set model.attn_implementation eager",

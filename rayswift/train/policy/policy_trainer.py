@@ -196,11 +196,11 @@ class StreamedPolicyTrainer(Streamed):
         """Return the model's inputs of a micro-batch, for one forward pass."""
         inputs = self._prepare_inputs(dict(batch.inputs))
         shared = batch.shared_prompts and batch.shared_prompts.for_one_pass()
-        if shared:
-            inputs["shared_prompts"] = shared
-        yield inputs
-        if shared:
-            shared.check_used()
+        if not shared:
+            yield inputs
+            return
+        with shared.attended():
+            yield inputs | {"shared_prompts": shared}
 
     @contextmanager
     def _scoring(self, model: Any) -> Iterator[None]:

@@ -5,10 +5,11 @@ follows `SharedPrompts`: a prompt attends to itself, a completion to its prompt 
 the same distribution as alone. On a GPU in a 16-bit format this is one call of variable-length flash attention;
 otherwise it is SDPA on padded pieces of similar lengths.
 
-It is registered in `transformers`' attention interface; a call without `SharedPrompts` is plain causal SDPA.
+It is registered in `transformers`' attention interface; a call without `SharedPrompts` is plain SDPA.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,7 +26,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rayswift.data.collate.pieces import padded_pieces, ranges
 from rayswift.log import UserError
-from rayswift.model.document_attention import register, takes_kernel
+from rayswift.model.document_attention import register, takes_kernel, without_mask
 from rayswift.model.load import layout_of
 from rayswift.train.policy.micro_batch_plan import PolicyLayout
 
@@ -101,12 +102,15 @@ class SharedPrompts:
         passing.num_uses, passing._tensors = 0, {}
         return passing
 
-    def check_used(self) -> None:
-        """Check that the attention of the pass used this, so that no completion saw another.
+    @contextmanager
+    def attended(self) -> Iterator[None]:
+        """Around the forward pass that gets this, which needs no mask.
 
         Raises:
-            UserError: it did not.
+            UserError: attention did not use it, so that one completion saw another.
         """
+        with without_mask():
+            yield
         if not self.num_uses:
             raise UserError(
                 "the model's layers do not tell attention which tokens share a prompt; set "

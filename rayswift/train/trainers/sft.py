@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
@@ -100,9 +101,8 @@ class StreamedSFTTrainer(Streamed, SFTTrainer):
             self._tokens = TokenOutputs(outputs)
             return outputs
 
-        result = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
-        if documents is not None:
-            document_attention.check_used(documents)
+        with document_attention.attended(documents) if documents is not None else nullcontext():
+            result = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
         if self.model.training:
             if self._is_adalora:
                 result = result + adalora.penalty(self.model) / self.current_gradient_accumulation_steps

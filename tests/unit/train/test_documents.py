@@ -14,7 +14,7 @@ from rayswift.data.collate.documents import Documents
 from rayswift.data.collate.packed import collate
 from rayswift.data.sequence.windows import PackedRow
 from rayswift.log import UserError
-from rayswift.model.document_attention import check_used, choose_layout
+from rayswift.model.document_attention import attended, choose_layout
 from tests.unit.train.test_shared_prompts import SMALL, alone
 
 
@@ -61,10 +61,10 @@ def test_a_model_scores_packed_rows_as_with_a_mask(is_tuned: bool) -> None:
     assert choose_layout(model) == "documents"
     batch = collate(rows(), 0, choose_layout(model))
     labels = batch.pop("labels")
-    with pytest.raises(UserError, match="attn_implementation eager"):
-        check_used(batch["documents"])
-    found = model(**batch, use_cache=False).logits
-    check_used(batch["documents"])
+    with pytest.raises(UserError, match="attn_implementation eager"), attended(batch["documents"]):
+        pass
+    with attended(batch["documents"]):
+        found = model(**batch, use_cache=False).logits
     lengths = [sum(row.lengths) for row in rows()]
     assert labels.shape == (1, sum(lengths))
     torch.testing.assert_close(
@@ -87,6 +87,17 @@ def test_other_calls_of_the_model_do_not_change() -> None:
     cache = model(input_ids=ids[:, :3]).past_key_values
     rest = model(input_ids=ids[:, 3:], past_key_values=cache).logits
     torch.testing.assert_close(rest, model(input_ids=ids).logits[:, 3:], atol=1e-5, rtol=1e-5)
+
+
+def test_positions_alone_keep_documents_apart() -> None:
+    """As `transformers` has it: a user's own forward pass of a row with several documents."""
+    torch.manual_seed(0)
+    model: Any = LlamaForCausalLM(LlamaConfig(**SMALL)).eval()
+    ids, positions = torch.randint(0, 32, (1, 8)), torch.tensor([[*range(5), *range(3)]])
+    wanted = torch.cat([model(input_ids=each).logits for each in (ids[:, :5], ids[:, 5:])], dim=1)
+    assert choose_layout(model) == "documents"
+    found = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_a_model_with_a_window_keeps_its_rows() -> None:

@@ -115,10 +115,10 @@ def test_models_score_as_if_alone(is_tuned: bool) -> None:
     torch.testing.assert_close(again, wanted)
     positions = torch.tensor([[*range(6), *range(2), *range(6, 9), *range(6, 11), *range(2, 6)]])
     plan = plan_of(groups)
-    with pytest.raises(UserError, match="attn_implementation eager"):
-        plan.check_used()
-    found = model(input_ids=ids[None], position_ids=positions, shared_prompts=plan, use_cache=False).logits[0, 8:]
-    plan.check_used()
+    with pytest.raises(UserError, match="attn_implementation eager"), plan.attended():
+        pass
+    with plan.attended():
+        found = model(input_ids=ids[None], position_ids=positions, shared_prompts=plan, use_cache=False).logits[0, 8:]
     assert plan.num_uses == SMALL["num_hidden_layers"]
     torch.testing.assert_close(found, torch.cat(wanted), atol=1e-5, rtol=1e-5)
 
