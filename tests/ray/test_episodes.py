@@ -6,11 +6,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from rayswift.run import events
 from rayswift.run.accounting import read_accounting
 from rayswift.run.folder import COMPLETIONS
 from tests.ray.conftest import IN_PROCESS, assert_same_curve, curve, reference, train, train_through_kills
 
-STEPS, SAVED_AT = 4, 2
+STEPS, SAVED_AT = 8, 2
 GAME = """
 from swift.rollout.gym_env import Env, envs
 
@@ -35,12 +36,13 @@ envs["echo"] = Echo
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """A few rounds of a tiny model that plays with an environment written for ms-swift."""
+    """A few rounds, over four windows of prompts, with an environment written for ms-swift."""
     plugin = tmp_path_factory.mktemp("plugin") / "game.py"
     plugin.write_text(GAME)
     return (
         "--rlhf_type", "grpo", "--model", "examples/tiny", "--random_init",
-        "--data.dataset", "examples/sums/train.jsonl#500", "--external_plugins", str(plugin), "--gym_env", "echo",
+        "--data.dataset", "examples/sums/train.jsonl#500", "--window_rows", "16", "--temperature", "0.8",
+        "--top_p", "0.9", "--top_k", "50", "--external_plugins", str(plugin), "--gym_env", "echo",
         "--completion_length_limit_scope", "per_round", "--max_length", "256", "--max_turns", "3",
         "--max_prompt_length", "64", "--max_completion_length", "24", "--num_generations", "4",
         "--global_batch_size", "32", "--max_steps", str(STEPS), "--save_steps", str(SAVED_AT), "--stop", "e",
@@ -77,11 +79,15 @@ def test_episodes_are_trained_as_they_were_sampled(undisturbed: Path) -> None:
     assert any("[user] " in text for _, text in completions(undisturbed))
 
 
-def test_a_killed_process_of_environments_a_killed_driver_and_a_killed_engine_change_nothing(
+def test_killed_environments_a_killed_driver_a_killed_engine_and_a_killed_worker_change_nothing(
     flags: tuple[str, ...], run_dir: Path, undisturbed: Path
 ) -> None:
-    printed = train_through_kills(run_dir, *flags, first="ray::EnvironmentProcess")
+    """Completions that are not episodes: tests/bars/test_online_kills.py."""
+    killed = {"first": "ray::EnvironmentProcess", "last": "ray::RayTrainWorker"}
+    printed = train_through_kills(run_dir, *flags, **killed)
     assert "another one takes its place" in printed
+    assert "continuing" in printed
+    assert [event.kind for event in events.read(run_dir)].count("start") == 3, "the worker was not killed"
     assert_same_run(run_dir, undisturbed)
 
 
