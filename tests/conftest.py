@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 
 # A shell makes its background jobs ignore SIGINT, and child processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # more processes than cores: a thread that waits must not spin
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # set before it is read: otherwise model names are looked up on the hub
 REPO = Path(__file__).resolve().parents[1]
 TINY = REPO / "examples" / "tiny"

@@ -12,6 +12,7 @@ from rayswift.run.folder import COMPLETIONS
 from tests.ray.conftest import IN_PROCESS, assert_same_curve, curve, reference, train, train_through_kills
 
 STEPS, SAVED_AT = 8, 2
+PROMPTS, GENERATIONS = 4, 4
 GAME = """
 from swift.rollout.gym_env import Env, envs
 
@@ -41,11 +42,12 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     plugin.write_text(GAME)
     return (
         "--rlhf_type", "grpo", "--model", "examples/tiny", "--random_init",
-        "--data.dataset", "examples/sums/train.jsonl#500", "--window_rows", "16", "--temperature", "0.8",
+        "--data.dataset", "examples/sums/train.jsonl#500", "--window_rows", "8", "--temperature", "0.8",
         "--top_p", "0.9", "--top_k", "50", "--external_plugins", str(plugin), "--gym_env", "echo",
         "--completion_length_limit_scope", "per_round", "--max_length", "256", "--max_turns", "3",
-        "--max_prompt_length", "64", "--max_completion_length", "24", "--num_generations", "4",
-        "--global_batch_size", "32", "--max_steps", str(STEPS), "--save_steps", str(SAVED_AT), "--stop", "e",
+        "--max_prompt_length", "64", "--max_completion_length", "24", "--num_generations", str(GENERATIONS),
+        "--global_batch_size", str(PROMPTS * GENERATIONS), "--max_steps", str(STEPS), "--save_steps", str(SAVED_AT),
+        "--stop", "e",
         "--learning_rate", "1e-3", "--logging_steps", "1", "--gradient_checkpointing", "false", "--report_to", "none",
         "--timeout_s", "120", "--threads_per_worker", "1", "--canary_steps", "2", "--num_workers", "1",
         "--engine_kwargs", '{"enforce_eager": true, "kv_cache_memory_bytes": 67108864}',
@@ -68,14 +70,14 @@ def completions(run_dir: Path) -> list[tuple[int, str]]:
 
 def assert_same_run(run_dir: Path, undisturbed: Path) -> None:
     assert_same_curve(run_dir, undisturbed, 1e-3, keys=("loss", "grad_norm", "reward", "num_turns"))
-    assert read_accounting(run_dir) == {"trained": 8 * STEPS}
+    assert read_accounting(run_dir) == {"trained": PROMPTS * STEPS}
     assert completions(run_dir) == completions(undisturbed)
 
 
 def test_episodes_are_trained_as_they_were_sampled(undisturbed: Path) -> None:
     assert max(curve(undisturbed, "num_turns").values()) > 1.5
     assert max(curve(undisturbed, "sampling_logp_difference").values()) < 1e-4
-    assert read_accounting(undisturbed) == {"trained": 8 * STEPS}
+    assert read_accounting(undisturbed) == {"trained": PROMPTS * STEPS}
     assert any("[user] " in text for _, text in completions(undisturbed))
 
 
