@@ -23,6 +23,8 @@ _ACTIVATION_BYTES_PER_TOKEN_LAYER = {True: 2.0, False: 50.0}
 _LOGIT_BYTES = 12
 # In 4 bits, 64 weights share a scale of one byte, or of four bytes if scales are not quantized.
 _SCALE_BYTES = {True: 1 / 64, False: 4 / 64}
+# While a CPU quantizes a matrix to 4 bits: its weights, the scaled ones and their places in the code, 4 bytes each.
+_QUANTIZING_BYTES = 12
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ def estimate(
     else:  # with float32 masters, also of float32 weights
         optimizer = trained * 12 / world_size
         moments = (_zero_3 if zero_stage == 3 else _zero_1_2)(size, sharing, activations, zero_stage == 1)
+    if quantization in ("nf4", "fp4") and device == "cpu":
+        moments.append(_Moment(buffers=_QUANTIZING_BYTES * size.num_largest_matrix, has_optimizer=False))
     if zero_stage == 3:
         weights /= world_size
     estimates = [
@@ -150,8 +154,8 @@ def _zero_3(size: ModelSize, sharing: _Sharing, activations: float, _: bool) -> 
     is_adapter = size.num_frozen == size.num_parameters
     gathered = size.num_parameters + (size.num_trainable if is_adapter else 0)
     live, call, next_call = min(gathered, _MOST_GATHERED), min(gathered, _PREFETCHED), 0
-    if sharing.device == "cpu":  # gloo gathers the next parameters into a copy meanwhile
-        next_call = min(gathered - call, _PREFETCHED)
+    if sharing.device == "cpu":  # gloo gathers the next parameters meanwhile: into a copy of their buffer
+        next_call = 2 * min(gathered - call, _PREFETCHED)
     if sharing.world_size == 1:
         live = call = next_call = 0
     each = sharing.bytes_each

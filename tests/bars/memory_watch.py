@@ -3,8 +3,9 @@
 What counts are the pieces of 16 KiB and more that `malloc` has given out and not got back, beyond those it had when the
 plugin was imported, which is before the model is loaded. PyTorch's CPU allocator takes every tensor from it, as do gloo
 and oneDNN their buffers; the objects of Python and its libraries are smaller or come from elsewhere. So each storage
-counts once however many views it has, files and shared memory that are mapped do not count, and pages do that nothing
+counts once however many views it has, shared memory that is mapped does not count, and pages do that nothing
 has written to yet, as on a GPU. glibc maps such pieces one by one if it is set to, and `mallinfo2` sums them.
+Weights that still lie in the file they came from are added: a CPU maps the file, where a GPU has a copy.
 A thread looks every half millisecond; the moments that hold most last for whole copies or reductions.
 """
 
@@ -13,9 +14,11 @@ import json
 import os
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 _FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
@@ -34,6 +37,14 @@ _libc.mallinfo2.restype = _MallInfo2
 def allocated_bytes() -> int:
     """Of all pieces that are mapped one by one."""
     return int(_libc.mallinfo2().hblkhd)
+
+
+def bytes_in_files(tensors: Iterable[torch.Tensor]) -> int:
+    """Of the storages that lie in mapped model files."""
+    lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    mapped = [[int(end, 16) for end in line.split()[0].split("-")] for line in lines if line.endswith(".safetensors")]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(size for at, size in storages.items() if any(begin <= at < end for begin, end in mapped))
 
 
 class _Highest(threading.Thread):
@@ -60,13 +71,15 @@ class Watch(TrainerCallback):
 
     def __init__(self) -> None:
         self._params: dict[str, int] = {}
+        self._in_files = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self._in_files = bytes_in_files(model.parameters())
         for parameter in model.parameters():
             key = f"{str(parameter.dtype).removeprefix('torch.')} {'trained' if parameter.requires_grad else 'frozen'}"
             size = getattr(parameter, "ds_numel", parameter.numel())
             self._params[key] = self._params.get(key, 0) + size
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        seen = {"allocated": _HIGHEST.most_bytes, "parameters": self._params}
+        seen = {"allocated": _HIGHEST.most_bytes + self._in_files, "parameters": self._params}
         Path(args.output_dir, f"memory-{os.environ['RANK']}.json").write_text(json.dumps(seen))

@@ -366,6 +366,29 @@ def test_bytes_of_quantized_weights(quantization: str, double: bool, bytes_each:
     assert needed.weights == int(bytes_each * 10**6)
 
 
+def test_quantizing_the_largest_matrix_on_a_cpu_takes_more_than_training_an_adapter() -> None:
+    """In float32, three times: measured in tests/bars/test_memory_estimate.py."""
+    size = ModelSize(10**7, 0, 10**7, 10**7, 64, 2, 100, num_largest_matrix=10**6)
+    options = {"zero_stage": 1, "offload": "none", "world_size": 2, "half": True, "gradient_checkpointing": True}
+    on_cpu, on_gpu = (
+        estimate(size, tokens_per_micro_batch=0, quantization="nf4", device=device, **options)  # type: ignore[arg-type]
+        for device in ("cpu", "cuda")
+    )
+    assert (on_cpu.buffers, on_cpu.activations) == (12 * 10**6, 0)
+    assert (on_gpu.buffers, on_gpu.activations) == (0, 2 * 10**6)
+
+
+def test_gloo_gathers_the_next_weights_into_a_buffer_and_its_copy() -> None:
+    """Beside the weights of all layers, and the buffer of those that are needed now: 50 M weights each."""
+    size = ModelSize(3 * 10**8, 0, 3 * 10**8, 0, 64, 2, 100)
+    options = {"zero_stage": 3, "offload": "none", "world_size": 2, "half": True, "gradient_checkpointing": True}
+    on_cpu, on_gpu = (
+        estimate(size, tokens_per_micro_batch=0, device=device, **options)  # type: ignore[arg-type]
+        for device in ("cpu", "cuda")
+    )
+    assert (on_cpu.buffers, on_gpu.buffers) == (2 * (300 + 50 + 100) * 10**6, 2 * (300 + 50) * 10**6)
+
+
 @pytest.mark.parametrize(("trained", "bucket"), [(10**6, 10**6), (10**10, REDUCE_BUCKET)])
 def test_the_bucket_is_no_larger_than_what_is_trained(trained: int, bucket: int) -> None:
     config = deepspeed_config(ClusterConfig(zero_stage=2), "cpu", "float32", universal=False)
