@@ -13,8 +13,8 @@ from rayswift.train.parallel.deepspeed import REDUCE_BUCKET
 
 # DeepSpeed's defaults, in parameters: gathered at once, gathered by one call, stepped at once.
 _MOST_GATHERED, _PREFETCHED, _SUB_GROUP = 1_000_000_000, 50_000_000, 1_000_000_000
-# DistributedDataParallel broadcasts the weights at the start, in two flat copies of 250 MiB at a time.
-_BROADCAST_BYTES = 2 * 250 << 20
+# DistributedDataParallel broadcasts the weights at the start, in flat copies of this size.
+_BROADCAST_BYTES = 250 << 20
 # In units of the hidden size, in half precision. A checkpointed layer keeps its input. Otherwise it is 34 (Korthikanti
 # et al., 2022, eq. 2), and half as much again for the unfused norms and gated MLPs of `transformers` (measured on an
 # H100 with 0.31 B parameters and 4 x 2,048 tokens: 18.3 GiB in all, estimated 17.9).
@@ -105,7 +105,8 @@ def estimate(
         # DistributedDataParallel's buckets are the gradients; autocast keeps a 16-bit copy of each weight.
         moments = [_Moment(trained * trained_bytes, 2.0 * trained if half and is_full else 0.0, activations)]
         if world_size > 1:
-            moments.append(_Moment(buffers=min(_BROADCAST_BYTES, weights), has_optimizer=False))
+            is_mixed = half or quantization is not None
+            moments.append(_Moment(buffers=_broadcast(weights, trained * trained_bytes, is_mixed), has_optimizer=False))
     else:  # with float32 masters, also of float32 weights
         optimizer = trained * 12 / world_size
         moments = (_zero_3 if zero_stage == 3 else _zero_1_2)(size, sharing, activations, zero_stage == 1)
@@ -124,6 +125,17 @@ def estimate(
         for moment in moments
     ]
     return max(estimates, key=lambda needed: needed.total)
+
+
+def _broadcast(weights: float, trained: float, is_mixed: bool) -> float:
+    """DistributedDataParallel makes workers equal by two buckets at a time; a bucket has weights of one number format.
+
+    is_mixed: trained weights have another format than frozen ones, so that their bucket lies between two of the others.
+    """
+    frozen = weights - trained
+    if is_mixed and 0 < frozen <= 2 * _BROADCAST_BYTES:
+        return min(frozen, _BROADCAST_BYTES) + min(trained, _BROADCAST_BYTES)
+    return min(weights, 2 * _BROADCAST_BYTES)
 
 
 def _activations(size: ModelSize, bytes_each: int, num_tokens: int, gradient_checkpointing: bool) -> float:

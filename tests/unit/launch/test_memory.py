@@ -342,6 +342,20 @@ def test_workers_make_their_weights_one_before_they_train() -> None:
     assert one.buffers == 0
 
 
+def test_two_buckets_are_broadcast_at_a_time_and_one_of_them_is_of_the_adapter() -> None:
+    """Where frozen weights are two buckets at most; of one number format, or of more weights, two buckets of them."""
+    options = {"zero_stage": 0, "offload": "none", "world_size": 2, "gradient_checkpointing": True}
+    bucket = 250 << 20
+
+    def buffers(num_frozen: int, half: bool) -> int:
+        size = ModelSize(num_frozen, 10**6, num_frozen, 0, 64, 2, 100)
+        return estimate(size, half=half, tokens_per_micro_batch=0, **options).buffers  # type: ignore[arg-type]
+
+    assert buffers(2 * 10**8, half=True) == bucket + 4 * 10**6
+    assert buffers(10**8, half=True) == 2 * 10**8 + 4 * 10**6
+    assert buffers(10**9, half=True) == buffers(2 * 10**8, half=False) == 2 * bucket
+
+
 def test_offload_saves_nothing_on_cpus() -> None:
     options = {"world_size": 2, "half": False, "tokens_per_micro_batch": 64, "gradient_checkpointing": True}
     for_cpu = [
