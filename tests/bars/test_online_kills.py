@@ -1,6 +1,6 @@
 """GRPO through a killed driver, a killed engine and a killed train worker: the training does not change.
 
-Three minutes, by hand: pytest tests/bars/test_online_kills.py. With tools and environments: tests/ray/test_episodes.py
+Two minutes, by hand: pytest tests/bars/test_online_kills.py. With tools and environments: tests/ray/test_episodes.py
 """
 
 from pathlib import Path
