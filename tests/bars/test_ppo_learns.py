@@ -33,7 +33,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_ppo_is_right_as_often_as_grpo(seed: int, models: tuple[Path, Path], tmp_path: Path) -> None:
     beginner, reward_model = models
-    # Its values are some units from the returns, which are 0 to 1: a clip of 0.2 a round would keep them there.
+    # Its values are some units from the returns, which are 0 to 1: with the usual clip they move by 0.2 a round.
     critic = ("--critic", "separate", "--model.critic_path", str(reward_model), "--cliprange_value", "10")
     found = {}
     for task, more in (("grpo", ()), ("ppo", critic)):
