@@ -1,7 +1,7 @@
 """PPO on the sums compared with GRPO, from one start: as many right answers, and a critic that predicts returns.
 
-The critic begins as a reward model. A quarter of an hour for the first seed on two cores, and eleven minutes for each
-other, by hand: pytest -s tests/bars/test_ppo_learns.py
+The critic begins as a reward model. More than ten minutes for each seed on two cores, by hand:
+pytest -s tests/bars/test_ppo_learns.py
 """
 
 from pathlib import Path

@@ -287,7 +287,7 @@ def test_answers_of_rows_alone_need_no_engine(flags: tuple[str, ...], run_dir: P
 
 
 def test_a_teacher_writes_the_answers(flags: tuple[str, ...], run_dir: Path) -> None:
-    """Of rounds that the student does not sample; the workers hold it too, for all of its vocabulary."""
+    """Of rounds that the student does not sample; the trainer holds it too, for all of its vocabulary."""
     train("rlhf", run_dir, "--rlhf_type", "gkd", *flags, *IN_PROCESS, "--lmbda", "0", "--seq_kd", "true")
     losses = curve(run_dir, "loss")
     assert set(losses) == set(range(1, STEPS + 1))
@@ -296,7 +296,7 @@ def test_a_teacher_writes_the_answers(flags: tuple[str, ...], run_dir: Path) -> 
     assert min(curve(run_dir, "completions/mean_length").values()) > 4
 
 
-def test_a_pool_of_engines_teaches_as_a_teacher_in_the_workers(
+def test_a_pool_of_engines_teaches_as_a_teacher_beside_the_student(
     flags: tuple[str, ...], run_dir: Path, undisturbed: Path
 ) -> None:
     """The same losses of its likeliest tokens, at each step; rounds of both kinds."""

@@ -344,12 +344,12 @@ def test_workers_make_their_weights_one_before_they_train() -> None:
 
 def test_two_buckets_are_broadcast_at_a_time_and_one_of_them_is_of_the_adapter() -> None:
     """Where frozen weights are two buckets at most; of one number format, or of more weights, two buckets of them."""
-    options = {"zero_stage": 0, "offload": "none", "world_size": 2, "gradient_checkpointing": True}
+    options: dict[str, Any] = {"zero_stage": 0, "offload": "none", "world_size": 2, "gradient_checkpointing": True}
     bucket = 250 << 20
 
     def buffers(num_frozen: int, half: bool) -> int:
         size = ModelSize(num_frozen, 10**6, num_frozen, 0, 64, 2, 100)
-        return estimate(size, half=half, tokens_per_micro_batch=0, **options).buffers  # type: ignore[arg-type]
+        return estimate(size, half=half, tokens_per_micro_batch=0, **options).buffers
 
     assert buffers(2 * 10**8, half=True) == bucket + 4 * 10**6
     assert buffers(10**8, half=True) == 2 * 10**8 + 4 * 10**6
@@ -383,9 +383,15 @@ def test_bytes_of_quantized_weights(quantization: str, double: bool, bytes_each:
 def test_quantizing_the_largest_matrix_on_a_cpu_takes_more_than_training_an_adapter() -> None:
     """In float32, three times: measured in tests/bars/test_memory_estimate.py."""
     size = ModelSize(10**7, 0, 10**7, 10**7, 64, 2, 100, num_largest_matrix=10**6)
-    options = {"zero_stage": 1, "offload": "none", "world_size": 2, "half": True, "gradient_checkpointing": True}
+    options: dict[str, Any] = {
+        "zero_stage": 1,
+        "offload": "none",
+        "world_size": 2,
+        "half": True,
+        "gradient_checkpointing": True,
+    }
     on_cpu, on_gpu = (
-        estimate(size, tokens_per_micro_batch=0, quantization="nf4", device=device, **options)  # type: ignore[arg-type]
+        estimate(size, tokens_per_micro_batch=0, quantization="nf4", device=device, **options)
         for device in ("cpu", "cuda")
     )
     assert (on_cpu.buffers, on_cpu.activations) == (12 * 10**6, 0)
@@ -395,11 +401,14 @@ def test_quantizing_the_largest_matrix_on_a_cpu_takes_more_than_training_an_adap
 def test_gloo_gathers_the_next_weights_into_a_buffer_and_its_copy() -> None:
     """Beside the weights of all layers, and the buffer of those that are needed now: 50 M weights each."""
     size = ModelSize(3 * 10**8, 0, 3 * 10**8, 0, 64, 2, 100)
-    options = {"zero_stage": 3, "offload": "none", "world_size": 2, "half": True, "gradient_checkpointing": True}
-    on_cpu, on_gpu = (
-        estimate(size, tokens_per_micro_batch=0, device=device, **options)  # type: ignore[arg-type]
-        for device in ("cpu", "cuda")
-    )
+    options: dict[str, Any] = {
+        "zero_stage": 3,
+        "offload": "none",
+        "world_size": 2,
+        "half": True,
+        "gradient_checkpointing": True,
+    }
+    on_cpu, on_gpu = (estimate(size, tokens_per_micro_batch=0, device=device, **options) for device in ("cpu", "cuda"))
     assert (on_cpu.buffers, on_gpu.buffers) == (2 * (300 + 50 + 100) * 10**6, 2 * (300 + 50) * 10**6)
 
 

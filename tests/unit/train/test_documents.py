@@ -8,13 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import AttentionMaskInterface, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from rayswift.data.collate.documents import Documents
 from rayswift.data.collate.packed import collate
 from rayswift.data.sequence.windows import PackedRow
 from rayswift.log import UserError
-from rayswift.model.document_attention import attended, choose_layout
+from rayswift.model.document_attention import attended, choose_layout, without_mask
 from tests.unit.train.test_shared_prompts import SMALL, alone
 
 
@@ -97,6 +97,8 @@ def test_positions_alone_keep_documents_apart() -> None:
     wanted = torch.cat([model(input_ids=each).logits for each in (ids[:, :5], ids[:, 5:])], dim=1)
     assert choose_layout(model) == "documents"
     found = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+    with without_mask():
+        assert AttentionMaskInterface()["documents"](1, 8, 8) is None
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
