@@ -106,7 +106,8 @@ class _Lines:
         if self._layout.max_engines:
             where.append(f"{_number(self._layout.min_engines, self._layout.max_engines)} engine(s)")
         how = "not trained" if isinstance(self._config, SampleConfig) else ""
-        return _line("policy", model.path, self._weights(model, how), " and ".join(where))
+        path = " with ".join([model.path, *model.adapters]) if isinstance(self._config, SampleConfig) else model.path
+        return _line("policy", path, self._weights(model, how), " and ".join(where))
 
     def _critic(self) -> str:
         config = self._config

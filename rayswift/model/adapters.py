@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rayswift.config.fields.tuners import lora_fields
 from rayswift.config.model import ModelConfig, RlhfModelConfig
@@ -29,16 +29,16 @@ def adapter_folder(name: str, field: str = "model.adapters") -> Path:
 
 def adapter_problems(model: ModelConfig) -> list[str]:
     """One line for each adapter of the model or its teacher that cannot be used."""
-    found = _folder_problems("model.adapters", model.adapters, Path(model.path))
+    found = folder_problems("model.adapters", model.adapters, Path(model.path))
     if model.adapters and not found:
         folder = adapter_folder(model.adapters[-1])
         new = new_tokens(folder, Path(model.path))
         found += [f"model.adapters: {new}"] if new else []
-        kind = str(json.loads((folder / _CONFIG).read_text(encoding="utf-8")).get("peft_type", "LORA")).lower()
+        kind = str(_saved_config(folder).get("peft_type", "LORA")).lower()
         if kind != model.tuner:
             found.append(f"model.adapters: {folder} is of kind {kind}; set model.tuner {kind} to continue its training")
     if isinstance(model, RlhfModelConfig) and model.teacher:
-        found += _folder_problems("model.teacher_adapters", model.teacher_adapters, Path(model.teacher))
+        found += folder_problems("model.teacher_adapters", model.teacher_adapters, Path(model.teacher))
     return found
 
 
@@ -52,7 +52,7 @@ def settled(config: ConfigT) -> ConfigT:
         return config
     try:
         folder = adapter_folder(model.adapters[-1])
-        saved = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        saved = _saved_config(folder)
     except (UserError, OSError, ValueError):
         return config
     changed = {name: value for name, value in lora_fields(saved).items() if getattr(model, name) != value}
@@ -62,8 +62,8 @@ def settled(config: ConfigT) -> ConfigT:
     return config.model_copy(update={"model": model.model_copy(update=changed)}) if changed else config
 
 
-def _folder_problems(field: str, names: Sequence[str], weights: Path) -> list[str]:
-    """Why the adapters that a field names cannot be put onto the model in the folder `weights`."""
+def folder_problems(field: str, names: Sequence[str], weights: Path) -> list[str]:
+    """Why the adapters that a field names cannot be put onto the model in the folder `weights`, a line each."""
     found = []
     for name in names:
         try:
@@ -134,6 +134,16 @@ def new_tokens(adapter: Path, weights: Path) -> str:
                     "rayswift export --merge_lora, and train the result"
                 )
     return ""
+
+
+def served_config(folder: Path) -> dict[str, Any]:
+    """PEFT's config of an adapter; it also names embeddings that PEFT saved whole because they have grown."""
+    layers = sorted({name.rpartition(".")[0] for name in saved_shapes(folder)})
+    return _saved_config(folder) | ({"modules_to_save": layers} if layers else {})
+
+
+def _saved_config(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / _CONFIG).read_text(encoding="utf-8")))
 
 
 def saved_shapes(folder: Path) -> dict[str, list[int]]:

@@ -25,7 +25,7 @@ from rayswift.engines.samples import PolicyVersion, SampleRequest
 from rayswift.engines.vllm.setup import INSTALL_VLLM, EngineSetup, adapter_obstacles
 from rayswift.log import UserError, logger, refuse
 from rayswift.model import whole
-from rayswift.model.adapters import saved_shapes
+from rayswift.model.adapters import served_config
 from rayswift.model.find import FoundModel, find_model, load_tokenizer, prompt_ids, stop_token_ids
 from rayswift.model.kind import abilities
 from rayswift.model.kind.kinds import NOTHING_KNOWN, look, num_positions
@@ -51,7 +51,7 @@ def run(invocation: Invocation) -> None:
     section: InferSection = invocation.config.infer
     transformers_logging.disable_progress_bar()
     model = _found(section, fetch=not invocation.dry_run)
-    backend = choose_backend(section.backend, _with_whole_layers(model))
+    backend = choose_backend(section.backend, served_config(model.folder) if model.adapter else {})
     if invocation.dry_run:
         print(to_yaml(invocation.config))  # noqa: T201
         print(f"{model} would answer {len(section.prompt)} prompt(s) with {backend}")  # noqa: T201
@@ -76,12 +76,6 @@ def _found(section: InferSection, fetch: bool = True) -> FoundModel:
         )
     refuse(abilities.problems("infer.model", str(model.weights), "infer"))
     return model
-
-
-def _with_whole_layers(model: FoundModel) -> dict[str, Any]:
-    """The adapter's config, which does not name an embedding that PEFT saves because it has grown."""
-    layers = sorted({name.rpartition(".")[0] for name in saved_shapes(model.folder)}) if model.adapter else []
-    return model.adapter | ({"modules_to_save": layers} if layers else {})
 
 
 def ask(backend: str, model: FoundModel, request: Request) -> list[list[int]]:
@@ -168,6 +162,7 @@ def answer_with_vllm(model: FoundModel, request: Request) -> list[list[int]]:
         load_format="auto",
         trust_remote_code=request.trust_remote_code,
         lora_rank=model.adapter["r"] if model.adapter else None,
+        adapter=str(model.folder) if model.adapter else None,
         num_threads=torch.get_num_threads(),
     )
     samples = [
@@ -176,8 +171,6 @@ def answer_with_vllm(model: FoundModel, request: Request) -> list[list[int]]:
     ]
     core = VllmCore(setup)
     try:
-        if model.adapter:
-            core.use_adapter(model.folder)
         core.serve_own_weights(PolicyVersion(0, 0))
         core.submit(samples)
         while core.busy:

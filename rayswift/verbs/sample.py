@@ -30,7 +30,7 @@ from rayswift.rollout import checks
 from rayswift.rollout.actors import RolloutSpec
 from rayswift.rollout.episodes import schemas
 from rayswift.rollout.ledger import LedgerSnapshot
-from rayswift.rollout.sampling import made_from
+from rayswift.rollout.sampling import adapter, made_from
 from rayswift.run import lock
 from rayswift.run.folder import FINGERPRINT
 
@@ -52,6 +52,7 @@ def run(invocation: Invocation) -> None:
     raise_together(
         lambda: refuse_unbuilt(config),
         lambda: refuse(abilities.training_problems(config)),
+        lambda: refuse(adapter.problems(config.model)),
         lambda: user_code.check(config),
         lambda: checks.check(config),
     )

@@ -1,5 +1,5 @@
-"""A run whose engines are SIGKILLed every 30 s, its train worker once, and whose reward function raises, hangs or
-returns garbage for one completion in twenty: it finishes, and every prompt is accounted for.
+"""A run whose engines are SIGKILLed every 30 s, its train worker once, and whose reward function or environment raises,
+hangs or returns garbage for one completion in twenty: it finishes, and every prompt is accounted for.
 
 Four to seven minutes a case, by hand: pytest -s tests/bars/test_kills.py
 """
@@ -16,7 +16,7 @@ import pytest
 from rayswift.run import events
 from rayswift.run.accounting import read_accounting
 from rayswift.run.folder import COMPLETIONS
-from tests.ray.conftest import Run, curve, start
+from tests.ray.conftest import Run, curve, make_model, start
 
 STEPS, PROMPTS, GENERATIONS = 60, 16, 8
 EVERY_S, WORKER_AFTER_S, LIMIT_S = 30, 50, 900
@@ -34,6 +34,48 @@ def digits(completions):
         values.append("much" if fate < 0.05 else sum(letter.isdigit() for letter in each[0]["content"]) / 10)
     return values
 """
+GAME = """
+import random, time
+
+from swift.rollout.gym_env import Env, envs
+
+
+class Echo(Env):
+    async def reset(self, config):
+        self.left = 2
+        return "start " + config.data_dict["answer"], {}, "be brief"
+
+    async def step(self, messages):
+        fate = random.random()
+        if fate < 0.001:
+            time.sleep(3600)
+        if fate < 0.01:
+            raise RuntimeError("out of luck")
+        self.left -= 1
+        said = messages[-1]["content"]
+        reward = "much" if fate < 0.02 else sum(map(str.isdigit, said)) / 10
+        return f"{self.left} more", reward, self.left <= 0, {}
+
+    async def close(self):
+        pass
+
+
+envs["echo"] = Echo
+"""
+REWARDED = ("--num_generations", str(GENERATIONS))
+PER_ROUND = ("--completion_length_limit_scope", "per_round", "--max_completion_length", "48", "--max_length", "256")
+WAYS = {
+    "grpo": ("--rlhf_type", "grpo", *REWARDED),
+    "ppo": ("--rlhf_type", "ppo", *REWARDED, "--num_ppo_epochs", "1"),
+    "gkd": ("--rlhf_type", "gkd", "--lmbda", "1", "--logits_topk", "16", "--teacher_engines", "1"),
+    "episodes": ("--rlhf_type", "grpo", *REWARDED, "--gym_env", "echo", "--tool_timeout_s", "5", *PER_ROUND),
+}
+CASES = [
+    *(("grpo", each) for each in (0, 1, 4)),
+    *(("ppo", each) for each in (0, 1)),
+    *(("episodes", each) for each in (0, 1)),
+    ("gkd", 0),
+]
 
 
 def kill(run: Run, name: str) -> bool:
@@ -44,17 +86,27 @@ def kill(run: Run, name: str) -> bool:
     return bool(found)
 
 
-@pytest.mark.parametrize(("task", "max_staleness"), [("grpo", 0), ("grpo", 1), ("grpo", 4), ("ppo", 0), ("ppo", 1)])
-def test_nothing_is_lost_whatever_dies(task: str, max_staleness: int, run_dir: Path, tmp_path: Path) -> None:
-    rewards = tmp_path / "rewards.py"
+def own_flags(way: str, folder: Path) -> tuple[str, ...]:
+    """Of a way: the answers of gkd's teacher are compared, the other ways have rewards or an environment."""
+    rewards, game, teacher = folder / "rewards.py", folder / "game.py", folder / "teacher"
     rewards.write_text(REWARDS)
-    own = ("--num_ppo_epochs", "1") if task == "ppo" else ()
+    game.write_text(GAME)
+    more = {
+        "gkd": ("--model.teacher", str(teacher)),
+        "episodes": ("--external_plugins", str(game)),
+    }.get(way, ("--reward_funcs", f"{rewards}:digits", "--reward_timeout_s", "5"))
+    if way == "gkd":
+        make_model(teacher, 64)
+    return *WAYS[way], *more
+
+
+@pytest.mark.parametrize(("way", "max_staleness"), CASES)
+def test_nothing_is_lost_whatever_dies(way: str, max_staleness: int, run_dir: Path, tmp_path: Path) -> None:
     run = start(
         "rlhf", run_dir,
-        "--rlhf_type", task, *own, "--model", "examples/tiny", "--random_init",
-        "--data.dataset", "examples/sums/train.jsonl", "--reward_funcs", f"{rewards}:digits",
-        "--reward_timeout_s", "5", "--max_prompt_length", "32", "--max_completion_length", "96",
-        "--num_generations", str(GENERATIONS), "--global_batch_size", str(PROMPTS * GENERATIONS),
+        "--model", "examples/tiny", "--random_init", "--data.dataset", "examples/sums/train.jsonl",
+        "--max_prompt_length", "32", "--max_completion_length", "96", *own_flags(way, tmp_path),
+        "--global_batch_size", str(PROMPTS * GENERATIONS),
         "--max_steps", str(STEPS), "--save_steps", "5", "--max_staleness", str(max_staleness), "--num_engines", "2",
         "--logging_steps", "1", "--gradient_checkpointing", "false", "--report_to", "none", "--learning_rate", "1e-4",
         "--timeout_s", "200", "--threads_per_worker", "1", "--canary_steps", "5", "--num_workers", "1",
@@ -67,17 +119,18 @@ def test_nothing_is_lost_whatever_dies(task: str, max_staleness: int, run_dir: P
             killed["worker"] += kill(run, "ray::RayTrainWorker")
         if elapsed > EVERY_S * (killed["engine"] + 1):
             killed["engine"] += kill(run, "ray::VllmEngine")
+            killed["environment"] += way == "episodes" and kill(run, "ray::EnvironmentProcess")
         time.sleep(0.2)
     code, out = run.wait(10)
     assert code == 0, out
-    assert set(curve(run_dir, "reward")) == set(range(1, STEPS + 1))
+    assert set(curve(run_dir)) == set(range(1, STEPS + 1))
     assert killed["engine"] >= 2 and killed["worker"] == 1, killed
-    counts = read_accounting(run_dir)
+    counts, prompts = read_accounting(run_dir), PROMPTS * (GENERATIONS if way == "gkd" else 1)
     found = {name: curve(run_dir, name) for name in ("engines_lost", "tokens_salvaged", "tokens_regenerated", "failed")}
-    print(f"\n{task}, staleness {max_staleness}: killed {dict(killed)}, rows {counts}")  # noqa: T201
+    print(f"\n{way}, staleness {max_staleness}: killed {dict(killed)}, rows {counts}")  # noqa: T201
     print({name: (max(values.values()), sum(values.values())) for name, values in found.items()})  # noqa: T201
     assert [event.kind for event in events.read(run_dir)].count("start") == 2, "the worker was not killed"
-    assert counts["trained"] + sum(v for k, v in counts.items() if k.startswith("failed")) == STEPS * PROMPTS
+    assert counts["trained"] + sum(v for k, v in counts.items() if k.startswith("failed")) == STEPS * prompts
     rows = [
         row for part in sorted((run_dir / COMPLETIONS).glob("*.parquet")) for row in pq.read_table(part).to_pylist()
     ]

@@ -166,6 +166,14 @@ def train_through_kills(run_dir: Path, *flags: str, first: str = "", last: str =
     return run.process.communicate()[0] + out
 
 
+def make_model(folder: Path, width: int) -> None:
+    """A tiny model of another width, with random weights and the tokenizer of `examples/tiny`."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    subprocess.run([sys.executable, "examples/tiny/make.py", str(folder), str(width)], cwd=ROOT, check=True)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
+
+
 def curve(run_dir: Path, key: str = "loss") -> dict[int, float]:
     """The values of a metric, by step."""
     entries = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

@@ -1,7 +1,6 @@
 """Distillation: losses compared with TRL's and with plain references; then the real command line."""
 
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 from rayswift.run import checkpoint
 from rayswift.run.accounting import read_accounting
-from tests.ray.conftest import IN_PROCESS, ROOT, assert_same_curve, curve, start, train
+from tests.ray.conftest import IN_PROCESS, assert_same_curve, curve, make_model, start, train
 
 VOCABULARY = 64
 
@@ -233,14 +232,8 @@ STEPS, SAVED_AT = 6, 2
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     """A few rounds of a tiny model and a teacher of half its width; half of them of the rows' own answers."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    folder = tmp_path_factory.mktemp("teacher")
-    config = AutoConfig.from_pretrained(ROOT / "examples" / "tiny")
-    config.update({"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 192})
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(ROOT / "examples" / "tiny" / name, folder)
+    folder = tmp_path_factory.mktemp("teacher") / "model"
+    make_model(folder, 64)
     return (
         "--model", "examples/tiny", "--random_init", "--model.teacher", str(folder),
         "--data.dataset", "examples/sums/train.jsonl#500", "--max_prompt_length", "32", "--max_completion_length", "12",

@@ -7,7 +7,7 @@ from rayswift.config.derived import rollout_of
 from rayswift.config.fields.trl import tasks_with
 from rayswift.config.fields.tuners import is_initialised_before, looks_at_rows, tuner_problems
 from rayswift.config.model import ModelConfig, RlhfModelConfig
-from rayswift.config.schema import RlhfConfig, SampleConfig, TrainingConfig
+from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.config.section import Section
 from rayswift.config.tasks import TASKS
 from rayswift.config.train import RlhfTrainConfig
@@ -71,9 +71,6 @@ def not_built(config: TrainingConfig) -> list[str]:
         found += _untried(config)
     if rollout_of(config):
         found += _online_not_built(config)
-    if isinstance(config, SampleConfig):
-        merge = "with rayswift sample; merge them (rayswift export --merge_lora), and name the result in model.path"
-        found += [f"{line} {merge}" for line in _changed("model", config.model, ("adapters",))]
     return found + _tuner_not_built(config.model) + _changed("cluster", config.cluster, _CLUSTER)
 
 

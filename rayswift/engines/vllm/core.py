@@ -224,7 +224,7 @@ class VllmCore:
         folder = Path(tempfile.mkdtemp(prefix="rayswift-adapter-"))
         try:
             write_adapter(folder, config, as_tensors(tensors))
-            self.use_adapter(folder)
+            self._use_adapter(folder)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -232,7 +232,7 @@ class VllmCore:
             shutil.rmtree(self._adapter_folder, ignore_errors=True)
         self._adapter_folder = folder
 
-    def use_adapter(self, folder: Path) -> None:
+    def _use_adapter(self, folder: Path) -> None:
         """Sample with the adapter in a folder, in place of the previous one."""
         from vllm.lora.request import LoRARequest
 
@@ -240,8 +240,10 @@ class VllmCore:
         self._adapter = LoRARequest(_ADAPTER, 1, str(folder))
 
     def serve_own_weights(self, version: PolicyVersion) -> None:
-        """Serve the weights that the engine was built from, as this version."""
+        """Serve the weights that the engine was built from, with the adapter of its setup, as this version."""
         assert self._setup.load_format == "auto", "the weights are random"
+        if self._setup.adapter:
+            self._use_adapter(Path(self._setup.adapter))
         self._version = version
 
     def score(self, token_ids: NDArray[np.int32], done: Scored) -> int:

@@ -44,7 +44,8 @@ class EngineSetup:
 
     model: folder or hub id of config and, unless `load_format` is dummy, weights. max_model_len: tokens of prompt and
     completion. tokenizer: its folder, needed only for stop strings and for a regular expression. lora_rank: of the
-    adapter on the weights at `model`; None: no adapter. num_threads: if it computes on CPUs.
+    adapter on the weights at `model`; None: no adapter. adapter: its folder; None: it arrives by `load`.
+    num_threads: if it computes on CPUs.
     load_timeout_s: time limit for published bytes to arrive. engine_kwargs: further arguments under vLLM's names.
     """
 
@@ -56,6 +57,7 @@ class EngineSetup:
     load_format: Literal["dummy", "auto"] = "dummy"
     tokenizer: str | None = None
     lora_rank: int | None = None
+    adapter: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
     seed: int = 0
@@ -129,17 +131,18 @@ def engine_options(resources: Mapping[str, float]) -> dict[str, Any]:
 
 
 def require_model(setup: EngineSetup) -> None:
-    """Check that a model's folder is on this machine, before vLLM takes its name for a hub id.
+    """Check that the folders of model and adapter are on this machine, before vLLM takes its name for a hub id.
 
     Raises:
         UserError: with the machine's name.
     """
-    if Path(setup.model).is_absolute() and not Path(setup.model).is_dir():
-        raise UserError(
-            f"model.path = {setup.model} is no folder on {socket.gethostname()}, where an engine starts; put the model "
-            "where every node sees it, or give engines nodes that do (rollout.engine_resources)",
-            exit_code=1,
-        )
+    for setting, path in (("model.path", setup.model), ("model.adapters", setup.adapter)):
+        if path and Path(path).is_absolute() and not Path(path).is_dir():
+            raise UserError(
+                f"{setting} = {path} is no folder on {socket.gethostname()}, where an engine starts; put it where "
+                "every node sees it, or give engines nodes that do (rollout.engine_resources)",
+                exit_code=1,
+            )
 
 
 def require_vllm(setting: str) -> None:

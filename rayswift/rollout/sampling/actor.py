@@ -7,7 +7,6 @@ after the last one written.
 import asyncio
 import os
 from collections import deque
-from dataclasses import replace
 from pathlib import Path
 
 from rayswift.config.schema import SampleConfig
@@ -25,6 +24,7 @@ from rayswift.rollout.episodes.supply import episodes_of, hosts_of
 from rayswift.rollout.groups import Sampler, requests_for, scored_group
 from rayswift.rollout.prompts import Drawn, PromptFeed, draw_in_thread, prompt_plan
 from rayswift.rollout.rewards.runner import RewardRunner
+from rayswift.rollout.sampling.adapter import with_own_weights
 from rayswift.rollout.sampling.file import FAILED, SampledFile
 from rayswift.rollout.sampling.rows import RowSettings, rows_of
 from rayswift.rollout.teachers.pool import OWN_WEIGHTS
@@ -61,7 +61,7 @@ class SampleActor:
             spec.windows, None, prompt_plan(config, spec.windows), str(spec.run_dir / "data"), stream_windows
         )
         rewards = RewardRunner(config, spec.tokenizer_dir, spec.run_dir, spec.work_dir, spec.layout.reward_workers)
-        setup = replace(setup_of(spec), load_format="auto")
+        setup = with_own_weights(setup_of(spec), config.model)
         engines = ray_engines(VllmEngine, (setup,), engine_options(spec.layout.engine))
         pool = Pool(
             engines, limits_of(config.rollout, spec.plan.max_outstanding), resume_partial=setup.sampling.can_resume

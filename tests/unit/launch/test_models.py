@@ -76,6 +76,8 @@ def test_teachers_where_they_are(tiny_model_dir: Path) -> None:
 def test_sampling_holds_the_model_in_engines_alone(tiny_model_dir: Path) -> None:
     (found,) = lines_of(tiny_model_dir, "--reward_funcs", "format", verb="sample")
     assert found == f"policy        M {weights(tiny_model_dir, 'causal_lm', 'not trained')}: 1 to 2 engine(s)"
+    (found,) = lines_of(tiny_model_dir, "--reward_funcs", "format", "--adapters", "a", verb="sample")
+    assert found.startswith("policy        M with a (")
 
 
 def test_a_model_that_is_not_here_is_named_all_the_same(tiny_model_dir: Path) -> None:

@@ -20,7 +20,7 @@ from transformers import (
 from rayswift.config.model import ModelConfig
 from rayswift.log import UserError
 from rayswift.model import whole
-from rayswift.model.adapters import adapter_problems
+from rayswift.model.adapters import adapter_problems, served_config
 from rayswift.model.find import find_model, load_tokenizer, stop_token_ids
 from rayswift.model.kind import abilities
 from rayswift.model.load import load_model, load_with_drawn
@@ -182,9 +182,7 @@ def test_tokens_that_an_adapter_brings(fields: dict[str, Any], is_tied: bool, tm
     tokenizer.add_tokens([f"<new{number}>" for number in range(8)])
     tokenizer.save_pretrained(tmp_path / "adapter")
 
-    assert infer.choose_backend("auto", infer._with_whole_layers(find_model(str(tmp_path / "adapter"), "x"))) == (
-        "transformers"
-    )
+    assert infer.choose_backend("auto", served_config(tmp_path / "adapter")) == "transformers"
     merged = exported(tmp_path / "adapter")
     network = AutoModelForCausalLM.from_pretrained(merged)
     assert network.get_input_embeddings().num_embeddings == len(AutoTokenizer.from_pretrained(merged)) == 520
