@@ -16,16 +16,7 @@ LIMIT_S = 1200
 # When a model begins to add differs from CPU to CPU: the checkpoint is looked for by its share of right answers.
 START_BAND = (0.2, 0.4)
 SFT = ("--config", "examples/sums_sft.yaml", "--report_to", "none", "--eval_strategy", "no")
-NO_EVALUATION = (
-    "--rollout.reward_funcs",
-    "[]",
-    "--data.eval",
-    "[]",
-    "--eval_strategy",
-    "no",
-    "--eval_on_start",
-    "false",
-)
+BARE = ("--rollout.reward_funcs", "[]", "--data.eval", "[]", "--eval_strategy", "no", "--eval_on_start", "false")
 WAYS = {"gkd": "examples/sums_gkd.yaml", "on-policy distillation": "examples/sums_distillation.yaml"}
 
 
@@ -46,7 +37,7 @@ def test_half_of_the_gap_is_closed(way: str, models: tuple[Path, Path], run_dir:
     """Of the share of right answers, sampled at temperature 1, to sums that nobody was trained on."""
     teacher, student = models
     flags = ("--model", str(student), "--random_init", "false", "--model.teacher", str(teacher))
-    train("rlhf", run_dir, "--config", WAYS[way], "--report_to", "none", *NO_EVALUATION, *flags, timeout_s=LIMIT_S)
+    train("rlhf", run_dir, "--config", WAYS[way], "--report_to", "none", *BARE, *flags, timeout_s=LIMIT_S)
     sums = load_sums(TEST_SUMS)
     before, after, best = (sampled_accuracy(each, sums) for each in (student, checkpoints(run_dir)[-1], teacher))
     print(f"\n{way}: {before:.1%} -> {after:.1%}, teacher {best:.1%}")  # noqa: T201
