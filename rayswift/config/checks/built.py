@@ -7,7 +7,7 @@ from rayswift.config.derived import rollout_of
 from rayswift.config.fields.trl import tasks_with
 from rayswift.config.fields.tuners import is_initialised_before, looks_at_rows, tuner_problems
 from rayswift.config.model import ModelConfig, RlhfModelConfig
-from rayswift.config.schema import RlhfConfig, TrainingConfig
+from rayswift.config.schema import RlhfConfig, SampleConfig, TrainingConfig
 from rayswift.config.section import Section
 from rayswift.config.tasks import TASKS
 from rayswift.config.train import RlhfTrainConfig
@@ -137,7 +137,9 @@ def static_problems(config: TrainingConfig) -> list[str]:
 
 def problems(config: TrainingConfig) -> list[str]:
     """One line for each setting that cannot work in any version or on any machine."""
-    return [*data_problems(config), *tuner_problems(config.model), *task_problems(config), *model_problems(config)]
+    # `rayswift sample` trains no adapter; it samples with the one that it is given.
+    of_tuner = [] if isinstance(config, SampleConfig) else tuner_problems(config.model)
+    return [*data_problems(config), *of_tuner, *task_problems(config), *model_problems(config)]
 
 
 def _unbuilt(settings: list[str]) -> list[str]:
