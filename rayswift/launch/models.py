@@ -137,7 +137,7 @@ class _Lines:
         for server in rollout.teacher_server:
             which = f"rows tagged {', '.join(server.tags)}" if server.tags else "all other rows"
             lines.append(_line("teacher", server.url, "a server", f"asked about {which}"))
-        if model.teacher and is_own_teacher(model):
+        if model.teacher and is_own_teacher(model) and not has_teacher_outside(self._config):
             what = "the policy itself" if model.teacher == SELF else "the policy without its adapter"
             lines.append(_line("teacher", what, "no memory", self._workers))
         if model.teacher and engines:

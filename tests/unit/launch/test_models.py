@@ -62,6 +62,9 @@ def test_teachers_where_they_are(tiny_model_dir: Path) -> None:
     outside = ("--teacher_engines", "2", "--logits_topk", "4")
     found = lines_of(tiny_model_dir, *gkd, *teacher, *outside, teacher_engines=2)
     assert found[1:] == [f"teacher       M {frozen}: 2 engine(s)"]
+    # The model below the adapter, which the workers hold too, but engines give its scores.
+    found = lines_of(tiny_model_dir, *gkd, *teacher, *outside, "--tuner", "lora", teacher_engines=2)
+    assert found[1:] == [f"teacher       M {frozen}: 2 engine(s)"]
     servers = '[{"url": "http://a", "tags": ["x", "y"]}, "http://b"]'
     found = lines_of(tiny_model_dir, *gkd, "--teacher_server", servers, "--logits_topk", "4")
     assert found[1:] == [
