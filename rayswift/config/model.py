@@ -99,7 +99,8 @@ class RlhfModelConfig(ModelConfig):
     reference: PathText | None = None
     """Reference model, to which the policy is kept close; null: the model before training."""
     reference_adapters: PathTexts = []
-    """Adapter folders of the reference: none, or those of `adapters`, as which it begins in any case."""
+    """Adapter folders that are merged into the reference; without `reference`, into the model at `path`. Those of
+    `adapters` need no second model: with them the policy begins."""
     critic_path: PathText | None = None
     """Task ppo with `train.critic` separate: model that the critic begins as; null: the first of
     `rollout.reward_models`, else the policy."""
@@ -120,6 +121,22 @@ def whole_model(model: ModelConfig, path: str | None, *, quantizes: bool = False
         revision = model.revision if path == model.path else None
         other |= {"path": path, "revision": revision, "random_init": False, "new_blocks": 0}
     return model.model_copy(update=other if quantizes else other | {"quantization": None})
+
+
+def named_reference(model: ModelConfig) -> str | None:
+    """The path of a reference of its own: its name, or the policy's path if only its adapters are other ones.
+
+    None: the reference is what training begins with.
+    """
+    if not isinstance(model, RlhfModelConfig):
+        return None
+    is_start = not model.reference_adapters or model.reference_adapters == model.adapters
+    return model.reference or (None if is_start else model.path)
+
+
+def adapters_of_reference(model: ModelConfig) -> list[str]:
+    """The adapters that are merged into the model at `named_reference`."""
+    return model.reference_adapters if isinstance(model, RlhfModelConfig) and named_reference(model) else []
 
 
 def is_own_teacher(model: RlhfModelConfig) -> bool:

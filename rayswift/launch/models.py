@@ -5,7 +5,7 @@ from pathlib import Path
 from rayswift.cluster.layout import Layout
 from rayswift.config.checks.distillation import has_teacher_outside
 from rayswift.config.derived import critic_start, keeps_reference, rollout_of
-from rayswift.config.model import SELF, ModelConfig, is_own_teacher, whole_model
+from rayswift.config.model import SELF, ModelConfig, adapters_of_reference, is_own_teacher, named_reference, whole_model
 from rayswift.config.schema import RlhfConfig, SampleConfig, TrainingConfig
 from rayswift.config.tasks import TASKS, Head
 from rayswift.model.size import parameters as model_size
@@ -58,7 +58,7 @@ def _is_head(config: RlhfConfig) -> bool:
 
 def _reference(config: RlhfConfig) -> str | None:
     """The path of a separate reference model, "" for the policy's initial weights; None: there is none."""
-    named = config.model.reference or ""
+    named = named_reference(config.model) or ""
     return named if keeps_reference(config) and (named or config.model.tuner == "full") else None
 
 
@@ -124,7 +124,9 @@ class _Lines:
     def _of_reference(self) -> list[str]:
         config, named = self._config, _reference(self._config)
         if named is not None:
-            what = named or "the policy's weights before training"
+            what = " with ".join(
+                [named or "the policy's weights before training", *adapters_of_reference(config.model)]
+            )
             return [_line("reference", what, self._frozen(named or None, quantizes=True), self._workers)]
         if _keeps_start(config):
             return [_line("reference", "the policy with its adapter before training", self._start(), self._workers)]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rayswift.config.fields.tuners import lora_fields
-from rayswift.config.model import ModelConfig, RlhfModelConfig
+from rayswift.config.model import ModelConfig, RlhfModelConfig, adapters_of_reference, named_reference
 from rayswift.config.schema import TrainingConfig
 from rayswift.log import UserError, logger
 from rayswift.model.kind.kinds import read_config
@@ -28,7 +28,7 @@ def adapter_folder(name: str, field: str = "model.adapters") -> Path:
 
 
 def adapter_problems(model: ModelConfig) -> list[str]:
-    """One line for each adapter of the model or its teacher that cannot be used."""
+    """One line for each adapter of the model, its reference or its teacher that cannot be used."""
     found = folder_problems("model.adapters", model.adapters, Path(model.path))
     if model.adapters and not found:
         folder = adapter_folder(model.adapters[-1])
@@ -37,6 +37,8 @@ def adapter_problems(model: ModelConfig) -> list[str]:
         kind = str(_saved_config(folder).get("peft_type", "LORA")).lower()
         if kind != model.tuner:
             found.append(f"model.adapters: {folder} is of kind {kind}; set model.tuner {kind} to continue its training")
+    if named := named_reference(model):
+        found += folder_problems("model.reference_adapters", adapters_of_reference(model), Path(named))
     if isinstance(model, RlhfModelConfig) and model.teacher:
         found += folder_problems("model.teacher_adapters", model.teacher_adapters, Path(model.teacher))
     return found

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from peft import PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from rayswift.config.checks.distillation import has_teacher_outside
-from rayswift.config.model import ModelConfig, is_own_teacher, whole_model
+from rayswift.config.model import ModelConfig, adapters_of_reference, is_own_teacher, named_reference, whole_model
 from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.config.tasks import Head
 from rayswift.model import generation_config, heads, tuners, whole
@@ -116,12 +117,13 @@ def share_tied(network: PreTrainedModel, state: dict[str, torch.Tensor]) -> None
 def reference(config: TrainingConfig, is_wanted: bool, initial: str, dtype: str) -> dict[str, Any]:
     """The trainer's argument `ref_model`; empty if the task has none, or if the base of an adapter is the reference.
 
-    initial: path or hub id of the initial weights, which are the reference unless `model.reference` names another.
+    initial: path or hub id of the initial weights, which are the reference unless the config has another.
     """
-    named = config.model.reference if isinstance(config, RlhfConfig) else None
+    named = named_reference(config.model)
     if not is_wanted or (named is None and config.model.tuner != "full"):
         return {}
-    return {"ref_model": load_model(whole_model(config.model, named, quantizes=True), named or initial, dtype)}
+    whole_one = whole_model(config.model, named, quantizes=True)
+    return {"ref_model": load_merged(whole_one, named or initial, dtype, adapters_of_reference(config.model))}
 
 
 def teacher(config: TrainingConfig, dtype: str) -> dict[str, Any]:
@@ -139,10 +141,15 @@ def teacher(config: TrainingConfig, dtype: str) -> dict[str, Any]:
         return {}
     if is_own_teacher(config.model) or has_teacher_outside(config):
         return {}
-    network = load_model(whole_model(config.model, named), named, dtype)
-    for folder in config.model.teacher_adapters:
-        network = whole.merged(whole.put_on(network, adapter_folder(folder)))
-    return {"teacher": network}
+    return {"teacher": load_merged(whole_model(config.model, named), named, dtype, config.model.teacher_adapters)}
+
+
+def load_merged(config: ModelConfig, path: str, dtype: str, adapters: Iterable[str]) -> PreTrainedModel | PeftModel:
+    """The model at `path`, with the adapters in these folders merged into it; raise UserError if one does not fit."""
+    network = load_model(config, path, dtype)
+    for name in adapters:
+        network = whole.merged(whole.put_on(network, adapter_folder(name)))
+    return network
 
 
 def layout_of(model: PreTrainedModel | PeftModel) -> Literal["rows", "flat"]:

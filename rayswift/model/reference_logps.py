@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rayswift.cluster.layout import Layout
-from rayswift.config.model import ModelConfig, RlhfModelConfig, whole_model
+from rayswift.config.model import ModelConfig, adapters_of_reference, named_reference, whole_model
 from rayswift.config.schema import TrainingConfig
 from rayswift.data.cache.columns import compute
 from rayswift.data.encode.config import EncodeConfig
@@ -42,6 +42,8 @@ def computed(
         function = _function(config, layout, plan.encode)
         rows = {key: value for key, value in asdict(plan.encode).items() if key != "tokenizer_dir"}
         ingredients = {"rows": rows, "reference": function.model_json, "ld_alpha": function.ld_alpha}
+        if function.merged_adapters:
+            ingredients["adapters"] = "\n".join(function.merged_adapters)
         logger.info("writing the reference's log-probabilities of the rows to %s", name)
         folder = run_dir / "data" / f"reference-{name}"
         return replace(plan, columns=compute(plan.row_set, function, folder, ingredients, in_actors))
@@ -53,7 +55,7 @@ def computed(
 
 def _function(config: TrainingConfig, layout: Layout, encode: EncodeConfig) -> "ReferenceLogps":
     model = config.model
-    named = model.reference if isinstance(model, RlhfModelConfig) else None
+    named = named_reference(model)
     extra = config.train.trl_extra
     # Without a name it is the initial model, with the adapter that is continued.
     alone = model if named is None and model.tuner != "full" else whole_model(model, named, quantizes=True)
@@ -65,6 +67,7 @@ def _function(config: TrainingConfig, layout: Layout, encode: EncodeConfig) -> "
         threads=layout.threads_per_worker,
         batch_rows=extra.get("precompute_ref_batch_size") or config.train.per_device_train_batch_size,
         ld_alpha=extra.get("ld_alpha"),
+        merged_adapters=tuple(adapters_of_reference(model)),
     )
 
 
@@ -83,6 +86,7 @@ class ReferenceLogps:
     threads: int
     batch_rows: int
     ld_alpha: float | None
+    merged_adapters: tuple[str, ...] = ()
 
     def __call__(self, raw: Sequence[RawRow]) -> Mapping[str, Sequence[list[float] | None]]:
         encoded = [_documents([result for _, result in made]) for made in encode_raw(self.encode, raw)]
@@ -111,7 +115,12 @@ class ReferenceLogps:
         from rayswift.model.load import resolve_dtype
 
         model, pad_token_id = _loaded(
-            self.model_json, self.uses_deepspeed, self.encode.tokenizer_dir, self.device, self.threads
+            self.model_json,
+            self.merged_adapters,
+            self.uses_deepspeed,
+            self.encode.tokenizer_dir,
+            self.device,
+            self.threads,
         )
         # The same precision as the policy's, so that both are equal at the first step.
         dtype = getattr(torch, resolve_dtype(ModelConfig.model_validate_json(self.model_json).dtype, self.device))
@@ -154,16 +163,18 @@ def _pair(chosen: EncodedRow, rejected: EncodedRow) -> PackedRow:
 
 
 @cache
-def _loaded(model_json: str, uses_deepspeed: bool, tokenizer_dir: str, device: str, threads: int) -> tuple[Any, int]:
+def _loaded(
+    model_json: str, adapters: tuple[str, ...], uses_deepspeed: bool, tokenizer_dir: str, device: str, threads: int
+) -> tuple[Any, int]:
     """The reference model of this process, and the padding token."""
     import torch
 
-    from rayswift.model.load import load_model, resolve_dtype, weights_dtype
+    from rayswift.model.load import load_merged, resolve_dtype, weights_dtype
 
     config = ModelConfig.model_validate_json(model_json)
     torch.set_num_threads(threads)
     dtype = weights_dtype(config, uses_deepspeed, resolve_dtype(config.dtype, device))
-    model = load_model(config, config.path, dtype)
+    model = load_merged(config, config.path, dtype, adapters)
     if not config.quantization:  # bitsandbytes loads to the device itself
         model = model.to(device)
     model.eval()

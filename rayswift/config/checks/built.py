@@ -6,8 +6,8 @@ from rayswift.config.checks.task import task_problems
 from rayswift.config.derived import rollout_of
 from rayswift.config.fields.trl import tasks_with
 from rayswift.config.fields.tuners import is_initialised_before, looks_at_rows, tuner_problems
-from rayswift.config.model import ModelConfig, RlhfModelConfig
-from rayswift.config.schema import RlhfConfig, SampleConfig, TrainingConfig
+from rayswift.config.model import ModelConfig
+from rayswift.config.schema import SampleConfig, TrainingConfig
 from rayswift.config.section import Section
 from rayswift.config.tasks import TASKS
 from rayswift.config.train import RlhfTrainConfig
@@ -64,19 +64,11 @@ def not_built(config: TrainingConfig) -> list[str]:
     fields = (*_TRL, *_GRPO) if config.train.task == "grpo" else _TRL
     given = config.train.trl_extra
     found += [f"train.{name} = {given[name]}" for name in fields if given.get(name)]
-    if isinstance(config, RlhfConfig) and not _refers_to_the_start(config.model):
-        others = "adapters other than model.adapters; merge them, and name the result in model.reference"
-        found.append(f"model.reference_adapters = {config.model.reference_adapters} ({others})")
     if config.train.task != "causal_lm":
         found += _untried(config)
     if rollout_of(config):
         found += _online_not_built(config)
     return found + _tuner_not_built(config.model) + _changed("cluster", config.cluster, _CLUSTER)
-
-
-def _refers_to_the_start(model: RlhfModelConfig) -> bool:
-    """Whether the reference's adapters are none, or those that training begins with: its reference without a name."""
-    return not model.reference_adapters or (model.reference is None and model.reference_adapters == model.adapters)
 
 
 def _untried(config: TrainingConfig) -> list[str]:

@@ -3,8 +3,9 @@
 from typing import Any
 
 from rayswift.config.checks.online import online_problems
+from rayswift.config.derived import keeps_reference
 from rayswift.config.fields.tuners import begins_with_other_weights
-from rayswift.config.model import RlhfModelConfig
+from rayswift.config.model import adapters_of_reference, named_reference
 from rayswift.config.schema import RlhfConfig, SftConfig, TrainingConfig
 from rayswift.config.tasks import TASKS
 from rayswift.config.train import PtTrainConfig, SftTrainConfig
@@ -47,6 +48,7 @@ def task_problems(config: TrainingConfig) -> list[str]:
         found += _whole_row_problems(config) + _loss_problems(config)
     if isinstance(config, RlhfConfig):
         found += online_problems(config) if TASKS[config.train.task].is_online else _offline_problems(config)
+        found += _reference_adapter_problems(config)
     return found
 
 
@@ -170,7 +172,7 @@ def _loss_problems(config: TrainingConfig) -> list[str]:
 def _reference_problems(config: TrainingConfig) -> list[str]:
     """Problems of fields that replace a reference model in memory."""
     model, given = config.model, config.train.trl_extra
-    named = model.reference if isinstance(model, RlhfModelConfig) else None
+    named = named_reference(model)
     found = []
     if given.get("reference_free") and (named or given.get("precompute_ref_log_probs")):
         other = "model.reference" if named else "train.precompute_ref_log_probs"
@@ -180,6 +182,25 @@ def _reference_problems(config: TrainingConfig) -> list[str]:
             "train.precompute_ref_log_probs needs a reference that is there before the run begins, but this run makes "
             "its initial weights first; set model.reference, or unset it"
         )
+    return found
+
+
+def _reference_adapter_problems(config: RlhfConfig) -> list[str]:
+    """Why adapters cannot be merged into a reference."""
+    model = config.model
+    if not adapters_of_reference(model):
+        return []
+    merge = "merge them (`rayswift export --merge_lora`) and give the folder as model.reference"
+    found = []
+    if config.cluster.zero_stage == 3 and keeps_reference(config):
+        found.append(
+            f"model.reference_adapters cannot be merged into a model that ZeRO-3 spreads; {merge}, or set "
+            "cluster.zero_stage 2"
+        )
+    if model.quantization:
+        found.append(f"model.reference_adapters cannot be merged into {model.quantization} weights; {merge}")
+    if model.reference is None and model.random_init:
+        found.append("model.reference_adapters: the weights below them are random; name theirs in model.reference")
     return found
 
 

@@ -3,9 +3,10 @@
 import pytest
 
 from rayswift.cluster.layout import Layout
-from rayswift.config.checks.built import refuse_unbuilt
+from rayswift.config.checks.built import problems, refuse_unbuilt
 from rayswift.config.checks.policy import GRPO_LOSSES, policy_problems, steps_per_round
 from rayswift.config.load import load
+from rayswift.config.model import adapters_of_reference, named_reference
 from rayswift.config.schema import RlhfConfig
 from rayswift.launch.plan import resolve
 from rayswift.log import UserError
@@ -115,14 +116,23 @@ def test_what_works_is_let_through() -> None:
         assert not policy_problems(config_of("--advantage_estimator", estimator, "--beta", "0.1"))
 
 
-def test_adapters_of_the_reference_are_those_that_training_begins_with() -> None:
-    begun = ("--tuner", "lora", "--adapters", "a")
-    refuse_unbuilt(config_of(*begun, "--ref_adapters", "a"))
-    for own in (("--ref_adapters", "b"), ("--ref_adapters", "a", "--model.reference", "m")):
-        with pytest.raises(
-            UserError, match=r"model\.reference_adapters = \['.'\] \(adapters other than model\.adapters"
-        ):
-            refuse_unbuilt(config_of(*begun, *own))
+def test_adapters_of_the_reference_are_those_that_training_begins_with_or_merged_into_another_model() -> None:
+    begun = ("--model", "m", "--tuner", "lora", "--adapters", "a", "--train.beta", "0.1")
+    for given, path, merged in (
+        (("a",), None, []),
+        (("b",), "m", ["b"]),
+        (("a", "--model.reference", "other"), "other", ["a"]),
+    ):
+        config = config_of(*begun, "--ref_adapters", *given)
+        refuse_unbuilt(config)
+        assert (named_reference(config.model), adapters_of_reference(config.model)) == (path, merged)
+    for flags, why in (
+        (("--zero_stage", "3"), "a model that ZeRO-3 spreads; merge them"),
+        (("--quantization", "nf4", "--lora_sync", "adapter"), "cannot be merged into nf4 weights; merge them"),
+        (("--random_init", "true"), "the weights below them are random"),
+    ):
+        lines = problems(config_of(*begun, "--ref_adapters", "b", *flags))
+        assert any(line.startswith("model.reference_adapters") and why in line for line in lines), lines
 
 
 @pytest.mark.parametrize("flags", [("--use_adaptive_entropy", "true"), ("--cast_lm_head_to_fp32", "true")])

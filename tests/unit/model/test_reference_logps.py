@@ -19,6 +19,7 @@ from rayswift.data.sequence.windows import RowSet, WindowPlan
 from rayswift.data.sources import open_sources
 from rayswift.model import reference_logps
 from rayswift.model.reference_logps import ReferenceLogps, answer_logps
+from tests.unit.model.test_whole import written
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "one and two?", "chosen": "three, of course", "rejected": "5"},
@@ -32,9 +33,9 @@ def here(writer: PartWriter, parts: range) -> Iterator[int]:
     return map(writer, parts)
 
 
-@pytest.mark.parametrize("ld_alpha", [None, 0.3])
+@pytest.mark.parametrize(("ld_alpha", "is_adapted"), [(None, False), (0.3, False), (None, True)])
 def test_every_pair_has_what_the_model_gives_its_answers(
-    tmp_path: Path, tiny_model_dir: Path, ld_alpha: float | None
+    tmp_path: Path, tiny_model_dir: Path, ld_alpha: float | None, is_adapted: bool
 ) -> None:
     import torch
     from transformers import AutoModelForCausalLM
@@ -46,9 +47,12 @@ def test_every_pair_has_what_the_model_gives_its_answers(
     encode = EncodeConfig(str(tiny_model_dir), "hash", 64, family="preference")
     plan = WindowPlan(RowSet(open_sources([str(path)], tmp_path / "work"), 5), encode, packing=False, window_rows=3)
     model_json = ModelConfig(path=str(tiny_model_dir), dtype="float32").model_dump_json()
-    function = ReferenceLogps(encode, model_json, False, "cpu", 1, 2, ld_alpha)
+    adapter = tmp_path / "adapter"
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype="float32")
+    model = written(adapter, tiny_model_dir, model) if is_adapted else model
+    adapters = (str(adapter),) if is_adapted else ()
+    function = ReferenceLogps(encode, model_json, False, "cpu", 1, 2, ld_alpha, adapters)
     columns = compute(plan.row_set, function, tmp_path / "columns", {}, here, part_rows=3)
-    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype="float32")
     seen = 0
     for epoch, window in ((epoch, window) for epoch in range(2) for window in range(plan.num_windows)):
         rows = replace(plan, columns=columns).make(epoch, window).rows

@@ -1,4 +1,4 @@
-"""Models that can be the teacher of a run; all others are refused before it starts."""
+"""Models that can be the teacher or the reference of a run; all others are refused before it starts."""
 
 import json
 from pathlib import Path
@@ -79,3 +79,20 @@ def test_the_teachers_adapters_are_merged(policy: Path, tmp_path: Path) -> None:
     assert (
         f"model.teacher_adapters: {str(tmp_path / 'gone')!r} is not a folder here" in adapter_problems(config.model)[0]
     )
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+def test_adapters_of_its_own_are_merged_into_the_reference(is_named: bool, policy: Path, tmp_path: Path) -> None:
+    """Into the model that is named, or into that at `model.path`, without the adapter that training continues."""
+    below = built("decoder", tmp_path / "below") if is_named else policy
+    wanted = logits(written(tmp_path / "own", below))
+    written(tmp_path / "start", policy, r=2)
+    flags = ("--tuner", "lora", "--adapters", str(tmp_path / "start"), "--ref_adapters", str(tmp_path / "own"))
+    flags += ("--model.reference", str(below)) if is_named else ()
+    config = load("rlhf", ["--model", str(policy), "--rlhf_type", "dpo", "--data.dataset", "r.jsonl", *flags]).config
+    assert not adapter_problems(config.model)
+    found = models.reference(config, True, str(policy), "float32")["ref_model"]
+    assert torch.allclose(logits(found), wanted, atol=CLOSE)
+    other = built("decoder", tmp_path / "wide", hidden_size=64)
+    (line,) = adapter_problems(config.model.model_copy(update={"reference": str(other)}))
+    assert line.startswith("model.reference_adapters: ") and "does not fit" in line
