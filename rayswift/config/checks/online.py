@@ -5,14 +5,15 @@ import re
 from rayswift.config.checks.distillation import completions_per_prompt, distillation_problems, has_teacher
 from rayswift.config.checks.policy import policy_problems
 from rayswift.config.derived import max_prompt_length, num_rewards, round_size
-from rayswift.config.schema import RlhfConfig
+from rayswift.config.schema import RlhfConfig, SampleConfig
 
 _EVAL_NAME = re.compile(r"[\w-]+")
 
 
 def online_problems(config: RlhfConfig) -> list[str]:
     """One line for each field that such a task needs but lacks, or cannot use."""
-    found = [*_reward_problems(config), *_length_problems(config), *_round_problems(config)]
+    found = _sample_problems(config) if isinstance(config, SampleConfig) else _signal_problems(config)
+    found += [*_reward_problems(config), *_length_problems(config), *_round_problems(config)]
     found += [*_turn_problems(config), *_eval_problems(config)]
     if config.train.task in ("grpo", "ppo"):
         found += policy_problems(config)
@@ -98,19 +99,46 @@ def _eval_problems(config: RlhfConfig) -> list[str]:
     return found
 
 
-def _reward_problems(config: RlhfConfig) -> list[str]:
-    task, rollout, found = config.train.task, config.rollout, []
-    number = num_rewards(config)
-    named = number - (rollout.environment is not None)
+def _sample_problems(config: SampleConfig) -> list[str]:
+    """Problems of sampling without a trainer, which needs no rewards."""
+    found = []
+    if not num_rewards(config):
+        found += [
+            f"sample.{name} = {value}: there is no reward to judge by; set rollout.reward_funcs or "
+            "rollout.reward_models, or unset it"
+            for name in ("min_reward", "easy_query_threshold")
+            if (value := getattr(config.sample, name)) is not None
+        ]
+    number = config.rollout.num_generations
+    if config.rollout.temperature == 0 and number > 1:
+        found.append(
+            f"rollout.temperature = 0 samples the same completion {number} times; set it above 0, or "
+            "rollout.num_generations to 1"
+        )
+    return found
+
+
+def _signal_problems(config: RlhfConfig) -> list[str]:
+    """Whether there is nothing to learn from: neither rewards nor a teacher, or nothing to compare rewards with."""
+    task, found = config.train.task, []
     # A teacher can replace rewards.
     distils = has_teacher(config) and (task != "grpo" or config.train.trl_extra.get("teacher_kl_coef", 1.0) != 0)
-    if task in ("grpo", "ppo") and not number and not distils:
+    if task in ("grpo", "ppo") and not num_rewards(config) and not distils:
         found.append(f"train.task = {task} has no reward; set rollout.reward_funcs or rollout.reward_models")
     if task == "gkd" and not has_teacher(config):
         found.append(
             "train.task = gkd has no teacher; set model.teacher: a model, or self, where the model teaches itself, "
             "told `teacher_prompt` of each row"
         )
+    groups = config.train.trl_extra.get("advantage_estimator", "grpo") != "reinforce_plus_plus"
+    if task == "grpo" and groups and not distils and config.rollout.num_generations < 2:
+        found.append("rollout.num_generations = 1 leaves nothing to compare in a group; set 2 or more")
+    return found
+
+
+def _reward_problems(config: RlhfConfig) -> list[str]:
+    rollout, found, number = config.rollout, [], num_rewards(config)
+    named = number - (rollout.environment is not None)
     if rollout.reward_weights and len(rollout.reward_weights) not in (named, number):
         found.append(
             f"rollout.reward_weights has {len(rollout.reward_weights)} weights for {number} rewards; give one each"
@@ -133,7 +161,4 @@ def _reward_problems(config: RlhfConfig) -> list[str]:
             f"rollout.reward_model_gpus = {rollout.reward_model_gpus}: Ray gives a process a part of one GPU, or whole "
             "ones; set a whole number, or less than 1"
         )
-    groups = config.train.trl_extra.get("advantage_estimator", "grpo") != "reinforce_plus_plus"
-    if task == "grpo" and groups and not distils and rollout.num_generations < 2:
-        found.append("rollout.num_generations = 1 leaves nothing to compare in a group; set 2 or more")
     return found

@@ -5,7 +5,7 @@ from typing import Any
 from rayswift.config.checks.distillation import has_teacher
 from rayswift.config.derived import critic_start, round_shape, round_size
 from rayswift.config.fields.tasks import PpoFields
-from rayswift.config.schema import RlhfConfig
+from rayswift.config.schema import RlhfConfig, SampleConfig
 
 GRPO_LOSSES = (
     "grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo", "fipo", "real", "online_dpo", "rloo",
@@ -21,7 +21,7 @@ def policy_problems(config: RlhfConfig) -> list[str]:
     else:
         found = [*_loss_problems(config), *_correction_problems(config), *_advantage_problems(given)]
     found += _step_problems(config)
-    if rollout.temperature == 0:
+    if rollout.temperature == 0 and not isinstance(config, SampleConfig):
         found.append("rollout.temperature = 0 samples the same completion again and again; set it above 0")
     return found
 

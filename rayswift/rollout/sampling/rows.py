@@ -24,9 +24,9 @@ class RowSettings:
 def rows_of(group: Group, settings: RowSettings, reward_names: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
     """Return the rows of a prompt, the best completion first, and its outcome.
 
-    A row has the columns of the prompt's row, `messages` that end with the completion, an `id` of these, `reward` and
-    `rewards` by name. `rejected_response` is the completion with the lowest reward, if that is lower. So sft and dpo
-    can train the row. For an episode, `messages` and `rejected_messages` hold the turns.
+    A row has the columns of the prompt's row, `messages` that end with the completion, an `id` of these, and, if there
+    are rewards, `reward` and `rewards` by name. `rejected_response` is the completion with the lowest reward, if that is
+    lower. So sft and dpo can train the row. For an episode, `messages` and `rejected_messages` hold the turns.
     """
     scored = group.scored
     if settings.easy_query_threshold is not None:
@@ -49,12 +49,12 @@ def _row(group: Group, chosen: Scored, worst: Scored, reward_names: Sequence[str
         **group.prompt.columns,
         "messages": messages,
         "id": hashlib.md5(written.encode(), usedforsecurity=False).hexdigest(),
-        "reward": chosen.reward,
-        # NaN, of a reward without an opinion, is no JSON.
-        "rewards": {
-            name: value if value == value else None for name, value in zip(reward_names, chosen.rewards, strict=True)
-        },
     }
+    if not reward_names:
+        return row
+    # NaN, of a reward without an opinion, is no JSON.
+    rewards = [value if value == value else None for value in chosen.rewards]
+    row |= {"reward": chosen.reward, "rewards": dict(zip(reward_names, rewards, strict=True))}
     if worst.reward >= chosen.reward:
         return row
     if worst.completion.trajectory is None:

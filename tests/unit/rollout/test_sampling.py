@@ -1,11 +1,13 @@
 """`rayswift sample`: which completions become rows, the content of rows, and a continued file."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from rayswift.config.checks.built import problems
 from rayswift.config.load import load
 from rayswift.config.schema import SampleConfig
 from rayswift.data.encode.config import RowKind
@@ -50,6 +52,31 @@ def test_the_best_different_completions_are_rows_of_sft_and_dpo() -> None:
     assert rows[0]["rewards"] == {"right": 1.0, "judge": None}
     assert len({row["id"] for row in rows}) == 2
     json.dumps(rows, allow_nan=False)
+
+
+def test_without_rewards_the_first_different_completions_are_rows() -> None:
+    group = group_of(("4", 0.0), ("4", 0.0), ("5", 0.0), ("6", 0.0))
+    rows, outcome = rows_of(
+        replace(group, scored=tuple(replace(s, rewards=()) for s in group.scored)), RowSettings(2), ()
+    )
+    assert ([row["messages"][-1]["content"] for row in rows], outcome) == (["4", "5"], KEPT)
+    assert all(set(row) == {"solution", "messages", "id"} for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        ((), ""),
+        (("--num_generations", "1", "--temperature", "0"), ""),
+        (("--num_generations", "1", "--reward_funcs", "format", "--min_reward", "1"), ""),
+        (("--temperature", "0"), "rollout.temperature = 0 samples the same completion 8 times; set it above 0"),
+        (("--min_reward", "1"), "sample.min_reward = 1.0: there is no reward to judge by"),
+        (("--easy_query_threshold", "0.5"), "sample.easy_query_threshold = 0.5: there is no reward"),
+    ],
+)
+def test_what_is_sampled_without_training_need_not_teach(flags: tuple[str, ...], why: str) -> None:
+    found = problems(load("sample", ["--model", "m", "--data.dataset", "d.jsonl", *flags]).config)
+    assert [line[: len(why)] for line in found] == [why] * bool(why)
 
 
 def test_nothing_is_rejected_where_nothing_is_worse() -> None:
