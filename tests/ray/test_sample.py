@@ -58,13 +58,12 @@ def test_an_adapter_is_sampled_with(tmp_path: Path) -> None:
     base = save_base(model, seed=1)
     copy_tokenizer(model)
     save_adapter(base, adapter)
-    (tmp_path / "rewards.py").write_text(REWARDS, encoding="utf-8")
     asked = [f"{number}+{number}=" for number in range(10, 16)]
     prompts = [{"messages": [{"role": "user", "content": each}]} for each in asked]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)), encoding="utf-8")
     flags = (
         "--model", str(model), "--adapters", str(adapter), "--dataset", str(tmp_path / "prompts.jsonl"),
-        "--reward_funcs", f"{tmp_path}/rewards.py:digits", "--num_return_sequences", "1", "--temperature", "0",
+        "--num_return_sequences", "1", "--temperature", "0",
         "--max_prompt_length", "32", "--max_completion_length", "12", "--output_file", str(output),
         "--output_dir", str(tmp_path / "run"), *ENGINE,
     )  # fmt: skip

@@ -25,8 +25,8 @@ def rows_of(group: Group, settings: RowSettings, reward_names: Sequence[str]) ->
     """Return the rows of a prompt, the best completion first, and its outcome.
 
     A row has the columns of the prompt's row, `messages` that end with the completion, an `id` of these, and, if there
-    are rewards, `reward` and `rewards` by name. `rejected_response` is the completion with the lowest reward, if that is
-    lower. So sft and dpo can train the row. For an episode, `messages` and `rejected_messages` hold the turns.
+    are rewards, `reward` and `rewards` by name. `rejected_response` is the completion with the lowest reward, if that
+    is lower. So sft and dpo can train the row. For an episode, `messages` and `rejected_messages` hold the turns.
     """
     scored = group.scored
     if settings.easy_query_threshold is not None:

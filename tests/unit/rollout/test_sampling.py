@@ -56,9 +56,8 @@ def test_the_best_different_completions_are_rows_of_sft_and_dpo() -> None:
 
 def test_without_rewards_the_first_different_completions_are_rows() -> None:
     group = group_of(("4", 0.0), ("4", 0.0), ("5", 0.0), ("6", 0.0))
-    rows, outcome = rows_of(
-        replace(group, scored=tuple(replace(s, rewards=()) for s in group.scored)), RowSettings(2), ()
-    )
+    scored = tuple(replace(each, rewards=()) for each in group.scored)
+    rows, outcome = rows_of(replace(group, scored=scored), RowSettings(2), ())
     assert ([row["messages"][-1]["content"] for row in rows], outcome) == (["4", "5"], KEPT)
     assert all(set(row) == {"solution", "messages", "id"} for row in rows)
 
