@@ -27,7 +27,8 @@ def test_workers_and_stages_train_as_one_process_does(way: str, tmp_path: Path) 
     reference = curve(tmp_path / "one", 1, *WAYS[way], passes=1)
     assert len(reference) == 6
     assert all("teacher_kl" in step for step in reference)
-    for size, stage in ((2, 0), (1, 2), (2, 1), (2, 2), (2, 3)):
-        found = curve(tmp_path / f"{size}-{stage}", size, *WAYS[way], "--zero_stage", str(stage), passes=1)
+    for size, stage, *offload in ((2, 0), (1, 2), (2, 1), (2, 2), (2, 3), (2, 3, "--offload", "all")):
+        flags = (*WAYS[way], "--zero_stage", str(stage), *map(str, offload))
+        found = curve(tmp_path / f"{size}-{stage}-{len(offload)}", size, *flags, passes=1)
         for step, (ours, theirs) in enumerate(zip(found, reference, strict=True)):
             assert ours == pytest.approx(theirs, abs=1e-5, rel=1e-5), (size, stage, step)
