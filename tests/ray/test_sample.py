@@ -3,16 +3,10 @@
 import json
 from pathlib import Path
 
+from rayswift.model.find import find_model, load_tokenizer
 from rayswift.verbs import infer
 from tests.ray.conftest import start
-from tests.ray.test_infer_export import (
-    copy_tokenizer,
-    find_model,
-    infer_section,
-    load_tokenizer,
-    save_adapter,
-    save_base,
-)
+from tests.ray.test_infer_export import copy_tokenizer, infer_section, save_adapter, save_base
 
 REWARDS = """
 def digits(completions):
