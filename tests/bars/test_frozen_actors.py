@@ -66,7 +66,9 @@ def test_a_frozen_process_is_survived_or_named(
     )  # fmt: skip
     name, expected_code, message = CASES[case]
     run.wait_for(lambda: (run_dir / "metrics.jsonl").exists() and bool(curve(run_dir)), "a step", 200)
-    for process in run.processes(name):
+    found = run.processes(name)
+    assert len(found) >= (2 if "gkd" in case else 1), f"processes {name}: {found}"
+    for process in found:
         process.send_signal(signal.SIGSTOP)
     began = time.monotonic()
     code, out = run.wait(TIMEOUT_S + 240)

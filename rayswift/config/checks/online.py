@@ -119,7 +119,7 @@ def _sample_problems(config: SampleConfig) -> list[str]:
 
 
 def _signal_problems(config: RlhfConfig) -> list[str]:
-    """Whether there is nothing to learn from: neither rewards nor a teacher, or nothing to compare rewards with."""
+    """Why there is nothing to learn from: neither rewards nor a teacher, or no other completions to compare with."""
     task, found = config.train.task, []
     # A teacher can replace rewards.
     distils = has_teacher(config) and (task != "grpo" or config.train.trl_extra.get("teacher_kl_coef", 1.0) != 0)
