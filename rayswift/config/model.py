@@ -103,7 +103,7 @@ class RlhfModelConfig(ModelConfig):
     `adapters` need no second model: with them the policy begins."""
     critic_path: PathText | None = None
     """Task ppo with `train.critic` separate: model that the critic begins as; null: the first of
-    `rollout.reward_models`, else the policy."""
+    `rollout.reward_models`, else the policy, with its adapter merged."""
     teacher: PathText | None = None
     """Model that is distilled from, by task gkd or by grpo; self: the model itself, as it is, told `teacher_prompt` of
     each row; null: none."""

@@ -116,7 +116,8 @@ class _Lines:
         if _is_head(config):
             return _line("critic", "a head on the policy's states", "trained", self._workers) + alone
         path = critic_start(config)[0]
-        what = path or "a copy of the policy's weights with a head that begins at 0"
+        own = "weights, its adapter merged," if config.model.adapters else "weights"
+        what = path or f"a copy of the policy's {own} with a head that begins at 0"
         return (
             _line("critic", what, self._weights(whole_model(config.model, path), head="reward"), self._workers) + alone
         )

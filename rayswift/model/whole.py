@@ -82,6 +82,8 @@ def put_on(network: PreTrainedModel, folder: Path, *, trains: bool = False) -> P
             _grow(network, folder)
         config: Any = PeftConfig.from_pretrained(str(folder))
         config.inference_mode = not trains
+        if config.task_type == "CAUSAL_LM" and not network.can_generate():
+            config.task_type = None  # PEFT's class of that type generates
         config.base_model_name_or_path = None  # `get_peft_model` sets it, and warns of another one
         tuned: Any = get_peft_model(network, config, _ADAPTER, autocast_adapter_dtype=casts)
         # `PeftModel.from_pretrained` only warns of missing tensors, and leaves out others without a word.

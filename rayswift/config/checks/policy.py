@@ -50,10 +50,12 @@ def ppo_problems(config: RlhfConfig) -> list[str]:
             wanted = "above 0"
         if wanted:
             found.append(f"train.{name} = {value}: set it {wanted}")
-    if given.get("critic") == "separate" and config.model.adapters and critic_start(config)[0] is None:
+    begins_as_policy = given.get("critic") == "separate" and critic_start(config)[0] is None
+    if begins_as_policy and config.model.adapters and config.cluster.zero_stage == 3:
         found.append(
-            "train.critic = separate: the critic would begin as the policy, and it takes none of model.adapters; merge "
-            "them (rayswift export --merge_lora) and name the result in model.critic_path, or set train.critic shared"
+            "train.critic = separate: the critic begins as the policy with its adapter merged, which cannot be done in "
+            "a model that ZeRO-3 spreads; merge it (rayswift export --merge_lora) and name the result in "
+            "model.critic_path, or set cluster.zero_stage 2"
         )
     if config.model.critic_path and given.get("critic", "shared") == "shared":
         found.append(

@@ -54,7 +54,10 @@ PPO = ("--model", "m", "--data.dataset", "d.jsonl", "--train.task", "ppo", "--ro
         (("--kl_coef", "-1"), "train.kl_coef = -1.0: set it 0 or more"),
         (("--cliprange_value", "0"), "train.cliprange_value = 0.0: set it above 0"),
         (("--model.critic_path", "c"), "train.critic is shared; set that to separate"),
-        (("--critic", "separate", "--tuner", "lora", "--adapters", "a"), "it takes none of model.adapters; merge"),
+        (
+            ("--critic", "separate", "--tuner", "lora", "--adapters", "a", "--zero_stage", "3"),
+            "with its adapter merged, which cannot be done in a model that ZeRO-3 spreads; merge it",
+        ),
         (("--kl_control", "adaptive", "--kl_coef", "0"), "has nothing to adapt"),
         (
             ("--kl_control", "adaptive", "--kl_horizon", "100", "--global_batch_size", "500"),

@@ -11,9 +11,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers import logging as transformers_logging
 
 from rayswift.log import UserError
+from rayswift.model.load import load_model
 from rayswift.train.policy.ppo import clipping
+from rayswift.train.policy.ppo.critic import make_critic
 from rayswift.train.policy.sync import gather
-from tests.policy_runs import Rounds, make_groups, make_spec, make_trainer, tiny_critic, tiny_model
+from tests.policy_runs import Rounds, make_groups, make_spec, make_trainer, tiny_adapter, tiny_critic, tiny_model
 
 FLAGS = ("--train.task", "ppo", "--num_generations", "2", "--micro_batch_tokens", "40", "--learning_rate", "1e-2")
 KINDS = ("shared", "separate")
@@ -140,3 +142,22 @@ def test_a_critic_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
     spec = make_spec(tmp_path, *FLAGS, "--critic", "separate", "--model.critic_path", str(other))
     with pytest.raises(UserError, match=r"model.critic_path = .*has 99 tokens, the policy 64.*set train.critic shared"):
         make_trainer(spec, Rounds([make_groups(1, 2)]), tiny_model())
+
+
+def test_a_critic_that_begins_as_a_policy_with_an_adapter_has_it_merged(tmp_path: Path) -> None:
+    """Its states are the policy's, and its head returns 0 everywhere."""
+    tiny_model().save_pretrained(tmp_path / "base")
+    adapter = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    begun = tiny_adapter(tmp_path / "adapter", adapter)
+    flags = (*FLAGS, "--critic", "separate", "--tuner", "lora", "--adapters", str(begun))
+    config = make_spec(tmp_path / "run", *flags).config
+    policy = load_model(config.model, str(tmp_path / "base"), "float32")
+    critic = make_critic(config, policy, "separate", str(tmp_path / "base")).network
+    tokens = torch.randint(64, (1, 9))
+    with torch.no_grad():
+        states, wanted = (model.base_model(tokens).last_hidden_state for model in (critic, policy.get_base_model()))
+    torch.testing.assert_close(states, wanted, rtol=1e-4, atol=1e-4)  # the sum of products in another order, float32
+    with torch.no_grad(), policy.disable_adapter():
+        assert not torch.allclose(states, policy.get_base_model().base_model(tokens).last_hidden_state, atol=1e-2)
+    assert not critic.score.weight.any()
+    assert all(parameter.requires_grad for parameter in critic.parameters())

@@ -23,6 +23,7 @@ from rayswift.config.schema import RlhfConfig
 from rayswift.log import UserError
 from rayswift.model import whole
 from rayswift.model.load import share_tied
+from rayswift.model.tuners import starting_adapter
 from rayswift.train.scored_positions import ScoredPositions
 
 NAME = "critic"
@@ -163,10 +164,11 @@ def make_critic(config: RlhfConfig, policy: Any, kind: str, initial: str) -> Cri
     if kind == "shared":
         return Critic(None, base)
     path, field = critic_start(config)
-    return Critic(_network(path or initial, field, base, config.model.trust_remote_code), base)
+    adapter = None if path else starting_adapter(config.model, Path(initial))
+    return Critic(_network(path or initial, field, adapter, base, config.model.trust_remote_code), base)
 
 
-def _network(path: str, field: str, policy: Any, trusts_code: bool) -> PreTrainedModel:
+def _network(path: str, field: str, adapter: Path | None, policy: Any, trusts_code: bool) -> PreTrainedModel:
     kwargs: dict[str, Any] = {"num_labels": 1, "dtype": policy.dtype, "trust_remote_code": trusts_code}
     kwargs["attn_implementation"] = policy.config._attn_implementation
     network, drawn = whole.load(AutoModelForSequenceClassification, path, f"{field} = {path!r}", **kwargs)
@@ -175,6 +177,8 @@ def _network(path: str, field: str, policy: Any, trusts_code: bool) -> PreTraine
             f"{field} = {path!r}: a {type(network).__name__} has no head `score` on each state; name a decoder",
             exit_code=1,
         )
+    if adapter:
+        network = whole.merged(whole.put_on(network, adapter)).requires_grad_(True)  # PEFT has frozen it
     has, wanted = (model.config.get_text_config().vocab_size for model in (network, policy))
     if has != wanted:
         raise UserError(
