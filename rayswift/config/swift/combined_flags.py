@@ -194,8 +194,6 @@ def _training_rows(given: Given, result: Translation) -> None:
     elif sources:
         result.flags.append(("data.dataset", sources))
     shares = given.get("interleave_prob", [])
-    if len(shares) == 1:
-        shares = [str(share) for share in plain(shares[0])] if shares[0].startswith("[") else shares
     if not shares:
         if "stopping_strategy" in given:
             result.no_effect("stopping_strategy", "without --interleave_prob the sources follow each other")
@@ -230,7 +228,7 @@ def _rewards(given: Given, result: Translation) -> None:
         ("reward_model_plugin", "rollout.reward_model_plugins", {"default", "genrm"}),
     ):
         if name in given:  # a name that a plugin registers is a function or class of its file here
-            is_own = [len(plugins) == 1 and ":" not in word and word not in built_in for word in given[name]]
+            is_own = [len(plugins) == 1 and ":" not in word and word not in {"[]", *built_in} for word in given[name]]
             words = zip(given[name], is_own, strict=True)
             result.rename(name, path, [f"{plugins[0]}:{word}" if own else word for word, own in words])
 

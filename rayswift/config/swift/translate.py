@@ -34,7 +34,7 @@ def translate(flags: Sequence[Flag], verb: str, task: str, has_eval_rows: bool) 
         else:
             result.flags.append((name, words))
     for names, read in COMBINED.items():
-        given = {name: words for name, words in bare.items() if name in names}
+        given = {name: _listed(words) for name, words in bare.items() if name in names}
         for name in given:
             del bare[name]
         if given:
@@ -48,6 +48,14 @@ def translate(flags: Sequence[Flag], verb: str, task: str, has_eval_rows: bool) 
     if result.renamed and not has_eval_rows:
         _leave_out_evaluation(result)
     return result
+
+
+def _listed(words: list[str]) -> list[str]:
+    """The words of a flag, also if they are written as one list in JSON; an empty list stays as it is written."""
+    found = plain(words[0]) if len(words) == 1 and words[0].startswith("[") else None
+    if not isinstance(found, list) or not found or any(isinstance(word, list | dict) for word in found):
+        return words
+    return [str(word) for word in found]
 
 
 def _with_entries(flags: Sequence[Flag], path: str, entries: dict[str, Any]) -> list[Flag]:

@@ -244,6 +244,17 @@ def test_no_flag_has_two_rules() -> None:
         ),
         ("rlhf", ["--rlhf_type", "grpo", "--advantage_estimator", "rloo"], {"train.advantage_estimator": "rloo"}),
         ("rlhf", ["--rlhf_type", "grpo", "--tau_neg", "1.1"], {"train.sapo_temperature_neg": 1.1}),
+        (
+            "rlhf",
+            ["--rlhf_type", "grpo", "--external_plugins", "p.py", "--reward_funcs", '["mine", "accuracy"]'],
+            {"rollout.reward_funcs": ["p.py:mine", "accuracy"]},
+        ),
+        (
+            "rlhf",
+            ["--rlhf_type", "grpo", "--external_plugins", "p.py", "--gym_env", "e", "--reward_funcs", "[]"],
+            {"rollout.reward_funcs": []},
+        ),
+        ("sft", ["--dataset", '["a", "b"]', "--interleave_prob", "[0.3, 0.7]"], {"data.mix": {"a": 0.3, "b": 0.7}}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
