@@ -86,6 +86,8 @@ _CPO = Task(
     mean_over_rows=True,
     losses=("sigmoid", "hinge", "ipo", "simpo", "alphapo"),
     trains_answers=True,
+    qlora=True,
+    starting_adapters=True,
 )
 _GRPO = Task(
     verb="rlhf --rlhf_type grpo",
