@@ -36,6 +36,7 @@ def main() -> None:
     is_gkd, is_full = spec.config.train.task == "gkd", spec.config.model.tuner == "full"
     teacher = {"teacher": tiny_model(2, hidden_size=48)} if "--model.teacher" in sys.argv else {}
     policy: Any = tiny_model(tie_word_embeddings=not is_gkd)  # a head called separately: DeepSpeed wants its gradient
+    policy.save_pretrained(out_dir / f"initial-{rank}")
     for adapter in spec.config.model.adapters:
         policy = whole.put_on(policy, Path(adapter), trains=True)
     trainer = make_trainer(
@@ -43,6 +44,7 @@ def main() -> None:
         client,
         policy,
         tiny_model(1) if is_full and not is_gkd else None,
+        initial=str(out_dir / f"initial-{rank}"),
         peft_config=tuners.peft_config(spec.config.model),
         **teacher,
     )

@@ -187,9 +187,9 @@ def make_spec(run_dir: Path, *flags: str, num_workers: int = 0, device: str = "c
 
 
 def make_trainer(
-    spec: RunSpec, client: Rounds, model: Any, ref_model: Any = None, **kwargs: Any
+    spec: RunSpec, client: Rounds, model: Any, ref_model: Any = None, initial: str = "", **kwargs: Any
 ) -> StreamedPolicyTrainer:
-    """The trainer of a rank."""
+    """The trainer of a rank; `initial`: folder of the policy's initial weights, for a critic that begins with them."""
     config: Any = spec.config
     dtype = resolve_dtype(config.model.dtype, spec.layout.device)
     task = TASKS[config.train.task]
@@ -203,7 +203,7 @@ def make_trainer(
     )
     stream = PolicyStream(client, Position(), 0.0, 0, {}, settings)
     if config.train.task == "ppo":
-        kwargs["critic"] = make_critic(config, model, args.critic, "")
+        kwargs["critic"] = make_critic(config, model, args.critic, initial)
     trainer: StreamedPolicyTrainer = task_class(task.trainer)(
         spec=spec,
         rank=client.rank,

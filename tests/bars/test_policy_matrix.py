@@ -94,29 +94,32 @@ def test_workers_and_stages_train_as_one_process_does(algorithm: str, tmp_path: 
             assert ours == pytest.approx(theirs, abs=1e-5, rel=1e-5), (size, stage, step)
 
 
-@pytest.mark.parametrize("task", ["grpo", "ppo"])
-def test_a_policy_goes_on_from_an_adapter_as_one_process_does(task: str, tmp_path: Path) -> None:
+FROM_ADAPTERS = {
+    "grpo": ("--train.beta", "0.1"),
+    "ppo": ("ppo",),
+    "ppo-separate": ("ppo", "--train.critic", "separate"),  # the critic begins as the policy, the adapter merged
+}
+
+
+@pytest.mark.parametrize("case", FROM_ADAPTERS)
+def test_a_policy_goes_on_from_an_adapter_as_one_process_does(case: str, tmp_path: Path) -> None:
     """The reference is the model with that adapter, so at the first step there is no KL."""
     from peft import LoraConfig
 
     from tests.policy_runs import tiny_adapter
 
     adapter = tiny_adapter(tmp_path / "adapter", LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
-    flags = (
-        "--tuner",
-        "lora",
-        "--model.adapters",
-        str(adapter),
-        *(("ppo",) if task == "ppo" else ("--train.beta", "0.1")),
-    )
+    flags = ("--tuner", "lora", "--model.adapters", str(adapter), *FROM_ADAPTERS[case])
     reference = curve(tmp_path / "one", 1, *flags)
-    name = {"grpo": "kl", "ppo": "objective/kl"}[task]
+    name = "kl" if case == "grpo" else "objective/kl"
     kl = [abs(step[name]) for step in reference if name in step]  # of ppo once a round
     assert kl[0] < 1e-6 < kl[-1]
     for size, stage in ((2, 0), (1, 2), (2, 1), (2, 2), (2, 3)):
+        if stage == 3 and case == "ppo-separate":
+            continue  # an adapter cannot be merged into weights that ZeRO-3 spreads
         found = curve(tmp_path / f"{size}-{stage}", size, *flags, "--zero_stage", str(stage))
         for step, (ours, theirs) in enumerate(zip(found, reference, strict=True)):
-            assert ours == pytest.approx(theirs, abs=1e-5, rel=1e-5), (task, size, stage, step)
+            assert ours == pytest.approx(theirs, abs=1e-5, rel=1e-5), (case, size, stage, step)
 
 
 PPO = {
