@@ -23,6 +23,8 @@ def main() -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
     }
+    import torch
+
     from rayswift.model import tuners, whole
     from rayswift.train.parallel.process_group import join_process_group
     from rayswift.train.spec import Worker
@@ -36,7 +38,10 @@ def main() -> None:
     is_gkd, is_full = spec.config.train.task == "gkd", spec.config.model.tuner == "full"
     teacher = {"teacher": tiny_model(2, hidden_size=48)} if "--model.teacher" in sys.argv else {}
     policy: Any = tiny_model(tie_word_embeddings=not is_gkd)  # a head called separately: DeepSpeed wants its gradient
-    policy.save_pretrained(out_dir / f"initial-{rank}")
+    if rank == 0:
+        policy.save_pretrained(out_dir / "initial")
+    if size > 1:
+        torch.distributed.barrier()
     for adapter in spec.config.model.adapters:
         policy = whole.put_on(policy, Path(adapter), trains=True)
     trainer = make_trainer(
@@ -44,7 +49,7 @@ def main() -> None:
         client,
         policy,
         tiny_model(1) if is_full and not is_gkd else None,
-        initial=str(out_dir / f"initial-{rank}"),
+        initial=str(out_dir / "initial"),
         peft_config=tuners.peft_config(spec.config.model),
         **teacher,
     )
