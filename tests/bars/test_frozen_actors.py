@@ -1,6 +1,6 @@
 """Each process of a run that samples is frozen (SIGSTOP): the run recovers, or ends with an error that names it.
 
-About two minutes a case, by hand: pytest tests/bars/test_frozen_actors.py
+One to six minutes a case, by hand: pytest tests/bars/test_frozen_actors.py
 """
 
 import signal
