@@ -11,6 +11,7 @@ this machine only. With `--hosts 3` in place of `--nodes` each node is a host wi
 import argparse
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -28,6 +29,8 @@ _STOP_S = 3
 _HOST = "127.0.0.1"
 # A variable in the environment of every process of a cluster; its value is the cluster's folder.
 _MARK = "RAYSWIFT_LOCAL_CLUSTER"
+# Ray's workers have lower ports; the system gives higher ones to any process, also while a node starts.
+_PORTS = range(20_000, 32_000)
 
 
 class LocalCluster:
@@ -95,7 +98,7 @@ class LocalCluster:
             prefix: A command to start it through, such as `unshare --mount`.
         """
         flags = [f"--address={self.address}", f"--num-cpus={num_cpus}", f"--node-ip-address={_HOST}"]
-        process = self._start(flags, prefix)
+        process = self._start([*flags, f"--dashboard-agent-listen-port={free_port()}"], prefix)
         self._wait_for_last_node()
         return process
 
@@ -164,10 +167,12 @@ def _name(process: psutil.Process) -> str:
 
 
 def free_port() -> int:
-    """A port on which no process listens now."""
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        return int(probe.getsockname()[1])
+    """A port on which no process listens now, and which the system gives to no process that asks for any."""
+    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):  # tests seed `random`
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((_HOST, port))
+            return port
+    raise RuntimeError(f"no port from {_PORTS.start} to {_PORTS.stop - 1} is free")
 
 
 def _wait_for_port(address: str) -> None:
