@@ -26,7 +26,8 @@ WAYS = {
 def test_workers_and_stages_train_as_one_process_does(way: str, tmp_path: Path) -> None:
     reference = curve(tmp_path / "one", 1, *WAYS[way], passes=1)
     assert len(reference) == 6
-    assert all("teacher_kl" in step for step in reference)
+    # grpo measures it once a round, of two steps.
+    assert all("teacher_kl" in step for step in (reference[::2] if way == "grpo" else reference))
     for size, stage, *offload in ((2, 0), (1, 2), (2, 1), (2, 2), (2, 3), (2, 3, "--offload", "all")):
         flags = (*WAYS[way], "--zero_stage", str(stage), *map(str, offload))
         found = curve(tmp_path / f"{size}-{stage}-{len(offload)}", size, *flags, passes=1)
