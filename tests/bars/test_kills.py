@@ -1,7 +1,7 @@
 """A run whose engines and environments are SIGKILLed every 30 s, its train worker once, and whose reward function or
 environment raises, hangs or returns garbage now and then: it finishes, and every prompt is accounted for.
 
-Four to seven minutes a case, by hand: pytest -s tests/bars/test_kills.py
+Four to nine minutes a case, by hand: pytest -s tests/bars/test_kills.py
 """
 
 import random
