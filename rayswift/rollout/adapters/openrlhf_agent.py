@@ -4,13 +4,14 @@ Its texts are raw: an agent gets the prompt as the chat template renders it, and
 model's turn.
 """
 
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rayswift.config.reading import other_modules
 from rayswift.data.rows import Message
-from rayswift.log import UserError
+from rayswift.log import UserError, logger
 from rayswift.rollout.episodes.contract import ENVIRONMENT
 from rayswift.rollout.episodes.sessions import Answer, Runner, Start, Turn, as_reward, cut
 
@@ -62,6 +63,8 @@ class AgentSession:
     async def reset(self, start: Start) -> Sequence[Message] | str | None:
         """See Session; returns a text if the agent changes the prompt."""
         self._agent = await self._run(self._make)
+        if "label" not in start.columns:
+            _say_that_labels_are_missing(self._make.__name__)
         self._label = start.columns.get("label", "")
         states = {"observation": start.text, "label": self._label}
         found = _texts(await self._run(self._agent.reset, states), "reset", "observation")
@@ -98,3 +101,12 @@ def _texts(found: Any, method: str, name: str) -> Mapping[str, Any]:
         kind = type(found.get(name) if isinstance(found, Mapping) else found).__name__
         raise TypeError(f"{method} returned {kind}, wanted a dictionary with the text {name!r}")
     return found
+
+
+@functools.cache
+def _say_that_labels_are_missing(agent: str) -> None:
+    logger.warning(
+        "%s: a row has no column `label`, and the agent gets an empty text in its place, as from OpenRLHF; if it reads "
+        "labels, map their column with data.columns",
+        agent,
+    )

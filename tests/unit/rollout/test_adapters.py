@@ -177,6 +177,17 @@ def test_an_agents_texts_are_raw(agent: str, name: str, label: str, tokenizer_di
     assert played.infos["seen"] == opening + turns.whole(made.token_ids)
 
 
+def test_a_label_that_is_missing_is_said_once(agent: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def story() -> None:
+        for _ in range(2):
+            session: Any = await session_of(f"{agent}:AgentExecutor")
+            await session.reset(Start([{"role": "user", "content": "2 + 2"}], {"solution": "4"}, 0, "2 + 2"))
+
+    with caplog.at_level("WARNING", "rayswift"):
+        asyncio.run(story())
+    assert [each.getMessage().split(",")[0] for each in caplog.records] == ["AgentInstance: a row has no column `label`"]
+
+
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
