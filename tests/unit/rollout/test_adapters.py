@@ -185,7 +185,8 @@ def test_a_label_that_is_missing_is_said_once(agent: str, caplog: pytest.LogCapt
 
     with caplog.at_level("WARNING", "rayswift"):
         asyncio.run(story())
-    assert [each.getMessage().split(",")[0] for each in caplog.records] == ["AgentInstance: a row has no column `label`"]
+    said = [each.getMessage().split(",")[0] for each in caplog.records]
+    assert said == ["AgentInstance: a row has no column `label`"]
 
 
 @pytest.mark.parametrize(
