@@ -36,9 +36,9 @@ class Task:
     mean_over_rows: whether the loss is a mean over rows, not over tokens, so that an incomplete batch is never trained;
     has_reference: whether the loss has a reference model; losses: the values of `train.loss_type`, the default first,
     if its class leaves them open; trains_answers: whether its loss is over the tokens of answers; other_adapters,
-    qlora, starting_adapters: whether training, saving and resuming is tested with adapters other than a plain LoRA,
-    with a LoRA on quantized weights, with an adapter that was trained before; defaults: fields of its config with other
-    defaults than TRL's; stream: makes the steps of a rank from the data service.
+    qlora: whether training, saving and resuming is tested with adapters other than a plain LoRA, with a LoRA on
+    quantized weights; defaults: fields of its config with other defaults than TRL's; stream: makes the steps of a rank
+    from the data service.
     """
 
     verb: str
@@ -55,7 +55,6 @@ class Task:
     trains_answers: bool = False
     other_adapters: bool = False
     qlora: bool = False
-    starting_adapters: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
     stream: str = "rayswift.train.stream:row_stream"
 
@@ -87,7 +86,6 @@ _CPO = Task(
     losses=("sigmoid", "hinge", "ipo", "simpo", "alphapo"),
     trains_answers=True,
     qlora=True,
-    starting_adapters=True,
 )
 _GRPO = Task(
     verb="rlhf --rlhf_type grpo",
@@ -100,7 +98,6 @@ _GRPO = Task(
     packs=False,
     mean_over_rows=False,
     has_reference=True,
-    starting_adapters=True,
     stream="rayswift.train.policy.online:round_stream",
 )
 TASKS: dict[str, Task] = {
@@ -118,7 +115,6 @@ TASKS: dict[str, Task] = {
         trains_answers=True,
         other_adapters=True,
         qlora=True,
-        starting_adapters=True,
     ),
     "dpo": Task(
         verb="rlhf --rlhf_type dpo",
@@ -135,7 +131,6 @@ TASKS: dict[str, Task] = {
         trains_answers=True,
         other_adapters=True,
         qlora=True,
-        starting_adapters=True,
     ),
     "kto": Task(
         verb="rlhf --rlhf_type kto",
@@ -152,7 +147,6 @@ TASKS: dict[str, Task] = {
         trains_answers=True,
         other_adapters=True,
         qlora=True,
-        starting_adapters=True,
     ),
     "rm": Task(
         verb="rlhf --rlhf_type rm",
@@ -179,7 +173,6 @@ TASKS: dict[str, Task] = {
         mean_over_rows=True,
         trains_answers=True,
         qlora=True,
-        starting_adapters=True,
     ),
     "cpo": _CPO,
     "simpo": replace(

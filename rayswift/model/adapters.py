@@ -2,13 +2,14 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rayswift.config.fields.tuners import lora_fields
 from rayswift.config.model import ModelConfig, RlhfModelConfig, adapters_of_reference, named_reference
 from rayswift.config.schema import TrainingConfig
+from rayswift.config.tasks import Head
 from rayswift.log import UserError, logger
 from rayswift.model.kind.kinds import read_config
 from rayswift.model.size.parameters import BY_NAME, read_header
@@ -16,6 +17,14 @@ from rayswift.run.checkpoint import model_folder
 
 _CONFIG = "adapter_config.json"
 _PLAIN = ("F32", "F16", "BF16")
+_HEADS = {"classifier", "score"}
+PEFT_TASK_TYPES: dict[Head, str] = {
+    "causal_lm": "CAUSAL_LM",
+    "reward": "SEQ_CLS",
+    "classes": "SEQ_CLS",
+    "none": "FEATURE_EXTRACTION",
+}
+"""PEFT's name for the task of an adapter on a model with this head."""
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
 
@@ -27,13 +36,18 @@ def adapter_folder(name: str, field: str = "model.adapters") -> Path:
     return folder if (folder / _CONFIG).exists() else model_folder(folder)
 
 
-def adapter_problems(model: ModelConfig) -> list[str]:
-    """One line for each adapter of the model, its reference or its teacher that cannot be used."""
+def adapter_problems(model: ModelConfig, head: Head = "causal_lm") -> list[str]:
+    """One line for each adapter of the model, its reference or its teacher that cannot be used.
+
+    head: that of the trained model.
+    """
     found = folder_problems("model.adapters", model.adapters, Path(model.path))
     if model.adapters and not found:
         folder = adapter_folder(model.adapters[-1])
         new = new_tokens(folder, Path(model.path))
         found += [f"model.adapters: {new}"] if new else []
+        other = _other_task(_saved_config(folder), head)
+        found += [f"model.adapters: {folder} {other}"] if other else []
         kind = str(_saved_config(folder).get("peft_type", "LORA")).lower()
         if kind != model.tuner:
             found.append(f"model.adapters: {folder} is of kind {kind}; set model.tuner {kind} to continue its training")
@@ -136,6 +150,17 @@ def new_tokens(adapter: Path, weights: Path) -> str:
                     "rayswift export --merge_lora, and train the result"
                 )
     return ""
+
+
+def _other_task(saved: Mapping[str, Any], head: Head) -> str:
+    """Why an adapter with these settings cannot be trained further under this head; empty: it can."""
+    own, wanted = saved.get("task_type"), PEFT_TASK_TYPES[head]
+    has_head = own == "SEQ_CLS" or bool(_HEADS & {*(saved.get("modules_to_save") or ())})
+    if own in (None, wanted) and (has_head or wanted != "SEQ_CLS"):
+        return ""
+    merge = "merge it with rayswift export --merge_lora, and train the result"
+    remedy = "name another one" if own == "SEQ_CLS" else merge
+    return f"is an adapter of {own or 'no task'}, and this task continues one of {wanted}; {remedy}"
 
 
 def served_config(folder: Path) -> dict[str, Any]:

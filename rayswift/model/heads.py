@@ -1,4 +1,4 @@
-"""The heads of models: the class that loads each, its fields in the config, and PEFT's name for it."""
+"""The heads of models: the class that loads each, and its fields in the config."""
 
 import json
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from rayswift.config.derived import problem_type
 from rayswift.config.model import ModelConfig
 from rayswift.config.tasks import Head
 from rayswift.log import UserError
+from rayswift.model.adapters import PEFT_TASK_TYPES
 from rayswift.model.size.parameters import read_header
 
 # File beside an adapter with a classification head: the meaning of its outputs.
@@ -25,12 +26,6 @@ CLASSES: dict[Head, Any] = {
     "reward": AutoModelForSequenceClassification,
     "classes": AutoModelForSequenceClassification,
     "none": AutoModel,
-}
-PEFT_TASK_TYPES: dict[Head, str] = {
-    "causal_lm": "CAUSAL_LM",
-    "reward": "SEQ_CLS",
-    "classes": "SEQ_CLS",
-    "none": "FEATURE_EXTRACTION",
 }
 
 

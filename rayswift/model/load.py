@@ -15,7 +15,7 @@ from rayswift.config.model import ModelConfig, adapters_of_reference, is_own_tea
 from rayswift.config.schema import RlhfConfig, TrainingConfig
 from rayswift.config.tasks import Head
 from rayswift.model import generation_config, heads, tuners, whole
-from rayswift.model.adapters import adapter_folder
+from rayswift.model.adapters import PEFT_TASK_TYPES, adapter_folder
 
 # Matches attention_dropout, attn_pdrop, hidden_dropout_prob, ...
 _DROPOUT = re.compile("dropout|pdrop")
@@ -56,7 +56,7 @@ def load_model(config: ModelConfig, path: str, dtype: str, head: Head = "causal_
 def load_with_drawn(
     config: ModelConfig, path: str, dtype: str, head: Head = "causal_lm"
 ) -> tuple[PreTrainedModel | PeftModel, list[str]]:
-    """The model at `path`, and the names of parameters that are in no file and were drawn at random.
+    """The model at `path`, and the names of parameters that are in no file, nor in the adapter, and were drawn.
 
     Frozen parameters are frozen, and an adapter that is trained further is loaded; a new one is not added yet. There is
     no key-value cache, which would break packed attention under SDPA. torch's random state must be the same on all
@@ -77,7 +77,10 @@ def load_with_drawn(
         return model, drawn
     adapter = tuners.starting_adapter(config, Path(path))
     if adapter:
-        return whole.put_on(model, adapter, trains=True), drawn
+        tuned = whole.put_on(model, adapter, trains=True)
+        if PEFT_TASK_TYPES[head] == "SEQ_CLS":
+            whole.refuse_lost(tuned, drawn, adapter)
+        return tuned, []
     tuners.check_targets(model, config)
     return model, drawn
 

@@ -21,8 +21,7 @@ from rayswift.config.model import ModelConfig
 from rayswift.config.tasks import Head
 from rayswift.log import UserError
 from rayswift.model import layers
-from rayswift.model.adapters import adapter_folder, target_problem
-from rayswift.model.heads import PEFT_TASK_TYPES
+from rayswift.model.adapters import PEFT_TASK_TYPES, adapter_folder, target_problem
 
 # Folder of the adapter of such an initialisation, below that of the initial weights.
 INITIAL = "adapter"

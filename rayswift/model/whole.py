@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -104,6 +105,23 @@ def put_on(network: PreTrainedModel, folder: Path, *, trains: bool = False) -> P
                 f"the adapter {folder} does not fit the model {base}: {what.format(names[0])}{more}", exit_code=1
             )
     return tuned
+
+
+def refuse_lost(tuned: PeftModel, drawn: Collection[str], folder: Path) -> None:
+    """Raise UserError if weights that were drawn are not in the adapter in `folder` either, so that none trains them.
+
+    drawn: their names in the model below the adapter.
+    """
+    network = tuned.get_base_model()
+    for name in drawn:
+        parts = name.split(".")
+        modules = (network.get_submodule(".".join(parts[:end])) for end in range(1, len(parts)))
+        if not any(isinstance(module, ModulesToSaveWrapper) for module in modules):
+            raise UserError(
+                f"neither the model {network.name_or_path} nor the adapter {folder} has weights for {name}; name the "
+                "model that the adapter was trained on",
+                exit_code=1,
+            )
 
 
 def merged(tuned: PeftModel) -> PreTrainedModel:

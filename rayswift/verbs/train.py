@@ -66,7 +66,7 @@ def run(invocation: Invocation) -> None:
     raise_together(
         lambda: refuse_unbuilt(asked),
         lambda: refuse(abilities.training_problems(asked)),
-        lambda: refuse(adapters.adapter_problems(asked.model)),
+        lambda: refuse(adapters.adapter_problems(asked.model, TASKS[asked.train.task].head)),
         lambda: user_code.check(asked),
         lambda: checks.check(asked),
     )

@@ -223,6 +223,17 @@ def test_modules_behind_an_adapter_are_trained_whole(family: Family, tmp_path: P
         assert loss == pytest.approx(ends(run_dir)[1], rel=1e-5)
 
 
+def test_modules_behind_an_adapter_that_is_trained_further(family: Family, tmp_path: Path) -> None:
+    """They begin as they were saved with it, not as they are in the folder of the model."""
+    model = sentence_folder(tmp_path / "model", family("bert"), "two dense")
+    first, _ = run_of(tmp_path / "one", model, "embedding", *LORA, "--learning_rate", "1e-2")
+    second, rows = run_of(tmp_path / "two", model, "embedding", *LORA, "--adapters", str(first))
+    assert ends(first)[1] != pytest.approx(ends(first)[0], rel=1e-4)  # ten times what the next line lets through
+    assert ends(second)[0] == pytest.approx(ends(first)[1], rel=1e-5)
+    saved = SentenceTransformer(str(model_folder(second)), device="cpu")
+    assert embedding_loss(saved, rows[:8], 1.0) == pytest.approx(ends(second)[1], rel=1e-5)
+
+
 @pytest.mark.parametrize("tuner", ["full", "lora"])
 def test_modules_come_back_at_a_resume(tuner: str, family: Family, tmp_path: Path) -> None:
     model = sentence_folder(tmp_path / "model", family("bert"), "two dense")

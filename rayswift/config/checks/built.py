@@ -83,8 +83,6 @@ def _untried(config: TrainingConfig) -> list[str]:
     if is_initialised_before(model) and (not TASKS[task].other_adapters or looks_at_rows(model)):
         why = " (it takes inputs and gradients of a loss over tokens)" if looks_at_rows(model) else ""
         found.append(f"model.tuner_kwargs.init_lora_weights = {model.tuner_kwargs['init_lora_weights']}{why}")
-    if not TASKS[task].starting_adapters:
-        found += _changed("model", model, ("adapters",))
     if not TASKS[task].qlora:
         found += _changed("model", model, ("quantization",))
     return [f"{line} with task {task}" for line in found]

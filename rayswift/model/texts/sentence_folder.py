@@ -15,6 +15,7 @@ from sentence_transformers.sentence_transformer.modules import Dropout, LayerNor
 from torch import Tensor
 
 from rayswift.config.schema import TrainingConfig
+from rayswift.log import UserError
 from rayswift.model.texts.sentence_files import SETTINGS, SentenceFiles, activation_of, read_for
 from rayswift.model.texts.settings import MODES, default_length
 
@@ -72,9 +73,11 @@ def prompt_length(tokenizer: Any, prompt: str) -> int:
 
 
 def load_weights(modules: Sequence[Placed], folder: Path) -> None:
-    """Load the modules' weights from a checkpoint."""
+    """Load the modules' weights from a checkpoint; raise UserError if it has none."""
     for each in modules:
         if any(True for _ in each.module.parameters()):
+            if not (folder / each.path).is_dir():
+                raise UserError(f"{folder} has no folder {each.path}, with which the model was trained", exit_code=1)
             saved = _CLASSES[type(each.module).__name__].load(str(folder), subfolder=each.path, local_files_only=True)
             each.module.load_state_dict(saved.state_dict())
 

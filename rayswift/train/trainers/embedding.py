@@ -20,6 +20,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from rayswift.config.train import SftTrainConfig
 from rayswift.data.sequence.windows import PackedRow
+from rayswift.model.adapters import adapter_folder
 from rayswift.model.texts import sentence_folder
 from rayswift.train import evaluation
 from rayswift.train.spec import RunSpec
@@ -36,6 +37,8 @@ class StreamedEmbeddingTrainer(HeadTrainer):
         self._config, self._model_files = spec.config, spec.tokenizer_dir
         hidden_size = model.config.get_text_config().hidden_size
         self._modules = sentence_folder.modules_of(spec.config, spec.tokenizer_dir, hidden_size)
+        if spec.config.model.adapters:
+            sentence_folder.load_weights(self._modules, adapter_folder(spec.config.model.adapters[-1]))
         self._loss_of = EmbeddingLoss(train)
         self._micro_batches: list[dict[str, Any]] = []
         # State of a step whose rows are compared: the gradient for each remaining micro-batch, and the loss.

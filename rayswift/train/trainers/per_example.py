@@ -180,6 +180,8 @@ class HeadTrainer(PerExampleTrainer):
         model.config.get_text_config().pad_token_id = processing_class.pad_token_id
         if peft_config is not None:
             model = tuners.with_new_adapter(model, peft_config, args)
+        elif isinstance(model, PeftModel):
+            tuners.continued(model, args, keeps_start=False)
         if behind is not None:
             model.add_module(_BEHIND, behind)
         super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)

@@ -88,7 +88,6 @@ def test_losses_that_cannot_be_are_refused(flags: tuple[str, ...], message: str)
             ("--model.quantization", "nf4"),
             "of a reward model in bfloat16 then; set model.dtype",
         ),
-        ("rm", ("--model.adapters", "a"), "model.adapters = ['a'] with task rm"),
         ("dpo", ("--model.tuner_kwargs", '{"init_lora_weights": "eva"}'), "of a loss over tokens) with task dpo"),
         ("dpo", ("--model.tuner", "adalora"), "model.tuner = adalora (its penalty is a term of losses over tokens)"),
     ],
@@ -98,11 +97,13 @@ def test_what_a_tuner_cannot_do_with_a_task_is_refused(task: str, flags: tuple[s
     assert any(message in line for line in model_problems(config) + not_built(config))
 
 
-def test_policies_and_samples_start_from_adapters() -> None:
+def test_tasks_and_samples_start_from_adapters() -> None:
     flags = ["--model", "m", "--data.dataset", "d.jsonl", "--reward_funcs", "format"]
     adapter = ["--model.tuner", "lora", "--model.adapters", "a"]
     for task in ONLINE_TASKS:
         assert not_built(load("rlhf", [*flags, "--train.task", task, *adapter]).config) == []
+    assert not_built(load("rlhf", [*DPO, "--train.task", "rm", *adapter]).config) == []
+    assert not_built(load("sft", [*flags[:4], "--train.task", "embedding", *adapter]).config) == []
     assert static_problems(load("sample", [*flags, *adapter[2:]]).config) == []
 
 
