@@ -75,12 +75,23 @@ resume=()
 if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [[ ! " $*" =~ " --"(train\.)?resume[\ =] ]]; then
     resume=(--resume auto)
 fi
+run="" early=false requeue=false
+hand_on() { # a signal, to the run, or to the lines that start it
+    if [ -n "$run" ]; then
+        kill -TERM "$run" || true
+    else
+        early=true
+    fi
+}
+# Before the run starts: a signal in between would end this script, and the run would not hear of it.
+trap hand_on TERM INT
+trap 'requeue=true; hand_on' USR1
 # In the background: bash would hear a signal only when the command in front of it has ended.
 rayswift "$@" "${resume[@]}" &
 run=$!
-requeue=false
-trap 'kill -TERM "$run"' TERM INT
-trap 'requeue=true; kill -TERM "$run"' USR1
+if "$early"; then
+    kill -TERM "$run" || true
+fi
 code=0
 wait "$run" || code=$?
 while kill -0 "$run" 2>/dev/null; do # a signal ends a `wait`, not the run

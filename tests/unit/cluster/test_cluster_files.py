@@ -99,6 +99,20 @@ def test_slurm_hands_a_signal_on_and_waits_for_the_run(
     assert (out, script.returncode) == (last, 143)
 
 
+def test_slurm_hands_on_a_signal_that_comes_while_the_run_starts(
+    slurm: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
+) -> None:
+    """The script is slow here at its traps: one behind the start of the run comes too late."""
+    slow = tmp_path / "slow.sh"
+    slow.write_text('trap() { [[ $0 != *slurm.sh ]] || sleep 1; builtin trap "$@"; }\n')
+    script = slurm("sft", BASH_ENV=str(slow))
+    assert script.stdout
+    assert [script.stdout.readline(), script.stdout.readline()] == ["run sft\n", "ready\n"]
+    script.send_signal(signal.SIGTERM)
+    out, _ = script.communicate(timeout=20)
+    assert (out, script.returncode) == ("interrupted\n", 143)
+
+
 def test_slurm_continues_what_it_queued_again(slurm: Callable[..., "subprocess.Popen[str]"]) -> None:
     again = slurm("quick", SLURM_RESTART_COUNT="1")
     assert (again.communicate(timeout=20)[0], again.returncode) == ("run quick --resume auto\n", 0)
