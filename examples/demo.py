@@ -138,13 +138,20 @@ def run_child(line: list[str], stdout: int | None = None) -> tuple[int, str]:
     """
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     heard: list[int] = []
-    with subprocess.Popen(line, cwd=ROOT, stdout=stdout, text=True) as child:
+    started: list[subprocess.Popen[str]] = []
 
-        def pass_on(number: int, frame: FrameType | None) -> None:
-            heard.append(number)
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
+        for child in started:
             child.send_signal(number)
 
-        before = {number: signal.signal(number, pass_on) for number in numbers}
+    # Before the command starts: a signal in between would end this process alone.
+    before = {number: signal.signal(number, pass_on) for number in numbers}
+    with subprocess.Popen(line, cwd=ROOT, stdout=stdout, text=True) as child:
+        early = tuple(heard)
+        started.append(child)
+        for number in early:
+            child.send_signal(number)
         printed, _ = child.communicate()
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -211,8 +211,12 @@ cli.command()
     assert (done.returncode, done.stdout) == (3, "thread\nhandler\n"), done.stderr
 
 
-def test_an_example_ends_what_it_started(repo: Path, tmp_path: Path) -> None:
-    """`make demo`, told to end: its training ends first, in order, and its exit code is the signal's."""
+@pytest.mark.parametrize("delay_s", [0, 1])
+def test_an_example_ends_what_it_started(delay_s: int, repo: Path, tmp_path: Path) -> None:
+    """`make demo`, told to end: its training ends first, in order, and its exit code is the signal's.
+
+    delay_s: how slow the example is once its training has started.
+    """
     child = tmp_path / "child.py"
     child.write_text(
         "import pathlib, signal, sys, time\n"
@@ -221,7 +225,15 @@ def test_an_example_ends_what_it_started(repo: Path, tmp_path: Path) -> None:
         "(here / 'began').touch()\n"
         "time.sleep(120)\n"
     )
-    code = f"import sys; from examples.demo import run_child; run_child([sys.executable, {str(child)!r}])"
+    code = (
+        "import subprocess, sys, time\nfrom examples import demo\n"
+        "class Slow(subprocess.Popen):\n"
+        "    def __init__(self, *args, **kwargs):\n"
+        "        super().__init__(*args, **kwargs)\n"
+        f"        time.sleep({delay_s})\n"
+        "subprocess.Popen = Slow\n"
+        f"demo.run_child([sys.executable, {str(child)!r}])"
+    )
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=repo)
     deadline = time.monotonic() + 120
     while not (tmp_path / "began").exists() and time.monotonic() < deadline:
